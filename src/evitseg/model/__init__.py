@@ -1,0 +1,1 @@
+"""The network in PyTorch: layers, attention, whole networks, and weights from elsewhere."""

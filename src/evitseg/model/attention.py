@@ -1,0 +1,79 @@
+"""Multi-scale ReLU linear attention, in one form that is right for any height, width and precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from evitseg.config import Activation, AttentionBlock
+from evitseg.model.layers import ConvNormAct, ConvSequence
+
+def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tensor:
+    """Attention whose cost grows with the number of tokens, not with its square.
+
+    The sums over tokens are taken as means, which cancels in the quotient and keeps them inside float16's range. The
+    division by the number of tokens is done half before and half after summing, so that neither a small key nor a sum
+    over many tokens leaves that range. A query that no key matches gets 0 by asking for it: the published code adds
+    1e-15 to the divisor instead, which is zero in float16, and anything larger changes what faint matches give.
+
+    Args:
+        q, k, v: (batch, heads, head_dim, tokens).
+        eps: added to the divisor, which is a sum over tokens; only weights trained with a noticeable one need it.
+
+    Returns: (batch, heads, head_dim, tokens).
+
+    Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
+    """
+    half = k.shape[-1] ** -0.5
+    k = k.relu() * half
+    context = v @ k.transpose(-1, -2)  # v·kᵀ first: head_dim² numbers, never tokens²
+    normaliser = k.sum(-1).unsqueeze(-2)
+    out = (torch.cat([context, normaliser], dim=-2) * half) @ q.relu()  # the last row is the divisor
+    divisor = out[..., -1:, :] + eps * half**2 if eps else out[..., -1:, :]
+    return out[..., :-1, :] / torch.where(divisor == 0, 1, divisor)
+
+
+class MultiScaleAttention(nn.Module):
+    """Linear attention over tokens, and over tokens that aggregate their neighbours at other scales.
+
+    q, k and v are a 1×1 convolution of the features. Every scale aggregates them with a depthwise convolution and a
+    grouped 1×1 convolution that mixes the channels of one head's q, of its k, or of its v. All scales' heads attend
+    in one product; a last 1×1 convolution merges them.
+
+    Input and output: (batch, width, h, w).
+    """
+
+    def __init__(self, plan: AttentionBlock, act: Activation, norm_eps: float) -> None:
+        super().__init__()
+        convs = {name: ConvNormAct(conv, act, norm_eps) for name, conv in plan.convs.items()}
+        self.head_dim, self.eps = plan.head_dim, plan.eps
+        self.num_heads = plan.heads_per_scale * (1 + len(plan.kernels))
+        self.qkv = convs["qkv"]
+        self.aggregate = nn.ModuleList(
+            nn.ModuleDict({part: convs[f"aggregate.{i}.{part}"] for part in ("depthwise", "pointwise")})
+            for i in range(len(plan.kernels))
+        )
+        self.proj = convs["proj"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        qkv = self.qkv(x)
+        scales = [qkv, *(scale["pointwise"](scale["depthwise"](qkv)) for scale in self.aggregate)]
+        # Along the channels: scale, head, then q, k, v of head_dim each.
+        tokens = torch.cat(scales, dim=1).reshape(b, self.num_heads, 3 * self.head_dim, h * w)
+        q, k, v = tokens.split(self.head_dim, dim=2)
+        out: Tensor = self.proj(relu_linear_attention(q, k, v, self.eps).reshape(b, -1, h, w))
+        return out
+
+
+class AttentionSequence(nn.Module):
+    """Attention for the context, then a convolution block for the neighbourhood; both residual."""
+
+    def __init__(self, plan: AttentionBlock, act: Activation, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = MultiScaleAttention(plan, act, norm_eps)
+        self.local = ConvSequence(plan.local, act, norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.local(x + self.attention(x))
+        return out

@@ -1,0 +1,150 @@
+"""Whole networks: a backbone and a head, from a `ModelConfig`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evitseg.config import (
+    LOGIT_STRIDE,
+    STRIDE,
+    AttentionBlock,
+    Backbone,
+    Block,
+    ClassificationHead,
+    Conv,
+    ModelConfig,
+    SegmentationHead,
+    head_plan,
+    model_config,
+    stage_plans,
+    stem_plan,
+)
+from evitseg.errors import ConfigError
+from evitseg.model.attention import AttentionSequence
+from evitseg.model.layers import ConvNormAct, ConvSequence, activation
+
+
+class EfficientViTBackbone(nn.Module):
+    """The feature extractor of any variant.
+
+    Input: (batch, 3, height, width), normalised pixels.
+    Output: the four stages' features, at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, config: Backbone) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*(_block(plan, config) for plan in stem_plan(config)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(_block(plan, config) for plan in plans)) for plans in stage_plans(config)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [self.stem(x)]
+        for stage in self.stages:
+            features.append(stage(features[-1]))
+        return features[1:]
+
+
+def _block(plan: Block, config: Backbone) -> nn.Module:
+    block = AttentionSequence if isinstance(plan, AttentionBlock) else ConvSequence
+    return block(plan, config.activation, config.norm_eps)  # type: ignore[arg-type]  # mypy joins the two classes
+
+
+class SegmentationNetworkHead(nn.Module):
+    """Adds stages 4, 3 and 2 at stride 8, refines the sum, scores the classes.
+
+    Input: the four stages' features. Output: logits (batch, classes, height / 8, width / 8).
+    """
+
+    def __init__(self, config: SegmentationHead, backbone: Backbone) -> None:
+        super().__init__()
+        act, eps = backbone.activation, backbone.norm_eps
+        plan = head_plan(backbone, config)
+        self.inputs = nn.ModuleList(ConvNormAct(conv, act, eps) for conv in plan.inputs)
+        self.blocks = nn.Sequential(*(ConvSequence(block, act, eps) for block in plan.blocks))
+        self.outputs = nn.Sequential()
+        for name, conv in plan.outputs.items():
+            self.outputs.add_module(name, ConvNormAct(conv, act, eps))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        _, fine, middle, coarse = features
+        # Bicubic, because the published weights were trained with it.
+        merged = (
+            F.interpolate(self.inputs[0](coarse), scale_factor=4, mode="bicubic", align_corners=False)
+            + F.interpolate(self.inputs[1](middle), scale_factor=2, mode="bicubic", align_corners=False)
+            + self.inputs[2](fine)
+        )
+        logits: Tensor = self.outputs(self.blocks(merged))
+        return logits
+
+
+class ClassificationNetworkHead(nn.Module):
+    """Widens stage 4, averages over the picture, scores the classes.
+
+    Input: the four stages' features. Output: logits (batch, classes).
+    """
+
+    def __init__(self, config: ClassificationHead, backbone: Backbone) -> None:
+        super().__init__()
+        hidden, features = config.widths
+        widen = Conv(backbone.stages[-1].width, hidden, act=True)
+        self.widen = ConvNormAct(widen, backbone.activation, backbone.norm_eps)
+        self.features = nn.Linear(hidden, features, bias=False)
+        self.norm = nn.LayerNorm(features, eps=backbone.norm_eps)
+        self.act = activation(backbone.activation)
+        self.classify = nn.Linear(features, config.num_classes)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        pooled = self.widen(features[-1]).mean(dim=(-2, -1))
+        logits: Tensor = self.classify(self.act(self.norm(self.features(pooled))))
+        return logits
+
+
+class EfficientViT(nn.Module):
+    """A backbone with its head.
+
+    Input: (batch, 3, height, width), pixels normalised as `evitseg.image.Preprocess` says; for segmentation both
+    sides divisible by 32, the network's stride.
+    Output: logits, at an eighth of the size for segmentation.
+
+    Raises: ConfigError where 32 does not divide a side.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = EfficientViTBackbone(config.backbone)
+        self.head: nn.Module
+        if isinstance(config.head, SegmentationHead):
+            self.head = SegmentationNetworkHead(config.head, config.backbone)
+        else:
+            self.head = ClassificationNetworkHead(config.head, config.backbone)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and isinstance(self.config.head, SegmentationHead):
+            height, width = x.shape[-2:]
+            if height % STRIDE or width % STRIDE:
+                raise ConfigError(
+                    f"input of {height}×{width} pixels: both sides must be multiples of {STRIDE}; "
+                    "Preprocess.fit gives the size that fits."
+                )
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+def build(variant: str, num_classes: int, head: str | None = None) -> EfficientViT:
+    """A segmentation network with random weights.
+
+    Args:
+        variant: "b0" to "b3", "l0" to "l3".
+        num_classes: channels of the logits.
+        head: a row of `evitseg.config.SEGMENTATION_HEADS`; by default the variant's own for Cityscapes.
+
+    Raises: ConfigError for a name that is unknown.
+    """
+    return EfficientViT(model_config(variant, num_classes, head))
+
+
+__all__ = ["LOGIT_STRIDE", "EfficientViT", "EfficientViTBackbone", "build"]

@@ -1,0 +1,51 @@
+"""Semantic segmentation with EfficientViT, from a folder of photos to a small device."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EvitsegError": "evitseg.errors",
+    "load": "evitseg.loading",
+    "build": "evitseg.model.network",
+    "load_official": "evitseg.model.weights",
+    "load_checkpoint": "evitseg.model.weights",
+    "save_checkpoint": "evitseg.model.weights",
+    "export": "evitseg.exporters",
+    "Prediction": "evitseg.runtime.segmenter",
+    "Segmenter": "evitseg.runtime.segmenter",
+}
+"""Where each public name lives; a module is imported when its name is first used."""
+
+if TYPE_CHECKING:
+    from evitseg.errors import EvitsegError
+    from evitseg.exporters import export
+    from evitseg.loading import load
+    from evitseg.model.network import build
+    from evitseg.model.weights import load_checkpoint, load_official, save_checkpoint
+    from evitseg.runtime.segmenter import Prediction, Segmenter
+
+__all__ = [
+    "EvitsegError",
+    "Prediction",
+    "Segmenter",
+    "build",
+    "export",
+    "load",
+    "load_checkpoint",
+    "load_official",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'evitseg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

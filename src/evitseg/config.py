@@ -371,9 +371,7 @@ def stage_plans(backbone: Backbone) -> list[list[Block]]:
     plans, inputs = [], backbone.stem_width
     for stage in backbone.stages:
         width, late = stage.width, stage.late_norm
-        blocks: list[Block] = [
-            conv_block(stage.kind, inputs, width, stage.expand_first, stride=2, late_norm=late)
-        ]
+        blocks: list[Block] = [conv_block(stage.kind, inputs, width, stage.expand_first, stride=2, late_norm=late)]
         for _ in range(stage.depth):
             local = conv_block(stage.kind, width, width, stage.expand, late_norm=late)
             attention = AttentionBlock(

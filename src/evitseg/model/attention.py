@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from evitseg.config import Activation, AttentionBlock
 from evitseg.model.layers import ConvNormAct, ConvSequence
 
+SMALLEST = 2.0**-14
+"""The smallest normal float16 number. Divisors stop here: below it a processor may round them to zero."""
+
+
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tensor:
     """Attention whose cost grows with the number of tokens, not with its square.
 
-    The sums over tokens are taken as means, which cancels in the quotient and keeps them inside float16's range. The
-    division by the number of tokens is done half before and half after summing, so that neither a small key nor a sum
-    over many tokens leaves that range. A query that no key matches gets 0 by asking for it: the published code adds
-    1e-15 to the divisor instead, which is zero in float16, and anything larger changes what faint matches give.
+    Any factor of the keys, or of one token's query, cancels in the quotient. Three such factors keep every
+    intermediate inside float16's range, whatever the size of the picture and the scale of the features: the sums over
+    tokens are taken as means (half of the division before summing, half after, so that neither a small key nor a long
+    sum leaves the range), the largest mean key is made 1, and the largest entry of every query is made 1. A query
+    that no key matches gets 0.
 
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
@@ -25,12 +32,18 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
     half = k.shape[-1] ** -0.5
-    k = k.relu() * half
-    context = v @ k.transpose(-1, -2)  # v·kᵀ first: head_dim² numbers, never tokens²
-    normaliser = k.sum(-1).unsqueeze(-2)
-    out = (torch.cat([context, normaliser], dim=-2) * half) @ q.relu()  # the last row is the divisor
-    divisor = out[..., -1:, :] + eps * half**2 if eps else out[..., -1:, :]
-    return out[..., :-1, :] / torch.where(divisor == 0, 1, divisor)
+    q, k = q.relu(), k.relu() * half
+    # v·kᵀ first: head_dim² numbers, never tokens². The last row is the mean key, which gives the divisor.
+    sums = torch.cat([v @ k.transpose(-1, -2), k.sum(-1).unsqueeze(-2)], dim=-2) * half
+    # The scales cancel, so no gradient needs to flow through them.
+    key_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=SMALLEST)
+    query_scale = q.detach().amax(-2, keepdim=True).clamp(min=SMALLEST)
+    out = (sums / key_scale) @ (q / query_scale)
+    divisor = out[..., -1:, :]
+    if eps:
+        divisor = divisor + eps * half**2 / (key_scale * query_scale)
+    attended: Tensor = out[..., :-1, :] / divisor.clamp(min=SMALLEST)
+    return attended
 
 
 class MultiScaleAttention(nn.Module):
@@ -50,7 +63,7 @@ class MultiScaleAttention(nn.Module):
         self.num_heads = plan.heads_per_scale * (1 + len(plan.kernels))
         self.qkv = convs["qkv"]
         self.aggregate = nn.ModuleList(
-            nn.ModuleDict({part: convs[f"aggregate.{i}.{part}"] for part in ("depthwise", "pointwise")})
+            nn.Sequential(OrderedDict((part, convs[f"aggregate.{i}.{part}"]) for part in ("depthwise", "pointwise")))
             for i in range(len(plan.kernels))
         )
         self.proj = convs["proj"]
@@ -58,10 +71,10 @@ class MultiScaleAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
         qkv = self.qkv(x)
-        scales = [qkv, *(scale["pointwise"](scale["depthwise"](qkv)) for scale in self.aggregate)]
+        scales = [qkv, *(aggregate(qkv) for aggregate in self.aggregate)]
         # Along the channels: scale, head, then q, k, v of head_dim each.
         tokens = torch.cat(scales, dim=1).reshape(b, self.num_heads, 3 * self.head_dim, h * w)
-        q, k, v = tokens.split(self.head_dim, dim=2)
+        q, k, v = torch.split(tokens, self.head_dim, dim=2)
         out: Tensor = self.proj(relu_linear_attention(q, k, v, self.eps).reshape(b, -1, h, w))
         return out
 

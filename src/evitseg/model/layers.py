@@ -41,5 +41,7 @@ class ConvSequence(nn.Sequential):
         self.residual = plan.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = super().forward(x)
+        out = x
+        for conv in self:
+            out = conv(out)
         return x + out if self.residual else out

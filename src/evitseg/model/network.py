@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg.config import (
-    LOGIT_STRIDE,
     STRIDE,
     AttentionBlock,
     Backbone,
@@ -22,6 +21,7 @@ from evitseg.config import (
     stem_plan,
 )
 from evitseg.errors import ConfigError
+from evitseg.image import Preprocess
 from evitseg.model.attention import AttentionSequence
 from evitseg.model.layers import ConvNormAct, ConvSequence, activation
 
@@ -122,6 +122,10 @@ class EfficientViT(nn.Module):
         else:
             self.head = ClassificationNetworkHead(config.head, config.backbone)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and isinstance(self.config.head, SegmentationHead):
             height, width = x.shape[-2:]
@@ -131,6 +135,24 @@ class EfficientViT(nn.Module):
                     "Preprocess.fit gives the size that fits."
                 )
         logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+class Deployed(nn.Module):
+    """The network with its normalisation inside.
+
+    Input: (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
+    """
+
+    def __init__(self, network: EfficientViT, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std))
+        self.shift, self.scale = nn.Buffer(-mean), nn.Buffer(1 / std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = (image.permute(0, 3, 1, 2).float() + self.shift) * self.scale
+        logits: Tensor = self.network(pixels.to(self.network.dtype))
         return logits
 
 
@@ -145,6 +167,3 @@ def build(variant: str, num_classes: int, head: str | None = None) -> EfficientV
     Raises: ConfigError for a name that is unknown.
     """
     return EfficientViT(model_config(variant, num_classes, head))
-
-
-__all__ = ["LOGIT_STRIDE", "EfficientViT", "EfficientViTBackbone", "build"]

@@ -1,0 +1,17 @@
+"""What ships with the package: artefacts with their model cards, and a photograph to try them on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+EXAMPLE_PICTURE = _FOLDER / "street.jpg"
+"""A street in France, photographed by Adrien Pavie; source and licence in NOTICE."""
+
+DEFAULT_MODEL = "b0-camvid"
+
+
+def bundled_models() -> dict[str, Path]:
+    """Artefacts by name."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}

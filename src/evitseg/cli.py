@@ -1,0 +1,508 @@
+"""The command line: one function a verb. Each imports what it needs, so that --help is quick."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from evitseg.errors import EvitsegError, PictureError
+
+if TYPE_CHECKING:
+    from evitseg.config import Cost
+    from evitseg.image import Size
+    from evitseg.manifest import Manifest
+    from evitseg.runtime.segmenter import Prediction, Segmenter
+
+app = typer.Typer(
+    name="evitseg",
+    help="Semantic segmentation with EfficientViT, from a folder of photos to a small device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit statuses beside 0, done, and 2, a wrong command line."""
+
+
+class EngineName(str, Enum):
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+
+
+class PrecisionName(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class FormatName(str, Enum):
+    onnx = "onnx"
+
+
+class WeightsName(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+
+
+def _size(text: str) -> Size:
+    from evitseg.errors import ConfigError
+    from evitseg.image import check_size
+
+    if text == "native":
+        return "native"
+    try:
+        return check_size(int(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number of pixels nor 'native'") from None
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="An artefact (.onnx), a checkpoint (.safetensors, .pt), a bundled or a published model's name; "
+        "evitseg info lists the names. (default: the bundled model)",
+        show_default=False,
+    ),
+]
+WorkingSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS|native",
+        help="Short side at which pictures go through the network, or 'native' for their own size. "
+        "(default: the model's rule)",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="At most. (default: every physical core)", show_default=False)]
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(
+        help="What runs the model. (default: openvino for artefacts, torch for checkpoints)", show_default=False
+    ),
+]
+Precision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic; auto takes the processor's best.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _plain_errors(verb: Callable[..., None]) -> Callable[..., None]:
+    """Our errors as one line and exit status 1; an interrupt as one line and 130."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except EvitsegError as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted.", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read our output has enough, as head has; nothing is left to say, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
+
+    return run
+
+
+def _complain(error: object) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _fail(error: object) -> NoReturn:
+    _complain(error)
+    raise typer.Exit(FAILED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from evitseg import __version__
+
+        print(f"evitseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# predict ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_plain_errors
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Pictures, folders of them, or quoted patterns.", show_default=False),
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Take the photograph that ships with evitseg.")] = False,
+    model: Model = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the masks go.")] = Path("predictions"),
+    size: WorkingSize = None,
+    overlay: Annotated[bool, typer.Option(help="Also write the picture in the classes' colours.")] = True,
+    engine: Engine = None,
+    precision: Precision = PrecisionName.auto,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Segment pictures: a mask PNG of class indices and a coloured overlay for each.
+
+    A file that cannot be read is named, the others are still done, and the exit status is 1.
+    """
+    if not inputs and not example:
+        raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
+    from evitseg.bundled import EXAMPLE_PICTURE
+
+    working_size = _size(size) if size is not None else None
+    problems: list[str] = []
+    found = list(_pictures([*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])], out, problems))
+    for problem in problems:
+        _complain(problem)
+    if not found:
+        raise typer.Exit(FAILED)
+
+    from evitseg.loading import load
+
+    segment = load(
+        model,
+        engine=engine.value if engine else None,
+        threads=threads,
+        precision=precision.value,
+        size=working_size,
+    )
+    results = _predict_all(segment, _outputs(found, out), overlay, as_json, problems)
+    if as_json:
+        print(json.dumps({"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}, indent=2))
+    if problems:
+        _complain(f"{len(problems)} of the inputs could not be done, {len(results)} pictures were.")
+        raise typer.Exit(FAILED)
+
+
+def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Every picture with its place below the input it was found in; what cannot be found goes to `problems`."""
+    from evitseg.image import EXTENSIONS
+
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            # Not our own results, where they lie inside the folder.
+            inside = (p for p in sorted(path.rglob("*")) if out.resolve() not in p.resolve().parents)
+            files = [p for p in inside if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            if not files:
+                problems.append(f"{given}: a folder without pictures ({', '.join(sorted(EXTENSIONS))}).")
+            yield from ((p, p.relative_to(path)) for p in files)
+        elif not path.exists() and glob.has_magic(given):
+            matches = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
+            if not matches:
+                problems.append(f"{given}: no file matches this pattern.")
+            yield from ((match, Path(match.name)) for match in matches)
+        else:
+            yield path, Path(path.name)
+
+
+def _outputs(found: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
+    """For every picture the beginning of its results' names; two pictures never get the same."""
+    stems: dict[Path, int] = {}
+    for _, place in found:
+        stems[place.with_suffix("")] = stems.get(place.with_suffix(""), 0) + 1
+    taken: set[Path] = set()
+    outputs = []
+    for source, place in found:
+        stem = place.with_suffix("")
+        if stems[stem] > 1:  # street.jpg beside street.png
+            stem = stem.with_name(place.name.replace(".", "_"))
+        name, count = stem, 1
+        while name in taken:  # the same name from two folders
+            count += 1
+            name = stem.with_name(f"{stem.name}_{count}")
+        taken.add(name)
+        outputs.append((source, out / name))
+    return outputs
+
+
+def _predict_all(
+    segment: Segmenter, jobs: list[tuple[Path, Path]], overlay: bool, quiet: bool, problems: list[str]
+) -> list[dict[str, Any]]:
+    """Write every picture's results; failures are told as they come, and added to `problems`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from evitseg.image import save_picture
+
+    console = Console(stderr=quiet)
+    results = []
+    if not quiet:
+        console.print(f"{segment.manifest.name}: {segment.info}", style="dim", highlight=False)
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=len(jobs) < 2 or quiet) as progress:
+        for source, target in progress.track(jobs):
+            try:
+                prediction = segment(source)
+                mask_path = target.with_name(f"{target.name}_mask.png")
+                overlay_path = target.with_name(f"{target.name}_overlay.jpg") if overlay else None
+                prediction.save(mask_path)
+                if overlay_path is not None:
+                    save_picture(prediction.overlay(), overlay_path)
+            except PictureError as error:
+                problems.append(str(error))
+                _complain(error)
+                continue
+            written = [str(path) for path in (mask_path, overlay_path) if path is not None]
+            fractions = prediction.fractions()
+            results.append(
+                {"picture": str(source), "mask": str(mask_path), "fractions": fractions}
+                | ({"overlay": str(overlay_path)} if overlay_path else {})
+            )
+            if not quiet:
+                _tell(progress.console, source, written, prediction, in_full=len(jobs) == 1)
+    return results
+
+
+def _tell(console: Any, source: Path, written: list[str], prediction: Prediction, in_full: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    fractions = prediction.fractions()
+    height, width = prediction.mask.shape
+    if not in_full:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(fractions.items())[:4])
+        console.print(Text(f"{source}: {shares}"), soft_wrap=True)
+        return
+    colors = {c.name: c.color for c in prediction.labels.classes}
+    table = Table(title=f"{source.name}, {width}×{height}", title_justify="left", box=None, padding=(0, 1))
+    for name, kind in (("class", "left"), ("share", "right"), ("", "left")):
+        table.add_column(name, justify=kind)  # type: ignore[arg-type]  # rich's Literal, widened by the loop
+    for name, share in fractions.items():
+        bar = Text("█" * max(1, round(40 * share)), style=f"rgb({','.join(map(str, colors[name]))})")
+        table.add_row(name, f"{share:.1%}", bar)
+    console.print(table)
+    for path in written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+# export -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_plain_errors
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint (.safetensors, .pt) or a published model's name.")
+    ],
+    to: Annotated[FormatName, typer.Option("--to", help="The kind of artefact.")] = FormatName.onnx,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The file to write. (default: beside the checkpoint)",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        WeightsName, typer.Option(help="Number format the weights are stored in; float16 halves the file.")
+    ] = WeightsName.float32,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Classes, where the checkpoint does not say: camvid, cityscapes, ade20k, or a .json file.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|native",
+            help="Working size, where the checkpoint does not say.",
+            show_default=False,
+        ),
+    ] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pictures", metavar="FILE", help="Verify on these. (default: the shipped photograph)", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Convert a checkpoint for a device, and keep the file only if it agrees with the checkpoint on real pictures."""
+    from dataclasses import replace
+
+    working_size = _size(size) if size is not None else None
+    from evitseg.labels import load_labels
+    from evitseg.loading import network_of
+
+    label_space = load_labels(labels) if labels else None
+    network, manifest = network_of(checkpoint)
+    from evitseg.exporters import FORMATS
+    from evitseg.exporters import export as write
+
+    preprocess = None
+    if working_size is not None:
+        short_side = None if working_size == "native" else working_size
+        preprocess = replace(manifest.preprocess, short_side=short_side)
+    ending = FORMATS[to.value].ending
+    place = out or (Path(checkpoint).with_suffix(ending) if Path(checkpoint).exists() else Path(checkpoint + ending))
+    path, manifest = write(
+        (network, manifest),
+        to.value,
+        place,
+        weights=weights.value,
+        pictures=pictures or (),
+        labels=label_space,
+        preprocess=preprocess,
+    )
+    verification = manifest.verification
+    assert verification is not None  # export verifies or raises
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, weights {manifest.weights})")
+    print(
+        f"verified on {verification.pictures} pictures: largest logit difference "
+        f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
+    )
+
+
+# info ---------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_plain_errors
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="An artefact, a checkpoint, or a model's name.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model is; without one, what is installed and which models there are."""
+    from rich.console import Console
+
+    content = _about_model(model) if model else _about_package()
+    if as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        _show(Console(highlight=False), content)
+
+
+def _about_package() -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    from evitseg import __version__
+    from evitseg.bundled import DEFAULT_MODEL, bundled_models
+    from evitseg.config import BACKBONES, SEGMENTATION_HEADS, ModelConfig, cost, model_config
+
+    return {
+        "version": __version__,
+        "engines": {name.value: find_spec(name.value) is not None for name in EngineName},
+        "bundled models": {name: "the default" * (name == DEFAULT_MODEL) for name in bundled_models()},
+        "published models": {
+            name: _cost(cost(ModelConfig(BACKBONES[name.split("-")[0]], head)))
+            for name, head in SEGMENTATION_HEADS.items()
+        },
+        "variants": {name: _cost(cost(model_config(name, 19))) for name in BACKBONES},
+    }
+
+
+def _about_model(model: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from evitseg.bundled import bundled_models
+    from evitseg.config import BACKBONES, SEGMENTATION_HEADS, ModelConfig, cost
+    from evitseg.loading import ARTEFACT_ENDINGS, network_of
+
+    short = model.removeprefix("efficientvit-seg-")
+    if short in SEGMENTATION_HEADS:  # known without its weights: nothing is downloaded
+        config = ModelConfig(BACKBONES[short.split("-")[0]], SEGMENTATION_HEADS[short])
+        return {"name": short, "variant": config.variant, "classes": config.num_classes} | _cost(cost(config))
+    path = bundled_models().get(model, Path(model))
+    manifest: Manifest
+    if path.suffix in ARTEFACT_ENDINGS:
+        from evitseg.runtime.engines import read_manifest
+
+        manifest = read_manifest(path)
+    else:
+        manifest = network_of(model)[1]
+    content = {
+        "name": manifest.name,
+        "file": str(path),
+        "variant": manifest.model.variant,
+        "classes": list(manifest.labels.names),
+        **_cost(manifest.cost),
+        "weights": manifest.weights,
+        "preprocess": asdict(manifest.preprocess),
+        "training": asdict(manifest.training),
+        "accuracy": [asdict(accuracy) for accuracy in manifest.accuracy],
+        "verification": asdict(manifest.verification) if manifest.verification else None,
+        "checkpoint sha256": manifest.checkpoint_sha256,
+        "written by": f"evitseg {manifest.evitseg_version}",
+    }
+    return content
+
+
+def _cost(of: Cost) -> dict[str, Any]:
+    return {
+        "parameters": of.parameters,
+        "MACs at 512×512": round(of.macs(512, 512)),
+        "MACs at 1024×2048": round(of.macs(1024, 2048)),
+    }
+
+
+def _show(console: Any, content: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for key, value in content.items():
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            table = Table(title=key, title_justify="left", box=None, padding=(0, 1), title_style="bold")
+            table.add_column("")
+            for column in next(iter(value.values())):
+                table.add_column(column, justify="right")
+            for name, row in value.items():
+                table.add_row(name, *(_short(cell) for cell in row.values()))
+            console.print()
+            console.print(table)
+        elif isinstance(value, dict):
+            console.print(f"[bold]{key}[/bold]")
+            for name, entry in value.items():
+                console.print(f"  {name}: {_short(entry)}" if entry != "" else f"  {name}", markup=False)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for row in value:
+                _show(console, {key: row})
+        else:
+            console.print(f"[bold]{key}[/bold] {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "not installed"
+    if isinstance(value, int) and value >= 10**9:
+        return f"{value / 1e9:.1f} G"
+    if isinstance(value, int) and value >= 10**4:
+        return f"{value / 1e6:.1f} M"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_short, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items())
+    return "none" if value is None else str(value)

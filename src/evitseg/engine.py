@@ -1,0 +1,48 @@
+"""What an engine is: pictures in, logits out. `evitseg.runtime` has those for artefacts, `evitseg.model` torch's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.manifest import Manifest
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs.
+
+    Attributes:
+        engine, version: of the library.
+        precision: of the arithmetic, as the engine reports it.
+        threads: as the engine reports it.
+        device: the processor's name.
+    """
+
+    engine: str
+    version: str
+    precision: str
+    threads: int
+    device: str
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.engine} {self.version}, {self.precision}, {threads}, {self.device}"
+
+
+class Engine(Protocol):
+    """What a `Segmenter` needs.
+
+    Called with (N, h, w, 3) uint8 RGB, h and w divisible by 32, it returns (N, classes, h / 8, w / 8) float32 logits.
+    """
+
+    info: EngineInfo
+    manifest: Manifest
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...

@@ -1,0 +1,57 @@
+"""An artefact beside its checkpoint, on real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.errors import ExportError
+from evitseg.image import Picture, read_picture
+from evitseg.manifest import Manifest, Verification
+from evitseg.model.engine import TorchEngine
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.upsample import argmax_upsampled
+
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
+"""Largest difference of a logit, as a share of its picture's largest logit, by the stored weights' number format."""
+MIN_EQUAL_PIXELS = 0.999
+
+
+def example_pictures() -> list[Picture]:
+    """The shipped photograph, whole, as its upright middle, and small: three shapes, so that sizes are tried too."""
+    whole = read_picture(EXAMPLE_PICTURE)
+    height, width = whole.shape[:2]
+    upright = whole[:, (width - height // 2) // 2 : (width + height // 2) // 2]
+    return [whole, np.ascontiguousarray(upright), np.ascontiguousarray(whole[::4, ::4])]
+
+
+def verify(artefact: Path, model: EfficientViT, manifest: Manifest, pictures: Sequence[Picture]) -> Verification:
+    """Run both in float32 on every picture, and compare logits and masks.
+
+    Raises: ExportError with the numbers where they differ by more than `TOLERANCE` or in more than 0.1 % of pixels.
+    """
+    engine = open_engine(artefact, precision="float32")
+    reference = TorchEngine(model, manifest)
+    largest, equal, pixels = 0.0, 0, 0
+    for picture in pictures:
+        image = manifest.preprocess.apply(picture)[None]
+        actual, expected = engine(image)[0], reference(image)[0]
+        if not np.isfinite(expected).all():
+            raise ExportError("the checkpoint itself gives logits that are not finite; train it again.")
+        difference = np.abs(actual - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+        largest = max(largest, float(difference) if np.isfinite(difference) else np.inf)
+        masks = [argmax_upsampled(logits, picture.shape[:2]) for logits in (actual, expected)]
+        equal += int((masks[0] == masks[1]).sum())
+        pixels += masks[0].size
+    tolerance = TOLERANCE[manifest.weights]
+    if largest > tolerance or equal < MIN_EQUAL_PIXELS * pixels:
+        raise ExportError(
+            f"{artefact.name} disagrees with its checkpoint and was not kept: the largest logit difference is "
+            f"{largest:.2e} (at most {tolerance:.0e}), {equal / pixels:.3%} of mask pixels are equal "
+            f"(at least {MIN_EQUAL_PIXELS:.1%}), on {len(pictures)} pictures."
+        )
+    return Verification(len(pictures), largest, equal / pixels)

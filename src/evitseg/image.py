@@ -1,0 +1,313 @@
+"""Pictures and masks on disk and in memory, and how a picture becomes network input.
+
+The only place that reads a picture: training, evaluation, export and the device all see the same pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from evitseg.config import STRIDE
+from evitseg.errors import ConfigError, PictureError
+from evitseg.labels import LabelSpace
+
+Picture: TypeAlias = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+Mask: TypeAlias = NDArray[np.integer]
+"""(H, W) class indices."""
+Size: TypeAlias = int | Literal["native"] | None
+"""A working size a person asks for: the short side in pixels, the picture's own size, or the model's rule."""
+
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest picture that is read whole, the limit at which Pillow, too, refuses."""
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+
+
+# How a picture becomes network input --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes network input. Written into every artefact, so that training and device cannot drift apart.
+
+    The picture is scaled so that its short side has `short_side` pixels, but enlarged at most `max_enlarge` times;
+    then each side goes to the nearest multiple of 32, the network's stride, by the same single resampling. A picture
+    that has this size already is not resampled.
+
+    Attributes:
+        short_side: in pixels; None leaves the picture at its own size (but for the multiple of 32).
+        max_enlarge: because enlarging adds no detail, only cost.
+        mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into artefacts.
+    """
+
+    short_side: int | None = None
+    max_enlarge: float = 2.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None:
+            check_size(self.short_side)
+        if not 1 <= self.max_enlarge <= 16:
+            raise ConfigError(f"max_enlarge is {self.max_enlarge}; it must be between 1 and 16.")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}; every channel's must be above 0.")
+
+    def fit(self, picture_size: tuple[int, int], size: Size = None) -> tuple[int, int]:
+        """(height, width) of the network input for a picture of this (height, width).
+
+        Args:
+            size: overrides the rule: a short side in pixels (without the limit on enlarging), or "native".
+
+        Raises: ConfigError where the input would have more than `MAX_PIXELS`.
+        """
+        scale = 1.0
+        if size is None and self.short_side is not None:
+            scale = min(self.short_side / min(picture_size), self.max_enlarge)
+        elif size is not None and size != "native":
+            scale = check_size(size) / min(picture_size)
+        height, width = (max(1, round(side * scale / STRIDE)) * STRIDE for side in picture_size)
+        if height * width > MAX_PIXELS:
+            raise ConfigError(
+                f"a picture of {picture_size[0]}×{picture_size[1]} pixels would go through the network at "
+                f"{height}×{width}, more than {MAX_PIXELS:,} pixels; choose a smaller size."
+            )
+        return height, width
+
+    def apply(self, picture: Picture, size: Size = None) -> Picture:
+        """Network input (h, w, 3), uint8, from a picture (H, W, 3), uint8; h and w as `fit` says."""
+        height, width = self.fit(picture.shape[:2], size)
+        if picture.shape[:2] == (height, width):
+            return np.ascontiguousarray(picture)
+        # Pillow's bilinear averages over all pixels it shrinks, so that fine structures do not alias.
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def check_size(short_side: int) -> int:
+    """The short side, if a network can work at it. Raises: ConfigError."""
+    if not STRIDE <= short_side <= 16_384:
+        raise ConfigError(f"size {short_side} is out of range; give the short side, {STRIDE} to 16384 pixels.")
+    return short_side
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integer]) -> Picture:
+    """(H, W, 3) uint8 RGB from a file, a PIL image or an array.
+
+    EXIF orientation is applied. Grey becomes three equal channels, a palette its colours; CMYK is converted, and an
+    alpha channel is dropped: the stored colours count. 16-bit pixels keep their upper 8 bits. Of several frames or
+    pages the first is read.
+
+    Raises: PictureError for whatever cannot be read, with the file's name and the reason.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the PIL image")
+    with _open(Path(source)) as image:
+        # Upright before conversion, which drops what EXIF says.
+        return _to_rgb(image, str(source))
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of a picture file as `read_picture` gives it, from its header. Raises: PictureError."""
+    with _open(Path(path)) as image:
+        width, height = image.size
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (width, height) if sideways else (height, width)
+
+
+def read_mask(path: str | os.PathLike[str]) -> Mask:
+    """(H, W) integers as a mask file stores them: grey levels, 16-bit levels or palette indices, never colours.
+
+    Raises: PictureError.
+    """
+    with _open(Path(path)) as image:
+        if image.mode == "1":
+            return np.asarray(image).astype(np.uint8)
+        if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
+            raise PictureError(f"{path}: a mask holds one number a pixel, but this picture has mode {image.mode}.")
+        return np.asarray(image)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """The decoded file; everything Pillow may say about a bad one becomes a PictureError."""
+    try:
+        with warnings.catch_warnings():
+            # Our limit is the one at which Pillow raises an error; its warning at half of that says nothing new.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
+    except (PictureError, ConfigError):
+        raise
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such file.") from error
+    except IsADirectoryError as error:
+        raise PictureError(f"{path}: a folder, not a picture.") from error
+    except PermissionError as error:
+        raise PictureError(f"{path}: may not be read (permission denied).") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"{path}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
+            "cut or shrink the picture first."
+        ) from error
+    except UnidentifiedImageError as error:
+        what = "an empty file" if path.stat().st_size == 0 else "not a picture in a format that can be read"
+        raise PictureError(f"{path}: {what}; JPEG, PNG, WebP, TIFF and BMP can be.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, TypeError, KeyError, IndexError) as error:
+        # What Pillow's decoders raise on truncated and corrupt files.
+        raise PictureError(f"{path}: truncated or damaged ({error or type(error).__name__}).") from error
+
+
+def _to_rgb(image: Image.Image, where: str) -> Picture:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise PictureError(f"{where}: 32-bit float pixels have no agreed range; convert the picture to 8 or 16 bits.")
+    if image.mode.startswith("I"):
+        return _from_array(_sixteen_bits(np.asarray(image), where))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def _sixteen_bits(levels: NDArray[np.integer], where: str) -> NDArray[np.uint16]:
+    if levels.size and not 0 <= levels.min() <= levels.max() <= 65_535:
+        raise PictureError(
+            f"{where}: pixels from {levels.min()} to {levels.max()} are not 16-bit; convert them to 8 or 16 bits."
+        )
+    return levels.astype(np.uint16)
+
+
+def _from_array(array: NDArray[np.integer]) -> Picture:
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise PictureError(f"an array of {array.dtype} is not a picture; give uint8 (H, W, 3) in RGB order.")
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise PictureError(f"an array of shape {array.shape} is not a picture; give (H, W, 3) in RGB order.")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise PictureError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
+    return cast(Picture, array)
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` once the block ends, and leaves nothing behind if it fails.
+
+    Missing folders are made. Raises: PictureError where the place cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+        # Not tempfile's: its files are private, and a result has the rights of any new file.
+        file = open(temporary, "xb")
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    try:
+        with file:
+            yield file
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise PictureError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        raise
+
+
+def save_mask(mask: Mask, path: str | os.PathLike[str], labels: LabelSpace) -> None:
+    """Class indices as a PNG: 8 bits with the classes' colours as palette, or 16 bits for more than 255 classes.
+
+    Raises: PictureError for a name that does not end in .png, and where it cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise PictureError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
+    image = Image.fromarray(mask)
+    if mask.dtype == np.uint8:
+        image.putpalette(labels.palette.tobytes())
+    with replacing(path) as file:
+        # Masks are flat: the fastest level makes files about as small as the default one.
+        image.save(file, "PNG", compress_level=1)
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """A picture in the format that the name's ending says. Raises: PictureError."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in EXTENSIONS:
+        raise PictureError(f"{path}: unknown ending; {', '.join(sorted(EXTENSIONS))} can be written.")
+    with replacing(path) as file:
+        image.save(file, Image.registered_extensions()[suffix], quality=90)
+
+
+# Drawing ------------------------------------------------------------------------------------------------------------
+
+
+def overlay(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = 0.55) -> Image.Image:
+    """The picture with every class in its colour, and below it a legend of the classes that occur, by area."""
+    colors = labels.palette if len(labels.classes) <= 255 else np.array([c.color for c in labels.classes], np.uint8)
+    tint = Image.fromarray(colors[mask])
+    blended = Image.blend(Image.fromarray(picture), tint, opacity)
+    return _with_legend(blended, class_fractions(mask, labels), labels)
+
+
+def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
+    """Share of the pixels of every class that occurs, largest first."""
+    counts = np.bincount(mask.ravel(), minlength=len(labels.classes))[: len(labels.classes)]
+    order = np.argsort(-counts, kind="stable")
+    return {labels.names[i]: float(counts[i] / mask.size) for i in order if counts[i]}
+
+
+def _with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSpace) -> Image.Image:
+    size = max(12, min(image.size) // 36)
+    font = ImageFont.load_default(size)
+    gap, swatch = size // 2, size
+    colors = {c.name: c.color for c in labels.classes}
+    entries = [(name, f"{name} {_percent(share)}") for name, share in fractions.items()]
+    widths = [gap + swatch + gap // 2 + int(font.getlength(text)) + gap for _, text in entries]
+
+    rows: list[list[int]] = [[]]
+    for i, width in enumerate(widths):
+        if rows[-1] and sum(widths[j] for j in rows[-1]) + width > image.width:
+            rows.append([])
+        rows[-1].append(i)
+    line = size + gap
+    # A thumbnail narrower than one entry gets a canvas wide enough to read it.
+    canvas = Image.new(
+        "RGB", (max(image.width, max(widths, default=0)), image.height + line * len(rows) + gap), (255, 255, 255)
+    )
+    canvas.paste(image)
+    draw = ImageDraw.Draw(canvas)
+    for r, row in enumerate(rows):
+        x, y = 0, image.height + gap + r * line
+        for i in row:
+            name, text = entries[i]
+            draw.rectangle((x + gap, y, x + gap + swatch, y + swatch), fill=colors[name], outline=(0, 0, 0))
+            draw.text((x + gap + swatch + gap // 2, y + swatch // 2), text, (0, 0, 0), font, anchor="lm")
+            x += widths[i]
+    return canvas
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"

@@ -1,0 +1,158 @@
+"""What the classes are called, how they are drawn, and which numbers stand for them in a dataset's masks."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections import Counter
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import ConfigError, unknown
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class.
+
+    Attributes:
+        name: as people read it.
+        raw_ids: the numbers that stand for it in the dataset's masks.
+        color: RGB, 0 to 255.
+    """
+
+    name: str
+    raw_ids: tuple[int, ...]
+    color: Color
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes in the order of the logits' channels.
+
+    Attributes:
+        name: such as "camvid".
+        classes: a class's place is its class index.
+        ignored_ids: raw ids that neither training nor measuring counts.
+    """
+
+    name: str
+    classes: tuple[LabelClass, ...]
+    ignored_ids: tuple[int, ...] = (255,)
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ConfigError(f"label space {self.name!r} has no classes; it needs at least one.")
+        names: list[Any] = [c.name for c in self.classes]
+        raw_ids: list[Any] = [*self.ignored_ids, *(raw_id for c in self.classes for raw_id in c.raw_ids)]
+        for what, seen in (("class name", names), ("raw id", raw_ids)):
+            twice = next((item for item, count in Counter(seen).items() if count > 1), None)
+            if twice is not None:
+                raise ConfigError(f"label space {self.name!r}: {what} {twice!r} occurs twice; each may stand once.")
+        if any(not 0 <= level <= 255 for c in self.classes for level in c.color):
+            raise ConfigError(f"label space {self.name!r}: colours are RGB with levels 0 to 255.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def ignore_index(self) -> int:
+        """The class index that stands for "not counted": 255, or 65535 where 255 is a class."""
+        return 255 if len(self.classes) <= 255 else 65_535
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """(256, 3) colours by class index; black where there is no class, white for `ignore_index`."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[255] = 255
+        palette[: min(256, len(self.classes))] = [c.color for c in self.classes[:256]]
+        return palette
+
+    def encode(self, raw_mask: NDArray[np.integer]) -> NDArray[np.integer]:
+        """(H, W) class indices, or `ignore_index`, from a dataset's raw ids.
+
+        Raises: ConfigError that names a raw id which is in neither the classes nor `ignored_ids`.
+        """
+        highest = int(raw_mask.max(initial=0))
+        table = np.full(max(highest, *self.ignored_ids, *(i for c in self.classes for i in c.raw_ids), 0) + 1, -1)
+        table[list(self.ignored_ids)] = self.ignore_index
+        for index, label in enumerate(self.classes):
+            table[list(label.raw_ids)] = index
+        encoded: NDArray[np.integer] = table[raw_mask]
+        if encoded.min(initial=0) < 0:
+            stranger = int(raw_mask[encoded < 0][0])
+            known = sorted(i for c in self.classes for i in c.raw_ids)
+            raise ConfigError(
+                f"id {stranger} is not in label space {self.name!r} (ids {known[0]} to {known[-1]}, "
+                f"ignored {', '.join(map(str, self.ignored_ids))}); add it to a class's raw_ids or to ignored_ids."
+            )
+        return encoded.astype(np.uint8 if len(self.classes) <= 255 else np.uint16)
+
+
+def distinct_color(index: int) -> Color:
+    """A colour for a class that has none; neighbouring indices differ strongly."""
+    # Steps of the golden ratio spread hues evenly for any number of classes; three levels tell near hues apart.
+    hue, level = index * 0.618034 % 1, (0.95, 0.7, 0.5)[index % 3]
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, level))
+    return red, green, blue
+
+
+def numbered(num_classes: int) -> LabelSpace:
+    """Classes nobody has named."""
+    classes = tuple(LabelClass(f"class {i}", (i,), distinct_color(i)) for i in range(num_classes))
+    return LabelSpace("numbered", classes, ignored_ids=(255 if num_classes <= 255 else 65_535,))
+
+
+def named_label_spaces() -> list[str]:
+    """Names of the label spaces that ship with the package."""
+    folder = resources.files("evitseg") / "labelsets"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_labels(name_or_path: str | Path) -> LabelSpace:
+    """A label space that ships with the package, by name, or one from a JSON file.
+
+    The file: {"name": "fields", "ignored_ids": [255], "classes": [{"name": "wheat", "raw_ids": [1], "color":
+    [200, 180, 60]}, ...]}; `ignored_ids`, `raw_ids` (else the class's place) and `color` may be left out.
+
+    Raises: ConfigError for a name that is unknown and a file that is not of that form.
+    """
+    names = named_label_spaces()
+    if str(name_or_path) in names:
+        text = (resources.files("evitseg") / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
+    elif Path(name_or_path).suffix != ".json":
+        raise unknown("label space", name_or_path, [*names, "the path of a .json file"])
+    else:
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name_or_path}: cannot be read as a label space ({error}).") from error
+    try:
+        return _parse(json.loads(text))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{name_or_path}: not a label space ({type(error).__name__}: {error}); it looks like "
+            '{"name": "fields", "classes": [{"name": "wheat", "raw_ids": [1], "color": [200, 180, 60]}]}.'
+        ) from error
+
+
+def _parse(content: Any) -> LabelSpace:
+    extra = set(content) - {"name", "ignored_ids", "classes"}
+    for entry in content["classes"]:
+        extra |= set(entry) - {"name", "raw_ids", "color"}
+    if extra:
+        raise ValueError(f"unknown keys {sorted(extra)}")
+    classes = []
+    for i, entry in enumerate(content["classes"]):
+        red, green, blue = entry.get("color") or distinct_color(i)
+        raw_ids = tuple(int(raw_id) for raw_id in entry.get("raw_ids", (i,)))
+        classes.append(LabelClass(str(entry["name"]), raw_ids, (int(red), int(green), int(blue))))
+    return LabelSpace(str(content["name"]), tuple(classes), tuple(map(int, content.get("ignored_ids", (255,)))))

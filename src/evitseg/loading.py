@@ -1,0 +1,95 @@
+"""From a model's name or file to a segmenter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evitseg.bundled import DEFAULT_MODEL, bundled_models
+from evitseg.config import SEGMENTATION_HEADS
+from evitseg.engine import Engine, Precision
+from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
+from evitseg.image import Size
+
+if TYPE_CHECKING:
+    from evitseg.manifest import Manifest
+    from evitseg.model.network import EfficientViT
+    from evitseg.runtime.segmenter import Segmenter
+
+CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
+ARTEFACT_ENDINGS = (".onnx",)
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    precision: Precision = "auto",
+    size: Size = None,
+) -> Segmenter:
+    """A segmenter: give it a picture, it gives the mask.
+
+    Args:
+        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx) or a checkpoint
+            (.safetensors, .pt, .pth); or a published model's name, such as "b0-cityscapes", which is downloaded on
+            first use.
+        engine: "openvino" (the default) or "onnxruntime" for an artefact; "torch" for checkpoints and published
+            models, which need no other.
+        threads: at most; None for every physical core.
+        precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
+        size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
+            the rule in the model's manifest.
+
+    Raises: ConfigError, WeightsError, EngineError, MissingPackageError.
+    """
+    from evitseg.runtime.segmenter import Segmenter
+
+    return Segmenter(_engine(model, engine, threads, precision), size)
+
+
+def _engine(
+    model: str | os.PathLike[str] | None, engine: str | None, threads: int | None, precision: Precision
+) -> Engine:
+    bundled = bundled_models()
+    path = bundled.get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
+    if path.suffix in ARTEFACT_ENDINGS:
+        from evitseg.runtime.engines import open_engine
+
+        if engine == "torch":
+            raise EngineError(f"{path}: an artefact runs in OpenVINO or ONNX Runtime; torch runs checkpoints.")
+        return open_engine(path, engine or "openvino", precision, threads)
+    if engine not in (None, "torch"):
+        raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
+    network, manifest = network_of(model or DEFAULT_MODEL)
+    from evitseg.model.engine import TorchEngine
+
+    return TorchEngine(network, manifest, precision, threads)
+
+
+def network_of(model: str | os.PathLike[str]) -> tuple[EfficientViT, Manifest]:
+    """The network in PyTorch, with its manifest, of a checkpoint's path or a published model's name.
+
+    Raises: ConfigError for a name that is unknown, WeightsError, MissingPackageError.
+    """
+    path, name = Path(model), str(model)
+    published = name.removeprefix("efficientvit-seg-") in SEGMENTATION_HEADS
+    if not published and path.suffix not in CHECKPOINT_ENDINGS:
+        if path.suffix or path.exists():
+            endings = ", ".join((*ARTEFACT_ENDINGS, *CHECKPOINT_ENDINGS))
+            raise WeightsError(f"{model}: not a model; models end in {endings}.")
+        raise unknown("model", name, [*bundled_models(), *SEGMENTATION_HEADS])
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        what = f"{name}, which is published as a checkpoint," if published else f"{path.name}, a checkpoint,"
+        raise MissingPackageError(f"running {what}", "torch") from error
+    from evitseg.model import weights
+
+    if not published:
+        return weights.load_checkpoint(path)
+    full = weights.published_name(name)
+    file = weights.download(full)
+    network = weights.load_official(full, file)
+    return network, weights.published_manifest(full, network, weights.file_sha256(file))

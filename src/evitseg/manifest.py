@@ -1,0 +1,154 @@
+"""What every checkpoint and artefact carries about itself, as JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evitseg.config import Cost, ModelConfig, cost
+from evitseg.errors import ConfigError
+from evitseg.image import Preprocess
+from evitseg.labels import LabelSpace
+
+if TYPE_CHECKING:
+    import cattrs
+
+SCHEMA = 1
+"""Rises when a reader of the previous schema would misread a manifest."""
+METADATA_KEY = "evitseg"
+"""Where a file's metadata holds the manifest."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where weights come from.
+
+    Attributes:
+        data: the pictures and masks they were trained on.
+        licence: of the weights, and what the data's owners ask for.
+        recipe: how they were trained, in a sentence.
+    """
+
+    data: str
+    licence: str
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One measurement.
+
+    Attributes:
+        data: pictures and split it was measured on.
+        protocol: what was counted, and how.
+        miou: mean of `iou`, in percent.
+        iou: by class name, in percent.
+        pictures: how many.
+        settings: the engine, precision and working size that gave it.
+    """
+
+    data: str
+    protocol: str
+    miou: float
+    iou: dict[str, float]
+    pictures: int
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far an artefact was from its checkpoint when it was written, on real pictures.
+
+    Attributes:
+        pictures: how many.
+        largest_difference: of a logit, as a share of the largest logit of its picture.
+        equal_pixels: share of mask pixels that are the same.
+    """
+
+    pictures: int
+    largest_difference: float
+    equal_pixels: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What every checkpoint and artefact carries about itself.
+
+    Attributes:
+        name: such as "b0-camvid".
+        model: the network in full numbers.
+        labels: the classes of its logits.
+        preprocess: how a picture becomes its input.
+        training: where the weights come from.
+        accuracy: measurements, if there are any.
+        checkpoint_sha256: of the file the weights were read from.
+        weights: the number format they are stored in, "float32" or "float16".
+        verification: of an artefact against its checkpoint.
+        evitseg_version: of the package that wrote it.
+        schema: see `SCHEMA`.
+    """
+
+    name: str
+    model: ModelConfig
+    labels: LabelSpace
+    preprocess: Preprocess
+    training: Training
+    accuracy: tuple[Accuracy, ...] = ()
+    checkpoint_sha256: str = ""
+    weights: str = "float32"
+    verification: Verification | None = None
+    evitseg_version: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if len(self.labels.classes) != self.model.num_classes:
+            raise ConfigError(
+                f"label space {self.labels.name!r} has {len(self.labels.classes)} classes, "
+                f"the network {self.model.num_classes}; they must agree."
+            )
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters and multiply-adds of the network."""
+        return cost(self.model)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def parse_manifest(text: str, where: str | Path) -> Manifest:
+    """The manifest in a file's metadata.
+
+    Args:
+        text: JSON.
+        where: the file's name, for the message.
+
+    Raises: ConfigError where it is damaged, has unknown keys, or is of a newer schema.
+    """
+    try:
+        content: Any = json.loads(text)
+        schema = content["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{where}: its manifest is damaged ({error}); export it again.") from error
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{where}: its manifest has schema {schema}, this evitseg reads {SCHEMA}; "
+            + ("pip install --upgrade evitseg." if isinstance(schema, int) and schema > SCHEMA else "export it again.")
+        )
+    import cattrs
+
+    try:
+        return _converter().structure(content, Manifest)
+    except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
+        reasons = "; ".join(cattrs.transform_error(error, path="manifest"))
+        raise ConfigError(f"{where}: its manifest cannot be read ({reasons}); export it again.") from error
+
+
+@cache
+def _converter() -> cattrs.Converter:
+    import cattrs
+
+    return cattrs.Converter(forbid_extra_keys=True)

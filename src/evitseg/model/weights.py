@@ -1,0 +1,442 @@
+"""Weights on disk: our own checkpoints, the authors' published ones, and timm's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evitseg.config import (
+    BACKBONES,
+    CLASSIFICATION_HEADS,
+    SEGMENTATION_HEADS,
+    ClassificationHead,
+    ModelConfig,
+    SegmentationHead,
+)
+from evitseg.errors import MissingPackageError, WeightsError, unknown
+from evitseg.image import Preprocess, replacing
+from evitseg.labels import LabelSpace, load_labels, numbered
+from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
+from evitseg.model.network import EfficientViT
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint.
+
+    Attributes:
+        config: its network.
+        repository, file: where the hub keeps it.
+        sha256: of the file, where it is known.
+    """
+
+    config: ModelConfig
+    repository: str
+    file: str
+    sha256: str | None = None
+
+
+_SHA256 = {
+    "efficientvit-seg-b0-cityscapes": "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50",
+}
+
+
+def _published(name: str, config: ModelConfig, repository: str, file: str) -> tuple[str, Published]:
+    return name, Published(config, repository, file, _SHA256.get(name))
+
+
+# timm's classifiers were trained with an epsilon in attention's divisor large enough to matter.
+TIMM_ATTENTION_EPS = 1e-5
+
+PUBLISHED: dict[str, Published] = dict(
+    [
+        _published(
+            f"efficientvit-seg-{name}",
+            ModelConfig(BACKBONES[name.split("-")[0]], head),
+            "han-cai/efficientvit-seg",
+            f"efficientvit_seg_{name.replace('-', '_')}.pt",
+        )
+        for name, head in SEGMENTATION_HEADS.items()
+    ]
+    # The authors publish classifiers at several resolutions; 224 exists for every variant, and is timm's default.
+    + [
+        _published(
+            f"efficientvit-{variant}",
+            ModelConfig(BACKBONES[variant], head),
+            "han-cai/efficientvit-cls",
+            f"efficientvit_{variant}_r224.pt",
+        )
+        for variant, head in CLASSIFICATION_HEADS.items()
+        if variant != "l0"
+    ]
+    + [
+        _published(
+            f"efficientvit_{variant}",
+            ModelConfig(replace(BACKBONES[variant], attention_eps=TIMM_ATTENTION_EPS), head),
+            f"timm/efficientvit_{variant}.r224_in1k",
+            "model.safetensors",
+        )
+        for variant, head in CLASSIFICATION_HEADS.items()
+        if variant != "l0"
+    ]
+)
+"""Every published network: the authors' segmentation models and classifiers, and (with underscores) timm's."""
+
+PUBLISHED_TRAINING = {
+    "cityscapes": Training(
+        data="Cityscapes train (ImageNet-1k before)",
+        licence="Apache-2.0 (weights as published); Cityscapes asks for non-commercial use",
+        recipe="published by the network's authors",
+    ),
+    "ade20k": Training(
+        data="ADE20K train (ImageNet-1k before)",
+        licence="Apache-2.0 (weights as published); ADE20K's pictures are for non-commercial research",
+        recipe="published by the network's authors",
+    ),
+}
+
+
+def published_name(name: str) -> str:
+    """The full name for a full or a short one ("b0-cityscapes"). Raises: ConfigError for one that is neither."""
+    full = name if name in PUBLISHED else f"efficientvit-seg-{name}"
+    if full not in PUBLISHED:
+        raise unknown("published model", name, [*SEGMENTATION_HEADS, *PUBLISHED])
+    return full
+
+
+def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Manifest:
+    """What is known about a published segmentation network."""
+    data = name.rsplit("-", 1)[-1]
+    labels = load_labels(data)
+    if len(labels.classes) != model.config.num_classes:
+        labels = numbered(model.config.num_classes)
+    return Manifest(
+        name=name.removeprefix("efficientvit-seg-"),
+        model=model.config,
+        labels=labels,
+        # Cityscapes pictures go in at their own size; the authors evaluate ADE20K at a short side of 512.
+        preprocess=Preprocess(short_side={"cityscapes": 1024, "ade20k": 512}[data]),
+        training=PUBLISHED_TRAINING[data],
+        checkpoint_sha256=sha256,
+    )
+
+
+# Names of the weights -----------------------------------------------------------------------------------------------
+
+_PARTS = {
+    "depthwise": "depth_conv",
+    "pointwise": "point_conv",
+    "expand": "inverted_conv",
+    "spatial": "spatial_conv",
+    "first": "conv1",
+    "second": "conv2",
+}
+_PART = rf"({'|'.join(_PARTS)})"
+
+
+def _main(match: re.Match[str]) -> str:
+    return f"{match[1]}.main.{_PARTS[match[2]]}."
+
+
+def official_key(key: str, config: ModelConfig) -> str:
+    """The authors' name for one of our weights."""
+    # The L series counts its stem as the first stage.
+    l_series = config.backbone.stem_kind == "resblock"
+    key = re.sub(r"aggregate\.(\d+)\.depthwise\.conv", r"aggreg.\1.0", key)
+    key = re.sub(r"aggregate\.(\d+)\.pointwise\.conv", r"aggreg.\1.1", key)
+    key = re.sub(r"\.attention\.", ".context_module.main.", key)
+    key = re.sub(rf"\.local\.{_PART}\.", lambda m: f".local_module.main.{_PARTS[m[1]]}.", key)
+    key = re.sub(rf"^(backbone\.(?:stem|stages\.\d+)\.\d+|head\.blocks\.\d+)\.{_PART}\.", _main, key)
+    key = re.sub(r"^backbone\.stages\.(\d+)\.", lambda m: f"backbone.stages.{int(m[1]) + l_series}.op_list.", key)
+    key = re.sub(r"^backbone\.stem\.0\.conv\.", "backbone.stem.0.", key)
+    key = re.sub(r"^backbone\.stem\.", f"backbone.{'stages.0' if l_series else 'input_stem'}.op_list.", key)
+    if isinstance(config.head, SegmentationHead):
+        key = re.sub(r"^head\.inputs\.([01])\.", r"head.input_ops.\1.op_list.0.", key)
+        key = re.sub(r"^head\.inputs\.2\.", r"head.input_ops.2.", key)
+        key = re.sub(r"^head\.blocks\.", "head.middle.op_list.", key)
+        key = re.sub(r"^head\.outputs\.expand\.", "head.output_ops.0.op_list.0.", key)
+        last = int(config.head.final_expand is not None)
+        return re.sub(r"^head\.outputs\.classify\.", f"head.output_ops.0.op_list.{last}.", key)
+    key = re.sub(r"^head\.widen\.", "head.op_list.0.", key)
+    key = re.sub(r"^head\.features\.", "head.op_list.2.linear.", key)
+    key = re.sub(r"^head\.norm\.", "head.op_list.2.norm.", key)
+    return re.sub(r"^head\.classify\.", "head.op_list.3.linear.", key)
+
+
+def timm_key(key: str, config: ModelConfig) -> str:
+    """timm's name for one of our classifier's weights."""
+    key = official_key(key, config)
+    l_series = config.backbone.stem_kind == "resblock"
+    stem = "stages.0" if l_series else "input_stem"
+    key = re.sub(rf"^backbone\.{stem}\.op_list\.0\.", "stem.in_conv.", key)
+    key = re.sub(rf"^backbone\.{stem}\.op_list\.(\d+)\.", lambda m: f"stem.res{int(m[1]) - 1}.", key)
+    key = re.sub(r"^backbone\.stages\.(\d+)\.op_list\.", lambda m: f"stages.{int(m[1]) - l_series}.blocks.", key)
+    key = re.sub(r"^head\.op_list\.0\.", "head.in_conv.", key)
+    key = re.sub(r"^head\.op_list\.2\.linear\.", "head.classifier.0.", key)
+    key = re.sub(r"^head\.op_list\.2\.norm\.", "head.classifier.1.", key)
+    return re.sub(r"^head\.op_list\.3\.linear\.", "head.classifier.4.", key)
+
+
+def _own_key(key: str, config: ModelConfig) -> str:
+    return key
+
+
+_NAMINGS = {"ours": _own_key, "the authors'": official_key, "timm's": timm_key}
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
+    """The tensors of a .safetensors, .pt or .pth file, and its metadata (empty but for safetensors).
+
+    A pickle can run code when it is read; ours is read with `weights_only=True`, which refuses anything but tensors.
+
+    Raises: WeightsError.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                names = file.keys()  # noqa: SIM118  # the file itself cannot be iterated over
+                return {key: file.get_tensor(key) for key in names}, dict(file.metadata() or {})
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file.") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path}: not a file of tensors alone, so it is not loaded: it could run code.") from error
+    except ImportError as error:
+        raise MissingPackageError("reading safetensors", "torch") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: damaged, or not a checkpoint ({str(error).splitlines()[0][:200]}).") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # a class that the package does not export by a stable path
+            raise WeightsError(f"{path}: damaged, or not safetensors ({error}).") from error
+        raise
+    return _tensors(content, path), {}
+
+
+def _tensors(content: Any, where: object) -> State:
+    """A state dict, bare or under "state_dict"; numpy arrays become tensors."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{where}: holds no state dict (names and tensors).")
+    state: State = {}
+    for key, value in content.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{where}: {key!r} is a {type(value).__name__}, not a tensor.")
+        state[str(key)] = value
+    return state
+
+
+def _fill(model: EfficientViT, state: State, naming: str, where: object) -> None:
+    """Copy the tensors into the model. Raises: WeightsError that names what is missing, left over or misshapen."""
+    key_of = _NAMINGS[naming]
+    own = {key_of(key, model.config): (key, tensor) for key, tensor in model.state_dict().items()}
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} has shape {tuple(state[key].shape)}, the network's has {tuple(tensor.shape)}"
+        for key, (_, tensor) in own.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    problems = [
+        f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in (("missing", missing), ("left over", extra), ("of the wrong shape", misshapen))
+        if found
+    ]
+    if problems:
+        raise WeightsError(f"{where}: these weights do not fit {_describe(model.config)}; {'; '.join(problems)}.")
+    model.load_state_dict({key: state[name] for name, (key, _) in own.items()})
+
+
+def _describe(config: ModelConfig) -> str:
+    kind = "segmentation network" if isinstance(config.head, SegmentationHead) else "classifier"
+    return f"the {config.variant} {kind} with {config.num_classes} classes"
+
+
+def _last_layer(config: ModelConfig, naming: str) -> str:
+    last = "head.outputs.classify.conv.bias" if isinstance(config.head, SegmentationHead) else "head.classify.bias"
+    return _NAMINGS[naming](last, config)
+
+
+def _with_classes_of(config: ModelConfig, state: State, naming: str) -> ModelConfig:
+    """The configuration with as many classes as the file's last layer has."""
+    bias = state.get(_last_layer(config, naming))
+    if bias is None or bias.ndim != 1:
+        return config
+    return replace(config, head=replace(config.head, num_classes=len(bias)))
+
+
+def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> EfficientViT:
+    """A published network with its weights, in eval mode.
+
+    Args:
+        name: a key of `PUBLISHED`, such as "efficientvit-seg-b0-cityscapes", or its short form "b0-cityscapes";
+            "efficientvit_b1" is timm's classifier.
+        source: a .pt or .safetensors file, or a state dict; None downloads the published file on first use. The
+            number of classes follows the last layer.
+
+    Raises: ConfigError for an unknown name, WeightsError where the weights do not fit, or cannot be had.
+    """
+    name = published_name(name)
+    if source is None:
+        source = download(name)
+    state = _tensors(source, "the state dict") if isinstance(source, Mapping) else read_state(source)[0]
+    naming = "timm's" if "_" in name else "the authors'"
+    model = EfficientViT(_with_classes_of(PUBLISHED[name].config, state, naming))
+    _fill(model, state, naming, name if isinstance(source, Mapping) else source)
+    return model.eval()
+
+
+# Own checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.PathLike[str]) -> None:
+    """Write the weights and the manifest as one safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    with replacing(path) as file:
+        file.write(save(state, {METADATA_KEY: manifest.to_json()}))
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], labels: LabelSpace | None = None, preprocess: Preprocess | None = None
+) -> tuple[EfficientViT, Manifest]:
+    """A segmentation network in eval mode and its manifest, from any checkpoint we know how to read.
+
+    Our own checkpoints say what they are. A file with the authors' names for its weights is recognised by their
+    shapes; its classes are those of Cityscapes or ADE20K where the number fits, else numbered.
+
+    Args:
+        path: .safetensors, .pt or .pth.
+        labels, preprocess: replace what the file says, or what is assumed about it.
+
+    Raises: WeightsError, ConfigError.
+    """
+    state, metadata = read_state(path)
+    sha256 = file_sha256(path)
+    if METADATA_KEY in metadata:
+        manifest = parse_manifest(metadata[METADATA_KEY], Path(path))
+        model = EfficientViT(manifest.model)
+        _fill(model, state, "ours", path)
+        manifest = replace(manifest, checkpoint_sha256=sha256)
+    else:
+        model, naming = _recognise(state, path)
+        _fill(model, state, naming, path)
+        classes = model.config.num_classes
+        data = {19: "cityscapes", 150: "ade20k"}.get(classes)
+        manifest = Manifest(
+            name=Path(path).stem,
+            model=model.config,
+            labels=labels or (load_labels(data) if data else numbered(classes)),
+            preprocess=Preprocess(),
+            training=Training(data="unknown", licence="unknown"),
+            checkpoint_sha256=sha256,
+        )
+    if labels is not None:
+        manifest = replace(manifest, labels=labels)
+    if preprocess is not None:
+        manifest = replace(manifest, preprocess=preprocess)
+    return model.eval(), manifest
+
+
+def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:
+    """An empty segmentation network whose weights have the names and shapes of these, and whose names they are."""
+    with torch.device("meta"):
+        for naming in ("the authors'", "ours"):
+            for backbone in BACKBONES.values():
+                for head in dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values()):
+                    config = _with_classes_of(ModelConfig(backbone, head), state, naming)
+                    # The cheap test first: most networks differ in the number of weights.
+                    shapes = {
+                        _NAMINGS[naming](key, config): tensor.shape for key, tensor in _empty_state(config).items()
+                    }
+                    if shapes == {key: tensor.shape for key, tensor in state.items()}:
+                        with torch.device("cpu"):
+                            return EfficientViT(config), naming
+    if any(len(state) == len(_empty_state(p.config)) for p in PUBLISHED.values() if _is_classifier(p.config)):
+        raise WeightsError(f"{where}: looks like a classifier; segmentation starts from one with evitseg train.")
+    raise WeightsError(
+        f"{where}: the weights' names and shapes are those of no network here; "
+        "give a checkpoint of evitseg, or one with the authors' names."
+    )
+
+
+def _is_classifier(config: ModelConfig) -> bool:
+    return isinstance(config.head, ClassificationHead)
+
+
+def _empty_state(config: ModelConfig) -> State:
+    with torch.device("meta"):
+        return EfficientViT(config).state_dict()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+# Download -----------------------------------------------------------------------------------------------------------
+
+
+def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
+    """The published file of a network, from the cache if it is there, else from the hub.
+
+    Args:
+        name: as for `load_official`.
+        endpoint: of the hub; None for the public one, or what HF_ENDPOINT says.
+        cache: folder; None for the one that all programs using the hub share (HF_HOME).
+
+    Raises: WeightsError where it cannot be had, and where it is not the file that was published.
+    """
+    name = published_name(name)
+    published = PUBLISHED[name]
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MissingPackageError(f"downloading {name}", "torch") from error
+    where: dict[str, Any] = {"repo_id": published.repository, "filename": published.file, "cache_dir": cache}
+    try:
+        # What is in the cache needs no network, and no waiting for one.
+        path = Path(hf_hub_download(**where, local_files_only=True))
+    except (OSError, ValueError):
+        try:
+            path = Path(hf_hub_download(**where, endpoint=endpoint))
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{name}: {published.file} could not be downloaded from {published.repository} on the hub "
+                f"({str(error).strip().splitlines()[0][:160]}). Check the network; or fetch the file elsewhere and "
+                "give its path as the model."
+            ) from error
+    if published.sha256 and (found := file_sha256(path)) != published.sha256:
+        raise WeightsError(
+            f"{path}: its sha256 is {found[:12]}…, the published file's {published.sha256[:12]}…; "
+            "delete the file and try again."
+        )
+    return path

@@ -1,0 +1,210 @@
+"""Engines for artefacts: the portable ONNX file runs in OpenVINO and in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.engine import PRECISIONS, Engine, EngineInfo, Precision
+from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
+from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    import openvino
+
+MAX_ARTEFACT_BYTES = 2 * 1024**3
+"""Of an ONNX file; protobuf holds no more."""
+
+_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+class OpenVinoEngine:
+    """An ONNX artefact in OpenVINO, on the CPU."""
+
+    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingPackageError("the OpenVINO engine", "openvino") from error
+        core = openvino.Core()
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        chosen = _openvino_precision(precision, capabilities)
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": next(hint for hint, name in _TYPES.items() if name == chosen),
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            model, self.manifest = _openvino_model(core, artefact)
+            if chosen == "bfloat16":
+                _keep_biases(model)
+            compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise EngineError(f"{artefact}: OpenVINO cannot run it ({_first_line(error)}).") from error
+        self._request = compiled.create_infer_request()
+        self.info = EngineInfo(
+            engine="OpenVINO",
+            version=openvino.__version__.split("-")[0],
+            precision=_TYPES[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()],
+            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # A copy, because the request's own memory changes with the next call.
+        return np.array(self._request.infer([images], share_inputs=True, share_outputs=True)[0])
+
+
+class OnnxRuntimeEngine:
+    """An ONNX artefact in ONNX Runtime, on the CPU."""
+
+    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingPackageError("the ONNX Runtime engine", "onnxruntime") from error
+        if precision not in ("auto", "float32"):
+            raise EngineError(f"ONNX Runtime computes in float32 on a CPU, not in {precision}; use --engine openvino.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        content = _read(artefact)
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({_first_line(error)}).") from error
+        except Exception as error:  # its own exceptions share no base but this
+            if type(error).__module__.startswith("onnxruntime"):
+                raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({_first_line(error)}).") from error
+            raise
+        self.manifest = _manifest(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
+        self.info = EngineInfo(
+            engine="ONNX Runtime",
+            version=onnxruntime.__version__,
+            precision="float32",
+            threads=threads or len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1,
+            device="CPU",
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return cast(NDArray[np.float32], self._session.run(None, {"image": images})[0])
+
+
+ENGINES: dict[str, Callable[[Path, Precision, int | None], Engine]] = {
+    "openvino": OpenVinoEngine,
+    "onnxruntime": OnnxRuntimeEngine,
+}
+
+
+def open_engine(
+    artefact: str | os.PathLike[str],
+    engine: str = "openvino",
+    precision: Precision = "auto",
+    threads: int | None = None,
+) -> Engine:
+    """An artefact, ready to run.
+
+    Args:
+        artefact: path of an ONNX file that `evitseg export` wrote.
+        engine: a key of `ENGINES`.
+        precision: of the arithmetic; "auto" takes what was measured to be best on this kind of processor.
+        threads: at most; None leaves it to the engine, which takes every physical core.
+
+    Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
+    ConfigError for an unknown name.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}; give 1 or more.")
+    return ENGINES[engine](Path(artefact), precision, threads)
+
+
+def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str:
+    native = {"float32": True, "float16": "FP16" in capabilities, "bfloat16": "BF16" in capabilities}
+    if wanted == "auto":
+        return next(precision for precision in ("bfloat16", "float16", "float32") if native[precision])
+    if not native[wanted]:
+        able = ", ".join(precision for precision, has in native.items() if has)
+        raise EngineError(f"this processor has no {wanted} arithmetic; it has {able}.")
+    return wanted
+
+
+def read_manifest(artefact: Path) -> Manifest:
+    """What an artefact says about itself. Raises: WeightsError, ConfigError, EngineError."""
+    import openvino
+
+    try:
+        return _openvino_model(openvino.Core(), artefact)[1]
+    except RuntimeError as error:
+        raise EngineError(f"{artefact}: OpenVINO cannot read it ({_first_line(error)}).") from error
+
+
+def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model, Manifest]:
+    # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
+    model = core.read_model(_read(artefact))
+    where = ["framework", METADATA_KEY]
+    text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
+    return model, _manifest(text, artefact)
+
+
+def _read(artefact: Path) -> bytes:
+    try:
+        if artefact.stat().st_size > MAX_ARTEFACT_BYTES:
+            raise WeightsError(f"{artefact}: larger than any ONNX file can be; give an artefact of evitseg export.")
+        return artefact.read_bytes()
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{artefact}: no such file; evitseg info lists the models that come with the package."
+        ) from error
+    except OSError as error:
+        raise WeightsError(f"{artefact}: cannot be read ({error.strerror}).") from error
+
+
+def _manifest(text: str | None, artefact: Path) -> Manifest:
+    if text is None:
+        raise WeightsError(
+            f"{artefact}: not an evitseg artefact, it carries no manifest; make one with evitseg export."
+        )
+    return parse_manifest(text, artefact)
+
+
+def _keep_biases(model: openvino.Model) -> None:
+    """Keep the convolutions' biases in float32 where OpenVINO 2026.4 rounds them to bfloat16 with everything else.
+
+    Rounded biases are most of what bfloat16 costs: on CamVid test the bundled model loses 0.8 points of mIoU with
+    them and 0.05 without. A bias is added in float32 if it does not directly follow its convolution, so a limit that
+    no number reaches goes between the two. `benchmarks/precision.py` measures it.
+    """
+    import openvino.opset13 as ops
+
+    for add in model.get_ordered_ops():
+        if add.get_type_name() != "Add":
+            continue
+        convolution, bias = (add.input_value(i).get_node() for i in (0, 1))
+        if convolution.get_type_name() in ("Convolution", "GroupConvolution") and bias.get_type_name() in (
+            "Constant",
+            "Reshape",
+        ):
+            limited = ops.clamp(convolution.output(0), -1e30, 1e30)
+            add.input(0).replace_source_output(limited.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _first_line(error: Exception) -> str:
+    """The line of an engine's message that says what is wrong; the others give its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Exception from", "Check"))), type(error).__name__)[
+        :300
+    ]

@@ -1,0 +1,118 @@
+"""From a picture to its mask: size, engine, argmax."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg import image as pictures
+from evitseg.engine import Engine, EngineInfo
+from evitseg.errors import ConfigError
+from evitseg.image import Mask, Picture, Size, read_picture
+from evitseg.labels import LabelSpace
+from evitseg.manifest import Manifest
+from evitseg.runtime.upsample import argmax_upsampled
+
+Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""A picture: a path, a PIL image, or an (H, W, 3) uint8 RGB array."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A picture with its mask.
+
+    Attributes:
+        mask: (H, W) class index per pixel, at the picture's own size; uint8, or uint16 for more than 255 classes.
+        picture: (H, W, 3) uint8 RGB, upright.
+        labels: the classes.
+    """
+
+    mask: Mask
+    picture: Picture
+    labels: LabelSpace
+
+    def fractions(self) -> dict[str, float]:
+        """Share of the pixels of every class that occurs, largest first: {"road": 0.41, ...}."""
+        return pictures.class_fractions(self.mask, self.labels)
+
+    def overlay(self) -> Image.Image:
+        """The picture in the classes' colours, with a legend below."""
+        return pictures.overlay(self.picture, self.mask, self.labels)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask as a PNG of class indices, with the classes' colours as its palette.
+
+        Raises: PictureError.
+        """
+        pictures.save_mask(self.mask, path, self.labels)
+
+
+class Segmenter:
+    """Any engine, made to take any picture.
+
+    Args:
+        engine: see `evitseg.engine.Engine`.
+        size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
+            the rule in the model's manifest.
+
+    Raises: ConfigError for a size no network can work at.
+    """
+
+    def __init__(self, engine: Engine, size: Size = None) -> None:
+        if isinstance(size, str) and size != "native":
+            raise ConfigError(f'size {size!r} is unknown; give the short side in pixels, or "native".')
+        if isinstance(size, int):
+            pictures.check_size(size)
+        self._engine = engine
+        self.size = size
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs: engine, precision, threads, processor."""
+        return self._engine.info
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._engine.manifest
+
+    @property
+    def labels(self) -> LabelSpace:
+        return self._engine.manifest.labels
+
+    def logits(self, picture: Picture) -> NDArray[np.float32]:
+        """(classes, h / 8, w / 8), where (h, w) is the working size of this picture."""
+        network_input = self._engine.manifest.preprocess.apply(picture, self.size)
+        logits: NDArray[np.float32] = self._engine(network_input[None])[0]
+        return logits
+
+    def mask(self, picture: Picture) -> Mask:
+        """(H, W) class indices of an (H, W, 3) picture."""
+        return argmax_upsampled(self.logits(picture), picture.shape[:2])
+
+    def __call__(self, source: Source) -> Prediction:
+        """Raises: PictureError for a picture that cannot be read."""
+        picture = read_picture(source)
+        return Prediction(self.mask(picture), picture, self.labels)
+
+    def batch(self, sources: Iterable[Source], size: int = 8) -> Iterator[Prediction]:
+        """Predictions in order; up to `size` neighbours of the same working size go through the engine together."""
+        group: list[tuple[Picture, Picture]] = []
+        for source in sources:
+            picture = read_picture(source)
+            network_input = self._engine.manifest.preprocess.apply(picture, self.size)
+            if group and (len(group) == size or group[0][1].shape != network_input.shape):
+                yield from self._run(group)
+                group = []
+            group.append((picture, network_input))
+        if group:
+            yield from self._run(group)
+
+    def _run(self, group: list[tuple[Picture, Picture]]) -> Iterator[Prediction]:
+        logits = self._engine(np.stack([network_input for _, network_input in group]))
+        for (picture, _), own in zip(group, logits, strict=True):
+            yield Prediction(argmax_upsampled(own, picture.shape[:2]), picture, self.labels)

@@ -445,7 +445,7 @@ def _about_model(model: str) -> dict[str, Any]:
         manifest = read_manifest(path)
     else:
         manifest = network_of(model)[1]
-    content = {
+    return {
         "name": manifest.name,
         "file": str(path),
         "variant": manifest.model.variant,
@@ -459,7 +459,6 @@ def _about_model(model: str) -> dict[str, Any]:
         "checkpoint sha256": manifest.checkpoint_sha256,
         "written by": f"evitseg {manifest.evitseg_version}",
     }
-    return content
 
 
 def _cost(of: Cost) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
-                names = file.keys()  # noqa: SIM118  # the file itself cannot be iterated over
+                names = file.keys()  # the file itself cannot be iterated over
                 return {key: file.get_tensor(key) for key in names}, dict(file.metadata() or {})
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -325,8 +325,9 @@ class AttentionBlock:
 
     @property
     def product_macs(self) -> int:
-        """Multiply-adds for one token in the two matrix products, the normaliser's row among them."""
-        return 2 * self.heads_per_scale * (1 + len(self.kernels)) * self.head_dim * (self.head_dim + 1)
+        """Multiply-adds for one token in the two matrix products, of which the second has a row for the divisor."""
+        heads = self.heads_per_scale * (1 + len(self.kernels))
+        return heads * self.head_dim * (2 * self.head_dim + 1)
 
 
 Block: TypeAlias = ConvBlock | AttentionBlock

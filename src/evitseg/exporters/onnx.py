@@ -90,7 +90,7 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
     assert logits not in {name for node in graph.nodes for name in node.input}
 
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", 3])]
-    shape = ["batch", model.config.num_classes, f"height/{LOGIT_STRIDE}", f"width/{LOGIT_STRIDE}"]
+    shape: list[str | int] = ["batch", model.config.num_classes, f"height/{LOGIT_STRIDE}", f"width/{LOGIT_STRIDE}"]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "evitseg", inputs, outputs, graph.initializers),
@@ -124,7 +124,7 @@ class _Graph:
         """The name of a constant; the same values are stored once."""
         from onnx import numpy_helper
 
-        array = np.asarray(values, dtype)
+        array: NDArray[Any] = np.asarray(values, dtype)
         key = (array.dtype, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = f"constant_{len(self._constants)}"
@@ -215,22 +215,23 @@ def _attention(graph: _Graph, module: MultiScaleAttention, x: str) -> str:
 
     tokens = graph.add("Reshape", graph.add("Concat", *scales, axis=1), ints(0, heads, 3 * dim, -1))
     q, k, v = graph.add("Split", tokens, ints(dim, dim, dim), outputs=3, axis=2)
+    q, k = graph.add("Relu", q), graph.add("Relu", k)
+    query_scale = at_least(graph.add("ReduceMax", q, ints(2), keepdims=1))
     count = graph.add("Cast", graph.add("Shape", tokens, start=3, end=4), to=TensorProto.FLOAT)
-    half = graph.add("Reciprocal", graph.add("Sqrt", count))
-    q, k = graph.add("Relu", q), graph.add("Mul", graph.add("Relu", k), half)
+    largest_key = at_least(graph.add("ReduceMax", k, ints(2, 3), keepdims=1))
+    key_scale = graph.add("Div", graph.add("Reciprocal", graph.add("Sqrt", count)), largest_key)
+    k = graph.add("Mul", k, key_scale)
 
     context = graph.add("MatMul", v, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
-    mean_key = graph.add("Transpose", graph.add("ReduceSum", k, ints(3), keepdims=1), perm=[0, 1, 3, 2])
-    key_scale = at_least(graph.add("Mul", graph.add("ReduceMax", mean_key, ints(3), keepdims=1), half))
-    sums = graph.add("Concat", context, mean_key, axis=2)
-    sums = graph.add("Mul", sums, graph.add("Div", half, key_scale))
-    query_scale = at_least(graph.add("ReduceMax", q, ints(2), keepdims=1))
+    key_sum = graph.add("Transpose", graph.add("ReduceSum", k, ints(3), keepdims=1), perm=[0, 1, 3, 2])
+    sum_scale = at_least(graph.add("ReduceMax", key_sum, ints(3), keepdims=1))
+    sums = graph.add("Div", graph.add("Concat", context, key_sum, axis=2), sum_scale)
     out = graph.add("MatMul", sums, graph.add("Div", q, query_scale))
 
     attended, divisor = graph.add("Split", out, ints(dim, 1), outputs=2, axis=2)
     if module.eps:
-        eps = graph.add("Mul", graph.add("Mul", half, half), graph.constant(module.eps))
-        divisor = graph.add("Add", divisor, graph.add("Div", eps, graph.add("Mul", key_scale, query_scale)))
+        eps = graph.add("Div", graph.add("Mul", key_scale, graph.constant(module.eps)), sum_scale)
+        divisor = graph.add("Add", divisor, graph.add("Div", eps, query_scale))
     attended = graph.add("Div", attended, at_least(divisor))
     shape = graph.add("Concat", ints(0, heads * dim), graph.add("Shape", x, start=2, end=4), axis=0)
     return _conv(graph, module.proj, graph.add("Reshape", attended, shape))

@@ -18,7 +18,8 @@ from evitseg.runtime.upsample import argmax_upsampled
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
 """Largest difference of a logit, as a share of its picture's largest logit, by the stored weights' number format."""
-MIN_EQUAL_PIXELS = 0.999
+MIN_EQUAL_PIXELS = {"float32": 0.999, "float16": 0.995}
+"""Smallest share of mask pixels that agree, likewise."""
 
 
 def example_pictures() -> list[Picture]:
@@ -32,7 +33,7 @@ def example_pictures() -> list[Picture]:
 def verify(artefact: Path, model: EfficientViT, manifest: Manifest, pictures: Sequence[Picture]) -> Verification:
     """Run both in float32 on every picture, and compare logits and masks.
 
-    Raises: ExportError with the numbers where they differ by more than `TOLERANCE` or in more than 0.1 % of pixels.
+    Raises: ExportError with the numbers where they differ by more than `TOLERANCE` and `MIN_EQUAL_PIXELS` allow.
     """
     engine = open_engine(artefact, precision="float32")
     reference = TorchEngine(model, manifest)
@@ -47,11 +48,11 @@ def verify(artefact: Path, model: EfficientViT, manifest: Manifest, pictures: Se
         masks = [argmax_upsampled(logits, picture.shape[:2]) for logits in (actual, expected)]
         equal += int((masks[0] == masks[1]).sum())
         pixels += masks[0].size
-    tolerance = TOLERANCE[manifest.weights]
-    if largest > tolerance or equal < MIN_EQUAL_PIXELS * pixels:
+    tolerance, min_equal = TOLERANCE[manifest.weights], MIN_EQUAL_PIXELS[manifest.weights]
+    if largest > tolerance or equal < min_equal * pixels:
         raise ExportError(
             f"{artefact.name} disagrees with its checkpoint and was not kept: the largest logit difference is "
             f"{largest:.2e} (at most {tolerance:.0e}), {equal / pixels:.3%} of mask pixels are equal "
-            f"(at least {MIN_EQUAL_PIXELS:.1%}), on {len(pictures)} pictures."
+            f"(at least {min_equal:.1%}), on {len(pictures)} pictures."
         )
     return Verification(len(pictures), largest, equal / pixels)

@@ -17,11 +17,11 @@ SMALLEST = 2.0**-14
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tensor:
     """Attention whose cost grows with the number of tokens, not with its square.
 
-    Any factor of the keys, or of one token's query, cancels in the quotient. Three such factors keep every
-    intermediate inside float16's range, whatever the size of the picture and the scale of the features: the sums over
-    tokens are taken as means (half of the division before summing, half after, so that neither a small key nor a long
-    sum leaves the range), the largest mean key is made 1, and the largest entry of every query is made 1. A query
-    that no key matches gets 0.
+    Any factor of a head's keys, or of one token's query, cancels in the quotient. Such factors keep every
+    intermediate inside float16's range, whatever the size of the picture and the scale of the features: a head's
+    largest key is made 1, keys are divided by the square root of the number of tokens (by the number itself a single
+    key would vanish, by nothing a long sum would overflow), the largest sum of keys is made 1, and so is the largest
+    entry of every query. A query that no key matches gets 0.
 
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
@@ -31,17 +31,18 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> 
 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
-    half = k.shape[-1] ** -0.5
-    q, k = q.relu(), k.relu() * half
-    # v·kᵀ first: head_dim² numbers, never tokens². The last row is the mean key, which gives the divisor.
-    sums = torch.cat([v @ k.transpose(-1, -2), k.sum(-1).unsqueeze(-2)], dim=-2) * half
+    q, k = q.relu(), k.relu()
     # The scales cancel, so no gradient needs to flow through them.
-    key_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=SMALLEST)
     query_scale = q.detach().amax(-2, keepdim=True).clamp(min=SMALLEST)
-    out = (sums / key_scale) @ (q / query_scale)
+    key_scale = k.shape[-1] ** -0.5 / k.detach().amax((-2, -1), keepdim=True).clamp(min=SMALLEST)
+    k = k * key_scale
+    # v·kᵀ first: head_dim² numbers, never tokens². The last row, the sum of the keys, gives the divisor.
+    sums = torch.cat([v @ k.transpose(-1, -2), k.sum(-1).unsqueeze(-2)], dim=-2)
+    sum_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=SMALLEST)
+    out = (sums / sum_scale) @ (q / query_scale)
     divisor = out[..., -1:, :]
     if eps:
-        divisor = divisor + eps * half**2 / (key_scale * query_scale)
+        divisor = divisor + eps * key_scale / (sum_scale * query_scale)
     attended: Tensor = out[..., :-1, :] / divisor.clamp(min=SMALLEST)
     return attended
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from evitseg.config import (
     ClassificationHead,
     ModelConfig,
     SegmentationHead,
+    cost,
 )
 from evitseg.errors import MissingPackageError, WeightsError, unknown
 from evitseg.image import Preprocess, replacing
@@ -214,20 +217,23 @@ def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
             with safe_open(path, "pt") as file:
                 names = file.keys()  # the file itself cannot be iterated over
                 return {key: file.get_tensor(key) for key in names}, dict(file.metadata() or {})
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was written; what matters is raised
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file.") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: not a file of tensors alone, so it is not loaded: it could run code.") from error
     except ImportError as error:
         raise MissingPackageError("reading safetensors", "torch") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path}: damaged, or not a checkpoint ({str(error).splitlines()[0][:200]}).") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":  # a class that the package does not export by a stable path
-            raise WeightsError(f"{path}: damaged, or not safetensors ({error}).") from error
-        raise
+    except Exception as error:  # a damaged file makes torch's unpickler raise whatever its stack machine stumbles over
+        raise WeightsError(f"{path}: damaged, or not a checkpoint ({_reason(error)}).") from error
     return _tensors(content, path), {}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, which may be empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _tensors(content: Any, where: object) -> State:
@@ -361,20 +367,20 @@ def load_checkpoint(
 
 def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:
     """An empty segmentation network whose weights have the names and shapes of these, and whose names they are."""
-    with torch.device("meta"):
-        for naming in ("the authors'", "ours"):
-            for backbone in BACKBONES.values():
-                for head in dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values()):
-                    config = _with_classes_of(ModelConfig(backbone, head), state, naming)
-                    # The cheap test first: most networks differ in the number of weights.
-                    shapes = {
-                        _NAMINGS[naming](key, config): tensor.shape for key, tensor in _empty_state(config).items()
-                    }
-                    if shapes == {key: tensor.shape for key, tensor in state.items()}:
-                        with torch.device("cpu"):
-                            return EfficientViT(config), naming
-    if any(len(state) == len(_empty_state(p.config)) for p in PUBLISHED.values() if _is_classifier(p.config)):
-        raise WeightsError(f"{where}: looks like a classifier; segmentation starts from one with evitseg train.")
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = sum(shape.numel() for key, shape in shapes.items() if not key.endswith(statistics))
+    heads = dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values())
+    for naming in ("the authors'", "ours"):
+        for backbone, head in itertools.product(BACKBONES.values(), heads):
+            config = _with_classes_of(ModelConfig(backbone, head), state, naming)
+            if cost(config).parameters != parameters:
+                continue
+            model = EfficientViT(config)
+            if {_NAMINGS[naming](key, config): tensor.shape for key, tensor in model.state_dict().items()} == shapes:
+                return model, naming
+    if any(cost(p.config).parameters == parameters for p in PUBLISHED.values() if _is_classifier(p.config)):
+        raise WeightsError(f"{where}: looks like a classifier, which has no masks to give; give a segmentation network.")
     raise WeightsError(
         f"{where}: the weights' names and shapes are those of no network here; "
         "give a checkpoint of evitseg, or one with the authors' names."
@@ -383,11 +389,6 @@ def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:
 
 def _is_classifier(config: ModelConfig) -> bool:
     return isinstance(config.head, ClassificationHead)
-
-
-def _empty_state(config: ModelConfig) -> State:
-    with torch.device("meta"):
-        return EfficientViT(config).state_dict()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -431,7 +432,7 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"{name}: {published.file} could not be downloaded from {published.repository} on the hub "
-                f"({str(error).strip().splitlines()[0][:160]}). Check the network; or fetch the file elsewhere and "
+                f"({_reason(error)}). Check the network; or fetch the file elsewhere and "
                 "give its path as the model."
             ) from error
     if published.sha256 and (found := file_sha256(path)) != published.sha256:

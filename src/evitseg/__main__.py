@@ -1,0 +1,5 @@
+"""`python -m evitseg` is the command."""
+
+from evitseg.cli import app
+
+app()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.bundled import EXAMPLE_PICTURE
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A file or folder of the material that is not ours to ship; a clone without it skips, CI must have it."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            sentence = f"needs ../shared/{name}, which a clone does not have"
+            if os.environ.get("CI"):
+                pytest.fail(sentence)
+            pytest.skip(sentence)
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def fidelity(shared: Callable[[str], Path]) -> ModuleType:
+    """The kit's own code for weights and inputs that anyone can make."""
+    spec = importlib.util.spec_from_file_location("fidelity_weights", shared("fidelity/weights.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def architectures(shared: Callable[[str], Path]) -> dict[str, dict[str, list[int]]]:
+    """Names and shapes of every published network's weights."""
+    tables: dict[str, Any] = {}
+    for file in ("architecture.json", "architecture_timm.json"):
+        tables |= json.loads(shared(f"fidelity/{file}").read_text())
+    return tables
+
+
+@pytest.fixture(scope="session")
+def photograph() -> NDArray[np.uint8]:
+    """A real street, 270×480 pixels."""
+    with Image.open(EXAMPLE_PICTURE) as image:
+        return np.asarray(image.resize((480, 270)))
+
+
+@pytest.fixture(scope="session")
+def b0_checkpoint(shared: Callable[[str], Path]) -> Path:
+    """The published B0, trained on Cityscapes."""
+    return shared("weights/efficientvit_seg_b0_cityscapes.pt")

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import evitseg
+from evitseg.config import BACKBONES, ModelConfig, model_config
+from evitseg.errors import ConfigError, ExportError
+from evitseg.exporters import export
+from evitseg.exporters.onnx import onnx_graph, write_onnx
+from evitseg.exporters.verify import TOLERANCE, example_pictures, verify
+from evitseg.image import Preprocess
+from evitseg.labels import numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.model.engine import TorchEngine
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.engines import ENGINES, open_engine
+
+
+def manifest_of(model: EfficientViT, size: int | None = 256) -> Manifest:
+    return Manifest(
+        "test", model.config, numbered(model.config.num_classes), Preprocess(size), Training("generated", "CC0")
+    )
+
+
+def lively(model: EfficientViT, seed: int = 0) -> EfficientViT:
+    """Random weights and batch-norm statistics that keep the signal alive through a deep network."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.6, 1.2, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+        elif isinstance(module, torch.nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            module.weight.data.normal_(0, (1.6 / fan_in) ** 0.5, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> EfficientViT:
+    return lively(evitseg.build("b0", 5))
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    "b0": model_config("b0", 5),
+    "b1 for ade20k": model_config("b1", 150, "b1-ade20k"),
+    "l0": model_config("l0", 5),
+    "l1 for ade20k": model_config("l1", 5, "l1-ade20k"),
+    "timm's epsilon": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_eps=1e-2)),
+    "three scales": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=(3, 5, 7))),
+    "one scale": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=())),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_artefact_gives_the_networks_logits_at_any_size(name: str, engine: str, tmp_path: Path) -> None:
+    model = lively(EfficientViT(CONFIGS[name]))
+    write_onnx(model, manifest_of(model), tmp_path / "a.onnx")
+    artefact = open_engine(tmp_path / "a.onnx", engine, "float32")
+    network = TorchEngine(model, manifest_of(model))
+    rng = np.random.default_rng(0)
+    for batch, height, width in ((1, 32, 32), (2, 64, 160), (3, 96, 32)):
+        images = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+        expected = network(images)
+        actual = artefact(images)
+        assert actual.shape == expected.shape == (batch, model.config.num_classes, height // 8, width // 8)
+        assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-4
+
+
+def test_the_exported_file_is_verified_and_carries_its_manifest(model: EfficientViT, tmp_path: Path) -> None:
+    path, manifest = export((model, manifest_of(model)), "onnx", tmp_path / "new" / "a.onnx")
+    assert manifest.verification is not None
+    assert manifest.verification.pictures == len(example_pictures())
+    assert manifest.verification.equal_pixels >= 0.999
+    assert open_engine(path).manifest == manifest
+    assert [p.name for p in path.parent.iterdir()] == ["a.onnx"]
+
+
+def test_float16_weights_halve_the_file_and_keep_the_masks(model: EfficientViT, tmp_path: Path) -> None:
+    full, _ = export((model, manifest_of(model)), out=tmp_path / "full.onnx")
+    half, manifest = export((model, manifest_of(model)), out=tmp_path / "half.onnx", weights="float16")
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    assert manifest.verification is not None
+    assert manifest.verification.largest_difference < TOLERANCE["float16"]
+
+
+@pytest.fixture
+def broken_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A converter that gets one weight wrong."""
+    import evitseg.exporters.onnx as module
+
+    folded = module._folded
+
+    def wrong(conv: object) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        weight, bias = folded(conv)  # type: ignore[arg-type]
+        if weight.shape == (8, 3, 3, 3):
+            weight = weight.copy()
+            weight[0] *= 1.5
+        return weight, bias
+
+    monkeypatch.setattr(module, "_folded", wrong)
+    yield
+
+
+def test_an_artefact_that_disagrees_is_not_kept(model: EfficientViT, broken_writer: None, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="disagrees with its checkpoint and was not kept"):
+        export((model, manifest_of(model)), out=tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_path: Path) -> None:
+    path, manifest = export((model, manifest_of(model)), out=tmp_path / "a.onnx")
+    proto = onnx.load(path)
+    kernel = max(proto.graph.initializer, key=lambda i: len(i.raw_data))
+    values = np.frombuffer(kernel.raw_data, np.float32).copy()
+    values[: len(values) // 2] = 0
+    kernel.raw_data = values.tobytes()
+    onnx.save(proto, path)
+    with pytest.raises(ExportError, match="disagrees"):
+        verify(path, model, manifest, example_pictures())
+
+
+def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:
+    model = lively(evitseg.build("b0", 3))
+    model.head.outputs.classify.conv.bias.data[0] = torch.nan  # type: ignore[union-attr,index,operator]
+    with pytest.raises(ExportError, match="not finite"):
+        export((model, manifest_of(model)), out=tmp_path / "a.onnx")
+
+
+def test_wrong_words_are_errors(model: EfficientViT, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown format 'onxn'; did you mean 'onnx'"):
+        export((model, manifest_of(model)), "onxn", tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=r"onnx files end in \.onnx"):
+        export((model, manifest_of(model)), out=tmp_path / "a.bin")
+    with pytest.raises(ExportError, match="out="):
+        export((model, manifest_of(model)))
+
+
+def test_the_file_says_nothing_about_the_machine(model: EfficientViT, tmp_path: Path) -> None:
+    path, _ = export((model, manifest_of(model)), out=tmp_path / "a.onnx")
+    content = path.read_bytes()
+    for word in (b"/home", b"/root", b"site-packages", str(tmp_path).encode(), b"stack_trace"):
+        assert word not in content
+
+
+def test_operators_are_plain(model: EfficientViT) -> None:
+    used = {node.op_type for node in onnx_graph(model, Preprocess()).graph.node}
+    assert not used & {"Loop", "If", "Scan", "NonZero", "Pad", "Where", "Softmax", "Einsum"}
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch, evitseg; from evitseg.exporters.onnx import onnx_graph; from evitseg.image import Preprocess;"
+        "torch.manual_seed(0); model = evitseg.build('b0', 3).eval();"
+        "sys.stdout.buffer.write(onnx_graph(model, Preprocess()).SerializeToString())"
+    )
+    first, second = (subprocess.run([sys.executable, "-c", script], capture_output=True, check=True) for _ in "ab")
+    assert first.stdout == second.stdout
+    assert len(first.stdout) > 2_000_000

@@ -1,0 +1,148 @@
+"""Downloads against a hub of our own on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+import evitseg
+from evitseg.config import model_config
+from evitseg.errors import WeightsError
+from evitseg.model import weights
+from evitseg.model.network import EfficientViT
+from evitseg.model.weights import PUBLISHED, download, official_key
+
+NAME = "efficientvit-seg-b0-cityscapes"
+PATH = f"/{PUBLISHED[NAME].repository}/resolve/main/{PUBLISHED[NAME].file}"
+
+
+class Hub:
+    """Serves files the way the hub does: a commit, an ETag and a length for every path."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self.answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self.answer(with_body=True)
+
+            def answer(self, with_body: bool) -> None:
+                content = hub.files.get(self.path)
+                if self.path.startswith("/han-cai/"):
+                    hub.requests.append(f"{self.command} {self.path}")
+                self.send_response(200 if content is not None else 404)
+                if content is None:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                body = content or b""
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file like the published one, with weights of our own."""
+    torch.manual_seed(0)
+    config = model_config("b0", 19)
+    state = {official_key(key, config): tensor for key, tensor in EfficientViT(config).state_dict().items()}
+    path = tmp_path_factory.mktemp("published") / "b0.pt"
+    torch.save({"state_dict": state}, path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def known(published: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sha256 in the place of the real file's."""
+    from dataclasses import replace
+
+    sha256 = hashlib.sha256(published).hexdigest()
+    monkeypatch.setitem(weights.PUBLISHED, NAME, replace(PUBLISHED[NAME], sha256=sha256))
+
+
+@pytest.mark.usefixtures("known")
+def test_a_file_is_downloaded_once_and_found_offline_afterwards(hub: Hub, published: bytes, tmp_path: Path) -> None:
+    hub.files[PATH] = published
+    path = download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
+    assert path.read_bytes() == published
+    assert hub.requests == [f"HEAD {PATH}", f"GET {PATH}"]
+    hub.files.clear()
+    assert download("b0-cityscapes", endpoint=hub.url, cache=tmp_path) == path
+    assert len(hub.requests) == 2
+    assert evitseg.load_official("b0-cityscapes", path).config.num_classes == 19
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(hub: Hub, published: bytes, tmp_path: Path) -> None:
+    hub.files[PATH] = published
+    with pytest.raises(WeightsError, match="its sha256 is .* delete the file and try again"):
+        download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
+
+
+def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="could not be downloaded from han-cai/efficientvit-seg") as error:
+        download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
+    assert "give its path as the model" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_command_says_what_to_do(tmp_path: Path) -> None:
+    # Offline mode fails as a missing network does, without the half minute of retries before.
+    run = subprocess.run(
+        [sys.executable, "-m", "evitseg", "predict", "--example", "--model", "b0-cityscapes", "--out", str(tmp_path)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: efficientvit-seg-b0-cityscapes: ")
+    assert "Check the network" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_command_downloads_converts_nothing_and_predicts(hub: Hub, b0_checkpoint: Path, tmp_path: Path) -> None:
+    hub.files[PATH] = b0_checkpoint.read_bytes()
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "evitseg", "predict", "--example", "-m", "b0-cityscapes", "--size", "256"]
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    for _ in range(2):
+        run = subprocess.run(
+            [*command, "--out", str(out)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        assert "vegetation" in run.stdout
+        hub.files.clear()  # the second time without the hub
+    assert (out / "street_mask.png").exists()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import evitseg
+from evitseg.bundled import bundled_models
+from evitseg.errors import ConfigError, EngineError, WeightsError
+from evitseg.image import Preprocess
+from evitseg.runtime.engines import ENGINES, _openvino_precision, open_engine, read_manifest
+
+BUNDLED = bundled_models()["b0-camvid"]
+
+
+@pytest.fixture(scope="module")
+def image(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return Preprocess(256).apply(photograph)[None]
+
+
+def test_all_engines_agree(image: NDArray[np.uint8]) -> None:
+    logits = [open_engine(BUNDLED, engine, "float32")(image) for engine in ENGINES]
+    for other in logits[1:]:
+        assert np.abs(other - logits[0]).max() / np.abs(logits[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_lower_precision_gives_nearly_the_same_mask(precision: str, image: NDArray[np.uint8]) -> None:
+    reference = open_engine(BUNDLED, precision="float32")(image)
+    try:
+        engine = open_engine(BUNDLED, precision=precision)  # type: ignore[arg-type]
+    except EngineError as error:
+        assert f"no {precision} arithmetic" in str(error)
+        pytest.skip(f"this processor has no {precision}")
+    logits = engine(image)
+    assert engine.info.precision == precision
+    assert np.isfinite(logits).all()
+    assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.98
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_are_what_was_asked_for(engine: str, image: NDArray[np.uint8]) -> None:
+    one = open_engine(BUNDLED, engine, threads=1)
+    assert one.info.threads == 1
+    assert "1 thread," in str(one.info)
+    assert one(image).shape[1] == 11
+
+
+def test_results_of_an_earlier_call_stay_as_they_were(image: NDArray[np.uint8]) -> None:
+    engine = open_engine(BUNDLED)
+    first = engine(image)
+    before = first.copy()
+    engine(image[:, ::-1])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_auto_takes_what_the_processor_has() -> None:
+    assert _openvino_precision("auto", ["FP32", "BF16", "FP16"]) == "bfloat16"
+    assert _openvino_precision("auto", ["FP32", "FP16"]) == "float16"
+    assert _openvino_precision("auto", ["FP32", "INT8"]) == "float32"
+    with pytest.raises(EngineError, match="no bfloat16 arithmetic; it has float32, float16"):
+        _openvino_precision("bfloat16", ["FP32", "FP16"])
+
+
+def test_what_an_engine_cannot_do_is_a_sentence() -> None:
+    with pytest.raises(EngineError, match="float32 on a CPU, not in bfloat16"):
+        open_engine(BUNDLED, "onnxruntime", "bfloat16")
+    with pytest.raises(ConfigError, match="did you mean 'openvino'"):
+        open_engine(BUNDLED, "openvno")
+    with pytest.raises(ConfigError, match="did you mean 'float16' or 'bfloat16'|did you mean"):
+        open_engine(BUNDLED, precision="floatt16")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="threads is 0"):
+        open_engine(BUNDLED, threads=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_are_no_artefacts_are_one_sentence(engine: str, tmp_path: Path) -> None:
+    whole = BUNDLED.read_bytes()
+    foreign = onnx.load(BUNDLED)
+    del foreign.metadata_props[:]
+    cases = {
+        "empty": b"",
+        "text": b"this is not a model\n" * 50,
+        "truncated": whole[: len(whole) // 2],
+        "foreign": foreign.SerializeToString(),
+    }
+    for name, content in cases.items():
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        with pytest.raises((EngineError, WeightsError), match=f"{name}.onnx") as error:
+            open_engine(path, engine)
+        assert "\n" not in str(error.value)
+    with pytest.raises(WeightsError, match="no such file"):
+        open_engine(tmp_path / "absent.onnx", engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_artefact_cannot_make_us_read_other_files(engine: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(4 * 8 * 3 * 9))
+    proto = onnx.load(BUNDLED)
+    kernel = next(i for i in proto.graph.initializer if list(i.dims) == [8, 3, 3, 3])
+    kernel.ClearField("raw_data")
+    kernel.data_location = onnx.TensorProto.EXTERNAL
+    kernel.external_data.add(key="location", value=secret.name)
+    (tmp_path / "pointing.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises((EngineError, WeightsError), match=r"pointing\.onnx"):
+        open_engine(tmp_path / "pointing.onnx", engine)
+
+
+def test_a_manifest_is_read_without_compiling() -> None:
+    assert read_manifest(BUNDLED).name == "b0-camvid"
+    assert evitseg.load().manifest == read_manifest(BUNDLED)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import evitseg
+from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
+from evitseg.runtime.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def segment() -> Segmenter:
+    return evitseg.load()
+
+
+def test_the_bundled_model_knows_a_street(segment: Segmenter) -> None:
+    prediction = segment(EXAMPLE_PICTURE)
+    assert prediction.mask.shape == (1080, 1920)
+    fractions = prediction.fractions()
+    assert sum(fractions.values()) == pytest.approx(1)
+    # By eye: road below, sky above, houses and trees between.
+    assert 0.3 < fractions["road"] < 0.5
+    assert 0.2 < fractions["sky"] < 0.3
+    assert 0.1 < fractions["building"] < 0.25
+    names = prediction.labels.names
+    assert names[prediction.mask[1000, 900]] == "road"
+    assert names[prediction.mask[50, 700]] == "sky"
+    assert names[prediction.mask[400, 1000]] == "building"
+
+
+def test_a_path_an_image_and_an_array_give_the_same(segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photograph).save(path)
+    expected = segment(photograph).mask
+    for source in (path, str(path), Image.fromarray(photograph)):
+        np.testing.assert_array_equal(segment(source).mask, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (37, 3), (31, 33), (270, 480)])
+def test_any_picture_size_gives_a_mask_of_that_size(size: tuple[int, int], segment: Segmenter) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    for working_size in (None, "native", 64):
+        mask = Segmenter(segment._engine, working_size)(picture).mask  # type: ignore[arg-type]
+        assert mask.shape == size
+        assert mask.dtype == np.uint8
+
+
+def test_a_batch_gives_what_single_pictures_give(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    pictures = [photograph, photograph[:, ::-1], photograph[:200], photograph[:, :, ::-1], photograph[::-1]]
+    together = list(segment.batch(pictures, size=2))
+    assert len(together) == len(pictures)
+    for picture, prediction in zip(pictures, together, strict=True):
+        single = segment(np.ascontiguousarray(picture)).mask
+        # bfloat16 kernels may sum in another order in a batch.
+        assert (prediction.mask == single).mean() > 0.999
+
+
+def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    prediction = segment(photograph)
+    prediction.save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), prediction.mask)
+    assert prediction.overlay().width == 480
+
+
+def test_a_checkpoint_runs_as_its_artefact_does(b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    artefact, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx")
+    checkpoint = evitseg.load(b0_checkpoint, size=256)
+    assert checkpoint.info.engine == "PyTorch"
+    expected = checkpoint(photograph).mask
+    mask = evitseg.load(artefact, precision="float32", size=256)(photograph).mask
+    assert (mask == expected).mean() > 0.999
+
+
+def test_models_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'b0-camvid'"):
+        evitseg.load("b0-camvd")
+    with pytest.raises(WeightsError, match=r"no such file"):
+        evitseg.load(tmp_path / "absent.onnx")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(WeightsError, match="not a model; models end in"):
+        evitseg.load(tmp_path / "notes.txt")
+    with pytest.raises(EngineError, match="torch runs checkpoints"):
+        evitseg.load("b0-camvid", engine="torch")
+    with pytest.raises(EngineError, match="make an artefact with evitseg export"):
+        evitseg.load("b0-cityscapes", engine="openvino")
+    with pytest.raises(ConfigError, match="size 'large' is unknown"):
+        evitseg.load(size="large")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="size 3 is out of range"):
+        evitseg.load(size=3)
+    with pytest.raises(PictureError, match="no such file"):
+        evitseg.load()("absent.jpg")

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.errors import ConfigError, PictureError
+from evitseg.image import (
+    MAX_PIXELS,
+    Preprocess,
+    class_fractions,
+    overlay,
+    picture_size,
+    read_mask,
+    read_picture,
+    replacing,
+    save_mask,
+    save_picture,
+)
+from evitseg.labels import load_labels, numbered
+
+Array = NDArray[np.uint8]
+
+
+@pytest.fixture
+def pixels() -> Array:
+    return np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "webp"])
+def test_lossless_files_come_back_as_they_were(ending: str, pixels: Array, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path, lossless=True)
+    np.testing.assert_array_equal(read_picture(path), pixels)
+
+
+def test_jpeg_comes_back_nearly(photograph: Array, tmp_path: Path) -> None:
+    Image.fromarray(photograph).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_picture(tmp_path / "a.jpg").astype(int) - photograph).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, pixels: Array, tmp_path: Path) -> None:
+    # How the stored picture must be turned, from the EXIF standard, in numpy's words.
+    upright = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+        8: np.rot90,
+    }[orientation](pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), upright)
+    assert picture_size(tmp_path / "a.png") == upright.shape[:2]
+
+
+def test_a_pil_image_is_left_as_it_was(pixels: Array) -> None:
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = 6
+    assert read_picture(image).shape == (14, 9, 3)
+    assert image.size == (14, 9)
+
+
+def test_grey_palette_bilevel_and_alpha_become_rgb(pixels: Array, tmp_path: Path) -> None:
+    grey = pixels[..., 0]
+    path = tmp_path / "a.png"
+    Image.fromarray(grey).save(path)
+    np.testing.assert_array_equal(read_picture(path), np.stack([grey] * 3, -1))
+
+    palette = Image.fromarray((grey % 4).astype(np.uint8))
+    palette.putpalette([0, 0, 0, 250, 10, 20, 30, 240, 50, 60, 70, 230])
+    palette.save(path)
+    expected = np.array([[0, 0, 0], [250, 10, 20], [30, 240, 50], [60, 70, 230]], np.uint8)[grey % 4]
+    np.testing.assert_array_equal(read_picture(path), expected)
+
+    Image.fromarray(grey > 127).save(path)
+    np.testing.assert_array_equal(read_picture(path)[..., 1], np.where(grey > 127, 255, 0))
+
+    alpha = np.concatenate([pixels, pixels[..., :1]], -1)
+    Image.fromarray(alpha).save(path)
+    np.testing.assert_array_equal(read_picture(path), pixels)
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif")[0, 0], [255, 0, 0])
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_picture(tmp_path / "a.jpg")[0, 0].astype(int) - [255, 0, 0]).max() < 8
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_keep_their_upper_eight(ending: str, tmp_path: Path) -> None:
+    levels = np.array([[0, 255, 256, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(read_picture(tmp_path / f"a.{ending}")[0, :, 0], [0, 0, 1, 255])
+
+
+def test_sixteen_bit_colours_in_a_png_keep_their_upper_eight(tmp_path: Path) -> None:
+    levels = np.array([[[0x1234, 0xABCD, 0xFF00]]], ">u2")
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + levels.tobytes())) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png")[0, 0], [0x12, 0xAB, 0xFF])
+
+
+def bomb() -> bytes:
+    """A PNG header of 40000×40000 pixels."""
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    data = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return b"\x89PNG\r\n\x1a\n" + data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def jpeg(pixels: Array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_every_bad_file_is_one_sentence_with_its_name(photograph: Array, tmp_path: Path) -> None:
+    cases = {
+        "bomb.png": (bomb(), "limit that guards against decompression bombs"),
+        "truncated.jpg": (jpeg(photograph)[:3000], "truncated or damaged"),
+        "text.jpg": (b"this is a text file\n" * 20, "not a picture"),
+        "empty.png": (b"", "an empty file"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PictureError, match=reason) as error:
+            read_picture(tmp_path / name)
+        assert name in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(PictureError, match="no such file"):
+        read_picture(tmp_path / "absent.jpg")
+    with pytest.raises(PictureError, match="a folder"):
+        read_picture(tmp_path)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(PictureError, match="32-bit float"):
+        read_picture(tmp_path / "float.tif")
+
+
+def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for ending, options in {"jpg": {}, "png": {}, "webp": {}, "tif": {"compression": "tiff_lzw"}, "bmp": {}}.items():
+        file = io.BytesIO()
+        Image.fromarray(photograph[:40, :60]).save(file, Image.registered_extensions()[f".{ending}"], **options)
+        whole = file.getvalue()
+        for _ in range(40):
+            content = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.5 else whole)
+            content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+            path = tmp_path / f"a.{ending}"
+            path.write_bytes(content)
+            try:
+                assert read_picture(path).shape[2] == 3
+            except PictureError as error:
+                assert path.name in str(error)
+
+
+def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
+    for array in (pixels.astype(np.float32), pixels[..., :2], np.zeros((0, 4, 3), np.uint8), pixels[0, 0]):
+        with pytest.raises(PictureError):
+            read_picture(array)
+    np.testing.assert_array_equal(read_picture(pixels[..., 0])[..., 2], pixels[..., 0])
+
+
+# Preprocess
+
+
+@pytest.mark.parametrize(
+    ("rule", "picture", "size", "expected"),
+    [
+        (Preprocess(720), (360, 480), None, (704, 960)),  # 720 is halfway; even multiples win, as Python rounds
+        (Preprocess(720), (1080, 1920), None, (704, 1280)),
+        (Preprocess(720), (4032, 3024), None, (960, 704)),
+        (Preprocess(720), (100, 100), None, (192, 192)),  # enlarged at most twice: 200, and 192 is nearest
+        (Preprocess(720), (360, 480), 480, (480, 640)),
+        (Preprocess(720), (100, 100), 640, (640, 640)),  # who asks for a size gets it
+        (Preprocess(720), (1024, 2048), "native", (1024, 2048)),
+        (Preprocess(720), (1000, 2000), "native", (992, 1984)),
+        (Preprocess(), (1000, 2000), None, (992, 1984)),
+        (Preprocess(), (1, 1), None, (32, 32)),
+        (Preprocess(720), (1, 1), None, (32, 32)),
+        (Preprocess(720), (10, 4000), None, (32, 8000)),
+    ],
+)
+def test_the_working_size_follows_the_rule(
+    rule: Preprocess, picture: tuple[int, int], size: int | None, expected: tuple[int, int]
+) -> None:
+    assert rule.fit(picture, size) == expected
+    if max(picture) < 2000:
+        assert rule.apply(np.zeros((*picture, 3), np.uint8), size).shape == (*expected, 3)
+
+
+def test_a_picture_of_the_working_size_is_not_resampled(pixels: Array) -> None:
+    picture = np.tile(pixels, (8, 8, 1))[:64, :96]
+    np.testing.assert_array_equal(Preprocess().apply(picture), picture)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match="size 5 is out of range"):
+        Preprocess(5)
+    with pytest.raises(ConfigError, match="std"):
+        Preprocess(std=(1.0, 0.0, 1.0))
+    with pytest.raises(ConfigError, match=f"{MAX_PIXELS:,}"):
+        Preprocess(720).fit((10, 400_000), size=1024)
+
+
+# Writing
+
+
+def test_a_mask_is_class_indices_with_the_palette(tmp_path: Path) -> None:
+    labels = load_labels("camvid")
+    mask = np.random.default_rng(0).integers(0, 11, (20, 30), np.uint8)
+    mask[0, 0] = labels.ignore_index
+    save_mask(mask, tmp_path / "new" / "a.png", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "new" / "a.png"), mask)
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), labels.palette[mask])
+
+
+def test_a_mask_of_many_classes_is_sixteen_bit(tmp_path: Path) -> None:
+    mask = np.array([[0, 299]], np.uint16)
+    save_mask(mask, tmp_path / "a.png", numbered(300))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), mask)
+
+
+def test_a_mask_cannot_be_written_with_loss(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="end it in .png"):
+        save_mask(np.zeros((4, 4), np.uint8), tmp_path / "a.jpg", numbered(2))
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PictureError, match=r"b\.png: cannot be written"):
+        save_picture(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "umask"), reason="needs Unix permissions")
+def test_a_result_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "ours") as file:
+        file.write(b"x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# Drawing
+
+
+def test_fractions_add_up_and_come_largest_first() -> None:
+    mask = np.array([[3, 3, 3, 0], [3, 0, 8, 3]], np.uint8)
+    assert class_fractions(mask, load_labels("camvid")) == {"road": 5 / 8, "sky": 2 / 8, "car": 1 / 8}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (270, 480)])
+def test_an_overlay_has_the_picture_above_and_the_legend_below(size: tuple[int, int]) -> None:
+    labels = load_labels("camvid")
+    picture = np.full((*size, 3), 200, np.uint8)
+    mask = np.zeros(size, np.uint8)
+    image = np.asarray(overlay(picture, mask, labels, opacity=0.5))
+    assert image.shape[0] > size[0]
+    assert image.shape[1] >= size[1]
+    np.testing.assert_allclose(image[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
+    assert (image[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch

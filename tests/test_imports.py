@@ -1,0 +1,163 @@
+"""Who may import whom, and what may be missing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evitseg
+
+PACKAGE = Path(evitseg.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What a folder's modules may import when they are imported themselves, beside the standard library.
+LIGHT = {"numpy", "PIL", "typer", "rich", "cattrs"}
+OUTSIDE = {
+    ".": LIGHT,
+    "bundled": LIGHT,
+    "runtime": LIGHT,
+    "model": LIGHT | {"torch"},
+    "exporters": LIGHT | {"torch"},
+}
+INSIDE = {
+    ".": {"."},
+    "bundled": {".", "bundled"},
+    "runtime": {".", "runtime", "bundled"},
+    "model": {".", "model"},
+    "exporters": {".", "exporters", "model", "runtime", "bundled"},
+}
+
+
+def place(module: Path) -> str:
+    parts = module.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "."
+
+
+def imports(module: Path, everywhere: bool) -> set[str]:
+    """Names of the modules it imports: at the top, or also inside functions; not those for type checking alone."""
+    found = set()
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    checking = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if id(node) in checking:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "evitseg":
+                found |= {f"evitseg.{alias.name}" for alias in node.names}
+            found.add(node.module)
+    return found
+
+
+def folder_of(name: str) -> str:
+    parts = name.split(".")[1:]
+    return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else "."
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
+def test_importing_a_module_needs_only_what_its_folder_says(module: Path) -> None:
+    for name in imports(module, everywhere=False):
+        top = name.split(".")[0]
+        if top != "evitseg":
+            assert top in sys.stdlib_module_names or top in OUTSIDE[place(module)], name
+        elif place(module) != ".":
+            assert folder_of(name) in INSIDE[place(module)], name
+        else:
+            assert folder_of(name) in {".", "bundled"}, name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
+def test_the_runtime_and_the_model_never_see_each_other(module: Path) -> None:
+    seen = {folder_of(name) for name in imports(module, everywhere=True) if name.startswith("evitseg")}
+    if place(module) in ("runtime", "model"):
+        assert seen <= INSIDE[place(module)]
+    if module.name != "__main__.py":
+        assert "evitseg.cli" not in imports(module, everywhere=True)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def test_import_loads_neither_torch_nor_an_engine() -> None:
+    run = python("import sys, evitseg; print({m.split('.')[0] for m in sys.modules})")
+    loaded = ast.literal_eval(run.stdout)
+    assert not loaded & {"torch", "openvino", "onnxruntime", "onnx", "numpy", "PIL", "rich", "typer"}
+
+
+def test_help_loads_only_the_command_lines_library() -> None:
+    run = python(
+        "import sys; sys.argv = ['evitseg', '--help']; import evitseg.cli, atexit;"
+        "atexit.register(lambda: print('LOADED', {m.split('.')[0] for m in sys.modules})); evitseg.cli.app()"
+    )
+    loaded = ast.literal_eval(run.stdout.split("LOADED ")[1])
+    assert not loaded & {"torch", "openvino", "onnxruntime", "onnx", "numpy", "PIL"}
+
+
+FORBID = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "onnx", "onnxruntime", "safetensors", "huggingface_hub"}:
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Forbidden())
+"""
+
+
+def test_the_runtime_works_without_torch() -> None:
+    code = (
+        "import evitseg; from evitseg.bundled import EXAMPLE_PICTURE; "
+        "print(round(evitseg.load()(EXAMPLE_PICTURE).fractions()['road'], 1))"
+    )
+    run = python(FORBID + code)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "0.4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["predict", "--example", "--model", "b0-cityscapes"], "torch"),
+        (["predict", "--example", "--model", "x.pt"], "torch"),
+        (["predict", "--example", "--engine", "onnxruntime"], "onnxruntime"),
+        (["export", "x.pt"], "torch"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], extra: str, tmp_path: Path) -> None:
+    run = python(
+        FORBID + f"import os; os.chdir({str(tmp_path)!r}); sys.argv = ['evitseg', *{arguments!r}]; "
+        "import evitseg.cli; evitseg.cli.app()"
+    )
+    assert run.returncode == 1
+    assert f"pip install 'evitseg[{extra}]'" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_public_names_stay_what_they_are_after_every_import() -> None:
+    # A submodule of the same name would take a function's place.
+    import evitseg.exporters
+    import evitseg.loading
+    import evitseg.model.network
+    import evitseg.runtime.segmenter
+
+    for name in evitseg.__all__:
+        assert callable(getattr(evitseg, name)), name
+        assert callable(getattr(evitseg, name)), name
+    with pytest.raises(AttributeError, match="nothing"):
+        evitseg.nothing  # noqa: B018

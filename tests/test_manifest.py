@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from evitseg.config import model_config
+from evitseg.errors import ConfigError
+from evitseg.image import Preprocess
+from evitseg.labels import load_labels, numbered
+from evitseg.manifest import SCHEMA, Accuracy, Manifest, Training, Verification, parse_manifest
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return Manifest(
+        name="b0-camvid",
+        model=model_config("b0", 11),
+        labels=load_labels("camvid"),
+        preprocess=Preprocess(720),
+        training=Training("pictures", "CC0"),
+        accuracy=(Accuracy("camvid test", "whole", 70.0, {"sky": 90.0}, 233, {"engine": "OpenVINO"}),),
+        verification=Verification(3, 1e-5, 1.0),
+    )
+
+
+def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
+    assert parse_manifest(manifest.to_json(), "a.onnx") == manifest
+
+
+def changed(manifest: Manifest, **changes: Any) -> str:
+    return json.dumps(json.loads(manifest.to_json()) | changes)
+
+
+def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads {SCHEMA}; pip install --upgrade"):
+        parse_manifest(changed(manifest, schema=SCHEMA + 1), "a.onnx")
+
+
+def test_unknown_keys_are_refused_at_every_depth(manifest: Manifest) -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        parse_manifest(changed(manifest, colour="red"), "a.onnx")
+    deep = json.loads(manifest.to_json())
+    deep["model"]["backbone"]["stages"][0]["witdh"] = 3
+    with pytest.raises(ConfigError, match="witdh"):
+        parse_manifest(json.dumps(deep), "a.onnx")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": 1}', f'{{"schema": {SCHEMA}}}', '{"schema": "x"}'])
+def test_a_damaged_manifest_is_one_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"a\.onnx: its manifest"):
+        parse_manifest(text, "a.onnx")
+
+
+def test_values_that_cannot_work_are_refused(manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    content["preprocess"]["short_side"] = 3
+    with pytest.raises(ConfigError, match="size 3 is out of range"):
+        parse_manifest(json.dumps(content), "a.onnx")
+
+
+def test_labels_and_network_must_agree() -> None:
+    with pytest.raises(ConfigError, match="3 classes, the network 11"):
+        Manifest("a", model_config("b0", 11), numbered(3), Preprocess(), Training("", ""))

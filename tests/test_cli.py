@@ -19,7 +19,9 @@ from evitseg import __version__
 def evitseg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command as a person runs it."""
     command = [sys.executable, "-m", "evitseg", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"})
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"}
+    )
 
 
 @pytest.fixture
@@ -107,7 +109,9 @@ def test_a_quoted_pattern_is_understood(street: Path, tmp_path: Path) -> None:
         (["street.jpg", "--engine", "onnxruntime", "--precision", "float16"], "not in float16"),
     ],
 )
-def test_what_fails_is_one_sentence_and_status_1(arguments: list[str], sentence: str, street: Path, tmp_path: Path) -> None:
+def test_what_fails_is_one_sentence_and_status_1(
+    arguments: list[str], sentence: str, street: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     before = files(tmp_path)
     run = evitseg("predict", *arguments, cwd=tmp_path)

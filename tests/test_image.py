@@ -4,7 +4,9 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_jpeg_comes_back_nearly(photograph: Array, tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, pixels: Array, tmp_path: Path) -> None:
     # How the stored picture must be turned, from the EXIF standard, in numpy's words.
-    upright = {
+    turns: dict[int, Callable[[Array], Array]] = {
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -58,7 +60,8 @@ def test_exif_orientation_is_applied(orientation: int, pixels: Array, tmp_path: 
         6: lambda a: np.rot90(a, -1),
         7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
         8: np.rot90,
-    }[orientation](pixels)
+    }
+    upright = turns[orientation](pixels)
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
@@ -172,7 +175,13 @@ def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph:
 
 
 def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
-    for array in (pixels.astype(np.float32), pixels[..., :2], np.zeros((0, 4, 3), np.uint8), pixels[0, 0]):
+    arrays: list[NDArray[Any]] = [
+        pixels.astype(np.float32),
+        pixels[..., :2],
+        np.zeros((0, 4, 3), np.uint8),
+        pixels[0, 0],
+    ]
+    for array in arrays:
         with pytest.raises(PictureError):
             read_picture(array)
     np.testing.assert_array_equal(read_picture(pixels[..., 0])[..., 2], pixels[..., 0])

@@ -36,7 +36,9 @@ def test_neighbouring_colours_differ() -> None:
 
 def test_a_file_may_leave_out_ids_and_colours(tmp_path: Path) -> None:
     path = tmp_path / "fields.json"
-    path.write_text(json.dumps({"name": "fields", "classes": [{"name": "wheat"}, {"name": "maize", "color": [1, 2, 3]}]}))
+    path.write_text(
+        json.dumps({"name": "fields", "classes": [{"name": "wheat"}, {"name": "maize", "color": [1, 2, 3]}]})
+    )
     labels = load_labels(path)
     assert labels.names == ("wheat", "maize")
     assert labels.classes[1].raw_ids == (1,)

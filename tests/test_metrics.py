@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_the_metric_agrees_with_torchmetrics_on_real_masks(shared: Callable[[str
     jaccard = JaccardIndex("multiclass", num_classes=11, average="none", ignore_index=255)
     confusion = np.zeros((11, 11), np.int64)
     # The next frame's mask, its void as sky, is a prediction with plausible errors.
-    for truth, other in zip(masks, masks[1:], strict=False):
+    for truth, other in itertools.pairwise(masks):
         prediction = np.where(other == 255, 0, other)
         confusion += confusion_matrix(truth, prediction, 11, 255)
         jaccard.update(torch.from_numpy(prediction.astype(np.int64)), torch.from_numpy(truth.astype(np.int64)))

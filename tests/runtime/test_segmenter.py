@@ -33,7 +33,9 @@ def test_the_bundled_model_knows_a_street(segment: Segmenter) -> None:
     assert names[prediction.mask[400, 1000]] == "building"
 
 
-def test_a_path_an_image_and_an_array_give_the_same(segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_path_an_image_and_an_array_give_the_same(
+    segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path
+) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(photograph).save(path)
     expected = segment(photograph).mask
@@ -45,7 +47,7 @@ def test_a_path_an_image_and_an_array_give_the_same(segment: Segmenter, photogra
 def test_any_picture_size_gives_a_mask_of_that_size(size: tuple[int, int], segment: Segmenter) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for working_size in (None, "native", 64):
-        mask = Segmenter(segment._engine, working_size)(picture).mask  # type: ignore[arg-type]
+        mask = Segmenter(segment._engine, working_size)(picture).mask
         assert mask.shape == size
         assert mask.dtype == np.uint8
 
@@ -68,7 +70,9 @@ def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], t
     assert prediction.overlay().width == 480
 
 
-def test_a_checkpoint_runs_as_its_artefact_does(b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_checkpoint_runs_as_its_artefact_does(
+    b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path
+) -> None:
     artefact, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx")
     checkpoint = evitseg.load(b0_checkpoint, size=256)
     assert checkpoint.info.engine == "PyTorch"

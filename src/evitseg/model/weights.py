@@ -380,7 +380,9 @@ def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:
             if {_NAMINGS[naming](key, config): tensor.shape for key, tensor in model.state_dict().items()} == shapes:
                 return model, naming
     if any(cost(p.config).parameters == parameters for p in PUBLISHED.values() if _is_classifier(p.config)):
-        raise WeightsError(f"{where}: looks like a classifier, which has no masks to give; give a segmentation network.")
+        raise WeightsError(
+            f"{where}: looks like a classifier, which has no masks to give; give a segmentation network."
+        )
     raise WeightsError(
         f"{where}: the weights' names and shapes are those of no network here; "
         "give a checkpoint of evitseg, or one with the authors' names."

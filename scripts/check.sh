@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Every check: format, lint, types, the base install, tests. Installs what it needs into .venv-check.
+#   scripts/check.sh               everything
+#   scripts/check.sh tests/model   everything, but of the tests only these
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${EVITSEG_VENV:-.venv-check}
+
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+echo "installing into $venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+
+"$venv/bin/ruff" format --check --quiet src tests benchmarks scripts
+"$venv/bin/ruff" check --quiet src tests benchmarks scripts
+"$venv/bin/mypy"
+PYTHON="$venv/bin/python" bash scripts/base_install.sh
+"$venv/bin/python" -m pytest "$@"

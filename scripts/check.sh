@@ -13,5 +13,6 @@ echo "installing into $venv"
 "$venv/bin/ruff" format --check --quiet src tests benchmarks scripts
 "$venv/bin/ruff" check --quiet src tests benchmarks scripts
 "$venv/bin/mypy"
+"$venv/bin/python" benchmarks/tables.py --check
 PYTHON="$venv/bin/python" bash scripts/base_install.sh
 "$venv/bin/python" -m pytest "$@"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_a_batch_gives_what_single_pictures_give(segment: Segmenter, photograph:
         single = segment(np.ascontiguousarray(picture)).mask
         # bfloat16 kernels may sum in another order in a batch.
         assert (prediction.mask == single).mean() > 0.999
+
+
+def test_one_segmenter_serves_several_threads(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    expected = segment(photograph).mask
+    with ThreadPoolExecutor(4) as pool:
+        for prediction in pool.map(segment, [photograph] * 12):
+            np.testing.assert_array_equal(prediction.mask, expected)
 
 
 def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -47,7 +48,7 @@ class OpenVinoEngine:
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"{artefact}: OpenVINO cannot run it ({_first_line(error)}).") from error
-        self._request = compiled.create_infer_request()
+        self._request, self._lock = compiled.create_infer_request(), threading.Lock()
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
@@ -57,8 +58,9 @@ class OpenVinoEngine:
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # A copy, because the request's own memory changes with the next call.
-        return np.array(self._request.infer([images], share_inputs=True, share_outputs=True)[0])
+        with self._lock:  # a request serves one caller at a time
+            # A copy, because the request's own memory changes with the next call.
+            return np.array(self._request.infer([images], share_inputs=True, share_outputs=True)[0])
 
 
 class OnnxRuntimeEngine:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_CELLS_AT_ONCE = 192
-"""Boundary cells interpolated together: with some 20 classes and 8×8 pixels a cell, what fits a core's cache."""
+_LOGITS_AT_ONCE = 2**18
+"""Logits interpolated together, in whole cells: what fits a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def argmax_upsampled(logits: NDArray[np.float32], size: tuple[int, int]) -> NDAr
 
     cells = np.argwhere(~uniform)
     pixels_last = np.ascontiguousarray(logits.transpose(1, 2, 0))  # a corner's classes side by side: gathers are fast
-    for at in range(0, len(cells), _CELLS_AT_ONCE):
-        _fill_boundary(mask, pixels_last, rows, columns, cells[at : at + _CELLS_AT_ONCE])
+    at_once = max(1, _LOGITS_AT_ONCE // int(classes * rows.count.max() * columns.count.max()))
+    for at in range(0, len(cells), at_once):
+        _fill_boundary(mask, pixels_last, rows, columns, cells[at : at + at_once])
     return mask
 
 

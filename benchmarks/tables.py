@@ -1,0 +1,95 @@
+"""Fill the tables in README.md and docs/ from benchmarks/results.
+
+    python benchmarks/tables.py            write them
+    python benchmarks/tables.py --check    say which are out of date, with exit status 1
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from contest import RESULTS
+
+from evitseg.image import replacing
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def end_to_end() -> str:
+    rows = [
+        (name, f"{row['median_ms']:.0f} ms", f"{row['p90_ms']:.0f} ms", f"{row['peak_mib']:.0f} MiB",
+         f"{row['times_faster']:.1f}")
+        for name, row in result("end_to_end")["results"].items()
+    ]  # fmt: skip
+    return table(("", "median", "90th percentile", "peak memory", "times faster"), rows)
+
+
+def precision() -> str:
+    rows = [
+        (name, "yes" if row["finite"] else "no", f"{row['equal_pixels']:.2%}", f"{row['miou']:.2f}")
+        for name, row in result("precision_efficientvit_seg_b0_cityscapes")["results"].items()
+    ]
+    return table(("", "all logits finite", "mask pixels equal to float32 PyTorch", "mIoU"), rows)
+
+
+def size_rules() -> str:
+    values = result("working_size")["results"]["rules"]
+    names = dict.fromkeys(key.rsplit(", ", 1)[0] for key in values)
+    rows = [(name, f"{values[f'{name}, 360']:.2f}", f"{values[f'{name}, 720']:.2f}") for name in names]
+    return table(("how a multiple of 32 is reached", "short side 360", "short side 720"), rows)
+
+
+def short_sides() -> str:
+    values = result("working_size")["results"]["short sides"]
+    return table(("short side", *values), [("mIoU", *(f"{value:.2f}" for value in values.values()))])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "end-to-end": end_to_end,
+    "precision": precision,
+    "size-rules": size_rules,
+    "short-sides": short_sides,
+}
+
+
+def filled(text: str) -> str:
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- table ([\w-]+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = {page: new for page in PAGES if (new := filled(old := page.read_text(encoding="utf-8"))) != old}
+    for page, new in stale.items():
+        if not arguments.check:
+            with replacing(page) as file:
+                file.write(new.encode())
+        print(f"{page.relative_to(ROOT)}: {'out of date' if arguments.check else 'written'}")
+    if arguments.check and stale:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

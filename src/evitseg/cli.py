@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -18,8 +19,11 @@ from evitseg.errors import EvitsegError, PictureError
 
 if TYPE_CHECKING:
     from evitseg.config import Cost
+    from evitseg.dataset import Inspection
     from evitseg.image import Size
+    from evitseg.labels import LabelSpace
     from evitseg.manifest import Manifest
+    from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 app = typer.Typer(
@@ -248,7 +252,6 @@ def _predict_all(
 ) -> list[dict[str, Any]]:
     """Write every picture's results; failures are told as they come, and added to `problems`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from evitseg.image import save_picture
 
@@ -256,9 +259,8 @@ def _predict_all(
     results = []
     if not quiet:
         console.print(f"{segment.manifest.name}: {segment.info}", style="dim", highlight=False)
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=len(jobs) < 2 or quiet) as progress:
-        for source, target in progress.track(jobs):
+    with _progress("segmenting", len(jobs), console) as advance:
+        for source, target in jobs:
             try:
                 prediction = segment(source)
                 mask_path = target.with_name(f"{target.name}_mask.png")
@@ -270,6 +272,8 @@ def _predict_all(
                 problems.append(str(error))
                 _complain(error)
                 continue
+            finally:
+                advance(1)
             written = [str(path) for path in (mask_path, overlay_path) if path is not None]
             fractions = prediction.fractions()
             results.append(
@@ -277,7 +281,7 @@ def _predict_all(
                 | ({"overlay": str(overlay_path)} if overlay_path else {})
             )
             if not quiet:
-                _tell(progress.console, source, written, prediction, in_full=len(jobs) == 1)
+                _tell(console, source, written, prediction, in_full=len(jobs) == 1)
     return results
 
 
@@ -383,6 +387,269 @@ def export(
         f"verified on {verification.pictures} pictures: largest logit difference "
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
     )
+
+
+# check --------------------------------------------------------------------------------------------------------------
+
+Data = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help="A folder of pictures and masks, a list of pairs (.txt), or a .yaml file."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Classes, where the data does not say: camvid, cityscapes, ade20k, or a .json file.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. (default: one a core)", show_default=False)]
+
+
+@app.command()
+@_plain_errors
+def check(
+    data: Data,
+    labels: Labels = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw pictures with their masks on one sheet (.png).", show_default=False),
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read all pictures and masks, and say what is wrong and how to mend it.
+
+    Exit status 1 if training would fail. Pairs that cannot be used are named; training leaves them out.
+    """
+    from rich.console import Console
+
+    from evitseg.dataset import contact_sheet, find_dataset, inspect
+    from evitseg.image import save_picture
+    from evitseg.labels import load_labels
+
+    dataset = find_dataset(data, load_labels(labels) if labels else None)
+    console = Console(stderr=as_json, highlight=False)
+    with _progress("reading", len(dataset.pairs()), console) as advance:
+        inspection = inspect(dataset, workers, advance)
+    if sheet is not None:
+        save_picture(contact_sheet(inspection), sheet)
+    if as_json:
+        print(json.dumps(_inspection_numbers(inspection), indent=2, ensure_ascii=False))
+    else:
+        _tell_inspection(console, inspection, sheet)
+    if not inspection.trains:
+        raise typer.Exit(FAILED)
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int, console: Any) -> Iterator[Callable[[int], None]]:
+    """A bar that is gone when the work is done; what it gives counts on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:
+    splits = {
+        split: {
+            "pairs": len(pairs),
+            "usable": sum(f.split == split for f in inspection.usable),
+            "frequencies": dict(
+                zip(inspection.labels.names, inspection.frequencies(split).round(6).tolist(), strict=True)
+            ),
+        }
+        for split, pairs in inspection.dataset.splits.items()
+    }
+    return {
+        "layout": inspection.dataset.layout,
+        "trains": inspection.trains,
+        "labels": inspection.labels.name,
+        "splits": splits,
+        "problems": inspection.problems,
+        "duplicates": [[str(f.pair.picture) for f in leak] for leak in inspection.leaks],
+    }
+
+
+def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from evitseg.dataset import ALL
+
+    dataset, labels = inspection.dataset, inspection.labels
+    console.print(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})", markup=False)
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("class")
+    for split in dataset.splits:
+        table.add_column(f"{split} %", justify="right")
+    for i, name in enumerate(labels.names):
+        table.add_row(name, *(f"{100 * inspection.frequencies(split)[i]:.2f}" for split in dataset.splits))
+    table.add_row()
+    for what, chosen in (("pairs", inspection.findings), ("usable", inspection.usable)):
+        table.add_row(what, *(str(sum(f.split == split for f in chosen)) for split in dataset.splits))
+    sizes = {f.size for f in inspection.usable}
+    console.print(table)
+    if sizes:
+        smallest, largest = min(sizes), max(sizes)
+        span = f"{smallest[1]}×{smallest[0]}" + (f" to {largest[1]}×{largest[0]}" if len(sizes) > 1 else "")
+        console.print(f"picture sizes: {span}")
+    absent = [name for name, share in zip(labels.names, inspection.frequencies(), strict=True) if share == 0]
+    if absent:
+        console.print(Text(f"classes that no mask has: {', '.join(absent)}"))
+    if list(dataset.splits) == [ALL]:
+        console.print("no split: training holds out a fifth, the same one for the same --seed")
+    if sheet is not None:
+        console.print(Text(f"wrote {sheet}"))
+    for first, second in inspection.leaks:
+        _complain(f"{second.pair.picture}: the same picture as {first.pair.picture}, which is in {first.split}.")
+    for problem in inspection.problems:
+        _complain(problem)
+    if inspection.trains:
+        left_out = len(inspection.findings) - len(inspection.usable)
+        console.print("ready to train" + (f"; {left_out} pairs will be left out" if left_out else ""))
+    else:
+        _complain(
+            "training would fail: "
+            + (
+                "masks have ids without a class; add them with --labels, or mend the masks."
+                if any(f.stranger for f in inspection.findings)
+                else "there is no usable pair to train on."
+            )
+        )
+
+
+# eval ---------------------------------------------------------------------------------------------------------------
+
+
+@app.command(name="eval")
+@_plain_errors
+def evaluate(
+    data: Data,
+    model: Model = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measure these predicted masks instead of a model.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which split. (default: val, else test, else all there is)", show_default=False),
+    ] = None,
+    labels: Labels = None,
+    size: WorkingSize = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Look at three scales and the mirrored picture.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write an HTML page with the worst pictures.", show_default=False),
+    ] = None,
+    engine: Engine = None,
+    precision: Precision = PrecisionName.auto,
+    threads: Threads = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model, or masks that were predicted before, on pictures with masks."""
+    if masks is not None and (model is not None or tta):
+        raise typer.BadParameter("predicted masks need neither a model nor --tta", param_hint="--masks")
+    working_size = _size(size) if size is not None else None
+    from functools import partial
+
+    from rich.console import Console
+
+    from evitseg.dataset import find_dataset, infer_labels
+    from evitseg.labels import aligned, load_labels
+    from evitseg.metrics import evaluate as measure
+    from evitseg.metrics import evaluate_in_processes
+
+    dataset = find_dataset(data, load_labels(labels) if labels else None)
+    split = split or next((name for name in ("val", "test") if name in dataset.splits), None)
+    pairs = dataset.pairs(split)
+    settings = {"data": str(dataset.root), "split": split or "all"}
+    make: Callable[[], tuple[Callable[[Any], Any], bool]]
+    if masks is not None:
+        space = dataset.labels or infer_labels(pairs)
+        make = partial(_masks_to_measure, masks, space)
+        settings["masks"] = str(masks)
+    else:
+        choice = (model, engine.value if engine else None, threads, precision.value, working_size, tta)
+        segment = _segmenter(*choice[:-1])
+        space = aligned(dataset.labels, segment.labels) if dataset.labels else segment.labels
+        make = partial(_model_to_measure, *choice)
+        settings |= {
+            "model": segment.manifest.name,
+            "runs": str(segment.info),
+            "size": str(working_size or "the model's rule"),
+            "tta": "three scales and mirrored" if tta else "no",
+        }
+
+    console = Console(stderr=as_json, highlight=False)
+    with _progress("measuring", len(pairs), console) as advance:
+        if workers > 1:
+            result = evaluate_in_processes(make, pairs, space, workers, settings=settings, progress=advance)
+        else:
+            mask_of, by_pair = make()
+            result = measure(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
+    if report is not None:
+        from evitseg.image import read_picture
+        from evitseg.report import write_html
+
+        mask_of, by_pair = make()
+        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture)))
+        write_html(result, report, of_pair, title=f"{settings.get('model', masks)} on {dataset.root.name}")
+    if as_json:
+        print(result.to_json())
+    else:
+        _tell_report(console, result, report)
+    for sentence in result.skipped:
+        _complain(sentence)
+    if result.skipped:
+        _fail(f"{len(result.skipped)} of {len(pairs)} pairs could not be measured; the numbers are without them.")
+
+
+def _segmenter(model: str | None, engine: str | None, threads: int | None, precision: Any, size: Size) -> Segmenter:
+    from evitseg.loading import load
+
+    return load(model, engine=engine, threads=threads, precision=precision, size=size)
+
+
+def _model_to_measure(
+    model: str | None, engine: str | None, threads: int | None, precision: str, size: Size, tta: bool
+) -> tuple[Callable[[Any], Any], bool]:
+    segment = _segmenter(model, engine, threads, precision, size)
+    return (segment.mask_tta if tta else segment.mask), False
+
+
+def _masks_to_measure(folder: Path, labels: LabelSpace) -> tuple[Callable[[Any], Any], bool]:
+    from evitseg.metrics import PredictedMasks
+
+    return PredictedMasks(folder, labels), True
+
+
+def _tell_report(console: Any, result: Report, page: Path | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    def percent(value: float) -> str:
+        return "–" if value != value else f"{100 * value:.2f}"
+
+    console.print(Text(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim"))
+    table = Table(box=None, padding=(0, 1))
+    for column in ("class", "IoU %", "found %", "boundary IoU %"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    rows = zip(result.labels.names, result.iou, result.accuracy, result.boundary_iou, strict=True)
+    for name, *values in rows:
+        table.add_row(name, *map(percent, values))
+    table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
+    console.print(table)
+    console.print(
+        f"{len(result.pictures)} pictures, pixel accuracy {percent(result.pixel_accuracy)} %, "
+        f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
+    )
+    if page is not None:
+        console.print(Text(f"wrote {page}"))
 
 
 # info ---------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,10 @@ class PictureError(EvitsegError):
     """A picture or mask that cannot be read or written."""
 
 
+class DatasetError(EvitsegError):
+    """Data that cannot be trained on or measured with: unpaired, unlabelled, outside its label space."""
+
+
 class WeightsError(EvitsegError):
     """A checkpoint that is missing, unreadable, or does not fit its network."""
 

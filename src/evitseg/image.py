@@ -137,12 +137,25 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
 
     Raises: PictureError.
     """
+    mask = read_raw_mask(path)
+    if mask.ndim != 2:
+        raise PictureError(f"{path}: a mask holds one number a pixel, but this picture has colours.")
+    return mask
+
+
+def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
+    """(H, W) integers as a mask file stores them, or (H, W, 3) uint8 where it holds colours.
+
+    Raises: PictureError.
+    """
     with _open(Path(path)) as image:
         if image.mode == "1":
             return np.asarray(image).astype(np.uint8)
+        if image.mode in ("RGB", "RGBA"):
+            return np.array(image)[..., :3]
         if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
-            raise PictureError(f"{path}: a mask holds one number a pixel, but this picture has mode {image.mode}.")
-        return np.asarray(image)
+            raise PictureError(f"{path}: a mask holds numbers or RGB colours, but this picture has mode {image.mode}.")
+        return np.array(image)
 
 
 @contextlib.contextmanager

@@ -96,6 +96,27 @@ class LabelSpace:
             )
         return encoded.astype(np.uint8 if len(self.classes) <= 255 else np.uint16)
 
+    def encode_colors(self, colors: NDArray[np.integer]) -> NDArray[np.integer]:
+        """(H, W) class indices from an (H, W, 3) mask drawn in the classes' colours; black and white are ignored
+        unless they are a class's.
+
+        Raises: ConfigError that names a colour without a class.
+        """
+        weights = np.array([1 << 16, 1 << 8, 1])
+        known = {0: self.ignore_index, 0xFFFFFF: self.ignore_index}
+        known |= {int(np.dot(c.color, weights)): index for index, c in enumerate(self.classes)}
+        codes, places = np.unique(colors.astype(np.int64) @ weights, return_inverse=True)
+        for code in codes.tolist():
+            if code not in known:
+                color = (code >> 16, code >> 8 & 255, code & 255)
+                raise ConfigError(
+                    f"colour {color} is no class's in label space {self.name!r}; add it, or save the mask as PNG if "
+                    "JPEG has blurred its colours."
+                )
+        indices = np.array([known[code] for code in codes.tolist()])
+        encoded: NDArray[np.integer] = indices[places].reshape(colors.shape[:2])
+        return encoded.astype(np.uint8 if len(self.classes) <= 255 else np.uint16)
+
 
 def distinct_color(index: int) -> Color:
     """A colour for a class that has none; neighbouring indices differ strongly."""
@@ -103,6 +124,26 @@ def distinct_color(index: int) -> Color:
     hue, level = index * 0.618034 % 1, (0.95, 0.7, 0.5)[index % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, level))
     return red, green, blue
+
+
+def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
+    """The data's raw ids and colours, in the order of the model's classes.
+
+    Raises: ConfigError where the two do not have the same classes.
+    """
+    own = {c.name: c for c in data.classes}
+    if set(own) != set(model.names):
+        missing, extra = sorted(set(model.names) - set(own)), sorted(set(own) - set(model.names))
+        raise ConfigError(
+            f"the data's classes ({data.name}) are not the model's ({model.name}): "
+            + "; ".join(
+                f"{what} {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+                for what, names in (("the data lacks", missing), ("the model lacks", extra))
+                if names
+            )
+            + "; say with --labels which raw ids stand for the model's classes."
+        )
+    return LabelSpace(data.name, tuple(own[name] for name in model.names), data.ignored_ids)
 
 
 def numbered(num_classes: int) -> LabelSpace:

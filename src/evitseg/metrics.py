@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import ConfigError
-from evitseg.image import Mask
+from evitseg.dataset import Pair, read_truth
+from evitseg.errors import ConfigError, DatasetError, PictureError
+from evitseg.image import Mask, Picture, read_picture
+from evitseg.labels import LabelSpace
+
+BOUNDARY_SHARE = 0.02
+"""Width of the band that boundary IoU looks at, as a share of the picture's diagonal (arXiv:2103.16562)."""
 
 
 def confusion_matrix(truth: Mask, prediction: Mask, num_classes: int, ignore_index: int) -> NDArray[np.int64]:
@@ -28,13 +42,303 @@ def confusion_matrix(truth: Mask, prediction: Mask, num_classes: int, ignore_ind
 def iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of every class, 0 to 1; nan for a class in neither truth nor prediction."""
     hit = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hit
-    values: NDArray[np.float64] = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
-    return values
+    return _ratio(hit, confusion.sum(0) + confusion.sum(1) - hit)
 
 
 def mean_iou(confusion: NDArray[np.int64]) -> float:
     """Mean over the classes that occur in truth or prediction, 0 to 1; nan where none does."""
-    values = iou(confusion)
+    return _mean(iou(confusion))
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return values
+
+
+def _mean(values: NDArray[np.float64]) -> float:
     occurring = values[~np.isnan(values)]
-    return float(occurring.mean()) if occurring.size else float("nan")
+    return float(occurring.mean()) if occurring.size else math.nan
+
+
+def boundary_band(mask: Mask, distance: int) -> NDArray[np.bool_]:
+    """(H, W) pixels at most `distance` from another class, or from the picture's edge (in the larger of both axes)."""
+    # A pixel lies in the band if its neighbourhood holds several classes; outside the picture is a class of its own.
+    lowest = highest = np.pad(mask.astype(np.int32), distance, constant_values=-1)
+    for axis in (0, 1):
+        lowest, highest = _running(np.minimum, lowest, distance, axis), _running(np.maximum, highest, distance, axis)
+    band: NDArray[np.bool_] = lowest != highest
+    return band
+
+
+def _running(extreme: np.ufunc, values: NDArray[np.int32], distance: int, axis: int) -> NDArray[np.int32]:
+    """The extreme of every 2·distance + 1 neighbours along an axis, in a logarithmic number of steps."""
+    values = np.moveaxis(values, axis, 0)
+    window, width = 2 * distance + 1, 1
+    while width < window:
+        step = min(width, window - width)
+        values = extreme(values[:-step], values[step:])
+        width += step
+    return np.moveaxis(values, 0, axis)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is added up over pictures.
+
+    Attributes:
+        confusion: (classes, classes) pixels, true class first.
+        band_hits, band_union: (classes,) pixels for boundary IoU.
+    """
+
+    confusion: NDArray[np.int64]
+    band_hits: NDArray[np.int64]
+    band_union: NDArray[np.int64]
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.confusion + other.confusion, self.band_hits + other.band_hits, self.band_union + other.band_union
+        )
+
+
+def count(truth: Mask, prediction: Mask, labels: LabelSpace) -> Counts:
+    """One picture's counts. Raises: ConfigError where the masks cannot be compared."""
+    classes, ignored = len(labels.classes), labels.ignore_index
+    confusion = confusion_matrix(truth, prediction, classes, ignored)
+    distance = max(1, round(BOUNDARY_SHARE * math.hypot(*truth.shape)))
+    counted = truth != ignored
+    true_band = boundary_band(truth, distance) & counted
+    predicted_band = boundary_band(prediction, distance) & counted
+
+    def pixels(mask: Mask, where: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(mask[where], minlength=classes).astype(np.int64)
+
+    hits = pixels(truth, true_band & predicted_band & (truth == prediction))
+    union = pixels(truth, true_band) + pixels(prediction, predicted_band) - hits
+    return Counts(confusion, hits, union)
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """One picture's part in a report.
+
+    Attributes:
+        pair: which one.
+        miou: mean over the classes that occur in this picture, 0 to 1.
+        accuracy: share of its counted pixels that are right.
+    """
+
+    pair: Pair
+    miou: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good a model is on a set of pictures; all shares are 0 to 1.
+
+    Attributes:
+        labels: the classes.
+        counts: over the whole set.
+        pictures: one by one, in the order they were given.
+        skipped: sentences about pairs that could not be read and are not in the numbers.
+        settings: what was measured, and how.
+    """
+
+    labels: LabelSpace
+    counts: Counts
+    pictures: tuple[PictureResult, ...]
+    skipped: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        return iou(self.counts.confusion)
+
+    @property
+    def miou(self) -> float:
+        return _mean(self.iou)
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """Share of every class's true pixels that are found; nan for a class without any."""
+        return _ratio(np.diag(self.counts.confusion), self.counts.confusion.sum(1))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        confusion = self.counts.confusion
+        return float(np.trace(confusion) / max(confusion.sum(), 1))
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU, every class weighted by its share of the true pixels."""
+        shares = self.counts.confusion.sum(1) / max(self.counts.confusion.sum(), 1)
+        return float(np.nansum(self.iou * shares))
+
+    @property
+    def boundary_iou(self) -> NDArray[np.float64]:
+        """IoU of every class's pixels near its boundaries, arXiv:2103.16562; nan for a class that has none."""
+        return _ratio(self.counts.band_hits, self.counts.band_union)
+
+    @property
+    def mean_boundary_iou(self) -> float:
+        return _mean(self.boundary_iou)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers for programs; a class that does not occur has null."""
+
+        def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
+            pairs = zip(self.labels.names, values.tolist(), strict=True)
+            return {name: None if math.isnan(value) else value for name, value in pairs}
+
+        return {
+            "miou": None if math.isnan(self.miou) else self.miou,
+            "iou": by_class(self.iou),
+            "accuracy": by_class(self.accuracy),
+            "pixel_accuracy": self.pixel_accuracy,
+            "frequency_weighted_iou": self.frequency_weighted_iou,
+            "boundary_iou": by_class(self.boundary_iou),
+            "mean_boundary_iou": None if math.isnan(self.mean_boundary_iou) else self.mean_boundary_iou,
+            "images": len(self.pictures),
+            "skipped": list(self.skipped),
+            "confusion": self.counts.confusion.tolist(),
+            "settings": self.settings,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+MaskFunction = Callable[[Picture], Mask]
+"""(H, W, 3) uint8 picture -> (H, W) class indices."""
+
+
+def evaluate(
+    mask_of: MaskFunction | Callable[[Pair], Mask],
+    pairs: Sequence[Pair],
+    labels: LabelSpace,
+    *,
+    settings: dict[str, str] | None = None,
+    by_pair: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Measure any function from a picture to a mask.
+
+    Args:
+        mask_of: gives a picture's mask; a `Segmenter`'s `mask` is one.
+        by_pair: `mask_of` takes the pair instead of the picture, as a folder of predicted masks does.
+        settings: noted in the report.
+        progress: called with 1 for every pair done.
+
+    Raises: DatasetError where no pair can be read.
+    """
+    outcomes = (_measured(mask_of, pair, labels, by_pair, progress) for pair in pairs)
+    return summarise(outcomes, labels, settings or {})
+
+
+def _measured(
+    mask_of: Callable[[Any], Mask], pair: Pair, labels: LabelSpace, by_pair: bool, progress: Callable[[int], None]
+) -> tuple[Pair, Counts | str]:
+    try:
+        truth = read_truth(pair.mask, labels)
+        prediction = mask_of(pair if by_pair else read_picture(pair.picture))
+        if prediction.shape != truth.shape:
+            sizes = [f"{width}×{height}" for height, width in (truth.shape, prediction.shape)]
+            return pair, f"{pair.mask}: {sizes[0]} pixels, but the prediction has {sizes[1]}."
+        return pair, count(truth, prediction, labels)
+    except PictureError as error:
+        return pair, str(error)
+    finally:
+        progress(1)
+
+
+def summarise(outcomes: Iterable[tuple[Pair, Counts | str]], labels: LabelSpace, settings: dict[str, str]) -> Report:
+    """One report from every pair's counts, or the sentence about why it has none.
+
+    Raises: DatasetError where not one has counts.
+    """
+    total: Counts | None = None
+    pictures, skipped = [], []
+    for pair, counts in outcomes:
+        if isinstance(counts, str):
+            skipped.append(counts)
+            continue
+        total = counts if total is None else total + counts
+        right = np.trace(counts.confusion) / max(counts.confusion.sum(), 1)
+        pictures.append(PictureResult(pair, mean_iou(counts.confusion), float(right)))
+    if total is None:
+        raise DatasetError(f"nothing to measure: {skipped[0] if skipped else 'no pairs were given.'}")
+    return Report(labels, total, tuple(pictures), tuple(skipped), settings)
+
+
+class PredictedMasks:
+    """Masks that were predicted before, found in a folder by the pictures' names.
+
+    Args:
+        folder: with NAME.png or NAME_mask.png for every picture NAME, at any depth.
+        labels: the classes; masks hold class indices, as `evitseg predict` writes them.
+
+    Raises: DatasetError for a folder without masks.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], labels: LabelSpace) -> None:
+        self.folder, self.labels = Path(folder), labels
+        self._masks: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.rglob("*.png")):
+            self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+        if not self._masks:
+            raise DatasetError(f"{folder}: no masks (.png) found; evitseg predict writes them.")
+
+    def __call__(self, pair: Pair) -> Mask:
+        """Raises: PictureError where the picture has no mask here, or several."""
+        from evitseg.image import read_mask
+
+        found = self._masks.get(pair.picture.stem, [])
+        if len(found) > 1:  # the same name in several folders: the one whose folder has the picture's name
+            found = [p for p in found if p.parent.name == pair.picture.parent.name] or found
+        if len(found) != 1:
+            reason = "no mask" if not found else f"{len(found)} masks"
+            raise PictureError(f"{pair.picture}: {reason} of its name in {self.folder}.")
+        return read_mask(found[0])
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+_worker: Callable[[Pair], tuple[Pair, Counts | str]]
+
+
+def evaluate_in_processes(
+    make: Callable[[], tuple[Callable[[Any], Mask], bool]],
+    pairs: Sequence[Pair],
+    labels: LabelSpace,
+    workers: int,
+    *,
+    settings: dict[str, str] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """`evaluate`, with the pairs divided over processes.
+
+    Args:
+        make: called once in every process; gives `mask_of` and `by_pair`. It has to be picklable.
+    """
+    import multiprocessing
+
+    # A fresh process, not a fork: an engine's threads do not survive one.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (make, labels)) as pool:
+
+        def outcomes() -> Iterable[tuple[Pair, Counts | str]]:
+            for outcome in pool.map(_work, pairs, chunksize=4):
+                progress(1)
+                yield outcome
+
+        return summarise(outcomes(), labels, settings or {})
+
+
+def _start_worker(make: Callable[[], tuple[Callable[[Any], Mask], bool]], labels: LabelSpace) -> None:
+    global _worker
+    mask_of, by_pair = make()
+    _worker = lambda pair: _measured(mask_of, pair, labels, by_pair, lambda done: None)  # noqa: E731  # bound once
+
+
+def _work(pair: Pair) -> tuple[Pair, Counts | str]:
+    return _worker(pair)

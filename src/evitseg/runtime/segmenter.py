@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg import image as pictures
+from evitseg.config import STRIDE
 from evitseg.engine import Engine, EngineInfo
 from evitseg.errors import ConfigError
 from evitseg.image import Mask, Picture, Size, read_picture
@@ -50,6 +51,10 @@ class Prediction:
         Raises: PictureError.
         """
         pictures.save_mask(self.mask, path, self.labels)
+
+
+TTA_SCALES = (1.0, 0.75, 1.25)
+"""Factors of the working size at which test-time augmentation looks at a picture."""
 
 
 class Segmenter:
@@ -112,7 +117,46 @@ class Segmenter:
         if group:
             yield from self._run(group)
 
+    def mask_tta(self, picture: Picture, scales: Sequence[float] = TTA_SCALES, flip: bool = True) -> Mask:
+        """(H, W) class indices from several looks at a picture: the mean of the classes' probabilities.
+
+        Args:
+            scales: factors of the working size.
+            flip: look at the mirrored picture, too.
+
+        The probabilities are averaged at the size of the first scale's logits.
+        """
+        height, width = self._engine.manifest.preprocess.fit(picture.shape[:2], self.size)
+        total: NDArray[np.float32] | None = None
+        for scale in scales:
+            fitted = self._engine.manifest.preprocess.fit(
+                picture.shape[:2], max(STRIDE, round(min(height, width) * scale))
+            )
+            resized = picture
+            if fitted != picture.shape[:2]:
+                resized = np.asarray(Image.fromarray(picture).resize(fitted[::-1], Image.Resampling.BILINEAR))
+            for mirrored in (False, True) if flip else (False,):
+                view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+                logits = self._engine(view[None])[0]
+                shares = np.exp(logits - logits.max(0))
+                shares /= shares.sum(0)
+                if mirrored:
+                    shares = shares[:, :, ::-1]
+                if total is None:
+                    total = np.zeros_like(shares)
+                total += _resized(shares, total.shape[1:])
+        assert total is not None
+        return argmax_upsampled(total, picture.shape[:2])
+
     def _run(self, group: list[tuple[Picture, Picture]]) -> Iterator[Prediction]:
         logits = self._engine(np.stack([network_input for _, network_input in group]))
         for (picture, _), own in zip(group, logits, strict=True):
             yield Prediction(argmax_upsampled(own, picture.shape[:2]), picture, self.labels)
+
+
+def _resized(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """(classes, h, w) to another (h, w), bilinearly."""
+    if maps.shape[1:] == size:
+        return maps
+    height, width = size
+    return np.stack([np.asarray(Image.fromarray(m).resize((width, height), Image.Resampling.BILINEAR)) for m in maps])

@@ -1,0 +1,540 @@
+"""Folders of pictures and masks, as people have them: recognise, pair, inspect, split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError
+from evitseg.image import EXTENSIONS, Mask, read_picture, read_raw_mask
+from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
+
+ALL = "all"
+"""The name of the only split, where the data has none."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its mask."""
+
+    picture: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with masks, found on disk; nothing is read yet but the folders.
+
+    Attributes:
+        root: the folder or file it was found by.
+        layout: which of the known arrangements it is.
+        splits: pairs by the split's name, "train", "val" and "test" or only "all"; in the order of their names.
+        labels: the classes, where the data says them.
+        unpaired: pictures without a mask, and masks without a picture.
+    """
+
+    root: Path
+    layout: str
+    splits: Mapping[str, tuple[Pair, ...]]
+    labels: LabelSpace | None
+    unpaired: tuple[Path, ...]
+
+    def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
+        """One split's pairs, or all. Raises: DatasetError for a split that there is not."""
+        if split is None:
+            return tuple(pair for pairs in self.splits.values() for pair in pairs)
+        if split not in self.splits:
+            raise DatasetError(f"{self.root}: there is no split {split!r}; there are {', '.join(self.splits)}.")
+        return self.splits[split]
+
+
+# Recognising --------------------------------------------------------------------------------------------------------
+
+_SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit")
+_MASK_FOLDERS = (
+    "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt", "ground_truth",
+    "segmentation", "SegmentationClass", "gtFine",
+)  # fmt: skip
+_PICTURE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_rgb", "_sat")
+# The first that fits wins: Cityscapes has several masks for a picture.
+_MASK_SUFFIXES = (
+    "_gtFine_labelIds", "_labelIds", "_labelTrainIds", "_mask", "_masks", "_label", "_labels", "_gt", "_seg",
+    "_segmentation", "_annotation", "_L",
+)  # fmt: skip
+
+
+def find_dataset(path: str | os.PathLike[str], labels: LabelSpace | None = None) -> Dataset:
+    """Recognise how pictures and masks are arranged.
+
+    Args:
+        path: a folder with `images/` and `masks/` (or other usual names, with or without splits above or below them),
+            of the SegNet tutorial (`train/`, `trainannot/`), of Cityscapes (`leftImg8bit/`, `gtFine/`), or of ADE20K
+            (`images/training`, `annotations/training`); a .txt or .csv file with a picture and a mask on each line;
+            or a .yaml file with the keys path, train, val, test, masks_dir, names, label_mapping.
+        labels: the classes, where they are known better than the data says.
+
+    Raises: DatasetError where there are no pairs, with what was looked for.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise DatasetError(f"{root}: no such file or folder.")
+    if root.is_file():
+        readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
+        if root.suffix not in readers:
+            raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
+        found = readers[root.suffix](root)
+    else:
+        layouts = (_cityscapes, _ade20k, _segnet, _trees)
+        recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
+        if recognised is None:
+            raise DatasetError(
+                f"{root}: no pictures with masks found; arrange them as {root}/images/NAME.jpg and "
+                f"{root}/masks/NAME.png, or give a list of pairs (.txt) or a .yaml file."
+            )
+        found = recognised
+    if not found.pairs():
+        examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
+        raise DatasetError(
+            f"{root}: {found.layout}, but no picture has a mask of the same name (unpaired: {examples}, ...)."
+            if examples
+            else f"{root}: {found.layout}, but it holds no pictures."
+        )
+    own = labels or _labels_beside(root if root.is_dir() else root.parent) or found.labels
+    return replace(found, labels=own)
+
+
+def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[Pair, ...]:
+    """The pairs of a dataset, or of one of its splits. Raises: DatasetError."""
+    return find_dataset(path).pairs(split)
+
+
+def _labels_beside(folder: Path) -> LabelSpace | None:
+    """Classes that the folder itself names: labels.json, or classes.txt with a name a line."""
+    if (folder / "labels.json").is_file():
+        return load_labels(folder / "labels.json")
+    if (folder / "classes.txt").is_file():
+        names = [line.strip() for line in (folder / "classes.txt").read_text(encoding="utf-8").splitlines()]
+        return _named(folder.name, [name for name in names if name])
+    return None
+
+
+def _named(name: str, names: Sequence[str]) -> LabelSpace:
+    return LabelSpace(name, tuple(LabelClass(n, (i,), distinct_color(i)) for i, n in enumerate(names)))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+
+
+def _child(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of the names that is a folder here, in any case."""
+    present = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
+    return next((present[name.lower()] for name in names if name.lower() in present), None)
+
+
+def _splits_of(folder: Path) -> dict[str, Path]:
+    """Subfolders named as splits are."""
+    return {_SPLITS[p.name.lower()]: p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in _SPLITS}
+
+
+def _pair_trees(pictures: Path, masks: Path) -> tuple[list[Pair], list[Path]]:
+    """Pairs of two trees by place and stem, and what has no partner."""
+    return pair_files(
+        {p.relative_to(pictures).with_suffix(""): p for p in _files(pictures)},
+        {p.relative_to(masks).with_suffix(""): p for p in _files(masks)},
+    )
+
+
+def pair_files(pictures: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple[list[Pair], list[Path]]:
+    """Pair files by their place (folders and stem below a root).
+
+    A mask's stem is its picture's, or its picture's with a suffix: a usual one such as `_mask`, or else whatever most
+    masks have behind a picture's stem.
+
+    Returns: pairs in the pictures' order, and the files without a partner.
+    """
+    bare = {_without(place, _PICTURE_SUFFIXES): place for place in pictures}
+    usual = ["", *_MASK_SUFFIXES]
+    odd = Counter(
+        place.name[len(name.name) :]
+        for place in masks
+        for name in _beginnings(place, bare)
+        if place.name[len(name.name) :] not in usual
+    )
+    suffixes = [*usual, *(suffix for suffix, _ in odd.most_common(1))]
+    pairs, used = [], set()
+    for place, picture in pictures.items():
+        stem = _without(place, _PICTURE_SUFFIXES)
+        for candidate in [place, *(stem.with_name(stem.name + suffix) for suffix in suffixes)]:
+            if candidate in masks and masks[candidate] != picture:
+                pairs.append(Pair(picture, masks[candidate]))
+                used.add(candidate)
+                break
+    paired = {pair.picture for pair in pairs}
+    # A second mask of a paired picture (Cityscapes has four) is not alone.
+    owners = {_without(pair_place, _PICTURE_SUFFIXES) for pair_place, p in pictures.items() if p in paired}
+    alone = [p for p in pictures.values() if p not in paired]
+    alone += [
+        p for place, p in masks.items() if place not in used and not any(n in owners for n in _beginnings(place, bare))
+    ]
+    return pairs, alone
+
+
+def _without(place: Path, suffixes: Iterable[str]) -> Path:
+    suffix = next((s for s in suffixes if place.name.endswith(s) and place.name != s), "")
+    return place.with_name(place.name.removesuffix(suffix))
+
+
+def _beginnings(place: Path, names: Mapping[Path, Path]) -> Iterator[Path]:
+    """The longest of the names with which this place begins, if there is one."""
+    for length in range(len(place.name), 0, -1):
+        shorter = place.with_name(place.name[:length])
+        if shorter in names:
+            yield shorter
+            return
+
+
+def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], labels: str | None) -> Dataset:
+    """A dataset of tree pairs, one a split."""
+    splits, unpaired = {}, []
+    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+        pairs, alone = _pair_trees(*parts[split])
+        splits[split] = tuple(pairs)
+        unpaired += alone
+    return Dataset(root, layout, splits, load_labels(labels) if labels else None, tuple(unpaired))
+
+
+def _cityscapes(root: Path) -> Dataset | None:
+    pictures, masks = root / "leftImg8bit", root / "gtFine"
+    if not (pictures.is_dir() and masks.is_dir()):
+        return None
+    there = _splits_of(masks)
+    # The test split's masks are not public: all its pixels are ignored.
+    parts = {s: (p, there[s]) for s, p in _splits_of(pictures).items() if s in there and s != "test"}
+    return _dataset(root, "Cityscapes", parts, "cityscapes")
+
+
+def _ade20k(root: Path) -> Dataset | None:
+    pictures, masks = root / "images", root / "annotations"
+    if not all((folder / part).is_dir() for folder in (pictures, masks) for part in ("training", "validation")):
+        return None
+    there = _splits_of(masks)
+    return _dataset(root, "ADE20K", {s: (p, there[s]) for s, p in _splits_of(pictures).items()}, "ade20k")
+
+
+def _segnet(root: Path) -> Dataset | None:
+    parts = {s: (p, p.with_name(f"{p.name}annot")) for s, p in _splits_of(root).items()}
+    parts = {s: folders for s, folders in parts.items() if folders[1].is_dir()}
+    return _dataset(root, "the SegNet tutorial's CamVid", parts, "camvid") if parts else None
+
+
+def _trees(root: Path) -> Dataset | None:
+    pictures, masks = _child(root, _PICTURE_FOLDERS), _child(root, _MASK_FOLDERS)
+    if pictures and masks:
+        there = _splits_of(masks)
+        parts = {s: (p, there[s]) for s, p in _splits_of(pictures).items() if s in there} or {ALL: (pictures, masks)}
+        return _dataset(root, f"{pictures.name}/ and {masks.name}/", parts, None)
+    parts = {}
+    for split, folder in _splits_of(root).items():
+        pictures, masks = _child(folder, _PICTURE_FOLDERS), _child(folder, _MASK_FOLDERS)
+        if pictures and masks:
+            parts[split] = (pictures, masks)
+    return _dataset(root, "splits with pictures and masks in each", parts, None) if parts else None
+
+
+def _from_list(path: Path) -> Dataset:
+    """A picture and a mask on each line, separated by a comma, a tab or blanks; relative to the list's folder."""
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        separator = next((s for s in (",", "\t") if s in line), None)
+        parts = [part.strip() for part in line.split(separator)]
+        if len(parts) != 2:
+            raise DatasetError(f"{path}, line {number}: {line!r} is not a picture and a mask, separated by a comma.")
+        pairs.append(Pair(path.parent / parts[0], path.parent / parts[1]))
+    return Dataset(path, "a list of pairs", {ALL: tuple(pairs)}, None, ())
+
+
+def _from_yaml(path: Path) -> Dataset:
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path}: not a YAML file that can be read ({reason[:160]}).") from error
+    if not isinstance(content, dict) or "masks_dir" not in content:
+        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+    base = path.parent / str(content.get("path") or ".")
+    splits: dict[str, tuple[Pair, ...]] = {}
+    unpaired: list[Path] = []
+    for split in ("train", "val", "test"):
+        if not content.get(split):
+            continue
+        pictures = base / str(content[split])
+        masks = _mask_folder(base, Path(str(content[split])), str(content["masks_dir"]))
+        for folder in (pictures, masks):
+            if not folder.is_dir():
+                raise DatasetError(f"{path}: {split} leads to {folder}, which is not a folder.")
+        pairs, alone = _pair_trees(pictures, masks)
+        splits[split] = tuple(pairs)
+        unpaired += alone
+    return Dataset(path, "a YAML file", splits, _yaml_labels(path, content), tuple(unpaired))
+
+
+def _mask_folder(base: Path, pictures: Path, masks: str) -> Path:
+    """The pictures' folder with `images` replaced by the masks' name."""
+    parts = list(pictures.parts)
+    for i in reversed(range(len(parts))):
+        if parts[i] == "images":
+            return base.joinpath(*parts[:i], masks, *parts[i + 1 :])
+    return base / masks / pictures
+
+
+def _yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
+    names = content.get("names")
+    if names is None:
+        return None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+        raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
+    mapping = content.get("label_mapping") or {i: i for i in names}
+    try:
+        raw_ids: dict[int, list[int]] = {i: [] for i in names}
+        ignored = {255}
+        for raw, index in mapping.items():
+            (ignored.add if int(index) not in raw_ids else raw_ids[int(index)].append)(int(raw))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id.") from error
+    ignored -= {raw for raws in raw_ids.values() for raw in raws}
+    classes = tuple(LabelClass(str(names[i]), tuple(raw_ids[i]), distinct_color(i)) for i in sorted(names))
+    return LabelSpace(path.stem, classes, tuple(sorted(i for i in ignored if i >= 0)))
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
+    """(H, W) class indices of a mask file that holds raw ids, or the classes' colours.
+
+    Raises: PictureError for a file that cannot be read, DatasetError that names an id or colour without a class.
+    """
+    raw = read_raw_mask(path)
+    try:
+        return labels.encode(raw) if raw.ndim == 2 else labels.encode_colors(raw)
+    except ConfigError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def infer_labels(pairs: Sequence[Pair], look_at: int = 200) -> LabelSpace:
+    """Numbered classes for masks that nobody named, from the ids that occur.
+
+    Masks of 0 and 255 alone are background and foreground. Otherwise classes are the ids from 0 to the largest below
+    255, and 255 is ignored.
+
+    Args:
+        look_at: how many masks, spread over all, are read.
+
+    Raises: DatasetError for masks in colours, whose classes have to be named.
+    """
+    ids: set[int] = set()
+    for pair in islice(pairs, 0, None, max(1, len(pairs) // look_at)):
+        try:
+            raw = read_raw_mask(pair.mask)
+        except PictureError:
+            continue  # inspection names it
+        if raw.ndim == 3:
+            raise DatasetError(
+                f"{pair.mask}: a mask in colours; say which colour is which class in a .json file, --labels FILE: "
+                '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}.'
+            )
+        ids |= set(np.unique(raw).tolist())
+    if not ids:
+        raise DatasetError("no mask can be read; evitseg check names the reasons.")
+    if ids == {0, 255}:
+        names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
+        return LabelSpace("binary", names, ignored_ids=())
+    return numbered(max([i for i in ids if i != 255], default=0) + 1)
+
+
+# Inspecting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One pair, read.
+
+    Attributes:
+        split, pair: which one.
+        problem: a sentence where it cannot be used, else "".
+        stranger: whether the problem is an id or colour outside the label space, which would stop training.
+        size: (height, width).
+        counts: pixels of every class.
+        digest: of the picture's pixels.
+    """
+
+    split: str
+    pair: Pair
+    problem: str = ""
+    stranger: bool = False
+    size: tuple[int, int] = (0, 0)
+    counts: tuple[int, ...] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything about a dataset that training needs to be right.
+
+    Attributes:
+        dataset, labels: what was inspected, with which classes.
+        findings: one for each pair.
+    """
+
+    dataset: Dataset
+    labels: LabelSpace
+    findings: tuple[Finding, ...]
+
+    @property
+    def usable(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.problem)
+
+    @property
+    def problems(self) -> list[str]:
+        """Sentences: first what would stop training, then what it would leave out."""
+        strangers = [f.problem for f in self.findings if f.stranger]
+        others = [f.problem for f in self.findings if f.problem and not f.stranger]
+        alone = [f"{path}: has no partner, a mask or picture of the same name." for path in self.dataset.unpaired]
+        return strangers + others + alone
+
+    @property
+    def leaks(self) -> list[tuple[Finding, Finding]]:
+        """Pictures that stand in two splits with the same pixels."""
+        first: dict[str, Finding] = {}
+        leaks = []
+        for finding in self.usable:
+            other = first.setdefault(finding.digest, finding)
+            if other.split != finding.split:
+                leaks.append((other, finding))
+        return leaks
+
+    @property
+    def trains(self) -> bool:
+        """Whether training would run: no mask has an id without a class, and there are pictures to train on."""
+        splits = {finding.split for finding in self.usable}
+        return not any(f.stranger for f in self.findings) and bool(splits & {"train", ALL})
+
+    def frequencies(self, split: str | None = None) -> NDArray[np.float64]:
+        """Share of every class among the counted pixels."""
+        chosen = [f.counts for f in self.usable if split is None or f.split == split]
+        totals = np.sum(chosen, axis=0, dtype=np.float64) if chosen else np.zeros(len(self.labels.classes))
+        shares: NDArray[np.float64] = totals / max(totals.sum(), 1.0)
+        return shares
+
+
+def inspect(
+    dataset: Dataset, workers: int | None = None, progress: Callable[[int], None] = lambda done: None
+) -> Inspection:
+    """Read every pair.
+
+    Args:
+        workers: processes; None for one a core, 0 for this one alone.
+        progress: called with 1 for every pair done.
+    """
+    labels = dataset.labels or infer_labels(dataset.pairs())
+    jobs = [(split, pair, labels) for split, pairs in dataset.splits.items() for pair in pairs]
+    workers = min(len(jobs), os.cpu_count() or 1) if workers is None else workers
+    findings = []
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            for finding in pool.map(_inspect, jobs, chunksize=8):
+                findings.append(finding)
+                progress(1)
+    else:
+        for job in jobs:
+            findings.append(_inspect(job))
+            progress(1)
+    return Inspection(dataset, labels, tuple(findings))
+
+
+def _inspect(job: tuple[str, Pair, LabelSpace]) -> Finding:
+    split, pair, labels = job
+    try:
+        picture = read_picture(pair.picture)
+        truth = read_truth(pair.mask, labels)
+    except EvitsegError as error:
+        return Finding(split, pair, str(error), stranger=isinstance(error, DatasetError))
+    if picture.shape[:2] != truth.shape:
+        sizes = [f"{width}×{height}" for height, width in (picture.shape[:2], truth.shape)]
+        return Finding(split, pair, f"{pair.mask}: {sizes[1]} pixels, but its picture has {sizes[0]}.")
+    counts = np.bincount(truth[truth != labels.ignore_index], minlength=len(labels.classes))
+    if not counts.any():
+        return Finding(split, pair, f"{pair.mask}: every pixel is ignored; there is nothing to learn from it.")
+    digest = hashlib.sha256(picture.tobytes()).hexdigest()
+    return Finding(split, pair, "", False, truth.shape, tuple(counts.tolist()), digest)
+
+
+def split_pairs(pairs: Sequence[Pair], share: float = 0.2, seed: int = 0) -> dict[str, tuple[Pair, ...]]:
+    """Pairs divided at random into "train" and "val", the same for the same seed.
+
+    Args:
+        share: of the validation split; both splits get at least one pair.
+    """
+    if len(pairs) < 2:
+        raise DatasetError(f"{len(pairs)} pair cannot be divided into training and validation; two are the least.")
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    held = set(order[: min(max(1, round(share * len(pairs))), len(pairs) - 1)])
+    return {
+        "train": tuple(pair for i, pair in enumerate(pairs) if i not in held),
+        "val": tuple(pair for i, pair in enumerate(pairs) if i in held),
+    }
+
+
+def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> Image.Image:
+    """Pictures with their masks drawn over them, spread over the dataset, as one image.
+
+    Args:
+        count: pictures at most.
+        width: of one picture on the sheet, in pixels.
+    """
+    from evitseg.image import overlay
+
+    usable = inspection.usable
+    if not usable:
+        raise DatasetError(f"{inspection.dataset.root}: no pair can be read, so there is nothing to show.")
+    tiles = []
+    for i in sorted({round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(min(count, len(usable)))}):
+        pair = usable[i].pair
+        picture, truth = read_picture(pair.picture), read_truth(pair.mask, inspection.labels)
+        step = max(1, picture.shape[1] // width)  # thinned first: a large picture needs no blending in full
+        tile = overlay(picture[::step, ::step], truth[::step, ::step], inspection.labels)
+        tiles.append(tile.resize((width, max(1, tile.height * width // tile.width))))
+    columns = min(6, len(tiles))
+    rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    sheet = Image.new("RGB", (columns * width, sum(heights)), (255, 255, 255))
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            sheet.paste(tile, (c * width, sum(heights[:r])))
+    return sheet

@@ -7,8 +7,6 @@ the seconds it took as JSON; `serve` is that loop. At the end its peak memory is
 from __future__ import annotations
 
 import json
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evitseg.image import replacing
+from evitseg.engine import processor_name
+from evitseg.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,6 +56,8 @@ def peak_mib() -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
     except OSError:
+        import resource  # not on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
@@ -99,15 +100,6 @@ def compete(commands: dict[str, list[str]], turns: int, warm_up: int = 3) -> dic
     return results
 
 
-def processor() -> str:
-    """The processor's name, as Linux gives it, else the platform's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def report(name: str, settings: dict[str, Any], results: dict[str, Result], reference: str) -> None:
     """Print a table with ratios to the reference, and write it to `benchmarks/results`."""
     base = results[reference].median_ms
@@ -118,7 +110,7 @@ def report(name: str, settings: dict[str, Any], results: dict[str, Result], refe
             f"{base / result.median_ms:>14.2f}"
         )
     content = {
-        "settings": settings | {"processor": processor()},
+        "settings": settings | {"processor": processor_name()},
         "results": {
             contestant: asdict(result) | {"times_faster": base / result.median_ms}
             for contestant, result in results.items()

@@ -15,12 +15,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from contest import RESULTS, processor
+from contest import RESULTS
 from numpy.typing import NDArray
 
 from evitseg import export, load_checkpoint
-from evitseg.engine import Engine, Precision
-from evitseg.image import Picture, Preprocess, read_mask, read_picture, replacing
+from evitseg.engine import Engine, Precision, processor_name
+from evitseg.files import replacing
+from evitseg.image import Picture, Preprocess, read_mask, read_picture
 from evitseg.labels import load_labels
 from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
@@ -77,9 +78,8 @@ def main() -> None:
     for precision in (*PRECISIONS, *openvino):
         if precision in openvino:
             name, engine = precision, openvino[precision]
-        else:  # the network is converted in place, so every precision loads it anew
-            own, _ = load_checkpoint(arguments.checkpoint, preprocess=preprocess)
-            name, engine = f"PyTorch {precision}", TorchEngine(own, manifest, precision)  # type: ignore[arg-type]
+        else:
+            name, engine = f"PyTorch {precision}", TorchEngine(model, manifest, precision)  # type: ignore[arg-type]
         confusion = np.zeros((11, 11), np.int64)
         finite, masks[name] = True, []
         for path in pictures:
@@ -97,7 +97,7 @@ def main() -> None:
         "checkpoint": arguments.checkpoint.name,
         "pictures": len(pictures),
         "short_side": WORKING_SIZE,
-        "processor": processor(),
+        "processor": processor_name(),
     }
     with replacing(RESULTS / f"precision_{arguments.checkpoint.stem}.json") as file:
         file.write((json.dumps({"settings": settings, "results": rows}, indent=2) + "\n").encode())

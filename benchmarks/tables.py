@@ -17,7 +17,7 @@ from typing import Any
 
 from contest import RESULTS
 
-from evitseg.image import replacing
+from evitseg.files import replacing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,6 +74,8 @@ def filled(text: str) -> str:
     def fill(match: re.Match[str]) -> str:
         return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
 
+    if text.count("<!-- table ") != text.count("<!-- end -->"):
+        raise SystemExit("a table has no end: every <!-- table NAME --> needs its <!-- end -->")
     return re.sub(r"(<!-- table ([\w-]+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
 
 

@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from contest import RESULTS, processor
+from contest import RESULTS
 from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.config import STRIDE
-from evitseg.image import Picture, read_mask, read_picture, replacing
+from evitseg.engine import processor_name
+from evitseg.files import replacing
+from evitseg.image import Picture, read_mask, read_picture
 from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.runtime.engines import open_engine
 
-SIDES = (360, 480, 544, 608, 640, 704, 736, 768, 832, 896, 960)
+SIDES = (360, 480, 544, 608, 640, 704, 720, 736, 768, 832, 896, 960)
 Size = tuple[int, int]
 
 
@@ -102,7 +104,7 @@ def main() -> None:
     for short_side in SIDES:
         results["short sides"][str(short_side)] = score(RULES["nearest multiple, bilinear"], short_side)
         print(f"short side {short_side:<5}{results['short sides'][str(short_side)]:>8.2f}", flush=True)
-    settings = {"model": DEFAULT_MODEL, "pictures": len(pairs), "precision": "float32", "processor": processor()}
+    settings = {"model": DEFAULT_MODEL, "pictures": len(pairs), "precision": "float32", "processor": processor_name()}
     with replacing(RESULTS / "working_size.json") as file:
         file.write((json.dumps({"settings": settings, "results": results}, indent=2) + "\n").encode())
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_PICTURE, bundled_models
+from evitseg.engine import processor_name
 from evitseg.image import read_picture
 from evitseg.runtime.engines import read_manifest
 
@@ -59,5 +60,6 @@ def test_camvid_miou_of_the_written_masks_is_the_cards(shared: Callable[[str], P
     means = next(line for line in card.splitlines() if line.startswith("| **mean**"))
     column = [cell.strip() for cell in header.split("|")].index(precision[0])
     promised = float(means.split("|")[column].strip(" *"))
-    # Equal to the last digit on the processor it was measured on; another one's kernels sum in another order.
-    assert miou == pytest.approx(promised, abs=0.03)
+    # On the processor it was measured on, to the last digit; another one's kernels sum in another order.
+    measured_on = read_manifest(bundled_models()[DEFAULT_MODEL]).accuracy[0].settings["processor"]
+    assert miou == pytest.approx(promised, abs=0.005 if processor_name() == measured_on else 0.05)

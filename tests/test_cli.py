@@ -72,7 +72,7 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     assert len(errors) == 4
     for name in ("empty.jpg", "text.png", "cut.jpg"):
         assert sum(name in line for line in errors) == 1
-    assert errors[-1] == "error: 3 of the inputs could not be done, 2 pictures were."
+    assert errors[-1] == "error: 3 of the inputs failed; pictures done: 2."
 
 
 def test_results_inside_the_folder_are_not_segmented_again(street: Path, tmp_path: Path) -> None:
@@ -80,6 +80,69 @@ def test_results_inside_the_folder_are_not_segmented_again(street: Path, tmp_pat
         run = evitseg("predict", ".", "--out", "predictions", cwd=tmp_path)
         assert run.returncode == 0
         assert files(tmp_path) == ["predictions/street_mask.png", "predictions/street_overlay.jpg", "street.jpg"]
+
+
+def test_results_may_go_where_the_pictures_are(street: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run = evitseg("predict", ".", "--out", ".", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert files(tmp_path) == ["street.jpg", "street_mask.png", "street_overlay.jpg"]
+
+
+def test_hidden_files_are_left_alone_and_dangling_links_named(street: Path, tmp_path: Path) -> None:
+    (tmp_path / "._street.jpg").write_bytes(b"what another system leaves beside a picture")
+    assert evitseg("predict", ".", "--no-overlay", cwd=tmp_path).returncode == 0
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    run = evitseg("predict", ".", "--no-overlay", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "gone.jpg: no such file" in run.stderr
+    assert "circle.jpg: " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_picture_too_long_for_the_network_does_not_stop_the_rest(street: Path, tmp_path: Path) -> None:
+    Image.new("1", (6_000_000, 1)).save(tmp_path / "long.png")
+    run = evitseg("predict", "long.png", street, "--no-overlay", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "long.png: a picture of 6000000×1 pixels" in run.stderr
+    assert files(tmp_path / "predictions") == ["street_mask.png"]
+
+
+def test_a_very_wide_picture_gets_its_overlay_as_png(tmp_path: Path) -> None:
+    Image.new("RGB", (70_000, 40)).save(tmp_path / "wide.png")
+    run = evitseg("predict", "wide.png", "--size", "32", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert files(tmp_path / "predictions") == ["wide_mask.png", "wide_overlay.png"]
+
+
+@pytest.mark.parametrize("name", ["street[old].jpg", "x[b].jpg", "漢字.jpg"])
+def test_names_are_shown_as_they_are(name: str, street: Path, tmp_path: Path) -> None:
+    try:
+        street.rename(tmp_path / name)
+    except OSError:
+        pytest.skip(f"this file system has no name {name}")
+    run = evitseg("predict", tmp_path / name, "--no-overlay", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert Path(name).name in run.stdout
+
+
+def test_a_console_that_cannot_show_everything_shows_what_it_can(street: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evitseg", "predict", "street.jpg"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=environment)
+    assert run.returncode == 0
+    assert b"road" in run.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "evitseg", "info"]
+        run = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert "No space left" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_the_same_name_twice_gives_two_results(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -105,7 +168,8 @@ def test_a_quoted_pattern_is_understood(street: Path, tmp_path: Path) -> None:
         (["*.nothing"], "no file matches this pattern"),
         (["street.jpg", "--model", "b0-camvit"], "did you mean 'b0-camvid'"),
         (["street.jpg", "--model", "absent.onnx"], "absent.onnx: no such file"),
-        (["street.jpg", "--out", "street.jpg"], "cannot be written"),
+        (["street.jpg", "--out", "street.jpg"], "it is a file; give a folder as --out"),
+        (["x" * 300 + ".jpg"], "error: "),
         (["street.jpg", "--engine", "onnxruntime", "--precision", "float16"], "not in float16"),
     ],
 )
@@ -125,6 +189,7 @@ def test_what_fails_is_one_sentence_and_status_1(
     "arguments",
     [
         ["predict"],
+        ["predict", ""],
         ["predict", "a.jpg", "--size", "big"],
         ["predict", "a.jpg", "--size", "7"],
         ["predict", "a.jpg", "--threads", "0"],
@@ -212,7 +277,7 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
         (["a.pt"], "a.pt: "),
         (["absent.pt"], "absent.pt: no such file"),
         (["a.pt", "--labels", "citiscapes"], "did you mean 'cityscapes'"),
-        (["b0-camvid"], "unknown model"),
+        (["b0-camvid"], "an artefact; this needs a checkpoint"),
     ):
         run = evitseg("export", *arguments, cwd=tmp_path)
         assert run.returncode == 1, arguments
@@ -224,3 +289,68 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_version(tmp_path: Path) -> None:
     assert evitseg("--version", cwd=tmp_path).stdout == f"evitseg {__version__}\n"
+
+
+def test_check_says_what_is_wrong_and_whether_training_would_run(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    for i in range(10):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph[i:]).save(tmp_path / f"data/images/{i:07}.jpg")
+        Image.fromarray(photograph[i:, :, 0] // 100).save(tmp_path / f"data/masks/{i:07}_mask.png")
+    (tmp_path / "data/images/0000004.jpg").write_bytes(b"broken")
+    run = evitseg("check", "data", "--sheet", "sheet.png", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "ready to train; 1 pairs will be left out" in run.stdout
+    assert "0000004.jpg: not a picture" in run.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500
+    content = json.loads(evitseg("check", "data", "--json", cwd=tmp_path).stdout)
+    assert content["splits"]["all"]["usable"] == 9
+    assert content["trains"]
+
+    run = evitseg("check", "data", "--labels", "b.json", cwd=tmp_path)
+    assert run.returncode == 1
+    (tmp_path / "b.json").write_text('{"name": "b", "classes": [{"name": "x"}, {"name": "y"}]}')
+    run = evitseg("check", "data", "--labels", "b.json", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "id 2 is not in label space 'b'" in run.stderr
+    assert "training would fail" in run.stderr
+
+
+def test_eval_of_a_model_and_of_its_masks_agree(b0_checkpoint: Path, tmp_path: Path) -> None:
+    camvid = b0_checkpoint.parents[1] / "data/camvid"
+    (tmp_path / "few").mkdir()
+    for split, folder in (("images", "val"), ("masks", "valannot")):
+        (tmp_path / "few" / split).mkdir()
+        for path in sorted((camvid / folder).iterdir())[::20]:
+            (tmp_path / "few" / split / path.name).write_bytes(path.read_bytes())
+    run = evitseg("eval", "few", "--labels", "camvid", "--json", "--report", "report.html", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    model = json.loads(run.stdout)
+    assert model["images"] == 6
+    assert 0.5 < model["miou"] < 1
+    assert set(model["iou"]) == {*model["accuracy"]}
+    assert model["settings"]["model"] == "b0-camvid"
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+
+    assert evitseg("predict", "few/images", "--no-overlay", "--out", "out", cwd=tmp_path).returncode == 0
+    run = evitseg("eval", "few", "--labels", "camvid", "--masks", "out", "--json", "--workers", "2", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["confusion"] == model["confusion"]
+
+    run = evitseg("eval", "few", "--labels", "camvid", "--tta", "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    looked = json.loads(run.stdout)
+    assert looked["settings"]["tta"] != "no"
+    assert abs(looked["miou"] - model["miou"]) < 0.1
+    assert looked["confusion"] != model["confusion"]
+
+
+def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    for kind, values in (("images", photograph), ("masks", photograph[..., 0] // 100)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "data" / kind / "a.png")
+    (tmp_path / "data/classes.txt").write_text("wheat\nmaize\nsoil\n")
+    run = evitseg("eval", "data", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "the data's classes (data) are not the model's (camvid)" in run.stderr

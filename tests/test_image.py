@@ -3,8 +3,12 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.errors import ConfigError, PictureError
+from evitseg.errors import ConfigError, FileError, PictureError
+from evitseg.files import replacing
 from evitseg.image import (
     MAX_PIXELS,
     Preprocess,
@@ -22,7 +27,6 @@ from evitseg.image import (
     picture_size,
     read_mask,
     read_picture,
-    replacing,
     save_mask,
     save_picture,
 )
@@ -157,11 +161,15 @@ def test_every_bad_file_is_one_sentence_with_its_name(photograph: Array, tmp_pat
         read_picture(tmp_path / "float.tif")
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's own words about damage
 def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for ending, options in {"jpg": {}, "png": {}, "webp": {}, "tif": {"compression": "tiff_lzw"}, "bmp": {}}.items():
         file = io.BytesIO()
-        Image.fromarray(photograph[:40, :60]).save(file, Image.registered_extensions()[f".{ending}"], **options)
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 6, "a camera"
+        image = Image.fromarray(photograph[:40, :60])
+        image.save(file, Image.registered_extensions()[f".{ending}"], **options, exif=exif)
         whole = file.getvalue()
         for _ in range(40):
             content = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.5 else whole)
@@ -172,6 +180,39 @@ def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph:
                 assert read_picture(path).shape[2] == 3
             except PictureError as error:
                 assert path.name in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0", b"Exif\0\0garbage of no kind at all", b"\0" * 9])
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_a_whole_picture_with_damaged_exif_is_read(ending: str, exif: bytes, photograph: Array, tmp_path: Path) -> None:
+    Image.fromarray(photograph).save(tmp_path / f"a.{ending}", exif=exif)
+    assert read_picture(tmp_path / f"a.{ending}").shape == photograph.shape
+
+
+def test_a_format_that_needs_an_outside_program_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(PictureError, match="not a picture in a format that can be read"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_pil_images_are_guarded_as_files_are(photograph: Array, tmp_path: Path) -> None:
+    with pytest.raises(PictureError):
+        read_picture(Image.new("RGB", (0, 5)))
+    (tmp_path / "cut.jpg").write_bytes(jpeg(photograph)[:3000])
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(PictureError, match="truncated"):
+        read_picture(image)
+    for nothing in (None, [photograph], 3):
+        with pytest.raises(PictureError, match="is not a picture; give a path"):
+            read_picture(nothing)  # type: ignore[arg-type]
+
+
+def test_several_threads_read_and_leave_the_process_as_it_was(photograph: Array, tmp_path: Path) -> None:
+    Image.fromarray(photograph).save(tmp_path / "a.jpg")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(read_picture, [tmp_path / "a.jpg"] * 80))) == 80
+    assert warnings.filters == before
 
 
 def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
@@ -249,6 +290,31 @@ def test_a_mask_of_many_classes_is_sixteen_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), mask)
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(photograph: Array, tmp_path: Path) -> None:
+    # A limit on the size of files does what a full disk does, in a process of its own.
+    code = (
+        "import resource, signal, sys; from PIL import Image; from evitseg.image import save_picture;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000));"
+        f"save_picture(Image.effect_noise((400, 400), 90), {str(tmp_path / 'a.jpg')!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "FileError" in run.stderr
+    assert "a.jpg: cannot be written (File too large)" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_wider_than_a_jpeg_can_be_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="write a PNG"):
+        save_picture(Image.new("RGB", (70_000, 2)), tmp_path / "a.jpg")
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("語" * 78 + "_mask.png")
+    save_mask(np.zeros((4, 4), np.uint8), path, numbered(2))
+    assert path.exists()
+
+
 def test_a_mask_cannot_be_written_with_loss(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match="end it in .png"):
         save_mask(np.zeros((4, 4), np.uint8), tmp_path / "a.jpg", numbered(2))
@@ -266,7 +332,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PictureError, match=r"b\.png: cannot be written"):
+    with pytest.raises(FileError, match=r"b\.png: cannot be written"):
         save_picture(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
 
 

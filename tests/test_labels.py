@@ -28,6 +28,12 @@ def test_a_raw_id_outside_the_label_space_is_named() -> None:
         load_labels("cityscapes").encode(np.array([[7, 34]]))
 
 
+def test_ids_far_outside_are_named_and_cost_no_memory() -> None:
+    for stranger in (-1, 2**31 - 1):
+        with pytest.raises(ConfigError, match=f"id {stranger} is not in label space"):
+            load_labels("camvid").encode(np.array([[0, stranger]], np.int64))
+
+
 def test_neighbouring_colours_differ() -> None:
     colors = np.array([distinct_color(i) for i in range(150)])
     assert len({tuple(color) for color in colors}) == 150
@@ -55,6 +61,14 @@ def test_a_file_may_leave_out_ids_and_colours(tmp_path: Path) -> None:
         ('{"name": "a", "classes": [{"name": "b"}, {"name": "b"}]}', "class name 'b' occurs twice"),
         ('{"name": "a", "classes": [{"name": "b", "raw_ids": [255]}]}', "raw id 255 occurs twice"),
         ('{"name": "a", "classes": [{"name": "b", "color": [1, 2, 300]}]}', "levels 0 to 255"),
+        ('{"name": "a", "classes": [{"name": "b", "raw_ids": [-1]}]}', "from 0 to 65535"),
+        ('{"name": "a", "classes": [{"name": "b", "raw_ids": [100000000000000]}]}', "from 0 to 65535"),
+        ('{"name": "a", "classes": [{"name": "b", "raw_ids": [1e999]}]}', "whole numbers"),
+        ('{"name": "a", "classes": [{"name": "b", "raw_ids": "23"}]}', "whole numbers"),
+        ('{"name": "a", "classes": [{"name": "b", "raw_ids": [2.7]}]}', "whole numbers"),
+        ('{"name": "a", "classes": [{"name": null}]}', "printable"),
+        ('{"name": "a", "classes": [{"name": "b\\u001b[31m"}]}', "printable"),
+        ("[" * 100_000, "not a label space"),
     ],
 )
 def test_a_bad_file_is_one_sentence(content: str, reason: str, tmp_path: Path) -> None:

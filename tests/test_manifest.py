@@ -60,6 +60,30 @@ def test_values_that_cannot_work_are_refused(manifest: Manifest) -> None:
         parse_manifest(json.dumps(content), "a.onnx")
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "backbone", "stages", 0, "late_norm"), "false"),
+        (("model", "backbone", "stages", 0, "depth"), -3),
+        (("model", "backbone", "stages", 3, "depth"), 10**12),
+        (("model", "backbone", "head_dim"), 0),
+        (("model", "head", "num_classes"), "11"),
+        (("preprocess", "short_side"), 720.9),
+        (("preprocess", "std"), [float("nan")] * 3),
+        (("name",), None),
+        (("schema",), True),
+    ],
+)
+def test_every_value_has_its_type_and_range(place: tuple[Any, ...], value: Any, manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(ConfigError):
+        parse_manifest(json.dumps(content), "a.onnx")
+
+
 def test_labels_and_network_must_agree() -> None:
     with pytest.raises(ConfigError, match="3 classes, the network 11"):
         Manifest("a", model_config("b0", 11), numbered(3), Preprocess(), Training("", ""))

@@ -7,12 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torchmetrics import JaccardIndex
 
-from evitseg.errors import ConfigError
-from evitseg.image import read_mask
-from evitseg.labels import load_labels
-from evitseg.metrics import confusion_matrix, iou, mean_iou
+from evitseg.dataset import Pair
+from evitseg.errors import ConfigError, DatasetError
+from evitseg.image import read_mask, save_mask
+from evitseg.labels import load_labels, numbered
+from evitseg.metrics import (
+    PredictedMasks,
+    boundary_band,
+    confusion_matrix,
+    count,
+    evaluate,
+    evaluate_in_processes,
+    iou,
+    mean_iou,
+)
+from evitseg.report import draw_errors, write_html
 
 
 def test_a_confusion_matrix_counted_by_hand() -> None:
@@ -52,3 +65,133 @@ def test_the_metric_agrees_with_torchmetrics_on_real_masks(shared: Callable[[str
     expected = jaccard.compute().numpy()
     occurring = ~np.isnan(iou(confusion))
     np.testing.assert_allclose(iou(confusion)[occurring], expected[occurring], rtol=1e-6)
+
+
+def slow_band(mask: NDArray[np.integer], distance: int) -> NDArray[np.bool_]:
+    """The band's definition, pixel by pixel."""
+    height, width = mask.shape
+    band = np.zeros(mask.shape, bool)
+    for y in range(height):
+        for x in range(width):
+            if min(y, x, height - 1 - y, width - 1 - x) < distance:
+                band[y, x] = True
+                continue
+            around = mask[y - distance : y + distance + 1, x - distance : x + distance + 1]
+            band[y, x] = (around != mask[y, x]).any()
+    return band
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3, 7])
+def test_the_boundary_band_is_what_its_definition_says(distance: int) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 3, (6, 8)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    np.testing.assert_array_equal(boundary_band(mask, distance), slow_band(mask, distance))
+
+
+def test_boundary_iou_counted_by_hand() -> None:
+    # 1×8 pixels, distance 1: the band is everything, for the picture is one pixel high.
+    truth = np.array([[0, 0, 0, 1, 1, 1, 1, 255]], np.uint8)
+    prediction = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], np.uint8)
+    counts = count(truth, prediction, numbered(2))
+    np.testing.assert_array_equal(counts.band_hits, [2, 3])
+    np.testing.assert_array_equal(counts.band_union, [4, 5])
+    assert (counts.band_hits <= np.diag(counts.confusion)).all()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures whose brightness is their class."""
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        mask = rng.integers(0, 3, (4, 5)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        picture = np.stack([mask * 100] * 3, -1).astype(np.uint8)
+        for kind, values in (("images", picture), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
+    return tmp_path
+
+
+def pairs_of(folder: Path) -> list[Pair]:
+    return [Pair(path, folder / "masks" / path.name) for path in sorted((folder / "images").iterdir())]
+
+
+def by_brightness(picture: NDArray[np.uint8]) -> NDArray[np.integer]:
+    mask: NDArray[np.integer] = picture[..., 0] // 100
+    return mask
+
+
+def almost(picture: NDArray[np.uint8]) -> NDArray[np.integer]:
+    mask: NDArray[np.integer] = by_brightness(picture).copy()
+    mask[:, :8] = 0
+    return mask
+
+
+def make_almost() -> tuple[object, bool]:
+    return almost, False
+
+
+def test_a_perfect_function_scores_one(folder: Path) -> None:
+    report = evaluate(by_brightness, pairs_of(folder), numbered(3))
+    assert report.miou == report.pixel_accuracy == report.frequency_weighted_iou == report.mean_boundary_iou == 1
+    assert len(report.pictures) == 6
+
+
+def test_several_processes_count_what_one_does(folder: Path) -> None:
+    alone = evaluate(almost, pairs_of(folder), numbered(3))
+    together = evaluate_in_processes(make_almost, pairs_of(folder), numbered(3), workers=2)  # type: ignore[arg-type]
+    assert 0.5 < alone.miou < 1
+    np.testing.assert_array_equal(alone.counts.confusion, together.counts.confusion)
+    assert together.pictures == alone.pictures
+    confusion = alone.counts.confusion
+    assert alone.pixel_accuracy == np.trace(confusion) / confusion.sum()
+    np.testing.assert_allclose(alone.accuracy, np.diag(confusion) / confusion.sum(1))
+    assert alone.frequency_weighted_iou == pytest.approx((alone.iou * confusion.sum(1)).sum() / confusion.sum())
+
+
+def test_pairs_that_cannot_be_read_are_told_and_not_counted(folder: Path) -> None:
+    (folder / "images/2.png").write_bytes(b"")
+    Image.new("L", (3, 3)).save(folder / "masks/4.png")
+    report = evaluate(by_brightness, pairs_of(folder), numbered(3))
+    assert report.miou == 1
+    assert len(report.pictures) == 4
+    assert len(report.skipped) == 2
+    with pytest.raises(DatasetError, match="nothing to measure"):
+        evaluate(by_brightness, pairs_of(folder)[2:3], numbered(3))
+
+
+def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
+    labels = numbered(3)
+    for pair in pairs_of(folder):
+        with Image.open(pair.picture) as image:
+            save_mask(almost(np.asarray(image)), folder / "out" / f"{pair.picture.stem}_mask.png", labels)
+    again = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    expected = evaluate(almost, pairs_of(folder), labels)
+    np.testing.assert_array_equal(again.counts.confusion, expected.counts.confusion)
+    (folder / "out/3_mask.png").unlink()
+    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    assert "no mask of its name" in report.skipped[0]
+    with pytest.raises(DatasetError, match="no masks"):
+        PredictedMasks(folder / "nowhere", labels)
+
+
+def test_the_page_holds_everything_and_escapes_names(folder: Path) -> None:
+    report = evaluate(almost, pairs_of(folder), numbered(3), settings={"model": "<script>alert(1)</script>"})
+
+    def of_pair(pair: Pair) -> NDArray[np.integer]:
+        with Image.open(pair.picture) as image:
+            return almost(np.asarray(image))
+
+    write_html(report, folder / "report.html", of_pair)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "http" not in page
+    assert page.count("data:image/jpeg;base64,") == 12
+    assert f"{100 * report.miou:.1f}" in page
+
+
+def test_errors_are_drawn_where_they_are() -> None:
+    truth = np.array([[0, 1], [255, 1]], np.uint8)
+    drawn = np.asarray(draw_errors(np.zeros((2, 2, 3), np.uint8), truth, np.zeros((2, 2), np.uint8), numbered(2)))
+    assert (drawn[0, 0] == 0).all()
+    assert drawn[0, 1, 0] > 100 > drawn[0, 1, 1]
+    assert (drawn[1, 0] > 100).all()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import wraps
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evitseg.errors import EvitsegError, PictureError
+from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
     from evitseg.config import Cost
@@ -34,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+RESULT_ENDINGS = ("_mask.png", "_overlay.jpg", "_overlay.png")
 FAILED, INTERRUPTED = 1, 130
 """Exit statuses beside 0, done, and 2, a wrong command line."""
 
@@ -122,6 +126,9 @@ def _plain_errors(verb: Callable[..., None]) -> Callable[..., None]:
             # Whoever read our output has enough, as head has; nothing is left to say, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
+        except OSError as error:  # ours are EvitsegErrors: what is left is a standard output on a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _fail(f"the output cannot be written ({error.strerror or error}).")
 
     return run
 
@@ -149,10 +156,10 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
-
-
-# predict ------------------------------------------------------------------------------------------------------------
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without × or █ shows something else, and goes on
+    warnings.simplefilter("ignore")  # libraries' remarks to programmers
 
 
 @app.command()
@@ -176,8 +183,10 @@ def predict(
 
     A file that cannot be read is named, the others are still done, and the exit status is 1.
     """
-    if not inputs and not example:
+    if (not inputs and not example) or "" in (inputs or ()):
         raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
+    if out.is_file():
+        _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
     from evitseg.bundled import EXAMPLE_PICTURE
 
     working_size = _size(size) if size is not None else None
@@ -197,95 +206,115 @@ def predict(
         precision=precision.value,
         size=working_size,
     )
-    results = _predict_all(segment, _outputs(found, out), overlay, as_json, problems)
+    results = _predict_all(segment, _outputs(found, out), out, overlay, as_json, problems)
     if as_json:
         print(json.dumps({"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}, indent=2))
     if problems:
-        _complain(f"{len(problems)} of the inputs could not be done, {len(results)} pictures were.")
+        _complain(f"{len(problems)} of the inputs failed; pictures done: {len(results)}.")
         raise typer.Exit(FAILED)
 
 
 def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:
     """Every picture with its place below the input it was found in; what cannot be found goes to `problems`."""
-    from evitseg.image import EXTENSIONS
-
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
-            # Not our own results, where they lie inside the folder.
-            inside = (p for p in sorted(path.rglob("*")) if out.resolve() not in p.resolve().parents)
-            files = [p for p in inside if p.suffix.lower() in EXTENSIONS and p.is_file()]
-            if not files:
-                problems.append(f"{given}: a folder without pictures ({', '.join(sorted(EXTENSIONS))}).")
-            yield from ((p, p.relative_to(path)) for p in files)
-        elif not path.exists() and glob.has_magic(given):
-            matches = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
-            if not matches:
-                problems.append(f"{given}: no file matches this pattern.")
-            yield from ((match, Path(match.name)) for match in matches)
-        else:
-            yield path, Path(path.name)
+        try:
+            if path.is_dir():
+                files = _pictures_in(path, out)
+                if not files:
+                    from evitseg.image import EXTENSIONS
+
+                    problems.append(f"{given}: a folder without pictures ({', '.join(sorted(EXTENSIONS))}).")
+                yield from ((p, p.relative_to(path)) for p in files)
+            elif not path.exists() and glob.has_magic(given):
+                matches = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
+                if not matches:
+                    problems.append(f"{given}: no file matches this pattern.")
+                yield from ((match, Path(match.name)) for match in matches)
+            else:
+                yield path, Path(path.name)
+        except OSError as error:
+            problems.append(f"{given[:200]}: cannot be looked at ({error.strerror or error}).")
+
+
+def _pictures_in(folder: Path, out: Path) -> list[Path]:
+    """Pictures below a folder, but for hidden files and for our own results."""
+    from evitseg.image import EXTENSIONS
+
+    inside = Path(os.path.abspath(out))
+    below = Path(os.path.abspath(folder)) in inside.parents
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or path.is_dir():
+            continue
+        ours = inside in Path(os.path.abspath(path)).parents if below else path.name.endswith(RESULT_ENDINGS)
+        if not ours:
+            found.append(path)
+    return found
 
 
 def _outputs(found: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
     """For every picture the beginning of its results' names; two pictures never get the same."""
-    stems: dict[Path, int] = {}
-    for _, place in found:
-        stems[place.with_suffix("")] = stems.get(place.with_suffix(""), 0) + 1
-    taken: set[Path] = set()
+    found = list(dict.fromkeys(found))
+    # Compared without case, because some file systems do.
+    stems = Counter(str(place.with_suffix("")).casefold() for _, place in found)
+    taken: set[str] = set()
     outputs = []
     for source, place in found:
         stem = place.with_suffix("")
-        if stems[stem] > 1:  # street.jpg beside street.png
+        if stems[str(stem).casefold()] > 1:  # street.jpg beside street.png
             stem = stem.with_name(place.name.replace(".", "_"))
         name, count = stem, 1
-        while name in taken:  # the same name from two folders
+        while str(name).casefold() in taken:  # the same name from two folders
             count += 1
             name = stem.with_name(f"{stem.name}_{count}")
-        taken.add(name)
+        taken.add(str(name).casefold())
         outputs.append((source, out / name))
     return outputs
 
 
 def _predict_all(
-    segment: Segmenter, jobs: list[tuple[Path, Path]], overlay: bool, quiet: bool, problems: list[str]
+    segment: Segmenter, jobs: list[tuple[Path, Path]], out: Path, overlay: bool, quiet: bool, problems: list[str]
 ) -> list[dict[str, Any]]:
     """Write every picture's results; failures are told as they come, and added to `problems`."""
     from rich.console import Console
+    from rich.text import Text
 
-    from evitseg.image import save_picture
+    from evitseg.image import MAX_JPEG_SIDE, save_picture
 
-    console = Console(stderr=quiet)
-    results = []
+    console = Console(stderr=quiet, highlight=False)
+    results: list[dict[str, Any]] = []
     if not quiet:
-        console.print(f"{segment.manifest.name}: {segment.info}", style="dim", highlight=False)
+        console.print(Text(f"{segment.manifest.name}: {segment.info}", style="dim"))
     with _progress("segmenting", len(jobs), console) as advance:
         for source, target in jobs:
             try:
                 prediction = segment(source)
                 mask_path = target.with_name(f"{target.name}_mask.png")
-                overlay_path = target.with_name(f"{target.name}_overlay.jpg") if overlay else None
                 prediction.save(mask_path)
-                if overlay_path is not None:
-                    save_picture(prediction.overlay(), overlay_path)
-            except PictureError as error:
-                problems.append(str(error))
-                _complain(error)
+                written = [mask_path]
+                if overlay:
+                    drawn = prediction.overlay()
+                    ending = "jpg" if max(drawn.size) <= MAX_JPEG_SIDE else "png"
+                    written.append(target.with_name(f"{target.name}_overlay.{ending}"))
+                    save_picture(drawn, written[-1])
+            except EvitsegError as error:
+                sentence = str(error) if str(source) in str(error) else f"{source}: {error}"
+                problems.append(sentence)
+                _complain(sentence)
                 continue
             finally:
                 advance(1)
-            written = [str(path) for path in (mask_path, overlay_path) if path is not None]
-            fractions = prediction.fractions()
-            results.append(
-                {"picture": str(source), "mask": str(mask_path), "fractions": fractions}
-                | ({"overlay": str(overlay_path)} if overlay_path else {})
-            )
+            result = {"picture": str(source), "mask": str(mask_path), "fractions": prediction.fractions()}
+            results.append(result | ({"overlay": str(written[-1])} if overlay else {}))
             if not quiet:
                 _tell(console, source, written, prediction, in_full=len(jobs) == 1)
+    if len(jobs) > 1 and results and not quiet:
+        console.print(Text(f"wrote {'masks and overlays' if overlay else 'masks'} of {len(results)} pictures to {out}"))
     return results
 
 
-def _tell(console: Any, source: Path, written: list[str], prediction: Prediction, in_full: bool) -> None:
+def _tell(console: Any, source: Path, written: list[Path], prediction: Prediction, in_full: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -296,18 +325,15 @@ def _tell(console: Any, source: Path, written: list[str], prediction: Prediction
         console.print(Text(f"{source}: {shares}"), soft_wrap=True)
         return
     colors = {c.name: c.color for c in prediction.labels.classes}
-    table = Table(title=f"{source.name}, {width}×{height}", title_justify="left", box=None, padding=(0, 1))
+    table = Table(title=Text(f"{source.name}, {width}×{height}"), title_justify="left", box=None, padding=(0, 1))
     for name, kind in (("class", "left"), ("share", "right"), ("", "left")):
         table.add_column(name, justify=kind)  # type: ignore[arg-type]  # rich's Literal, widened by the loop
     for name, share in fractions.items():
         bar = Text("█" * max(1, round(40 * share)), style=f"rgb({','.join(map(str, colors[name]))})")
-        table.add_row(name, f"{share:.1%}", bar)
+        table.add_row(Text(name), f"{share:.1%}", bar)
     console.print(table)
     for path in written:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
-
-
-# export -------------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -361,7 +387,7 @@ def export(
     from evitseg.loading import network_of
 
     label_space = load_labels(labels) if labels else None
-    network, manifest = network_of(checkpoint)
+    network, manifest = network_of(checkpoint, extra="export")
     from evitseg.exporters import FORMATS
     from evitseg.exporters import export as write
 
@@ -388,8 +414,6 @@ def export(
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
     )
 
-
-# check --------------------------------------------------------------------------------------------------------------
 
 Data = Annotated[
     str,
@@ -481,13 +505,13 @@ def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -
     from evitseg.dataset import ALL
 
     dataset, labels = inspection.dataset, inspection.labels
-    console.print(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})", markup=False)
+    console.print(Text(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})"))
     table = Table(box=None, padding=(0, 1))
     table.add_column("class")
     for split in dataset.splits:
         table.add_column(f"{split} %", justify="right")
     for i, name in enumerate(labels.names):
-        table.add_row(name, *(f"{100 * inspection.frequencies(split)[i]:.2f}" for split in dataset.splits))
+        table.add_row(Text(name), *(f"{100 * inspection.frequencies(split)[i]:.2f}" for split in dataset.splits))
     table.add_row()
     for what, chosen in (("pairs", inspection.findings), ("usable", inspection.usable)):
         table.add_row(what, *(str(sum(f.split == split for f in chosen)) for split in dataset.splits))
@@ -520,9 +544,6 @@ def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -
                 else "there is no usable pair to train on."
             )
         )
-
-
-# eval ---------------------------------------------------------------------------------------------------------------
 
 
 @app.command(name="eval")
@@ -641,7 +662,7 @@ def _tell_report(console: Any, result: Report, page: Path | None) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     rows = zip(result.labels.names, result.iou, result.accuracy, result.boundary_iou, strict=True)
     for name, *values in rows:
-        table.add_row(name, *map(percent, values))
+        table.add_row(Text(name), *map(percent, values))
     table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
     console.print(table)
     console.print(
@@ -650,9 +671,6 @@ def _tell_report(console: Any, result: Report, page: Path | None) -> None:
     )
     if page is not None:
         console.print(Text(f"wrote {page}"))
-
-
-# info ---------------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -679,16 +697,13 @@ def _about_package() -> dict[str, Any]:
 
     from evitseg import __version__
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.config import BACKBONES, SEGMENTATION_HEADS, ModelConfig, cost, model_config
+    from evitseg.config import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
 
     return {
         "version": __version__,
         "engines": {name.value: find_spec(name.value) is not None for name in EngineName},
         "bundled models": {name: "the default" * (name == DEFAULT_MODEL) for name in bundled_models()},
-        "published models": {
-            name: _cost(cost(ModelConfig(BACKBONES[name.split("-")[0]], head)))
-            for name, head in SEGMENTATION_HEADS.items()
-        },
+        "published models": {name: _cost(cost(config)) for name, config in PUBLISHED_SEGMENTATION.items()},
         "variants": {name: _cost(cost(model_config(name, 19))) for name in BACKBONES},
     }
 
@@ -697,12 +712,12 @@ def _about_model(model: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from evitseg.bundled import bundled_models
-    from evitseg.config import BACKBONES, SEGMENTATION_HEADS, ModelConfig, cost
+    from evitseg.config import PUBLISHED_SEGMENTATION, cost, short_name
     from evitseg.loading import ARTEFACT_ENDINGS, network_of
 
-    short = model.removeprefix("efficientvit-seg-")
-    if short in SEGMENTATION_HEADS:  # known without its weights: nothing is downloaded
-        config = ModelConfig(BACKBONES[short.split("-")[0]], SEGMENTATION_HEADS[short])
+    short = short_name(model)
+    if short in PUBLISHED_SEGMENTATION:  # known without its weights: nothing is downloaded
+        config = PUBLISHED_SEGMENTATION[short]
         return {"name": short, "variant": config.variant, "classes": config.num_classes} | _cost(cost(config))
     path = bundled_models().get(model, Path(model))
     manifest: Manifest
@@ -738,26 +753,27 @@ def _cost(of: Cost) -> dict[str, Any]:
 
 def _show(console: Any, content: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     for key, value in content.items():
         if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
-            table = Table(title=key, title_justify="left", box=None, padding=(0, 1), title_style="bold")
+            table = Table(title=Text(key), title_justify="left", box=None, padding=(0, 1), title_style="bold")
             table.add_column("")
             for column in next(iter(value.values())):
                 table.add_column(column, justify="right")
             for name, row in value.items():
-                table.add_row(name, *(_short(cell) for cell in row.values()))
+                table.add_row(Text(name), *(Text(_short(cell)) for cell in row.values()))
             console.print()
             console.print(table)
         elif isinstance(value, dict):
-            console.print(f"[bold]{key}[/bold]")
+            console.print(Text(key, style="bold"))
             for name, entry in value.items():
-                console.print(f"  {name}: {_short(entry)}" if entry != "" else f"  {name}", markup=False)
+                console.print(Text(f"  {name}: {_short(entry)}" if entry != "" else f"  {name}"))
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for row in value:
                 _show(console, {key: row})
         else:
-            console.print(f"[bold]{key}[/bold] {_short(value)}")
+            console.print(Text.assemble((key, "bold"), f" {_short(value)}"))
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,9 @@ STRIDE = 32
 LOGIT_STRIDE = 8
 """Image pixels one logit spans: the stride of the finest stage a segmentation head looks at."""
 
+# A manifest comes from outside: no number in it may ask for more than a machine has.
+MAX_WIDTH, MAX_DEPTH, MAX_EXPAND = 16_384, 1_000, 256
+
 Activation = Literal["hardswish", "gelu_tanh"]
 BlockKind = Literal["depthwise", "mbconv", "fused_mbconv", "resblock"]
 
@@ -42,6 +45,12 @@ class Stage:
     expand: int
     expand_first: int
     late_norm: bool
+
+    def __post_init__(self) -> None:
+        _check_range("width", self.width, 1, MAX_WIDTH)
+        _check_range("depth", self.depth, 0, MAX_DEPTH)
+        _check_range("expand", self.expand, 1, MAX_EXPAND)
+        _check_range("expand_first", self.expand_first, 1, MAX_EXPAND)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Backbone:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        _check_range("stem_width", self.stem_width, 1, MAX_WIDTH)
+        _check_range("stem_depth", self.stem_depth, 0, MAX_DEPTH)
+        _check_range("head_dim", self.head_dim, 1, MAX_WIDTH)
+        _check_range("number of attention_kernels", len(self.attention_kernels), 0, MAX_DEPTH)
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.attention_kernels):
             raise ConfigError(f"attention_kernels {self.attention_kernels} must be odd and positive, as (3, 5) is.")
         for stage in self.stages:
@@ -96,6 +109,10 @@ class SegmentationHead:
     num_classes: int
 
     def __post_init__(self) -> None:
+        _check_range("head's width", self.width, 1, MAX_WIDTH)
+        _check_range("head's depth", self.depth, 0, MAX_DEPTH)
+        _check_range("head's expand", self.expand, 1, MAX_EXPAND)
+        _check_range("final_expand", self.final_expand or 1, 1, MAX_EXPAND)
         _check_num_classes(self.num_classes)
 
 
@@ -116,6 +133,11 @@ class ClassificationHead:
 
 
 Head: TypeAlias = SegmentationHead | ClassificationHead
+
+
+def _check_range(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{what} is {value}; it must be {low} to {high}.")
 
 
 def _check_num_classes(num_classes: int) -> None:
@@ -217,10 +239,17 @@ CLASSIFICATION_HEADS: dict[str, ClassificationHead] = {
 }
 
 # The head of a variant that was never published is that of its nearest published neighbour.
-_DEFAULT_HEADS = {
-    name: f"{name}-cityscapes" if f"{name}-cityscapes" in SEGMENTATION_HEADS else other
-    for name, other in zip(BACKBONES, ["", "", "", "", "l1-cityscapes", "", "", "l2-cityscapes"], strict=True)
+_NEIGHBOURS = {"l0": "l1-cityscapes", "l3": "l2-cityscapes"}
+
+PUBLISHED_SEGMENTATION = {
+    name: ModelConfig(BACKBONES[name.split("-")[0]], head) for name, head in SEGMENTATION_HEADS.items()
 }
+"""The published segmentation networks by their short names."""
+
+
+def short_name(name: str) -> str:
+    """A published segmentation network's short name, from that or the full one; other names stay as they are."""
+    return name.removeprefix("efficientvit-seg-")
 
 
 def model_config(variant: str, num_classes: int, head: str | None = None) -> ModelConfig:
@@ -234,7 +263,7 @@ def model_config(variant: str, num_classes: int, head: str | None = None) -> Mod
     Raises: ConfigError for a name that is in neither table.
     """
     backbone = backbone_named(variant)
-    head = head or _DEFAULT_HEADS[variant]
+    head = head or _NEIGHBOURS.get(variant, f"{variant}-cityscapes")
     if head not in SEGMENTATION_HEADS:
         raise unknown("segmentation head", head, SEGMENTATION_HEADS)
     return ModelConfig(backbone, replace(SEGMENTATION_HEADS[head], num_classes=num_classes))
@@ -245,9 +274,6 @@ def backbone_named(variant: str) -> Backbone:
     if variant not in BACKBONES:
         raise unknown("variant", variant, BACKBONES)
     return BACKBONES[variant]
-
-
-# The plan -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

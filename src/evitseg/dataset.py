@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError
-from evitseg.image import EXTENSIONS, Mask, read_picture, read_raw_mask
+from evitseg.image import EXTENSIONS, Mask, read_picture, read_raw_mask, tinted, with_legend
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
 
 ALL = "all"
@@ -59,8 +59,6 @@ class Dataset:
             raise DatasetError(f"{self.root}: there is no split {split!r}; there are {', '.join(self.splits)}.")
         return self.splits[split]
 
-
-# Recognising --------------------------------------------------------------------------------------------------------
 
 _SPLITS = {
     "train": "train", "training": "train",
@@ -331,9 +329,6 @@ def _yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
     return LabelSpace(path.stem, classes, tuple(sorted(i for i in ignored if i >= 0)))
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
 def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
     """(H, W) class indices of a mask file that holds raw ids, or the classes' colours.
 
@@ -375,9 +370,6 @@ def infer_labels(pairs: Sequence[Pair], look_at: int = 200) -> LabelSpace:
         names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
         return LabelSpace("binary", names, ignored_ids=())
     return numbered(max([i for i in ids if i != 255], default=0) + 1)
-
-
-# Inspecting ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -518,8 +510,6 @@ def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> 
         count: pictures at most.
         width: of one picture on the sheet, in pixels.
     """
-    from evitseg.image import overlay
-
     usable = inspection.usable
     if not usable:
         raise DatasetError(f"{inspection.dataset.root}: no pair can be read, so there is nothing to show.")
@@ -528,7 +518,7 @@ def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> 
         pair = usable[i].pair
         picture, truth = read_picture(pair.picture), read_truth(pair.mask, inspection.labels)
         step = max(1, picture.shape[1] // width)  # thinned first: a large picture needs no blending in full
-        tile = overlay(picture[::step, ::step], truth[::step, ::step], inspection.labels)
+        tile = tinted(picture[::step, ::step].copy(), truth[::step, ::step], inspection.labels)
         tiles.append(tile.resize((width, max(1, tile.height * width // tile.width))))
     columns = min(6, len(tiles))
     rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
@@ -537,4 +527,5 @@ def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> 
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             sheet.paste(tile, (c * width, sum(heights[:r])))
-    return sheet
+    shares = dict(zip(inspection.labels.names, inspection.frequencies().tolist(), strict=True))
+    return with_legend(sheet, {name: share for name, share in shares.items() if share}, inspection.labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,7 +23,7 @@ class EngineInfo:
     Attributes:
         engine, version: of the library.
         precision: of the arithmetic, as the engine reports it.
-        threads: as the engine reports it.
+        threads: at most.
         device: the processor's name.
     """
 
@@ -34,6 +36,16 @@ class EngineInfo:
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"{self.engine} {self.version}, {self.precision}, {threads}, {self.device}"
+
+
+def processor_name() -> str:
+    """The processor's name, as Linux gives it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 class Engine(Protocol):

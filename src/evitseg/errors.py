@@ -15,7 +15,11 @@ class ConfigError(EvitsegError):
 
 
 class PictureError(EvitsegError):
-    """A picture or mask that cannot be read or written."""
+    """A picture or mask that cannot be read, or not written in the format asked for."""
+
+
+class FileError(EvitsegError):
+    """A place where no file can be written."""
 
 
 class DatasetError(EvitsegError):
@@ -38,7 +42,7 @@ class MissingPackageError(EvitsegError):
     """An optional package that the call needs is not installed."""
 
     def __init__(self, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs packages that are not installed: pip install 'evitseg[{extra}]'.")
+        super().__init__(f"{purpose} needs packages that are not installed: python -m pip install 'evitseg[{extra}]'.")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:

@@ -6,21 +6,22 @@ The only place that reads a picture: training, evaluation, export and the device
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
-import secrets
-import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from evitseg.config import STRIDE
 from evitseg.errors import ConfigError, PictureError
+from evitseg.files import replacing
 from evitseg.labels import LabelSpace
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -32,11 +33,20 @@ Size: TypeAlias = int | Literal["native"] | None
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest picture that is read whole, the limit at which Pillow, too, refuses."""
-_ORIENTATION = 0x0112  # EXIF's tag
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+_ORIENTATION = 0x0112  # EXIF's tag, and how to undo each of its values
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAX_JPEG_SIDE = 65_500
+"""In pixels; what the library behind Pillow writes."""
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
-
-
-# How a picture becomes network input --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,8 @@ class Preprocess:
             check_size(self.short_side)
         if not 1 <= self.max_enlarge <= 16:
             raise ConfigError(f"max_enlarge is {self.max_enlarge}; it must be between 1 and 16.")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}; every channel's must be above 0.")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and every std above 0.")
 
     def fit(self, picture_size: tuple[int, int], size: Size = None) -> tuple[int, int]:
         """(height, width) of the network input for a picture of this (height, width).
@@ -82,8 +92,8 @@ class Preprocess:
         height, width = (max(1, round(side * scale / STRIDE)) * STRIDE for side in picture_size)
         if height * width > MAX_PIXELS:
             raise ConfigError(
-                f"a picture of {picture_size[0]}×{picture_size[1]} pixels would go through the network at "
-                f"{height}×{width}, more than {MAX_PIXELS:,} pixels; choose a smaller size."
+                f"a picture of {picture_size[1]}×{picture_size[0]} pixels would go through the network at "
+                f"{width}×{height}, more than {MAX_PIXELS:,} pixels; choose a smaller size."
             )
         return height, width
 
@@ -98,12 +108,9 @@ class Preprocess:
 
 def check_size(short_side: int) -> int:
     """The short side, if a network can work at it. Raises: ConfigError."""
-    if not STRIDE <= short_side <= 16_384:
+    if not isinstance(short_side, int) or not STRIDE <= short_side <= 16_384:
         raise ConfigError(f"size {short_side} is out of range; give the short side, {STRIDE} to 16384 pixels.")
     return short_side
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
 
 
 def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integer]) -> Picture:
@@ -118,9 +125,12 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integ
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image")
+        with _decoding("the PIL image"):
+            _check_pixels(source)
+            return _from_array(_to_rgb(source, "the PIL image"))
+    if not isinstance(source, (str, os.PathLike)):
+        return _from_array(source)  # says what it is
     with _open(Path(source)) as image:
-        # Upright before conversion, which drops what EXIF says.
         return _to_rgb(image, str(source))
 
 
@@ -128,8 +138,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of a picture file as `read_picture` gives it, from its header. Raises: PictureError."""
     with _open(Path(path)) as image:
         width, height = image.size
-        sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (width, height) if sideways else (height, width)
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
@@ -160,39 +169,57 @@ def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """The decoded file; everything Pillow may say about a bad one becomes a PictureError."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of half the size it refuses, and of damage that is not in the pixels: nothing to act on.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
+    """The file, opened; everything Pillow may say about a bad one becomes a PictureError."""
+    with _decoding(str(path)):
+        try:
+            # No other formats: Pillow hands some of them to outside programs.
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_pixels(image)
                 yield image
+        except UnidentifiedImageError as error:
+            what = "an empty file" if path.stat().st_size == 0 else "not a picture in a format that can be read"
+            raise PictureError(f"{path}: {what}; JPEG, PNG, WebP, TIFF and BMP can be read.") from error
+
+
+@contextlib.contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    try:
+        yield
     except (PictureError, ConfigError):
         raise
     except FileNotFoundError as error:
-        raise PictureError(f"{path}: no such file.") from error
+        raise PictureError(f"{where}: no such file.") from error
     except IsADirectoryError as error:
-        raise PictureError(f"{path}: a folder, not a picture.") from error
+        raise PictureError(f"{where}: a folder, not a picture.") from error
     except PermissionError as error:
-        raise PictureError(f"{path}: may not be read (permission denied).") from error
+        raise PictureError(f"{where}: may not be read (permission denied).") from error
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"{path}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
+            f"{where}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
             "cut or shrink the picture first."
         ) from error
-    except UnidentifiedImageError as error:
-        what = "an empty file" if path.stat().st_size == 0 else "not a picture in a format that can be read"
-        raise PictureError(f"{path}: {what}; JPEG, PNG, WebP, TIFF and BMP can be.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, TypeError, KeyError, IndexError) as error:
-        # What Pillow's decoders raise on truncated and corrupt files.
-        raise PictureError(f"{path}: truncated or damaged ({error or type(error).__name__}).") from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise PictureError(f"{where}: truncated or damaged ({error or type(error).__name__}).") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says, 1 to 8; 1, upright, where it cannot be read: the pixels may be whole all the same."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as many kinds as there are ways to damage it
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image, where: str) -> Picture:
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # asked first: transposing copies a picture that is upright, too
-        image = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "F":
         raise PictureError(f"{where}: 32-bit float pixels have no agreed range; convert the picture to 8 or 16 bits.")
     if image.mode.startswith("I"):
@@ -211,6 +238,8 @@ def _sixteen_bits(levels: NDArray[np.integer], where: str) -> NDArray[np.uint16]
 
 
 def _from_array(array: NDArray[np.integer]) -> Picture:
+    if not isinstance(array, np.ndarray):
+        raise PictureError(f"a {type(array).__name__} is not a picture; give a path, a PIL image or a numpy array.")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
@@ -224,68 +253,53 @@ def _from_array(array: NDArray[np.integer]) -> Picture:
     return cast(Picture, array)
 
 
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` once the block ends, and leaves nothing behind if it fails.
-
-    Missing folders are made. Raises: PictureError where the place cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
-        # Not tempfile's: its files are private, and a result has the rights of any new file.
-        file = open(temporary, "xb")  # noqa: SIM115  # closed below, where its errors are told
-    except OSError as error:
-        raise PictureError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    try:
-        with file:
-            yield file
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise PictureError(f"{path}: cannot be written ({error.strerror or error}).") from error
-        raise
-
-
 def save_mask(mask: Mask, path: str | os.PathLike[str], labels: LabelSpace) -> None:
     """Class indices as a PNG: 8 bits with the classes' colours as palette, or 16 bits for more than 255 classes.
 
-    Raises: PictureError for a name that does not end in .png, and where it cannot be written.
+    Raises: PictureError for a name that does not end in .png, FileError for a place that cannot be written.
     """
     if Path(path).suffix.lower() != ".png":
         raise PictureError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
     image = Image.fromarray(mask)
     if mask.dtype == np.uint8:
         image.putpalette(labels.palette.tobytes())
-    with replacing(path) as file:
-        # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
-        image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
+    _save(image, path, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """A picture in the format that the name's ending says. Raises: PictureError."""
+    """A picture in the format that the name's ending says.
+
+    Raises: PictureError for an ending or a size that cannot be written, FileError for a place.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in EXTENSIONS:
         raise PictureError(f"{path}: unknown ending; {', '.join(sorted(EXTENSIONS))} can be written.")
+    if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
+        raise PictureError(f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; write a PNG.")
+    _save(image, path, Image.registered_extensions()[suffix], quality=90)
+
+
+def _save(image: Image.Image, path: str | os.PathLike[str], kind: str, **options: Any) -> None:
+    # Encoded in memory first: writing to a full disk itself, Pillow's JPEG encoder loses the end without a word.
+    content = io.BytesIO()
+    image.save(content, kind, **options)
     with replacing(path) as file:
-        image.save(file, Image.registered_extensions()[suffix], quality=90)
-
-
-# Drawing ------------------------------------------------------------------------------------------------------------
+        file.write(content.getbuffer())
 
 
 def overlay(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = 0.55) -> Image.Image:
     """The picture with every class in its colour, and below it a legend of the classes that occur, by area."""
-    colors = labels.palette if len(labels.classes) <= 255 else np.array([c.color for c in labels.classes], np.uint8)
-    tint = Image.fromarray(colors[mask])
-    blended = Image.blend(Image.fromarray(picture), tint, opacity)
-    return _with_legend(blended, class_fractions(mask, labels), labels)
+    return with_legend(tinted(picture, mask, labels, opacity), class_fractions(mask, labels), labels)
+
+
+def tinted(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = 0.55) -> Image.Image:
+    """The picture with every class in its colour; white where a mask has `ignore_index`."""
+    colors = labels.palette
+    if labels.dtype != np.uint8:
+        colors = np.full((labels.ignore_index + 1, 3), 255, np.uint8)
+        colors[: len(labels.classes)] = [c.color for c in labels.classes]
+    return Image.blend(Image.fromarray(picture), Image.fromarray(colors[mask]), opacity)
 
 
 def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
@@ -295,7 +309,8 @@ def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
     return {labels.names[i]: float(counts[i] / mask.size) for i in order if counts[i]}
 
 
-def _with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSpace) -> Image.Image:
+def with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSpace) -> Image.Image:
+    """The image with classes, their colours and shares below it."""
     size = max(12, min(image.size) // 36)
     font = ImageFont.load_default(size)
     gap, swatch = size // 2, size

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 from evitseg.errors import ConfigError, unknown
 
 Color = tuple[int, int, int]
+_LARGEST_ID = 65_535  # what a 16-bit mask holds
+
+
+def mask_dtype(num_classes: int) -> type[np.uint8] | type[np.uint16]:
+    """The smallest integer type that holds every class index, and above them one for pixels that have no class."""
+    return np.uint8 if num_classes <= 255 else np.uint16
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class LabelSpace:
             twice = next((item for item, count in Counter(seen).items() if count > 1), None)
             if twice is not None:
                 raise ConfigError(f"label space {self.name!r}: {what} {twice!r} occurs twice; each may stand once.")
+        if not all(isinstance(name, str) and name.isprintable() and name for name in names):
+            raise ConfigError(f"label space {self.name!r}: every class needs a name of printable characters.")
+        if not all(isinstance(raw_id, int) and 0 <= raw_id <= _LARGEST_ID for raw_id in raw_ids):
+            raise ConfigError(f"label space {self.name!r}: raw ids are whole numbers from 0 to {_LARGEST_ID}.")
         if any(not 0 <= level <= 255 for c in self.classes for level in c.color):
             raise ConfigError(f"label space {self.name!r}: colours are RGB with levels 0 to 255.")
 
@@ -66,7 +76,12 @@ class LabelSpace:
     @property
     def ignore_index(self) -> int:
         """The class index that stands for "not counted": 255, or 65535 where 255 is a class."""
-        return 255 if len(self.classes) <= 255 else 65_535
+        return int(np.iinfo(self.dtype).max)
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The type of this label space's masks."""
+        return mask_dtype(len(self.classes))
 
     @property
     def palette(self) -> NDArray[np.uint8]:
@@ -81,20 +96,22 @@ class LabelSpace:
 
         Raises: ConfigError that names a raw id which is in neither the classes nor `ignored_ids`.
         """
-        highest = int(raw_mask.max(initial=0))
-        table = np.full(max(highest, *self.ignored_ids, *(i for c in self.classes for i in c.raw_ids), 0) + 1, -1)
+        known = sorted(i for c in self.classes for i in c.raw_ids)
+        table = np.full(max([*known, *self.ignored_ids, 0]) + 2, -1)
         table[list(self.ignored_ids)] = self.ignore_index
         for index, label in enumerate(self.classes):
             table[list(label.raw_ids)] = index
-        encoded: NDArray[np.integer] = table[raw_mask]
+        # Whatever lies outside the table shares its last entry, which no id has.
+        outside = (raw_mask < 0) | (raw_mask >= len(table))
+        encoded: NDArray[np.integer] = table[np.where(outside, len(table) - 1, raw_mask)]
         if encoded.min(initial=0) < 0:
             stranger = int(raw_mask[encoded < 0][0])
-            known = sorted(i for c in self.classes for i in c.raw_ids)
+            ids = f"ids {known[0]} to {known[-1]}" if known else "without ids"
             raise ConfigError(
-                f"id {stranger} is not in label space {self.name!r} (ids {known[0]} to {known[-1]}, "
-                f"ignored {', '.join(map(str, self.ignored_ids))}); add it to a class's raw_ids or to ignored_ids."
+                f"id {stranger} is not in label space {self.name!r} ({ids}, ignored "
+                f"{', '.join(map(str, self.ignored_ids))}); add it to a class's raw_ids or to ignored_ids."
             )
-        return encoded.astype(np.uint8 if len(self.classes) <= 255 else np.uint16)
+        return encoded.astype(self.dtype)
 
     def encode_colors(self, colors: NDArray[np.integer]) -> NDArray[np.integer]:
         """(H, W) class indices from an (H, W, 3) mask drawn in the classes' colours; black and white are ignored
@@ -115,7 +132,7 @@ class LabelSpace:
                 )
         indices = np.array([known[code] for code in codes.tolist()])
         encoded: NDArray[np.integer] = indices[places].reshape(colors.shape[:2])
-        return encoded.astype(np.uint8 if len(self.classes) <= 255 else np.uint16)
+        return encoded.astype(self.dtype)
 
 
 def distinct_color(index: int) -> Color:
@@ -149,7 +166,7 @@ def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
 def numbered(num_classes: int) -> LabelSpace:
     """Classes nobody has named."""
     classes = tuple(LabelClass(f"class {i}", (i,), distinct_color(i)) for i in range(num_classes))
-    return LabelSpace("numbered", classes, ignored_ids=(255 if num_classes <= 255 else 65_535,))
+    return LabelSpace("numbered", classes, ignored_ids=(int(np.iinfo(mask_dtype(num_classes)).max),))
 
 
 def named_label_spaces() -> list[str]:
@@ -178,7 +195,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
             raise ConfigError(f"{name_or_path}: cannot be read as a label space ({error}).") from error
     try:
         return _parse(json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"{name_or_path}: not a label space ({type(error).__name__}: {error}); it looks like "
             '{"name": "fields", "classes": [{"name": "wheat", "raw_ids": [1], "color": [200, 180, 60]}]}.'
@@ -193,7 +210,12 @@ def _parse(content: Any) -> LabelSpace:
         raise ValueError(f"unknown keys {sorted(extra)}")
     classes = []
     for i, entry in enumerate(content["classes"]):
-        red, green, blue = entry.get("color") or distinct_color(i)
-        raw_ids = tuple(int(raw_id) for raw_id in entry.get("raw_ids", (i,)))
-        classes.append(LabelClass(str(entry["name"]), raw_ids, (int(red), int(green), int(blue))))
-    return LabelSpace(str(content["name"]), tuple(classes), tuple(map(int, content.get("ignored_ids", (255,)))))
+        red, green, blue = _integers(entry.get("color") or list(distinct_color(i)))
+        classes.append(LabelClass(entry["name"], _integers(entry.get("raw_ids", [i])), (red, green, blue)))
+    return LabelSpace(str(content["name"]), tuple(classes), _integers(content.get("ignored_ids", [255])))
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise TypeError(f"{values!r} is not a list of whole numbers")
+    return tuple(values)

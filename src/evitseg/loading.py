@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
-from evitseg.config import SEGMENTATION_HEADS
+from evitseg.config import PUBLISHED_SEGMENTATION, short_name
 from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
 from evitseg.image import Size
@@ -60,7 +60,7 @@ def _engine(
         if engine == "torch":
             raise EngineError(f"{path}: an artefact runs in OpenVINO or ONNX Runtime; torch runs checkpoints.")
         return open_engine(path, engine or "openvino", precision, threads)
-    if engine not in (None, "torch"):
+    if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
         raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
     network, manifest = network_of(model or DEFAULT_MODEL)
     from evitseg.model.engine import TorchEngine
@@ -68,23 +68,34 @@ def _engine(
     return TorchEngine(network, manifest, precision, threads)
 
 
-def network_of(model: str | os.PathLike[str]) -> tuple[EfficientViT, Manifest]:
+def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
+    return short_name(str(model)) in PUBLISHED_SEGMENTATION or Path(model).suffix in CHECKPOINT_ENDINGS
+
+
+def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[EfficientViT, Manifest]:
     """The network in PyTorch, with its manifest, of a checkpoint's path or a published model's name.
+
+    Args:
+        extra: which of the package's extras the caller needs, for the message where PyTorch is missing.
 
     Raises: ConfigError for a name that is unknown, WeightsError, MissingPackageError.
     """
-    path, name = Path(model), str(model)
-    published = name.removeprefix("efficientvit-seg-") in SEGMENTATION_HEADS
-    if not published and path.suffix not in CHECKPOINT_ENDINGS:
+    path, name = Path(model), short_name(str(model))
+    published = name in PUBLISHED_SEGMENTATION
+    if not _is_checkpoint(model):
+        if path.suffix in ARTEFACT_ENDINGS or name in bundled_models():
+            raise WeightsError(f"{model}: an artefact; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}).")
         if path.suffix or path.exists():
             endings = ", ".join((*ARTEFACT_ENDINGS, *CHECKPOINT_ENDINGS))
             raise WeightsError(f"{model}: not a model; models end in {endings}.")
-        raise unknown("model", name, [*bundled_models(), *SEGMENTATION_HEADS])
+        raise unknown("model", name, [*bundled_models(), *PUBLISHED_SEGMENTATION])
+    if not published and not path.is_file():
+        raise WeightsError(f"{model}: no such file.")
     try:
         import torch  # noqa: F401
     except ImportError as error:
         what = f"{name}, which is published as a checkpoint," if published else f"{path.name}, a checkpoint,"
-        raise MissingPackageError(f"running {what}", "torch") from error
+        raise MissingPackageError(f"running {what}", extra) from error
     from evitseg.model import weights
 
     if not published:

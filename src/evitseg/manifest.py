@@ -131,9 +131,9 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
     try:
         content: Any = json.loads(text)
         schema = content["schema"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{where}: its manifest is damaged ({error}); export it again.") from error
-    if schema != SCHEMA:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{where}: its manifest is damaged; export it again.") from error
+    if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(
             f"{where}: its manifest has schema {schema}, this evitseg reads {SCHEMA}; "
             + ("pip install --upgrade evitseg." if isinstance(schema, int) and schema > SCHEMA else "export it again.")
@@ -151,4 +151,16 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
 def _converter() -> cattrs.Converter:
     import cattrs
 
-    return cattrs.Converter(forbid_extra_keys=True)
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (int, float, str, bool):
+        converter.register_structure_hook(kind, _exactly)
+    return converter
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    """The value, if it is of this very type; a whole number is a float, too."""
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    raise TypeError(f"{value!r} is not a {kind.__name__}")

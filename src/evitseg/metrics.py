@@ -301,8 +301,6 @@ class PredictedMasks:
         return read_mask(found[0])
 
 
-# Several processes ---------------------------------------------------------------------------------------------------
-
 _worker: Callable[[Pair], tuple[Pair, Counts | str]]
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.dataset import Pair, read_truth
-from evitseg.image import Mask, Picture, read_picture, replacing
+from evitseg.files import replacing
+from evitseg.image import Mask, Picture, read_picture
 from evitseg.labels import LabelSpace
 from evitseg.metrics import Report
 

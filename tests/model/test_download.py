@@ -31,6 +31,7 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.hangs_up = False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,7 +56,8 @@ class Hub:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if with_body:
-                    self.wfile.write(body)
+                    self.wfile.write(body[: len(body) // 2] if hub.hangs_up else body)
+                    self.close_connection = hub.hangs_up
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -111,6 +113,15 @@ def test_a_file_that_is_not_the_published_one_is_refused(hub: Hub, published: by
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
 
 
+def test_a_connection_that_breaks_is_one_sentence(hub: Hub, published: bytes, tmp_path: Path) -> None:
+    hub.files[PATH], hub.hangs_up = published, True
+    with pytest.raises(WeightsError, match="could not be downloaded") as error:
+        download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(WeightsError, match="could not be downloaded"):
+        download("b0-cityscapes", endpoint="nonsense://", cache=tmp_path / "other")
+
+
 def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="could not be downloaded from han-cai/efficientvit-seg") as error:
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
@@ -128,7 +139,7 @@ def test_without_a_network_the_command_says_what_to_do(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 1
-    assert run.stderr.startswith("error: efficientvit-seg-b0-cityscapes: ")
+    assert run.stderr.startswith("error: b0-cityscapes: ")
     assert "Check the network" in run.stderr
     assert "Traceback" not in run.stderr
 

@@ -9,32 +9,45 @@ import numpy as np
 import pytest
 import torch
 
-from evitseg.image import Preprocess, read_picture
+import evitseg
+from evitseg.image import Preprocess, read_mask, read_picture
+from evitseg.labels import load_labels
+from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
 from evitseg.model.weights import load_checkpoint
 from evitseg.runtime.upsample import argmax_upsampled
 
-# Measured on all 233 test pictures: 99.8 % and 98.4 %.
+# For CamVid's classes, in their order, the channels of Cityscapes' that correspond.
+CAMVID_CLASSES = [[10], [2], [5], [0], [1], [8], [7], [4], [13], [11], [12, 18]]
+
+# Measured on all 233 test pictures: 99.8 % and 98.4 % of pixels equal, mIoU 0.03 and 0.42 points lower.
 MIN_EQUAL = {"float16": 0.995, "bfloat16": 0.97}
+MAX_DROP = {"float16": 0.1, "bfloat16": 0.5}
 
 
 @pytest.mark.parametrize("precision", MIN_EQUAL)
-def test_half_precision_gives_finite_logits_and_the_same_mask(
+def test_half_precision_gives_finite_logits_and_nearly_the_same_masks(
     precision: str, b0_checkpoint: Path, shared: Callable[[str], Path]
 ) -> None:
     preprocess = Preprocess(720)
-    engines = []
-    for kind in ("float32", precision):
-        model, manifest = load_checkpoint(b0_checkpoint, preprocess=preprocess)
-        engines.append(TorchEngine(model, manifest, kind))  # type: ignore[arg-type]
-    equal = []
-    for path in sorted((shared("data/camvid") / "test").iterdir())[::40]:
+    model, manifest = load_checkpoint(b0_checkpoint, preprocess=preprocess)
+    engines = [TorchEngine(model, manifest, kind) for kind in ("float32", precision)]  # type: ignore[arg-type]
+    labels = load_labels("camvid")
+    confusions, equal = np.zeros((2, 11, 11), np.int64), []
+    for path in sorted((shared("data/camvid") / "test").iterdir())[::4]:
+        truth = labels.encode(read_mask(shared("data/camvid") / "testannot" / f"{path.stem}.png"))
         image = preprocess.apply(read_picture(path))
-        full, half = (engine(image[None])[0] for engine in engines)
-        assert np.isfinite(half).all()
-        equal.append((argmax_upsampled(full, (360, 480)) == argmax_upsampled(half, (360, 480))).mean())
-    assert len(equal) == 6
+        masks = []
+        for confusion, engine in zip(confusions, engines, strict=True):
+            logits = engine(image[None])[0]
+            assert np.isfinite(logits).all()
+            masks.append(argmax_upsampled(logits, (360, 480)))
+            mask = argmax_upsampled(np.stack([logits[group].max(0) for group in CAMVID_CLASSES]), (360, 480))
+            confusion += confusion_matrix(truth, mask, 11, labels.ignore_index)
+        equal.append((masks[0] == masks[1]).mean())
+    assert len(equal) == 59
     assert np.mean(equal) >= MIN_EQUAL[precision]
+    assert 100 * (mean_iou(confusions[0]) - mean_iou(confusions[1])) <= MAX_DROP[precision]
 
 
 @pytest.mark.parametrize("precision", MIN_EQUAL)
@@ -47,11 +60,11 @@ def test_half_precision_is_finite_at_full_cityscapes_size(
     assert np.isfinite(TorchEngine(model, manifest, precision)(large[None])).all()  # type: ignore[arg-type]
 
 
-def test_the_network_can_be_cast_and_trained_in_bfloat16() -> None:
-    import evitseg
-
+def test_the_network_trains_under_bfloat16_autocast() -> None:
     model = evitseg.build("b0", 3)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).float().square().mean()
     loss.backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name

@@ -100,6 +100,13 @@ def test_a_key_missing_left_over_or_misshapen_is_named(state: dict[str, torch.Te
     assert "head.input_ops.2.conv.weight has shape (32, 31, 1, 1)" in str(error.value)
 
 
+def test_tensors_that_are_no_plain_numbers_are_refused(state: dict[str, torch.Tensor]) -> None:
+    key = f"{LAST}.weight"
+    for odd in (state[key].to(torch.complex64), state[key].to_sparse(), state[key].to("meta")):
+        with pytest.raises(WeightsError, match="not a plain tensor"):
+            load_official("b0-cityscapes", state | {key: odd})
+
+
 def test_an_unknown_name_is_an_error_that_names_near_ones() -> None:
     with pytest.raises(ConfigError, match="did you mean 'b1-cityscapes'"):
         load_official("b1-cityscape", {})

@@ -63,6 +63,15 @@ def test_a_batch_gives_what_single_pictures_give(segment: Segmenter, photograph:
         assert (prediction.mask == single).mean() > 0.999
 
 
+def test_a_batch_gives_what_was_done_before_a_bad_picture(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    predictions = segment.batch([photograph, photograph, "absent.jpg", photograph])
+    assert next(predictions).mask.shape == next(predictions).mask.shape
+    with pytest.raises(PictureError, match="no such file"):
+        next(predictions)
+    with pytest.raises(ConfigError, match="a batch of 0"):
+        next(segment.batch([photograph], size=0))
+
+
 def test_one_segmenter_serves_several_threads(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
     expected = segment(photograph).mask
     with ThreadPoolExecutor(4) as pool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evitseg import __version__
-from evitseg.errors import ExportError, PictureError, unknown
+from evitseg.errors import ExportError, FileError, unknown
 from evitseg.exporters.onnx import set_onnx_manifest, write_onnx
 from evitseg.exporters.verify import example_pictures, verify
+from evitseg.files import temporary_name
 from evitseg.image import Picture, Preprocess, read_picture
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest, Training
@@ -63,7 +64,8 @@ def export(
 
     Returns: the file, and the manifest it carries.
 
-    Raises: ExportError where the artefact disagrees with its checkpoint; then nothing is written.
+    Raises: ExportError where the artefact disagrees with its checkpoint, and then nothing is written; FileError,
+    PictureError, WeightsError, ConfigError, MissingPackageError.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
@@ -92,12 +94,12 @@ def export(
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}.") as folder:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=temporary_name()) as folder:
             temporary = Path(folder) / out.name
             form.write(model, manifest, temporary)
             manifest = replace(manifest, verification=verify(temporary, model, manifest, reals))
             form.set_manifest(temporary, manifest)
             temporary.replace(out)
     except OSError as error:
-        raise PictureError(f"{out}: cannot be written ({error.strerror or error}).") from error
+        raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, manifest

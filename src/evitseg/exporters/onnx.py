@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from evitseg.config import LOGIT_STRIDE
 from evitseg.errors import ExportError, MissingPackageError
-from evitseg.image import Preprocess, replacing
+from evitseg.files import replacing
+from evitseg.image import Preprocess
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.attention import SMALLEST, AttentionSequence, MultiScaleAttention
 from evitseg.model.layers import ConvNormAct, ConvSequence
@@ -33,22 +34,24 @@ IR_VERSION = 9
 
 
 def write_onnx(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write the artefact, unverified. Raises: ExportError, MissingPackageError."""
-    _write(onnx_graph(model, manifest.preprocess, manifest.weights), manifest, path)
+    """Write the artefact, unverified, where nothing depends on it yet. Raises: ExportError, MissingPackageError."""
+    path.write_bytes(_with_manifest(onnx_graph(model, manifest.preprocess, manifest.weights), manifest))
 
 
 def set_onnx_manifest(path: Path, manifest: Manifest) -> None:
     """Give an artefact another manifest."""
     import onnx
 
-    _write(onnx.load(path, load_external_data=False), manifest, path)
+    content = _with_manifest(onnx.load(path, load_external_data=False), manifest)
+    with replacing(path) as file:
+        file.write(content)
 
 
-def _write(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
+def _with_manifest(proto: onnx.ModelProto, manifest: Manifest) -> bytes:
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
-    with replacing(path) as file:
-        file.write(proto.SerializeToString())
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "float32") -> onnx.ModelProto:

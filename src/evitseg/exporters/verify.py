@@ -16,10 +16,11 @@ from evitseg.model.network import EfficientViT
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.upsample import argmax_upsampled
 
-TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
 """Largest difference of a logit, as a share of its picture's largest logit, by the stored weights' number format."""
 MIN_EQUAL_PIXELS = {"float32": 0.999, "float16": 0.995}
-"""Smallest share of mask pixels that agree, likewise."""
+"""Smallest share of mask pixels that agree, likewise: rounding the weights itself moves boundaries by a hair, 0.2 % of
+the pixels for the published B0 at a short side of 512."""
 
 
 def example_pictures() -> list[Picture]:

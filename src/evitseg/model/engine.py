@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evitseg.engine import PRECISIONS, EngineInfo, Precision
+from evitseg.engine import PRECISIONS, EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, unknown
 from evitseg.manifest import Manifest
 from evitseg.model.network import Deployed, EfficientViT
@@ -38,9 +40,16 @@ class TorchEngine:
         chosen = "float32" if precision == "auto" else precision
         self.manifest = manifest
         self._device = torch.device(device)
-        self._network = Deployed(model, manifest.preprocess).eval().to(self._device)
+        # A copy: the caller's network stays in its mode, number format and place.
+        self._network = Deployed(copy.deepcopy(model), manifest.preprocess).eval().to(self._device)
         self._network.network.to(getattr(torch, chosen))
-        self.info = EngineInfo("PyTorch", torch.__version__, chosen, torch.get_num_threads(), device)
+        self.info = EngineInfo(
+            engine="PyTorch",
+            version=torch.__version__,
+            precision=chosen,
+            threads=torch.get_num_threads(),
+            device=processor_name() if self._device.type == "cpu" else device,
+        )
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import pickle
 import re
@@ -20,14 +21,17 @@ from torch import Tensor
 from evitseg.config import (
     BACKBONES,
     CLASSIFICATION_HEADS,
+    PUBLISHED_SEGMENTATION,
     SEGMENTATION_HEADS,
     ClassificationHead,
     ModelConfig,
     SegmentationHead,
     cost,
+    short_name,
 )
 from evitseg.errors import MissingPackageError, WeightsError, unknown
-from evitseg.image import Preprocess, replacing
+from evitseg.files import replacing
+from evitseg.image import Preprocess
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
 from evitseg.model.network import EfficientViT
@@ -67,11 +71,11 @@ PUBLISHED: dict[str, Published] = dict(
     [
         _published(
             f"efficientvit-seg-{name}",
-            ModelConfig(BACKBONES[name.split("-")[0]], head),
+            config,
             "han-cai/efficientvit-seg",
             f"efficientvit_seg_{name.replace('-', '_')}.pt",
         )
-        for name, head in SEGMENTATION_HEADS.items()
+        for name, config in PUBLISHED_SEGMENTATION.items()
     ]
     # The authors publish classifiers at several resolutions; 224 exists for every variant, and is timm's default.
     + [
@@ -126,7 +130,7 @@ def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Mani
     if len(labels.classes) != model.config.num_classes:
         labels = numbered(model.config.num_classes)
     return Manifest(
-        name=name.removeprefix("efficientvit-seg-"),
+        name=short_name(name),
         model=model.config,
         labels=labels,
         # Cityscapes pictures go in at their own size; the authors evaluate ADE20K at a short side of 512.
@@ -135,8 +139,6 @@ def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Mani
         checkpoint_sha256=sha256,
     )
 
-
-# Names of the weights -----------------------------------------------------------------------------------------------
 
 _PARTS = {
     "depthwise": "depth_conv",
@@ -199,9 +201,6 @@ def _own_key(key: str, config: ModelConfig) -> str:
 _NAMINGS = {"ours": _own_key, "the authors'": official_key, "timm's": timm_key}
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
 def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
     """The tensors of a .safetensors, .pt or .pth file, and its metadata (empty but for safetensors).
 
@@ -248,6 +247,9 @@ def _tensors(content: Any, where: object) -> State:
             value = torch.from_numpy(value)
         if not isinstance(value, Tensor):
             raise WeightsError(f"{where}: {key!r} is a {type(value).__name__}, not a tensor.")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex():
+            raise WeightsError(f"{where}: {key!r} is not a plain tensor of real numbers.")
         state[str(key)] = value
     return state
 
@@ -310,9 +312,6 @@ def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] 
     model = EfficientViT(_with_classes_of(PUBLISHED[name].config, state, naming))
     _fill(model, state, naming, name if isinstance(source, Mapping) else source)
     return model.eval()
-
-
-# Own checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.PathLike[str]) -> None:
@@ -405,9 +404,6 @@ def _sha256(file: Any) -> str:
     return digest.hexdigest()
 
 
-# Download -----------------------------------------------------------------------------------------------------------
-
-
 def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
     """The published file of a network, from the cache if it is there, else from the hub.
 
@@ -429,14 +425,19 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
         # What is in the cache needs no network, and no waiting for one.
         path = Path(hf_hub_download(**where, local_files_only=True))
     except (OSError, ValueError):
+        logger = logging.getLogger("huggingface_hub")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it tells of every try; ours is one sentence at the end
         try:
             path = Path(hf_hub_download(**where, endpoint=endpoint))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # also whatever the HTTP library beneath raises when a connection breaks
             raise WeightsError(
-                f"{name}: {published.file} could not be downloaded from {published.repository} on the hub "
-                f"({_reason(error)}). Check the network; or fetch the file elsewhere and "
+                f"{short_name(name)}: {published.file} could not be downloaded from {published.repository} on the hub "
+                f"({_reason(error).rstrip('.')}). Check the network; or fetch the file elsewhere and "
                 "give its path as the model."
             ) from error
+        finally:
+            logger.setLevel(level)
     if published.sha256 and (found := file_sha256(path)) != published.sha256:
         raise WeightsError(
             f"{path}: its sha256 is {found[:12]}…, the published file's {published.sha256[:12]}…; "

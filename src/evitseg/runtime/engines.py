@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.engine import PRECISIONS, Engine, EngineInfo, Precision
+from evitseg.engine import PRECISIONS, Engine, EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
 from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
 
@@ -31,7 +31,7 @@ class OpenVinoEngine:
         try:
             import openvino
         except ImportError as error:
-            raise MissingPackageError("the OpenVINO engine", "openvino") from error
+            raise EngineError("OpenVINO, which evitseg installs, is missing; install evitseg again.") from error
         core = openvino.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         chosen = _openvino_precision(precision, capabilities)
@@ -43,10 +43,18 @@ class OpenVinoEngine:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             model, self.manifest = _openvino_model(core, artefact)
+            (given,), (logits,) = model.inputs, model.outputs
+            _check_graph(
+                given.element_type.to_string(),
+                [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
+                [None if side.is_dynamic else side.get_length() for side in logits.partial_shape],
+                self.manifest,
+                artefact,
+            )
             if chosen == "bfloat16":
                 _keep_biases(model)
             compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise EngineError(f"{artefact}: OpenVINO cannot run it ({_first_line(error)}).") from error
         self._request, self._lock = compiled.create_infer_request(), threading.Lock()
         self.info = EngineInfo(
@@ -75,8 +83,8 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime computes in float32 on a CPU, not in {precision}; use --engine openvino.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        # Said, not left at its default, so that what is reported is what runs.
+        options.intra_op_num_threads = threads or physical_cores()
         content = _read(artefact)
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -87,18 +95,23 @@ class OnnxRuntimeEngine:
                 raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({_first_line(error)}).") from error
             raise
         self.manifest = _manifest(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
+        (given, *more), (logits, *others) = self._session.get_inputs(), self._session.get_outputs()
+        if more or others:
+            raise WeightsError(f"{artefact}: not an evitseg artefact, it has several inputs or outputs.")
+        into, out = ([side if isinstance(side, int) else None for side in value.shape] for value in (given, logits))
+        kind = {"tensor(uint8)": "u8"}.get(given.type, given.type)
+        _check_graph(kind, into, out, self.manifest, artefact)
+        self._input = given.name
         self.info = EngineInfo(
             engine="ONNX Runtime",
             version=onnxruntime.__version__,
             precision="float32",
-            threads=threads or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1,
-            device="CPU",
+            threads=options.intra_op_num_threads,
+            device=processor_name(),
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return cast(NDArray[np.float32], self._session.run(None, {"image": images})[0])
+        return cast(NDArray[np.float32], self._session.run(None, {self._input: images})[0])
 
 
 ENGINES: dict[str, Callable[[Path, Precision, int | None], Engine]] = {
@@ -118,7 +131,7 @@ def open_engine(
     Args:
         artefact: path of an ONNX file that `evitseg export` wrote.
         engine: a key of `ENGINES`.
-        precision: of the arithmetic; "auto" takes what was measured to be best on this kind of processor.
+        precision: of the arithmetic; "auto" takes bfloat16, else float16, else float32, as the processor has it.
         threads: at most; None leaves it to the engine, which takes every physical core.
 
     Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
@@ -180,6 +193,31 @@ def _manifest(text: str | None, artefact: Path) -> Manifest:
             f"{artefact}: not an evitseg artefact, it carries no manifest; make one with evitseg export."
         )
     return parse_manifest(text, artefact)
+
+
+def _check_graph(
+    kind: str, given: list[int | None], logits: list[int | None], manifest: Manifest, artefact: Path
+) -> None:
+    """Refuse a graph that is not what its manifest says; None stands for a free size."""
+    classes = manifest.model.num_classes
+    if kind != "u8" or given != [None, None, None, 3] or len(logits) != 4 or logits[1] != classes:
+        raise WeightsError(
+            f"{artefact}: its graph is not what its manifest says (uint8 pictures of any size in, {classes} classes "
+            "out); export it again."
+        )
+
+
+def physical_cores() -> int:
+    """Cores this process may use, threads of one core counted once where that can be told."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings.add(path.read_text(encoding="ascii"))
+        except OSError:
+            siblings.add(str(cpu))
+    return max(1, len(siblings))
 
 
 def _keep_biases(model: openvino.Model) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from evitseg import image as pictures
 from evitseg.config import STRIDE
 from evitseg.engine import Engine, EngineInfo
-from evitseg.errors import ConfigError
+from evitseg.errors import ConfigError, PictureError
 from evitseg.image import Mask, Picture, Size, read_picture
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A picture: a path, a PIL image, or an (H, W, 3) uint8 RGB array."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """A picture with its mask.
 
@@ -37,6 +37,11 @@ class Prediction:
     picture: Picture
     labels: LabelSpace
 
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.fractions().items())
+        return f"Prediction({width}×{height}: {shares})"
+
     def fractions(self) -> dict[str, float]:
         """Share of the pixels of every class that occurs, largest first: {"road": 0.41, ...}."""
         return pictures.class_fractions(self.mask, self.labels)
@@ -48,7 +53,7 @@ class Prediction:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask as a PNG of class indices, with the classes' colours as its palette.
 
-        Raises: PictureError.
+        Raises: PictureError for another ending than .png, FileError for a place that cannot be written.
         """
         pictures.save_mask(self.mask, path, self.labels)
 
@@ -71,7 +76,7 @@ class Segmenter:
     def __init__(self, engine: Engine, size: Size = None) -> None:
         if isinstance(size, str) and size != "native":
             raise ConfigError(f'size {size!r} is unknown; give the short side in pixels, or "native".')
-        if isinstance(size, int):
+        if size is not None and not isinstance(size, str):
             pictures.check_size(size)
         self._engine = engine
         self.size = size
@@ -105,10 +110,20 @@ class Segmenter:
         return Prediction(self.mask(picture), picture, self.labels)
 
     def batch(self, sources: Iterable[Source], size: int = 8) -> Iterator[Prediction]:
-        """Predictions in order; up to `size` neighbours of the same working size go through the engine together."""
+        """Predictions in order; up to `size` neighbours of the same working size go through the engine together.
+
+        Raises: PictureError for a picture that cannot be read, once those before it are given.
+        """
+        if size < 1:
+            raise ConfigError(f"a batch of {size} is none; give 1 or more.")
         group: list[tuple[Picture, Picture]] = []
         for source in sources:
-            picture = read_picture(source)
+            try:
+                picture = read_picture(source)
+            except PictureError:
+                if group:
+                    yield from self._run(group)
+                raise
             network_input = self._engine.manifest.preprocess.apply(picture, self.size)
             if group and (len(group) == size or group[0][1].shape != network_input.shape):
                 yield from self._run(group)

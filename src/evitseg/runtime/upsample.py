@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.labels import mask_dtype
+
 _LOGITS_AT_ONCE = 2**18
 """Logits interpolated together, in whole cells: what fits a core's cache."""
 
@@ -40,11 +42,6 @@ def _axis(logits: int, pixels: int) -> _Axis:
     cells, start, count = np.unique(cell, return_index=True, return_counts=True)
     low, high = cells.clip(0, logits - 1), (cells + 1).clip(0, logits - 1)
     return _Axis(low, high, start, count, (position - cell).astype(np.float32))
-
-
-def mask_dtype(num_classes: int) -> type[np.uint8] | type[np.uint16]:
-    """The smallest integer type that holds every class index, and 255 for pixels that have none."""
-    return np.uint8 if num_classes <= 255 else np.uint16
 
 
 def argmax_upsampled(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.integer]:

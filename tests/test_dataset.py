@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.dataset import (
+    ALL,
+    Dataset,
+    Pair,
+    contact_sheet,
+    find_dataset,
+    find_pairs,
+    infer_labels,
+    inspect,
+    pair_files,
+    read_truth,
+    split_pairs,
+)
+from evitseg.errors import DatasetError
+from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 12)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(path)
+    return path
+
+
+def mask(path: Path, ids: int | NDArray[np.uint8] = 3, size: tuple[int, int] = (8, 12)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = ids if isinstance(ids, np.ndarray) else RNG.integers(0, ids, size, np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def names(dataset: Dataset, split: str) -> list[tuple[str, str]]:
+    return [(p.picture.name, p.mask.name) for p in dataset.splits[split]]
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask", "_labelIds", "_L", "-annotated-by-hand"])
+def test_images_and_masks_are_paired_by_place_and_stem(suffix: str, tmp_path: Path) -> None:
+    for name in ("a", "deep/b", "deep/er/a", "0000012"):
+        picture(tmp_path / f"images/{name}.jpg")
+        mask(tmp_path / f"masks/{name}{suffix}.png")
+    dataset = find_dataset(tmp_path)
+    assert len(dataset.splits[ALL]) == 4
+    assert dataset.unpaired == ()
+    for pair in dataset.splits[ALL]:
+        assert pair.mask.parent.relative_to(tmp_path / "masks") == pair.picture.parent.relative_to(tmp_path / "images")
+        assert pair.mask.stem == pair.picture.stem + suffix
+
+
+def test_a_name_that_begins_another_is_not_mistaken_for_it() -> None:
+    pictures = {Path(name): Path(f"{name}.jpg") for name in ("1", "10", "100")}
+    masks = {Path(f"{name}_mask"): Path(f"{name}_mask.png") for name in ("1", "10", "100")}
+    pairs, alone = pair_files(pictures, masks)
+    assert [(p.picture.stem, p.mask.stem) for p in pairs] == [("1", "1_mask"), ("10", "10_mask"), ("100", "100_mask")]
+    assert alone == []
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_splits_are_found_above_and_below(above: bool, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        for kind, make in (("Images", picture), ("labels", mask)):
+            parts = (split, kind) if above else (kind, split)
+            make(tmp_path.joinpath(*parts, "a.png"))
+    dataset = find_dataset(tmp_path)
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 1, "val": 1}
+    assert find_pairs(tmp_path, "val") == dataset.splits["val"]
+    with pytest.raises(DatasetError, match="no split 'test'; there are train, val"):
+        find_pairs(tmp_path, "test")
+
+
+def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"images/{name}.jpg")
+    for name in ("a", "b", "d"):
+        mask(tmp_path / f"masks/{name}.png")
+    dataset = find_dataset(tmp_path)
+    assert len(dataset.pairs()) == 2
+    assert {p.name for p in dataset.unpaired} == {"c.jpg", "d.png"}
+
+
+def test_camvid_is_recognised(shared: Callable[[str], Path]) -> None:
+    dataset = find_dataset(shared("data/camvid"))
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 367, "val": 101, "test": 233}
+    assert dataset.labels == load_labels("camvid")
+    assert dataset.unpaired == ()
+
+
+def test_cityscapes_is_recognised(tmp_path: Path) -> None:
+    stem = "aachen_000000_000019"
+    for split in ("train", "val", "test"):
+        picture(tmp_path / f"leftImg8bit/{split}/aachen/{stem}_leftImg8bit.png")
+        for kind in ("color", "instanceIds", "labelIds"):
+            mask(tmp_path / f"gtFine/{split}/aachen/{stem}_gtFine_{kind}.png", np.full((8, 12), 26, np.uint8))
+    dataset = find_dataset(tmp_path)
+    assert set(dataset.splits) == {"train", "val"}
+    assert names(dataset, "train") == [(f"{stem}_leftImg8bit.png", f"{stem}_gtFine_labelIds.png")]
+    assert dataset.unpaired == ()
+    assert dataset.labels is not None
+    assert (read_truth(dataset.splits["val"][0].mask, dataset.labels) == 13).all()  # 26 is car, train id 13
+
+
+def test_ade20k_is_recognised(tmp_path: Path) -> None:
+    for split in ("training", "validation"):
+        picture(tmp_path / f"images/{split}/ADE_00000001.jpg")
+        mask(tmp_path / f"annotations/{split}/ADE_00000001.png", np.array([[0, 1, 150]], np.uint8))
+    dataset = find_dataset(tmp_path)
+    assert set(dataset.splits) == {"train", "val"}
+    assert dataset.labels is not None
+    np.testing.assert_array_equal(read_truth(dataset.splits["train"][0].mask, dataset.labels), [[255, 0, 149]])
+
+
+@pytest.mark.parametrize("separator", [",", " ", "\t", ", "])
+def test_a_list_of_pairs(separator: str, tmp_path: Path) -> None:
+    picture(tmp_path / "x/a.jpg")
+    mask(tmp_path / "y/b.png")
+    (tmp_path / "pairs.txt").write_text(f"# picture, mask\nx/a.jpg{separator}y/b.png\n\n")
+    assert find_pairs(tmp_path / "pairs.txt") == (Pair(tmp_path / "x/a.jpg", tmp_path / "y/b.png"),)
+    (tmp_path / "pairs.txt").write_text("only-one.jpg\n")
+    with pytest.raises(DatasetError, match="line 1"):
+        find_dataset(tmp_path / "pairs.txt")
+
+
+def test_a_yaml_file_with_a_mapping(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / f"set/images/{split}/a.jpg")
+        mask(tmp_path / f"set/masks/{split}/a.png", np.array([[7, 8, 0, 255]], np.uint8))
+    (tmp_path / "data.yaml").write_text(
+        "path: set\ntrain: images/train\nval: images/val\nmasks_dir: masks\n"
+        "names:\n  0: road\n  1: pavement\nlabel_mapping:\n  0: 255\n  7: 0\n  8: 1\n"
+    )
+    dataset = find_dataset(tmp_path / "data.yaml")
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 1, "val": 1}
+    assert dataset.labels is not None
+    assert dataset.labels.names == ("road", "pavement")
+    np.testing.assert_array_equal(read_truth(dataset.pairs()[0].mask, dataset.labels), [[0, 1, 255, 255]])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not a YAML file"),
+        ("train: images", "needs the key masks_dir"),
+        ("train: nowhere\nmasks_dir: masks", "is not a folder"),
+        ("train: images\nmasks_dir: masks\nnames: {1: a}", "without gaps"),
+    ],
+)
+def test_a_bad_yaml_file_is_one_sentence(text: str, reason: str, tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png")
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DatasetError, match=reason) as error:
+        find_dataset(tmp_path / "data.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_dataset_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such file or folder"):
+        find_dataset(tmp_path / "absent")
+    with pytest.raises(DatasetError, match="no pictures with masks found; arrange them as"):
+        find_dataset(tmp_path)
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/b.png")
+    with pytest.raises(DatasetError, match="no picture has a mask of the same name"):
+        find_dataset(tmp_path)
+
+
+def test_masks_in_colours_are_read_by_the_classes_colours(tmp_path: Path) -> None:
+    labels = LabelSpace("two", (LabelClass("a", (0,), (10, 20, 30)), LabelClass("b", (1,), (200, 0, 0))))
+    colors = np.array([[[10, 20, 30], [200, 0, 0], [0, 0, 0]]], np.uint8)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_truth(tmp_path / "a.png", labels), [[0, 1, 255]])
+    Image.fromarray(colors + 1).save(tmp_path / "b.png")
+    with pytest.raises(DatasetError, match=r"b\.png: colour \(1, 1, 1\) is no class's"):
+        read_truth(tmp_path / "b.png", labels)
+
+
+def test_classes_of_unnamed_masks_are_inferred(tmp_path: Path) -> None:
+    pairs = [Pair(tmp_path, mask(tmp_path / "a.png", np.array([[0, 2, 255]], np.uint8)))]
+    assert infer_labels(pairs) == numbered(3)
+    pairs = [Pair(tmp_path, mask(tmp_path / "b.png", np.array([[0, 255]], np.uint8)))]
+    assert infer_labels(pairs).names == ("background", "foreground")
+    Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "c.png")
+    with pytest.raises(DatasetError, match="a mask in colours"):
+        infer_labels([Pair(tmp_path, tmp_path / "c.png")])
+
+
+def test_classes_beside_the_data_are_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png")
+    (tmp_path / "classes.txt").write_text("wheat\nmaize\n\nbare soil\n")
+    labels = find_dataset(tmp_path).labels
+    assert labels is not None
+    assert labels.names == ("wheat", "maize", "bare soil")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_inspection_names_every_bad_pair(workers: int, tmp_path: Path) -> None:
+    for i in range(60):
+        size = (8 + i % 3, 12)
+        picture(tmp_path / f"images/{i:07}.png", size)
+        mask(tmp_path / f"masks/{i:07}.png", size=size)
+    (tmp_path / "images/0000003.png").write_bytes(b"")
+    (tmp_path / "masks/0000004.png").write_text("no mask")
+    mask(tmp_path / "masks/0000005.png", size=(5, 5))
+    mask(tmp_path / "masks/0000006.png", np.full((8, 12), 255, np.uint8))
+    done: list[int] = []
+    inspection = inspect(find_dataset(tmp_path), workers, done.append)
+    assert sum(done) == 60
+    assert len(inspection.usable) == 56
+    assert inspection.trains
+    assert len(inspection.problems) == 4
+    for name, reason in (("3", "an empty file"), ("4", "not a picture"), ("5", "5×5 pixels"), ("6", "is ignored")):
+        assert sum(f"000000{name}.png: " in p and reason in p for p in inspection.problems) == 1
+    assert inspection.frequencies().sum() == pytest.approx(1)
+
+
+def test_frequencies_are_counted_pixels(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png", (1, 5))
+    mask(tmp_path / "masks/a.png", np.array([[0, 1, 1, 1, 255]], np.uint8))
+    np.testing.assert_allclose(inspect(find_dataset(tmp_path), 0).frequencies(), [0.25, 0.75])
+
+
+def test_an_id_outside_the_label_space_would_stop_training(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a.png", np.full((8, 12), 34, np.uint8))
+    inspection = inspect(find_dataset(tmp_path, load_labels("cityscapes")), 0)
+    assert not inspection.trains
+    assert "id 34 is not in label space 'cityscapes'" in inspection.problems[0]
+
+
+def test_the_same_picture_in_two_splits_is_found_by_content(tmp_path: Path) -> None:
+    original = picture(tmp_path / "train/images/a.png")
+    mask(tmp_path / "train/masks/a.png")
+    (tmp_path / "val/images").mkdir(parents=True)
+    Image.open(original).save(tmp_path / "val/images/other-name.bmp")
+    mask(tmp_path / "val/masks/other-name.png")
+    ((first, second),) = inspect(find_dataset(tmp_path), 0).leaks
+    assert (first.split, second.split) == ("train", "val")
+
+
+def test_a_split_is_the_same_for_the_same_seed() -> None:
+    pairs = [Pair(Path(f"{i}.jpg"), Path(f"{i}.png")) for i in range(50)]
+    first, again, other = split_pairs(pairs), split_pairs(pairs), split_pairs(pairs, seed=1)
+    assert first == again
+    assert first != other
+    assert len(first["val"]) == 10
+    assert sorted([*first["train"], *first["val"]], key=lambda p: int(p.picture.stem)) == pairs
+    assert {len(part) for part in split_pairs(pairs[:2]).values()} == {1}
+    with pytest.raises(DatasetError, match="two are the least"):
+        split_pairs(pairs[:1])
+
+
+def test_a_contact_sheet_shows_the_pictures(tmp_path: Path) -> None:
+    for i in range(9):
+        picture(tmp_path / f"images/{i}.png", (30, 40))
+        mask(tmp_path / f"masks/{i}.png", size=(30, 40))
+    sheet = contact_sheet(inspect(find_dataset(tmp_path), 0), count=9, width=80)
+    assert sheet.width == 6 * 80
+    assert sheet.height > 2 * 60

@@ -23,6 +23,7 @@ OUTSIDE = {
     "runtime": LIGHT,
     "model": LIGHT | {"torch"},
     "exporters": LIGHT | {"torch"},
+    "train": LIGHT | {"torch"},
 }
 INSIDE = {
     ".": {"."},
@@ -30,6 +31,7 @@ INSIDE = {
     "runtime": {".", "runtime", "bundled"},
     "model": {".", "model"},
     "exporters": {".", "exporters", "model", "runtime", "bundled"},
+    "train": {".", "train", "model"},
 }
 
 

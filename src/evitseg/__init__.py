@@ -15,25 +15,36 @@ _HOMES = {
     "load_checkpoint": "evitseg.model.weights",
     "save_checkpoint": "evitseg.model.weights",
     "export": "evitseg.exporters",
+    "TrainConfig": "evitseg.train",
+    "evaluate": "evitseg.metrics",
+    "find_pairs": "evitseg.dataset",
+    "fit": "evitseg.train",
     "Prediction": "evitseg.runtime.segmenter",
     "Segmenter": "evitseg.runtime.segmenter",
 }
 """Where each public name lives; a module is imported when its name is first used."""
 
 if TYPE_CHECKING:
+    from evitseg.dataset import find_pairs
     from evitseg.errors import EvitsegError
     from evitseg.exporters import export
     from evitseg.loading import load
+    from evitseg.metrics import evaluate
     from evitseg.model.network import build
     from evitseg.model.weights import load_checkpoint, load_official, save_checkpoint
     from evitseg.runtime.segmenter import Prediction, Segmenter
+    from evitseg.train import TrainConfig, fit
 
 __all__ = [
     "EvitsegError",
     "Prediction",
     "Segmenter",
+    "TrainConfig",
     "build",
+    "evaluate",
     "export",
+    "find_pairs",
+    "fit",
     "load",
     "load_checkpoint",
     "load_official",

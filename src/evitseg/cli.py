@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Prediction, Segmenter
+    from evitseg.train import Event
 
 app = typer.Typer(
     name="evitseg",
@@ -694,6 +695,104 @@ def _tell_report(console: Any, result: Report, page: Path | None) -> None:
     )
     if page is not None:
         console.print(Text(f"wrote {page}"))
+
+
+@app.command()
+@_plain_errors
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")] = Path("runs/train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
+    variant: Annotated[str, typer.Option(help="b0 to b3, l0 to l3.")] = "b0",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|none",
+            help="Weights to start from: a checkpoint, a published model's name, or none for random ones. "
+            "(default: the variant's published Cityscapes weights)",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
+    crop: Annotated[str, typer.Option(metavar="HxW", help="Pieces that are trained on, in pixels.")] = "512x512",
+    size: WorkingSize = None,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="At its highest.")] = 1e-3,
+    labels: Labels = None,
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 or float16 for mixed precision.")] = "float32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is random.")] = 0,
+) -> None:
+    """Train on your own masks. A run that was stopped, however, goes on with --resume."""
+    height, _, width = crop.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"{crop!r} is not HEIGHTxWIDTH, such as 352x480", param_hint="--crop")
+    working_size = _size(size) if size is not None else None
+    try:
+        from evitseg.train import TrainConfig, fit
+    except ImportError as error:
+        from evitseg.errors import MissingPackageError
+
+        raise MissingPackageError("training", "train") from error
+    from evitseg.config import PUBLISHED_SEGMENTATION
+    from evitseg.labels import load_labels
+    from evitseg.train.config import FRESH, read_config
+
+    published = f"{variant}-cityscapes"
+    config = TrainConfig(
+        variant=variant,
+        start=start or (published if published in PUBLISHED_SEGMENTATION else FRESH),
+        epochs=epochs,
+        batch=batch,
+        crop=(int(height), int(width)),
+        size=working_size if isinstance(working_size, int) else None,
+        learning_rate=learning_rate,
+        freeze_backbone=freeze_backbone,
+        precision=precision,
+        workers=workers,
+        seed=seed,
+    )
+    if resume:
+        config = read_config(out)
+    with _training_progress() as watch:
+        run = fit(data, config, out, resume=resume, labels=load_labels(labels) if labels else None, watch=watch)
+    for sentence in run.left_out:
+        _complain(sentence)
+    print(f"best mIoU on the validation pictures {100 * run.miou:.2f}")
+    print(f"evitseg eval {data} --model {run.best}")
+    print(f"evitseg export {run.best} --to onnx")
+
+
+@contextlib.contextmanager
+def _training_progress() -> Iterator[Callable[[Event], None]]:
+    """A bar with loss, rate and time left; after an epoch the classes' IoU."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}, {task.fields[speed]:.1f} pictures/s{task.fields[miou]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", total=None, loss=float("nan"), speed=0.0, miou="")
+
+        def watch(event: Event) -> None:
+            description = f"epoch {event.epoch}/{event.epochs}"
+            progress.update(
+                task, total=event.steps, completed=event.step, description=description, loss=event.loss,
+                speed=event.pictures_per_s,
+            )  # fmt: skip
+            if event.report is not None:
+                shares = event.report.to_dict()["iou"].items()
+                by_class = ", ".join(f"{name} {'–' if v is None else f'{100 * v:.1f}'}" for name, v in shares)
+                progress.update(task, miou=f", mIoU {100 * event.report.miou:.2f}")
+                line = f"{description}: loss {event.loss:.3f}, mIoU {100 * event.report.miou:.2f} ({by_class})"
+                console.print(Text(line), soft_wrap=True)
+
+        yield watch
 
 
 @app.command()

@@ -26,6 +26,10 @@ class DatasetError(EvitsegError):
     """Data that cannot be trained on or measured with: unpaired, unlabelled, outside its label space."""
 
 
+class TrainError(EvitsegError):
+    """A training run that cannot begin, go on, or come to an end."""
+
+
 class WeightsError(EvitsegError):
     """A checkpoint that is missing, unreadable, or does not fit its network."""
 

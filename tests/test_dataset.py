@@ -65,6 +65,69 @@ def test_a_name_that_begins_another_is_not_mistaken_for_it() -> None:
     assert alone == []
 
 
+def test_a_number_that_begins_another_is_not_its_mask() -> None:
+    pictures = {Path(str(i)): Path(f"{i}.jpg") for i in (1, 2, 3, 4, 11)}
+    masks = {Path(str(i)): Path(f"{i}.png") for i in (2, 3, 4, 10, 11, 12)}
+    pairs, alone = pair_files(pictures, masks)
+    assert [(p.picture.stem, p.mask.stem) for p in pairs] == [("2", "2"), ("3", "3"), ("4", "4"), ("11", "11")]
+    assert {p.name for p in alone} == {"1.jpg", "10.png", "12.png"}
+
+
+def test_nothing_is_left_out_without_a_word(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg", "c_img.jpg", "c.jpg"):
+        picture(tmp_path / "images" / name)
+    for name in ("a.png", "b.bmp", "b.png", "c.png", "b (copy).png"):
+        mask(tmp_path / "masks" / name)
+    dataset = find_dataset(tmp_path)
+    assert {(p.picture.name, p.mask.name) for p in dataset.pairs()} == {
+        ("a.png", "a.png"),
+        ("b.jpg", "b.png"),
+        ("c.jpg", "c.png"),
+    }
+    assert {p.name for p in dataset.unpaired} == {"a.jpg", "b.bmp", "c_img.jpg", "b (copy).png"}
+
+
+def test_folders_that_are_no_split_are_named(tmp_path: Path) -> None:
+    for folder in ("train", "val", "extra"):
+        picture(tmp_path / "images" / folder / "a.png")
+    mask(tmp_path / "masks/train/a.png")
+    dataset = find_dataset(tmp_path)
+    assert list(dataset.splits) == ["train"]
+    assert {p.parent.name for p in dataset.unpaired} == {"val", "extra"}
+    mask(tmp_path / "masks/val/a.png")
+    mask(tmp_path / "masks/valid/a.png")
+    with pytest.raises(DatasetError, match="are both the val split"):
+        find_dataset(tmp_path)
+
+
+def test_a_mask_for_every_class_is_an_error_that_says_so(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / f"images/{i:03}.png")
+        for kind in ("cars", "roads", "sky"):
+            mask(tmp_path / f"masks/{i:03}_{kind}.png")
+    with pytest.raises(DatasetError, match="several masks each .*; merge"):
+        find_dataset(tmp_path)
+
+
+def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere/x/a.png")
+    mask(tmp_path / "masks/x/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/x").symlink_to(tmp_path / "elsewhere/x")
+    (tmp_path / "images/circle").symlink_to(tmp_path / "images")
+    assert len(find_dataset(tmp_path).pairs()) == 1
+
+
+def test_texts_as_other_programs_write_them(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    mask(tmp_path / "b.png")
+    (tmp_path / "pairs.csv").write_bytes("\ufeffimage,mask\na.jpg,b.png\n".encode())
+    assert find_pairs(tmp_path / "pairs.csv") == (Pair(tmp_path / "a.jpg", tmp_path / "b.png"),)
+    (tmp_path / "classes.txt").write_bytes("g\xe4rten\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"classes\.txt: cannot be read as UTF-8"):
+        find_dataset(tmp_path / "pairs.csv")
+
+
 @pytest.mark.parametrize("above", [True, False])
 def test_splits_are_found_above_and_below(above: bool, tmp_path: Path) -> None:
     for split in ("train", "valid"):
@@ -152,6 +215,10 @@ def test_a_yaml_file_with_a_mapping(tmp_path: Path) -> None:
         ("train: images", "needs the key masks_dir"),
         ("train: nowhere\nmasks_dir: masks", "is not a folder"),
         ("train: images\nmasks_dir: masks\nnames: {1: a}", "without gaps"),
+        ("train: images\nmasks_dir: masks\nnames: {0: a, x: b}", "without gaps"),
+        ("train: images\nmasks_dir: masks\nnames: [a]\nlabel_mapping: {3: 7}", "label_mapping must give"),
+        ("train: images\nmasks_dir: masks\nlabel_maping: {3: 7}", "did you mean 'label_mapping'"),
+        ("train: [images]\nmasks_dir: masks", "must be one folder"),
     ],
 )
 def test_a_bad_yaml_file_is_one_sentence(text: str, reason: str, tmp_path: Path) -> None:
@@ -189,6 +256,10 @@ def test_classes_of_unnamed_masks_are_inferred(tmp_path: Path) -> None:
     assert infer_labels(pairs) == numbered(3)
     pairs = [Pair(tmp_path, mask(tmp_path / "b.png", np.array([[0, 255]], np.uint8)))]
     assert infer_labels(pairs).names == ("background", "foreground")
+    for ids in ([0, 128, 255], [7, 26000, 26002]):
+        pairs = [Pair(tmp_path, mask(tmp_path / "d.png", np.array([ids], np.uint16)))]
+        with pytest.raises(DatasetError, match="which do not number classes"):
+            infer_labels(pairs)
     Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "c.png")
     with pytest.raises(DatasetError, match="a mask in colours"):
         infer_labels([Pair(tmp_path, tmp_path / "c.png")])
@@ -227,7 +298,9 @@ def test_inspection_names_every_bad_pair(workers: int, tmp_path: Path) -> None:
 def test_frequencies_are_counted_pixels(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png", (1, 5))
     mask(tmp_path / "masks/a.png", np.array([[0, 1, 1, 1, 255]], np.uint8))
-    np.testing.assert_allclose(inspect(find_dataset(tmp_path), 0).frequencies(), [0.25, 0.75])
+    inspection = inspect(find_dataset(tmp_path), 0)
+    np.testing.assert_allclose(inspection.frequencies(), [0.25, 0.75])
+    assert not inspection.trains  # one pair cannot be divided
 
 
 def test_an_id_outside_the_label_space_would_stop_training(tmp_path: Path) -> None:
@@ -264,6 +337,8 @@ def test_a_contact_sheet_shows_the_pictures(tmp_path: Path) -> None:
     for i in range(9):
         picture(tmp_path / f"images/{i}.png", (30, 40))
         mask(tmp_path / f"masks/{i}.png", size=(30, 40))
-    sheet = contact_sheet(inspect(find_dataset(tmp_path), 0), count=9, width=80)
-    assert sheet.width == 6 * 80
-    assert sheet.height > 2 * 60
+    for count in (9, 24):
+        sheet = contact_sheet(inspect(find_dataset(tmp_path), 0), count=count, width=80)
+        assert sheet.width == 6 * 80
+        tiles = np.asarray(sheet)[:120].reshape(2, 60, 6, 80, 3).swapaxes(1, 2).reshape(12, -1)
+        assert (tiles.std(1) > 1).sum() == 9

@@ -95,6 +95,22 @@ def test_boundary_iou_counted_by_hand() -> None:
     counts = count(truth, prediction, numbered(2))
     np.testing.assert_array_equal(counts.band_hits, [2, 3])
     np.testing.assert_array_equal(counts.band_union, [4, 5])
+
+
+def test_a_perfect_prediction_has_a_perfect_boundary_whatever_it_says_of_void() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (6, 8)).repeat(9, 0).repeat(9, 1).astype(np.uint8)
+    truth[10:40, 20:50] = 255
+    prediction = np.where(truth == 255, 1, truth)
+    counts = count(truth, prediction, numbered(3))
+    np.testing.assert_array_equal(counts.band_hits, counts.band_union)
+    assert counts.band_union.min() > 0
+
+
+def test_boundary_pixels_are_part_of_the_classes_pixels() -> None:
+    rng = np.random.default_rng(1)
+    truth, prediction = rng.integers(0, 2, (2, 40, 40)).astype(np.uint8)
+    counts = count(truth, prediction, numbered(2))
     assert (counts.band_hits <= np.diag(counts.confusion)).all()
 
 
@@ -167,9 +183,15 @@ def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
     again = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
     expected = evaluate(almost, pairs_of(folder), labels)
     np.testing.assert_array_equal(again.counts.confusion, expected.counts.confusion)
-    (folder / "out/3_mask.png").unlink()
+    save_mask(np.full((32, 40), 9, np.uint8), folder / "out/1_mask.png", labels)
     report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
-    assert "no mask of its name" in report.skipped[0]
+    assert "1_mask.png: holds 9, but class indices end at 2" in report.skipped[0]
+    (folder / "out/1_mask.png").unlink()
+    (folder / "out/elsewhere").mkdir()
+    (folder / "out/3_mask.png").rename(folder / "out/elsewhere/3_mask.png")
+    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    assert len(report.skipped) == 2
+    assert all("no mask of its name" in sentence for sentence in report.skipped)
     with pytest.raises(DatasetError, match="no masks"):
         PredictedMasks(folder / "nowhere", labels)
 

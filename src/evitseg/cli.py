@@ -448,21 +448,25 @@ def check(
     Exit status 1 if training would fail. Pairs that cannot be used are named; training leaves them out.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from evitseg.dataset import contact_sheet, find_dataset, inspect
-    from evitseg.image import save_picture
+    from evitseg.image import EXTENSIONS, save_picture
     from evitseg.labels import load_labels
 
+    if sheet is not None and sheet.suffix.lower() not in EXTENSIONS:
+        raise typer.BadParameter(f"{sheet} must end in .png", param_hint="--sheet")
     dataset = find_dataset(data, load_labels(labels) if labels else None)
     console = Console(stderr=as_json, highlight=False)
     with _progress("reading", len(dataset.pairs()), console) as advance:
-        inspection = inspect(dataset, workers, advance)
+        inspection = inspect(dataset, workers or os.cpu_count() or 1, advance)
+    if as_json:
+        print(json.dumps(_inspection_numbers(inspection), indent=2))
+    else:
+        _tell_inspection(console, inspection)
     if sheet is not None:
         save_picture(contact_sheet(inspection), sheet)
-    if as_json:
-        print(json.dumps(_inspection_numbers(inspection), indent=2, ensure_ascii=False))
-    else:
-        _tell_inspection(console, inspection, sheet)
+        console.print(Text(f"wrote {sheet}"), soft_wrap=True)
     if not inspection.trains:
         raise typer.Exit(FAILED)
 
@@ -499,7 +503,7 @@ def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -> None:
+def _tell_inspection(console: Any, inspection: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -511,15 +515,16 @@ def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -
     table.add_column("class")
     for split in dataset.splits:
         table.add_column(f"{split} %", justify="right")
+    shares = [inspection.frequencies(split) for split in dataset.splits]
     for i, name in enumerate(labels.names):
-        table.add_row(Text(name), *(f"{100 * inspection.frequencies(split)[i]:.2f}" for split in dataset.splits))
+        table.add_row(Text(name), *(f"{100 * share[i]:.2f}" for share in shares))
     table.add_row()
     for what, chosen in (("pairs", inspection.findings), ("usable", inspection.usable)):
         table.add_row(what, *(str(sum(f.split == split for f in chosen)) for split in dataset.splits))
-    sizes = {f.size for f in inspection.usable}
+    sizes = sorted({f.size for f in inspection.usable}, key=lambda size: size[0] * size[1])
     console.print(table)
     if sizes:
-        smallest, largest = min(sizes), max(sizes)
+        smallest, largest = sizes[0], sizes[-1]
         span = f"{smallest[1]}×{smallest[0]}" + (f" to {largest[1]}×{largest[0]}" if len(sizes) > 1 else "")
         console.print(f"picture sizes: {span}")
     absent = [name for name, share in zip(labels.names, inspection.frequencies(), strict=True) if share == 0]
@@ -527,8 +532,6 @@ def _tell_inspection(console: Any, inspection: Inspection, sheet: Path | None) -
         console.print(Text(f"classes that no mask has: {', '.join(absent)}"))
     if list(dataset.splits) == [ALL]:
         console.print("no split: training holds out a fifth, the same one for the same --seed")
-    if sheet is not None:
-        console.print(Text(f"wrote {sheet}"))
     for first, second in inspection.leaks:
         _complain(f"{second.pair.picture}: the same picture as {first.pair.picture}, which is in {first.split}.")
     for problem in inspection.problems:
@@ -603,6 +606,7 @@ def evaluate(
     from functools import partial
 
     from rich.console import Console
+    from rich.text import Text
 
     from evitseg.dataset import find_dataset, infer_labels
     from evitseg.labels import aligned, load_labels
@@ -623,6 +627,8 @@ def evaluate(
         segment = _segmenter(*choice[:-1])
         space = aligned(dataset.labels, segment.labels) if dataset.labels else segment.labels
         make = partial(_model_to_measure, *choice)
+        if dataset.labels is None:
+            settings["classes"] = "the model's, by number: the data names none"
         settings |= {
             "model": segment.manifest.name,
             "runs": str(segment.info),
@@ -637,17 +643,19 @@ def evaluate(
         else:
             mask_of, by_pair = make()
             result = measure(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
+    if as_json:
+        print(result.to_json())
+    else:
+        _tell_report(console, result)
     if report is not None:
         from evitseg.image import read_picture
         from evitseg.report import write_html
 
         mask_of, by_pair = make()
         of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture)))
-        write_html(result, report, of_pair, title=f"{settings.get('model', masks)} on {dataset.root.name}")
-    if as_json:
-        print(result.to_json())
-    else:
-        _tell_report(console, result, report)
+        title = f"{settings.get('model', masks)} on {dataset.root.resolve().name}"
+        write_html(result, report, of_pair, title)
+        console.print(Text(f"wrote {report}"), soft_wrap=True)
     for sentence in result.skipped:
         _complain(sentence)
     if result.skipped:
@@ -673,14 +681,16 @@ def _masks_to_measure(folder: Path, labels: LabelSpace) -> tuple[Callable[[Any],
     return PredictedMasks(folder, labels), True
 
 
-def _tell_report(console: Any, result: Report, page: Path | None) -> None:
+def _tell_report(console: Any, result: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
     def percent(value: float) -> str:
         return "–" if value != value else f"{100 * value:.2f}"
 
-    console.print(Text(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim"))
+    console.print(
+        Text(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim"), soft_wrap=True
+    )
     table = Table(box=None, padding=(0, 1))
     for column in ("class", "IoU %", "found %", "boundary IoU %"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -693,8 +703,6 @@ def _tell_report(console: Any, result: Report, page: Path | None) -> None:
         f"{len(result.pictures)} pictures, pixel accuracy {percent(result.pixel_accuracy)} %, "
         f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
     )
-    if page is not None:
-        console.print(Text(f"wrote {page}"))
 
 
 @app.command()
@@ -756,7 +764,15 @@ def train(
     if resume:
         config = read_config(out)
     with _training_progress() as watch:
-        run = fit(data, config, out, resume=resume, labels=load_labels(labels) if labels else None, watch=watch)
+        run = fit(
+            data,
+            config,
+            out,
+            resume=resume,
+            labels=load_labels(labels) if labels else None,
+            check_workers=os.cpu_count() or 1,
+            watch=watch,
+        )
     for sentence in run.left_out:
         _complain(sentence)
     print(f"best mIoU on the validation pictures {100 * run.miou:.2f}")
@@ -809,7 +825,7 @@ def info(
 
     content = _about_model(model) if model else _about_package()
     if as_json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2))
     else:
         _show(Console(highlight=False), content)
 

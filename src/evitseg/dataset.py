@@ -6,10 +6,11 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError, unknown
 from evitseg.image import EXTENSIONS, Mask, read_picture, read_raw_mask, tinted, with_legend
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
 
+MAX_WORKERS = 61
+"""Processes at most; Windows waits for no more."""
+KILLED = "a process was ended from outside, mostly for want of memory; try --workers 1."
 ALL = "all"
 """The name of the only split, where the data has none."""
 
@@ -76,6 +80,7 @@ _MASK_SUFFIXES = (
     "_gtFine_labelIds", "_labelIds", "_labelTrainIds", "_mask", "_masks", "_label", "_labels", "_gt", "_seg",
     "_segmentation", "_annotation", "_L",
 )  # fmt: skip
+_KNOWN_SUFFIXES = frozenset({*_MASK_SUFFIXES, "_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelTrainIds"})
 
 
 def find_dataset(path: str | os.PathLike[str], labels: LabelSpace | None = None) -> Dataset:
@@ -128,9 +133,16 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
     if (folder / "labels.json").is_file():
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
-        names = [line.strip() for line in (folder / "classes.txt").read_text(encoding="utf-8").splitlines()]
-        return _named(folder.name, [name for name in names if name])
+        names = [line.strip() for line in _lines(folder / "classes.txt")]
+        return _named(folder.resolve().name, [name for name in names if name])
     return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
 def _named(name: str, names: Sequence[str]) -> LabelSpace:
@@ -138,7 +150,17 @@ def _named(name: str, names: Sequence[str]) -> LabelSpace:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    """Pictures at any depth, through linked folders, too, but not in hidden ones."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, n) for n in names if Path(n).suffix.lower() in EXTENSIONS and not n.startswith(".")]
+    return sorted(found)
 
 
 def _child(folder: Path, names: Iterable[str]) -> Path | None:
@@ -148,65 +170,84 @@ def _child(folder: Path, names: Iterable[str]) -> Path | None:
 
 
 def _splits_of(folder: Path) -> dict[str, Path]:
-    """Subfolders named as splits are."""
-    return {_SPLITS[p.name.lower()]: p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in _SPLITS}
+    """Subfolders named as splits are. Raises: DatasetError where two are the same split."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = _SPLITS.get(path.name.lower()) if path.is_dir() else None
+        if split in found:
+            raise DatasetError(f"{folder}: {found[split].name}/ and {path.name}/ are both the {split} split; keep one.")
+        if split is not None:
+            found[split] = path
+    return found
 
 
 def _pair_trees(pictures: Path, masks: Path) -> tuple[list[Pair], list[Path]]:
     """Pairs of two trees by place and stem, and what has no partner."""
-    return pair_files(
-        {p.relative_to(pictures).with_suffix(""): p for p in _files(pictures)},
-        {p.relative_to(masks).with_suffix(""): p for p in _files(masks)},
-    )
+    taken: list[dict[Path, Path]] = []
+    doubles = []
+    for root in (pictures, masks):
+        places: dict[Path, Path] = {}
+        # Of files that differ in their ending alone a PNG comes first: it keeps numbers exactly.
+        for path in sorted(_files(root), key=lambda p: (p.suffix.lower() != ".png", p)):
+            place = path.relative_to(root).with_suffix("")
+            if place in places:
+                doubles.append(path)
+            else:
+                places[place] = path
+        taken.append(dict(sorted(places.items())))
+    pairs, alone = pair_files(*taken)
+    return pairs, alone + doubles
 
 
 def pair_files(pictures: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple[list[Pair], list[Path]]:
     """Pair files by their place (folders and stem below a root).
 
-    A mask's stem is its picture's, or its picture's with a suffix: a usual one such as `_mask`, or else whatever most
-    masks have behind a picture's stem.
+    A mask's stem is its picture's, or its picture's with a suffix: a usual one such as `_mask`, or another that more
+    than half of the masks have. A suffix begins with neither a letter nor a digit: `10` is not a mask of `1`.
 
     Returns: pairs in the pictures' order, and the files without a partner.
+
+    Raises: DatasetError where pictures have several masks, one a class.
     """
     bare = {_without(place, _PICTURE_SUFFIXES): place for place in pictures}
-    usual = ["", *_MASK_SUFFIXES]
-    odd = Counter(
-        place.name[len(name.name) :]
-        for place in masks
-        for name in _beginnings(place, bare)
-        if place.name[len(name.name) :] not in usual
-    )
-    suffixes = [*usual, *(suffix for suffix, _ in odd.most_common(1))]
+    odd = Counter(suffix for place in masks if (suffix := _suffix(place, bare)) and suffix not in _KNOWN_SUFFIXES)
+    common = [suffix for suffix, count in odd.most_common(2) if 2 * count > min(len(masks), len(pictures))]
+    if len(common) > 1:
+        raise DatasetError(
+            f"{next(iter(masks.values())).parent}: pictures have several masks each ({', '.join(sorted(odd))}); merge "
+            "them into one mask with a number for every class."
+        )
+    suffixes = ["", *_MASK_SUFFIXES, *common]
     pairs, used = [], set()
     for place, picture in pictures.items():
         stem = _without(place, _PICTURE_SUFFIXES)
         for candidate in [place, *(stem.with_name(stem.name + suffix) for suffix in suffixes)]:
-            if candidate in masks and masks[candidate] != picture:
+            if candidate in masks and candidate not in used and masks[candidate] != picture:
                 pairs.append(Pair(picture, masks[candidate]))
                 used.add(candidate)
                 break
     paired = {pair.picture for pair in pairs}
-    # A second mask of a paired picture (Cityscapes has four) is not alone.
-    owners = {_without(pair_place, _PICTURE_SUFFIXES) for pair_place, p in pictures.items() if p in paired}
-    alone = [p for p in pictures.values() if p not in paired]
-    alone += [
-        p for place, p in masks.items() if place not in used and not any(n in owners for n in _beginnings(place, bare))
-    ]
+    alone = [picture for picture in pictures.values() if picture not in paired]
+    for place, mask in masks.items():
+        suffix = _suffix(place, bare)
+        # Another mask of a paired picture is not alone where it is one of a known kind: Cityscapes has four.
+        spare = suffix in _KNOWN_SUFFIXES and pictures[bare[_without(place, (suffix,))]] in paired
+        if place not in used and not spare:
+            alone.append(mask)
     return pairs, alone
+
+
+def _suffix(place: Path, names: Mapping[Path, Path]) -> str:
+    """What a mask's stem has behind the longest of the names that it begins with; "" where there is none."""
+    for length in range(len(place.name) - 1, 0, -1):
+        if not place.name[length].isalnum() and place.with_name(place.name[:length]) in names:
+            return place.name[length:]
+    return ""
 
 
 def _without(place: Path, suffixes: Iterable[str]) -> Path:
     suffix = next((s for s in suffixes if place.name.endswith(s) and place.name != s), "")
     return place.with_name(place.name.removesuffix(suffix))
-
-
-def _beginnings(place: Path, names: Mapping[Path, Path]) -> Iterator[Path]:
-    """The longest of the names with which this place begins, if there is one."""
-    for length in range(len(place.name), 0, -1):
-        shorter = place.with_name(place.name[:length])
-        if shorter in names:
-            yield shorter
-            return
 
 
 def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], labels: str | None) -> Dataset:
@@ -234,7 +275,15 @@ def _ade20k(root: Path) -> Dataset | None:
     if not all((folder / part).is_dir() for folder in (pictures, masks) for part in ("training", "validation")):
         return None
     there = _splits_of(masks)
-    return _dataset(root, "ADE20K", {s: (p, there[s]) for s, p in _splits_of(pictures).items()}, "ade20k")
+    parts = {s: (p, there[s]) for s, p in _splits_of(pictures).items() if s in there}
+    return _with_rest(_dataset(root, "ADE20K", parts, "ade20k"), pictures, masks, parts)
+
+
+def _with_rest(dataset: Dataset, pictures: Path, masks: Path, parts: Mapping[str, tuple[Path, Path]]) -> Dataset:
+    """The dataset, with what lies in no split's folder among the files without a partner."""
+    kept = {folder for both in parts.values() for folder in both}
+    rest = [path for path in (*_files(pictures), *_files(masks)) if not kept & set(path.parents)]
+    return replace(dataset, unpaired=(*dataset.unpaired, *rest))
 
 
 def _segnet(root: Path) -> Dataset | None:
@@ -248,7 +297,8 @@ def _trees(root: Path) -> Dataset | None:
     if pictures and masks:
         there = _splits_of(masks)
         parts = {s: (p, there[s]) for s, p in _splits_of(pictures).items() if s in there} or {ALL: (pictures, masks)}
-        return _dataset(root, f"{pictures.name}/ and {masks.name}/", parts, None)
+        found = _dataset(root, f"{pictures.name}/ and {masks.name}/", parts, None)
+        return _with_rest(found, pictures, masks, parts)
     parts = {}
     for split, folder in _splits_of(root).items():
         pictures, masks = _child(folder, _PICTURE_FOLDERS), _child(folder, _MASK_FOLDERS)
@@ -260,7 +310,7 @@ def _trees(root: Path) -> Dataset | None:
 def _from_list(path: Path) -> Dataset:
     """A picture and a mask on each line, separated by a comma, a tab or blanks; relative to the list's folder."""
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -268,8 +318,13 @@ def _from_list(path: Path) -> Dataset:
         parts = [part.strip() for part in line.split(separator)]
         if len(parts) != 2:
             raise DatasetError(f"{path}, line {number}: {line!r} is not a picture and a mask, separated by a comma.")
+        if number == 1 and not any(Path(part).suffix for part in parts):
+            continue  # a table's header
         pairs.append(Pair(path.parent / parts[0], path.parent / parts[1]))
     return Dataset(path, "a list of pairs", {ALL: tuple(pairs)}, None, ())
+
+
+_YAML_KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")
 
 
 def _from_yaml(path: Path) -> Dataset:
@@ -282,12 +337,17 @@ def _from_yaml(path: Path) -> Dataset:
         raise DatasetError(f"{path}: not a YAML file that can be read ({reason[:160]}).") from error
     if not isinstance(content, dict) or "masks_dir" not in content:
         raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+    strange = next((key for key in content if key not in _YAML_KEYS), None)
+    if strange is not None:
+        raise DatasetError(f"{path}: {unknown('key', strange, _YAML_KEYS)}")
     base = path.parent / str(content.get("path") or ".")
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     for split in ("train", "val", "test"):
         if not content.get(split):
             continue
+        if not isinstance(content[split], str):
+            raise DatasetError(f"{path}: {split} must be one folder; put the pictures below one.")
         pictures = base / str(content[split])
         masks = _mask_folder(base, Path(str(content[split])), str(content["masks_dir"]))
         for folder in (pictures, masks):
@@ -314,14 +374,19 @@ def _yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
         return None
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+    if not isinstance(names, dict) or set(names) != set(range(len(names))):
         raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
     mapping = content.get("label_mapping") or {i: i for i in names}
     try:
         raw_ids: dict[int, list[int]] = {i: [] for i in names}
         ignored = {255}
         for raw, index in mapping.items():
-            (ignored.add if int(index) not in raw_ids else raw_ids[int(index)].append)(int(raw))
+            if int(index) in raw_ids:
+                raw_ids[int(index)].append(int(raw))
+            elif int(index) == 255 or int(index) < 0:
+                ignored.add(int(raw))
+            else:
+                raise ValueError(index)
     except (TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id.") from error
     ignored -= {raw for raws in raw_ids.values() for raw in raws}
@@ -341,19 +406,16 @@ def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def infer_labels(pairs: Sequence[Pair], look_at: int = 200) -> LabelSpace:
+def infer_labels(pairs: Sequence[Pair]) -> LabelSpace:
     """Numbered classes for masks that nobody named, from the ids that occur.
 
     Masks of 0 and 255 alone are background and foreground. Otherwise classes are the ids from 0 to the largest below
     255, and 255 is ignored.
 
-    Args:
-        look_at: how many masks, spread over all, are read.
-
-    Raises: DatasetError for masks in colours, whose classes have to be named.
+    Raises: DatasetError for masks in colours, and for ids of which most occur nowhere: such classes have to be named.
     """
     ids: set[int] = set()
-    for pair in islice(pairs, 0, None, max(1, len(pairs) // look_at)):
+    for pair in pairs:
         try:
             raw = read_raw_mask(pair.mask)
         except PictureError:
@@ -369,7 +431,15 @@ def infer_labels(pairs: Sequence[Pair], look_at: int = 200) -> LabelSpace:
     if ids == {0, 255}:
         names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
         return LabelSpace("binary", names, ignored_ids=())
-    return numbered(max([i for i in ids if i != 255], default=0) + 1)
+    classes = max([i for i in ids if i != 255], default=0) + 1
+    if classes > max(8, 3 * len(ids)) or any(pair.mask.suffix.lower() in (".jpg", ".jpeg") for pair in pairs):
+        found = ", ".join(map(str, sorted(ids)[:12])) + ", ..." * (len(ids) > 12)
+        raise DatasetError(
+            f"{pairs[0].mask.parent}: masks hold the ids {found}, which do not number classes; say what they mean in a "
+            '.json file, --labels FILE: {"name": "mine", "classes": [{"name": "wheat", "raw_ids": [128]}]}. '
+            "A JPEG blurs ids: save masks as PNG."
+        )
+    return numbered(classes)
 
 
 @dataclass(frozen=True)
@@ -433,8 +503,9 @@ class Inspection:
     @property
     def trains(self) -> bool:
         """Whether training would run: no mask has an id without a class, and there are pictures to train on."""
-        splits = {finding.split for finding in self.usable}
-        return not any(f.stranger for f in self.findings) and bool(splits & {"train", ALL})
+        splits = Counter(finding.split for finding in self.usable)
+        enough = (splits["train"] and splits["val"]) or splits["train"] + splits[ALL] >= 2  # two, to hold one out
+        return bool(enough) and not any(f.stranger for f in self.findings)
 
     def frequencies(self, split: str | None = None) -> NDArray[np.float64]:
         """Share of every class among the counted pixels."""
@@ -444,24 +515,27 @@ class Inspection:
         return shares
 
 
-def inspect(
-    dataset: Dataset, workers: int | None = None, progress: Callable[[int], None] = lambda done: None
-) -> Inspection:
+def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] = lambda done: None) -> Inspection:
     """Read every pair.
 
     Args:
-        workers: processes; None for one a core, 0 for this one alone.
+        workers: processes; 0 for this one alone. A script that asks for more needs the usual
+            `if __name__ == "__main__":` around it.
         progress: called with 1 for every pair done.
     """
     labels = dataset.labels or infer_labels(dataset.pairs())
     jobs = [(split, pair, labels) for split, pairs in dataset.splits.items() for pair in pairs]
-    workers = min(len(jobs), os.cpu_count() or 1) if workers is None else workers
+    workers = min(MAX_WORKERS, len(jobs), workers)
     findings = []
     if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            for finding in pool.map(_inspect, jobs, chunksize=8):
-                findings.append(finding)
-                progress(1)
+        try:
+            # Fresh processes, not forks, which copy a program in the middle of what its threads do.
+            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+                for finding in pool.map(_inspect, jobs, chunksize=8):
+                    findings.append(finding)
+                    progress(1)
+        except BrokenProcessPool as error:
+            raise DatasetError(f"{dataset.root}: {KILLED}") from error
     else:
         for job in jobs:
             findings.append(_inspect(job))
@@ -514,7 +588,8 @@ def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> 
     if not usable:
         raise DatasetError(f"{inspection.dataset.root}: no pair can be read, so there is nothing to show.")
     tiles = []
-    for i in sorted({round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(min(count, len(usable)))}):
+    shown = min(count, len(usable))
+    for i in sorted({round(i * (len(usable) - 1) / max(1, shown - 1)) for i in range(shown)}):
         pair = usable[i].pair
         picture, truth = read_picture(pair.picture), read_truth(pair.mask, inspection.labels)
         step = max(1, picture.shape[1] // width)  # thinned first: a large picture needs no blending in full

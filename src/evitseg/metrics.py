@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.dataset import Pair, read_truth
+from evitseg.dataset import KILLED, MAX_WORKERS, Pair, read_truth
 from evitseg.errors import ConfigError, DatasetError, PictureError
 from evitseg.image import Mask, Picture, read_picture
 from evitseg.labels import LabelSpace
@@ -62,15 +63,16 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def boundary_band(mask: Mask, distance: int) -> NDArray[np.bool_]:
     """(H, W) pixels at most `distance` from another class, or from the picture's edge (in the larger of both axes)."""
-    # A pixel lies in the band if its neighbourhood holds several classes; outside the picture is a class of its own.
-    lowest = highest = np.pad(mask.astype(np.int32), distance, constant_values=-1)
+    # A pixel lies in the band if its neighbourhood holds several classes.
+    lowest = highest = np.pad(mask, distance, mode="edge")
     for axis in (0, 1):
         lowest, highest = _running(np.minimum, lowest, distance, axis), _running(np.maximum, highest, distance, axis)
     band: NDArray[np.bool_] = lowest != highest
+    band[:distance], band[-distance:], band[:, :distance], band[:, -distance:] = True, True, True, True
     return band
 
 
-def _running(extreme: np.ufunc, values: NDArray[np.int32], distance: int, axis: int) -> NDArray[np.int32]:
+def _running(extreme: np.ufunc, values: Mask, distance: int, axis: int) -> Mask:
     """The extreme of every 2·distance + 1 neighbours along an axis, in a logarithmic number of steps."""
     values = np.moveaxis(values, axis, 0)
     window, width = 2 * distance + 1, 1
@@ -107,7 +109,8 @@ def count(truth: Mask, prediction: Mask, labels: LabelSpace) -> Counts:
     distance = max(1, round(BOUNDARY_SHARE * math.hypot(*truth.shape)))
     counted = truth != ignored
     true_band = boundary_band(truth, distance) & counted
-    predicted_band = boundary_band(prediction, distance) & counted
+    # Void is void in both: its edge is no boundary that a prediction could have known.
+    predicted_band = boundary_band(np.where(counted, prediction, truth), distance) & counted
 
     def pixels(mask: Mask, where: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(mask[where], minlength=classes).astype(np.int64)
@@ -125,6 +128,8 @@ class PictureResult:
         pair: which one.
         miou: mean over the classes that occur in this picture, 0 to 1.
         accuracy: share of its counted pixels that are right.
+
+    Both are nan where no pixel counts.
     """
 
     pair: Pair
@@ -205,7 +210,7 @@ class Report:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2)
 
 
 MaskFunction = Callable[[Picture], Mask]
@@ -229,7 +234,7 @@ def evaluate(
         settings: noted in the report.
         progress: called with 1 for every pair done.
 
-    Raises: DatasetError where no pair can be read.
+    Raises: DatasetError where no pair can be read, and for a mask with an id that has no class.
     """
     outcomes = (_measured(mask_of, pair, labels, by_pair, progress) for pair in pairs)
     return summarise(outcomes, labels, settings or {})
@@ -263,7 +268,8 @@ def summarise(outcomes: Iterable[tuple[Pair, Counts | str]], labels: LabelSpace,
             skipped.append(counts)
             continue
         total = counts if total is None else total + counts
-        right = np.trace(counts.confusion) / max(counts.confusion.sum(), 1)
+        pixels = counts.confusion.sum()
+        right = np.trace(counts.confusion) / pixels if pixels else math.nan
         pictures.append(PictureResult(pair, mean_iou(counts.confusion), float(right)))
     if total is None:
         raise DatasetError(f"nothing to measure: {skipped[0] if skipped else 'no pairs were given.'}")
@@ -283,7 +289,7 @@ class PredictedMasks:
     def __init__(self, folder: str | os.PathLike[str], labels: LabelSpace) -> None:
         self.folder, self.labels = Path(folder), labels
         self._masks: dict[str, list[Path]] = {}
-        for path in sorted(self.folder.rglob("*.png")):
+        for path in sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in (".png", ".tif", ".tiff", ".bmp")):
             self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
         if not self._masks:
             raise DatasetError(f"{folder}: no masks (.png) found; evitseg predict writes them.")
@@ -293,12 +299,24 @@ class PredictedMasks:
         from evitseg.image import read_mask
 
         found = self._masks.get(pair.picture.stem, [])
-        if len(found) > 1:  # the same name in several folders: the one whose folder has the picture's name
-            found = [p for p in found if p.parent.name == pair.picture.parent.name] or found
+        # Folders below ours are those that the picture lies in; so a mask of the same name from elsewhere is no match.
+        found = [p for p in found if _ends_with(pair.picture.parent.parts, p.relative_to(self.folder).parent.parts)]
+        deepest = max((len(p.parts) for p in found), default=0)
+        found = [p for p in found if len(p.parts) == deepest]
         if len(found) != 1:
             reason = "no mask" if not found else f"{len(found)} masks"
             raise PictureError(f"{pair.picture}: {reason} of its name in {self.folder}.")
-        return read_mask(found[0])
+        mask = read_mask(found[0])
+        if mask.size and not 0 <= mask.min() <= mask.max() < len(self.labels.classes):
+            raise PictureError(
+                f"{found[0]}: holds {mask.max()}, but class indices end at {len(self.labels.classes) - 1}; predicted "
+                "masks hold class indices, as evitseg predict writes them."
+            )
+        return mask
+
+
+def _ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
+    return not end or parts[-len(end) :] == end
 
 
 _worker: Callable[[Pair], tuple[Pair, Counts | str]]
@@ -322,14 +340,17 @@ def evaluate_in_processes(
 
     # A fresh process, not a fork: an engine's threads do not survive one.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (make, labels)) as pool:
+    try:
+        with ProcessPoolExecutor(min(workers, MAX_WORKERS), context, _start_worker, (make, labels)) as pool:
 
-        def outcomes() -> Iterable[tuple[Pair, Counts | str]]:
-            for outcome in pool.map(_work, pairs, chunksize=4):
-                progress(1)
-                yield outcome
+            def outcomes() -> Iterable[tuple[Pair, Counts | str]]:
+                for outcome in pool.map(_work, pairs, chunksize=4):
+                    progress(1)
+                    yield outcome
 
-        return summarise(outcomes(), labels, settings or {})
+            return summarise(outcomes(), labels, settings or {})
+    except BrokenProcessPool as error:
+        raise DatasetError(f"measuring stopped: {KILLED}") from error
 
 
 def _start_worker(make: Callable[[], tuple[Callable[[Any], Mask], bool]], labels: LabelSpace) -> None:

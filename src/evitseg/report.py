@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.dataset import Pair, read_truth
+from evitseg.errors import PictureError
 from evitseg.files import replacing
 from evitseg.image import Mask, Picture, read_picture
 from evitseg.labels import LabelSpace
@@ -30,7 +31,7 @@ table { border-collapse: collapse; } th, td { padding: .2rem .6rem; text-align: 
 th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { background: #f5f5f3; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border: 1px solid #0004; }
 .bar { display: inline-block; height: .7em; background: #3a6ea5; vertical-align: middle; }
-.confusion td, .confusion th { padding: .15rem .3rem; font-size: .8rem; min-width: 2.4em; }
+.wide { overflow-x: auto; } .confusion td, .confusion th { padding: .15rem .3rem; font-size: .8rem; min-width: 2.4em; }
 .confusion th.top { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
 .worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem; }
 .worst figure { margin: 0; } .worst img { width: 100%; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
@@ -74,7 +75,7 @@ def write_html(
         f"<style>{_STYLE}</style>{''.join(parts)}</html>"
     )
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))  # file names need not be UTF-8
 
 
 def _percent(value: float) -> str:
@@ -96,7 +97,7 @@ def _class_table(report: Report) -> str:
         for i in range(len(report.labels.classes))
     )
     header = "<tr><th>class<th>IoU %<th><th>found %<th>boundary IoU %<th>share of pixels %"
-    return f"<table>{header}{rows}</table>"
+    return f"<div class=wide><table>{header}{rows}</table></div>"
 
 
 def _confusion_table(report: Report) -> str:
@@ -114,14 +115,21 @@ def _confusion_table(report: Report) -> str:
             text = f"{100 * share:.0f}" if share >= 0.005 else ""
             cells.append(f'<td style="background:rgba({color})">{text}')
         rows.append(f"<tr><th>{html.escape(name)}{''.join(cells)}")
-    return f"<table class=confusion><tr><th>{header}{''.join(rows)}</table>"
+    return f"<div class=wide><table class=confusion><tr><th>{header}{''.join(rows)}</table></div>"
 
 
 def _worst(report: Report, mask_of: Callable[[Pair], Mask]) -> str:
     figures = []
-    for result in sorted(report.pictures, key=lambda r: r.miou)[:WORST]:
-        picture, truth = read_picture(result.pair.picture), read_truth(result.pair.mask, report.labels)
-        errors = draw_errors(picture, truth, mask_of(result.pair), report.labels)
+    judged = (result for result in report.pictures if not math.isnan(result.miou))
+    for result in sorted(judged, key=lambda r: r.miou)[:WORST]:
+        try:
+            picture, truth = read_picture(result.pair.picture), read_truth(result.pair.mask, report.labels)
+            prediction = mask_of(result.pair)
+        except PictureError:
+            continue  # predicted masks can be measured without their pictures, not drawn
+        if picture.shape[:2] != truth.shape:
+            continue
+        errors = draw_errors(picture, truth, prediction, report.labels)
         name = html.escape(str(result.pair.picture))
         caption = f"{name}: mIoU {_percent(result.miou)}, right {_percent(result.accuracy)} %"
         figures.append(

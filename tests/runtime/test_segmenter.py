@@ -72,6 +72,17 @@ def test_a_batch_gives_what_was_done_before_a_bad_picture(segment: Segmenter, ph
         next(segment.batch([photograph], size=0))
 
 
+def test_one_look_is_the_plain_mask_and_more_differ(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    plain = segment.mask(photograph)
+    alone = segment.mask_tta(photograph, scales=(1.0,), flip=False)
+    # Probabilities instead of logits between the grid's points: the same but for a hair at boundaries.
+    assert (alone == plain).mean() > 0.99
+    several = segment.mask_tta(photograph)
+    assert 0.9 < (several == plain).mean() < 1
+    with pytest.raises(ConfigError, match="at least one scale"):
+        segment.mask_tta(photograph, scales=())
+
+
 def test_one_segmenter_serves_several_threads(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
     expected = segment(photograph).mask
     with ThreadPoolExecutor(4) as pool:

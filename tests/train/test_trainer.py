@@ -66,7 +66,7 @@ def test_eight_pictures_are_learnt(tmp_path: Path) -> None:
     assert events[-1].step == events[-1].steps == 90
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
     # The checkpoint is what was measured, and says how it was made.
-    model, manifest = load_checkpoint(run.best)
+    manifest = load_checkpoint(run.best)[1]
     assert manifest.accuracy[0].miou == round(100 * run.miou, 2)
     segment = evitseg.load(run.best)
     with Image.open(tmp_path / "data/val/masks/0000003.png") as image:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg import image as pictures
-from evitseg.config import STRIDE
+from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import Engine, EngineInfo
 from evitseg.errors import ConfigError, PictureError
 from evitseg.image import Mask, Picture, Size, read_picture
@@ -58,7 +58,7 @@ class Prediction:
         pictures.save_mask(self.mask, path, self.labels)
 
 
-TTA_SCALES = (1.0, 0.75, 1.25)
+TTA_SCALES = (0.75, 1.0, 1.25)
 """Factors of the working size at which test-time augmentation looks at a picture."""
 
 
@@ -136,30 +136,26 @@ class Segmenter:
         """(H, W) class indices from several looks at a picture: the mean of the classes' probabilities.
 
         Args:
-            scales: factors of the working size.
+            scales: factors of the working size; the probabilities are averaged on the largest one's grid.
             flip: look at the mirrored picture, too.
-
-        The probabilities are averaged at the size of the first scale's logits.
         """
-        height, width = self._engine.manifest.preprocess.fit(picture.shape[:2], self.size)
+        if not scales:
+            raise ConfigError("test-time augmentation needs at least one scale.")
+        working = self._engine.manifest.preprocess.fit(picture.shape[:2], self.size)
+        sizes = [tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in working) for scale in sorted(scales)]
+        grid = tuple(side // LOGIT_STRIDE for side in sizes[-1])
         total: NDArray[np.float32] | None = None
-        for scale in scales:
-            fitted = self._engine.manifest.preprocess.fit(
-                picture.shape[:2], max(STRIDE, round(min(height, width) * scale))
-            )
+        for height, width in sizes:
             resized = picture
-            if fitted != picture.shape[:2]:
-                resized = np.asarray(Image.fromarray(picture).resize(fitted[::-1], Image.Resampling.BILINEAR))
+            if picture.shape[:2] != (height, width):
+                resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
             for mirrored in (False, True) if flip else (False,):
                 view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
                 logits = self._engine(view[None])[0]
                 shares = np.exp(logits - logits.max(0))
                 shares /= shares.sum(0)
-                if mirrored:
-                    shares = shares[:, :, ::-1]
-                if total is None:
-                    total = np.zeros_like(shares)
-                total += _resized(shares, total.shape[1:])
+                shares = _resized(shares[:, :, ::-1] if mirrored else shares, grid)
+                total = shares.copy() if total is None else total + shares
         assert total is not None
         return argmax_upsampled(total, picture.shape[:2])
 

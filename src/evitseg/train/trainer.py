@@ -83,6 +83,7 @@ def fit(
     *,
     resume: bool = False,
     labels: LabelSpace | None = None,
+    check_workers: int = 0,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """Train a segmentation network.
@@ -96,6 +97,7 @@ def fit(
         resume: go on with the run in `out` from its last checkpoint. On one CPU process the weights come out as if it
             had never stopped, bit for bit.
         labels: the classes, where they are known better than the data says.
+        check_workers: processes that read the data before the first step; see `evitseg.dataset.inspect`.
         watch: called after every step and every epoch.
 
     Raises: DatasetError for data that cannot be trained on, WeightsError for a start that does not fit, TrainError
@@ -107,7 +109,7 @@ def fit(
         raise TrainError(f"{folder}: holds a run already; go on with it (--resume), or choose another --out.")
     state = _resumable(folder, config) if resume else None
     dataset = data if isinstance(data, Dataset) else find_dataset(data, labels)
-    inspection = inspect(dataset, workers=0 if len(dataset.pairs()) < 64 else None)
+    inspection = inspect(dataset, check_workers)
     if any(finding.stranger for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
     train, val = _splits(inspection, config)

@@ -74,7 +74,7 @@ def main() -> None:
         artefact, _ = export(arguments.checkpoint, "onnx", place / "model.onnx")
         command = [sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--as"]
         commands = {"usual procedure": [*command, "usual", str(picture), str(place / "usual.png")]}
-        for precision in ("float32", "bfloat16", "auto"):
+        for precision in ("float32", "float16", "bfloat16", "auto"):
             name = f"evitseg, {precision}" if precision != "auto" else "evitseg, default"
             commands[name] = [*command, precision, str(picture), str(place / f"{precision}.png"), str(artefact)]
         results = compete(commands, arguments.turns)

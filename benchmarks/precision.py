@@ -99,7 +99,7 @@ def main() -> None:
         "short_side": WORKING_SIZE,
         "processor": processor_name(),
     }
-    with replacing(RESULTS / f"precision_{arguments.checkpoint.stem}.json") as file:
+    with replacing(RESULTS / "precision.json") as file:
         file.write((json.dumps({"settings": settings, "results": rows}, indent=2) + "\n").encode())
 
 

@@ -107,7 +107,9 @@ Engine = Annotated[
         help="What runs the model. (default: openvino for artefacts, torch for checkpoints)", show_default=False
     ),
 ]
-Precision = Annotated[PrecisionName, typer.Option(help="Of the arithmetic; auto takes the processor's best.")]
+Precision = Annotated[
+    PrecisionName, typer.Option(help="Of the arithmetic; auto takes bfloat16 where the processor has it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -35,10 +35,9 @@ class OpenVinoEngine:
         core = openvino.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         chosen = _openvino_precision(precision, capabilities)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": next(hint for hint, name in _TYPES.items() if name == chosen),
-        }
+        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        if chosen is not None:
+            settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
@@ -131,7 +130,7 @@ def open_engine(
     Args:
         artefact: path of an ONNX file that `evitseg export` wrote.
         engine: a key of `ENGINES`.
-        precision: of the arithmetic; "auto" takes bfloat16, else float16, else float32, as the processor has it.
+        precision: of the arithmetic; "auto" takes bfloat16 where the processor has it, else what the engine chooses.
         threads: at most; None leaves it to the engine, which takes every physical core.
 
     Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
@@ -146,10 +145,11 @@ def open_engine(
     return ENGINES[engine](Path(artefact), precision, threads)
 
 
-def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str:
+def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
+    """What to ask OpenVINO for; None leaves it the choice, which on Arm is float16 and elsewhere float32."""
     native = {"float32": True, "float16": "FP16" in capabilities, "bfloat16": "BF16" in capabilities}
     if wanted == "auto":
-        return next(precision for precision in ("bfloat16", "float16", "float32") if native[precision])
+        return "bfloat16" if native["bfloat16"] else None
     if not native[wanted]:
         able = ", ".join(precision for precision, has in native.items() if has)
         raise EngineError(f"this processor has no {wanted} arithmetic; it has {able}.")

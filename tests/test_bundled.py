@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_PICTURE, bundled_models
-from evitseg.engine import processor_name
 from evitseg.image import read_picture
 from evitseg.runtime.engines import read_manifest
 
@@ -60,6 +59,6 @@ def test_camvid_miou_of_the_written_masks_is_the_cards(shared: Callable[[str], P
     means = next(line for line in card.splitlines() if line.startswith("| **mean**"))
     column = [cell.strip() for cell in header.split("|")].index(precision[0])
     promised = float(means.split("|")[column].strip(" *"))
-    # On the processor it was measured on, to the last digit; another one's kernels sum in another order.
-    measured_on = read_manifest(bundled_models()[DEFAULT_MODEL]).accuracy[0].settings["processor"]
-    assert miou == pytest.approx(promised, abs=0.005 if processor_name() == measured_on else 0.05)
+    # The last digit is the measuring processor's own: another one's kernels sum in another order, and its name does
+    # not tell it from the next generation.
+    assert miou == pytest.approx(promised, abs=0.03)

@@ -190,6 +190,17 @@ def test_a_start_gives_all_but_the_last_layer(b0_checkpoint: Path) -> None:
         starting_network(replace(SMALL, variant="b1", start=str(b0_checkpoint)), 4)
 
 
+def test_without_a_network_training_says_how_to_do_without(tmp_path: Path) -> None:
+    scenes(tmp_path / "data", 4, (64, 64))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    command = [sys.executable, "-m", "evitseg", "train", "data"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 1
+    assert "could not be downloaded" in run.stderr
+    assert "--start none" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize(("pictures", "batch"), [(1, 1), (10, 4), (12, 4), (3, 8), (7, 7)])
 def test_every_epoch_sees_every_picture(pictures: int, batch: int) -> None:
     config = replace(SMALL, batch=batch)

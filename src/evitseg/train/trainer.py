@@ -178,7 +178,10 @@ def starting_network(config: TrainConfig, num_classes: int) -> EfficientViT:
     if Path(config.start).exists():
         source, _ = load_checkpoint(config.start)
     else:
-        source = load_official(published_name(config.start))
+        try:
+            source = load_official(published_name(config.start))
+        except WeightsError as error:
+            raise WeightsError(f"{error} Or train from random weights: --start none.") from error
     own, given = model.state_dict(), source.state_dict()
     fits = {key for key in own if key in given and given[key].shape == own[key].shape}
     lacking = [key for key in own if key.startswith("backbone.") and key not in fits]

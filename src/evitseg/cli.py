@@ -100,6 +100,14 @@ WorkingSize = Annotated[
         show_default=False,
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Classes, where data or checkpoint do not say: camvid, cityscapes, ade20k, or a .json file.",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="At most. (default: every physical core)", show_default=False)]
 Engine = Annotated[
     EngineName | None,
@@ -359,14 +367,7 @@ def export(
     weights: Annotated[
         WeightsName, typer.Option(help="Number format the weights are stored in; float16 halves the file.")
     ] = WeightsName.float32,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="Classes, where the checkpoint does not say: camvid, cityscapes, ade20k, or a .json file.",
-            show_default=False,
-        ),
-    ] = None,
+    labels: Labels = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -421,14 +422,6 @@ def export(
 Data = Annotated[
     str,
     typer.Argument(metavar="DATA", help="A folder of pictures and masks, a list of pairs (.txt), or a .yaml file."),
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE",
-        help="Classes, where the data does not say: camvid, cityscapes, ade20k, or a .json file.",
-        show_default=False,
-    ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. (default: one a core)", show_default=False)]
 

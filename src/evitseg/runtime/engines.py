@@ -55,11 +55,12 @@ class OpenVinoEngine:
             compiled = core.compile_model(model, "CPU", settings)
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{artefact}: OpenVINO cannot run it ({_first_line(error)}).") from error
+        runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()  # another processor may have another name
         self._request, self._lock = compiled.create_infer_request(), threading.Lock()
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
-            precision=_TYPES[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()],
+            precision=_TYPES.get(runs, runs),
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
             device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
         )

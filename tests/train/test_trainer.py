@@ -121,6 +121,9 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_settings(tmp_pat
         fit(data, replace(SMALL, learning_rate=0.5), tmp_path / "run", resume=True)
     with pytest.raises(TrainError, match="no run to go on with"):
         fit(data, SMALL, tmp_path / "other", resume=True)
+    (data / "images/0000001.png").unlink()
+    with pytest.raises(TrainError, match=r"the data changed: 5 pictures .* 4 now; .* --start .*last\.safetensors"):
+        fit(data, SMALL, tmp_path / "run", resume=True)
     (tmp_path / "run/state.pt").write_bytes(b"damaged")
     with pytest.raises(TrainError, match="damaged"):
         fit(data, SMALL, tmp_path / "run", resume=True)
@@ -129,7 +132,7 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_settings(tmp_pat
 def test_a_loss_that_is_no_number_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
     monkeypatch.setattr(module, "cross_entropy", lambda logits, *_: logits.sum() * math.nan)
-    with pytest.raises(TrainError, match="step 1: the loss is nan; go on from the last checkpoint with a lower"):
+    with pytest.raises(TrainError, match="step 1: the loss is nan; try a lower --learning-rate .* in a new run\\.$"):
         fit(data, SMALL, tmp_path / "run")
 
 

@@ -122,7 +122,7 @@ def fit(
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"the GPU's memory does not hold a batch of {config.batch} at {config.crop[0]}×{config.crop[1]}; "
-            f"halve --batch or --crop, and go on with --resume (last checkpoint: {folder / STATE})."
+            f"halve --batch or --crop in a new run{training.how_to_start()}."
         ) from error
 
 
@@ -273,8 +273,8 @@ class _Training:
         loss = cross_entropy(logits.float(), truth, self.weights, self.labels.ignore_index, self.config.label_smoothing)
         if not torch.isfinite(loss):
             raise TrainError(
-                f"step {self.step + 1}: the loss is {loss.item()}; go on from the last checkpoint with a lower "
-                f"--learning-rate (it was {rate:.1e}) in a new run, --start {self.folder / LAST}."
+                f"step {self.step + 1}: the loss is {loss.item()}; try a lower --learning-rate (it was {rate:.1e}) "
+                f"in a new run{self.how_to_start()}."
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
@@ -286,6 +286,10 @@ class _Training:
         value = float(loss.detach())
         self.watch(self._event(value, rate))
         return value
+
+    def how_to_start(self) -> str:
+        """The end of a sentence that advises a new run: from this one's weights, if there are any yet."""
+        return f", from this one's weights: --start {self.folder / LAST}" if (self.folder / LAST).exists() else ""
 
     def _average(self) -> None:
         # Early on the average would be mostly the random beginning: its memory grows with the steps.
@@ -365,6 +369,7 @@ class _Training:
         torch.save(
             {
                 "step": self.step,
+                "pictures": len(self.crops),
                 "best": self.best,
                 "network": self.accelerator.unwrap_model(self.network).state_dict(),
                 "average": self.average.state_dict(),
@@ -376,7 +381,12 @@ class _Training:
             file.write(content.getbuffer())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `save_state` wrote. Raises: TrainError where it is another network's."""
+        """Go on from what `save_state` wrote. Raises: TrainError where it is another network's, or the data changed."""
+        if state.get("pictures") != len(self.crops):
+            raise TrainError(
+                f"{self.folder}: cannot go on, the data changed: {state.get('pictures')} pictures to train on then, "
+                f"{len(self.crops)} now; put them back, or begin a new run{self.how_to_start()}."
+            )
         try:
             self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])

@@ -236,13 +236,18 @@ def evaluate(
 
     Raises: DatasetError where no pair can be read, and for a mask with an id that has no class.
     """
-    outcomes = (_measured(mask_of, pair, labels, by_pair, progress) for pair in pairs)
+    outcomes = (measured(mask_of, pair, labels, by_pair, progress) for pair in pairs)
     return summarise(outcomes, labels, settings or {})
 
 
-def _measured(
-    mask_of: Callable[[Any], Mask], pair: Pair, labels: LabelSpace, by_pair: bool, progress: Callable[[int], None]
+def measured(
+    mask_of: Callable[[Any], Mask],
+    pair: Pair,
+    labels: LabelSpace,
+    by_pair: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Pair, Counts | str]:
+    """One pair's counts, or the sentence about why it has none; see `evaluate` and `summarise`."""
     try:
         truth = read_truth(pair.mask, labels)
         prediction = mask_of(pair if by_pair else read_picture(pair.picture))
@@ -356,7 +361,7 @@ def evaluate_in_processes(
 def _start_worker(make: Callable[[], tuple[Callable[[Any], Mask], bool]], labels: LabelSpace) -> None:
     global _worker
     mask_of, by_pair = make()
-    _worker = lambda pair: _measured(mask_of, pair, labels, by_pair, lambda done: None)  # noqa: E731  # bound once
+    _worker = lambda pair: measured(mask_of, pair, labels, by_pair, lambda done: None)  # noqa: E731  # bound once
 
 
 def _work(pair: Pair) -> tuple[Pair, Counts | str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evitseg.config import Activation, AttentionBlock
-from evitseg.model.layers import ConvNormAct, ConvSequence
+from evitseg.model.layers import ConvNormAct, ConvSequence, sometimes
 
 SMALLEST = 2.0**-14
 """The smallest normal float16 number. Divisors stop here: below it a processor may round them to zero."""
@@ -88,7 +88,8 @@ class AttentionSequence(nn.Module):
         super().__init__()
         self.attention = MultiScaleAttention(plan, act, norm_eps)
         self.local = ConvSequence(plan.local, act, norm_eps)
+        self.drop_path = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.local(x + self.attention(x))
+        out: Tensor = self.local(x + sometimes(self.attention(x), self.drop_path if self.training else 0.0))
         return out

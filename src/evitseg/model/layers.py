@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from evitseg.config import Activation, Conv, ConvBlock
@@ -32,16 +33,33 @@ class ConvNormAct(nn.Sequential):
 
 
 class ConvSequence(nn.Sequential):
-    """Convolutions one after the other; with `residual` their input is added to their output."""
+    """Convolutions one after the other; with `residual` their input is added to their output.
+
+    In training a share `drop_path` of the samples gets the input alone; see `sometimes`.
+    """
 
     def __init__(self, plan: ConvBlock, act: Activation, norm_eps: float) -> None:
         super().__init__()
         for name, conv in plan.convs.items():
             self.add_module(name, ConvNormAct(conv, act, norm_eps))
         self.residual = plan.residual
+        self.drop_path = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for conv in self:
             out = conv(out)
-        return x + out if self.residual else out
+        if not self.residual:
+            return out
+        return x + sometimes(out, self.drop_path if self.training else 0.0)
+
+
+def sometimes(addition: Tensor, drop_path: float) -> Tensor:
+    """What is added to a residual: nothing for a share of the samples, the others' scaled up to make good for it.
+
+    Source: stochastic depth, arXiv:1603.09382.
+    """
+    if not drop_path:
+        return addition
+    kept = torch.rand(len(addition), 1, 1, 1, device=addition.device) >= drop_path
+    return addition * (kept.to(addition.dtype) / (1 - drop_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -123,16 +124,21 @@ def published_name(name: str) -> str:
     return full
 
 
+def published_labels(name: str, model: EfficientViT) -> LabelSpace | None:
+    """The classes of a published segmentation network's pixels; None for a classifier."""
+    if _is_classifier(model.config):
+        return None
+    labels = load_labels(name.rsplit("-", 1)[-1])
+    return labels if len(labels.classes) == model.config.num_classes else numbered(model.config.num_classes)
+
+
 def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Manifest:
     """What is known about a published segmentation network."""
     data = name.rsplit("-", 1)[-1]
-    labels = load_labels(data)
-    if len(labels.classes) != model.config.num_classes:
-        labels = numbered(model.config.num_classes)
     return Manifest(
         name=short_name(name),
         model=model.config,
-        labels=labels,
+        labels=published_labels(name, model) or numbered(model.config.num_classes),
         # Cityscapes pictures go in at their own size; the authors evaluate ADE20K at a short side of 512.
         preprocess=Preprocess(short_side={"cityscapes": 1024, "ade20k": 512}[data]),
         training=PUBLISHED_TRAINING[data],
@@ -362,6 +368,34 @@ def load_checkpoint(
     if preprocess is not None:
         manifest = replace(manifest, preprocess=preprocess)
     return model.eval(), manifest
+
+
+def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:
+    """A network whose backbone is wanted, and the classes of its pixels; None for those of a classifier.
+
+    Args:
+        path: what `load_checkpoint` takes, or a classifier's weights under the authors' or timm's names.
+
+    Raises: WeightsError, ConfigError.
+    """
+    state, metadata = read_state(path)
+    if METADATA_KEY not in metadata:
+        for name, published in PUBLISHED.items():
+            naming = "timm's" if "_" in name else "the authors'"
+            if _is_classifier(published.config):
+                config = _with_classes_of(published.config, state, naming)
+                if {_NAMINGS[naming](key, config) for key in _keys(config)} == set(state):
+                    model = EfficientViT(config)
+                    _fill(model, state, naming, path)
+                    return model.eval(), None
+    network, manifest = load_checkpoint(path)
+    return network, manifest.labels
+
+
+@functools.lru_cache(maxsize=64)
+def _keys(config: ModelConfig) -> tuple[str, ...]:
+    with torch.device("meta"):
+        return tuple(EfficientViT(config).state_dict())
 
 
 def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:

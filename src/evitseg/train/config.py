@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import cattrs
 
 from evitseg.config import BACKBONES, STRIDE
 from evitseg.errors import ConfigError, TrainError, unknown
@@ -15,6 +19,7 @@ CONFIG_FILE = "config.json"
 """In a run's folder."""
 FRESH = "none"
 """The `start` that is no start: random weights."""
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -23,22 +28,46 @@ class TrainConfig:
 
     Attributes:
         variant: a row of `evitseg.config.BACKBONES`.
-        start: weights to start from: a checkpoint's path or a published model's name; "none" for random ones.
+        start: weights to start from: a checkpoint's path (ours, the authors', timm's; a classifier gives its backbone)
+            or a published model's name; "none" for random ones.
+        classes_from: by class, the names of the start's and the teachers' classes it is made of, where its own name
+            is not among theirs: {"pavement": ["sidewalk"]}.
+        train_on: splits to train on; none for "train", or what `split_pairs` gives where there are no splits.
         epochs: passes over the training pictures.
         batch: pictures a step, over all processes.
+
         crop: (height, width) of the pieces that are trained on, in pixels; both divisible by 32.
         size: short side to which pictures are scaled before anything else; None for their own. The model works at
             this size afterwards.
         scale: pictures are scaled by a random factor in this range, every factor's logarithm equally likely.
+        rotate: pieces are turned by up to this many degrees.
+        jitter: brightness, contrast and saturation change by up to this share.
+        blur, jpeg: share of the pieces that are blurred, or show the artefacts of a JPEG of quality 20 to 80.
+        classmix: share of the pieces on which half of another piece's classes are pasted (arXiv:2007.07936).
+
         learning_rate: at its highest, after the warm-up; it then falls to zero as a cosine does.
         warm_up: share of the steps in which it rises.
         weight_decay: of AdamW, on weights of convolutions and linear layers alone.
         clip: largest norm of all gradients together.
         ema: decay of the moving average of the weights, which is what is measured and kept.
+        keep_start: share of the starting weights in what is measured and kept (arXiv:2109.01903); it keeps what the
+            start knew about pictures unlike these.
+        freeze_backbone: train the head alone.
+        freeze_norm: batch norm keeps the start's statistics; the rate must then be ten times lower or more.
+        drop_path: share of samples that skip the last residual block, earlier ones less (arXiv:1603.09382).
+
+        cross_entropy, dice, lovasz, boundary: weights of the loss's terms; `boundary` is by how much more than
+            others pixels near another class count in the cross-entropy.
+        lovasz_from: part of the run after which the Lovász term sets in, 0 to 1.
+        ohem: share of the pixels, the hardest, that count in the cross-entropy at least; 1 for all.
         label_smoothing: of the cross-entropy.
         balance: how strongly rare classes count more: 0 not at all, 1 by 1 / ln(1.10 + share) (arXiv:1606.02147).
-        jitter: brightness, contrast and saturation change by up to this share.
-        freeze_backbone: train the head alone.
+        auxiliary: weight of the losses of two more heads, on stages 3 and 4, that the result does not have.
+        teachers: checkpoints or published models whose mean answer on the same pieces is to be matched.
+        distill: weight of that term.
+        temperature: of that term.
+        loss_stride: the loss looks at every n-th pixel of every n-th row, from a random one on.
+
         precision: "float32", or "bfloat16" or "float16" for mixed precision.
         workers: processes that read pictures; 0 for none beside the training one.
         measure_every: epochs between measurements on the validation pictures; the last epoch is always measured.
@@ -48,20 +77,44 @@ class TrainConfig:
 
     variant: str = "b0"
     start: str = FRESH
+    classes_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    train_on: tuple[str, ...] = ()
     epochs: int = 100
     batch: int = 8
+
     crop: tuple[int, int] = (512, 512)
     size: int | None = None
     scale: tuple[float, float] = (0.5, 2.0)
+    rotate: float = 0.0
+    jitter: float = 0.3
+    blur: float = 0.0
+    jpeg: float = 0.0
+    classmix: float = 0.0
+
     learning_rate: float = 1e-3
     warm_up: float = 0.05
     weight_decay: float = 0.05
     clip: float = 2.0
     ema: float = 0.998
+    keep_start: float = 0.0
+    freeze_backbone: bool = False
+    freeze_norm: bool = False
+    drop_path: float = 0.0
+
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    lovasz: float = 0.0
+    lovasz_from: float = 0.5
+    boundary: float = 0.0
+    ohem: float = 1.0
     label_smoothing: float = 0.0
     balance: float = 0.5
-    jitter: float = 0.3
-    freeze_backbone: bool = False
+    auxiliary: float = 0.0
+    teachers: tuple[str, ...] = ()
+    distill: float = 1.0
+    temperature: float = 1.0
+    loss_stride: int = 2
+
     precision: str = "float32"
     workers: int = 1
     measure_every: int = 1
@@ -71,32 +124,124 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.variant not in BACKBONES:
             raise unknown("variant", self.variant, BACKBONES)
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise unknown("precision", self.precision, ("float32", "bfloat16", "float16"))
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.size is not None:
             check_size(self.size)
         if any(side % STRIDE or side < STRIDE for side in self.crop):
             raise ConfigError(f"crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, both above 0.")
-        ranges = {
-            "epochs": (1, 1_000_000), "batch": (1, 4096), "learning_rate": (0, 10), "warm_up": (0, 1),
-            "weight_decay": (0, 10), "clip": (1e-6, 1e6), "ema": (0, 1), "label_smoothing": (0, 1), "balance": (0, 1),
-            "jitter": (0, 1), "workers": (0, 256), "measure_every": (1, 1_000_000), "save_every": (1, 1_000_000_000),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {low} to {high}.")
+        if not any((self.cross_entropy, self.dice, self.lovasz, self.teachers)):
+            raise ConfigError("nothing to minimise: cross_entropy, dice and lovasz are 0, and there is no teacher.")
+
+
+_SHARE = (0, 1)
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1_000_000), "batch": (1, 4096), "learning_rate": (0, 10), "warm_up": _SHARE,
+    "weight_decay": (0, 10), "clip": (1e-6, 1e6), "ema": _SHARE, "keep_start": _SHARE, "label_smoothing": _SHARE,
+    "balance": _SHARE, "jitter": _SHARE, "rotate": (0, 180), "blur": _SHARE, "jpeg": _SHARE, "classmix": _SHARE,
+    "drop_path": (0, 0.9), "cross_entropy": (0, 100), "dice": (0, 100), "lovasz": (0, 100), "lovasz_from": _SHARE,
+    "boundary": (0, 100), "ohem": (1e-6, 1), "auxiliary": (0, 100), "distill": (0, 100), "temperature": (0.1, 100),
+    "loss_stride": (1, 8), "workers": (0, 256), "measure_every": (1, 1_000_000), "save_every": (1, 1_000_000_000),
+    "seed": (0, 2**31),
+}  # fmt: skip
+
+_NAMES = [field.name for field in fields(TrainConfig)]
+
+
+def structured(content: Any, where: str | Path) -> TrainConfig:
+    """Settings from a JSON object; what it does not name has its default.
+
+    Raises: ConfigError where a name is unknown, or a value of the wrong kind.
+    """
+    if not isinstance(content, dict):
+        raise ConfigError(f'{where}: settings are a JSON object, such as {{"epochs": 50}}.')
+    for name in content:
+        if name not in _NAMES:
+            raise ConfigError(f"{where}: {unknown('setting', name, _NAMES)}")
+    values = {}
+    for name, value in content.items():
+        kind = _CONVERTER_TYPES[name]
+        try:
+            values[name] = _CONVERTER.structure(value, kind)
+        except Exception as error:  # cattrs' groups, and whatever a constructor makes of a wrong value
+            raise ConfigError(f"{where}: {name} cannot be {json.dumps(value)}.") from error
+    return TrainConfig(**values)
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    wrong = isinstance(value, bool) if kind is not bool else not isinstance(value, bool)
+    if wrong or not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError
+    return kind(value)
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _exactly)
+    return converter
+
+
+_CONVERTER = _converter()
+
+
+def _types() -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(TrainConfig)
+
+
+_CONVERTER_TYPES = _types()
+
+
+def recipes() -> dict[str, Path]:
+    """The packaged recipes by name."""
+    folder = Path(str(resources.files("evitseg.train"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def read_recipe(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of a recipe: a packaged one's name, or a JSON file's path.
+
+    Args:
+        changes: "name=value" each, over the recipe's; a value is JSON, or a word.
+
+    Raises: ConfigError.
+    """
+    content: dict[str, Any] = {}
+    if name:
+        path = recipes().get(name, Path(name))
+        if not path.suffix:
+            raise unknown("recipe", name, recipes())
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: no such recipe; {unknown('recipe', name, recipes())}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: not JSON ({error}).") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: a recipe is a JSON object of settings.")
+        content.pop("about", None)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"{change!r}: settings are given as name=value, such as rotate=10.")
+        try:
+            content[key] = json.loads(text)
+        except ValueError:
+            content[key] = text
+    return content
 
 
 def read_config(folder: Path) -> TrainConfig:
     """The settings of the run in a folder. Raises: TrainError where there is none."""
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        known = {field.name for field in fields(TrainConfig)}
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
-        return TrainConfig(**{key: value for key, value in values.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return structured(content["settings"], folder / CONFIG_FILE)
+    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         raise TrainError(f"{folder}: no run to go on with ({CONFIG_FILE} is missing or damaged).") from error

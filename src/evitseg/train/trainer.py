@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import io
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,20 +21,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg import __version__
-from evitseg.config import model_config
 from evitseg.dataset import ALL, Dataset, Inspection, Pair, find_dataset, inspect, split_pairs
-from evitseg.errors import DatasetError, MissingPackageError, TrainError, WeightsError
+from evitseg.errors import DatasetError, MissingPackageError, TrainError, unknown
 from evitseg.files import replacing
 from evitseg.image import Picture, Preprocess
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Accuracy, Manifest, Training
-from evitseg.metrics import Report, evaluate
+from evitseg.metrics import Report, measured, summarise
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import load_checkpoint, load_official, published_name, save_checkpoint
-from evitseg.train.config import CONFIG_FILE, FRESH, TrainConfig
-from evitseg.train.data import Crops, batches, jittered, loader
+from evitseg.model.weights import save_checkpoint
+from evitseg.train.config import CONFIG_FILE, TrainConfig
+from evitseg.train.data import Batches, Crops, batches
+from evitseg.train.losses import Objective
+from evitseg.train.network import Teachers, Trained, channels_last, mixed, set_drop_path, starting_network
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.pt"
+COMMANDS = "commands.txt"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Run:
         last: the one at the end.
         miou: of the best, 0 to 1.
         left_out: sentences about pairs that could not be used.
+        commands: to evaluate and export the best; also in the folder.
     """
 
     folder: Path
@@ -74,6 +80,7 @@ class Run:
     last: Path
     miou: float
     left_out: tuple[str, ...]
+    commands: tuple[str, ...]
 
 
 def fit(
@@ -113,17 +120,25 @@ def fit(
     if any(finding.stranger for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
     train, val = _splits(inspection, config)
-    _write_json(folder / CONFIG_FILE, asdict(config) | {"data": str(dataset.root), "evitseg": __version__})
     training = _Training(folder, config, inspection, train, val, watch)
     if state is not None:
         training.restore(state)
+    about = {"data": str(dataset.root), "evitseg": __version__, "settings": asdict(config)}
+    _write_json(folder / CONFIG_FILE, about)
     try:
         return training.run()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise TrainError(
-            f"the GPU's memory does not hold a batch of {config.batch} at {config.crop[0]}×{config.crop[1]}; "
+            f"the memory does not hold a batch of {config.batch} at {config.crop[0]}×{config.crop[1]}; "
             f"halve --batch or --crop in a new run{training.how_to_start()}."
         ) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says that a GPU's memory, or the machine's own, is full."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _resumable(folder: Path, config: TrainConfig) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def _resumable(folder: Path, config: TrainConfig) -> dict[str, Any]:
         raise TrainError(f"{folder}: no run to go on with ({STATE} is not there); start it without --resume.")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["settings"]
     except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
         raise TrainError(f"{path}: damaged, or not a training state; start again in another folder.") from error
     now = json.loads(json.dumps(asdict(config)))
@@ -148,6 +163,13 @@ def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ..
         split: tuple(f.pair for f in inspection.usable if f.split == split) for split in inspection.dataset.splits
     }
     root = inspection.dataset.root
+    if config.train_on:
+        if strangers := [split for split in config.train_on if split not in usable]:
+            raise unknown("split", strangers[0], usable)
+        chosen = tuple(pair for split in config.train_on for pair in usable[split])
+        if not chosen:
+            raise DatasetError(f"{root}: no usable pair to train on in {', '.join(config.train_on)}.")
+        return chosen, usable.get("val") or chosen
     if usable.get("train") and usable.get("val"):
         return usable["train"], usable["val"]
     pairs = usable.get("train") or usable.get(ALL) or ()
@@ -161,37 +183,6 @@ def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ..
 def _write_json(path: Path, content: Any) -> None:
     with replacing(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def starting_network(config: TrainConfig, num_classes: int) -> EfficientViT:
-    """The network of a run before its first step.
-
-    From a start, the backbone is taken whole; of the head, every part whose shape is the same. Where the number of
-    classes differs that is all but the last layer.
-
-    Raises: WeightsError where the start has another backbone.
-    """
-    torch.manual_seed(config.seed)
-    model = EfficientViT(model_config(config.variant, num_classes))
-    if config.start == FRESH:
-        return model
-    if Path(config.start).exists():
-        source, _ = load_checkpoint(config.start)
-    else:
-        try:
-            source = load_official(published_name(config.start))
-        except WeightsError as error:
-            raise WeightsError(f"{error} Or train from random weights: --start none.") from error
-    own, given = model.state_dict(), source.state_dict()
-    fits = {key for key in own if key in given and given[key].shape == own[key].shape}
-    lacking = [key for key in own if key.startswith("backbone.") and key not in fits]
-    if lacking:
-        raise WeightsError(
-            f"{config.start}: its backbone is {source.config.variant}, the run's {config.variant}; "
-            f"train with --variant {source.config.variant}, or start from other weights."
-        )
-    model.load_state_dict({key: given[key] if key in fits else own[key] for key in own})
-    return model
 
 
 class _Training:
@@ -208,84 +199,132 @@ class _Training:
     ) -> None:
         try:
             from accelerate import Accelerator
+
+            from evitseg.train.record import Record, trackers
         except ImportError as error:
             raise MissingPackageError("training", "train") from error
         self.folder, self.config, self.watch, self.val = folder, config, watch, val
         self.labels, self.inspection = inspection.labels, inspection
-        mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
-        self.accelerator = Accelerator(mixed_precision=mixed)
-        if self.accelerator.num_processes > 1 and config.batch % self.accelerator.num_processes:
-            raise TrainError(
-                f"a batch of {config.batch} cannot be shared by {self.accelerator.num_processes} processes."
-            )
-        network = starting_network(config, len(self.labels.classes))
+        mixed_precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
+        alone = not torch.accelerator.is_available()  # accelerate lets processes on CPUs work together only if told
+        self.accelerator = Accelerator(
+            cpu=alone, mixed_precision=mixed_precision, log_with=trackers(), project_dir=folder
+        )
+        processes = self.accelerator.num_processes
+        if config.batch % processes:
+            raise TrainError(f"a batch of {config.batch} cannot be shared by {processes} processes.")
+        self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        network = starting_network(config, self.labels)
+        self.start = {key: value.clone().to(self.device) for key, value in network.state_dict().items()}
+        self.average, self.measured = (
+            channels_last(EfficientViT(network.config).eval().requires_grad_(False), self.device) for _ in "ab"
+        )
+        self.average.load_state_dict(self.start)
+        set_drop_path(network, config.drop_path)
         if config.freeze_backbone:
             network.backbone.requires_grad_(False)
-        self.average = starting_network(config, len(self.labels.classes)).eval().requires_grad_(False)
-        self.average.to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(_groups(network, config.weight_decay), lr=config.learning_rate)
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        trained = channels_last(Trained(network, config.auxiliary > 0), self.device)
+        if self.device.type == "cuda" and processes > 1:
+            trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
+        optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
+        self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.teachers = Teachers(config.teachers, self.labels, config.classes_from, self.device)
+        weights = class_weights(inspection.frequencies(), config.balance).to(self.device)
+        self.objective = Objective(config, weights, self.labels.ignore_index, self._mean_over_processes)
         self.crops = Crops(train, self.labels, config)
+        self.batches = Batches(self.crops, config, pinned=self.device.type == "cuda")
         self.steps_per_epoch = len(batches(config, len(train), 0))
-        self.weights = class_weights(inspection.frequencies(), config.balance).to(self.accelerator.device)
         self.step, self.best, self.seen, self.began = 0, -1.0, 0, time.perf_counter()
-        preprocess = Preprocess(short_side=config.size)
+        self.losses = [0.0, 0]  # of this epoch: their sum, and how many
+        self.preprocess = Preprocess(short_side=config.size)
         self.mean, self.std = (
-            torch.tensor(values, device=self.accelerator.device).view(1, 3, 1, 1)
-            for values in (preprocess.mean, preprocess.std)
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
+            for values in (self.preprocess.mean, self.preprocess.std)
         )
-        self.preprocess = preprocess
+        self.record = Record(folder, self.accelerator, val, self.labels)
 
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def unwrapped(self) -> Trained:
+        return self.accelerator.unwrap_model(self.trained)  # type: ignore[no-any-return]
+
     def run(self) -> Run:
+        self.record.begin(self.step)
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
-            loss = math.nan
             for images, truth in self._rest_of(epoch):
-                loss = self._step(images, truth)
+                self._step(images, truth)
                 if self.step % self.config.save_every == 0:
                     self.save_state()
-            if (epoch + 1) % self.config.measure_every == 0 or epoch + 1 == self.config.epochs:
-                self._keep(epoch, loss, self._measure(epoch))
-        return Run(self.folder, self.folder / BEST, self.folder / LAST, self.best, tuple(self.inspection.problems))
+            at_end = epoch + 1 == self.config.epochs
+            self._keep(epoch, self._measure(epoch) if at_end or (epoch + 1) % self.config.measure_every == 0 else None)
+        self.record.end()
+        best, last = self.folder / BEST, self.folder / LAST
+        data = str(self.inspection.dataset.root)
+        commands = (
+            shlex.join(["evitseg", "eval", data, "--model", str(best)]),
+            shlex.join(["evitseg", "export", str(best), "--to", "onnx"]),
+        )
+        if self.accelerator.is_main_process:
+            with replacing(self.folder / COMMANDS) as file:
+                file.write("".join(f"{command}\n" for command in commands).encode())
+        return Run(self.folder, best, last, self.best, tuple(self.inspection.problems), commands)
 
     def _rest_of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the epoch's batches that are still to do."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         keys = batches(self.config, len(self.crops), epoch)[self.step - epoch * self.steps_per_epoch :]
         share = self.config.batch // processes
-        for images, truth in loader(self.crops, [k[rank * share : (rank + 1) * share] for k in keys], self.config):
-            yield images.to(self.accelerator.device), truth.to(self.accelerator.device)
+        for images, truth in self.batches.read([k[rank * share : (rank + 1) * share] for k in keys]):
+            yield images.to(self.device, non_blocking=True), truth.to(self.device, non_blocking=True)
 
-    def _step(self, images: Tensor, truth: Tensor) -> float:
-        rate = learning_rate(self.config, self.step, self.steps)
+    def _step(self, images: Tensor, truth: Tensor) -> None:
+        config = self.config
+        rate = learning_rate(config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        pixels = (jittered(images, self.config, generator) - self.mean) / self.std
-        self.network.train()
-        if self.config.freeze_backbone:
-            self.accelerator.unwrap_model(self.network).backbone.eval()  # nor do its statistics change
+        # Everything random in a step follows from its number, so that a run goes on as if it had never stopped.
+        torch.manual_seed(config.seed * 1_000_003 + self.step)
+        first = int(torch.randint(config.loss_stride**2, ()))
+        offset = (first // config.loss_stride, first % config.loss_stride)
+        pixels = (images.to(memory_format=torch.channels_last).float() - self.mean) / self.std
+        self.trained.train()
+        for module in self.unwrapped.network.backbone.modules() if config.freeze_backbone else ():
+            module.eval()  # nor do its statistics change
+        for module in self.unwrapped.network.modules() if config.freeze_norm else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
         with self.accelerator.autocast():
-            logits = self.network(pixels)
-        loss = cross_entropy(logits.float(), truth, self.weights, self.labels.ignore_index, self.config.label_smoothing)
-        if not torch.isfinite(loss):
+            teacher = self.teachers(pixels, config.temperature) if config.teachers else None
+            logits, auxiliary = self.trained(pixels)
+        loss = self.objective(logits, auxiliary, truth.long(), teacher, offset, self.step / self.steps)
+        value = float(self._mean_over_processes(loss.detach()))
+        if not math.isfinite(value):
             raise TrainError(
-                f"step {self.step + 1}: the loss is {loss.item()}; try a lower --learning-rate (it was {rate:.1e}) "
+                f"step {self.step + 1}: the loss is {value}; try a lower --learning-rate (it was {rate:.1e}) "
                 f"in a new run{self.how_to_start()}."
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.accelerator.clip_grad_norm_(self.trained.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
         self._average()
-        self.seen += len(images) * self.accelerator.num_processes
-        value = float(loss.detach())
-        self.watch(self._event(value, rate))
-        return value
+        self.seen += config.batch
+        self.losses = [self.losses[0] + value, self.losses[1] + 1]
+        event = self._event(value, rate)
+        self.record.step(self.step, value, rate, event.pictures_per_s)
+        self.watch(event)
+
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     def how_to_start(self) -> str:
         """The end of a sentence that advises a new run: from this one's weights, if there are any yet."""
@@ -294,12 +333,15 @@ class _Training:
     def _average(self) -> None:
         # Early on the average would be mostly the random beginning: its memory grows with the steps.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        current = self.accelerator.unwrap_model(self.network).state_dict()
+        current = self.unwrapped.network.state_dict()
+        moving, towards = [], []
         for key, value in self.average.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(current[key], 1 - decay)
+                moving.append(value)
+                towards.append(current[key])
             else:
                 value.copy_(current[key])
+        torch._foreach_lerp_(moving, towards, 1 - decay)
 
     def _event(self, loss: float, rate: float, report: Report | None = None) -> Event:
         speed = self.seen / max(time.perf_counter() - self.began, 1e-9)
@@ -308,33 +350,46 @@ class _Training:
 
     @torch.inference_mode()
     def _mask(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.integer]]:
-        image = torch.from_numpy(self.preprocess.apply(picture).copy()).to(self.accelerator.device)
-        pixels = (image.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
-        full = F.interpolate(self.average(pixels), picture.shape[:2], mode="bilinear", align_corners=False)
+        image = torch.from_numpy(self.preprocess.apply(picture).copy()).to(self.device)
+        pixels = (image.permute(2, 0, 1)[None].float() - self.mean) / self.std
+        full = F.interpolate(self.measured(pixels), picture.shape[:2], mode="bilinear", align_corners=False)
         return full[0].argmax(0).cpu().numpy().astype(self.labels.dtype)
 
     def _measure(self, epoch: int) -> Report:
-        return evaluate(self._mask, self.val, self.labels, settings={"epoch": str(epoch + 1)})
+        """The kept weights on the validation pictures, every process doing its part."""
+        share = self.config.keep_start
+        self.measured.load_state_dict(mixed([self.average.state_dict(), self.start], [1 - share, share]))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        outcomes = [measured(self._mask, pair, self.labels) for pair in self.val[rank::processes]]
+        if processes > 1:
+            from accelerate.utils import gather_object
 
-    def _keep(self, epoch: int, loss: float, report: Report) -> None:
+            outcomes = gather_object(outcomes)
+        return summarise(outcomes, self.labels, {"epoch": str(epoch + 1)})
+
+    def _keep(self, epoch: int, report: Report | None) -> None:
         """After an epoch: the log, the checkpoints, the state to go on from."""
+        rate = learning_rate(self.config, self.step, self.steps)
+        total, count = self.losses
+        loss = total / max(1, count)
+        self.losses = [0.0, 0]
+        event = self._event(loss, rate, report)
+        line = {
+            "epoch": epoch + 1, "step": self.step, "loss": loss, "learning_rate": rate,
+            "pictures_per_s": round(event.pictures_per_s, 2),
+        }  # fmt: skip
+        if report is not None:
+            line |= {"miou": report.miou, "iou": report.to_dict()["iou"]}
         if self.accelerator.is_main_process:
-            manifest = self._manifest(report)
-            save_checkpoint(self.average, manifest, self.folder / LAST)
-            if report.miou > self.best:
-                self.best = report.miou
-                save_checkpoint(self.average, manifest, self.folder / BEST)
+            if report is not None:
+                manifest = self._manifest(report)
+                save_checkpoint(self.measured, manifest, self.folder / LAST)
+                if report.miou > self.best:
+                    self.best = report.miou
+                    save_checkpoint(self.measured, manifest, self.folder / BEST)
+            self.record.epoch(line, None if report is None else self._mask)
             self.save_state()
-            line = {
-                "epoch": epoch + 1,
-                "step": self.step,
-                "loss": loss,
-                "miou": report.miou,
-                "iou": report.to_dict()["iou"],
-            }
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self.watch(self._event(loss, learning_rate(self.config, self.step, self.steps), report))
+        self.watch(event)
 
     def _manifest(self, report: Report) -> Manifest:
         ious = zip(self.labels.names, report.iou.tolist(), strict=True)
@@ -366,36 +421,66 @@ class _Training:
         if not self.accelerator.is_main_process:
             return
         content = io.BytesIO()
+        scaler = self.accelerator.scaler
         torch.save(
             {
                 "step": self.step,
-                "pictures": len(self.crops),
+                "data": self._data(),
                 "best": self.best,
-                "network": self.accelerator.unwrap_model(self.network).state_dict(),
+                "losses": self.losses,
+                "trained": self.unwrapped.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
             },
             content,
         )
         with replacing(self.folder / STATE) as file:
             file.write(content.getbuffer())
 
+    def _data(self) -> dict[str, Any]:
+        """What the training pictures are known by: how many, and a digest of their pixels and masks."""
+        contents = {f.pair: [f.pair.picture.name, f.digest, *f.counts] for f in self.inspection.usable}
+        listed = json.dumps([contents[pair] for pair in self.crops.pairs])
+        return {"pictures": len(self.crops), "digest": hashlib.sha256(listed.encode()).hexdigest()}
+
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save_state` wrote. Raises: TrainError where it is another network's, or the data changed."""
-        if state.get("pictures") != len(self.crops):
+        then, now = state.get("data"), self._data()
+        if then != now:
+            pictures = then.get("pictures") if isinstance(then, dict) else "other"
             raise TrainError(
-                f"{self.folder}: cannot go on, the data changed: {state.get('pictures')} pictures to train on then, "
-                f"{len(self.crops)} now; put them back, or begin a new run{self.how_to_start()}."
+                f"{self.folder}: cannot go on, the data changed: {pictures} pictures to train on then, "
+                f"{now['pictures']} now{', with other content' if pictures == now['pictures'] else ''}; "
+                f"put them back, or begin a new run{self.how_to_start()}."
             )
         try:
-            self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
+            self.unwrapped.load_state_dict(state["trained"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
+            self.losses = [float(state["losses"][0]), int(state["losses"][1])]
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainError(
                 f"{self.folder / STATE}: not the state of this run; start again in another folder."
             ) from error
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep large freed blocks for this process instead of giving them back to the system.
+
+    A step frees and asks again for the same hundreds of megabytes; fetching their pages anew took a quarter of its
+    time on a CPU (benchmarks/training.py). Only glibc has the switch; elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -411,21 +496,6 @@ def class_weights(frequencies: np.ndarray[Any, np.dtype[np.float64]], balance: f
     """(1 / ln(1.10 + share)) ** balance for every class, with a mean of 1 over the pixels (arXiv:1606.02147)."""
     weights = (1 / np.log(1.10 + frequencies)) ** balance
     return torch.from_numpy(weights / max((weights * frequencies).sum(), 1e-9)).float()
-
-
-def cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor, ignore_index: int, smoothing: float) -> Tensor:
-    """Mean over the counted pixels, of logits up-sampled to the truth's size.
-
-    Args:
-        logits: (batch, classes, h, w); truth: (batch, H, W) class indices; weights: (classes,).
-
-    Returns: a number; 0 where no pixel counts.
-    """
-    full = F.interpolate(logits, truth.shape[-2:], mode="bilinear", align_corners=False)
-    counted = truth != ignore_index
-    if not counted.any():
-        return full.sum() * 0
-    return F.cross_entropy(full, truth, weights, ignore_index=ignore_index, label_smoothing=smoothing)
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,156 @@
+"""What a run writes down for people: log, curves, pictures of its predictions, TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from evitseg.dataset import Pair, read_truth
+from evitseg.errors import EvitsegError, MissingPackageError
+from evitseg.files import replacing
+from evitseg.image import Mask, Picture, read_picture, save_picture, tinted
+from evitseg.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG_FILE, CURVES_FILE, PREDICTIONS_FILE = "log.jsonl", "curves.png", "predictions.png"
+SHOWN = 4
+"""Validation pictures whose predictions are drawn after every measurement."""
+TOLD_EVERY = 10
+"""Steps between the points of a TensorBoard curve."""
+_WIDTH = 320
+
+
+def trackers() -> list[str]:
+    """TensorBoard, and Weights & Biases where it is installed and its own settings say how it may be used."""
+    asked = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE")
+    return ["tensorboard", *(["wandb"] if asked and importlib.util.find_spec("wandb") else [])]
+
+
+class Record:
+    """The files of a run that people look at. Only the main process writes.
+
+    Args:
+        folder: of the run.
+        accelerator: whose trackers are used.
+        val: the pairs of which some are drawn, the same ones every time.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, val: Sequence[Pair], labels: LabelSpace) -> None:
+        self.folder, self._accelerator, self._labels = folder, accelerator, labels
+        places = {round(at) for at in np.linspace(0, len(val) - 1, min(SHOWN, len(val)))}
+        self._shown = [val[at] for at in sorted(places)]
+
+    def begin(self, step: int) -> None:
+        """Forget what was written after a step: it is going to be done again."""
+        if self._accelerator.is_main_process:
+            lines = [line for line in read_log(self.folder) if line["step"] <= step]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / LOG_FILE) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        settings = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(self.folder)}}
+        self._accelerator.init_trackers("tensorboard", init_kwargs=settings)
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step % TOLD_EVERY == 0:
+            self._accelerator.log({"loss": loss, "learning rate": rate, "pictures per second": speed}, step=step)
+
+    def epoch(self, line: dict[str, Any], mask_of: Callable[[Picture], Mask] | None) -> None:
+        """After an epoch: its line in the log, and where it was measured the curves and pictures.
+
+        Args:
+            line: "epoch", "step", "loss", ...; "miou" and "iou" (class to number) where it was measured.
+            mask_of: the measured network; None where it was not measured.
+        """
+        if not self._accelerator.is_main_process:
+            return
+        with open(self.folder / LOG_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if mask_of is None:
+            return
+        values = {"mIoU": line["miou"]} | {f"IoU/{name}": v for name, v in line["iou"].items() if v is not None}
+        self._accelerator.log(values, step=line["step"])
+        draw_curves(read_log(self.folder), self.folder / CURVES_FILE)
+        sheet = predictions(self._shown, mask_of, self._labels)
+        if sheet is not None:
+            save_picture(sheet, self.folder / PREDICTIONS_FILE)
+            images = np.asarray(sheet)[None]
+            self._accelerator.get_tracker("tensorboard").log_images(
+                {"predictions": images}, step=line["step"], dataformats="NHWC"
+            )
+
+    def end(self) -> None:
+        self._accelerator.end_training()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; one that was being written when the run was killed is left out."""
+    lines = []
+    path = folder / LOG_FILE
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss, mIoU and the IoU of every class over the epochs, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError("drawing a run's curves", "train") from error
+
+    measured = [line for line in log if "miou" in line]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([line["epoch"] for line in log], [line["loss"] for line in log], color="#1f77b4")
+    left.set(title="loss", xlabel="epoch", yscale="log")
+    names = list(measured[0]["iou"]) if measured else []
+    epochs = [line["epoch"] for line in measured]
+    for name in names:
+        values = [math.nan if line["iou"].get(name) is None else 100 * line["iou"][name] for line in measured]
+        right.plot(epochs, values, linewidth=0.8, alpha=0.6, label=name if len(names) <= 12 else None)
+    right.plot(epochs, [100 * line["miou"] for line in measured], color="black", linewidth=2, label="mIoU")
+    right.set(title="IoU on the validation pictures, %", xlabel="epoch", ylim=(0, 100))
+    right.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def predictions(pairs: Sequence[Pair], mask_of: Callable[[Picture], Mask], labels: LabelSpace) -> Image.Image | None:
+    """Rows of a picture, its truth and what the network says; None where no picture can be read."""
+    rows = []
+    for pair in pairs:
+        try:
+            picture, truth = read_picture(pair.picture), read_truth(pair.mask, labels)
+        except EvitsegError:
+            continue
+        step = max(1, picture.shape[1] // _WIDTH)
+        thin = [array[::step, ::step].copy() for array in (picture, truth, mask_of(picture))]
+        tiles = [Image.fromarray(thin[0]), *(tinted(thin[0], mask, labels) for mask in thin[1:])]
+        height = max(1, round(_WIDTH * truth.shape[0] / truth.shape[1]))
+        rows.append([tile.resize((_WIDTH, height)) for tile in tiles])
+    if not rows:
+        return None
+    sheet = Image.new("RGB", (3 * _WIDTH, sum(row[0].height for row in rows)))
+    top = 0
+    for row in rows:
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * _WIDTH, top))
+        top += row[0].height
+    return sheet

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from evitseg.train import TrainConfig
+from evitseg.train.losses import Objective, dice, distillation, hardest, lovasz_softmax, near_borders, upsampled
+
+PLAIN = TrainConfig(loss_stride=1)
+
+
+def value(
+    config: TrainConfig, logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    weights = torch.ones(logits.shape[1]) if weights is None else weights
+    return Objective(config, weights, 255)(logits, [], truth, None, (0, 0), progress=1.0)
+
+
+def random_batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, 5, (2, 32, 48), generator=generator)
+    truth[truth == 4] = 255
+    return torch.randn(2, 4, 4, 6, generator=generator), truth
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_up_sampling_gives_the_same_pixels(stride: int) -> None:
+    logits = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(logits, (41, 50), mode="bilinear", align_corners=False)
+    offset = (stride - 1, 0)
+    torch.testing.assert_close(
+        upsampled(logits, (41, 50), stride, offset), whole[..., offset[0] :: stride, offset[1] :: stride]
+    )
+
+
+def test_cross_entropy_is_pytorchs() -> None:
+    logits, truth = random_batch()
+    weights = torch.tensor([0.5, 1.0, 2.0, 3.0])
+    full = F.interpolate(logits, truth.shape[-2:], mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(full, truth, weights, ignore_index=255)
+    torch.testing.assert_close(value(PLAIN, logits, truth, weights), expected)
+
+
+def test_the_strided_loss_is_the_whole_one_on_average() -> None:
+    logits, truth = random_batch()
+    truth = truth.where(truth != 255, torch.zeros((), dtype=truth.dtype))  # each part then has as many pixels
+    config = replace(PLAIN, loss_stride=2)
+    objective = Objective(config, torch.ones(4), 255)
+    parts = [objective(logits, [], truth, None, (y, x), 1.0) for y in (0, 1) for x in (0, 1)]
+    torch.testing.assert_close(torch.stack(parts).mean(), value(PLAIN, logits, truth))
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    logits = torch.tensor([[[[2.0]], [[0.0]]]])
+    loss = value(PLAIN, logits, torch.tensor([[[0, 255]]]))
+    assert loss.item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 1)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "terms", [{}, {"dice": 1.0}, {"lovasz": 1.0}, {"boundary": 2.0}, {"ohem": 0.2}, {"label_smoothing": 0.1}]
+)
+def test_every_term_falls_as_the_answer_improves_and_is_nothing_without_pixels(terms: dict[str, float]) -> None:
+    logits, truth = random_batch()
+    config = replace(PLAIN, **terms)  # type: ignore[arg-type]
+    scores = logits.clone().requires_grad_()
+    values = []
+    for _ in range(8):
+        loss = value(config, scores, truth)
+        values.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss, scores)
+        scores = (scores - 20 * gradient / gradient.norm().clamp(min=1)).detach().requires_grad_()
+    assert all(b < a for a, b in pairwise(values))
+    nothing = value(config, scores, torch.full_like(truth, 255))
+    assert nothing.item() == 0
+    torch.autograd.backward(nothing)
+    assert torch.isfinite(scores.grad).all()  # type: ignore[arg-type]
+
+
+def test_lovasz_is_one_minus_iou_for_certain_answers() -> None:
+    # At certain answers the extension is the function itself (arXiv:1705.08790).
+    truth = torch.tensor([[[0, 0, 1, 1, 1, 255]]])
+    answer = torch.tensor([[[0, 1, 1, 1, 0, 1]]])
+    logits = 200.0 * F.one_hot(answer, 3).permute(0, 3, 1, 2)
+    expected = ((1 - 1 / 3) + (1 - 2 / 4)) / 2  # the third class does not occur
+    assert lovasz_softmax(logits, truth, 255).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_dice_of_certain_answers() -> None:
+    truth = torch.tensor([[[0, 0, 1, 1, 1, 255]]])
+    answer = torch.tensor([[[0, 1, 1, 1, 0, 1]]])
+    logits = 200.0 * F.one_hot(answer, 3).permute(0, 3, 1, 2)
+    first, second = (2 * 1 + 1) / (2 + 2 + 1), (2 * 2 + 1) / (3 + 3 + 1)
+    assert dice(logits, truth, 255).item() == pytest.approx(1 - (first + second) / 2, abs=1e-5)
+
+
+def test_borders_are_found_by_hand() -> None:
+    truth = torch.zeros(1, 9, 9, dtype=torch.long)
+    truth[:, :, 5:] = 1
+    truth[:, 0] = 255
+    near = near_borders(truth, 255, 2)
+    assert near[0, 4].tolist() == [False, False, False, True, True, True, True, False, False]
+    assert not near[0, 0].any()
+    # The pixels that do not count make no border of their own.
+    assert not near_borders(torch.where(truth == 1, 0, truth), 255, 2).any()
+
+
+def test_hard_pixels_are_the_unsure_ones_and_at_least_a_share() -> None:
+    sure, unsure = math.log(9), math.log(1.5)  # 0.9 and 0.6 of two classes
+    logits = torch.tensor([sure, unsure, sure, -sure]).view(1, 1, 1, 4)
+    logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
+    truth = torch.zeros(1, 1, 4, dtype=torch.long)
+    counted = torch.ones_like(truth, dtype=torch.bool)
+    assert hardest(logits, truth, counted, 0.25)[0, 0].tolist() == [False, True, False, True]
+    assert hardest(logits, truth, counted, 1.0).all()
+
+
+def test_a_student_that_agrees_with_its_teacher_has_no_distillation_loss() -> None:
+    logits = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for temperature in (1.0, 3.0):
+        teacher = (logits / temperature).softmax(1)
+        assert distillation(logits, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
+        assert distillation(logits + torch.randn_like(logits), teacher, temperature).item() > 0.05
+
+
+def test_further_heads_and_the_teacher_add_their_terms() -> None:
+    logits, truth = random_batch()
+    config = replace(PLAIN, auxiliary=0.4, distill=2.0)
+    objective = Objective(config, torch.ones(4), 255)
+    plain = objective(logits, [], truth, None, (0, 0), 0.0)
+    early = torch.randn(2, 4, 2, 3)
+    more = objective(logits, [early], truth, None, (0, 0), 0.0)
+    coarse = F.interpolate(early, truth.shape[-2:], mode="bilinear", align_corners=False)[..., ::2, ::2]
+    torch.testing.assert_close(more - plain, 0.4 * F.cross_entropy(coarse, truth[:, ::2, ::2], ignore_index=255))
+    teacher = torch.full_like(logits, 0.25)
+    taught = objective(logits, [], truth, teacher, (0, 0), 0.0)
+    torch.testing.assert_close(taught - plain, 2 * distillation(logits, teacher, 1.0))
+
+
+def test_lovasz_sets_in_when_it_is_told_to() -> None:
+    logits, truth = random_batch()
+    objective = Objective(replace(PLAIN, lovasz=1.0, lovasz_from=0.5), torch.ones(4), 255)
+    before, after = (objective(logits, [], truth, None, (0, 0), progress) for progress in (0.49, 0.5))
+    assert after > before + 0.1

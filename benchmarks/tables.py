@@ -62,11 +62,20 @@ def short_sides() -> str:
     return table(("short side", *values), [("mIoU", *(f"{value:.2f}" for value in values.values()))])
 
 
+def training() -> str:
+    rows = [
+        (name, f"{row['median_ms']:.0f} ms", f"{row['peak_mib']:.0f} MiB", f"{row['times_faster']:.2f}")
+        for name, row in result("training")["results"].items()
+    ]
+    return table(("", "median", "peak memory", "times faster"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "precision": precision,
     "size-rules": size_rules,
     "short-sides": short_sides,
+    "training": training,
 }
 
 

@@ -73,7 +73,7 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
             logits, _ = trained(pixels)
         loss = loss_of(logits)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 2.0)
         optimizer.step()
         float(loss.detach())

@@ -783,7 +783,8 @@ def train(
             for number, speed in tried.items():
                 print(f"batch {number:>4}: {speed:7.1f} pictures/s", file=sys.stderr)
             print(f"taken: batch {config.batch}, learning rate {config.learning_rate:.2g}", file=sys.stderr)
-    with _training_progress() as watch:
+    quiet = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes speaks for all
+    with _training_progress(quiet) as watch:
         run = fit(
             data,
             config,
@@ -793,6 +794,8 @@ def train(
             check_workers=os.cpu_count() or 1,
             watch=watch,
         )
+    if quiet:
+        return
     for sentence in run.left_out:
         _complain(sentence)
     print(f"best mIoU on the validation pictures {100 * run.miou:.2f}; curves and pictures are in {run.folder}")
@@ -801,13 +804,13 @@ def train(
 
 
 @contextlib.contextmanager
-def _training_progress() -> Iterator[Callable[[Event], None]]:
+def _training_progress(quiet: bool) -> Iterator[Callable[[Event], None]]:
     """A bar with loss, rate and time left; after an epoch the classes' IoU."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=quiet)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import evitseg
 from evitseg.errors import ConfigError, DatasetError, TrainError, WeightsError
@@ -30,7 +31,7 @@ from evitseg.train.config import read_config, read_recipe, recipes, structured
 from evitseg.train.losses import Objective
 from evitseg.train.network import LAST_LAYER, Teachers, set_drop_path, starting_network
 from evitseg.train.record import read_log
-from evitseg.train.trainer import class_weights, learning_rate
+from evitseg.train.trainer import class_weights, learning_rate, out_of_memory
 from evitseg.train.tune import ENOUGH, tuned
 
 
@@ -74,6 +75,11 @@ def test_eight_pictures_are_learnt(tmp_path: Path) -> None:
     log = read_log(tmp_path / "run")
     assert [line["epoch"] for line in log] == list(range(1, 91))
     assert [line["epoch"] for line in log if "miou" in line] == [45, 90]
+    events_written = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"images": 1}).Reload()
+    assert [event.step for event in events_written.Scalars("mIoU")] == [45, 90]
+    assert events_written.Scalars("mIoU")[-1].value == pytest.approx(log[-1]["miou"], rel=1e-6)
+    assert len(events_written.Scalars("loss")) == 9
+    assert [event.step for event in events_written.Images("predictions")] == [90]
     # The checkpoint is what was measured, and says how it was made.
     manifest = load_checkpoint(run.best)[1]
     assert manifest.accuracy[0].miou == round(100 * run.miou, 2)
@@ -149,7 +155,8 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path, freeze_norm: boo
         }
     )
     seen = {}
-    for processes, command in ((1, []), (2, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
+    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for processes, command in ((1, []), (2, together)):
         out = tmp_path / str(processes)
         done = subprocess.run(
             [sys.executable, *command, str(tmp_path / "two.py"), str(data), str(out), settings],
@@ -215,6 +222,17 @@ def test_a_loss_that_is_no_number_ends_with_a_sentence(tmp_path: Path, monkeypat
         fit(data, SMALL, tmp_path / "run")
 
 
+def test_a_full_memory_is_known_and_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("another error"))
+    data = scenes(tmp_path / "data", 6, (64, 64))
+    monkeypatch.setattr(Objective, "__call__", lambda self, logits, *_: torch.empty(2**55))
+    with pytest.raises(TrainError, match="memory does not hold a batch of 4 at 64×64; halve --batch or --crop"):
+        fit(data, SMALL, tmp_path / "run")
+
+
 def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data", 8, (64, 64))
     (data / "images/0000002.png").write_bytes(b"")
@@ -226,6 +244,33 @@ def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(DatasetError, match="no usable pair to train on"):
         fit(data, SMALL, tmp_path / "again")
+
+
+def test_own_data_of_mixed_sizes_with_broken_files(tmp_path: Path) -> None:
+    """100 pictures of three classes, seven-digit names, three sizes; two of them broken."""
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        picture, mask = scene(rng, ((96, 128), (128, 96), (70, 150))[i % 3])
+        for kind, values in (("images", picture), ("masks", np.minimum(mask, 2))):
+            path = tmp_path / "data" / kind / f"{4017 + i:07}.{'jpg' if kind == 'images' else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    broken = tmp_path / "data/images/0004020.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])
+    Image.new("L", (10, 10)).save(tmp_path / "data/masks/0004055.png")
+    command = [sys.executable, "-m", "evitseg"]
+    check = subprocess.run([*command, "check", "data"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stderr
+    told = check.stdout + check.stderr
+    assert "0004020.jpg" in told
+    assert "0004055.png" in told
+    assert told.count("00040") + told.count("00041") == 2  # no other
+    run = fit(
+        tmp_path / "data", replace(SMALL, epochs=6, batch=8, learning_rate=3e-3, measure_every=6), tmp_path / "run"
+    )
+    assert len(run.left_out) == 2
+    assert run.miou > 0.3  # it learns; how well is not what this is about
+    assert [len(load_checkpoint(run.best)[1].labels.classes)] == [3]
 
 
 def test_an_id_without_a_class_stops_before_the_first_step(tmp_path: Path) -> None:

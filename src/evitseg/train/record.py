@@ -109,6 +109,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss, mIoU and the IoU of every class over the epochs, as a PNG."""
     try:
+        from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("drawing a run's curves", "train") from error
@@ -117,12 +118,14 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([line["epoch"] for line in log], [line["loss"] for line in log], color="#1f77b4")
-    left.set(title="loss", xlabel="epoch", yscale="log")
+    left.set(title="loss", xlabel="epoch")
     names = list(measured[0]["iou"]) if measured else []
     epochs = [line["epoch"] for line in measured]
-    for name in names:
+    colors = color_sequences["tab20"]
+    for at, name in enumerate(names):
         values = [math.nan if line["iou"].get(name) is None else 100 * line["iou"][name] for line in measured]
-        right.plot(epochs, values, linewidth=0.8, alpha=0.6, label=name if len(names) <= 12 else None)
+        label = name if len(names) <= 20 else None
+        right.plot(epochs, values, linewidth=1, color=colors[at % len(colors)], label=label)
     right.plot(epochs, [100 * line["miou"] for line in measured], color="black", linewidth=2, label="mIoU")
     right.set(title="IoU on the validation pictures, %", xlabel="epoch", ylim=(0, 100))
     right.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -380,13 +380,13 @@ class _Training:
         }  # fmt: skip
         if report is not None:
             line |= {"miou": report.miou, "iou": report.to_dict()["iou"]}
+        better = report is not None and report.miou > self.best
+        if report is not None and better:
+            self.best = report.miou
         if self.accelerator.is_main_process:
-            if report is not None:
-                manifest = self._manifest(report)
-                save_checkpoint(self.measured, manifest, self.folder / LAST)
-                if report.miou > self.best:
-                    self.best = report.miou
-                    save_checkpoint(self.measured, manifest, self.folder / BEST)
+            for name, due in ((LAST, True), (BEST, better)):
+                if report is not None and due:
+                    save_checkpoint(self.measured, self._manifest(report), self.folder / name)
             self.record.epoch(line, None if report is None else self._mask)
             self.save_state()
         self.watch(event)

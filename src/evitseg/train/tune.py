@@ -81,7 +81,7 @@ def _speed(config: TrainConfig, batch: int, device: torch.device, steps: int = 3
             logits, auxiliary = trained(pixels)
         loss = objective(logits, auxiliary, truth, None, (0, 0), progress=1.0)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         float(loss.detach())  # waits for the device
     return steps * batch / (time.perf_counter() - began)

@@ -1,0 +1,172 @@
+"""The network as converters like it: the same function in fewer and plainer operators, at one size.
+
+Batch norm is folded into the convolutions, the bicubic up-samplings are products with fixed matrices, and the weights of
+attention are permuted so that queries, keys and values lie together: nothing has more than four axes, and nothing is
+gathered or padded.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evitseg.config import STRIDE
+from evitseg.errors import ConfigError
+from evitseg.image import Preprocess
+from evitseg.model.attention import AttentionSequence, MultiScaleAttention
+from evitseg.model.layers import ConvNormAct
+from evitseg.model.network import EfficientViT, SegmentationNetworkHead
+
+SMALLEST_DIVISOR = 2.0**-100
+"""Keeps a query that no key matches at 0; far below every sum of float32 keys that matters."""
+
+
+def folded(block: ConvNormAct) -> nn.Module:
+    """The convolution with batch norm inside, and its activation."""
+    conv = copy.deepcopy(block.conv)
+    norm = getattr(block, "norm", None)
+    if norm is not None:
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        bias = torch.zeros_like(norm.bias) if conv.bias is None else conv.bias
+        conv.weight = nn.Parameter(conv.weight * factor.view(-1, 1, 1, 1))
+        conv.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * factor)
+    if not hasattr(block, "act"):
+        return conv
+    act = copy.deepcopy(block.act)
+    if isinstance(act, nn.Hardswish):
+        act.inplace = False
+    return nn.Sequential(conv, act)
+
+
+class Bicubic(nn.Module):
+    """Bicubic up-sampling by a whole factor as two products with fixed matrices; borders as PyTorch's.
+
+    Input: (1, channels, h, w) of the size given. Output: (1, channels, factor * h, factor * w).
+    """
+
+    def __init__(self, size: tuple[int, int], factor: int) -> None:
+        super().__init__()
+        down, across = (self._rows(side, factor) for side in size)
+        self.down, self.across = nn.Buffer(down), nn.Buffer(across.T.contiguous())
+
+    @staticmethod
+    def _rows(side: int, factor: int) -> Tensor:
+        """(factor * side, side): the interpolation of one axis, read off unit vectors."""
+        # A single row in the other axis is interpolated to copies of itself: the weights of an axis add up to one.
+        units = torch.eye(side)[None, :, :, None]
+        return F.interpolate(units, scale_factor=factor, mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down @ (x @ self.across)
+
+
+class Attention(nn.Module):
+    """Multi-scale ReLU linear attention with queries, keys and values contiguous.
+
+    Input and output: (1, width, h, w) of the size given.
+    """
+
+    def __init__(self, attention: MultiScaleAttention, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.size, self.eps = size, attention.eps or SMALLEST_DIVISOR
+        heads = attention.num_heads // (1 + len(attention.aggregate))
+        dim = attention.head_dim
+        # From head, then q, k, v, to q, k, v, then head.
+        order = torch.arange(3 * heads * dim).view(heads, 3, dim).transpose(0, 1).flatten()
+        groups = torch.arange(3 * heads).view(heads, 3).T.flatten()
+        self.qkv = folded(attention.qkv)
+        _permute(self.qkv, order)
+        self.aggregate = nn.ModuleList()
+        for branch in attention.aggregate:
+            depthwise, pointwise = folded(branch.depthwise), folded(branch.pointwise)
+            _permute(depthwise, order)
+            # A group keeps its inputs and outputs; the groups change places.
+            _permute(pointwise, (groups[:, None] * dim + torch.arange(dim)).flatten())
+            self.aggregate.append(nn.Sequential(depthwise, pointwise))
+        self.proj = folded(attention.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        scales = [qkv, *(aggregate(qkv) for aggregate in self.aggregate)]
+        parts = [scale.chunk(3, dim=1) for scale in scales]
+        q, k, v = (torch.cat([part[i] for part in parts], dim=1) for i in range(3))
+        tokens = self.size[0] * self.size[1]
+        q, k, v = (t.reshape(self.num_heads, self.head_dim, tokens) for t in (q.relu(), k.relu(), v))
+        sums = v @ k.transpose(1, 2)
+        divisor = k.sum(2, keepdim=True).transpose(1, 2) @ q
+        out = (sums @ q) / (divisor + self.eps)
+        projected: Tensor = self.proj(out.reshape(1, self.num_heads * self.head_dim, *self.size))
+        return projected
+
+
+def _permute(conv: nn.Module, order: Tensor) -> None:
+    assert isinstance(conv, nn.Conv2d)
+    conv.weight = nn.Parameter(conv.weight[order])
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias[order])
+
+
+class DeploymentForm(nn.Module):
+    """A segmentation network, normalisation included, at one size.
+
+    Input: (1, height, width, 3) uint8 RGB. Output: logits (1, classes, height / 8, width / 8) float32, those of
+    `evitseg.model.network.Deployed` to rounding.
+
+    Args:
+        size: (height, width), both divisible by 32.
+
+    Raises: ConfigError for another size, or a network that gives no logits of pixels.
+    """
+
+    def __init__(self, network: EfficientViT, preprocess: Preprocess, size: tuple[int, int]) -> None:
+        super().__init__()
+        if any(side % STRIDE or side < STRIDE for side in size):
+            raise ConfigError(f"size {size}: both sides must be multiples of {STRIDE}.")
+        if not isinstance(network.head, SegmentationNetworkHead):
+            raise ConfigError("only segmentation networks have a form for devices.")
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std))
+        self.shift, self.scale = nn.Buffer(-mean), nn.Buffer(1 / std)
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.stem = _converted(network.backbone.stem, size, 2)
+        self.stages = nn.ModuleList(
+            _converted(stage, size, 2 ** (number + 2)) for number, stage in enumerate(network.backbone.stages)
+        )
+        head = network.head
+        self.inputs = nn.ModuleList(folded(block) for block in head.inputs)  # type: ignore[arg-type]
+        self.up = nn.ModuleList(
+            Bicubic((size[0] // stride, size[1] // stride), stride // 8) for stride in (32, 16)
+        )
+        self.blocks = _converted(head.blocks, size, 8)
+        self.outputs = _converted(head.outputs, size, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem((image.permute(0, 3, 1, 2).float() + self.shift) * self.scale)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        _, fine, middle, coarse = features
+        merged = (
+            self.up[0](self.inputs[0](coarse)) + self.up[1](self.inputs[1](middle)) + self.inputs[2](fine)
+        )
+        logits: Tensor = self.outputs(self.blocks(merged))
+        return logits
+
+
+def _converted(module: nn.Module, size: tuple[int, int], stride: int) -> nn.Module:
+    """A copy whose convolutions are folded, and whose attention is `Attention`.
+
+    Args:
+        size: of the picture; stride: of the attention layers in this module.
+    """
+    if isinstance(module, ConvNormAct):
+        return folded(module)
+    if isinstance(module, MultiScaleAttention):
+        return Attention(module, (size[0] // stride, size[1] // stride))
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child, size, stride))
+    return module

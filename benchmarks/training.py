@@ -63,7 +63,7 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
 
     def loss_of(logits: Tensor) -> Tensor:
         if "stride" in parts:
-            return objective(logits, [], truth, None, (0, 1), progress=0.0)
+            return objective(logits, [], truth, [], (0, 1), progress=0.0)
         full = F.interpolate(logits.float(), crop, mode="bilinear", align_corners=False)
         return F.cross_entropy(full, truth, weights, ignore_index=255)
 

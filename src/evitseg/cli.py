@@ -757,8 +757,9 @@ def train(
         if not batch.isdigit():
             raise typer.BadParameter(f"{batch!r} is neither a number of pictures nor auto", param_hint="--batch")
         options["batch"] = int(batch)
-    if size is not None and isinstance(working_size := _size(size), int):
-        options["size"] = working_size
+    if size is not None:
+        working_size = _size(size)
+        options["size"] = working_size if isinstance(working_size, int) else "native"
     try:
         from evitseg.train import fit
         from evitseg.train.tune import tuned
@@ -766,20 +767,32 @@ def train(
         from evitseg.errors import MissingPackageError
 
         raise MissingPackageError("training", "train") from error
+    from dataclasses import replace
+
     from evitseg.config import PUBLISHED_SEGMENTATION
+    from evitseg.dataset import find_dataset
     from evitseg.labels import load_labels
     from evitseg.train.config import FRESH, read_config, read_recipe, structured
 
     if resume:
         config = read_config(out)
+        given = [name for name, value in options.items() if value is not None and name != "workers"]
+        if given or batch or recipe or changes:
+            what = f"--{given[0].replace('_', '-')}" if given else "--batch, --recipe and --set"
+            raise EvitsegError(f"--resume goes on with the run's own settings; leave out {what}, or begin a new run.")
+        if workers is not None:
+            config = replace(config, workers=workers)
     else:
         settings = read_recipe(recipe) | {name: value for name, value in options.items() if value is not None}
         settings |= read_recipe("", changes or ())
+        settings = {name: value for name, value in settings.items() if (name, value) != ("size", "native")}
         published = f"{settings.get('variant', 'b0')}-cityscapes"
         settings.setdefault("start", published if published in PUBLISHED_SEGMENTATION else FRESH)
         config = structured(settings, recipe or "settings")
         if batch == "auto":
-            config, tried = tuned(config, scale_rate="learning_rate" not in settings)
+            dataset = find_dataset(data)
+            pictures = sum(len(pairs) for split, pairs in dataset.splits.items() if split not in ("val", "test"))
+            config, tried = tuned(config, pictures, scale_rate="learning_rate" not in settings)
             for number, speed in tried.items():
                 print(f"batch {number:>4}: {speed:7.1f} pictures/s", file=sys.stderr)
             print(f"taken: batch {config.batch}, learning rate {config.learning_rate:.2g}", file=sys.stderr)

@@ -452,7 +452,7 @@ class Finding:
         stranger: whether the problem is an id or colour outside the label space, which would stop training.
         size: (height, width).
         counts: pixels of every class.
-        digest: of the picture's pixels.
+        digest, mask_digest: of the picture's pixels, and of the mask's classes.
     """
 
     split: str
@@ -462,6 +462,7 @@ class Finding:
     size: tuple[int, int] = (0, 0)
     counts: tuple[int, ...] = ()
     digest: str = ""
+    mask_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -556,8 +557,8 @@ def _inspect(job: tuple[str, Pair, LabelSpace]) -> Finding:
     counts = np.bincount(truth[truth != labels.ignore_index], minlength=len(labels.classes))
     if not counts.any():
         return Finding(split, pair, f"{pair.mask}: every pixel is ignored; there is nothing to learn from it.")
-    digest = hashlib.sha256(picture.tobytes()).hexdigest()
-    return Finding(split, pair, "", False, truth.shape, tuple(counts.tolist()), digest)
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (picture, truth)]
+    return Finding(split, pair, "", False, truth.shape, tuple(counts.tolist()), *digests)
 
 
 def split_pairs(pairs: Sequence[Pair], share: float = 0.2, seed: int = 0) -> dict[str, tuple[Pair, ...]]:

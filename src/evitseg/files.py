@@ -11,12 +11,18 @@ from typing import BinaryIO
 
 from evitseg.errors import FileError
 
+TEMPORARY = ".evitseg-"
+"""What the names of files begin with that are on their way to another."""
+
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` once the block ends, and leaves nothing behind if it fails.
 
-    Missing folders are made. Raises: FileError where the place cannot be written.
+    Missing folders are made. With `durable` the content is on the disk before it takes the place, so that after a
+    power cut one of the two is there whole; that waits for the disk.
+
+    Raises: FileError where the place cannot be written.
     """
     path = Path(path)
     try:
@@ -29,6 +35,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         with file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -40,4 +49,4 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def temporary_name() -> str:
     """A name for a file or folder on its way to another: hidden, and short whatever that other is called."""
-    return f".evitseg-{secrets.token_hex(6)}"
+    return f"{TEMPORARY}{secrets.token_hex(6)}"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from evitseg.train import TrainConfig
 from evitseg.train.losses import Objective, dice, distillation, hardest, lovasz_softmax, near_borders, upsampled
+from evitseg.train.network import Answer
 
 PLAIN = TrainConfig(loss_stride=1)
 
@@ -18,7 +19,7 @@ def value(
     config: TrainConfig, logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     weights = torch.ones(logits.shape[1]) if weights is None else weights
-    return Objective(config, weights, 255)(logits, [], truth, None, (0, 0), progress=1.0)
+    return Objective(config, weights, 255)(logits, [], truth, [], (0, 0), progress=1.0)
 
 
 def random_batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +52,7 @@ def test_the_strided_loss_is_the_whole_one_on_average() -> None:
     truth = truth.where(truth != 255, torch.zeros((), dtype=truth.dtype))  # each part then has as many pixels
     config = replace(PLAIN, loss_stride=2)
     objective = Objective(config, torch.ones(4), 255)
-    parts = [objective(logits, [], truth, None, (y, x), 1.0) for y in (0, 1) for x in (0, 1)]
+    parts = [objective(logits, [], truth, [], (y, x), 1.0) for y in (0, 1) for x in (0, 1)]
     torch.testing.assert_close(torch.stack(parts).mean(), value(PLAIN, logits, truth))
 
 
@@ -62,7 +63,15 @@ def test_ignored_pixels_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "terms", [{}, {"dice": 1.0}, {"lovasz": 1.0}, {"boundary": 2.0}, {"ohem": 0.2}, {"label_smoothing": 0.1}]
+    "terms",
+    [
+        {},
+        {"dice": 1.0},
+        {"lovasz": 1.0, "lovasz_from": 0.0},
+        {"boundary": 2.0},
+        {"ohem": 0.2},
+        {"label_smoothing": 0.1},
+    ],
 )
 def test_every_term_falls_as_the_answer_improves_and_is_nothing_without_pixels(terms: dict[str, float]) -> None:
     logits, truth = random_batch()
@@ -119,30 +128,73 @@ def test_hard_pixels_are_the_unsure_ones_and_at_least_a_share() -> None:
     assert hardest(logits, truth, counted, 1.0).all()
 
 
+def answer(logits: torch.Tensor, temperature: float = 1.0, mass: float = 1.0) -> Answer:
+    shares = (logits / temperature).softmax(1)
+    return Answer(torch.arange(logits.shape[1]), shares, torch.full_like(shares[:, 0], mass))
+
+
 def test_a_student_that_agrees_with_its_teacher_has_no_distillation_loss() -> None:
     logits = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    other = logits + torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     for temperature in (1.0, 3.0):
-        teacher = (logits / temperature).softmax(1)
-        assert distillation(logits, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
-        assert distillation(logits + torch.randn_like(logits), teacher, temperature).item() > 0.05
+        teacher = answer(logits, temperature)
+        assert distillation(logits, [teacher], temperature).item() == pytest.approx(0, abs=1e-6)
+        full = distillation(other, [teacher], temperature)
+        assert full.item() > 0.05
+        # Two teachers count half each; one that thinks that nothing of ours is there does not count.
+        torch.testing.assert_close(distillation(other, [teacher, answer(other, temperature)], temperature), full / 2)
+        assert distillation(other, [answer(logits, temperature, mass=0.0)], temperature).item() == 0
+
+
+def test_a_teacher_says_nothing_about_classes_it_does_not_know() -> None:
+    logits = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    sure_of_unknown = logits.clone()
+    sure_of_unknown[:, 3] += 10
+    known = Answer(torch.tensor([0, 1, 2]), logits[:, :3].softmax(1), torch.ones(1, 3, 3))
+    for student in (logits, sure_of_unknown):
+        assert distillation(student, [known], 1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_two_unequal_halves_have_the_loss_and_gradient_of_the_whole() -> None:
+    """What `Objective` does with the sum over processes, without processes."""
+    logits, truth = random_batch()
+    logits = (5 * logits).requires_grad_()
+    truth[0, :28] = 255  # most of one half does not count
+    weights = torch.tensor([0.2, 1.0, 2.0, 5.0])
+    config = replace(PLAIN, boundary=1.5)
+    whole = value(config, logits, truth, weights)
+    (expected,) = torch.autograd.grad(whole, logits)
+    sums: list[torch.Tensor] = []
+    halves = [(logits[:1], truth[:1]), (logits[1:], truth[1:])]
+    for part in halves:
+        Objective(config, weights, 255, lambda total: sums.append(total) or total)(  # type: ignore[func-returns-value]
+            part[0], [], part[1], [], (0, 0), 1.0
+        )
+    mean = (sums[0] + sums[1]) / 2
+    losses = [Objective(config, weights, 255, lambda _: mean)(a, [], b, [], (0, 0), 1.0) for a, b in halves]
+    together = (losses[0] + losses[1]) / 2  # as processes average gradients
+    torch.testing.assert_close(together, whole)
+    torch.testing.assert_close(torch.autograd.grad(together, logits)[0], expected)
+    naive = (value(config, *halves[0], weights) + value(config, *halves[1], weights)) / 2
+    assert abs((naive - whole).item()) > 0.05  # what it would be without
 
 
 def test_further_heads_and_the_teacher_add_their_terms() -> None:
     logits, truth = random_batch()
     config = replace(PLAIN, auxiliary=0.4, distill=2.0)
     objective = Objective(config, torch.ones(4), 255)
-    plain = objective(logits, [], truth, None, (0, 0), 0.0)
+    plain = objective(logits, [], truth, [], (0, 0), 0.0)
     early = torch.randn(2, 4, 2, 3)
-    more = objective(logits, [early], truth, None, (0, 0), 0.0)
+    more = objective(logits, [early], truth, [], (0, 0), 0.0)
     coarse = F.interpolate(early, truth.shape[-2:], mode="bilinear", align_corners=False)[..., ::2, ::2]
     torch.testing.assert_close(more - plain, 0.4 * F.cross_entropy(coarse, truth[:, ::2, ::2], ignore_index=255))
-    teacher = torch.full_like(logits, 0.25)
-    taught = objective(logits, [], truth, teacher, (0, 0), 0.0)
-    torch.testing.assert_close(taught - plain, 2 * distillation(logits, teacher, 1.0))
+    teachers = [answer(torch.zeros_like(logits))]
+    taught = objective(logits, [], truth, teachers, (0, 0), 0.0)
+    torch.testing.assert_close(taught - plain, 2 * distillation(logits, teachers, 1.0))
 
 
 def test_lovasz_sets_in_when_it_is_told_to() -> None:
     logits, truth = random_batch()
     objective = Objective(replace(PLAIN, lovasz=1.0, lovasz_from=0.5), torch.ones(4), 255)
-    before, after = (objective(logits, [], truth, None, (0, 0), progress) for progress in (0.49, 0.5))
+    before, after = (objective(logits, [], truth, [], (0, 0), progress) for progress in (0.49, 0.5))
     assert after > before + 0.1

@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evitseg
 from evitseg.errors import ConfigError, DatasetError, TrainError, WeightsError
-from evitseg.labels import load_labels, numbered
+from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
+from evitseg.metrics import Report
 from evitseg.model.attention import AttentionSequence
 from evitseg.model.layers import ConvSequence, sometimes
 from evitseg.model.network import EfficientViT
@@ -29,7 +30,16 @@ from evitseg.train import Event, TrainConfig, fit
 from evitseg.train import trainer as module
 from evitseg.train.config import read_config, read_recipe, recipes, structured
 from evitseg.train.losses import Objective
-from evitseg.train.network import LAST_LAYER, Teachers, set_drop_path, starting_network
+from evitseg.train.network import (
+    LAST_LAYER,
+    Teachers,
+    Trained,
+    check_classes_from,
+    class_shares,
+    set_drop_path,
+    set_modes,
+    starting_network,
+)
 from evitseg.train.record import read_log
 from evitseg.train.trainer import class_weights, learning_rate, out_of_memory
 from evitseg.train.tune import ENOUGH, tuned
@@ -326,7 +336,7 @@ def test_a_start_gives_all_but_the_last_layer(b0_checkpoint: Path) -> None:
 
 def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:
     labels = load_labels("camvid")
-    config = replace(SMALL, start=str(b0_checkpoint), classes_from={"Bicyclist": ("rider", "bicycle")})
+    config = replace(SMALL, start=str(b0_checkpoint), classes_from={"bicyclist": ("rider", "bicycle")})
     weight, bias = (starting_network(config, labels).state_dict()[key] for key in LAST_LAYER)
     given = load_checkpoint(b0_checkpoint)[0].state_dict()
     theirs = load_labels("cityscapes").names
@@ -338,7 +348,11 @@ def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="'cyclist' is no class of the data"):
         starting_network(replace(config, classes_from={"cyclist": ("rider",)}), labels)
     with pytest.raises(ConfigError, match="'cyclist' is no class of the weights"):
-        starting_network(replace(config, classes_from={"bicyclist": ("cyclist",)}), labels)
+        check_classes_from(replace(config, classes_from={"bicyclist": ("cyclist",)}))
+    # A source that has the class itself does not need to be told; one that has none of the names is left alone.
+    assert torch.equal(class_shares(labels, labels, config.classes_from), torch.eye(11))
+    loose = class_shares(replace(labels, classes=(replace(labels.classes[0], name="Sky"),)), labels, {})
+    assert loose[0].tolist() == [1.0] + 10 * [0.0]
 
 
 @pytest.mark.parametrize(("name", "naming"), [("efficientvit-b0", "the authors'"), ("efficientvit_b0", "timm's")])
@@ -360,22 +374,29 @@ def test_teachers_answer_in_the_datas_classes(b0_checkpoint: Path) -> None:
     classes_from = {"pavement": ("sidewalk",), "bicyclist": ("rider", "bicycle")}
     teachers = Teachers([str(b0_checkpoint), str(b0_checkpoint)], labels, classes_from, torch.device("cpu"))
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    answer = teachers(pixels, 2.0)
-    assert answer.shape == (1, 11, 8, 8)
-    torch.testing.assert_close(answer.sum(1), torch.ones(1, 8, 8))
+    answer, same = teachers(pixels, 2.0)
+    assert torch.equal(answer.shares, same.shares)
+    assert answer.shares.shape == (1, len(answer.known), 8, 8)
+    known = [labels.names[at] for at in answer.known]
+    assert set(labels.names) - set(known) == {"tree", "sign", "pedestrian"}
+    torch.testing.assert_close(answer.shares.sum(1), torch.ones(1, 8, 8))
     theirs = (load_checkpoint(b0_checkpoint)[0](pixels) / 2).softmax(1)[0]
     names = load_labels("cityscapes").names
     ratio = (theirs[names.index("rider")] + theirs[names.index("bicycle")]) / theirs[names.index("sky")]
-    torch.testing.assert_close(answer[0, 10] / answer[0, 0], ratio, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ConfigError, match="none of its classes is one of the data's"):
+    ours = answer.shares[0, known.index("bicyclist")] / answer.shares[0, known.index("sky")]
+    torch.testing.assert_close(ours, ratio, rtol=1e-3, atol=1e-4)
+    assert (answer.mass[0] < 0.999).any()  # what it gives to vegetation, signs and persons is none of ours
+    with pytest.raises(ConfigError, match="knows 0 of the data's classes"):
         Teachers([str(b0_checkpoint)], numbered(4), {}, torch.device("cpu"))
 
 
-def test_the_start_has_its_share_in_what_is_kept(tmp_path: Path) -> None:
+def test_the_start_has_its_share_in_what_is_kept(tmp_path: Path, b0_checkpoint: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    plain = load_checkpoint(fit(data, SMALL, tmp_path / "plain").last)[0].state_dict()
-    kept = load_checkpoint(fit(data, replace(SMALL, keep_start=0.25), tmp_path / "kept").last)[0].state_dict()
-    start = starting_network(SMALL, numbered(4)).state_dict()
+    config = replace(SMALL, start=str(b0_checkpoint))
+    plain = load_checkpoint(fit(data, config, tmp_path / "plain").last)[0].state_dict()
+    run = fit(data, replace(config, keep_start=0.25), tmp_path / "kept")
+    kept = load_checkpoint(run.last)[0].state_dict()
+    start = starting_network(config, numbered(4)).state_dict()
     for key, value in kept.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.75 * plain[key] + 0.25 * start[key])
@@ -397,30 +418,143 @@ def test_drop_path_skips_blocks_of_some_samples_and_keeps_the_mean() -> None:
     assert not torch.equal(network.train()(pixels), network(pixels))
 
 
-def test_every_setting_at_once_learns_and_goes_on(tmp_path: Path, b0_checkpoint: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
+    tmp_path: Path, b0_checkpoint: Path, precision: str
+) -> None:
     data = scenes(tmp_path / "data", 10, (96, 96))
     config = replace(
         SMALL, epochs=4, start=str(b0_checkpoint), teachers=(str(b0_checkpoint),), rotate=15, blur=0.5, jpeg=0.5,
         classes_from={"class 0": ("sky",), "class 1": ("road",), "class 2": ("car", "truck")}, classmix=0.5,
         drop_path=0.1, lovasz=0.5, dice=0.3, boundary=1.0, ohem=0.3, auxiliary=0.4, label_smoothing=0.1,
-        keep_start=0.2,
+        keep_start=0.2, precision=precision, save_every=3,
     )  # fmt: skip
     losses: list[float] = []
-    fit(data, config, tmp_path / "run", watch=lambda event: losses.append(event.loss))
+    whole = fit(data, config, tmp_path / "whole", watch=lambda event: losses.append(event.loss))
     assert losses[-1] < losses[0]
+    assert read_config(tmp_path / "whole") == config
+
+    def stopping(event: Event) -> None:
+        if event.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, config, tmp_path / "stopped", watch=stopping)
+    gone_on = fit(data, replace(config, workers=1), tmp_path / "stopped", resume=True)
+    kept, same = (load_checkpoint(run.last)[0].state_dict() for run in (whole, gone_on))
+    for key, tensor in kept.items():
+        assert torch.equal(tensor, same[key]), key
     # The auxiliary heads are gone from what is kept.
-    assert not [key for key in load_checkpoint(tmp_path / "run/last.safetensors")[0].state_dict() if "aux" in key]
-    assert read_config(tmp_path / "run") == config
+    assert not [key for key in kept if "aux" in key]
+
+
+def test_a_kill_while_the_last_epoch_is_measured_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scenes(tmp_path / "data", 10, (64, 64))
+    config = replace(SMALL, epochs=2, save_every=2)  # 8 pictures: two steps an epoch
+    measure = module._Training._measure
+
+    def killed(self: module._Training, epoch: int) -> Report:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return measure(self, epoch)
+
+    monkeypatch.setattr(module._Training, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, config, tmp_path / "run")
+    monkeypatch.undo()
+    run = fit(data, config, tmp_path / "run", resume=True)
+    assert [line["epoch"] for line in read_log(tmp_path / "run")] == [1, 2]
+    assert run.miou >= 0
+    assert "step 4 of 4" in load_checkpoint(run.last)[1].training.recipe
+
+
+def test_a_run_goes_on_with_its_classes_and_without_its_start(tmp_path: Path, b0_checkpoint: Path) -> None:
+    data = scenes(tmp_path / "data", 6, (64, 64))
+    start = tmp_path / "start.pt"
+    start.write_bytes(b0_checkpoint.read_bytes())
+    names = tuple(LabelClass(name, (at,), (at, 0, 0)) for at, name in enumerate(("sky", "ground", "box", "disc")))
+    labels = LabelSpace("own", names)
+    config = replace(SMALL, start=str(start), keep_start=0.1)
+    whole = load_checkpoint(fit(data, config, tmp_path / "whole", labels=labels).last)[0].state_dict()
+
+    def stopping(event: Event) -> None:
+        if event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, config, tmp_path / "run", labels=labels, watch=stopping)
+    start.unlink()
+    network, manifest = load_checkpoint(fit(data, config, tmp_path / "run", resume=True).last)
+    assert manifest.labels == labels
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, network.state_dict()[key]), key
+    with pytest.raises(TrainError, match="other classes"):
+        fit(data, config, tmp_path / "run", resume=True, labels=numbered(4))
+
+
+def test_masks_that_changed_are_seen(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data", 6, (64, 64))
+    fit(data, SMALL, tmp_path / "run")
+    for path in (data / "masks").iterdir():
+        with Image.open(path) as image:
+            turned = np.asarray(image)[::-1]
+        Image.fromarray(turned).save(path)
+    with pytest.raises(TrainError, match="with other content"):
+        fit(data, SMALL, tmp_path / "run", resume=True)
+
+
+def test_a_gradient_that_is_no_number_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scenes(tmp_path / "data", 6, (64, 64))
+
+    def spoilt(self: Objective, logits: torch.Tensor, *_: object) -> torch.Tensor:
+        return (logits * 0).sum().sqrt()  # 0, and its gradient is 0 / 0
+
+    monkeypatch.setattr(Objective, "__call__", spoilt)
+    with pytest.raises(TrainError, match="step 1: the gradient is nan; try a lower --learning-rate"):
+        fit(data, SMALL, tmp_path / "run")
+
+
+def test_a_validation_picture_that_breaks_during_the_run_ends_it(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data/train", 4, (64, 64)).parent
+    scenes(data / "val", 2, (64, 64))
+
+    def breaking(event: Event) -> None:
+        (data / "val/images/0000001.png").write_bytes(b"broken")
+
+    with pytest.raises(TrainError, match=r"0000001\.png: .*mend it, and go on with --resume"):
+        fit(data, SMALL, tmp_path / "run", watch=breaking)
+
+
+def test_frozen_statistics_are_those_of_every_kind_of_batch_norm(tmp_path: Path) -> None:
+    trained = Trained(starting_network(SMALL, numbered(4)), auxiliary=True)
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
+    set_modes(synced, replace(SMALL, freeze_norm=True))
+    kinds = [m for m in synced.network.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert kinds
+    assert not any(module.training for module in kinds)
+    assert all(m.training for m in synced.auxiliary.modules())
+
+
+def test_class_weights_come_from_the_training_pictures_alone(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data/train", 4, (64, 64)).parent
+    scenes(data / "val", 2, (64, 64), seed=1)
+    seen = []
+    for name in ("before", "after"):
+        fit(data, replace(SMALL, epochs=1, balance=1.0), tmp_path / name, watch=lambda event: seen.append(event.loss))
+        for path in (data / "val/masks").iterdir():
+            Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
 
 
 def test_tuning_takes_the_fastest_batch_and_its_rate() -> None:
     config = replace(SMALL, crop=(32, 32))
-    chosen, tried = tuned(config)
+    chosen, tried = tuned(config, 1000)
     assert chosen.batch in tried
     assert {8, 16} <= set(tried)
     assert tried[chosen.batch] * ENOUGH >= max(tried.values())
+    assert set(tuned(config, 100)[1]) == {8}  # an epoch of 12 steps would become one of 6
     assert chosen.learning_rate == pytest.approx(config.learning_rate * math.sqrt(chosen.batch / 8))
-    assert tuned(config, scale_rate=False)[0].learning_rate == config.learning_rate
+    assert tuned(config, 1000, scale_rate=False)[0].learning_rate == config.learning_rate
 
 
 def test_recipes_are_settings_and_misspelt_ones_are_refused(tmp_path: Path) -> None:
@@ -487,6 +621,18 @@ def test_rare_classes_weigh_more_and_the_mean_stays_one() -> None:
         {"precision": "int4"},
         {"size": 3},
         {"clip": 0.0},
+        {"crop": (64,)},
+        {"crop": 64},
+        {"epochs": 2.5},
+        {"epochs": "3"},
+        {"teachers": "b1-cityscapes"},
+        {"train_on": "train"},
+        {"classes_from": {"a": "sidewalk"}},
+        {"scale": (0.5, math.inf)},
+        {"keep_start": 0.5},
+        {"crop": (32, 32), "batch": 1},
+        {"cross_entropy": 0.0, "lovasz": 1.0},
+        {"cross_entropy": 0.0, "teachers": ("a.pt",), "distill": 0.0},
     ],
 )
 def test_settings_that_cannot_work_are_refused(change: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """The network as converters like it: the same function in fewer and plainer operators, at one size.
 
-Batch norm is folded into the convolutions, the bicubic up-samplings are products with fixed matrices, and the weights of
-attention are permuted so that queries, keys and values lie together: nothing has more than four axes, and nothing is
+Batch norm is folded into the convolutions, the bicubic up-samplings are products with fixed matrices, and the weights
+of attention are permuted so that queries, keys and values lie together: nothing has more than four axes, and nothing is
 gathered or padded.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from evitseg.config import STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Preprocess
-from evitseg.model.attention import AttentionSequence, MultiScaleAttention
+from evitseg.model.attention import MultiScaleAttention
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
 
@@ -82,7 +82,8 @@ class Attention(nn.Module):
         _permute(self.qkv, order)
         self.aggregate = nn.ModuleList()
         for branch in attention.aggregate:
-            depthwise, pointwise = folded(branch.depthwise), folded(branch.pointwise)
+            assert isinstance(branch, nn.Sequential)
+            depthwise, pointwise = (folded(block) for block in branch)  # type: ignore[arg-type]
             _permute(depthwise, order)
             # A group keeps its inputs and outputs; the groups change places.
             _permute(pointwise, (groups[:, None] * dim + torch.arange(dim)).flatten())
@@ -136,10 +137,9 @@ class DeploymentForm(nn.Module):
             _converted(stage, size, 2 ** (number + 2)) for number, stage in enumerate(network.backbone.stages)
         )
         head = network.head
+        assert isinstance(head, SegmentationNetworkHead)
         self.inputs = nn.ModuleList(folded(block) for block in head.inputs)  # type: ignore[arg-type]
-        self.up = nn.ModuleList(
-            Bicubic((size[0] // stride, size[1] // stride), stride // 8) for stride in (32, 16)
-        )
+        self.up = nn.ModuleList(Bicubic((size[0] // stride, size[1] // stride), stride // 8) for stride in (32, 16))
         self.blocks = _converted(head.blocks, size, 8)
         self.outputs = _converted(head.outputs, size, 8)
 
@@ -150,9 +150,7 @@ class DeploymentForm(nn.Module):
             x = stage(x)
             features.append(x)
         _, fine, middle, coarse = features
-        merged = (
-            self.up[0](self.inputs[0](coarse)) + self.up[1](self.inputs[1](middle)) + self.inputs[2](fine)
-        )
+        merged = self.up[0](self.inputs[0](coarse)) + self.up[1](self.inputs[1](middle)) + self.inputs[2](fine)
         logits: Tensor = self.outputs(self.blocks(merged))
         return logits
 

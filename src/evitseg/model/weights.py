@@ -325,7 +325,7 @@ def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.Path
     from safetensors.torch import save
 
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    with replacing(path) as file:
+    with replacing(path, durable=True) as file:
         file.write(save(state, {METADATA_KEY: manifest.to_json()}))
 
 
@@ -384,7 +384,8 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpac
             naming = "timm's" if "_" in name else "the authors'"
             if _is_classifier(published.config):
                 config = _with_classes_of(published.config, state, naming)
-                if {_NAMINGS[naming](key, config) for key in _keys(config)} == set(state):
+                shapes = {_NAMINGS[naming](key, config): shape for key, shape in _shapes(config).items()}
+                if shapes == {key: tensor.shape for key, tensor in state.items()}:
                     model = EfficientViT(config)
                     _fill(model, state, naming, path)
                     return model.eval(), None
@@ -393,9 +394,9 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpac
 
 
 @functools.lru_cache(maxsize=64)
-def _keys(config: ModelConfig) -> tuple[str, ...]:
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        return tuple(EfficientViT(config).state_dict())
+        return {key: tensor.shape for key, tensor in EfficientViT(config).state_dict().items()}
 
 
 def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:

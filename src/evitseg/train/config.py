@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cattrs
 
@@ -122,6 +122,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in _NAMES:  # lists become tuples, whole numbers floats
+            object.__setattr__(self, name, _of_kind(name, getattr(self, name), "TrainConfig"))
         if self.variant not in BACKBONES:
             raise unknown("variant", self.variant, BACKBONES)
         if self.precision not in PRECISIONS:
@@ -130,13 +132,21 @@ class TrainConfig:
             check_size(self.size)
         if any(side % STRIDE or side < STRIDE for side in self.crop):
             raise ConfigError(f"crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, both above 0.")
+        if not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
+            raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, 0.01 to 100.")
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {low} to {high}.")
-        if not any((self.cross_entropy, self.dice, self.lovasz, self.teachers)):
-            raise ConfigError("nothing to minimise: cross_entropy, dice and lovasz are 0, and there is no teacher.")
+        taught = self.distill if self.teachers else 0.0
+        if not any((self.cross_entropy, self.dice, taught, self.lovasz if self.lovasz_from == 0 else 0.0)):
+            raise ConfigError(
+                "nothing to minimise from the beginning: one of cross_entropy, dice, distill (with teachers) and "
+                "lovasz (with lovasz_from=0) must be above 0."
+            )
+        if self.keep_start and self.start == FRESH:
+            raise ConfigError("keep_start keeps weights that the run starts from; there are none with start none.")
+        if not self.freeze_norm and self.batch * self.crop[0] * self.crop[1] < 2 * STRIDE**2:
+            raise ConfigError("batch norm needs two values to normalise; give a larger batch or crop.")
 
 
 _SHARE = (0, 1)
@@ -163,14 +173,20 @@ def structured(content: Any, where: str | Path) -> TrainConfig:
     for name in content:
         if name not in _NAMES:
             raise ConfigError(f"{where}: {unknown('setting', name, _NAMES)}")
-    values = {}
-    for name, value in content.items():
-        kind = _CONVERTER_TYPES[name]
-        try:
-            values[name] = _CONVERTER.structure(value, kind)
-        except Exception as error:  # cattrs' groups, and whatever a constructor makes of a wrong value
-            raise ConfigError(f"{where}: {name} cannot be {json.dumps(value)}.") from error
-    return TrainConfig(**values)
+    return TrainConfig(**{name: _of_kind(name, value, where) for name, value in content.items()})
+
+
+def _of_kind(name: str, value: Any, where: str | Path) -> Any:
+    """The value as its field's type. Raises: ConfigError where it is another's."""
+    # A word would pass for a tuple of letters.
+    words = [value, *value.values()] if isinstance(value, Mapping) else [value]
+    try:
+        if _KINDS[name] is not str and any(isinstance(word, str) for word in words):
+            raise ValueError
+        return _CONVERTER.structure(value, _KINDS[name])
+    except Exception as error:  # cattrs' groups, and whatever a constructor makes of a wrong value
+        example = f"; such as {json.dumps([value])}" if isinstance(value, str) and "tuple" in str(_KINDS[name]) else ""
+        raise ConfigError(f"{where}: {name} cannot be {json.dumps(value, default=str)}{example}.") from error
 
 
 def _exactly(value: Any, kind: type) -> Any:
@@ -190,13 +206,7 @@ def _converter() -> cattrs.Converter:
 _CONVERTER = _converter()
 
 
-def _types() -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(TrainConfig)
-
-
-_CONVERTER_TYPES = _types()
+_KINDS: dict[str, Any] = get_type_hints(TrainConfig)
 
 
 def recipes() -> dict[str, Path]:

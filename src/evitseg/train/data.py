@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evitseg.dataset import Pair, read_truth
 from evitseg.errors import EvitsegError, TrainError
-from evitseg.image import Mask, Picture, read_picture
+from evitseg.image import Mask, Picture, Preprocess, read_picture
 from evitseg.labels import LabelSpace
 from evitseg.train.config import TrainConfig
 
@@ -68,7 +68,8 @@ def cropped(
     height, width = config.crop
     factor = float(np.exp(rng.uniform(*np.log(config.scale))))
     if config.size is not None:
-        factor *= config.size / min(truth.shape)
+        # As `Preprocess` does when the result is used, which does not enlarge without limit.
+        factor *= min(config.size / min(truth.shape), Preprocess().max_enlarge)
     full = [max(1, round(side * factor)) for side in truth.shape]
     # Where the piece lies in the scaled picture; only that part is resampled.
     top, left = (

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evitseg.train.config import TrainConfig
+from evitseg.train.network import Answer
 
 BOUNDARY_PX = 3
 """Pixels this near to another class count more in the boundary-aware loss."""
@@ -66,7 +67,7 @@ class Objective:
         logits: Tensor,
         auxiliary: Sequence[Tensor],
         truth: Tensor,
-        teacher: Tensor | None,
+        teachers: Sequence[Answer],
         offset: tuple[int, int],
         progress: float,
     ) -> Tensor:
@@ -74,7 +75,7 @@ class Objective:
         Args:
             logits: (batch, classes, h, w); auxiliary: the same of earlier layers, any size.
             truth: (batch, H, W) class indices.
-            teacher: (batch, classes, h, w) probabilities to come near to; None without teachers.
+            teachers: answers to come near to.
             offset: (down, across), of the pixels that count; both below `loss_stride`.
             progress: of the run, 0 to 1.
 
@@ -93,8 +94,8 @@ class Objective:
             scores = upsampled(early.float(), (truth.shape[-2], truth.shape[-1]), 2 * config.loss_stride, offset)
             coarse = truth[:, offset[0] :: 2 * config.loss_stride, offset[1] :: 2 * config.loss_stride]
             loss = loss + config.auxiliary * self._cross_entropy(scores, coarse, 2 * config.loss_stride)
-        if teacher is not None:
-            loss = loss + config.distill * distillation(logits.float(), teacher, config.temperature)
+        if teachers:
+            loss = loss + config.distill * distillation(logits.float(), teachers, config.temperature)
         return loss
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor, stride: int) -> Tensor:
@@ -169,14 +170,21 @@ def lovasz_softmax(logits: Tensor, truth: Tensor, ignore_index: int) -> Tensor:
     return _mean_over((errors * steps).sum(1), sizes[:, 0] > 0)
 
 
-def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's probabilities, mean over pixels, times T² (arXiv:1503.02531).
+def distillation(logits: Tensor, teachers: Sequence[Answer], temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teachers' probabilities, times T² (arXiv:1503.02531); their mean.
+
+    A teacher is compared with on the classes that it knows alone, and counts at a pixel as far as it thinks that one of
+    them is there: it says nothing about the others.
 
     Args:
-        logits: (batch, classes, h, w); teacher: its probabilities at this temperature, the same shape.
+        logits: (batch, classes, h, w).
+        teachers: their answers at this temperature.
     """
-    likely = (logits / temperature).log_softmax(1)
-    return F.kl_div(likely, teacher, reduction="none").sum(1).mean() * temperature**2
+    terms = []
+    for answer in teachers:
+        likely = (logits[:, answer.known] / temperature).log_softmax(1)
+        terms.append((F.kl_div(likely, answer.shares, reduction="none").sum(1) * answer.mass).mean())
+    return torch.stack(terms).mean() * temperature**2
 
 
 def _flat(logits: Tensor, truth: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

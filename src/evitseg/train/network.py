@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
     model = EfficientViT(model_config(config.variant, len(labels.classes)))
     if config.start == FRESH:
         return model
-    source, source_labels = _source(config.start)
+    source, source_labels = source_of(config.start)
     if source.config.backbone.attention_eps:  # timm's weights were trained with it
         backbone = replace(model.config.backbone, attention_eps=source.config.backbone.attention_eps)
         model = EfficientViT(replace(model.config, backbone=backbone))
@@ -65,7 +65,7 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
     return model
 
 
-def _source(start: str) -> tuple[EfficientViT, LabelSpace | None]:
+def source_of(start: str) -> tuple[EfficientViT, LabelSpace | None]:
     """A start's network, and its classes where they are classes of pixels."""
     if Path(start).exists():
         return load_backbone(start)
@@ -80,24 +80,22 @@ def _source(start: str) -> tuple[EfficientViT, LabelSpace | None]:
 def class_shares(labels: LabelSpace, source: LabelSpace, classes_from: Mapping[str, Sequence[str]]) -> Tensor:
     """(classes, source's classes): 1 where a class is made of one of the source's.
 
-    By `classes_from` where it names the class, else by the same name, upper and lower case alike.
+    That is the class of the same name; where there is none, those of its classes in `classes_from` that the source
+    has; failing these, the class whose name differs in upper and lower case alone.
 
-    Raises: ConfigError for a name that is in neither.
+    Raises: ConfigError where `classes_from` names no class of the data.
     """
-    own = {name.casefold(): at for at, name in enumerate(labels.names)}
-    theirs = {name.casefold(): at for at, name in enumerate(source.names)}
-    named = {name.casefold(): parts for name, parts in classes_from.items()}
-    if strangers := [name for name in classes_from if name.casefold() not in own]:
+    if strangers := [name for name in classes_from if name not in labels.names]:
         raise ConfigError(f"classes_from: {strangers[0]!r} is no class of the data ({', '.join(labels.names)}).")
-    shares = torch.zeros(len(own), len(theirs))
-    for name, at in own.items():
-        for part in named.get(name, [name] if name in theirs else []):
-            if part.casefold() not in theirs:
-                raise ConfigError(
-                    f"classes_from: {part!r} is no class of the weights to start or learn from "
-                    f"({', '.join(source.names)})."
-                )
-            shares[at, theirs[part.casefold()]] = 1
+    theirs = {name: at for at, name in enumerate(source.names)}
+    loosely = {name.casefold(): at for at, name in enumerate(source.names)}
+    shares = torch.zeros(len(labels.names), len(source.names))
+    for at, name in enumerate(labels.names):
+        parts = [name] if name in theirs else [part for part in classes_from.get(name, ()) if part in theirs]
+        columns = [theirs[part] for part in parts]
+        if not columns and name.casefold() in loosely:
+            columns = [loosely[name.casefold()]]
+        shares[at, columns] = 1
     return shares
 
 
@@ -124,6 +122,16 @@ class Trained(nn.Module):
         return self.network.head(features), early
 
 
+def set_modes(trained: Trained, config: TrainConfig) -> None:
+    """Training mode, but for what the run keeps as it was."""
+    trained.train()
+    if config.freeze_backbone:
+        trained.network.backbone.eval()  # nor do its statistics change
+    for module in trained.network.modules() if config.freeze_norm else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm, too
+            module.eval()
+
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -143,13 +151,31 @@ def set_drop_path(network: EfficientViT, rate: float) -> None:
         block.drop_path = rate * at / max(1, len(blocks) - 1)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher says about the pixels, in the data's classes.
+
+    Attributes:
+        known: class indices it has something to say about.
+        shares: (batch, known, h, w) probabilities among these.
+        mass: (batch, h, w) probability of all of these together; the rest it gives to classes that are none of ours.
+    """
+
+    known: Tensor
+    shares: Tensor
+    mass: Tensor
+
+
 class Teachers:
-    """Networks whose mean answer is to be matched.
+    """Networks whose answers are to be matched.
 
     Args:
         names: checkpoints or published segmentation models.
         labels: the classes of the answer.
         classes_from: see `class_shares`.
+
+    Raises: WeightsError for a classifier, ConfigError for one that knows fewer than two of the classes, or where
+    `classes_from` names a class that no teacher has.
     """
 
     def __init__(
@@ -157,25 +183,44 @@ class Teachers:
     ) -> None:
         self._members = []
         for name in names:
-            network, theirs = _source(name)
+            network, theirs = source_of(name)
             if theirs is None:
                 raise WeightsError(f"{name}: a classifier cannot teach masks; give a segmentation network.")
-            shares = class_shares(labels, theirs, classes_from if theirs.names != labels.names else {})
-            if not shares.any():
-                raise ConfigError(f"{name}: none of its classes is one of the data's; name them in classes_from.")
+            shares = class_shares(labels, theirs, classes_from)
+            known = (shares.sum(1) > 0).nonzero()[:, 0]
+            if len(known) < 2:
+                raise ConfigError(
+                    f"{name}: knows {len(known)} of the data's classes, and comparing needs two; "
+                    "name what they are made of in classes_from."
+                )
             network = channels_last(network.eval().requires_grad_(False), device)
-            self._members.append((network, shares.to(device)))
+            self._members.append((network, shares[known].to(device), known.to(device)))
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, temperature: float) -> Tensor:
-        """(batch, classes, h, w) probabilities at a temperature, for normalised pixels."""
+    def __call__(self, pixels: Tensor, temperature: float) -> list[Answer]:
+        """Every teacher's answer at a temperature, for normalised pixels."""
         answers = []
-        for network, shares in self._members:
-            likely = (network(pixels).float() / temperature).softmax(1)
-            ours = torch.einsum("ij,bjhw->bihw", shares, likely)
-            # What the teacher gives to classes that are none of ours says nothing about ours.
-            answers.append(ours / ours.sum(1, keepdim=True).clamp(min=1e-6))
-        return torch.stack(answers).mean(0)
+        for network, shares, known in self._members:
+            with torch.autocast(pixels.device.type, enabled=False):
+                likely = (network(pixels).float() / temperature).softmax(1)
+                ours = torch.einsum("ij,bjhw->bihw", shares, likely)
+                mass = ours.sum(1)
+                answers.append(Answer(known, ours / mass[:, None].clamp(min=1e-6), mass))
+        return answers
+
+
+def check_classes_from(config: TrainConfig) -> None:
+    """Raises: ConfigError for a name in `classes_from` that neither the start nor a teacher has."""
+    sources = [] if config.start == FRESH else [config.start]
+    labels = [source_of(name)[1] for name in dict.fromkeys([*sources, *config.teachers])] if config.classes_from else []
+    known = {name for space in labels if space is not None for name in space.names}
+    for parts in config.classes_from.values():
+        for part in parts:
+            if known and part not in known:
+                raise ConfigError(
+                    f"classes_from: {part!r} is no class of the weights to start or learn from "
+                    f"({', '.join(sorted(known))})."
+                )
 
 
 def mixed(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:

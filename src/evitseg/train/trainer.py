@@ -23,19 +23,28 @@ from torch.nn import functional as F
 from evitseg import __version__
 from evitseg.dataset import ALL, Dataset, Inspection, Pair, find_dataset, inspect, split_pairs
 from evitseg.errors import DatasetError, MissingPackageError, TrainError, unknown
-from evitseg.files import replacing
+from evitseg.files import TEMPORARY, replacing
 from evitseg.image import Picture, Preprocess
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.metrics import Report, measured, summarise
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import save_checkpoint
+from evitseg.model.weights import file_sha256, load_checkpoint, save_checkpoint
 from evitseg.train.config import CONFIG_FILE, TrainConfig
 from evitseg.train.data import Batches, Crops, batches
 from evitseg.train.losses import Objective
-from evitseg.train.network import Teachers, Trained, channels_last, mixed, set_drop_path, starting_network
+from evitseg.train.network import (
+    Teachers,
+    Trained,
+    channels_last,
+    check_classes_from,
+    mixed,
+    set_drop_path,
+    set_modes,
+    starting_network,
+)
 
-BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.pt"
+START, BEST, LAST, STATE = "start.safetensors", "best.safetensors", "last.safetensors", "state.pt"
 COMMANDS = "commands.txt"
 
 
@@ -114,17 +123,21 @@ def fit(
     folder = Path(out)
     if not resume and (folder / STATE).exists():
         raise TrainError(f"{folder}: holds a run already; go on with it (--resume), or choose another --out.")
-    state = _resumable(folder, config) if resume else None
-    dataset = data if isinstance(data, Dataset) else find_dataset(data, labels)
+    state, start = None, None
+    if resume:
+        state, start = _resumable(folder, config)
+        if labels is not None and labels != start[1].labels:
+            raise TrainError(f"{folder}: cannot go on with other classes; leave out --labels, the run has its own.")
+        labels = start[1].labels
+    dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels)
     inspection = inspect(dataset, check_workers)
     if any(finding.stranger for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
     train, val = _splits(inspection, config)
-    training = _Training(folder, config, inspection, train, val, watch)
+    training = _Training(folder, config, inspection, train, val, watch, start[0] if start else None)
     if state is not None:
         training.restore(state)
-    about = {"data": str(dataset.root), "evitseg": __version__, "settings": asdict(config)}
-    _write_json(folder / CONFIG_FILE, about)
+    training.write_settings(dataset.root)
     try:
         return training.run()
     except RuntimeError as error:
@@ -141,13 +154,19 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _resumable(folder: Path, config: TrainConfig) -> dict[str, Any]:
+def _root(data: str | os.PathLike[str] | Dataset) -> str | os.PathLike[str]:
+    return data.root if isinstance(data, Dataset) else data
+
+
+def _resumable(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[EfficientViT, Manifest]]:
+    """The state to go on from, and what the run started from."""
     path = folder / STATE
     if not path.is_file():
         raise TrainError(f"{folder}: no run to go on with ({STATE} is not there); start it without --resume.")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["settings"]
+        start = load_checkpoint(folder / START)
     except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
         raise TrainError(f"{path}: damaged, or not a training state; start again in another folder.") from error
     now = json.loads(json.dumps(asdict(config)))
@@ -155,7 +174,7 @@ def _resumable(folder: Path, config: TrainConfig) -> dict[str, Any]:
     if changed:
         differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
         raise TrainError(f"{folder}: cannot go on with other settings ({differences}); use the run's own.")
-    return state
+    return state, start
 
 
 def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
@@ -180,11 +199,6 @@ def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ..
     return parts["train"], parts["val"]
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
 class _Training:
     """What a run remembers between steps."""
 
@@ -196,9 +210,11 @@ class _Training:
         train: Sequence[Pair],
         val: Sequence[Pair],
         watch: Callable[[Event], None],
+        start: EfficientViT | None,
     ) -> None:
         try:
             from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
 
             from evitseg.train.record import Record, trackers
         except ImportError as error:
@@ -206,6 +222,7 @@ class _Training:
         self.folder, self.config, self.watch, self.val = folder, config, watch, val
         self.labels, self.inspection = inspection.labels, inspection
         mixed_precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
+        AcceleratorState._reset_state()  # another run in this process may have had another precision
         alone = not torch.accelerator.is_available()  # accelerate lets processes on CPUs work together only if told
         self.accelerator = Accelerator(
             cpu=alone, mixed_precision=mixed_precision, log_with=trackers(), project_dir=folder
@@ -214,9 +231,13 @@ class _Training:
         if config.batch % processes:
             raise TrainError(f"a batch of {config.batch} cannot be shared by {processes} processes.")
         self.device = self.accelerator.device
+        if config.precision == "float16" and self.device.type == "cpu":
+            raise TrainError("float16 trains on a GPU only; take --precision bfloat16, or float32.")
         if self.device.type == "cpu":
             keep_freed_memory()
-        network = starting_network(config, self.labels)
+        if start is None:
+            check_classes_from(config)
+        network = start or starting_network(config, self.labels)
         self.start = {key: value.clone().to(self.device) for key, value in network.state_dict().items()}
         self.average, self.measured = (
             channels_last(EfficientViT(network.config).eval().requires_grad_(False), self.device) for _ in "ab"
@@ -231,7 +252,7 @@ class _Training:
         optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
         self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
         self.teachers = Teachers(config.teachers, self.labels, config.classes_from, self.device)
-        weights = class_weights(inspection.frequencies(), config.balance).to(self.device)
+        weights = class_weights(_frequencies(inspection, train), config.balance).to(self.device)
         self.objective = Objective(config, weights, self.labels.ignore_index, self._mean_over_processes)
         self.crops = Crops(train, self.labels, config)
         self.batches = Batches(self.crops, config, pinned=self.device.type == "cuda")
@@ -244,6 +265,19 @@ class _Training:
             for values in (self.preprocess.mean, self.preprocess.std)
         )
         self.record = Record(folder, self.accelerator, val, self.labels)
+
+    def write_settings(self, data: Path) -> None:
+        """What a run that goes on needs to know, before the first step."""
+        if not self.accelerator.is_main_process:
+            return
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        if not (self.folder / START).exists():
+            self.measured.load_state_dict(self.start)
+            save_checkpoint(self.measured, self._manifest(None), self.folder / START)
+        about = {"data": str(data), "evitseg": __version__, "settings": asdict(self.config)}
+        with replacing(self.folder / CONFIG_FILE, durable=True) as file:
+            file.write((json.dumps(about, indent=2) + "\n").encode())
 
     @property
     def steps(self) -> int:
@@ -258,7 +292,8 @@ class _Training:
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             for images, truth in self._rest_of(epoch):
                 self._step(images, truth)
-                if self.step % self.config.save_every == 0:
+                # At an epoch's end it is measured first: a state from before would skip that.
+                if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                     self.save_state()
             at_end = epoch + 1 == self.config.epochs
             self._keep(epoch, self._measure(epoch) if at_end or (epoch + 1) % self.config.measure_every == 0 else None)
@@ -292,25 +327,19 @@ class _Training:
         first = int(torch.randint(config.loss_stride**2, ()))
         offset = (first // config.loss_stride, first % config.loss_stride)
         pixels = (images.to(memory_format=torch.channels_last).float() - self.mean) / self.std
-        self.trained.train()
-        for module in self.unwrapped.network.backbone.modules() if config.freeze_backbone else ():
-            module.eval()  # nor do its statistics change
-        for module in self.unwrapped.network.modules() if config.freeze_norm else ():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        set_modes(self.unwrapped, config)
         with self.accelerator.autocast():
-            teacher = self.teachers(pixels, config.temperature) if config.teachers else None
+            answers = self.teachers(pixels, config.temperature)
             logits, auxiliary = self.trained(pixels)
-        loss = self.objective(logits, auxiliary, truth.long(), teacher, offset, self.step / self.steps)
+        loss = self.objective(logits, auxiliary, truth.long(), answers, offset, self.step / self.steps)
         value = float(self._mean_over_processes(loss.detach()))
         if not math.isfinite(value):
-            raise TrainError(
-                f"step {self.step + 1}: the loss is {value}; try a lower --learning-rate (it was {rate:.1e}) "
-                f"in a new run{self.how_to_start()}."
-            )
+            raise self._no_number("loss", value, rate)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.trained.parameters(), config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), config.clip)
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):  # a scaler skips such steps
+            raise self._no_number("gradient", float(norm), rate)
         self.optimizer.step()
         self.step += 1
         self._average()
@@ -319,6 +348,12 @@ class _Training:
         event = self._event(value, rate)
         self.record.step(self.step, value, rate, event.pictures_per_s)
         self.watch(event)
+
+    def _no_number(self, what: str, value: float, rate: float) -> TrainError:
+        return TrainError(
+            f"step {self.step + 1}: the {what} is {value}; try a lower --learning-rate (it was {rate:.1e}) "
+            f"in a new run{self.how_to_start()}."
+        )
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
@@ -360,12 +395,22 @@ class _Training:
         share = self.config.keep_start
         self.measured.load_state_dict(mixed([self.average.state_dict(), self.start], [1 - share, share]))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if processes > 1:
+            from accelerate.utils import broadcast
+
+            # Without it batch norm's statistics would be every process's own.
+            self.measured.load_state_dict(broadcast(self.measured.state_dict()))
         outcomes = [measured(self._mask, pair, self.labels) for pair in self.val[rank::processes]]
         if processes > 1:
             from accelerate.utils import gather_object
 
             outcomes = gather_object(outcomes)
-        return summarise(outcomes, self.labels, {"epoch": str(epoch + 1)})
+        report = summarise(outcomes, self.labels, {"epoch": str(epoch + 1)})
+        if report.skipped:
+            raise TrainError(
+                f"{report.skipped[0]} It was readable when the run began; mend it, and go on with --resume."
+            )
+        return report
 
     def _keep(self, epoch: int, report: Report | None) -> None:
         """After an epoch: the log, the checkpoints, the state to go on from."""
@@ -391,8 +436,20 @@ class _Training:
             self.save_state()
         self.watch(event)
 
-    def _manifest(self, report: Report) -> Manifest:
-        ious = zip(self.labels.names, report.iou.tolist(), strict=True)
+    def _manifest(self, report: Report | None) -> Manifest:
+        accuracy: tuple[Accuracy, ...] = ()
+        if report is not None:
+            ious = zip(self.labels.names, report.iou.tolist(), strict=True)
+            seen = "pictures that were also trained on" if set(self.val) & set(self.crops.pairs) else "held out"
+            measured_on = Accuracy(
+                data=f"validation, {len(report.pictures)} pictures, {seen}",
+                protocol="one confusion matrix over the split, whole pictures",
+                miou=round(100 * report.miou, 2),
+                iou={name: round(100 * value, 2) for name, value in ious if not math.isnan(value)},
+                pictures=len(report.pictures),
+                settings={"engine": "PyTorch", "precision": "float32"},
+            )
+            accuracy = (measured_on,)
         return Manifest(
             name=f"{self.config.variant}-{self.inspection.dataset.root.name}",
             model=self.average.config,
@@ -403,16 +460,7 @@ class _Training:
                 licence="yours to say",
                 recipe=f"evitseg {__version__}, step {self.step} of {self.steps}, start {self.config.start}",
             ),
-            accuracy=(
-                Accuracy(
-                    data=f"validation, {len(report.pictures)} pictures",
-                    protocol="one confusion matrix over the split, whole pictures",
-                    miou=round(100 * report.miou, 2),
-                    iou={name: round(100 * value, 2) for name, value in ious if not math.isnan(value)},
-                    pictures=len(report.pictures),
-                    settings={"engine": "PyTorch", "precision": "float32"},
-                ),
-            ),
+            accuracy=accuracy,
             evitseg_version=__version__,
         )
 
@@ -435,14 +483,15 @@ class _Training:
             },
             content,
         )
-        with replacing(self.folder / STATE) as file:
+        with replacing(self.folder / STATE, durable=True) as file:
             file.write(content.getbuffer())
 
     def _data(self) -> dict[str, Any]:
-        """What the training pictures are known by: how many, and a digest of their pixels and masks."""
-        contents = {f.pair: [f.pair.picture.name, f.digest, *f.counts] for f in self.inspection.usable}
-        listed = json.dumps([contents[pair] for pair in self.crops.pairs])
-        return {"pictures": len(self.crops), "digest": hashlib.sha256(listed.encode()).hexdigest()}
+        """What pictures and teachers are known by: how many, and a digest of pixels, masks and files."""
+        chosen = {*self.crops.pairs, *self.val}
+        contents = [[f.pair.picture.name, f.digest, f.mask_digest] for f in self.inspection.usable if f.pair in chosen]
+        contents.append([file_sha256(name) for name in self.config.teachers if Path(name).is_file()])
+        return {"pictures": len(self.crops), "digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save_state` wrote. Raises: TrainError where it is another network's, or the data changed."""
@@ -481,6 +530,14 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
+
+
+def _frequencies(inspection: Inspection, train: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Share of every class in the pictures that are trained on, and in no other."""
+    chosen = set(train)
+    counts = np.sum([f.counts for f in inspection.usable if f.pair in chosen], axis=0, dtype=np.float64)
+    shares: np.ndarray[Any, np.dtype[np.float64]] = counts / max(counts.sum(), 1.0)
+    return shares
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

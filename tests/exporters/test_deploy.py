@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import evitseg
+from evitseg.errors import ConfigError
+from evitseg.exporters.deploy import Bicubic, DeploymentForm
+from evitseg.image import Preprocess
+from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.weights import PUBLISHED
+
+
+def lively(model: EfficientViT) -> EfficientViT:
+    """Batch norm with statistics and weights of its own, as after training."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("variant", "size"), [("b0", (96, 160)), ("b1", (64, 64)), ("l1", (64, 96))])
+def test_the_form_for_devices_is_the_same_function(variant: str, size: tuple[int, int]) -> None:
+    model = lively(evitseg.build(variant, 5))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = Deployed(model, Preprocess())(image)
+        actual = DeploymentForm(model, Preprocess(), size)(image)
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_bicubic_up_sampling_is_pytorchs_to_the_border(factor: int) -> None:
+    x = torch.randn(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(Bicubic((5, 7), factor)(x), expected)
+
+
+def test_what_has_no_such_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        DeploymentForm(evitseg.build("b0", 2), Preprocess(), (100, 96))
+    with pytest.raises(ConfigError, match="only segmentation networks"):
+        DeploymentForm(EfficientViT(PUBLISHED["efficientvit-b1"].config), Preprocess(), (64, 64))

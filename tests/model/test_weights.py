@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,15 @@ from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import PUBLISHED, file_sha256, load_checkpoint, load_official, read_state, save_checkpoint
+from evitseg.model.weights import (
+    PUBLISHED,
+    average_checkpoints,
+    file_sha256,
+    load_checkpoint,
+    load_official,
+    read_state,
+    save_checkpoint,
+)
 
 Table = dict[str, dict[str, list[int]]]
 
@@ -178,3 +188,37 @@ def test_a_manifest_that_disagrees_with_its_weights_is_refused(tmp_path: Path) -
     save_checkpoint(model, lying, tmp_path / "lying.safetensors")
     with pytest.raises(WeightsError, match="do not fit the b1 segmentation network"):
         load_checkpoint(tmp_path / "lying.safetensors")
+
+
+def test_an_average_is_the_mean_of_weights_of_one_kind(tmp_path: Path) -> None:
+    paths = []
+    for seed, classes in ((0, 3), (1, 3), (2, 4)):
+        torch.manual_seed(seed)
+        model = evitseg.build("b0", classes)
+        manifest = Manifest(
+            name="a", model=model.config, labels=numbered(classes), preprocess=Preprocess(),
+            training=Training(data="d", licence="l", recipe=f"run {seed}"),
+        )  # fmt: skip
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save_checkpoint(model, manifest, paths[-1])
+    network, manifest = average_checkpoints(paths[:2], [3, 1])
+    first, second = (load_checkpoint(path)[0].state_dict() for path in paths[:2])
+    for key, value in network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * first[key] + 0.25 * second[key])
+    assert manifest.training.recipe == "mean of 2: 0.75 of (run 0); 0.25 of (run 1)"
+    with pytest.raises(WeightsError, match=r"2\.safetensors: its model is not that of"):
+        average_checkpoints([paths[0], paths[2]])
+    with pytest.raises(ConfigError, match="one number for each of the 2"):
+        average_checkpoints(paths[:2], [1])
+    with pytest.raises(WeightsError, match="two checkpoints or more"):
+        average_checkpoints(paths[:1])
+    command = [sys.executable, "-m", "evitseg", "average", *map(str, paths[:2]), "--out"]
+    run = subprocess.run([*command, str(tmp_path / "mean.safetensors")], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    torch.testing.assert_close(
+        load_checkpoint(tmp_path / "mean.safetensors")[0].state_dict()["backbone.stem.0.conv.conv.weight"],
+        (first["backbone.stem.0.conv.conv.weight"] + second["backbone.stem.0.conv.conv.weight"]) / 2,
+    )
+    wrong = subprocess.run([*command, "mean.onnx"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2

@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from evitseg.config import (
     cost,
     short_name,
 )
-from evitseg.errors import MissingPackageError, WeightsError, unknown
+from evitseg.errors import ConfigError, MissingPackageError, WeightsError, unknown
 from evitseg.files import replacing
 from evitseg.image import Preprocess
 from evitseg.labels import LabelSpace, load_labels, numbered
@@ -368,6 +368,47 @@ def load_checkpoint(
     if preprocess is not None:
         manifest = replace(manifest, preprocess=preprocess)
     return model.eval(), manifest
+
+
+def mixed(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> State:
+    """The weighted mean of weights and of batch norm's statistics; counters are the first's."""
+    return {
+        key: sum((s * state[key] for s, state in zip(shares[1:], states[1:], strict=True)), shares[0] * value)
+        if value.is_floating_point()
+        else value
+        for key, value in states[0].items()
+    }
+
+
+def average_checkpoints(
+    paths: Sequence[str | os.PathLike[str]], shares: Sequence[float] | None = None
+) -> tuple[EfficientViT, Manifest]:
+    """One network whose weights are the mean of several's that began as the same one (arXiv:2203.05482).
+
+    Args:
+        paths: checkpoints of the same network with the same classes.
+        shares: of each, any positive numbers; None for equal ones.
+
+    Raises: WeightsError where they do not fit together, ConfigError for shares that are none.
+    """
+    if len(paths) < 2:
+        raise WeightsError("an average needs two checkpoints or more.")
+    shares = [1.0] * len(paths) if shares is None else list(shares)
+    if len(shares) != len(paths) or min(shares) < 0 or sum(shares) <= 0:
+        raise ConfigError(f"shares {shares}: give one number for each of the {len(paths)} checkpoints, none below 0.")
+    loaded = [load_checkpoint(path) for path in paths]
+    model, manifest = loaded[0]
+    for path, (_, other) in zip(paths, loaded, strict=True):
+        for what in ("model", "labels", "preprocess"):
+            if getattr(other, what) != getattr(manifest, what):
+                raise WeightsError(f"{path}: its {what} is not that of {paths[0]}; average runs of the same settings.")
+    parts = [share / sum(shares) for share in shares]
+    model.load_state_dict(mixed([network.state_dict() for network, _ in loaded], parts))
+    recipes = "; ".join(
+        f"{part:.3g} of ({other.training.recipe or 'unknown'})" for part, (_, other) in zip(parts, loaded, strict=True)
+    )
+    training = replace(manifest.training, recipe=f"mean of {len(paths)}: {recipes}")
+    return model, replace(manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None)
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:

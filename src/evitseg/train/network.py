@@ -221,13 +221,3 @@ def check_classes_from(config: TrainConfig) -> None:
                     f"classes_from: {part!r} is no class of the weights to start or learn from "
                     f"({', '.join(sorted(known))})."
                 )
-
-
-def mixed(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted mean of weights and of batch norm's statistics; counters are the first's."""
-    return {
-        key: sum((s * state[key] for s, state in zip(shares[1:], states[1:], strict=True)), shares[0] * value)
-        if value.is_floating_point()
-        else value
-        for key, value in states[0].items()
-    }

@@ -29,7 +29,7 @@ from evitseg.labels import LabelSpace
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.metrics import Report, measured, summarise
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import file_sha256, load_checkpoint, save_checkpoint
+from evitseg.model.weights import file_sha256, load_checkpoint, mixed, save_checkpoint
 from evitseg.train.config import CONFIG_FILE, TrainConfig
 from evitseg.train.data import Batches, Crops, batches
 from evitseg.train.losses import Objective
@@ -38,7 +38,6 @@ from evitseg.train.network import (
     Trained,
     channels_last,
     check_classes_from,
-    mixed,
     set_drop_path,
     set_modes,
     starting_network,

@@ -58,6 +58,7 @@ class PrecisionName(str, Enum):
 
 class FormatName(str, Enum):
     onnx = "onnx"
+    openvino = "openvino"
 
 
 class WeightsName(str, Enum):
@@ -85,7 +86,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="An artefact (.onnx), a checkpoint (.safetensors, .pt), a bundled or a published model's name; "
+        help="An artefact (.onnx, .xml), a checkpoint (.safetensors, .pt), a bundled or a published model's name; "
         "evitseg info lists the names. (default: the bundled model)",
         show_default=False,
     ),
@@ -412,7 +413,8 @@ def export(
     )
     verification = manifest.verification
     assert verification is not None  # export verifies or raises
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, weights {manifest.weights})")
+    size_bytes = sum(file.stat().st_size for file in (path, *map(path.with_suffix, FORMATS[to.value].beside)))
+    print(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
     print(
         f"verified on {verification.pictures} pictures: largest logit difference "
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evitseg.runtime.segmenter import Segmenter
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
-ARTEFACT_ENDINGS = (".onnx",)
+ARTEFACT_ENDINGS = (".onnx", ".xml")
 
 
 def load(
@@ -32,7 +32,7 @@ def load(
     """A segmenter: give it a picture, it gives the mask.
 
     Args:
-        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx) or a checkpoint
+        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml) or a checkpoint
             (.safetensors, .pt, .pth); or a published model's name, such as "b0-cityscapes", which is downloaded on
             first use.
         engine: "openvino" (the default) or "onnxruntime" for an artefact; "torch" for checkpoints and published
@@ -59,7 +59,7 @@ def _engine(
 
         if engine == "torch":
             raise EngineError(f"{path}: an artefact runs in OpenVINO or ONNX Runtime; torch runs checkpoints.")
-        return open_engine(path, engine or "openvino", precision, threads)
+        return open_engine(path, engine, precision, threads)
     if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
         raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
     network, manifest = network_of(model or DEFAULT_MODEL)

@@ -11,6 +11,7 @@ from pathlib import Path
 from evitseg import __version__
 from evitseg.errors import ExportError, FileError, unknown
 from evitseg.exporters.onnx import set_onnx_manifest, write_onnx
+from evitseg.exporters.openvino import set_openvino_manifest, write_openvino
 from evitseg.exporters.verify import example_pictures, verify
 from evitseg.files import temporary_name
 from evitseg.image import Picture, Preprocess, read_picture
@@ -28,15 +29,18 @@ class Format:
         ending: of the file's name.
         write: converts a network to a file that carries the manifest.
         set_manifest: gives a written file another manifest.
+        beside: endings of further files that belong to it.
     """
 
     ending: str
     write: Callable[[EfficientViT, Manifest, Path], None]
     set_manifest: Callable[[Path, Manifest], None]
+    beside: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", write_onnx, set_onnx_manifest),
+    "openvino": Format(".xml", write_openvino, set_openvino_manifest, beside=(".bin",)),
 }
 
 
@@ -99,7 +103,9 @@ def export(
             form.write(model, manifest, temporary)
             manifest = replace(manifest, verification=verify(temporary, model, manifest, reals))
             form.set_manifest(temporary, manifest)
-            temporary.replace(out)
+            for ending in form.beside:
+                temporary.with_suffix(ending).replace(out.with_suffix(ending))
+            temporary.replace(out)  # last: it is what makes the artefact one
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, manifest

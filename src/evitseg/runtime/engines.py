@@ -1,10 +1,11 @@
-"""Engines for artefacts: the portable ONNX file runs in OpenVINO and in ONNX Runtime."""
+"""Engines for artefacts: the portable ONNX file runs in OpenVINO and in ONNX Runtime, OpenVINO's own in OpenVINO."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,7 +26,7 @@ _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 class OpenVinoEngine:
-    """An ONNX artefact in OpenVINO, on the CPU."""
+    """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it."""
 
     def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
         try:
@@ -114,36 +115,58 @@ class OnnxRuntimeEngine:
         return cast(NDArray[np.float32], self._session.run(None, {self._input: images})[0])
 
 
-ENGINES: dict[str, Callable[[Path, Precision, int | None], Engine]] = {
-    "openvino": OpenVinoEngine,
-    "onnxruntime": OnnxRuntimeEngine,
+@dataclass(frozen=True)
+class EngineKind:
+    """A way to run artefacts.
+
+    Attributes:
+        endings: of the files it runs.
+        open: makes the engine from a file, a precision and a number of threads.
+    """
+
+    endings: tuple[str, ...]
+    open: Callable[[Path, Precision, int | None], Engine]
+
+
+ENGINES: dict[str, EngineKind] = {
+    "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine),
+    "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
 }
+"""By name; of several that run a file the first is taken."""
 
 
 def open_engine(
     artefact: str | os.PathLike[str],
-    engine: str = "openvino",
+    engine: str | None = None,
     precision: Precision = "auto",
     threads: int | None = None,
 ) -> Engine:
     """An artefact, ready to run.
 
     Args:
-        artefact: path of an ONNX file that `evitseg export` wrote.
-        engine: a key of `ENGINES`.
+        artefact: path of a file that `evitseg export` wrote.
+        engine: a key of `ENGINES`; None for the first that runs such a file.
         precision: of the arithmetic; "auto" takes bfloat16 where the processor has it, else what the engine chooses.
         threads: at most; None leaves it to the engine, which takes every physical core.
 
     Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
     ConfigError for an unknown name.
     """
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+    ending = Path(artefact).suffix
+    able = [name for name, kind in ENGINES.items() if ending in kind.endings]
+    if not able:
+        endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
+        raise WeightsError(f"{artefact}: not an artefact; artefacts end in {endings}.")
+    engine = engine or able[0]
+    if engine not in able:
+        raise EngineError(f"{artefact}: {engine} does not run {ending} files; {' and '.join(able)} can.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more.")
-    return ENGINES[engine](Path(artefact), precision, threads)
+    return ENGINES[engine].open(Path(artefact), precision, threads)
 
 
 def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
@@ -168,8 +191,15 @@ def read_manifest(artefact: Path) -> Manifest:
 
 
 def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model, Manifest]:
+    import openvino
+
     # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
-    model = core.read_model(_read(artefact))
+    content = _read(artefact)
+    if artefact.suffix == ".xml":
+        weights = np.frombuffer(_read(artefact.with_suffix(".bin")), np.uint8)
+        model = core.read_model(content, openvino.Tensor(weights))
+    else:
+        model = core.read_model(content)
     where = ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
     return model, _manifest(text, artefact)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evitseg.config import Conv, model_config
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import LabelSpace
+from evitseg.loading import CHECKPOINT_ENDINGS
 from evitseg.model.attention import AttentionSequence
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT
@@ -69,6 +70,8 @@ def source_of(start: str) -> tuple[EfficientViT, LabelSpace | None]:
     """A start's network, and its classes where they are classes of pixels."""
     if Path(start).exists():
         return load_backbone(start)
+    if Path(start).suffix in CHECKPOINT_ENDINGS:
+        raise WeightsError(f"{start}: no such file.")
     name = published_name(start)
     try:
         source = load_official(name)

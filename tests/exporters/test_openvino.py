@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import evitseg
+from evitseg.errors import ExportError
+from evitseg.exporters.verify import example_pictures, verify
+from evitseg.image import Preprocess
+from evitseg.model.weights import load_checkpoint
+from evitseg.runtime.engines import open_engine
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16"])
+def test_openvinos_own_file_says_what_the_onnx_file_says(
+    b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path, weights: str
+) -> None:
+    own, manifest = evitseg.export(b0_checkpoint, "openvino", tmp_path / "b0.xml", weights=weights)
+    portable, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx", weights=weights)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b0.bin", "b0.onnx", "b0.xml"]
+    assert (tmp_path / "b0.bin").stat().st_size < (1_600_000 if weights == "float16" else 3_000_000)
+    for short_side in (128, 256):  # any size
+        image = Preprocess(short_side).apply(photograph)[None]
+        one, other = (open_engine(path, "openvino", "float32")(image) for path in (own, portable))
+        assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+    engine = open_engine(own)
+    assert engine.manifest == manifest
+    assert manifest.verification is not None
+
+
+def test_a_broken_weight_is_seen(b0_checkpoint: Path, tmp_path: Path) -> None:
+    path, manifest = evitseg.export(b0_checkpoint, "openvino", tmp_path / "b0.xml")
+    constants = [data.attrib for data in ElementTree.parse(path).iter("data") if "offset" in data.attrib]
+    largest = max(constants, key=lambda data: int(data["size"]))
+    weights = np.frombuffer((tmp_path / "b0.bin").read_bytes(), np.uint8).copy()
+    weights[int(largest["offset"]) : int(largest["offset"]) + int(largest["size"])] = 0
+    (tmp_path / "b0.bin").write_bytes(weights.tobytes())
+    with pytest.raises(ExportError, match="disagrees"):
+        verify(path, load_checkpoint(b0_checkpoint)[0], manifest, example_pictures())
+
+
+def test_the_command_writes_and_uses_it(b0_checkpoint: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "evitseg", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = run("export", str(b0_checkpoint), "--to", "openvino", "--size", "256", "--out", "b0.xml")
+    assert "wrote b0.xml (3." in done.stdout or "wrote b0.xml (2." in done.stdout
+    run("predict", "--example", "--model", "b0.xml", "--out", "out")
+    assert (tmp_path / "out/street_mask.png").exists()
+    assert "cityscapes" in run("info", "b0.xml").stdout

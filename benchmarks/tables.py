@@ -70,12 +70,21 @@ def training() -> str:
     return table(("", "median", "peak memory", "times faster"), rows)
 
 
+def camvid() -> str:
+    values = result("camvid")["results"]
+    names = list(next(iter(values.values()))["iou"])
+    rows = [(name, *(f"{row['iou'][name]:.1f}" for row in values.values())) for name in names]
+    rows.append(("**mean**", *(f"**{row['miou']:.2f}**" for row in values.values())))
+    return table(("", *values), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "precision": precision,
     "size-rules": size_rules,
     "short-sides": short_sides,
     "training": training,
+    "camvid": camvid,
 }
 
 

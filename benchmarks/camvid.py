@@ -1,0 +1,41 @@
+"""IoU of every class on CamVid test, of several checkpoints, into results/camvid.json.
+
+    python benchmarks/camvid.py CAMVID "name=checkpoint" ...
+
+In float32, PyTorch for checkpoints; pictures at the model's working size, the whole picture, single scale, no flip; one confusion
+matrix over the split, void not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from contest import RESULTS
+
+from evitseg.dataset import find_dataset
+from evitseg.files import replacing
+from evitseg.loading import load
+from evitseg.metrics import evaluate
+
+
+def main(camvid: Path, named: list[str]) -> None:
+    dataset = find_dataset(camvid)
+    assert dataset.labels is not None
+    pairs = dataset.pairs("test")
+    results = {}
+    for entry in named:
+        name, _, checkpoint = entry.rpartition("=")
+        segment = load(checkpoint, precision="float32")
+        report = evaluate(segment.mask, pairs, dataset.labels)
+        results[name] = {"miou": 100 * report.miou, "iou": {k: 100 * v for k, v in report.to_dict()["iou"].items()}}
+        print(f"{name}: {100 * report.miou:.2f}", flush=True)
+    with replacing(RESULTS / "camvid.json") as file:
+        file.write((json.dumps({"pictures": len(pairs), "results": results}, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -2,8 +2,8 @@
 
     python benchmarks/camvid.py CAMVID "name=checkpoint" ...
 
-In float32, PyTorch for checkpoints; pictures at the model's working size, the whole picture, single scale, no flip; one confusion
-matrix over the split, void not counted.
+In float32, PyTorch for checkpoints; pictures at the model's working size, the whole picture, single scale, no flip;
+one confusion matrix over the split, void not counted.
 """
 
 from __future__ import annotations

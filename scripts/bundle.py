@@ -93,7 +93,8 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 {accuracy.data}, {accuracy.pictures} pictures: {accuracy.protocol}.
 Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {accuracy.settings["processor"]};
 IoU in percent by precision of the arithmetic. The default takes bfloat16 where the processor has it, else what
-the engine chooses. The weights are stored as float32 because float16 cost an earlier model 0.1 points in bfloat16 arithmetic.
+the engine chooses. The weights are stored as float32 because float16 cost an earlier model 0.1 points in bfloat16
+arithmetic.
 
 | class | {header} |
 | --- |{" --- |" * len(manifest.accuracy)}

@@ -15,4 +15,11 @@ echo "installing into $venv"
 "$venv/bin/mypy"
 "$venv/bin/python" benchmarks/tables.py --check
 PYTHON="$venv/bin/python" bash scripts/base_install.sh
-"$venv/bin/python" -m pytest "$@"
+if [ $# -gt 0 ]; then
+    "$venv/bin/python" -m pytest "$@"
+else
+    # Two processes: a DataLoader's worker that ends in a process in which OpenVINO has used AMX ended the tests with a
+    # segmentation fault in Python's handler of SIGCHLD (Python 3.11.7, glibc 2.36; the cause is not known).
+    "$venv/bin/python" -m pytest tests/train
+    "$venv/bin/python" -m pytest --ignore=tests/train
+fi

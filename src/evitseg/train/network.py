@@ -102,6 +102,9 @@ def class_shares(labels: LabelSpace, source: LabelSpace, classes_from: Mapping[s
     return shares
 
 
+_FIRST_STAGE = 2  # counted from 0: stages 3 and 4 have further heads
+
+
 class Trained(nn.Module):
     """A network with what only training needs: two more heads, on stages 3 and 4.
 
@@ -114,14 +117,14 @@ class Trained(nn.Module):
         backbone, classes = network.config.backbone, network.config.num_classes
         self.auxiliary = nn.ModuleList()
         if auxiliary:
-            for stage in (2, 3):
+            for stage in range(_FIRST_STAGE, len(backbone.stages)):
                 width = backbone.stages[stage].width
                 hidden = ConvNormAct(Conv(width, width, kernel=1, act=True), backbone.activation, backbone.norm_eps)
                 self.auxiliary.append(nn.Sequential(hidden, nn.Conv2d(width, classes, 1)))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.network.backbone(pixels)
-        early = [head(stage) for head, stage in zip(self.auxiliary, features[-2:], strict=False)]
+        early = [head(features[stage]) for stage, head in enumerate(self.auxiliary, _FIRST_STAGE)]
         return self.network.head(features), early
 
 

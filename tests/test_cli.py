@@ -277,7 +277,11 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
         (["a.pt"], "a.pt: "),
         (["absent.pt"], "absent.pt: no such file"),
         (["a.pt", "--labels", "citiscapes"], "did you mean 'cityscapes'"),
-        (["b0-camvid"], "an artefact; this needs a checkpoint"),
+        (["m.tflite"], "an artefact; this needs a checkpoint"),
+        (
+            ["b0-camvid", "--to", "litert"],
+            "take pictures of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",
+        ),
     ):
         run = evitseg("export", *arguments, cwd=tmp_path)
         assert run.returncode == 1, arguments

@@ -46,6 +46,9 @@ FAILED, INTERRUPTED = 1, 130
 class EngineName(str, Enum):
     openvino = "openvino"
     onnxruntime = "onnxruntime"
+    litert = "litert"
+    executorch = "executorch"
+    ncnn = "ncnn"
     torch = "torch"
 
 
@@ -59,6 +62,10 @@ class PrecisionName(str, Enum):
 class FormatName(str, Enum):
     onnx = "onnx"
     openvino = "openvino"
+    litert = "litert"
+    executorch = "executorch"
+    ncnn = "ncnn"
+    coreml = "coreml"
 
 
 class WeightsName(str, Enum):
@@ -80,13 +87,28 @@ def _size(text: str) -> Size:
         raise typer.BadParameter(str(error)) from None
 
 
+def _export_size(text: str) -> Size | tuple[int, int]:
+    """As `_size`, and HEIGHTxWIDTH."""
+    from evitseg.errors import ConfigError
+    from evitseg.image import check_sides
+
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        return _size(text)
+    try:
+        return check_sides((int(sides[0]), int(sides[1])))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
-        help="An artefact (.onnx, .xml), a checkpoint (.safetensors, .pt), a bundled or a published model's name; "
+        help="An artefact (.onnx, .xml, .tflite, .pte, .param), a checkpoint (.safetensors, .pt), or "
+        "a bundled or published model's name; "
         "evitseg info lists the names. (default: the bundled model)",
         show_default=False,
     ),
@@ -113,7 +135,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="At most. (default: eve
 Engine = Annotated[
     EngineName | None,
     typer.Option(
-        help="What runs the model. (default: openvino for artefacts, torch for checkpoints)", show_default=False
+        help="What runs the model, where several could: openvino or onnxruntime. (default: openvino)",
+        show_default=False,
     ),
 ]
 Precision = Annotated[
@@ -352,7 +375,10 @@ def _tell(console: Any, source: Path, written: list[Path], prediction: Predictio
 @_plain_errors
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint (.safetensors, .pt) or a published model's name.")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint (.safetensors, .pt, or our .onnx), a bundled or published model."
+        ),
     ],
     to: Annotated[FormatName, typer.Option("--to", help="The kind of artefact.")] = FormatName.onnx,
     out: Annotated[
@@ -372,8 +398,9 @@ def export(
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="PIXELS|native",
-            help="Working size, where the checkpoint does not say.",
+            metavar="HEIGHTxWIDTH|PIXELS|native",
+            help="HEIGHTxWIDTH: the only size it takes; litert, executorch, ncnn and coreml need one. PIXELS or "
+            "'native': the short side at which pictures go through it, where the checkpoint does not say.",
             show_default=False,
         ),
     ] = None,
@@ -387,7 +414,7 @@ def export(
     """Convert a checkpoint for a device, and keep the file only if it agrees with the checkpoint on real pictures."""
     from dataclasses import replace
 
-    working_size = _size(size) if size is not None else None
+    wanted = _export_size(size) if size is not None else None
     from evitseg.labels import load_labels
     from evitseg.loading import network_of
 
@@ -397,24 +424,29 @@ def export(
     from evitseg.exporters import export as write
 
     preprocess = None
-    if working_size is not None:
-        short_side = None if working_size == "native" else working_size
-        preprocess = replace(manifest.preprocess, short_side=short_side)
-    ending = FORMATS[to.value].ending
-    place = out or (Path(checkpoint).with_suffix(ending) if Path(checkpoint).exists() else Path(checkpoint + ending))
+    if wanted is not None and not isinstance(wanted, tuple):
+        preprocess = replace(manifest.preprocess, short_side=None if wanted == "native" else wanted)
+    form = FORMATS[to.value]
+    place = out or form.name(Path(checkpoint).with_suffix("") if Path(checkpoint).exists() else checkpoint)
+    if sys.stderr.isatty():
+        print(f"converting {checkpoint} to {to.value} ...", file=sys.stderr)
     path, manifest = write(
         (network, manifest),
         to.value,
         place,
         weights=weights.value,
+        size=wanted if isinstance(wanted, tuple) else None,
         pictures=pictures or (),
         labels=label_space,
         preprocess=preprocess,
     )
     verification = manifest.verification
     assert verification is not None  # export verifies or raises
-    size_bytes = sum(file.stat().st_size for file in (path, *map(path.with_suffix, FORMATS[to.value].beside)))
+    files = form.files(path)
+    size_bytes = sum(file.stat().st_size for top in files for file in (top, *top.rglob("*")) if file.is_file())
     print(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
+    if files[:-1]:
+        print(f"keep beside it: {', '.join(file.name for file in files[:-1])}")
     print(
         f"verified on {verification.pictures} pictures: largest logit difference "
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
@@ -915,9 +947,10 @@ def _about_package() -> dict[str, Any]:
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
     from evitseg.config import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
 
+    modules = {"litert": "ai_edge_litert"}
     return {
         "version": __version__,
-        "engines": {name.value: find_spec(name.value) is not None for name in EngineName},
+        "engines": {name.value: find_spec(modules.get(name.value, name.value)) is not None for name in EngineName},
         "bundled models": {name: "the default" * (name == DEFAULT_MODEL) for name in bundled_models()},
         "published models": {name: _cost(cost(config)) for name, config in PUBLISHED_SEGMENTATION.items()},
         "variants": {name: _cost(cost(model_config(name, 19))) for name in BACKBONES},

@@ -61,12 +61,15 @@ class Preprocess:
         short_side: in pixels; None leaves the picture at its own size (but for the multiple of 32).
         max_enlarge: because enlarging adds no detail, only cost.
         mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into artefacts.
+        fixed: (height, width) in pixels of the only input there is, for artefacts that take one size: every picture is
+            stretched to it, and the rule above does not apply.
     """
 
     short_side: int | None = None
     max_enlarge: float = 2.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fixed: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.short_side is not None:
@@ -75,6 +78,8 @@ class Preprocess:
             raise ConfigError(f"max_enlarge is {self.max_enlarge}; it must be between 1 and 16.")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and every std above 0.")
+        if self.fixed is not None:
+            check_sides(self.fixed)
 
     def fit(self, picture_size: tuple[int, int], size: Size = None) -> tuple[int, int]:
         """(height, width) of the network input for a picture of this (height, width).
@@ -82,8 +87,16 @@ class Preprocess:
         Args:
             size: overrides the rule: a short side in pixels (without the limit on enlarging), or "native".
 
-        Raises: ConfigError where the input would have more than `MAX_PIXELS`.
+        Raises: ConfigError where the input would have more than `MAX_PIXELS`, or for any `size` where there is but one.
         """
+        if self.fixed is not None:
+            if size is not None:
+                height, width = self.fixed
+                raise ConfigError(
+                    f"this model takes pictures of {height}x{width} (height x width) and no others; leave out the "
+                    "size, or export it again with another."
+                )
+            return self.fixed
         scale = 1.0
         if size is None and self.short_side is not None:
             scale = min(self.short_side / min(picture_size), self.max_enlarge)
@@ -111,6 +124,19 @@ def check_size(short_side: int) -> int:
     if not isinstance(short_side, int) or not STRIDE <= short_side <= 16_384:
         raise ConfigError(f"size {short_side} is out of range; give the short side, {STRIDE} to 16384 pixels.")
     return short_side
+
+
+def check_sides(sides: tuple[int, int]) -> tuple[int, int]:
+    """(height, width), if it can be the network's only input. Raises: ConfigError."""
+    if not all(isinstance(side, int) and 1 <= side <= 16_384 for side in sides):
+        raise ConfigError(f"size {sides[0]}x{sides[1]} is out of range; a side has {STRIDE} to 16384 pixels.")
+    if any(side % STRIDE for side in sides):
+        fits = [max(1, round(side / STRIDE)) * STRIDE for side in sides]
+        raise ConfigError(
+            f"size {sides[0]}x{sides[1]}: both sides must be multiples of {STRIDE}, the network's stride; "
+            f"{fits[0]}x{fits[1]} fits."
+        )
+    return sides
 
 
 def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integer]) -> Picture:

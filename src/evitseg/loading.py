@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evitseg.runtime.segmenter import Segmenter
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
-ARTEFACT_ENDINGS = (".onnx", ".xml")
+ARTEFACT_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
 
 
 def load(
@@ -32,11 +32,10 @@ def load(
     """A segmenter: give it a picture, it gives the mask.
 
     Args:
-        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml) or a checkpoint
-            (.safetensors, .pt, .pth); or a published model's name, such as "b0-cityscapes", which is downloaded on
-            first use.
-        engine: "openvino" (the default) or "onnxruntime" for an artefact; "torch" for checkpoints and published
-            models, which need no other.
+        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml, .tflite,
+            .pte, .param) or a checkpoint (.safetensors, .pt, .pth); or a published model's name, such as
+            "b0-cityscapes", which is downloaded on first use.
+        engine: "openvino" (the default) or "onnxruntime" for an ONNX file; every other kind of file has one engine.
         threads: at most; None for every physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
         size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
@@ -58,7 +57,7 @@ def _engine(
         from evitseg.runtime.engines import open_engine
 
         if engine == "torch":
-            raise EngineError(f"{path}: an artefact runs in OpenVINO or ONNX Runtime; torch runs checkpoints.")
+            raise EngineError(f"{path}: torch runs checkpoints, not artefacts; leave out the engine.")
         return open_engine(path, engine, precision, threads)
     if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
         raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
@@ -73,18 +72,20 @@ def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
 
 
 def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[EfficientViT, Manifest]:
-    """The network in PyTorch, with its manifest, of a checkpoint's path or a published model's name.
+    """The network in PyTorch, with its manifest, of a checkpoint, an .onnx artefact, a bundled or a published model.
 
     Args:
         extra: which of the package's extras the caller needs, for the message where PyTorch is missing.
 
     Raises: ConfigError for a name that is unknown, WeightsError, MissingPackageError.
     """
-    path, name = Path(model), short_name(str(model))
-    published = name in PUBLISHED_SEGMENTATION
-    if not _is_checkpoint(model):
-        if path.suffix in ARTEFACT_ENDINGS or name in bundled_models():
-            raise WeightsError(f"{model}: an artefact; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}).")
+    name = short_name(str(model))
+    path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION
+    if path.suffix not in CHECKPOINT_ENDINGS and not published and path.suffix != ".onnx":
+        if path.suffix in ARTEFACT_ENDINGS:
+            raise WeightsError(
+                f"{model}: an artefact; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}) or .onnx."
+            )
         if path.suffix or path.exists():
             endings = ", ".join((*ARTEFACT_ENDINGS, *CHECKPOINT_ENDINGS))
             raise WeightsError(f"{model}: not a model; models end in {endings}.")
@@ -98,6 +99,12 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
         raise MissingPackageError(f"running {what}", extra) from error
     from evitseg.model import weights
 
+    if path.suffix == ".onnx":
+        from evitseg.exporters.onnx import read_onnx
+        from evitseg.runtime.engines import read_manifest
+
+        manifest = read_manifest(path)
+        return read_onnx(path, manifest), manifest
     if not published:
         return weights.load_checkpoint(path)
     full = weights.published_name(name)

@@ -87,6 +87,7 @@ class Manifest:
         checkpoint_sha256: of the file the weights were read from.
         weights: the number format they are stored in, "float32" or "float16".
         verification: of an artefact against its checkpoint.
+        artefact_sha256: of the files this manifest lies beside, where it is in none of them.
         evitseg_version: of the package that wrote it.
         schema: see `SCHEMA`.
     """
@@ -100,6 +101,7 @@ class Manifest:
     checkpoint_sha256: str = ""
     weights: str = "float32"
     verification: Verification | None = None
+    artefact_sha256: str = ""
     evitseg_version: str = ""
     schema: int = SCHEMA
 

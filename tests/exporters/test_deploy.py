@@ -31,8 +31,11 @@ def test_the_form_for_devices_is_the_same_function(variant: str, size: tuple[int
     image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = Deployed(model, Preprocess())(image)
-        actual = DeploymentForm(model, Preprocess(), size)(image)
-    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+        for half in (False, True):
+            actual = DeploymentForm(model, Preprocess(fixed=size), half)(image)
+            assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+        planes = image.permute(0, 3, 1, 2).float()
+        assert torch.equal(DeploymentForm(model, Preprocess(fixed=size), True, planes=True)(planes), actual)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -44,7 +47,5 @@ def test_bicubic_up_sampling_is_pytorchs_to_the_border(factor: int) -> None:
 
 
 def test_what_has_no_such_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match="multiples of 32"):
-        DeploymentForm(evitseg.build("b0", 2), Preprocess(), (100, 96))
     with pytest.raises(ConfigError, match="only segmentation networks"):
-        DeploymentForm(EfficientViT(PUBLISHED["efficientvit-b1"].config), Preprocess(), (64, 64))
+        DeploymentForm(EfficientViT(PUBLISHED["efficientvit-b1"].config), Preprocess(fixed=(64, 64)))

@@ -22,7 +22,7 @@ from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
-from evitseg.runtime.engines import ENGINES, open_engine
+from evitseg.runtime.engines import open_engine
 
 
 def manifest_of(model: EfficientViT, size: int | None = 256) -> Manifest:
@@ -65,7 +65,7 @@ CONFIGS: dict[str, ModelConfig] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_the_artefact_gives_the_networks_logits_at_any_size(name: str, engine: str, tmp_path: Path) -> None:
     model = lively(EfficientViT(CONFIGS[name]))
     write_onnx(model, manifest_of(model), tmp_path / "a.onnx")
@@ -93,7 +93,7 @@ def test_float16_weights_halve_the_file_and_keep_the_masks(b0_checkpoint: Path, 
     half, manifest = export(b0_checkpoint, out=tmp_path / "half.onnx", weights="float16")
     assert half.stat().st_size < 0.6 * full.stat().st_size
     assert manifest.verification is not None
-    assert 1e-4 < manifest.verification.largest_difference < TOLERANCE["float16"]  # rounded, and no more than that
+    assert 1e-4 < manifest.verification.largest_difference < TOLERANCE["float16"][0]  # rounded, and no more than that
     with pytest.raises(ExportError, match="larger than float16 holds"):
         model = lively(evitseg.build("b0", 3))
         model.state_dict()["head.outputs.classify.conv.weight"][0] = 1e6
@@ -132,7 +132,7 @@ def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_
     kernel.raw_data = values.tobytes()
     onnx.save(proto, path)
     with pytest.raises(ExportError, match="disagrees"):
-        verify(path, model, manifest, example_pictures())
+        verify("a.onnx", open_engine(path), model, manifest, example_pictures())
 
 
 def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:

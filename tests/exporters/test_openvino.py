@@ -42,7 +42,7 @@ def test_a_broken_weight_is_seen(b0_checkpoint: Path, tmp_path: Path) -> None:
     weights[int(largest["offset"]) : int(largest["offset"]) + int(largest["size"])] = 0
     (tmp_path / "b0.bin").write_bytes(weights.tobytes())
     with pytest.raises(ExportError, match="disagrees"):
-        verify(path, load_checkpoint(b0_checkpoint)[0], manifest, example_pictures())
+        verify("b0.xml", open_engine(path), load_checkpoint(b0_checkpoint)[0], manifest, example_pictures())
 
 
 def test_the_command_writes_and_uses_it(b0_checkpoint: Path, tmp_path: Path) -> None:

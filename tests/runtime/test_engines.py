@@ -43,7 +43,7 @@ def test_lower_precision_gives_nearly_the_same_mask(precision: str, image: NDArr
     assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.98
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_threads_are_what_was_asked_for(engine: str, image: NDArray[np.uint8]) -> None:
     one = open_engine(BUNDLED, engine, threads=1)
     assert one.info.threads == 1
@@ -79,7 +79,7 @@ def test_what_an_engine_cannot_do_is_a_sentence() -> None:
         open_engine(BUNDLED, threads=0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_files_that_are_no_artefacts_are_one_sentence(engine: str, tmp_path: Path) -> None:
     whole = BUNDLED.read_bytes()
     foreign = onnx.load(BUNDLED)
@@ -100,7 +100,7 @@ def test_files_that_are_no_artefacts_are_one_sentence(engine: str, tmp_path: Pat
         open_engine(tmp_path / "absent.onnx", engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_graph_that_is_not_what_its_manifest_says_is_refused(engine: str, tmp_path: Path) -> None:
     proto = onnx.load(BUNDLED)
     last = proto.graph.node[-1]
@@ -113,7 +113,7 @@ def test_a_graph_that_is_not_what_its_manifest_says_is_refused(engine: str, tmp_
         open_engine(tmp_path / "lying.onnx", engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_an_artefact_cannot_make_us_read_other_files(engine: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(4 * 8 * 3 * 9))

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evitseg.config import STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Preprocess
-from evitseg.model.attention import MultiScaleAttention
+from evitseg.model.attention import MultiScaleAttention, relu_linear_attention
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
 
@@ -50,7 +49,8 @@ class Bicubic(nn.Module):
     def __init__(self, size: tuple[int, int], factor: int) -> None:
         super().__init__()
         down, across = (self._rows(side, factor) for side in size)
-        self.down, self.across = nn.Buffer(down), nn.Buffer(across.T.contiguous())
+        # Layers, because converters keep a layer's matrix as it is, and copy other constants once a channel.
+        self.down, self.across = (_linear(rows) for rows in (down, across))
 
     @staticmethod
     def _rows(side: int, factor: int) -> Tensor:
@@ -60,21 +60,35 @@ class Bicubic(nn.Module):
         return F.interpolate(units, scale_factor=factor, mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down @ (x @ self.across)
+        wide: Tensor = self.across(x)
+        tall: Tensor = self.down(wide.transpose(2, 3))
+        return tall.transpose(2, 3)
+
+
+def _linear(matrix: Tensor) -> nn.Linear:
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+    layer.weight = nn.Parameter(matrix, requires_grad=False)
+    return layer
 
 
 class Attention(nn.Module):
     """Multi-scale ReLU linear attention with queries, keys and values contiguous.
 
     Input and output: (1, width, h, w) of the size given.
+
+    Args:
+        half: for arithmetic in float16, with the factors that keep `relu_linear_attention` inside its range; without
+            them a tenth faster.
     """
 
-    def __init__(self, attention: MultiScaleAttention, size: tuple[int, int]) -> None:
+    def __init__(self, attention: MultiScaleAttention, size: tuple[int, int], half: bool) -> None:
         super().__init__()
+        self.half_precision, self.attention_eps = half, attention.eps
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.size, self.eps = size, attention.eps or SMALLEST_DIVISOR
         heads = attention.num_heads // (1 + len(attention.aggregate))
         dim = attention.head_dim
+        self.width = heads * dim
         # From head, then q, k, v, to q, k, v, then head.
         order = torch.arange(3 * heads * dim).view(heads, 3, dim).transpose(0, 1).flatten()
         groups = torch.arange(3 * heads).view(heads, 3).T.flatten()
@@ -89,17 +103,22 @@ class Attention(nn.Module):
             _permute(pointwise, (groups[:, None] * dim + torch.arange(dim)).flatten())
             self.aggregate.append(nn.Sequential(depthwise, pointwise))
         self.proj = folded(attention.proj)
+        self.ones = nn.Buffer(torch.ones(self.num_heads, 1, size[0] * size[1]))
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
         scales = [qkv, *(aggregate(qkv) for aggregate in self.aggregate)]
-        parts = [scale.chunk(3, dim=1) for scale in scales]
-        q, k, v = (torch.cat([part[i] for part in parts], dim=1) for i in range(3))
+        width = self.width  # slices, not chunks: XNNPACK in ExecuTorch has no operator with several outputs
+        q, k, v = (torch.cat([scale[:, i * width : (i + 1) * width] for scale in scales], dim=1) for i in range(3))
         tokens = self.size[0] * self.size[1]
-        q, k, v = (t.reshape(self.num_heads, self.head_dim, tokens) for t in (q.relu(), k.relu(), v))
-        sums = v @ k.transpose(1, 2)
-        divisor = k.sum(2, keepdim=True).transpose(1, 2) @ q
-        out = (sums @ q) / (divisor + self.eps)
+        q, k, v = (t.reshape(self.num_heads, self.head_dim, tokens) for t in (q, k, v))
+        if self.half_precision:
+            out = relu_linear_attention(q[None], k[None], v[None], self.attention_eps)
+        else:
+            q, keys = q.relu(), k.relu().transpose(1, 2)
+            # Batched products: `@` would expand, and a sum leaves XNNPACK in ExecuTorch.
+            divisor = torch.bmm(torch.bmm(self.ones, keys), q)
+            out = torch.bmm(torch.bmm(v, keys), q) / (divisor + self.eps)
         projected: Tensor = self.proj(out.reshape(1, self.num_heads * self.head_dim, *self.size))
         return projected
 
@@ -114,37 +133,43 @@ def _permute(conv: nn.Module, order: Tensor) -> None:
 class DeploymentForm(nn.Module):
     """A segmentation network, normalisation included, at one size.
 
-    Input: (1, height, width, 3) uint8 RGB. Output: logits (1, classes, height / 8, width / 8) float32, those of
-    `evitseg.model.network.Deployed` to rounding.
+    Input: (1, height, width, 3) uint8 RGB, or with `planes` (1, 3, height, width) float32 from 0 to 255. Output: logits
+    (1, classes, height / 8, width / 8) float32, those of `evitseg.model.network.Deployed` to rounding.
 
     Args:
-        size: (height, width), both divisible by 32.
+        preprocess: with a fixed size.
+        half: fit for arithmetic in float16.
+        planes: for formats whose programs hand pictures over like that.
 
-    Raises: ConfigError for another size, or a network that gives no logits of pixels.
+    Raises: ConfigError for a network that gives no logits of pixels.
     """
 
-    def __init__(self, network: EfficientViT, preprocess: Preprocess, size: tuple[int, int]) -> None:
+    def __init__(self, network: EfficientViT, preprocess: Preprocess, half: bool = False, planes: bool = False) -> None:
         super().__init__()
-        if any(side % STRIDE or side < STRIDE for side in size):
-            raise ConfigError(f"size {size}: both sides must be multiples of {STRIDE}.")
+        assert preprocess.fixed is not None
+        size, self.planes = preprocess.fixed, planes
         if not isinstance(network.head, SegmentationNetworkHead):
             raise ConfigError("only segmentation networks have a form for devices.")
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std))
         self.shift, self.scale = nn.Buffer(-mean), nn.Buffer(1 / std)
+        self.example = torch.zeros(
+            (1, 3, *size) if planes else (1, *size, 3), dtype=torch.float32 if planes else torch.uint8
+        )
         network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.stem = _converted(network.backbone.stem, size, 2)
+        self.stem = _converted(network.backbone.stem, size, 2, half)
         self.stages = nn.ModuleList(
-            _converted(stage, size, 2 ** (number + 2)) for number, stage in enumerate(network.backbone.stages)
+            _converted(stage, size, 2 ** (number + 2), half) for number, stage in enumerate(network.backbone.stages)
         )
         head = network.head
         assert isinstance(head, SegmentationNetworkHead)
         self.inputs = nn.ModuleList(folded(block) for block in head.inputs)  # type: ignore[arg-type]
         self.up = nn.ModuleList(Bicubic((size[0] // stride, size[1] // stride), stride // 8) for stride in (32, 16))
-        self.blocks = _converted(head.blocks, size, 8)
-        self.outputs = _converted(head.outputs, size, 8)
+        self.blocks = _converted(head.blocks, size, 8, half)
+        self.outputs = _converted(head.outputs, size, 8, half)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.stem((image.permute(0, 3, 1, 2).float() + self.shift) * self.scale)
+        pixels = image if self.planes else image.permute(0, 3, 1, 2).float()
+        x = self.stem((pixels + self.shift) * self.scale)
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -155,7 +180,7 @@ class DeploymentForm(nn.Module):
         return logits
 
 
-def _converted(module: nn.Module, size: tuple[int, int], stride: int) -> nn.Module:
+def _converted(module: nn.Module, size: tuple[int, int], stride: int, half: bool) -> nn.Module:
     """A copy whose convolutions are folded, and whose attention is `Attention`.
 
     Args:
@@ -164,7 +189,7 @@ def _converted(module: nn.Module, size: tuple[int, int], stride: int) -> nn.Modu
     if isinstance(module, ConvNormAct):
         return folded(module)
     if isinstance(module, MultiScaleAttention):
-        return Attention(module, (size[0] // stride, size[1] // stride))
+        return Attention(module, (size[0] // stride, size[1] // stride), half)
     for name, child in module.named_children():
-        setattr(module, name, _converted(child, size, stride))
+        setattr(module, name, _converted(child, size, stride, half))
     return module

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evitseg.config import LOGIT_STRIDE
-from evitseg.errors import ExportError, MissingPackageError
+from evitseg.errors import ExportError, MissingPackageError, WeightsError
 from evitseg.files import replacing
 from evitseg.image import Preprocess
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.attention import SMALLEST, AttentionSequence, MultiScaleAttention
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
+from evitseg.runtime.artefact import read
 
 if TYPE_CHECKING:
     import onnx
@@ -58,19 +59,30 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
     """The network with its normalisation inside, as an ONNX model.
 
     Input: image (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
+    All but the classes are free; a `preprocess` with a fixed size fixes them, with a batch of 1.
 
     Args:
         weights: "float16" stores the convolutions' weights in half the bytes; engines convert them back once, when
             they load the file.
     """
     try:
-        import onnx
-        from onnx import TensorProto, helper
+        import onnx  # noqa: F401
     except ImportError as error:
         raise MissingPackageError("export to ONNX", "export") from error
     if not isinstance(model.head, SegmentationNetworkHead):
         raise ExportError("a classifier has no masks to give; export a segmentation network.")
 
+    return _written(model, preprocess, weights)[0]
+
+
+def _written(
+    model: EfficientViT, preprocess: Preprocess, weights: str
+) -> tuple[onnx.ModelProto, list[tuple[str, ConvNormAct]]]:
+    """The graph, and its convolutions' names in it with the modules they come from."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    assert isinstance(model.head, SegmentationNetworkHead)
     graph = _Graph(half_weights=weights == "float16")
     # Transposed as uint8, a quarter of the bytes.
     pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
@@ -92,8 +104,12 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
     graph.nodes[-1].output[0] = "logits"
     assert logits not in {name for node in graph.nodes for name in node.input}
 
-    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", 3])]
+    given: list[str | int] = ["batch", "height", "width", 3]
     shape: list[str | int] = ["batch", model.config.num_classes, f"height/{LOGIT_STRIDE}", f"width/{LOGIT_STRIDE}"]
+    if preprocess.fixed is not None:
+        given = [1, *preprocess.fixed, 3]
+        shape = [1, model.config.num_classes, *(side // LOGIT_STRIDE for side in preprocess.fixed)]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, given)]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "evitseg", inputs, outputs, graph.initializers),
@@ -102,7 +118,60 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
         producer_name="evitseg",
     )
     onnx.checker.check_model(proto)
-    return proto
+    return proto, graph.convs
+
+
+def read_onnx(path: Path, manifest: Manifest) -> EfficientViT:
+    """The network of an artefact that `write_onnx` wrote, ready to be trained or exported on.
+
+    Its batch norms are the identity: the convolutions have taken up what they were.
+
+    Raises: WeightsError where the graph is not the manifest's, MissingPackageError.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise MissingPackageError(f"reading the weights of {path.name}", "export") from error
+    strange = WeightsError(f"{path}: its graph is not the one that evitseg export writes; give the checkpoint instead.")
+    try:
+        graph = onnx.load_from_string(read(path)).graph
+    except DecodeError as error:
+        raise strange from error
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    stored |= {
+        node.output[0]: stored[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Cast" and node.input[0] in stored
+    }
+    given = {node.name: node for node in graph.node if node.op_type == "Conv"}
+    model = EfficientViT(manifest.model).eval()
+    _, convs = _written(model, manifest.preprocess, manifest.weights)
+    if [name for name, _ in convs] != list(given):
+        raise strange
+    with torch.no_grad():
+        for name, module in convs:
+            norm = getattr(module, "norm", None)
+            if not stored.keys() >= set(given[name].input[1:]):
+                raise strange
+            arrays = [torch.tensor(numpy_helper.to_array(stored[key])).float() for key in given[name].input[1:]]
+            if arrays[0].shape != module.conv.weight.shape or len(arrays) != 1 + (
+                norm is not None or module.conv.bias is not None
+            ):
+                raise strange
+            module.conv.weight.copy_(arrays[0])
+            if norm is not None:
+                for tensor, value in (
+                    (norm.weight, 1),
+                    (norm.bias, arrays[1]),
+                    (norm.running_mean, 0),
+                    (norm.running_var, 1 - norm.eps),
+                ):
+                    tensor.copy_(torch.as_tensor(value))
+            elif module.conv.bias is not None:
+                module.conv.bias.copy_(arrays[1])
+    return model
 
 
 class _Graph:
@@ -111,6 +180,7 @@ class _Graph:
     def __init__(self, half_weights: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.convs: list[tuple[str, ConvNormAct]] = []
         self._half_weights = half_weights
         self._constants: dict[tuple[Any, ...], str] = {}
 
@@ -175,6 +245,7 @@ def _conv(graph: _Graph, module: nn.Module, x: str) -> str:
         pads=[int(p) for p in (*conv.padding, *conv.padding)],
         group=conv.groups,
     )
+    graph.convs.append((x, module))
     match getattr(module, "act", None):
         case nn.Hardswish():
             x = graph.add("HardSwish", x)

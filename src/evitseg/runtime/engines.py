@@ -1,4 +1,4 @@
-"""Engines for artefacts: the portable ONNX file runs in OpenVINO and in ONNX Runtime, OpenVINO's own in OpenVINO."""
+"""Engines for artefacts: which runs which file, and OpenVINO and ONNX Runtime; those for devices are in `devices`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from evitseg.engine import PRECISIONS, Engine, EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
-from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
+from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.runtime.artefact import (
+    check_graph,
+    first_line,
+    manifest_beside,
+    manifest_inside,
+    physical_cores,
+    read,
+)
+from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
 
 if TYPE_CHECKING:
     import openvino
-
-MAX_ARTEFACT_BYTES = 2 * 1024**3
-"""Of an ONNX file; protobuf holds no more."""
 
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -44,7 +50,7 @@ class OpenVinoEngine:
         try:
             model, self.manifest = _openvino_model(core, artefact)
             (given,), (logits,) = model.inputs, model.outputs
-            _check_graph(
+            check_graph(
                 given.element_type.to_string(),
                 [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
                 [None if side.is_dynamic else side.get_length() for side in logits.partial_shape],
@@ -55,7 +61,7 @@ class OpenVinoEngine:
                 _keep_biases(model)
             compiled = core.compile_model(model, "CPU", settings)
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: OpenVINO cannot run it ({_first_line(error)}).") from error
+            raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
         runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()  # another processor may have another name
         self._request, self._lock = compiled.create_infer_request(), threading.Lock()
         self.info = EngineInfo(
@@ -67,6 +73,9 @@ class OpenVinoEngine:
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images) if self.manifest.preprocess.fixed else self._run(images)
+
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with self._lock:  # a request serves one caller at a time
             # A copy, because the request's own memory changes with the next call.
             return np.array(self._request.infer([images], share_inputs=True, share_outputs=True)[0])
@@ -86,22 +95,22 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
         # Said, not left at its default, so that what is reported is what runs.
         options.intra_op_num_threads = threads or physical_cores()
-        content = _read(artefact)
+        content = read(artefact)
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({_first_line(error)}).") from error
+            raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({first_line(error)}).") from error
         except Exception as error:  # its own exceptions share no base but this
             if type(error).__module__.startswith("onnxruntime"):
-                raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({_first_line(error)}).") from error
+                raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({first_line(error)}).") from error
             raise
-        self.manifest = _manifest(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
+        self.manifest = manifest_inside(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
         (given, *more), (logits, *others) = self._session.get_inputs(), self._session.get_outputs()
         if more or others:
             raise WeightsError(f"{artefact}: not an evitseg artefact, it has several inputs or outputs.")
         into, out = ([side if isinstance(side, int) else None for side in value.shape] for value in (given, logits))
         kind = {"tensor(uint8)": "u8"}.get(given.type, given.type)
-        _check_graph(kind, into, out, self.manifest, artefact)
+        check_graph(kind, into, out, self.manifest, artefact)
         self._input = given.name
         self.info = EngineInfo(
             engine="ONNX Runtime",
@@ -112,6 +121,9 @@ class OnnxRuntimeEngine:
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images) if self.manifest.preprocess.fixed else self._run(images)
+
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return cast(NDArray[np.float32], self._session.run(None, {self._input: images})[0])
 
 
@@ -131,6 +143,9 @@ class EngineKind:
 ENGINES: dict[str, EngineKind] = {
     "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
+    "litert": EngineKind((".tflite",), LiteRtEngine),
+    "executorch": EngineKind((".pte",), ExecuTorchEngine),
+    "ncnn": EngineKind((".param",), NcnnEngine),
 }
 """By name; of several that run a file the first is taken."""
 
@@ -155,6 +170,8 @@ def open_engine(
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     ending = Path(artefact).suffix
+    if ending == ".mlpackage":
+        raise EngineError(f"{artefact}: Core ML runs on Apple's devices alone; evitseg info says what is in it.")
     able = [name for name, kind in ENGINES.items() if ending in kind.endings]
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
@@ -182,73 +199,29 @@ def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | Non
 
 def read_manifest(artefact: Path) -> Manifest:
     """What an artefact says about itself. Raises: WeightsError, ConfigError, EngineError."""
+    if artefact.suffix not in (".onnx", ".xml"):
+        return manifest_beside(artefact)
     import openvino
 
     try:
         return _openvino_model(openvino.Core(), artefact)[1]
     except RuntimeError as error:
-        raise EngineError(f"{artefact}: OpenVINO cannot read it ({_first_line(error)}).") from error
+        raise EngineError(f"{artefact}: OpenVINO cannot read it ({first_line(error)}).") from error
 
 
 def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model, Manifest]:
     import openvino
 
     # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
-    content = _read(artefact)
+    content = read(artefact)
     if artefact.suffix == ".xml":
-        weights = np.frombuffer(_read(artefact.with_suffix(".bin")), np.uint8)
+        weights = np.frombuffer(read(artefact.with_suffix(".bin")), np.uint8)
         model = core.read_model(content, openvino.Tensor(weights))
     else:
         model = core.read_model(content)
     where = ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
-    return model, _manifest(text, artefact)
-
-
-def _read(artefact: Path) -> bytes:
-    try:
-        if artefact.stat().st_size > MAX_ARTEFACT_BYTES:
-            raise WeightsError(f"{artefact}: larger than any ONNX file can be; give an artefact of evitseg export.")
-        return artefact.read_bytes()
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{artefact}: no such file; evitseg info lists the models that come with the package."
-        ) from error
-    except OSError as error:
-        raise WeightsError(f"{artefact}: cannot be read ({error.strerror}).") from error
-
-
-def _manifest(text: str | None, artefact: Path) -> Manifest:
-    if text is None:
-        raise WeightsError(
-            f"{artefact}: not an evitseg artefact, it carries no manifest; make one with evitseg export."
-        )
-    return parse_manifest(text, artefact)
-
-
-def _check_graph(
-    kind: str, given: list[int | None], logits: list[int | None], manifest: Manifest, artefact: Path
-) -> None:
-    """Refuse a graph that is not what its manifest says; None stands for a free size."""
-    classes = manifest.model.num_classes
-    if kind != "u8" or given != [None, None, None, 3] or len(logits) != 4 or logits[1] != classes:
-        raise WeightsError(
-            f"{artefact}: its graph is not what its manifest says (uint8 pictures of any size in, {classes} classes "
-            "out); export it again."
-        )
-
-
-def physical_cores() -> int:
-    """Cores this process may use, threads of one core counted once where that can be told."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for cpu in allowed:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            siblings.add(path.read_text(encoding="ascii"))
-        except OSError:
-            siblings.add(str(cpu))
-    return max(1, len(siblings))
+    return model, manifest_inside(text, artefact)
 
 
 def _keep_biases(model: openvino.Model) -> None:
@@ -271,11 +244,3 @@ def _keep_biases(model: openvino.Model) -> None:
             limited = ops.clamp(convolution.output(0), -1e30, 1e30)
             add.input(0).replace_source_output(limited.output(0))
     model.validate_nodes_and_infer_types()
-
-
-def _first_line(error: Exception) -> str:
-    """The line of an engine's message that says what is wrong; the others give its source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith(("Exception from", "Check"))), type(error).__name__)[
-        :300
-    ]

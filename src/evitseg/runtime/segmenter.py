@@ -78,6 +78,8 @@ class Segmenter:
             raise ConfigError(f'size {size!r} is unknown; give the short side in pixels, or "native".')
         if size is not None and not isinstance(size, str):
             pictures.check_size(size)
+        if size is not None and engine.manifest.preprocess.fixed is not None:
+            engine.manifest.preprocess.fit((1, 1), size)  # says that there is but one
         self._engine = engine
         self.size = size
 
@@ -141,6 +143,8 @@ class Segmenter:
         """
         if not scales:
             raise ConfigError("test-time augmentation needs at least one scale.")
+        if self._engine.manifest.preprocess.fixed is not None:
+            raise ConfigError("test-time augmentation needs a model for pictures of any size; this one takes one size.")
         working = self._engine.manifest.preprocess.fit(picture.shape[:2], self.size)
         sizes = [tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in working) for scale in sorted(scales)]
         grid = tuple(side // LOGIT_STRIDE for side in sizes[-1])

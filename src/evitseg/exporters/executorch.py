@@ -1,0 +1,38 @@
+"""ExecuTorch: one .pte file for Android, iOS and Linux, run by its XNNPACK backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from evitseg.errors import MissingPackageError
+from evitseg.exporters.deploy import DeploymentForm
+from evitseg.manifest import Manifest
+from evitseg.model.network import EfficientViT
+from evitseg.noise import silenced
+
+
+def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> None:
+    """Write the file. Raises: MissingPackageError."""
+    # Float planes, as the helpers for phones make them; bytes would have to be converted outside of XNNPACK.
+    form = DeploymentForm(model, manifest.preprocess, planes=True).eval()
+    try:
+        with silenced():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+    except ImportError as error:
+        raise MissingPackageError("export to ExecuTorch", "executorch") from error
+    with silenced():
+        program = torch.export.export(form, (form.example,))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+
+
+def undelegated(path: Path) -> list[str]:
+    """Names of the operators of a file that XNNPACK does not run."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    with silenced():
+        (plan,) = deserialize_pte_binary(path.read_bytes()).program.execution_plan
+    return [operator.name for operator in plan.operators]

@@ -1,0 +1,263 @@
+"""The formats of phones and boards: each file is made and run here, or, for Core ML, computed by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import evitseg
+from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError
+from evitseg.exporters import FORMATS, deploy, export, ncnn
+from evitseg.exporters.coreml import CoreMlReader
+from evitseg.exporters.executorch import undelegated as undelegated_in_executorch
+from evitseg.exporters.litert import undelegated as undelegated_in_litert
+from evitseg.exporters.verify import TOLERANCE, example_pictures
+from evitseg.image import Preprocess
+from evitseg.labels import numbered
+from evitseg.loading import network_of
+from evitseg.manifest import Manifest
+from evitseg.model.engine import TorchEngine
+from evitseg.model.layers import ConvNormAct
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.artefact import digest, manifest_file
+from evitseg.runtime.engines import open_engine, read_manifest
+
+SIZE = (128, 192)
+DEVICES = [name for name, form in FORMATS.items() if form.one_size]
+RUN_HERE = [name for name in DEVICES if name != "coreml"]
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[EfficientViT, Manifest]:
+    return network_of("b0-camvid")
+
+
+@pytest.fixture(scope="module")
+def artefacts(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("artefacts")
+    return {name: export(bundled, name, FORMATS[name].name(folder / "m"), size=SIZE)[0] for name in DEVICES}
+
+
+@pytest.fixture(scope="module")
+def image(bundled: tuple[EfficientViT, Manifest]) -> NDArray[np.uint8]:
+    """Two pictures of the artefacts' size."""
+    fitting = Preprocess(fixed=SIZE)
+    return np.stack([fitting.apply(picture) for picture in example_pictures()[:2]])
+
+
+def copied(artefact: Path, to: str, folder: Path) -> Path:
+    """The artefact with its files in another folder."""
+    for file in FORMATS[to].files(artefact):
+        (shutil.copytree if file.is_dir() else shutil.copy)(file, folder / file.name)
+    return folder / artefact.name
+
+
+@pytest.mark.parametrize("to", DEVICES)
+def test_every_format_is_the_same_network(
+    to: str, artefacts: dict[str, Path], bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8]
+) -> None:
+    engine = CoreMlReader(artefacts[to]) if to == "coreml" else open_engine(artefacts[to], threads=2)
+    expected = TorchEngine(*bundled, "float32")(image)
+    actual = engine(image)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
+    manifest = read_manifest(artefacts[to])
+    assert manifest.preprocess.fixed == SIZE
+    assert manifest.verification is not None
+    assert manifest.verification.largest_difference < TOLERANCE["float32"][0]
+    assert engine(image[1:])[0] == pytest.approx(actual[1])  # an earlier picture leaves nothing behind
+
+
+@pytest.mark.parametrize("to", DEVICES)
+def test_only_the_artefacts_own_files_are_left(to: str, artefacts: dict[str, Path]) -> None:
+    folder = artefacts[to].parent
+    expected = {file.name for name in DEVICES for file in FORMATS[name].files(artefacts[name])}
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_xnnpack_runs_every_operator(artefacts: dict[str, Path]) -> None:
+    assert undelegated_in_litert(artefacts["litert"]) == []
+    assert undelegated_in_executorch(artefacts["executorch"]) == []
+
+
+def test_the_lists_of_undelegated_operators_can_be_other_than_empty(
+    bundled: tuple[EfficientViT, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sorted(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort(dim=1).values
+
+    folded = deploy.folded
+
+    def with_sorting(block: ConvNormAct) -> torch.nn.Module:
+        return torch.nn.Sequential(folded(block), Sorted()) if hasattr(block, "act") else folded(block)
+
+    monkeypatch.setattr(deploy, "folded", with_sorting)
+    _, manifest = bundled
+    manifest = replace(manifest, preprocess=Preprocess(fixed=(64, 64)))
+    FORMATS["executorch"].write(bundled[0], manifest, tmp_path / "a.pte")
+    assert set(undelegated_in_executorch(tmp_path / "a.pte")) == {"aten::sort"}
+
+
+@pytest.mark.parametrize("to", ["litert", "ncnn", "coreml"])
+def test_float16_is_half_the_size(to: str, bundled: tuple[EfficientViT, Manifest], tmp_path: Path) -> None:
+    path, manifest = export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=SIZE, weights="float16")
+    files = [file for top in FORMATS[to].files(path) for file in (top, *top.rglob("*")) if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 1_700_000
+    assert manifest.verification is not None
+    assert 1e-5 < manifest.verification.largest_difference < TOLERANCE["float16 arithmetic"][0]
+
+
+@pytest.mark.parametrize("to", DEVICES)
+def test_a_broken_weight_is_refused(
+    to: str, bundled: tuple[EfficientViT, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(network: EfficientViT) -> EfficientViT:
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            network.head.inputs[2].conv.weight[0] *= -1  # type: ignore[index, union-attr]
+        return network
+
+    write = FORMATS[to].write
+    form = replace(FORMATS[to], write=lambda model, *rest: write(broken(model), *rest))
+    monkeypatch.setitem(FORMATS, to, form)
+    with pytest.raises(ExportError, match="disagrees with its checkpoint and was not kept"):
+        export(bundled, to, form.name(tmp_path / "m"), size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", DEVICES)
+def test_an_artefact_is_replaced(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
+    if to not in ("ncnn", "coreml"):
+        pytest.skip("as the others, and a quarter of a minute")
+    path = copied(artefacts[to], to, tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    export(network_of("b0-camvid"), to, path, size=(64, 96))
+    assert read_manifest(path).preprocess.fixed == (64, 96)
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("to", RUN_HERE)
+def test_a_file_that_is_not_its_manifests_is_refused(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(artefacts[to], to, tmp_path)
+    weights = FORMATS[to].files(path)[0] if to == "ncnn" else path
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100] + bytes(100))
+    with pytest.raises(WeightsError, match="another file's"):
+        open_engine(path)
+    weights.write_bytes(whole)
+    manifest_file(path).unlink()
+    with pytest.raises(WeightsError, match=r"is not beside it; copy both"):
+        open_engine(path)
+    manifest_file(path).write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        open_engine(path)
+
+
+@pytest.mark.parametrize("to", RUN_HERE)
+def test_a_file_that_is_no_network_is_a_sentence(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(artefacts[to], to, tmp_path)
+    *further, _, _ = FORMATS[to].files(path)
+    path.write_bytes(b"7767517 nothing of the kind")
+    content = json.loads(manifest_file(path).read_text())
+    content["artefact_sha256"] = digest(path.read_bytes(), *(file.read_bytes() for file in further))
+    manifest_file(path).write_text(json.dumps(content))
+    with pytest.raises(EngineError, match=str(path)):
+        open_engine(path)
+
+
+@pytest.mark.parametrize("to", ["litert", "executorch"])  # ncnn's file would take any size
+def test_another_size_than_the_manifests_is_refused(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(artefacts[to], to, tmp_path)
+    content = json.loads(manifest_file(path).read_text())
+    content["preprocess"]["fixed"] = [256, 192]
+    manifest_file(path).write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match="not what its manifest says"):
+        open_engine(path)(np.zeros((1, 256, 192, 3), np.uint8))
+
+
+@pytest.mark.parametrize("to", RUN_HERE)
+def test_a_segmenter_takes_pictures_of_any_size_all_the_same(
+    to: str, artefacts: dict[str, Path], photograph: NDArray[np.uint8]
+) -> None:
+    prediction = evitseg.load(artefacts[to])(photograph)
+    assert prediction.mask.shape == photograph.shape[:2]
+    assert 0.2 < prediction.fractions()["road"] < 0.6
+    with pytest.raises(ConfigError, match="128x192"):
+        evitseg.load(artefacts[to], size=256)
+    with pytest.raises(ConfigError, match="test-time augmentation"):
+        evitseg.load(artefacts[to]).mask_tta(photograph)
+
+
+def test_what_cannot_be_is_a_sentence(
+    bundled: tuple[EfficientViT, Manifest], artefacts: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"one size; say which .*such as 704x1280"):
+        export(bundled, "litert", tmp_path / "m.tflite")
+    with pytest.raises(ConfigError, match="128x192 fits"):
+        export(bundled, "litert", tmp_path / "m.tflite", size=(130, 190))
+    with pytest.raises(ExportError, match="float32, not as float16"):
+        export(bundled, "executorch", tmp_path / "m.pte", size=SIZE, weights="float16")
+    with pytest.raises(ExportError, match=r"end in .ncnn.param; name it m.ncnn.param"):
+        export(bundled, "ncnn", tmp_path / "m.param", size=SIZE)
+    with pytest.raises(EngineError, match="Apple"):
+        open_engine(artefacts["coreml"])
+    with pytest.raises(EngineError, match="leave out the precision"):
+        open_engine(artefacts["litert"], precision="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_the_portable_formats_can_have_one_size_too(
+    to: str, bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path, manifest = export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=SIZE)
+    assert manifest.preprocess.fixed == SIZE
+    expected = TorchEngine(*bundled, "float32")(image)
+    for engine in ("openvino", "onnxruntime") if to == "onnx" else ("openvino",):
+        actual = open_engine(path, engine, "float32")(image)
+        assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_nothing_is_printed(
+    bundled: tuple[EfficientViT, Manifest], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for to in ("ncnn", "coreml"):
+        export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=(64, 64))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_plain_network_is_what_ncnn_gets(bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8]) -> None:
+    planes = torch.from_numpy(image[:1]).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        actual = ncnn.Planes(bundled[0], bundled[1].preprocess).eval()(planes).numpy()
+    assert np.abs(actual - TorchEngine(*bundled, "float32")(image[:1])).max() < 1e-4
+
+
+def test_the_weights_of_an_artefact_are_those_it_was_made_from(tmp_path: Path) -> None:
+    model = evitseg.build("l1", 4)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    manifest = replace(
+        network_of("b0-camvid")[1],
+        model=model.config,
+        labels=numbered(4),
+    )
+    path, _ = export((model.eval(), manifest), "onnx", tmp_path / "m.onnx")
+    again, told = network_of(path)
+    assert told.verification is not None
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
+    assert again.state_dict().keys() == model.state_dict().keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +66,16 @@ class Verification:
         pictures: how many.
         largest_difference: of a logit, as a share of the largest logit of its picture.
         equal_pixels: share of mask pixels that are the same.
+        measured_on: pictures with masks on which both were scored, if they were.
+        checkpoint_miou, artefact_miou: in percent, what they scored.
     """
 
     pictures: int
     largest_difference: float
     equal_pixels: float
+    measured_on: int = 0
+    checkpoint_miou: float | None = None
+    artefact_miou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class Manifest:
         training: where the weights come from.
         accuracy: measurements, if there are any.
         checkpoint_sha256: of the file the weights were read from.
-        weights: the number format they are stored in, "float32" or "float16".
+        weights: the number format they are stored in, "float32", "float16" or "int8".
+        kept: of the layers that "int8" left in float16, what rounding each alone would have cost: the mean squared
+            change of the logits as a share of their variance.
         verification: of an artefact against its checkpoint.
         artefact_sha256: of the files this manifest lies beside, where it is in none of them.
         evitseg_version: of the package that wrote it.
@@ -100,6 +107,7 @@ class Manifest:
     accuracy: tuple[Accuracy, ...] = ()
     checkpoint_sha256: str = ""
     weights: str = "float32"
+    kept: dict[str, float] = field(default_factory=dict)
     verification: Verification | None = None
     artefact_sha256: str = ""
     evitseg_version: str = ""

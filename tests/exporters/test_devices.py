@@ -95,12 +95,12 @@ def test_the_lists_of_undelegated_operators_can_be_other_than_empty(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sort(dim=1).values
 
-    folded = deploy.folded
+    plain = deploy.plain
 
     def with_sorting(block: ConvNormAct) -> torch.nn.Module:
-        return torch.nn.Sequential(folded(block), Sorted()) if hasattr(block, "act") else folded(block)
+        return torch.nn.Sequential(plain(block), Sorted()) if hasattr(block, "act") else plain(block)
 
-    monkeypatch.setattr(deploy, "folded", with_sorting)
+    monkeypatch.setattr(deploy, "plain", with_sorting)
     _, manifest = bundled
     manifest = replace(manifest, preprocess=Preprocess(fixed=(64, 64)))
     FORMATS["executorch"].write(bundled[0], manifest, tmp_path / "a.pte")

@@ -15,12 +15,14 @@ import evitseg
 from evitseg.config import BACKBONES, ModelConfig, model_config
 from evitseg.errors import ConfigError, ExportError
 from evitseg.exporters import export
+from evitseg.exporters.fold import folded
 from evitseg.exporters.onnx import onnx_graph, write_onnx
 from evitseg.exporters.verify import TOLERANCE, example_pictures, verify
 from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
+from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 from evitseg.runtime.engines import open_engine
 
@@ -105,16 +107,14 @@ def broken_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A converter that gets one weight wrong."""
     import evitseg.exporters.onnx as module
 
-    folded = module._folded
-
-    def wrong(conv: object) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        weight, bias = folded(conv)  # type: ignore[arg-type]
+    def wrong(conv: ConvNormAct) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        weight, bias = folded(conv)
         if weight.shape == (8, 3, 3, 3):
             weight = weight.copy()
             weight[0] *= 1.5
         return weight, bias
 
-    monkeypatch.setattr(module, "_folded", wrong)
+    monkeypatch.setattr(module, "folded", wrong)
 
 
 def test_an_artefact_that_disagrees_is_not_kept(model: EfficientViT, broken_writer: None, tmp_path: Path) -> None:

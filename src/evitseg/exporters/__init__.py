@@ -9,23 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evitseg import __version__
+from evitseg.dataset import Pair, find_dataset
 from evitseg.engine import Engine
 from evitseg.errors import ExportError, FileError, unknown
 from evitseg.exporters.coreml import CoreMlReader, write_coreml
 from evitseg.exporters.executorch import write_executorch
+from evitseg.exporters.int8 import Rounding, by_table, eight_bit, per_channel
 from evitseg.exporters.litert import write_litert
 from evitseg.exporters.ncnn import write_ncnn
 from evitseg.exporters.onnx import set_onnx_manifest, write_onnx
 from evitseg.exporters.openvino import set_openvino_manifest, write_openvino
-from evitseg.exporters.verify import example_pictures, verify
+from evitseg.exporters.verify import example_pictures, miou, verify
 from evitseg.files import temporary_name
 from evitseg.image import Picture, Preprocess, read_picture
 from evitseg.labels import LabelSpace
-from evitseg.manifest import Manifest, Training
+from evitseg.manifest import Manifest, Training, Verification
+from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
 from evitseg.model.weights import load_checkpoint
 from evitseg.runtime.artefact import manifest_file, set_manifest_beside
 from evitseg.runtime.engines import open_engine
+
+WEIGHTS = ("float32", "float16", "int8")
+CALIBRATED_ON, MEASURED_ON = 32, 200
+"""Pictures at most, evenly chosen from those there are."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Format:
         beside: what stands in place of the ending in the names of further files that belong to it.
         one_size: whether it takes pictures of one size; its manifest lies beside it then.
         weights: the number formats it can store them in.
+        rounding: to what its 8 bits can say.
         run: opens a written file, to compare it with its checkpoint.
     """
 
@@ -47,7 +55,8 @@ class Format:
     set_manifest: Callable[[Path, Manifest], None] = set_manifest_beside
     beside: tuple[str, ...] = ()
     one_size: bool = True
-    weights: tuple[str, ...] = ("float32", "float16")
+    weights: tuple[str, ...] = WEIGHTS
+    rounding: Rounding = per_channel
     run: Callable[[Path], Engine] = lambda path: open_engine(path, precision="float32")
 
     def name(self, stem: str | os.PathLike[str]) -> Path:
@@ -66,7 +75,7 @@ FORMATS: dict[str, Format] = {
     "openvino": Format(".xml", write_openvino, set_openvino_manifest, beside=(".bin",), one_size=False),
     "litert": Format(".tflite", write_litert),
     "executorch": Format(".pte", write_executorch, weights=("float32",)),
-    "ncnn": Format(".ncnn.param", write_ncnn, beside=(".ncnn.bin",)),
+    "ncnn": Format(".ncnn.param", write_ncnn, beside=(".ncnn.bin",), rounding=by_table),
     "coreml": Format(".mlpackage", write_coreml, run=CoreMlReader),
 }
 
@@ -83,6 +92,9 @@ def export(
     preprocess: Preprocess | None = None,
     name: str | None = None,
     training: Training | None = None,
+    data: str | os.PathLike[str] | None = None,
+    max_drop: float = 0.5,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, Manifest]:
     """Convert a checkpoint, run the result beside it on real pictures, and keep it only if they agree.
 
@@ -90,10 +102,15 @@ def export(
         checkpoint: what `load_checkpoint` reads, or a network with its manifest.
         to: a key of `FORMATS`.
         out: the file to write; by default beside the checkpoint, with the format's ending.
-        weights: "float32", or "float16" for a file of half the size; arithmetic is the engine's choice either way.
+        weights: "float32", "float16" for a file of half the size, or "int8" for one of a third, which needs `data`;
+            arithmetic is the engine's choice either way.
         size: (height, width) of the only pictures it takes, in pixels; formats of one size need it.
         pictures: to verify on; by default the photograph that ships with the package.
         labels, preprocess, name, training: replace what the checkpoint's manifest says.
+        data: pictures with masks (see `find_dataset`): checkpoint and artefact are scored on val (else test, else all),
+            and int8 is calibrated on train (else all).
+        max_drop: points of mIoU that the artefact may score less than the checkpoint on `data`.
+        tell: called with a sentence before long work.
 
     Returns: the file, and the manifest it carries.
 
@@ -103,10 +120,12 @@ def export(
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     form = FORMATS[to]
-    if weights not in ("float32", "float16"):
-        raise unknown("number format of weights", weights, ("float32", "float16"))
+    if weights not in WEIGHTS:
+        raise unknown("number format of weights", weights, WEIGHTS)
     if weights not in form.weights:
         raise ExportError(f"{to} files store weights as {' or '.join(form.weights)}, not as {weights}.")
+    if weights == "int8" and data is None:
+        raise ExportError("int8 is calibrated and measured on pictures with masks; say where they are (--int8 DATA).")
     if isinstance(checkpoint, tuple):
         model, manifest = checkpoint
         if out is None:
@@ -133,9 +152,17 @@ def export(
         manifest,
         weights=weights,
         preprocess=preprocess,
+        kept={},
         evitseg_version=__version__,
         **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
+    scored = None if data is None else _Scored(model, manifest, data, tell)
+    if weights == "int8":
+        assert scored is not None
+        tell(f"rounding weights to 8 bits, with {len(scored.calibration)} pictures to correct them on")
+        model, kept = eight_bit(model, preprocess, scored.calibration, scored.drop_of, max_drop, form.rounding)
+        manifest = replace(manifest, kept=kept)
+    tell(f"converting {manifest.name} to {to}")
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +171,10 @@ def export(
             form.write(model, manifest, temporary)
             form.set_manifest(temporary, manifest)
             engine = form.run(temporary)
-            manifest = replace(manifest, verification=verify(temporary.name, engine, model, manifest, reals))
+            verification = verify(temporary.name, engine, model, manifest, reals)
+            if scored is not None:
+                verification = scored.added(verification, temporary.name, engine, max_drop)
+            manifest = replace(manifest, verification=verification)
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
                 if final.is_dir():  # which cannot be replaced in one step
@@ -153,3 +183,48 @@ def export(
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, manifest
+
+
+class _Scored:
+    """A checkpoint's score on somebody's data, to compare others with."""
+
+    def __init__(
+        self, model: EfficientViT, manifest: Manifest, data: str | os.PathLike[str], tell: Callable[[str], None]
+    ) -> None:
+        splits = find_dataset(data, manifest.labels).splits
+        every = tuple(pair for pairs in splits.values() for pair in pairs)
+        self.pairs = _spread(splits.get("val") or splits.get("test") or every, MEASURED_ON)
+        self._calibrate_on = _spread(splits.get("train") or every, CALIBRATED_ON)
+        self._manifest, self._tell = manifest, tell
+        tell(f"scoring the checkpoint on {len(self.pairs)} pictures")
+        self.miou = miou(TorchEngine(model, manifest), self.pairs, tell)
+
+    @property
+    def calibration(self) -> list[Picture]:
+        return [read_picture(pair.picture) for pair in self._calibrate_on]
+
+    def drop_of(self, model: EfficientViT) -> float:
+        """In points of mIoU."""
+        return self.miou - miou(TorchEngine(model, self._manifest), self.pairs, self._tell)
+
+    def added(self, verification: Verification, artefact: str, engine: Engine, max_drop: float) -> Verification:
+        """With both scores. Raises: ExportError where the artefact's is too low."""
+        self._tell(f"scoring {artefact} on {len(self.pairs)} pictures")
+        score = miou(engine, self.pairs, self._tell)
+        if not score >= self.miou - max_drop:
+            raise ExportError(
+                f"{artefact} was not kept: on {len(self.pairs)} pictures it scores {score:.2f} % mIoU, its checkpoint "
+                f"{self.miou:.2f} %, and at most {max_drop} points may be lost (--max-drop)."
+            )
+        return replace(
+            verification,
+            measured_on=len(self.pairs),
+            checkpoint_miou=round(self.miou, 2),
+            artefact_miou=round(score, 2),
+        )
+
+
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """So many of them at most, evenly chosen."""
+    count = min(count, len(pairs))
+    return [pairs[i * len(pairs) // count] for i in range(count)]

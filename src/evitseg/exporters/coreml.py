@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from evitseg.engine import EngineInfo, processor_name
 from evitseg.errors import EngineError, MissingPackageError
 from evitseg.exporters.deploy import DeploymentForm
+from evitseg.exporters.int8 import in_steps
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
 from evitseg.noise import silenced
@@ -26,7 +27,7 @@ WEIGHTS = "Data/com.apple.CoreML/weights"
 
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write the package. Its input is a picture of Apple's kind, RGB. Raises: MissingPackageError."""
-    half = manifest.weights == "float16"
+    half = manifest.weights != "float32"
     form = DeploymentForm(model, manifest.preprocess, half=True, planes=True).eval()
     try:
         with silenced():
@@ -41,10 +42,23 @@ def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
             compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
             minimum_deployment_target=ct.target.iOS16,
         )
+        if manifest.weights == "int8":
+            package = _in_8_bits(package)
         package.short_description = f"{manifest.name}, semantic segmentation with EfficientViT"
         package.license = manifest.training.licence
         package.user_defined_metadata["classes"] = ", ".join(manifest.labels.names)
         package.save(str(path))
+
+
+def _in_8_bits(package: Any) -> Any:
+    """int8 for the weights that are whole steps; the others stay as they are."""
+    from coremltools.optimize import coreml
+
+    weights = coreml.get_weights_metadata(package, weight_threshold=0)
+    arrays = {name: weight.val.astype(np.float32) for name, weight in weights.items()}
+    kept = {name: None for name, array in arrays.items() if array.ndim != 4 or in_steps(array) is None}
+    every = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
+    return coreml.linear_quantize_weights(package, coreml.OptimizationConfig(every, op_name_configs=kept))
 
 
 class CoreMlReader:
@@ -71,7 +85,7 @@ class CoreMlReader:
         unknown = {operation.op_type for operation in self._main.operations} - OPERATIONS.keys() - {"const"}
         if unknown:
             raise EngineError(f"{package}: has operations that cannot be checked here ({', '.join(sorted(unknown))}).")
-        half = self.manifest.weights == "float16"
+        half = self.manifest.weights != "float32"
         self.info = EngineInfo(
             "Core ML program in PyTorch", version("coremltools"), "float16" if half else "float32", 1, processor_name()
         )
@@ -122,6 +136,14 @@ def _conv(given: Mapping[str, Any]) -> Tensor:
     )
 
 
+def _restored(given: Mapping[str, Any]) -> Tensor:
+    """A weight that is stored in 8 bits."""
+    values, scale = (torch.as_tensor(given[key]) for key in ("quantized_data", "scale"))
+    shape = [-1 if axis == given["axis"] else 1 for axis in range(values.ndim)] if scale.ndim else []
+    zero = torch.as_tensor(given["zero_point"]).to(scale.dtype)
+    return (values.to(scale.dtype) - (zero.reshape(shape) if zero.ndim else zero)) * scale.reshape(shape)
+
+
 def _slice(given: Mapping[str, Any]) -> Tensor:
     x: Tensor = given["x"]
     to_the_end = given.get("end_mask", [False] * x.ndim)
@@ -153,6 +175,7 @@ OPERATIONS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "cast": lambda given: given["x"].to({"fp16": torch.float16, "fp32": torch.float32}[str(given["dtype"])]),
     "clip": lambda given: given["x"].clamp(float(given["alpha"]), float(given["beta"])),
     "concat": lambda given: torch.cat(given["values"], int(given["axis"])),
+    "constexpr_affine_dequantize": _restored,
     "conv": _conv,
     "expand_dims": _expand_dims,
     "linear": lambda given: F.linear(given["x"], given["weight"], given.get("bias")),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg.errors import ConfigError
+from evitseg.exporters.fold import folded
 from evitseg.image import Preprocess
 from evitseg.model.attention import MultiScaleAttention, relu_linear_attention
 from evitseg.model.layers import ConvNormAct
@@ -23,15 +24,13 @@ SMALLEST_DIVISOR = 2.0**-100
 """Keeps a query that no key matches at 0; far below every sum of float32 keys that matters."""
 
 
-def folded(block: ConvNormAct) -> nn.Module:
+def plain(block: ConvNormAct) -> nn.Module:
     """The convolution with batch norm inside, and its activation."""
+    weight, bias = (None if values is None else torch.from_numpy(values).float() for values in folded(block))
+    assert weight is not None
     conv = copy.deepcopy(block.conv)
-    norm = getattr(block, "norm", None)
-    if norm is not None:
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        bias = torch.zeros_like(norm.bias) if conv.bias is None else conv.bias
-        conv.weight = nn.Parameter(conv.weight * factor.view(-1, 1, 1, 1))
-        conv.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * factor)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     if not hasattr(block, "act"):
         return conv
     act = copy.deepcopy(block.act)
@@ -92,17 +91,17 @@ class Attention(nn.Module):
         # From head, then q, k, v, to q, k, v, then head.
         order = torch.arange(3 * heads * dim).view(heads, 3, dim).transpose(0, 1).flatten()
         groups = torch.arange(3 * heads).view(heads, 3).T.flatten()
-        self.qkv = folded(attention.qkv)
+        self.qkv = plain(attention.qkv)
         _permute(self.qkv, order)
         self.aggregate = nn.ModuleList()
         for branch in attention.aggregate:
             assert isinstance(branch, nn.Sequential)
-            depthwise, pointwise = (folded(block) for block in branch)  # type: ignore[arg-type]
+            depthwise, pointwise = (plain(block) for block in branch)  # type: ignore[arg-type]
             _permute(depthwise, order)
             # A group keeps its inputs and outputs; the groups change places.
             _permute(pointwise, (groups[:, None] * dim + torch.arange(dim)).flatten())
             self.aggregate.append(nn.Sequential(depthwise, pointwise))
-        self.proj = folded(attention.proj)
+        self.proj = plain(attention.proj)
         self.ones = nn.Buffer(torch.ones(self.num_heads, 1, size[0] * size[1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +161,7 @@ class DeploymentForm(nn.Module):
         )
         head = network.head
         assert isinstance(head, SegmentationNetworkHead)
-        self.inputs = nn.ModuleList(folded(block) for block in head.inputs)  # type: ignore[arg-type]
+        self.inputs = nn.ModuleList(plain(block) for block in head.inputs)  # type: ignore[arg-type]
         self.up = nn.ModuleList(Bicubic((size[0] // stride, size[1] // stride), stride // 8) for stride in (32, 16))
         self.blocks = _converted(head.blocks, size, 8, half)
         self.outputs = _converted(head.outputs, size, 8, half)
@@ -187,7 +186,7 @@ def _converted(module: nn.Module, size: tuple[int, int], stride: int, half: bool
         size: of the picture; stride: of the attention layers in this module.
     """
     if isinstance(module, ConvNormAct):
-        return folded(module)
+        return plain(module)
     if isinstance(module, MultiScaleAttention):
         return Attention(module, (size[0] // stride, size[1] // stride), half)
     for name, child in module.named_children():

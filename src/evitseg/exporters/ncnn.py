@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evitseg.errors import ExportError, MissingPackageError
+from evitseg.exporters.int8 import LEVELS
 from evitseg.image import Preprocess
 from evitseg.manifest import Manifest
 from evitseg.model.network import Deployed, EfficientViT
 from evitseg.noise import silenced
+
+FLOAT32, FLOAT16, TABLE = (tag.to_bytes(4, "little") for tag in (0, 0x01306B47, 1))
+"""What the weights of a layer in a .bin begin with."""
 
 
 class Planes(Deployed):
@@ -48,3 +54,43 @@ def write_ncnn(model: EfficientViT, manifest: Manifest, path: Path) -> None:
             if not file.is_file():
                 raise ExportError("pnnx wrote no ncnn network; its own program shows why: pnnx --help.")
             path.with_suffix(ending).write_bytes(file.read_bytes())
+    if manifest.weights == "int8":
+        weights = path.with_suffix(".bin")
+        weights.write_bytes(_in_8_bits(path.read_text(encoding="ascii"), weights.read_bytes()))
+
+
+def _in_8_bits(network: str, content: bytes) -> bytes:
+    """The .bin of float32 weights with tables of `LEVELS` values where a layer has no more, else in float16.
+
+    No program of ncnn's that would write it is in its Python packages. Source: ModelBin::load in ncnn's modelbin.cpp; a
+    weight begins with a tag of four bytes and is filled up to four.
+    """
+    out, at = [], 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        at += count
+        return content[at - count : at]
+
+    def filled(part: bytes) -> bytes:
+        return part + bytes(-len(part) % 4)
+
+    for line in network.splitlines()[2:]:
+        kind, _, inputs, outputs, *rest = line.split()
+        options = dict(option.split("=") for option in rest[int(inputs) + int(outputs) :])
+        if kind == "MemoryData":
+            out.append(take(4 * math.prod(int(options.get(axis, 1)) or 1 for axis in "012")))
+        elif kind.startswith("Convolution"):
+            if take(4) != FLOAT32:
+                raise ExportError("pnnx wrote weights in another format than float32; export with --weights float16.")
+            weight = np.frombuffer(take(4 * int(options["6"])), "<f4")
+            values = np.unique(weight)
+            if len(weight) > 4 * LEVELS >= 4 * len(values):
+                table = np.pad(values, (0, LEVELS - len(values)), mode="edge")
+                out += [TABLE, table.tobytes(), filled(np.searchsorted(values, weight).astype(np.uint8).tobytes())]
+            else:
+                out += [FLOAT16, filled(weight.astype("<f2").tobytes())]
+            out.append(take(4 * int(options["0"])) if int(options.get("5", 0)) else b"")
+    if at != len(content):
+        raise ExportError("pnnx wrote a layer whose weights are not known here; export with --weights float16.")
+    return b"".join(out)

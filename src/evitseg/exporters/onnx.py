@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from evitseg.config import LOGIT_STRIDE
 from evitseg.errors import ExportError, MissingPackageError, WeightsError
+from evitseg.exporters.fold import folded, in_half, set_folded
+from evitseg.exporters.int8 import in_steps, steps
 from evitseg.files import replacing
 from evitseg.image import Preprocess
 from evitseg.manifest import METADATA_KEY, Manifest
@@ -58,12 +59,14 @@ def _with_manifest(proto: onnx.ModelProto, manifest: Manifest) -> bytes:
 def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "float32") -> onnx.ModelProto:
     """The network with its normalisation inside, as an ONNX model.
 
+    Raises: ExportError, MissingPackageError.
+
     Input: image (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
     All but the classes are free; a `preprocess` with a fixed size fixes them, with a batch of 1.
 
     Args:
-        weights: "float16" stores the convolutions' weights in half the bytes; engines convert them back once, when
-            they load the file.
+        weights: "float16" stores the convolutions' weights in half the bytes, "int8" in a quarter those that
+            `rounded` has been at and the others in half; engines convert them back once, when they load the file.
     """
     try:
         import onnx  # noqa: F401
@@ -83,7 +86,7 @@ def _written(
     from onnx import TensorProto, helper
 
     assert isinstance(model.head, SegmentationNetworkHead)
-    graph = _Graph(half_weights=weights == "float16")
+    graph = _Graph(weights)
     # Transposed as uint8, a quarter of the bytes.
     pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
@@ -150,38 +153,25 @@ def read_onnx(path: Path, manifest: Manifest) -> EfficientViT:
     _, convs = _written(model, manifest.preprocess, manifest.weights)
     if [name for name, _ in convs] != list(given):
         raise strange
-    with torch.no_grad():
-        for name, module in convs:
-            norm = getattr(module, "norm", None)
-            if not stored.keys() >= set(given[name].input[1:]):
-                raise strange
-            arrays = [torch.tensor(numpy_helper.to_array(stored[key])).float() for key in given[name].input[1:]]
-            if arrays[0].shape != module.conv.weight.shape or len(arrays) != 1 + (
-                norm is not None or module.conv.bias is not None
-            ):
-                raise strange
-            module.conv.weight.copy_(arrays[0])
-            if norm is not None:
-                for tensor, value in (
-                    (norm.weight, 1),
-                    (norm.bias, arrays[1]),
-                    (norm.running_mean, 0),
-                    (norm.running_var, 1 - norm.eps),
-                ):
-                    tensor.copy_(torch.as_tensor(value))
-            elif module.conv.bias is not None:
-                module.conv.bias.copy_(arrays[1])
+    for name, module in convs:
+        if not stored.keys() >= set(given[name].input[1:]):
+            raise strange
+        arrays = [numpy_helper.to_array(stored[key]).astype(np.float64) for key in given[name].input[1:]]
+        has_bias = module.conv.bias is not None or hasattr(module, "norm")
+        if arrays[0].shape != module.conv.weight.shape or len(arrays) != 1 + has_bias:
+            raise strange
+        set_folded(module, arrays[0], arrays[1] if has_bias else None)
     return model
 
 
 class _Graph:
     """Nodes in the order they run, each named after its operator."""
 
-    def __init__(self, half_weights: bool) -> None:
+    def __init__(self, weights: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.convs: list[tuple[str, ConvNormAct]] = []
-        self._half_weights = half_weights
+        self._weights = weights
         self._constants: dict[tuple[Any, ...], str] = {}
 
     def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
@@ -208,33 +198,20 @@ class _Graph:
         """The name of a convolution's weight, in the number format the file stores."""
         from onnx import TensorProto
 
-        if not self._half_weights:
+        if self._weights == "float32":
             return self.constant(values)
-        if np.abs(values).max() > np.finfo(np.float16).max:
-            raise ExportError("a weight is larger than float16 holds (65504); export with --weights float32.")
-        name: str = self.add("Cast", self.constant(values, np.float16), to=TensorProto.FLOAT)
+        whole = in_steps(values) if self._weights == "int8" else None
+        if whole is not None:
+            step = self.constant(steps(values).ravel())
+            restored: str = self.add("DequantizeLinear", self.constant(whole, np.int8), step, axis=0)
+            return restored
+        name: str = self.add("Cast", self.constant(in_half(values), np.float16), to=TensorProto.FLOAT)
         return name
-
-
-def _folded(module: ConvNormAct) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Weight and bias of a convolution with its batch norm inside, computed in float64."""
-
-    def double(tensor: Tensor) -> NDArray[np.float64]:
-        return tensor.detach().to("cpu", torch.float64).numpy()
-
-    weight = double(module.conv.weight)
-    bias = None if module.conv.bias is None else double(module.conv.bias)
-    norm = getattr(module, "norm", None)
-    if norm is not None:
-        factor = double(norm.weight) / np.sqrt(double(norm.running_var) + norm.eps)
-        weight = weight * factor[:, None, None, None]
-        bias = double(norm.bias) + ((0 if bias is None else bias) - double(norm.running_mean)) * factor
-    return weight, bias
 
 
 def _conv(graph: _Graph, module: nn.Module, x: str) -> str:
     assert isinstance(module, ConvNormAct)
-    weight, bias = _folded(module)
+    weight, bias = folded(module)
     conv = module.conv
     inputs = [x, graph.weight(weight)] + ([] if bias is None else [graph.constant(bias)])
     x = graph.add(

@@ -6,13 +6,14 @@ ONNX reader, want this one.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evitseg.exporters.onnx import write_onnx
+from evitseg.exporters.fold import in_half
+from evitseg.exporters.int8 import in_steps, steps
+from evitseg.exporters.onnx import onnx_graph
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.network import EfficientViT
 
@@ -23,15 +24,42 @@ if TYPE_CHECKING:
 def write_openvino(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write NAME.xml and NAME.bin; the manifest is in the .xml.
 
-    Raises: what `write_onnx` does.
+    Raises: what `onnx_graph` does.
     """
     import openvino
+    from openvino.passes import ConstantFolding, Manager
 
-    with tempfile.TemporaryDirectory() as folder:
-        onnx_file = Path(folder) / "model.onnx"
-        write_onnx(model, manifest, onnx_file)
-        graph = openvino.Core().read_model(onnx_file.read_bytes())
+    proto = onnx_graph(model, manifest.preprocess)
+    graph = openvino.Core().read_model(proto.SerializeToString())
+    passes = Manager()
+    passes.register_pass(ConstantFolding())  # the reader makes a small graph of every bias
+    passes.run_passes(graph)
+    if manifest.weights != "float32":
+        _store_smaller(graph, manifest.weights)
     _save(graph, manifest, path)
+
+
+def _store_smaller(graph: openvino.Model, weights: str) -> None:
+    """The convolutions' weights in int8 where they are whole steps and int8 is wanted, else in float16.
+
+    The engine converts them back once, when it loads the file.
+    """
+    from openvino import opset13 as ops
+
+    for operator in graph.get_ops():
+        if operator.get_type_name() not in ("Convolution", "GroupConvolution"):
+            continue
+        source = operator.input_value(1)
+        weight = source.get_node().data
+        flat = weight.reshape(-1, *weight.shape[-3:])  # a group's outputs have an axis of their own
+        whole = in_steps(flat) if weights == "int8" else None
+        if whole is None:
+            restored = ops.convert(ops.constant(in_half(weight)), "f32")
+        else:
+            step = steps(flat).astype(np.float32).reshape(*weight.shape[:-3], 1, 1, 1)
+            restored = ops.multiply(ops.convert(ops.constant(whole.reshape(weight.shape)), "f32"), ops.constant(step))
+        operator.input(1).replace_source_output(restored.output(0))
+    graph.validate_nodes_and_infer_types()
 
 
 def set_openvino_manifest(path: Path, manifest: Manifest) -> None:

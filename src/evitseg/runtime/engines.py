@@ -92,6 +92,8 @@ class OnnxRuntimeEngine:
         if precision not in ("auto", "float32"):
             raise EngineError(f"ONNX Runtime computes in float32 on a CPU, not in {precision}; use --engine openvino.")
         options = onnxruntime.SessionOptions()
+        # Weights in 8 bits become float when the file is loaded, not with every picture.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
         # Said, not left at its default, so that what is reported is what runs.
         options.intra_op_num_threads = threads or physical_cores()

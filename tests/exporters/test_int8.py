@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.errors import ExportError
+from evitseg.exporters import FORMATS, export
+from evitseg.exporters.fold import convolutions, folded, set_folded, with_folded_norms
+from evitseg.exporters.int8 import LEVELS, by_table, eight_bit, in_steps, per_channel, rounded, steps
+from evitseg.exporters.verify import example_pictures
+from evitseg.image import Preprocess
+from evitseg.loading import network_of
+from evitseg.manifest import Manifest
+from evitseg.model.engine import TorchEngine
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.segmenter import Segmenter
+
+SIZE = (128, 192)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[EfficientViT, Manifest]:
+    return network_of("b0-camvid")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[torch.Tensor]:
+    fitting = Preprocess(fixed=SIZE)
+    pixels = [torch.from_numpy(fitting.apply(picture).copy()).float() for picture in example_pictures()]
+    return [(pixel.permute(2, 0, 1)[None] - 118) / 58 for pixel in pixels]
+
+
+@pytest.fixture(scope="module")
+def data(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts of the shipped photograph, with the masks that the network itself gives them."""
+    folder = tmp_path_factory.mktemp("data")
+    segment = Segmenter(TorchEngine(*bundled))
+    whole = example_pictures()[0]
+    for split, count in (("train", 4), ("val", 4)):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(count):
+            part = np.ascontiguousarray(whole[100 + 60 * i : 800 + 60 * i, (split == "val") * 500 :][:, :1300])
+            Image.fromarray(part).save(folder / f"images/{split}/{i}.png")
+            Image.fromarray(segment.mask(part).astype(np.uint8)).save(folder / f"masks/{split}/{i}.png")
+    return folder
+
+
+def test_rounding_is_to_what_the_bits_can_say() -> None:
+    weight = np.random.default_rng(0).normal(size=(16, 24, 3, 3)).astype(np.float32) * np.geomspace(1e-3, 10, 16)[
+        :, None, None, None
+    ].astype(np.float32)
+    assert in_steps(weight) is None
+    whole = in_steps(per_channel(weight))
+    assert whole is not None
+    assert whole.dtype == np.int8
+    assert np.abs(whole).max() == 127
+    np.testing.assert_allclose(whole * steps(weight), per_channel(weight), rtol=1e-6)
+    assert (np.abs(per_channel(weight) - weight) <= steps(weight) / 2 * 1.001).all()
+    assert in_steps(np.zeros((2, 3, 1, 1), np.float32)) is not None
+
+    table = by_table(weight)
+    assert len(np.unique(table)) <= LEVELS
+    even = np.rint(weight / np.abs(weight).max() * 127) * np.abs(weight).max() / 127
+    assert np.square(table - weight).sum() < np.square(even - weight).sum()
+    np.testing.assert_array_equal(by_table(table), table)
+    small = weight[:2, :2]
+    np.testing.assert_array_equal(by_table(small), small.astype(np.float16))
+
+
+def test_folding_the_norms_changes_nothing(
+    bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor], b0_checkpoint: Path
+) -> None:
+    model = network_of(b0_checkpoint)[0]
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        for given in inputs:
+            expected = model.eval()(given)
+            assert (with_folded_norms(model)(given) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_corrected_biases_take_most_of_the_change_back(
+    bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor]
+) -> None:
+    model = with_folded_norms(bundled[0])
+    corrected = rounded(model, inputs, per_channel)
+    plain = copy.deepcopy(corrected)
+    for (name, module), original in zip(convolutions(plain).items(), convolutions(model).values(), strict=True):
+        set_folded(module, folded(module)[0], folded(original)[1])
+        assert in_steps(module.conv.weight.detach().numpy()) is not None, name
+    with torch.inference_mode():
+        before, after, uncorrected = (torch.cat([net(x) for x in inputs]) for net in (model, corrected, plain))
+    assert (after - before).square().mean() < 0.3 * (uncorrected - before).square().mean()
+
+
+def test_the_worst_layers_stay_until_the_drop_is_small_enough(
+    bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor]
+) -> None:
+    def coarse(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.zeros_like(weight) if weight.shape == (8, 3, 3, 3) else per_channel(weight)
+
+    model = with_folded_norms(bundled[0])
+    asked = []
+
+    def drop_of(network: EfficientViT) -> float:
+        with torch.inference_mode():
+            change = (network(inputs[0]) - model(inputs[0])).abs().max()
+        asked.append(float(change))
+        return asked[-1]
+
+    pictures = example_pictures()
+    new, kept = eight_bit(bundled[0], Preprocess(fixed=SIZE), pictures, drop_of, asked_of := 3.0, coarse)
+    assert len(asked) == 2  # all, then all but the worst
+    assert asked[0] > asked_of > asked[1]
+    assert list(kept) == ["backbone.stem.0.conv"]
+    assert kept["backbone.stem.0.conv"] > 0.1
+    assert in_steps(convolutions(new)["backbone.stem.0.conv"].conv.weight.detach().numpy()) is None
+    with pytest.raises(ExportError, match="whichever layers stay in float16"):
+        eight_bit(bundled[0], Preprocess(fixed=SIZE), pictures[:1], lambda network: 1.0, 0.5)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
+def test_every_format_stores_what_was_rounded(
+    to: str, bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    path, manifest = export(
+        bundled,
+        to,
+        FORMATS[to].name(tmp_path / "m"),
+        size=SIZE,
+        weights="int8",
+        data=data,
+        max_drop=5,
+        tell=told.append,
+    )
+    files = [file for top in FORMATS[to].files(path) for file in (top, *top.rglob("*")) if file.is_file()]
+    assert sum(file.stat().st_size for file in files if file.suffix != ".json") < 1_200_000
+    verification = manifest.verification
+    assert verification is not None
+    # The same numbers as the rounded network, but for float16 where the format computes so.
+    assert verification.largest_difference < (5e-2 if to == "coreml" else 1e-3)
+    assert verification.measured_on == 4
+    assert verification.checkpoint_miou is not None
+    assert verification.artefact_miou is not None
+    assert verification.artefact_miou >= verification.checkpoint_miou - 5
+    assert [line.split()[0] for line in told] == ["scoring", "rounding", "converting", "scoring"]
+
+
+def test_both_engines_run_the_portable_file(bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path) -> None:
+    path, _ = export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data, max_drop=5)
+    image = Preprocess(256).apply(example_pictures()[0])[None]
+    one, other = (open_engine(path, engine, "float32")(image) for engine in ("openvino", "onnxruntime"))
+    assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
+def test_layers_that_stay_are_stored_in_float16(
+    to: str, bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    form = FORMATS[to]
+    model = with_folded_norms(bundled[0])
+    name = "backbone.stages.3.0.pointwise"
+    keeping = rounded(model, inputs, form.rounding, keep=[name])
+    without = rounded(model, inputs, form.rounding)
+    manifest = replace(bundled[1], weights="int8", preprocess=Preprocess(fixed=SIZE))
+    sizes = []
+    image = Preprocess(fixed=SIZE).apply(example_pictures()[0])[None]
+    for i, network in enumerate((keeping, without)):
+        path = form.name(tmp_path / f"{i}")
+        form.write(network, manifest, path)
+        form.set_manifest(path, manifest)
+        files = [file for top in form.files(path) for file in (top, *top.rglob("*")) if file.is_file()]
+        sizes.append(sum(file.stat().st_size for file in files))
+        expected = TorchEngine(network, manifest)(image)
+        assert np.abs(form.run(path)(image) - expected).max() < 2e-2 * np.abs(expected).max()
+    weight = convolutions(model)[name].conv.weight
+    assert 0.8 * weight.numel() < sizes[0] - sizes[1] < 1.2 * weight.numel()  # a byte more for each
+
+
+def test_a_score_that_is_too_low_is_refused(
+    bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import evitseg.exporters as module
+
+    monkeypatch.setattr(module, "eight_bit", lambda model, *rest: (model, {}))
+    scores = iter([70.0, 69.4])
+    monkeypatch.setattr(module, "miou", lambda *rest: next(scores))
+    with pytest.raises(ExportError, match=r"on 4 pictures it scores 69.40 % mIoU, its checkpoint 70.00 %"):
+        export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_needs_is_said(bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"say where they are \(--int8 DATA\)"):
+        export(bundled, "onnx", tmp_path / "m.onnx", weights="int8")
+    with pytest.raises(ExportError, match="executorch files store weights as float32"):
+        export(bundled, "executorch", tmp_path / "m.pte", weights="int8", data=data)
+
+
+def test_camvid_loses_little(
+    bundled: tuple[EfficientViT, Manifest], shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    _, manifest = export(
+        bundled, "openvino", tmp_path / "m.xml", size=(384, 512), weights="int8", data=shared("data/camvid")
+    )
+    verification = manifest.verification
+    assert verification is not None
+    assert verification.measured_on == 101
+    assert manifest.kept == {}

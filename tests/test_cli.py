@@ -291,6 +291,27 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
     assert files(tmp_path) == ["a.pt"]
 
 
+def test_export_for_a_device_from_the_command_line(tmp_path: Path) -> None:
+    run = evitseg("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "keep beside it: b0-camvid.ncnn.bin, b0-camvid.ncnn.param.json" in run.stdout
+    assert files(tmp_path) == ["b0-camvid.ncnn.bin", "b0-camvid.ncnn.param", "b0-camvid.ncnn.param.json"]
+    run = evitseg("predict", "--example", "--model", "b0-camvid.ncnn.param", "--out", "out", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "road" in run.stdout
+    content = json.loads(evitseg("info", "b0-camvid.ncnn.param", "--json", cwd=tmp_path).stdout)
+    assert content["preprocess"]["fixed"] == [96, 160]
+    assert content["weights"] == "float16"
+    for arguments, sentence in (
+        (["--size", "100x160"], "96x160 fits"),
+        (["--fp16", "--int8", "data"], "exclude each other"),
+        (["--size", "96x", "--to", "ncnn"], "neither a number"),
+    ):
+        run = evitseg("export", "b0-camvid", *arguments, cwd=tmp_path)
+        assert run.returncode == 2
+        assert sentence in " ".join(run.stderr.replace("│", " ").split())
+
+
 def test_version(tmp_path: Path) -> None:
     assert evitseg("--version", cwd=tmp_path).stdout == f"evitseg {__version__}\n"
 

@@ -66,6 +66,11 @@ class FormatName(str, Enum):
     executorch = "executorch"
     ncnn = "ncnn"
     coreml = "coreml"
+    best = "best"
+
+
+class DeviceName(str, Enum):
+    here = "here"
 
 
 class WeightsName(str, Enum):
@@ -381,7 +386,12 @@ def export(
             metavar="CHECKPOINT", help="A checkpoint (.safetensors, .pt, or our .onnx), a bundled or published model."
         ),
     ],
-    to: Annotated[FormatName, typer.Option("--to", help="The kind of artefact.")] = FormatName.onnx,
+    to: Annotated[
+        FormatName,
+        typer.Option("--to", help="The kind of artefact; best: the fastest of them, tried out on this machine."),
+    ] = FormatName.onnx,
+    device: Annotated[DeviceName, typer.Option(help="Where --to best tries them.")] = DeviceName.here,
+    threads: Threads = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -447,6 +457,23 @@ def export(
     preprocess = None
     if wanted is not None and not isinstance(wanted, tuple):
         preprocess = replace(manifest.preprocess, short_side=None if wanted == "native" else wanted)
+
+    def tell(sentence: str) -> None:
+        print(f"{sentence} ...", file=sys.stderr)
+
+    if to is FormatName.best:
+        _export_best(
+            network,
+            replace(manifest, preprocess=preprocess or manifest.preprocess, labels=label_space or manifest.labels),
+            out or Path(checkpoint),
+            size=wanted if isinstance(wanted, tuple) else None,
+            pictures=pictures or (),
+            data=int8 or data,
+            max_drop=max_drop,
+            threads=threads,
+            tell=tell,
+        )
+        return
     form = FORMATS[to.value]
     place = out or form.name(Path(checkpoint).with_suffix("") if Path(checkpoint).exists() else checkpoint)
     path, manifest = write(
@@ -460,13 +487,12 @@ def export(
         preprocess=preprocess,
         data=int8 or data,
         max_drop=max_drop,
-        tell=lambda sentence: print(f"{sentence} ...", file=sys.stderr),
+        tell=tell,
     )
     verification = manifest.verification
     assert verification is not None  # export verifies or raises
     files = form.files(path)
-    size_bytes = sum(file.stat().st_size for top in files for file in (top, *top.rglob("*")) if file.is_file())
-    print(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
+    print(f"wrote {path} ({form.size_bytes(path) / 1e6:.1f} MB, weights {manifest.weights})")
     if files[:-1]:
         print(f"keep beside it: {', '.join(file.name for file in files[:-1])}")
     print(
@@ -480,6 +506,36 @@ def export(
         )
     for layer, cost in manifest.kept.items():
         print(f"left in float16: {layer} (rounded alone it changes the logits by {cost:.1e} of their variance)")
+
+
+def _export_best(network: Any, manifest: Manifest, place: Path, **options: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from evitseg.exporters import FORMATS
+    from evitseg.exporters.best import export_best
+
+    endings = [form.ending for form in FORMATS.values() if place.name.endswith(form.ending)]
+    stem = place.with_name(place.name.removesuffix(endings[0])) if endings else place
+    if stem.suffix in (".pt", ".pth", ".safetensors"):
+        stem = stem.with_suffix("")
+    path, best, tried = export_best(network, manifest, stem, **options)
+    table = Table(box=None, padding=(0, 1))
+    for column in ("format", "weights", "engine", "precision", "ms", "MB", "mIoU %", ""):
+        table.add_column(column, justify="right" if column in ("ms", "MB", "mIoU %") else "left")
+    for one in sorted(tried, key=lambda candidate: candidate.median_ms):
+        table.add_row(
+            one.to,
+            one.weights,
+            one.engine,
+            one.precision,
+            *(["", ""] if one.problem else [f"{one.median_ms:.1f}", f"{one.size_bytes / 1e6:.2f}"]),
+            "" if one.miou is None else f"{one.miou:.2f}",
+            "kept" if one is best else one.problem,
+        )
+    Console(highlight=False).print(table)
+    print(f"wrote {path} ({best.size_bytes / 1e6:.1f} MB, weights {best.weights})")
+    print(f"run it with: evitseg predict --model {path} --engine {best.engine} --precision {best.precision} PICTURES")
 
 
 Data = Annotated[

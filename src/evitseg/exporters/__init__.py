@@ -63,6 +63,11 @@ class Format:
         """The file's name for a model that is called so."""
         return Path(f"{os.fspath(stem)}{self.ending}")
 
+    def size_bytes(self, artefact: Path) -> int:
+        """Of all that belong to an artefact."""
+        every = (file for top in self.files(artefact) for file in (top, *top.rglob("*")))
+        return sum(file.stat().st_size for file in every if file.is_file())
+
     def files(self, artefact: Path) -> list[Path]:
         """All that belong to an artefact, itself last."""
         stem = artefact.name.removesuffix(self.ending)
@@ -156,7 +161,7 @@ def export(
         evitseg_version=__version__,
         **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
-    scored = None if data is None else _Scored(model, manifest, data, tell)
+    scored = None if data is None else Scored(model, manifest, data, tell)
     if weights == "int8":
         assert scored is not None
         tell(f"rounding weights to 8 bits, with {len(scored.calibration)} pictures to correct them on")
@@ -185,7 +190,7 @@ def export(
     return out, manifest
 
 
-class _Scored:
+class Scored:
     """A checkpoint's score on somebody's data, to compare others with."""
 
     def __init__(
@@ -205,12 +210,16 @@ class _Scored:
 
     def drop_of(self, model: EfficientViT) -> float:
         """In points of mIoU."""
-        return self.miou - miou(TorchEngine(model, self._manifest), self.pairs, self._tell)
+        return self.miou - self.score(TorchEngine(model, self._manifest))
+
+    def score(self, engine: Engine) -> float:
+        """In percent."""
+        return miou(engine, self.pairs, self._tell)
 
     def added(self, verification: Verification, artefact: str, engine: Engine, max_drop: float) -> Verification:
         """With both scores. Raises: ExportError where the artefact's is too low."""
         self._tell(f"scoring {artefact} on {len(self.pairs)} pictures")
-        score = miou(engine, self.pairs, self._tell)
+        score = self.score(engine)
         if not score >= self.miou - max_drop:
             raise ExportError(
                 f"{artefact} was not kept: on {len(self.pairs)} pictures it scores {score:.2f} % mIoU, its checkpoint "

@@ -1,0 +1,159 @@
+"""The fastest artefact for the machine at hand: every candidate is made, scored and timed there."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.engine import Engine, Precision
+from evitseg.errors import EngineError, EvitsegError, ExportError, FileError, MissingPackageError
+from evitseg.exporters import FORMATS, Scored, export
+from evitseg.exporters.verify import example_pictures
+from evitseg.files import temporary_name
+from evitseg.image import read_picture
+from evitseg.manifest import Manifest
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.engines import open_engine
+
+RUNS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "litert": ("litert",),
+    "executorch": ("executorch",),
+    "ncnn": ("ncnn",),
+}
+"""Engines to try a format in; OpenVINO runs its own format as it runs ONNX."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+TURNS = 15
+AS_FAST = 1.03
+"""Times that differ by less say nothing; the smaller file is taken then."""
+
+
+@dataclass
+class Candidate:
+    """A way to run the network here.
+
+    Attributes:
+        to, weights: the artefact's format and the number format of its weights.
+        engine, precision: what runs it.
+        size_bytes: of all its files.
+        miou: in percent, on the user's data if there are any.
+        median_ms: for one picture, the network alone.
+        problem: why it is out of the running, if it is.
+    """
+
+    to: str
+    weights: str
+    engine: str
+    precision: Precision
+    size_bytes: int = 0
+    miou: float | None = None
+    median_ms: float = float("inf")
+    problem: str = ""
+
+
+def export_best(
+    network: EfficientViT,
+    manifest: Manifest,
+    stem: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    pictures: Sequence[str | os.PathLike[str]] = (),
+    data: str | os.PathLike[str] | None = None,
+    max_drop: float = 0.5,
+    threads: int | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> tuple[Path, Candidate, list[Candidate]]:
+    """Try every format whose packages are installed, and keep the fastest.
+
+    Args:
+        stem: the file to write, without its ending.
+        size: (height, width) of the only pictures it takes; without one, formats of one size are not tried.
+        data, max_drop: as in `export`; without data, weights are not tried in 8 bits, nor arithmetic in 16.
+        threads: at most; None for every physical core.
+
+    Returns: the artefact, what it is, and all that were tried.
+
+    Raises: ExportError where nothing runs; what `export` raises for bad data or pictures.
+    """
+    scored = None if data is None else Scored(network, manifest, data, tell)
+    first = read_picture(pictures[0]) if pictures else example_pictures()[0]
+    fitting = manifest.preprocess if size is None else replace(manifest.preprocess, fixed=size)
+    image = fitting.apply(first)[None]
+    tried: list[Candidate] = []
+    running: list[tuple[Candidate, Engine]] = []
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=stem.parent, prefix=temporary_name()) as folder:
+        for to, engines in RUNS.items():
+            form = FORMATS[to]
+            for weights in form.weights if data is not None else [w for w in form.weights if w != "int8"]:
+                for candidate in _candidates(to, weights, engines, low=data is not None):
+                    tried.append(candidate)
+                    path = form.name(Path(folder) / f"{to}-{weights}")
+                    try:
+                        if form.one_size and size is None:
+                            raise ExportError("takes one size, and none was given")
+                        if not path.exists():
+                            tell(f"trying {to} with weights in {weights}")
+                            export(
+                                (network, manifest), to, path, weights=weights, size=size, pictures=pictures,
+                                data=data if weights == "int8" else None, max_drop=max_drop,
+                            )  # fmt: skip
+                        engine = open_engine(path, candidate.engine, candidate.precision, threads)
+                        if engine.info.precision != candidate.precision:
+                            raise EngineError(f"this processor has no {candidate.precision} in it")
+                        candidate.size_bytes = form.size_bytes(path)
+                        if scored is not None:
+                            candidate.miou = scored.score(engine)
+                            if candidate.miou < scored.miou - max_drop:
+                                raise ExportError(f"loses {scored.miou - candidate.miou:.2f} points of mIoU")
+                    except MissingPackageError as error:
+                        candidate.problem = str(error)
+                    except EvitsegError as error:
+                        candidate.problem = str(error).removesuffix(".")
+                    else:
+                        running.append((candidate, engine))
+        tell(f"timing {len(running)} of them on pictures of {image.shape[1]}x{image.shape[2]}")
+        _time(running, image)
+        if not running:
+            raise ExportError(f"nothing runs here: {tried[0].problem}.")
+        fastest = min(candidate.median_ms for candidate, _ in running)
+        alike = [candidate for candidate, _ in running if candidate.median_ms <= AS_FAST * fastest]
+        best = min(alike, key=lambda candidate: (candidate.size_bytes, candidate.median_ms))
+        form = FORMATS[best.to]
+        out = form.name(stem)
+        try:
+            for new, final in zip(
+                form.files(form.name(Path(folder) / f"{best.to}-{best.weights}")), form.files(out), strict=True
+            ):
+                new.replace(final)
+        except OSError as error:
+            raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    return out, best, tried
+
+
+def _candidates(to: str, weights: str, engines: tuple[str, ...], low: bool) -> Iterator[Candidate]:
+    for engine in engines:
+        for precision in PRECISIONS if low and engine in ("openvino", "ncnn") else PRECISIONS[:1]:
+            yield Candidate(to, weights, engine, precision)
+
+
+def _time(running: Sequence[tuple[Candidate, Engine]], image: NDArray[np.uint8]) -> None:
+    """Medians of `TURNS`, turn by turn, so that a busy moment of the machine hits all alike."""
+    seconds: dict[int, list[float]] = {number: [] for number in range(len(running))}
+    for turn in range(TURNS + 2):
+        for number, (_, engine) in enumerate(running):
+            start = time.perf_counter()
+            engine(image)
+            if turn >= 2:
+                seconds[number].append(time.perf_counter() - start)
+    for number, (candidate, _) in enumerate(running):
+        candidate.median_ms = 1000 * statistics.median(seconds[number])

@@ -78,6 +78,28 @@ def camvid() -> str:
     return table(("", *values), rows)
 
 
+def deploy() -> str:
+    sizes = ("512x512", "1024x2048")
+    rows = []
+    for name, row in result("deploy")["results"].items():
+        if ", plain" in name:
+            continue
+        times = [f"{row[size]['median_ms']:.1f} ms" if size in row else "–" for size in sizes]
+        peak = f"{row[sizes[1]]['peak_mib']:.0f} MiB" if sizes[1] in row else "–"
+        rows.append((name, f"{row['bytes'] / 1e6:.2f} MB", *times, peak, f"{row['miou']:.2f}", f"{row['equal_pixels']:.2%}"))
+    return table(("", "file", "512×512", "1024×2048", "peak memory", "mIoU", "equal pixels"), rows)
+
+
+def plain() -> str:
+    values = {name: row["512x512"]["median_ms"] for name, row in result("deploy")["results"].items() if "512x512" in row}
+    rows = []
+    for name, took in values.items():
+        if ", plain" in name:
+            ours = values[name.replace("plain, ", "")]
+            rows.append((name.split(",")[0], f"{took:.1f} ms", f"{ours:.1f} ms", f"{took / ours:.2f}"))
+    return table(("", "plain conversion", "ours", "times faster"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "precision": precision,
@@ -85,6 +107,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "short-sides": short_sides,
     "training": training,
     "camvid": camvid,
+    "deploy": deploy,
+    "plain": plain,
 }
 
 

@@ -131,6 +131,16 @@ def test_the_runtime_works_without_torch() -> None:
     assert run.stdout.strip() == "0.4"
 
 
+def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
+    code = (
+        "import sys, evitseg; evitseg.load(); "
+        "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module])"
+    )
+    run = python(code, HOME=str(tmp_path), USERPROFILE=str(tmp_path), CI="")
+    assert run.stdout.strip() == "[]", run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, 
 
 if TYPE_CHECKING:
     import openvino
+
+# OpenVINO's package tells its maker over the network that it is used, and keeps a number for the user in their home,
+# unless it does not find this one; our users were not asked. Who wants that imports openvino first.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 

@@ -7,6 +7,7 @@ the seconds it took as JSON; `serve` is that loop. At the end its peak memory is
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -84,8 +85,11 @@ def compete(commands: dict[str, list[str]], turns: int, warm_up: int = 3) -> dic
         if process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{name} did not start; its messages are above")
     seconds: dict[str, list[float]] = {name: [] for name in commands}
+    order, shuffle = list(commands), random.Random(0).shuffle
     for turn in range(warm_up + turns):
-        for name in commands:
+        shuffle(order)  # nobody always comes after the same other
+        for name in order:
+            time.sleep(0.05)  # the threads of the one before may still spin
             took = ask(name, "go")
             if turn >= warm_up:
                 seconds[name].append(took)

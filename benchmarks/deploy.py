@@ -86,7 +86,7 @@ def main() -> None:
     reference = _Reference(network, manifest, arguments.camvid)
     rows: dict[str, dict[str, Any]] = {str(contestant): {} for contestant in CONTESTANTS}
     with tempfile.TemporaryDirectory() as folder:
-        for size in (SCORED_AT, *TIMED_AT):
+        for size in (*TIMED_AT, SCORED_AT):
             commands = {}
             for number, contestant in enumerate(CONTESTANTS):
                 if (contestant.plain and size != TIMED_AT[0]) or (contestant.to == "coreml" and size != SCORED_AT):

@@ -86,12 +86,16 @@ def deploy() -> str:
             continue
         times = [f"{row[size]['median_ms']:.1f} ms" if size in row else "–" for size in sizes]
         peak = f"{row[sizes[1]]['peak_mib']:.0f} MiB" if sizes[1] in row else "–"
-        rows.append((name, f"{row['bytes'] / 1e6:.2f} MB", *times, peak, f"{row['miou']:.2f}", f"{row['equal_pixels']:.2%}"))
+        rows.append(
+            (name, f"{row['bytes'] / 1e6:.2f} MB", *times, peak, f"{row['miou']:.2f}", f"{row['equal_pixels']:.2%}")
+        )
     return table(("", "file", "512×512", "1024×2048", "peak memory", "mIoU", "equal pixels"), rows)
 
 
 def plain() -> str:
-    values = {name: row["512x512"]["median_ms"] for name, row in result("deploy")["results"].items() if "512x512" in row}
+    values = {
+        name: row["512x512"]["median_ms"] for name, row in result("deploy")["results"].items() if "512x512" in row
+    }
     rows = []
     for name, took in values.items():
         if ", plain" in name:

@@ -210,8 +210,9 @@ def test_what_cannot_be_is_a_sentence(
         export(bundled, "ncnn", tmp_path / "m.param", size=SIZE)
     with pytest.raises(EngineError, match="Apple"):
         open_engine(artefacts["coreml"])
-    with pytest.raises(EngineError, match="leave out the precision"):
-        open_engine(artefacts["litert"], precision="bfloat16")
+    for to in RUN_HERE:
+        with pytest.raises(EngineError, match="leave out the precision"):
+            open_engine(artefacts[to], precision="bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 

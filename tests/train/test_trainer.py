@@ -671,3 +671,14 @@ def test_the_command_trains_measures_exports_and_predicts(tmp_path: Path) -> Non
     assert again.returncode == 1
     assert "holds a run already" in again.stderr
     assert "epoch" not in run("train", "data", "--out", "run", "--resume").stdout
+
+
+def test_the_bundled_model_is_a_start() -> None:
+    from evitseg.labels import load_labels
+    from evitseg.loading import network_of
+    from evitseg.train.network import starting_network
+
+    labels = load_labels("camvid")
+    taken, given = starting_network(TrainConfig(start="b0-camvid"), labels), network_of("b0-camvid")[0]
+    for key, tensor in given.state_dict().items():
+        torch.testing.assert_close(taken.state_dict()[key], tensor)

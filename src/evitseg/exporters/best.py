@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -84,10 +85,10 @@ def export_best(
 
     Raises: ExportError where nothing runs; what `export` raises for bad data or pictures.
     """
-    scored = None if data is None else Scored(network, manifest, data, tell)
     first = read_picture(pictures[0]) if pictures else example_pictures()[0]
     fitting = manifest.preprocess if size is None else replace(manifest.preprocess, fixed=size)
     image = fitting.apply(first)[None]
+    scored = None if data is None else Scored(network, replace(manifest, preprocess=fitting), data, tell)
     tried: list[Candidate] = []
     running: list[tuple[Candidate, Engine]] = []
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -142,17 +143,20 @@ def export_best(
 
 def _candidates(to: str, weights: str, engines: tuple[str, ...], low: bool) -> Iterator[Candidate]:
     for engine in engines:
-        for precision in PRECISIONS if low and engine in ("openvino", "ncnn") else PRECISIONS[:1]:
+        for precision in PRECISIONS if low and engine == "openvino" else PRECISIONS[:1]:
             yield Candidate(to, weights, engine, precision)
 
 
 def _time(running: Sequence[tuple[Candidate, Engine]], image: NDArray[np.uint8]) -> None:
-    """Medians of `TURNS`, turn by turn, so that a busy moment of the machine hits all alike."""
+    """Medians of `TURNS`, in turns, so that a busy moment of the machine hits all alike."""
     seconds: dict[int, list[float]] = {number: [] for number in range(len(running))}
+    order, shuffle = list(seconds), random.Random(0).shuffle
     for turn in range(TURNS + 2):
-        for number, (_, engine) in enumerate(running):
+        shuffle(order)  # nobody always comes after the same other
+        for number in order:
+            time.sleep(0.05)  # the threads of the one before may still spin
             start = time.perf_counter()
-            engine(image)
+            running[number][1](image)
             if turn >= 2:
                 seconds[number].append(time.perf_counter() - start)
     for number, (candidate, _) in enumerate(running):

@@ -116,6 +116,8 @@ class NcnnEngine:
                 import ncnn
         except ImportError as error:
             raise MissingPackageError("the ncnn engine", "ncnn") from error
+        if precision == "bfloat16":
+            raise EngineError("ncnn's bfloat16 gives wrong masks with this network; leave out the precision.")
         if precision == "float16" and platform.machine() not in ("aarch64", "arm64"):
             raise EngineError("ncnn has float16 arithmetic on Arm only; leave out the precision.")
         self.manifest = manifest_beside(artefact, [read(artefact), read(artefact.with_suffix(".bin"))])
@@ -123,9 +125,9 @@ class NcnnEngine:
         self._net = ncnn.Net()
         options = self._net.opt
         options.num_threads = threads
-        half = precision in ("auto", "float16")  # what the processor cannot do, ncnn leaves
+        half = precision == "float16"
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
-        options.use_bf16_packed = options.use_bf16_storage = precision == "bfloat16"
+        options.use_bf16_packed = options.use_bf16_storage = False
         with silenced():
             failed = self._net.load_param(str(artefact)) or self._net.load_model(str(artefact.with_suffix(".bin")))
         if failed:
@@ -133,10 +135,7 @@ class NcnnEngine:
         if (list(self._net.input_names()), list(self._net.output_names())) != ([INPUT], [LOGITS]):
             raise _not_as_told(artefact)
         self._mat, self._artefact = ncnn.Mat, artefact
-        runs = {"auto": "float16" if platform.machine() in ("aarch64", "arm64") else "float32"}.get(
-            precision, precision
-        )
-        self.info = _info("ncnn", "ncnn", runs, threads)
+        self.info = _info("ncnn", "ncnn", "float16" if half else "float32", threads)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return one_by_one(self._run, images)

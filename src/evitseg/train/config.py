@@ -29,7 +29,7 @@ class TrainConfig:
     Attributes:
         variant: a row of `evitseg.config.BACKBONES`.
         start: weights to start from: a checkpoint's path (ours, the authors', timm's; a classifier gives its backbone)
-            or a published model's name; "none" for random ones.
+            or a published model's name, a bundled model's name or an .onnx artefact; "none" for random ones.
         classes_from: by class, the names of the start's and the teachers' classes it is made of, where its own name
             is not among theirs: {"pavement": ["sidewalk"]}.
         train_on: splits to train on; none for "train", or what `split_pairs` gives where there are no splits.

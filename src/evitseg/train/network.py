@@ -68,6 +68,13 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
 
 def source_of(start: str) -> tuple[EfficientViT, LabelSpace | None]:
     """A start's network, and its classes where they are classes of pixels."""
+    from evitseg.bundled import bundled_models
+
+    if start in bundled_models() or Path(start).suffix == ".onnx":
+        from evitseg.loading import network_of
+
+        network, manifest = network_of(start, extra="train")
+        return network, manifest.labels
     if Path(start).exists():
         return load_backbone(start)
     if Path(start).suffix in CHECKPOINT_ENDINGS:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -222,6 +223,10 @@ def test_the_portable_formats_can_have_one_size_too(
 ) -> None:
     path, manifest = export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=SIZE)
     assert manifest.preprocess.fixed == SIZE
+    if to == "onnx":  # what TensorRT needs, and what docs/deploy.md promises
+        operators = [node.op_type for node in onnx.load(path).graph.node]
+        assert operators[:2] == ["Cast", "Transpose"]
+        assert not {"Resize", "Shape", "Sqrt", "Reciprocal"} & set(operators)
     expected = TorchEngine(*bundled, "float32")(image)
     for engine in ("openvino", "onnxruntime") if to == "onnx" else ("openvino",):
         actual = open_engine(path, engine, "float32")(image)

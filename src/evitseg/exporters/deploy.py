@@ -47,21 +47,21 @@ class Bicubic(nn.Module):
 
     def __init__(self, size: tuple[int, int], factor: int) -> None:
         super().__init__()
-        down, across = (self._rows(side, factor) for side in size)
+        down, across = (up_sampling(side, factor) for side in size)
         # Layers, because converters keep a layer's matrix as it is, and copy other constants once a channel.
         self.down, self.across = (_linear(rows) for rows in (down, across))
-
-    @staticmethod
-    def _rows(side: int, factor: int) -> Tensor:
-        """(factor * side, side): the interpolation of one axis, read off unit vectors."""
-        # A single row in the other axis is interpolated to copies of itself: the weights of an axis add up to one.
-        units = torch.eye(side)[None, :, :, None]
-        return F.interpolate(units, scale_factor=factor, mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         wide: Tensor = self.across(x)
         tall: Tensor = self.down(wide.transpose(2, 3))
         return tall.transpose(2, 3)
+
+
+def up_sampling(side: int, factor: int) -> Tensor:
+    """(factor * side, side): what bicubic interpolation does to one axis, read off unit vectors."""
+    # A single row in the other axis is interpolated to copies of itself: the weights of an axis add up to one.
+    units = torch.eye(side)[None, :, :, None]
+    return F.interpolate(units, scale_factor=factor, mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
 
 def _linear(matrix: Tensor) -> nn.Linear:

@@ -16,6 +16,7 @@ from torch import nn
 
 from evitseg.config import LOGIT_STRIDE
 from evitseg.errors import ExportError, MissingPackageError, WeightsError
+from evitseg.exporters.deploy import up_sampling
 from evitseg.exporters.fold import folded, in_half, set_folded
 from evitseg.exporters.int8 import in_steps, steps
 from evitseg.files import replacing
@@ -62,7 +63,8 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
     Raises: ExportError, MissingPackageError.
 
     Input: image (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
-    All but the classes are free; a `preprocess` with a fixed size fixes them, with a batch of 1.
+    All but the classes are free; a `preprocess` with a fixed size fixes them, with a batch of 1, and then the graph has
+    no arithmetic on shapes and no cubic Resize, which TensorRT does not know.
 
     Args:
         weights: "float16" stores the convolutions' weights in half the bytes, "int8" in a quarter those that
@@ -87,23 +89,26 @@ def _written(
 
     assert isinstance(model.head, SegmentationNetworkHead)
     graph = _Graph(weights)
-    # Transposed as uint8, a quarter of the bytes.
-    pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    size = preprocess.fixed
+    if size is None:  # transposed as uint8, a quarter of the bytes
+        pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    else:  # TensorRT takes bytes into a Cast alone
+        pixels = graph.add("Transpose", graph.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
     x = graph.add("Mul", graph.add("Add", pixels, graph.constant(-mean)), graph.constant(1 / std))
     for block in model.backbone.stem:
         x = _sequence(graph, block, x)
     features = []
-    for stage in model.backbone.stages:
+    for stride, stage in zip((4, 8, 16, 32), model.backbone.stages, strict=True):
         assert isinstance(stage, nn.Sequential)
         for block in stage:
             x = (
-                _attention_sequence(graph, block, x)
+                _attention_sequence(graph, block, x, None if size is None else (size[0] // stride, size[1] // stride))
                 if isinstance(block, AttentionSequence)
                 else _sequence(graph, block, x)
             )
         features.append(x)
-    logits = _head(graph, model.head, features)
+    logits = _head(graph, model.head, features, size)
     graph.nodes[-1].output[0] = "logits"
     assert logits not in {name for node in graph.nodes for name in node.input}
 
@@ -239,12 +244,16 @@ def _sequence(graph: _Graph, block: nn.Module, x: str) -> str:
     return graph.add("Add", x, out) if block.residual else out
 
 
-def _attention_sequence(graph: _Graph, block: AttentionSequence, x: str) -> str:
-    return _sequence(graph, block.local, graph.add("Add", x, _attention(graph, block.attention, x)))
+def _attention_sequence(graph: _Graph, block: AttentionSequence, x: str, size: tuple[int, int] | None) -> str:
+    return _sequence(graph, block.local, graph.add("Add", x, _attention(graph, block.attention, x, size)))
 
 
-def _attention(graph: _Graph, module: MultiScaleAttention, x: str) -> str:
-    """`MultiScaleAttention`, step by step; the reasons for the scales are in `relu_linear_attention`."""
+def _attention(graph: _Graph, module: MultiScaleAttention, x: str, size: tuple[int, int] | None) -> str:
+    """`MultiScaleAttention`, step by step; the reasons for the scales are in `relu_linear_attention`.
+
+    Args:
+        size: (height, width) of the features, where they are known.
+    """
     from onnx import TensorProto
 
     dim, heads = module.head_dim, module.num_heads
@@ -268,9 +277,12 @@ def _attention(graph: _Graph, module: MultiScaleAttention, x: str) -> str:
     q, k, v = graph.add("Split", tokens, ints(dim, dim, dim), outputs=3, axis=2)
     q, k = graph.add("Relu", q), graph.add("Relu", k)
     query_scale = at_least(graph.add("ReduceMax", q, ints(2), keepdims=1))
-    count = graph.add("Cast", graph.add("Shape", tokens, start=3, end=4), to=TensorProto.FLOAT)
-    largest_key = at_least(graph.add("ReduceMax", k, ints(2, 3), keepdims=1))
-    key_scale = graph.add("Div", graph.add("Reciprocal", graph.add("Sqrt", count)), largest_key)
+    if size is None:
+        count = graph.add("Cast", graph.add("Shape", tokens, start=3, end=4), to=TensorProto.FLOAT)
+        root = graph.add("Reciprocal", graph.add("Sqrt", count))
+    else:
+        root = graph.constant((size[0] * size[1]) ** -0.5)
+    key_scale = graph.add("Div", root, at_least(graph.add("ReduceMax", k, ints(2, 3), keepdims=1)))
     k = graph.add("Mul", k, key_scale)
 
     context = graph.add("MatMul", v, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
@@ -284,15 +296,18 @@ def _attention(graph: _Graph, module: MultiScaleAttention, x: str) -> str:
         eps = graph.add("Div", graph.add("Mul", key_scale, graph.constant(module.eps)), sum_scale)
         divisor = graph.add("Add", divisor, graph.add("Div", eps, query_scale))
     attended = graph.add("Div", attended, at_least(divisor))
-    shape = graph.add("Concat", ints(0, heads * dim), graph.add("Shape", x, start=2, end=4), axis=0)
+    if size is None:
+        shape = graph.add("Concat", ints(0, heads * dim), graph.add("Shape", x, start=2, end=4), axis=0)
+    else:
+        shape = ints(1, heads * dim, *size)
     return _conv(graph, module.proj, graph.add("Reshape", attended, shape))
 
 
-def _head(graph: _Graph, head: SegmentationNetworkHead, features: list[str]) -> str:
+def _head(graph: _Graph, head: SegmentationNetworkHead, features: list[str], size: tuple[int, int] | None) -> str:
     merged = ""
     for conv, feature, factor in zip(head.inputs, reversed(features[1:]), (4, 2, 1), strict=True):
         x = _conv(graph, conv, feature)
-        if factor > 1:
+        if size is None and factor > 1:
             x = graph.add(
                 "Resize",
                 x,
@@ -302,6 +317,9 @@ def _head(graph: _Graph, head: SegmentationNetworkHead, features: list[str]) -> 
                 cubic_coeff_a=-0.75,
                 coordinate_transformation_mode="half_pixel",
             )
+        elif size is not None and factor > 1:
+            down, across = (up_sampling(side // LOGIT_STRIDE // factor, factor).numpy() for side in size)
+            x = graph.add("MatMul", graph.constant(down), graph.add("MatMul", x, graph.constant(across.T)))
         merged = graph.add("Add", merged, x) if merged else x
     for block in head.blocks:
         merged = _sequence(graph, block, merged)

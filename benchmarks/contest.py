@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evitseg.bench import peak_mib
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 
@@ -49,17 +50,6 @@ def serve(work: Callable[[], object]) -> None:
         start = time.perf_counter()
         work()
         print(json.dumps(time.perf_counter() - start), flush=True)
-
-
-def peak_mib() -> float:
-    """Most memory this process ever held; on Linux without what its parent held when it began, which getrusage adds."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
-    except OSError:
-        import resource  # not on Windows
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def compete(commands: dict[str, list[str]], turns: int, warm_up: int = 3) -> dict[str, Result]:

@@ -980,6 +980,68 @@ def _class_rows(report: Report, width: int) -> list[str]:
 
 @app.command()
 @_plain_errors
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="As predict's --model. (default: the bundled model)", show_default=False),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH",
+            help="Of the picture and the network's input; may be given several times. (default: 256x256 to 2048x2048)",
+            show_default=False,
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Stretched to every size. (default: the shipped photograph)", show_default=False
+        ),
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 15,
+    threads: Threads = None,
+    engine: Engine = None,
+    precision: Precision = PrecisionName.auto,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a model is here: the network alone, and from a JPEG file to a mask file."""
+    sizes = [_export_size(text) for text in size or []]
+    if not all(isinstance(sides, tuple) for sides in sizes):
+        raise typer.BadParameter("give sizes as HEIGHTxWIDTH, such as 512x1024", param_hint="--size")
+    from evitseg.bench import bench as measure
+    from evitseg.bundled import EXAMPLE_PICTURE
+    from evitseg.loading import load
+
+    segment = load(model, engine=engine.value if engine else None, threads=threads, precision=precision.value)
+    header = ("size", "network ms", "p90", "end to end ms", "p90", "ms per megapixel", "peak MiB")
+    if not as_json:
+        print(f"{segment.manifest.name}: {segment.info}")
+        print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}" if markdown else "".join(map(_column, header)))
+    timings = []
+    for timing in measure(segment, picture or EXAMPLE_PICTURE, sizes, turns):  # type: ignore[arg-type]
+        timings.append(timing)
+        row = (
+            f"{timing.height}x{timing.width}",
+            *(f"{value:.1f}" for value in (timing.network_ms, timing.network_p90_ms)),
+            *(f"{value:.1f}" for value in (timing.end_to_end_ms, timing.end_to_end_p90_ms)),
+            f"{timing.ms_per_megapixel:.1f}",
+            f"{timing.peak_mib:.0f}",
+        )
+        if not as_json:
+            print(f"| {' | '.join(row)} |" if markdown else "".join(map(_column, row)), flush=True)
+    if as_json:
+        content = {"model": segment.manifest.name, "runs": str(segment.info), "sizes": [t.to_dict() for t in timings]}
+        print(json.dumps(content, indent=2))
+
+
+def _column(cell: str) -> str:
+    return f"{cell:>18}"
+
+
+@app.command()
+@_plain_errors
 def average(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Two or more, of the same start.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The checkpoint to write (.safetensors).")],

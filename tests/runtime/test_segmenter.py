@@ -48,7 +48,7 @@ def test_a_path_an_image_and_an_array_give_the_same(
 def test_any_picture_size_gives_a_mask_of_that_size(size: tuple[int, int], segment: Segmenter) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for working_size in (None, "native", 64):
-        mask = Segmenter(segment._engine, working_size)(picture).mask
+        mask = Segmenter(segment.engine, working_size)(picture).mask
         assert mask.shape == size
         assert mask.dtype == np.uint8
 

@@ -80,26 +80,26 @@ class Segmenter:
             pictures.check_size(size)
         if size is not None and engine.manifest.preprocess.fixed is not None:
             engine.manifest.preprocess.fit((1, 1), size)  # says that there is but one
-        self._engine = engine
+        self.engine = engine
         self.size = size
 
     @property
     def info(self) -> EngineInfo:
         """What runs: engine, precision, threads, processor."""
-        return self._engine.info
+        return self.engine.info
 
     @property
     def manifest(self) -> Manifest:
-        return self._engine.manifest
+        return self.engine.manifest
 
     @property
     def labels(self) -> LabelSpace:
-        return self._engine.manifest.labels
+        return self.engine.manifest.labels
 
     def logits(self, picture: Picture) -> NDArray[np.float32]:
         """(classes, h / 8, w / 8), where (h, w) is the working size of this picture."""
-        network_input = self._engine.manifest.preprocess.apply(picture, self.size)
-        logits: NDArray[np.float32] = self._engine(network_input[None])[0]
+        network_input = self.engine.manifest.preprocess.apply(picture, self.size)
+        logits: NDArray[np.float32] = self.engine(network_input[None])[0]
         return logits
 
     def mask(self, picture: Picture) -> Mask:
@@ -126,7 +126,7 @@ class Segmenter:
                 if group:
                     yield from self._run(group)
                 raise
-            network_input = self._engine.manifest.preprocess.apply(picture, self.size)
+            network_input = self.engine.manifest.preprocess.apply(picture, self.size)
             if group and (len(group) == size or group[0][1].shape != network_input.shape):
                 yield from self._run(group)
                 group = []
@@ -143,9 +143,9 @@ class Segmenter:
         """
         if not scales:
             raise ConfigError("test-time augmentation needs at least one scale.")
-        if self._engine.manifest.preprocess.fixed is not None:
+        if self.engine.manifest.preprocess.fixed is not None:
             raise ConfigError("test-time augmentation needs a model for pictures of any size; this one takes one size.")
-        working = self._engine.manifest.preprocess.fit(picture.shape[:2], self.size)
+        working = self.engine.manifest.preprocess.fit(picture.shape[:2], self.size)
         sizes = [tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in working) for scale in sorted(scales)]
         grid = tuple(side // LOGIT_STRIDE for side in sizes[-1])
         total: NDArray[np.float32] | None = None
@@ -155,7 +155,7 @@ class Segmenter:
                 resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
             for mirrored in (False, True) if flip else (False,):
                 view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
-                logits = self._engine(view[None])[0]
+                logits = self.engine(view[None])[0]
                 shares = np.exp(logits - logits.max(0))
                 shares /= shares.sum(0)
                 shares = _resized(shares[:, :, ::-1] if mirrored else shares, grid)
@@ -164,7 +164,7 @@ class Segmenter:
         return argmax_upsampled(total, picture.shape[:2])
 
     def _run(self, group: list[tuple[Picture, Picture]]) -> Iterator[Prediction]:
-        logits = self._engine(np.stack([network_input for _, network_input in group]))
+        logits = self.engine(np.stack([network_input for _, network_input in group]))
         for (picture, _), own in zip(group, logits, strict=True):
             yield Prediction(argmax_upsampled(own, picture.shape[:2]), picture, self.labels)
 

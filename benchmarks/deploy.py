@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -55,11 +56,13 @@ class Contestant:
     engine: str | None = None
     precision: Precision = "float32"
     plain: bool = False
+    one_size: bool = False  # also where any could be
 
     def __str__(self) -> str:
         engine = {"onnxruntime": " in ONNX Runtime", "openvino": " in OpenVINO"}.get(self.engine or "", "")
         arithmetic = "" if self.precision == "float32" else f", {self.precision} arithmetic"
-        return f"{self.to}{engine}, {'plain, ' if self.plain else ''}{self.weights}{arithmetic}"
+        size = ", one size" if self.one_size else ""
+        return f"{self.to}{engine}, {'plain, ' if self.plain else ''}{self.weights}{arithmetic}{size}"
 
 
 CONTESTANTS = (
@@ -71,6 +74,8 @@ CONTESTANTS = (
     *(Contestant("openvino", weights) for weights in FORMATS["openvino"].weights),
     *(Contestant("openvino", weights, precision="bfloat16") for weights in FORMATS["openvino"].weights),
     *(Contestant(to, weights) for to in ("litert", "executorch", "ncnn", "coreml") for weights in FORMATS[to].weights),
+    Contestant("openvino", one_size=True),
+    Contestant("openvino", precision="bfloat16", one_size=True),
     *(Contestant(to, plain=True) for to in ("openvino", "litert", "executorch")),
 )
 
@@ -80,15 +85,19 @@ def main() -> None:
     parser.add_argument("camvid", type=Path)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--out", default="deploy")
+    parser.add_argument(
+        "--only", default="", help="regular expression: measure these anew, and keep the others' figures"
+    )
     arguments = parser.parse_args()
+    contestants = [contestant for contestant in CONTESTANTS if re.search(arguments.only, str(contestant))]
     network, manifest = network_of(DEFAULT_MODEL)
     networks = dict(_networks(network, manifest, arguments.camvid))
     reference = _Reference(network, manifest, arguments.camvid)
-    rows: dict[str, dict[str, Any]] = {str(contestant): {} for contestant in CONTESTANTS}
+    rows: dict[str, dict[str, Any]] = {str(contestant): {} for contestant in contestants}
     with tempfile.TemporaryDirectory() as folder:
         for size in (*TIMED_AT, SCORED_AT):
             commands = {}
-            for number, contestant in enumerate(CONTESTANTS):
+            for number, contestant in enumerate(contestants):
                 if (contestant.plain and size != TIMED_AT[0]) or (contestant.to == "coreml" and size != SCORED_AT):
                     continue
                 form = FORMATS[contestant.to]
@@ -96,7 +105,7 @@ def main() -> None:
                 told = replace(
                     manifest, weights=contestant.weights, preprocess=replace(manifest.preprocess, fixed=size)
                 )
-                if not form.one_size and not contestant.plain:
+                if not form.one_size and not contestant.plain and not contestant.one_size:
                     told = replace(told, preprocess=manifest.preprocess)
                 if contestant.plain:
                     write_plain(contestant.to, network, told, path)
@@ -124,8 +133,12 @@ def main() -> None:
                     ]  # fmt: skip
             for name, result in (compete(commands, arguments.turns) if commands else {}).items():
                 rows[name]["x".join(map(str, size))] = asdict(result)
+    place = RESULTS / f"{arguments.out}.json"
+    if arguments.only:
+        before = json.loads(place.read_text(encoding="utf-8"))["results"] | rows
+        rows = {name: before[name] for name in map(str, CONTESTANTS) if name in before}
     content = {"settings": {"threads": THREADS, "processor": processor_name(), "model": DEFAULT_MODEL}, "results": rows}
-    with replacing(RESULTS / f"{arguments.out}.json") as file:
+    with replacing(place) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 

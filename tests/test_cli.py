@@ -304,7 +304,7 @@ def test_export_for_a_device_from_the_command_line(tmp_path: Path) -> None:
     assert content["weights"] == "float16"
     for arguments, sentence in (
         (["--size", "100x160"], "96x160 fits"),
-        (["--fp16", "--int8", "data"], "exclude each other"),
+        (["--fp16", "--int8", "data"], "excludes --fp16"),
         (["--size", "96x", "--to", "ncnn"], "neither a number"),
     ):
         run = evitseg("export", "b0-camvid", *arguments, cwd=tmp_path)

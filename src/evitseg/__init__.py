@@ -24,6 +24,8 @@ _HOMES = {
 }
 """Where each public name lives; a module is imported when its name is first used."""
 
+_EXTRAS = {"export": "export", "fit": "train", "TrainConfig": "train"}
+
 if TYPE_CHECKING:
     from evitseg.dataset import find_pairs
     from evitseg.errors import EvitsegError
@@ -55,7 +57,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'evitseg' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from evitseg.errors import MissingPackageError
+
+        raise MissingPackageError(f"evitseg.{name}", _EXTRAS.get(name, "torch")) from error
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import wraps
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -79,7 +80,7 @@ class WeightsName(str, Enum):
     int8 = "int8"
 
 
-def _size(text: str) -> Size:
+def _size(text: str, forms: str = "'native'") -> Size:
     from evitseg.errors import ConfigError
     from evitseg.image import check_size
 
@@ -88,7 +89,7 @@ def _size(text: str) -> Size:
     try:
         return check_size(int(text))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a number of pixels nor 'native'") from None
+        raise typer.BadParameter(f"{text!r} is neither a number of pixels nor {forms}") from None
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -100,7 +101,7 @@ def _export_size(text: str) -> Size | tuple[int, int]:
 
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
-        return _size(text)
+        return _size(text, "'native' nor HEIGHTxWIDTH")
     try:
         return check_sides((int(sides[0]), int(sides[1])))
     except ConfigError as error:
@@ -442,15 +443,16 @@ def export(
     """Convert a checkpoint for a device, and keep the file only if it agrees with the checkpoint on real pictures."""
     from dataclasses import replace
 
-    if int8 is not None and fp16:
-        raise typer.BadParameter("--int8 and --fp16 exclude each other")
+    if int8 is not None and (fp16 or weights is WeightsName.float16):
+        raise typer.BadParameter("--int8 excludes --fp16 and --weights float16")
     stored = "int8" if int8 is not None else "float16" if fp16 else weights.value
     wanted = _export_size(size) if size is not None else None
     from evitseg.labels import load_labels
     from evitseg.loading import network_of
 
     label_space = load_labels(labels) if labels else None
-    network, manifest = network_of(checkpoint, extra="export")
+    extras = {"litert": "litert-export", "executorch": "executorch", "ncnn": "ncnn-export", "coreml": "coreml"}
+    network, manifest = network_of(checkpoint, extra=extras.get(to.value, "export"))
     from evitseg.exporters import FORMATS
     from evitseg.exporters import export as write
 
@@ -496,7 +498,8 @@ def export(
     if files[:-1]:
         print(f"keep beside it: {', '.join(file.name for file in files[:-1])}")
     print(
-        f"verified on {verification.pictures} pictures: largest logit difference "
+        f"verified on {verification.pictures} pictures{' against the rounded network' * (stored == 'int8')}: "
+        "largest logit difference "
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
     )
     if verification.measured_on:
@@ -531,10 +534,14 @@ def _export_best(network: Any, manifest: Manifest, place: Path, **options: Any) 
             one.precision,
             *(["", ""] if one.problem else [f"{one.median_ms:.1f}", f"{one.size_bytes / 1e6:.2f}"]),
             "" if one.miou is None else f"{one.miou:.2f}",
-            "kept" if one is best else one.problem,
+            "kept" if one is best else "not run" if one.problem else "",
         )
     Console(highlight=False).print(table)
-    print(f"wrote {path} ({best.size_bytes / 1e6:.1f} MB, weights {best.weights})")
+    for problem, those in groupby(sorted((one.problem, one.to) for one in tried if one.problem), lambda pair: pair[0]):
+        print(f"not run: {', '.join(dict.fromkeys(to for _, to in those))}: {problem}")
+    print(f"wrote {path} ({best.size_bytes / 1e6:.1f} MB, weights {best.weights}), the smallest of those within 3 %")
+    if beside := FORMATS[best.to].files(path)[:-1]:
+        print(f"keep beside it: {', '.join(file.name for file in beside)}")
     print(f"run it with: evitseg predict --model {path} --engine {best.engine} --precision {best.precision} PICTURES")
 
 

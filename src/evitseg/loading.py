@@ -95,8 +95,7 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        what = f"{name}, which is published as a checkpoint," if published else f"{path.name}, a checkpoint,"
-        raise MissingPackageError(f"running {what}", extra) from error
+        raise MissingPackageError(f"{model} in PyTorch" if extra == "torch" else f"export of {model}", extra) from error
     from evitseg.model import weights
 
     if path.suffix == ".onnx":

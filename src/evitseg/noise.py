@@ -6,20 +6,25 @@ import contextlib
 import ctypes
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Nothing that is printed or warned inside reaches the terminal, from Python or from native code.
 
-    The process's standard streams point elsewhere meanwhile: keep it short where other threads print.
+    The process's standard streams point elsewhere meanwhile: keep it short where other threads print. An interrupt
+    waits for the end, a second one does not: converters swallow it, or crash if it meets them while they are imported.
     """
     disabled = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_interrupts_wait())
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         elsewhere = stack.enter_context(tempfile.TemporaryFile("w+"))
@@ -33,6 +38,31 @@ def silenced() -> Iterator[None]:
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, disabled)
         yield
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which has no say in signals
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            before(number, frame)
+        waiting.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(signal.SIGINT, None)
 
 
 def _restore(saved: int, number: int) -> None:

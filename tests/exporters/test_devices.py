@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from evitseg.manifest import Manifest
 from evitseg.model.engine import TorchEngine
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
+from evitseg.noise import silenced
 from evitseg.runtime.artefact import digest, manifest_file
 from evitseg.runtime.engines import open_engine, read_manifest
 
@@ -135,10 +137,8 @@ def test_a_broken_weight_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", DEVICES)
+@pytest.mark.parametrize("to", ["ncnn", "coreml"])  # several files, a folder
 def test_an_artefact_is_replaced(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
-    if to not in ("ncnn", "coreml"):
-        pytest.skip("as the others, and a quarter of a minute")
     path = copied(artefacts[to], to, tmp_path)
     names = sorted(file.name for file in tmp_path.iterdir())
     export(network_of("b0-camvid"), to, path, size=(64, 96))
@@ -267,3 +267,36 @@ def test_the_weights_of_an_artefact_are_those_it_was_made_from(tmp_path: Path) -
     with torch.inference_mode():
         torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
     assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(("to", "in_the_way"), [("onnx", "m.onnx"), ("openvino", "m.bin"), ("coreml", "m.mlpackage")])
+def test_a_folder_of_somebody_elses_stays(to: str, in_the_way: str, tmp_path: Path) -> None:
+    (tmp_path / in_the_way).mkdir()
+    (tmp_path / in_the_way / "thesis.txt").write_text("precious")
+    with pytest.raises(ExportError, match=f"{in_the_way}: a folder is in the place"):
+        evitseg.export("b0-camvid", to, FORMATS[to].name(tmp_path / "m"), size=(64, 96))
+    assert (tmp_path / in_the_way / "thesis.txt").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_and_artefacts_are_exported_from_python_as_from_the_command_line(tmp_path: Path) -> None:
+    first, manifest = evitseg.export("b0-camvid", "onnx", tmp_path / "m.onnx")
+    second, again = evitseg.export(first, "ncnn", size=(64, 96))
+    assert second == tmp_path / "m.ncnn.param"
+    assert again.checkpoint_sha256 == manifest.checkpoint_sha256
+
+
+def test_an_interrupt_waits_while_a_converter_works(capfd: pytest.CaptureFixture[str]) -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), silenced():
+        signal.raise_signal(signal.SIGINT)
+        print("noise")
+        done.append("work")
+    assert done == ["work"]
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(KeyboardInterrupt), silenced():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a second one does not wait
+        done.append("more")
+    assert done == ["work"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -12,7 +12,7 @@ from evitseg import __version__
 from evitseg.dataset import Pair, find_dataset
 from evitseg.engine import Engine
 from evitseg.errors import ExportError, FileError, unknown
-from evitseg.exporters.coreml import CoreMlReader, write_coreml
+from evitseg.exporters.coreml import PACKAGE, CoreMlReader, write_coreml
 from evitseg.exporters.executorch import write_executorch
 from evitseg.exporters.int8 import Rounding, by_table, eight_bit, per_channel
 from evitseg.exporters.litert import write_litert
@@ -23,10 +23,10 @@ from evitseg.exporters.verify import example_pictures, miou, verify
 from evitseg.files import temporary_name
 from evitseg.image import Picture, Preprocess, read_picture
 from evitseg.labels import LabelSpace
+from evitseg.loading import network_of
 from evitseg.manifest import Manifest, Training, Verification
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import load_checkpoint
 from evitseg.runtime.artefact import manifest_file, set_manifest_beside
 from evitseg.runtime.engines import open_engine
 
@@ -104,7 +104,8 @@ def export(
     """Convert a checkpoint, run the result beside it on real pictures, and keep it only if they agree.
 
     Args:
-        checkpoint: what `load_checkpoint` reads, or a network with its manifest.
+        checkpoint: a checkpoint's path, an .onnx artefact, a bundled or published model's name, or a network with its
+            manifest.
         to: a key of `FORMATS`.
         out: the file to write; by default beside the checkpoint, with the format's ending.
         weights: "float32", "float16" for a file of half the size, or "int8" for one of a third, which needs `data`;
@@ -130,18 +131,26 @@ def export(
     if weights not in form.weights:
         raise ExportError(f"{to} files store weights as {' or '.join(form.weights)}, not as {weights}.")
     if weights == "int8" and data is None:
-        raise ExportError("int8 is calibrated and measured on pictures with masks; say where they are (--int8 DATA).")
+        raise ExportError(
+            "int8 is calibrated and measured on pictures with masks; say where they are (data=; on the command line "
+            "--int8 DATA)."
+        )
     if isinstance(checkpoint, tuple):
         model, manifest = checkpoint
         if out is None:
             raise ExportError("a network in memory has no place on disk; say which file to write (out=).")
         out = Path(out)
     else:
-        model, manifest = load_checkpoint(checkpoint)
+        model, manifest = network_of(checkpoint, extra="export")
         out = Path(out) if out is not None else form.name(Path(checkpoint).with_suffix(""))
     if not out.name.endswith(form.ending):
         raise ExportError(f"{out}: {to} files end in {form.ending}; name it {form.name(out.with_suffix('')).name}.")
 
+    for file in form.files(out):
+        if file.is_dir() and not (file == out and (file / PACKAGE).is_file()):
+            raise ExportError(
+                f"{file}: a folder is in the place of a file of {out.name}; give another name, or move it."
+            )
     reals: list[Picture] = [read_picture(path) for path in pictures] or example_pictures()
     preprocess = preprocess or manifest.preprocess
     if size is not None:

@@ -91,7 +91,12 @@ def export_best(
     scored = None if data is None else Scored(network, replace(manifest, preprocess=fitting), data, tell)
     tried: list[Candidate] = []
     running: list[tuple[Candidate, Engine]] = []
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with open(stem.with_name(name := temporary_name()), "xb"):
+            stem.with_name(name).unlink()
+    except OSError as error:
+        raise FileError(f"{stem.parent}: cannot be written to ({error.strerror or error}).") from error
     with tempfile.TemporaryDirectory(dir=stem.parent, prefix=temporary_name()) as folder:
         for to, engines in RUNS.items():
             form = FORMATS[to]
@@ -131,6 +136,8 @@ def export_best(
         best = min(alike, key=lambda candidate: (candidate.size_bytes, candidate.median_ms))
         form = FORMATS[best.to]
         out = form.name(stem)
+        if any(file.is_dir() for file in form.files(out)):
+            raise FileError(f"{out}: a folder is in the place of one of its files; give another name, or move it.")
         try:
             for new, final in zip(
                 form.files(form.name(Path(folder) / f"{best.to}-{best.weights}")), form.files(out), strict=True

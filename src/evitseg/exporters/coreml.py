@@ -22,7 +22,8 @@ from evitseg.model.network import EfficientViT
 from evitseg.noise import silenced
 from evitseg.runtime.artefact import manifest_beside
 
-WEIGHTS = "Data/com.apple.CoreML/weights"
+PACKAGE, WEIGHTS = "Manifest.json", "Data/com.apple.CoreML/weights"
+"""What every package has, and where its weights are."""
 
 
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:

@@ -78,7 +78,10 @@ def manifest_beside(artefact: Path, contents: Sequence[bytes] = ()) -> Manifest:
     if manifest.preprocess.fixed is None:
         raise WeightsError(f"{path}: says no size, which such a file must have; export it again.")
     if contents and digest(*contents) != manifest.artefact_sha256:
-        raise WeightsError(f"{artefact}: {path.name} beside it is another file's; copy both, or export it again.")
+        raise WeightsError(
+            f"{artefact}: {path.name} beside it is another file's, or one of the two is damaged; copy both, or "
+            "export again."
+        )
     return manifest
 
 

@@ -28,7 +28,8 @@ def test_openvinos_own_file_says_what_the_onnx_file_says(
     for short_side in (128, 256):  # any size
         image = Preprocess(short_side).apply(photograph)[None]
         one, other = (open_engine(path, "openvino", "float32")(image) for path in (own, portable))
-        assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+        # float16 weights are rounded from float64 in one file, by way of float32 in the other.
+        assert np.abs(one - other).max() < (1e-5 if weights == "float32" else 1e-3) * np.abs(other).max()
     engine = open_engine(own)
     assert engine.manifest == manifest
     assert manifest.verification is not None

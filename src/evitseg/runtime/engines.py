@@ -183,11 +183,11 @@ def open_engine(
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
         raise WeightsError(f"{artefact}: not an artefact; artefacts end in {endings}.")
-    if not Path(artefact).exists():  # said before a package is missed that would not help
-        raise WeightsError(f"{artefact}: no such file; evitseg info lists the models that come with the package.")
     engine = engine or able[0]
     if engine not in able:
         raise EngineError(f"{artefact}: {engine} does not run {ending} files; {' and '.join(able)} can.")
+    if not Path(artefact).exists():  # said before a package is missed that would not help
+        raise WeightsError(f"{artefact}: no such file; evitseg info lists the models that come with the package.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:

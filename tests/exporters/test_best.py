@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
 
 
 def test_formats_of_one_size_wait_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(best, "RUNS", {"ncnn": ("ncnn",)})
+    monkeypatch.setattr(best, "RUNS", {"ncnn": "ncnn"})
     with pytest.raises(ExportError, match="nothing runs here: takes one size, and none was given"):
         export_best(*network_of("b0-camvid"), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
@@ -44,15 +45,11 @@ def test_what_scores_too_low_is_out_of_the_running(monkeypatch: pytest.MonkeyPat
         def score(self, engine: object) -> float:
             return self.left.pop(0)
 
-    monkeypatch.setattr(best, "RUNS", {"openvino": ("openvino",)})
+    monkeypatch.setattr(best, "RUNS", {"openvino": "openvino"})
     monkeypatch.setattr(best, "Scored", Scores)
-    monkeypatch.setattr(
-        best,
-        "_candidates",
-        lambda to, weights, engines, low: (
-            [best.Candidate(to, weights, "openvino", "float32")] if weights != "int8" else []
-        ),
-    )
+    monkeypatch.setattr(best, "PRECISIONS", ("float32",))
+    form = replace(best.FORMATS["openvino"], weights=("float32", "float16"))
+    monkeypatch.setitem(best.FORMATS, "openvino", form)
     _, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(64, 96), data=tmp_path)
     assert [one.problem for one in tried] == ["loses 10.00 points of mIoU", ""]
     assert kept is tried[1]

@@ -7,7 +7,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.engine import Engine, Precision
-from evitseg.errors import EngineError, EvitsegError, ExportError, FileError, MissingPackageError
+from evitseg.errors import EngineError, EvitsegError, ExportError, FileError
 from evitseg.exporters import FORMATS, Scored, export
 from evitseg.exporters.verify import example_pictures
 from evitseg.files import temporary_name
@@ -24,14 +24,14 @@ from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
 from evitseg.runtime.engines import open_engine
 
-RUNS: dict[str, tuple[str, ...]] = {
-    "onnx": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "litert": ("litert",),
-    "executorch": ("executorch",),
-    "ncnn": ("ncnn",),
+RUNS = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "litert",
+    "executorch": "executorch",
+    "ncnn": "ncnn",
 }
-"""Engines to try a format in; OpenVINO runs its own format as it runs ONNX."""
+"""The engine to try a format in; OpenVINO runs its own format as it runs ONNX."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 TURNS = 15
 AS_FAST = 1.03
@@ -93,15 +93,15 @@ def export_best(
     running: list[tuple[Candidate, Engine]] = []
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with open(stem.with_name(name := temporary_name()), "xb"):
-            stem.with_name(name).unlink()
+        scratch = tempfile.TemporaryDirectory(dir=stem.parent, prefix=temporary_name())
     except OSError as error:
         raise FileError(f"{stem.parent}: cannot be written to ({error.strerror or error}).") from error
-    with tempfile.TemporaryDirectory(dir=stem.parent, prefix=temporary_name()) as folder:
-        for to, engines in RUNS.items():
+    with scratch as folder:
+        for to, runs in RUNS.items():
             form = FORMATS[to]
             for weights in form.weights if data is not None else [w for w in form.weights if w != "int8"]:
-                for candidate in _candidates(to, weights, engines, low=data is not None):
+                for precision in PRECISIONS if scored is not None and runs == "openvino" else PRECISIONS[:1]:
+                    candidate = Candidate(to, weights, runs, precision)
                     tried.append(candidate)
                     path = form.name(Path(folder) / f"{to}-{weights}")
                     try:
@@ -121,8 +121,6 @@ def export_best(
                             candidate.miou = scored.score(engine)
                             if candidate.miou < scored.miou - max_drop:
                                 raise ExportError(f"loses {scored.miou - candidate.miou:.2f} points of mIoU")
-                    except MissingPackageError as error:
-                        candidate.problem = str(error)
                     except EvitsegError as error:
                         candidate.problem = str(error).removesuffix(".")
                     else:
@@ -146,12 +144,6 @@ def export_best(
         except OSError as error:
             raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, best, tried
-
-
-def _candidates(to: str, weights: str, engines: tuple[str, ...], low: bool) -> Iterator[Candidate]:
-    for engine in engines:
-        for precision in PRECISIONS if low and engine == "openvino" else PRECISIONS[:1]:
-            yield Candidate(to, weights, engine, precision)
 
 
 def _time(running: Sequence[tuple[Candidate, Engine]], image: NDArray[np.uint8]) -> None:

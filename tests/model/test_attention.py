@@ -37,6 +37,13 @@ def test_the_scale_of_queries_and_keys_does_not_matter() -> None:
     torch.testing.assert_close(relu_linear_attention(q * 1e3, k / 1e3, v), expected)
 
 
+def test_a_query_that_hardly_a_key_matches_gets_its_share() -> None:
+    q, k, v = (t.abs() for t in tokens(1, 1, 8, 20))
+    k[:, :, 0] *= 1e-9
+    q[..., 1:, 3] = 0  # only the first channel, in which keys are tiny
+    torch.testing.assert_close(relu_linear_attention(q.float(), k.float(), v.float()), quadratic(q, k, v).float())
+
+
 def test_a_query_that_no_key_matches_gets_zero() -> None:
     q, k, v = tokens(1, 1, 8, 20)
     q[..., 3] = -1

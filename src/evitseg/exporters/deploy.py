@@ -16,12 +16,9 @@ from torch.nn import functional as F
 from evitseg.errors import ConfigError
 from evitseg.exporters.fold import folded
 from evitseg.image import Preprocess
-from evitseg.model.attention import MultiScaleAttention, relu_linear_attention
+from evitseg.model.attention import SMALLEST, SMALLEST_WIDE, MultiScaleAttention, relu_linear_attention
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
-
-SMALLEST_DIVISOR = 2.0**-100
-"""Keeps a query that no key matches at 0; far below every sum of float32 keys that matters."""
 
 
 def plain(block: ConvNormAct) -> nn.Module:
@@ -84,7 +81,7 @@ class Attention(nn.Module):
         super().__init__()
         self.half_precision, self.attention_eps = half, attention.eps
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.size, self.eps = size, attention.eps or SMALLEST_DIVISOR
+        self.size, self.eps = size, attention.eps or SMALLEST_WIDE
         heads = attention.num_heads // (1 + len(attention.aggregate))
         dim = attention.head_dim
         self.width = heads * dim
@@ -112,7 +109,7 @@ class Attention(nn.Module):
         tokens = self.size[0] * self.size[1]
         q, k, v = (t.reshape(self.num_heads, self.head_dim, tokens) for t in (q, k, v))
         if self.half_precision:
-            out = relu_linear_attention(q[None], k[None], v[None], self.attention_eps)
+            out = relu_linear_attention(q[None], k[None], v[None], self.attention_eps, SMALLEST)
         else:
             q, keys = q.relu(), k.relu().transpose(1, 2)
             # Batched products: `@` would expand, and a sum leaves XNNPACK in ExecuTorch.

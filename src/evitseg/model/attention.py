@@ -12,9 +12,11 @@ from evitseg.model.layers import ConvNormAct, ConvSequence, sometimes
 
 SMALLEST = 2.0**-14
 """The smallest normal float16 number. Divisors stop here: below it a processor may round them to zero."""
+SMALLEST_WIDE = 2.0**-100
+"""The same for float32 and bfloat16."""
 
 
-def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tensor:
+def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, smallest: float | None = None) -> Tensor:
     """Attention whose cost grows with the number of tokens, not with its square.
 
     Any factor of a head's keys, or of one token's query, cancels in the quotient. Such factors keep every
@@ -27,24 +29,28 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> 
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
         eps: added to the divisor, which is a sum over tokens; only weights trained with a noticeable one need it.
+        smallest: at which divisors stop; None for what the tensors' number format allows. In float16 a query that all
+            but no key matches, by less than 1 / 16384 of the largest sum, is answered by less than its share.
 
     Returns: (batch, heads, head_dim, tokens).
 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
+    if smallest is None:
+        smallest = SMALLEST if q.dtype == torch.float16 else SMALLEST_WIDE
     q, k = q.relu(), k.relu()
     # The scales cancel, so no gradient needs to flow through them.
-    query_scale = q.detach().amax(-2, keepdim=True).clamp(min=SMALLEST)
-    key_scale = k.shape[-1] ** -0.5 / k.detach().amax((-2, -1), keepdim=True).clamp(min=SMALLEST)
+    query_scale = q.detach().amax(-2, keepdim=True).clamp(min=smallest)
+    key_scale = k.shape[-1] ** -0.5 / k.detach().amax((-2, -1), keepdim=True).clamp(min=smallest)
     k = k * key_scale
     # v·kᵀ first: head_dim² numbers, never tokens². The last row, the sum of the keys, gives the divisor.
     sums = torch.cat([v @ k.transpose(-1, -2), k.sum(-1).unsqueeze(-2)], dim=-2)
-    sum_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=SMALLEST)
+    sum_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=smallest)
     out = (sums / sum_scale) @ (q / query_scale)
     divisor = out[..., -1:, :]
     if eps:
         divisor = divisor + eps * key_scale / (sum_scale * query_scale)
-    attended: Tensor = out[..., :-1, :] / divisor.clamp(min=SMALLEST)
+    attended: Tensor = out[..., :-1, :] / divisor.clamp(min=smallest)
     return attended
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.config import LOGIT_STRIDE
 from evitseg.engine import PRECISIONS, Engine, EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
 from evitseg.manifest import METADATA_KEY, Manifest
@@ -25,6 +29,7 @@ from evitseg.runtime.artefact import (
     read,
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
+from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights
 
 if TYPE_CHECKING:
     import openvino
@@ -36,25 +41,38 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-class OpenVinoEngine:
-    """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it."""
+ROOM_PIXELS = 2**23
+"""Of all sizes together for which `OpenVinoEngine` keeps a graph, but for the last."""
+OFTEN = 3
+"""Pictures of a size before it may take the room of another."""
 
-    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+
+class OpenVinoEngine:
+    """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
+
+    In float32 and bfloat16 on x86 processors it runs `openvino_graph`, made for the size of the picture at hand in a
+    quarter of a second and kept for the next; elsewhere, and for sizes that come and go, the graph in the file.
+
+    Args:
+        streams: pictures that run at the same time, each with its share of the threads, when several threads call.
+    """
+
+    def __init__(
+        self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+    ) -> None:
         try:
             import openvino
         except ImportError as error:
             raise EngineError("OpenVINO, which evitseg installs, is missing; install evitseg again.") from error
-        core = openvino.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        chosen = _openvino_precision(precision, capabilities)
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        self._core = openvino.Core()
+        chosen = _openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads or physical_cores())}
         if chosen is not None:
-            settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+            self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
+        self._artefact, self.streams = artefact, streams
         try:
-            model, self.manifest = _openvino_model(core, artefact)
-            (given,), (logits,) = model.inputs, model.outputs
+            self._model, self.manifest = _openvino_model(self._core, artefact)
+            (given,), (logits,) = self._model.inputs, self._model.outputs
             check_graph(
                 given.element_type.to_string(),
                 [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
@@ -62,28 +80,98 @@ class OpenVinoEngine:
                 self.manifest,
                 artefact,
             )
-            if chosen == "bfloat16":
-                _keep_biases(model)
-            compiled = core.compile_model(model, "CPU", settings)
+            runs = self._probe()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
-        runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()  # another processor may have another name
-        self._request, self._lock = compiled.create_infer_request(), threading.Lock()
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
-            precision=_TYPES.get(runs, runs),
-            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+            precision=_TYPES.get(runs, runs),  # another processor may have another name
+            threads=int(self._settings["INFERENCE_NUM_THREADS"]),
+            device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
         )
+        self._weights: list[Weights] | None = None
+        if self.info.precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64"):
+            self._weights = read_weights(self._model, self.manifest.model, artefact)
+        self._lock = threading.Lock()
+        self._any_size: _Compiled | None = None
+        self._sizes: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
+        self._met: Counter[tuple[int, int]] = Counter()
+
+    def _probe(self) -> str:
+        """What OpenVINO makes of the precision asked for, on this processor."""
+        import openvino
+        from openvino import opset13
+
+        some = opset13.parameter([1], np.float32)
+        compiled = self._core.compile_model(openvino.Model([opset13.relu(some)], [some]), "CPU", self._settings)
+        return str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return one_by_one(self._run, images) if self.manifest.preprocess.fixed else self._run(images)
+        return one_by_one(self._run, images)
 
-    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with self._lock:  # a request serves one caller at a time
-            # A copy, because the request's own memory changes with the next call.
-            return np.array(self._request.infer([images], share_inputs=True, share_outputs=True)[0])
+    def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        _, height, width, _ = image.shape
+        logits = np.empty(
+            (1, self.manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32
+        )
+        self._compiled((height, width)).run(image, logits)
+        return logits
+
+    def graph(self, size: tuple[int, int] | None) -> openvino.Model:
+        """What runs for pictures of this (height, width), or for those of any size."""
+        if size is not None and self._weights is not None:
+            return fast_graph(self.manifest.model, self.manifest.preprocess, self._weights, size, self.info.precision)
+        model = self._model.clone()
+        if self.info.precision == "bfloat16":
+            _keep_biases(model)
+        return model
+
+    def compile(self, size: tuple[int, int] | None, **settings: str) -> openvino.CompiledModel:
+        """`graph`, ready to run. Raises: EngineError."""
+        try:
+            return self._core.compile_model(self.graph(size), "CPU", self._settings | settings)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{self._artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+
+    def _compiled(self, size: tuple[int, int]) -> _Compiled:
+        """For a size: its own graph if there is room for it, or if it comes often; else the one for all sizes."""
+        with self._lock:
+            if size in self._sizes:
+                self._sizes.move_to_end(size)
+                return self._sizes[size]
+            self._met[size] += 1
+            room = ROOM_PIXELS - sum(height * width for height, width in self._sizes)
+            fits = not self._sizes or size[0] * size[1] <= room or self._met[size] > OFTEN
+            if self._weights is None or not fits:
+                self._any_size = self._any_size or _Compiled(self.compile(None), self.streams)
+                return self._any_size
+            while self._sizes and size[0] * size[1] > room:
+                (height, width), _ = self._sizes.popitem(last=False)
+                room += height * width
+                self._met[height, width] = 0
+            self._sizes[size] = _Compiled(self.compile(size), self.streams)
+            return self._sizes[size]
+
+
+class _Compiled:
+    """A compiled graph with a request for every stream."""
+
+    def __init__(self, compiled: openvino.CompiledModel, streams: int) -> None:
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+        """Fills `logits`; waits for a request if as many callers as streams are here already."""
+        import openvino
+
+        request = self._free.get()
+        try:
+            request.set_output_tensor(openvino.Tensor(logits, shared_memory=True))
+            request.infer([image], share_inputs=True, share_outputs=True)
+        finally:
+            self._free.put(request)
 
 
 class OnnxRuntimeEngine:

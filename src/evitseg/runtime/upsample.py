@@ -85,11 +85,9 @@ def argmax_upsampled(logits: NDArray[np.float32], size: tuple[int, int]) -> NDAr
     uniform &= corner == bottom[:, columns.high]
     mask = np.repeat(np.repeat(corner, columns.count, axis=1), rows.count, axis=0)
 
-    cells = np.argwhere(~uniform)
-    pixels_last = np.ascontiguousarray(logits.transpose(1, 2, 0))  # a corner's classes side by side: gathers are fast
-    at_once = max(1, _LOGITS_AT_ONCE // int(classes * rows.count.max() * columns.count.max()))
-    for at in range(0, len(cells), at_once):
-        _fill_boundary(mask, pixels_last, rows, columns, cells[at : at + at_once])
+    r, c = np.nonzero(~uniform)
+    if len(r):
+        _fill(mask, np.ascontiguousarray(logits.transpose(1, 2, 0)), rows, columns, r, c)
     return mask
 
 
@@ -98,36 +96,75 @@ def _argmax_first_axis(logits: NDArray[np.float32]) -> NDArray[np.intp]:
     best = logits[0].copy()
     index = np.zeros(best.shape, np.intp)
     for i, candidate in enumerate(logits[1:], start=1):
-        larger = candidate > best
-        index[larger] = i
+        np.copyto(index, i, where=candidate > best)
         np.maximum(best, candidate, out=best)
     return index
 
 
-def _fill_boundary(
+def _fill(
     mask: NDArray[np.integer],
     logits: NDArray[np.float32],
     rows: _Axis,
     columns: _Axis,
-    cells: NDArray[np.intp],
+    r: NDArray[np.intp],
+    c: NDArray[np.intp],
 ) -> None:
-    """Write the pixels of some cells into `mask`: interpolate their classes and take the largest."""
-    r, c = cells[:, 0], cells[:, 1]
-    y = _pixels(rows, r)
-    x = _pixels(columns, c)
-    fy, fx = rows.fraction[y][:, None, :], columns.fraction[x][:, None, :]  # (cells, 1, pixels along the side)
+    """Write the pixels of some cells into `mask`.
 
-    def vertical(column: NDArray[np.intp]) -> NDArray[np.float32]:
-        upper, lower = logits[rows.low[r], column][..., None], logits[rows.high[r], column][..., None]
-        mixed: NDArray[np.float32] = upper * (1 - fy) + lower * fy
-        return mixed[..., None]  # (cells, classes, pixel rows, 1)
+    Inside a cell no class exceeds its largest corner, and the best is nowhere below the largest of the classes'
+    smallest corners. Classes that cannot reach that are left out; of many, two or three remain.
 
+    Args:
+        logits: (h, w, classes): a corner's classes side by side.
+        r, c: of the cells.
+    """
+    corners = [logits[y[r], x[c]] for y in (rows.low, rows.high) for x in (columns.low, columns.high)]
+    largest = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
+    smallest = np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
+    within = largest >= smallest.max(1, keepdims=True)  # (cells, classes)
+    count = within.sum(1)
+    height, width = int(rows.count.max()), int(columns.count.max())
+    for candidates in np.flatnonzero(np.bincount(count)):
+        cells = np.flatnonzero(count == candidates)
+        at_once = max(1, _LOGITS_AT_ONCE // int(candidates * height * width))
+        for at in range(0, len(cells), at_once):
+            some = cells[at : at + at_once]
+            classes = np.nonzero(within[some])[1].reshape(-1, candidates)  # ascending: of equals the first wins
+            four = [np.take_along_axis(corner[some], classes, 1).T for corner in corners]
+            _interpolate(mask, four, classes.astype(mask.dtype), rows, columns, r[some], c[some])
+
+
+def _interpolate(
+    mask: NDArray[np.integer],
+    corners: list[NDArray[np.float32]],
+    classes: NDArray[np.integer],
+    rows: _Axis,
+    columns: _Axis,
+    r: NDArray[np.intp],
+    c: NDArray[np.intp],
+) -> None:
+    """The largest of some classes in every pixel of some cells.
+
+    Args:
+        corners: (candidates, cells) logits at top left, top right, bottom left and bottom right.
+        classes: (cells, candidates), which they are.
+    """
+    y, x = _pixels(rows, r), _pixels(columns, c)
+    fy, fx = rows.fraction[y], columns.fraction[x][:, None, :]
+    ty, tx = 1 - fy, 1 - fx
+    top_left, top_right, bottom_left, bottom_right = (corner[..., None] for corner in corners)
     # Weights, not left + (right - left) * fx: rounding then keeps the order of the corners.
-    left, right = vertical(columns.low[c]), vertical(columns.high[c])
-    fx = fx[:, :, None, :]
-    full = left * (1 - fx) + right * fx
-    index = _argmax_first_axis(full.transpose(1, 0, 2, 3))
-    mask[y[:, :, None], x[:, None, :]] = index
+    left = (top_left * ty + bottom_left * fy)[..., None]  # (candidates, cells, pixel rows, 1)
+    right = (top_right * ty + bottom_right * fy)[..., None]
+    best = left[0] * tx + right[0] * fx
+    winner = np.empty(best.shape, mask.dtype)
+    winner[:] = classes[:, :1, None]
+    for i in range(1, len(left)):
+        other = left[i] * tx + right[i] * fx
+        np.copyto(winner, classes[:, i, None, None], where=other > best)
+        if i + 1 < len(left):
+            np.maximum(best, other, out=best)
+    mask[y[:, :, None], x[:, None, :]] = winner
 
 
 def _pixels(axis: _Axis, cells: NDArray[np.intp]) -> NDArray[np.intp]:

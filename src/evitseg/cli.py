@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
 from itertools import groupby
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
-    from evitseg.runtime.segmenter import Prediction, Segmenter
+    from evitseg.runtime.segmenter import Segmenter
     from evitseg.train import Event
 
 app = typer.Typer(
@@ -40,6 +41,8 @@ app = typer.Typer(
 )
 
 RESULT_ENDINGS = ("_mask.png", "_overlay.jpg", "_overlay.png")
+MAX_STREAMS = 4
+"""Pictures that go through the network at the same time; each has features of its own in memory."""
 FAILED, INTERRUPTED = 1, 130
 """Exit statuses beside 0, done, and 2, a wrong command line."""
 
@@ -216,6 +219,9 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the masks go.")] = Path("predictions"),
     size: WorkingSize = None,
     overlay: Annotated[bool, typer.Option(help="Also write the picture in the classes' colours.")] = True,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out pictures whose results are there: goes on after a stop.")
+    ] = False,
     engine: Engine = None,
     precision: Precision = PrecisionName.auto,
     threads: Threads = None,
@@ -223,7 +229,8 @@ def predict(
 ) -> None:
     """Segment pictures: a mask PNG of class indices and a coloured overlay for each.
 
-    A file that cannot be read is named, the others are still done, and the exit status is 1.
+    A file that cannot be read is named, the others are still done, and the exit status is 1. A run that was stopped
+    goes on with --skip-existing.
     """
     if (not inputs and not example) or "" in (inputs or ()):
         raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
@@ -240,20 +247,40 @@ def predict(
         raise typer.Exit(FAILED)
 
     from evitseg.loading import load
+    from evitseg.runtime.artefact import physical_cores
 
+    jobs = _outputs(found, out)
+    left = [job for job in jobs if not (skip_existing and _is_done(job[1], overlay))]
+    if len(left) < len(jobs):
+        _note(f"{len(jobs) - len(left)} pictures have their results and are left out.", as_json)
     segment = load(
         model,
         engine=engine.value if engine else None,
         threads=threads,
         precision=precision.value,
         size=working_size,
+        streams=min(len(left), threads or physical_cores(), MAX_STREAMS) or 1,
     )
-    results = _predict_all(segment, _outputs(found, out), out, overlay, as_json, problems)
+    failed_before = len(problems)
+    try:
+        results = _predict_all(segment, left, out, overlay, as_json, problems)
+    except KeyboardInterrupt:
+        if len(left) > 1:
+            _complain("stopped before the end; the same command with --skip-existing goes on.")
+        raise
     if as_json:
         print(json.dumps({"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}, indent=2))
     if problems:
-        _complain(f"{len(problems)} of the inputs failed; pictures done: {len(results)}.")
+        _complain(f"{len(problems)} of the inputs failed; pictures done: {len(left) - len(problems) + failed_before}.")
         raise typer.Exit(FAILED)
+
+
+def _is_done(target: Path, overlay: bool) -> bool:
+    return all(any(path.is_file() for path in names) for names in _results(target, overlay))
+
+
+def _note(sentence: str, as_json: bool) -> None:
+    print(sentence, file=sys.stderr if as_json else sys.stdout)
 
 
 def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:
@@ -315,66 +342,98 @@ def _outputs(found: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path
     return outputs
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A picture whose results are written, or why they are not."""
+
+    source: Path
+    written: list[Path] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    fractions: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+def _results(target: Path, overlay: bool) -> list[list[Path]]:
+    """Where a picture's results may lie: for each of them the names it may have."""
+    mask = [target.with_name(f"{target.name}_mask.png")]
+    drawn = [target.with_name(f"{target.name}_overlay.{ending}") for ending in ("jpg", "png")]
+    return [mask, drawn] if overlay else [mask]
+
+
+def _predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool) -> _Done:
+    """Write one picture's results, the mask last: where it is, all is."""
+    from evitseg.image import MAX_JPEG_SIDE, save_picture
+
+    try:
+        prediction = segment(source)
+        (mask_path,), *more = _results(target, overlay)
+        written = [mask_path]
+        for small, large in more:
+            drawn = prediction.overlay()
+            written.append(small if max(drawn.size) <= MAX_JPEG_SIDE else large)
+            save_picture(drawn, written[-1])
+        prediction.save(mask_path)
+    except EvitsegError as error:
+        return _Done(source, problem=str(error) if str(source) in str(error) else f"{source}: {error}")
+    height, width = prediction.mask.shape
+    return _Done(source, written, (height, width), prediction.fractions())
+
+
 def _predict_all(
     segment: Segmenter, jobs: list[tuple[Path, Path]], out: Path, overlay: bool, quiet: bool, problems: list[str]
 ) -> list[dict[str, Any]]:
-    """Write every picture's results; failures are told as they come, and added to `problems`."""
+    """Write every picture's results, several at a time; failures are told as they come, and added to `problems`.
+
+    Returns: what --json tells of each; without it nothing is kept, so that a folder may have any number of pictures.
+    """
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.image import MAX_JPEG_SIDE, save_picture
+    from evitseg.runtime.overlap import overlapped
 
     console = Console(stderr=quiet, highlight=False)
     results: list[dict[str, Any]] = []
+    count = 0
     if not quiet:
         console.print(Text(f"{segment.manifest.name}: {segment.info}", style="dim"))
-    with _progress("segmenting", len(jobs), console) as advance:
-        for source, target in jobs:
-            try:
-                prediction = segment(source)
-                mask_path = target.with_name(f"{target.name}_mask.png")
-                prediction.save(mask_path)
-                written = [mask_path]
-                if overlay:
-                    drawn = prediction.overlay()
-                    ending = "jpg" if max(drawn.size) <= MAX_JPEG_SIDE else "png"
-                    written.append(target.with_name(f"{target.name}_overlay.{ending}"))
-                    save_picture(drawn, written[-1])
-            except EvitsegError as error:
-                sentence = str(error) if str(source) in str(error) else f"{source}: {error}"
-                problems.append(sentence)
-                _complain(sentence)
+    # One more than the engine runs at a time: while it has the cores, another picture is read or written.
+    workers = segment.info.streams + 1 if len(jobs) > 1 else 1
+    with _progress("segmenting", len(jobs), console, unit="pictures") as advance:
+        for done in overlapped(jobs, lambda job: _predict_one(segment, *job, overlay), workers):
+            advance(1)
+            if done.problem:
+                problems.append(done.problem)
+                _complain(done.problem)
                 continue
-            finally:
-                advance(1)
-            result = {"picture": str(source), "mask": str(mask_path), "fractions": prediction.fractions()}
-            results.append(result | ({"overlay": str(written[-1])} if overlay else {}))
+            count += 1
             if not quiet:
-                _tell(console, source, written, prediction, in_full=len(jobs) == 1)
-    if len(jobs) > 1 and results and not quiet:
-        console.print(Text(f"wrote {'masks and overlays' if overlay else 'masks'} of {len(results)} pictures to {out}"))
+                _tell(console, done, segment.labels, in_full=len(jobs) == 1)
+                continue
+            result = {"picture": str(done.source), "mask": str(done.written[0]), "fractions": done.fractions}
+            results.append(result | ({"overlay": str(done.written[1])} if overlay else {}))
+    if len(jobs) > 1 and count and not quiet:
+        console.print(Text(f"wrote {'masks and overlays' if overlay else 'masks'} of {count} pictures to {out}"))
     return results
 
 
-def _tell(console: Any, source: Path, written: list[Path], prediction: Prediction, in_full: bool) -> None:
+def _tell(console: Any, done: _Done, labels: LabelSpace, in_full: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    fractions = prediction.fractions()
-    height, width = prediction.mask.shape
     if not in_full:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(fractions.items())[:4])
-        console.print(Text(f"{source}: {shares}"), soft_wrap=True)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(done.fractions.items())[:4])
+        console.print(Text(f"{done.source}: {shares}"), soft_wrap=True)
         return
-    colors = {c.name: c.color for c in prediction.labels.classes}
-    table = Table(title=Text(f"{source.name}, {width}×{height}"), title_justify="left", box=None, padding=(0, 1))
+    height, width = done.size
+    colors = {c.name: c.color for c in labels.classes}
+    table = Table(title=Text(f"{done.source.name}, {width}×{height}"), title_justify="left", box=None, padding=(0, 1))
     for name, kind in (("class", "left"), ("share", "right"), ("", "left")):
         table.add_column(name, justify=kind)  # type: ignore[arg-type]  # rich's Literal, widened by the loop
-    for name, share in fractions.items():
+    for name, share in done.fractions.items():
         bar = Text("█" * max(1, round(40 * share)), style=f"rgb({','.join(map(str, colors[name]))})")
         table.add_row(Text(name), f"{share:.1%}", bar)
     console.print(table)
-    for path in written:
+    for path in done.written:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
@@ -593,14 +652,31 @@ def check(
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int | None, console: Any) -> Iterator[Callable[[int], None]]:
-    """A bar that is gone when the work is done; what it gives counts on."""
+def _progress(what: str, total: int | None, console: Any, unit: str | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar that is gone when the work is done; what it gives counts on.
+
+    Args:
+        unit: of what is counted, to tell how many a second.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
+        task = progress.add_task(what, total=total, rate="")
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+            speed = progress.tasks[task].speed
+            if unit and speed:
+                progress.update(task, rate=f"{speed:.1f} {unit}/s")
+
+        yield advance
 
 
 def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:

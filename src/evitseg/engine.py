@@ -25,6 +25,7 @@ class EngineInfo:
         precision: of the arithmetic, as the engine reports it.
         threads: at most.
         device: the processor's name.
+        streams: calls that run at the same time, sharing the threads; further callers wait.
     """
 
     engine: str
@@ -32,9 +33,12 @@ class EngineInfo:
     precision: str
     threads: int
     device: str
+    streams: int = 1
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        if self.streams > 1:
+            threads += f" in {self.streams} streams"
         return f"{self.engine} {self.version}, {self.precision}, {threads}, {self.device}"
 
 

@@ -28,6 +28,7 @@ def load(
     threads: int | None = None,
     precision: Precision = "auto",
     size: Size = None,
+    streams: int = 1,
 ) -> Segmenter:
     """A segmenter: give it a picture, it gives the mask.
 
@@ -40,16 +41,18 @@ def load(
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
         size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
             the rule in the model's manifest.
+        streams: pictures that may be under way at the same time when several threads ask, where the engine can do that
+            (OpenVINO); together they are done sooner, each alone takes longer.
 
     Raises: ConfigError, WeightsError, EngineError, MissingPackageError.
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    return Segmenter(_engine(model, engine, threads, precision), size)
+    return Segmenter(_engine(model, engine, threads, precision, streams), size)
 
 
 def _engine(
-    model: str | os.PathLike[str] | None, engine: str | None, threads: int | None, precision: Precision
+    model: str | os.PathLike[str] | None, engine: str | None, threads: int | None, precision: Precision, streams: int
 ) -> Engine:
     bundled = bundled_models()
     path = bundled.get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
@@ -58,7 +61,7 @@ def _engine(
 
         if engine == "torch":
             raise EngineError(f"{path}: torch runs checkpoints, not artefacts; leave out the engine.")
-        return open_engine(path, engine, precision, threads)
+        return open_engine(path, engine, precision, threads, streams)
     if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
         raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
     network, manifest = network_of(model or DEFAULT_MODEL)

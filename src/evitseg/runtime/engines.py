@@ -69,7 +69,7 @@ class OpenVinoEngine:
         self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads or physical_cores())}
         if chosen is not None:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
-        self._artefact, self.streams = artefact, streams
+        self._artefact = artefact
         try:
             self._model, self.manifest = _openvino_model(self._core, artefact)
             (given,), (logits,) = self._model.inputs, self._model.outputs
@@ -89,6 +89,7 @@ class OpenVinoEngine:
             precision=_TYPES.get(runs, runs),  # another processor may have another name
             threads=int(self._settings["INFERENCE_NUM_THREADS"]),
             device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+            streams=streams,
         )
         self._weights: list[Weights] | None = None
         if self.info.precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64"):
@@ -144,13 +145,13 @@ class OpenVinoEngine:
             room = ROOM_PIXELS - sum(height * width for height, width in self._sizes)
             fits = not self._sizes or size[0] * size[1] <= room or self._met[size] > OFTEN
             if self._weights is None or not fits:
-                self._any_size = self._any_size or _Compiled(self.compile(None), self.streams)
+                self._any_size = self._any_size or _Compiled(self.compile(None), self.info.streams)
                 return self._any_size
             while self._sizes and size[0] * size[1] > room:
                 (height, width), _ = self._sizes.popitem(last=False)
                 room += height * width
                 self._met[height, width] = 0
-            self._sizes[size] = _Compiled(self.compile(size), self.streams)
+            self._sizes[size] = _Compiled(self.compile(size), self.info.streams)
             return self._sizes[size]
 
 
@@ -228,15 +229,17 @@ class EngineKind:
 
     Attributes:
         endings: of the files it runs.
-        open: makes the engine from a file, a precision and a number of threads.
+        open: makes the engine from a file, a precision and a number of threads, and of streams where it has them.
+        has_streams: whether it can run several calls at the same time.
     """
 
     endings: tuple[str, ...]
-    open: Callable[[Path, Precision, int | None], Engine]
+    open: Callable[..., Engine]
+    has_streams: bool = False
 
 
 ENGINES: dict[str, EngineKind] = {
-    "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine),
+    "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine, has_streams=True),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
     "litert": EngineKind((".tflite",), LiteRtEngine),
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
@@ -250,6 +253,7 @@ def open_engine(
     engine: str | None = None,
     precision: Precision = "auto",
     threads: int | None = None,
+    streams: int = 1,
 ) -> Engine:
     """An artefact, ready to run.
 
@@ -257,7 +261,8 @@ def open_engine(
         artefact: path of a file that `evitseg export` wrote.
         engine: a key of `ENGINES`; None for the first that runs such a file.
         precision: of the arithmetic; "auto" takes bfloat16 where the processor has it, else what the engine chooses.
-        threads: at most; None leaves it to the engine, which takes every physical core.
+        threads: at most; None for every physical core.
+        streams: calls that may run at the same time, if the engine can do that; else one waits for the other.
 
     Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
     ConfigError for an unknown name.
@@ -280,7 +285,10 @@ def open_engine(
         raise unknown("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more.")
-    return ENGINES[engine].open(Path(artefact), precision, threads)
+    if streams < 1:
+        raise EngineError(f"streams is {streams}; give 1 or more.")
+    kind = ENGINES[engine]
+    return kind.open(Path(artefact), precision, threads, *([streams] if kind.has_streams else []))
 
 
 def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:

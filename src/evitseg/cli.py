@@ -869,7 +869,9 @@ def _model_to_measure(
     model: str | None, engine: str | None, threads: int | None, precision: str, size: Size, tta: bool
 ) -> tuple[Callable[[Any], Any], bool]:
     segment = _segmenter(model, engine, threads, precision, size)
-    return (segment.mask_tta if tta else segment.mask), False
+    if tta:
+        return segment.mask_tta, False
+    return (lambda pair: segment(pair.picture).mask), True  # from the file, as predict does it
 
 
 def _masks_to_measure(folder: Path, labels: LabelSpace) -> tuple[Callable[[Any], Any], bool]:

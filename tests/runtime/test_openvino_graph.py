@@ -141,7 +141,7 @@ def test_tiles_cover_a_side_once_and_see_enough() -> None:
 
 def test_large_features_are_cut_and_small_ones_are_not() -> None:
     backbone = BACKBONES["b0"]
-    convs = [conv for block in stem_plan(backbone) + stage_plans(backbone)[0] for conv in block.convs.values()]  # type: ignore[operator]
+    convs = [conv for block in stem_plan(backbone) + stage_plans(backbone)[0] for conv in block.convs.values()]
     assert tile_counts((512, 512), convs, 4) == (1, 1)
     rows, columns = tile_counts((2048, 4096), convs, 4)
     # 32 channels of float32 at stride 2, in tiles that overlap a little.

@@ -11,6 +11,7 @@ from PIL import Image
 import evitseg
 from evitseg.bundled import EXAMPLE_PICTURE
 from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
+from evitseg.image import read_picture, read_reduced
 from evitseg.runtime.segmenter import Segmenter
 
 
@@ -127,3 +128,33 @@ def test_models_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
         evitseg.load(size=3)
     with pytest.raises(PictureError, match="no such file"):
         evitseg.load()("absent.jpg")
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_its_mask_is_of_its_own_size(tmp_path: Path) -> None:
+    large = tmp_path / "large.jpg"
+    turned = tmp_path / "turned.jpg"
+    with Image.open(EXAMPLE_PICTURE) as image:
+        grown = image.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
+    grown.save(large, quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grown.transpose(Image.Transpose.ROTATE_90).save(turned, quality=95, exif=exif)
+    segment = evitseg.load(precision="float32", size=512)
+    expected = segment(read_picture(large)).mask  # from an array, all pixels decoded
+    for path in (large, turned):
+        prediction = segment(path)
+        assert prediction.mask.shape == (1500, 2000)
+        assert prediction.source == path  # the full pixels were not needed
+        assert (prediction.mask == expected).mean() > 0.99
+        assert prediction.picture.shape == (1500, 2000, 3)
+    assert not isinstance(evitseg.load(size=720)(EXAMPLE_PICTURE).source, Path)
+
+
+def test_a_jpeg_is_never_decoded_smaller_than_the_network_wants(tmp_path: Path) -> None:
+    path = tmp_path / "p.jpg"
+    Image.new("RGB", (1300, 999)).save(path)
+    assert read_reduced(path, lambda size: (500, 650)).pixels.shape == (999, 1300, 3)
+    assert read_reduced(path, lambda size: (499, 650)).pixels.shape == (500, 650, 3)
+    assert read_reduced(path, lambda size: (126, 163)).pixels.shape == (250, 325, 3)
+    assert read_reduced(path, lambda size: (8, 8)).pixels.shape == (125, 163, 3)
+    assert read_reduced(path, lambda size: (8, 8)).size == (999, 1300)

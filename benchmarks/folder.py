@@ -1,0 +1,137 @@
+"""A folder of pictures through the package, beside what the engine does alone.
+
+    python benchmarks/folder.py
+
+The engine alone: its own asynchronous queue, in as many streams as OpenVINO chooses for throughput and in ours, fed
+with one prepared input. The whole path: decoding, resampling, network, mask, PNG, and with overlays their drawing and
+JPEG, as `evitseg predict FOLDER` does it. In turns in one process; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contest import RESULTS
+from PIL import Image
+
+import evitseg
+from evitseg.bench import peak_mib
+from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.cli import _predict_one
+from evitseg.engine import processor_name
+from evitseg.files import replacing
+from evitseg.image import read_picture
+from evitseg.runtime.artefact import physical_cores
+from evitseg.runtime.engines import OpenVinoEngine
+from evitseg.runtime.overlap import overlapped
+
+FOLDERS = {
+    # (height, width) of the files, working size
+    "480×640 files, at the model's size": ((480, 640), None),
+    "1024×2048 files, at their own size": ((1024, 2048), "native"),
+    "3000×4000 files, at the model's size": ((3000, 4000), None),
+}
+
+
+def files(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """The shipped photograph, each time another part of it, as a camera would store it."""
+    with Image.open(EXAMPLE_PICTURE) as image:
+        source = image.convert("RGB")
+    dice, made = random.Random(0), []
+    for i in range(count):
+        left, top = dice.randrange(source.width // 8), dice.randrange(source.height // 8)
+        box = (left, top, left + source.width * 7 // 8, top + source.height * 7 // 8)
+        made.append(folder / f"{i:03}.jpg")
+        source.resize(size[::-1], Image.Resampling.BICUBIC, box=box).save(made[-1], quality=92)
+    return made
+
+
+def alone(segment: evitseg.Segmenter, picture: Path, count: int, settings: dict[str, str]) -> Callable[[], float]:
+    """Pictures a second of the engine's own queue."""
+    from openvino import AsyncInferQueue
+
+    given = segment.manifest.preprocess.apply(read_picture(picture), segment.size)[None]
+    assert isinstance(segment.engine, OpenVinoEngine)
+    compiled = segment.engine.compile((given.shape[1], given.shape[2]), **settings)
+    queue = AsyncInferQueue(compiled, 0)  # as many requests as the engine finds best
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            queue.start_async([given], share_inputs=True)
+        queue.wait_all()
+        return count / (time.perf_counter() - start)
+
+    return run
+
+
+def whole(segment: evitseg.Segmenter, pictures: list[Path], out: Path, overlay: bool) -> Callable[[], float]:
+    def run() -> float:
+        start = time.perf_counter()
+        for done in overlapped(
+            pictures,
+            lambda picture: _predict_one(segment, picture, out / picture.stem, overlay),
+            segment.info.streams + 1,
+        ):
+            assert not done.problem, done.problem
+        return len(pictures) / (time.perf_counter() - start)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    segment = None
+    for name, (size, working) in FOLDERS.items():
+        count = max(8, min(48, 24_000_000 // (size[0] * size[1])))
+        segment = evitseg.load(size=working, streams=min(physical_cores(), 4))  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            pictures = files(place, size, count)
+            network = segment.manifest.preprocess.fit(size, segment.size)
+            contestants = {
+                "engine alone": alone(segment, pictures[0], count, {}),
+                "engine alone, its throughput mode": alone(
+                    segment, pictures[0], count, {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "AUTO"}
+                ),
+                "masks": whole(segment, pictures, place / "masks", overlay=False),
+                "masks and overlays": whole(segment, pictures, place / "both", overlay=True),
+            }
+            rates: dict[str, list[float]] = {key: [] for key in contestants}
+            for turn in range(arguments.turns + 1):
+                for key in random.Random(turn).sample(list(contestants), len(contestants)):
+                    rate = contestants[key]()
+                    if turn:
+                        rates[key].append(rate)
+        medians = {key: statistics.median(values) for key, values in rates.items()}
+        best = max(medians["engine alone"], medians["engine alone, its throughput mode"])
+        results[name] = {
+            "network_input": network,
+            "pictures_per_s": medians,
+            "share_of_engine": {key: rate / best for key, rate in medians.items()},
+        }
+        print(name, network)
+        for key, rate in medians.items():
+            print(f"  {key:<36}{rate:>7.1f} pictures/s{rate / best:>8.2f}")
+    assert segment is not None
+    settings = {"runs": str(segment.info), "processor": processor_name(), "peak_mib": peak_mib()}
+    content = {"settings": settings, "results": results}
+    with replacing(RESULTS / "folder.json") as file:
+        file.write((json.dumps(content, indent=2, default=float) + "\n").encode())
+    assert np.isfinite(settings["peak_mib"])
+
+
+if __name__ == "__main__":
+    main()

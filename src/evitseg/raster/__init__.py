@@ -43,7 +43,7 @@ def open_source(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | 
     # Absolute, so that no beginning of a name can mean anything but a folder to the libraries below.
     file = Path(os.path.abspath(path))
     name = str(path)
-    kind = _kind(file, name)
+    kind = kind_of(file, name)
     if kind == "zarr":
         from evitseg.raster.zarrs import open_zarr
 
@@ -67,7 +67,7 @@ def open_source(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | 
             yield source
 
 
-def _kind(file: Path, name: str) -> str:
+def kind_of(file: Path, name: str) -> str:
     """ "zarr", "tiff", or the driver of GDAL that reads it. Raises: PictureError."""
     try:
         if file.is_dir():

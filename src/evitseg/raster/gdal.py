@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -56,7 +56,7 @@ def import_rasterio() -> ModuleType:
         import rasterio
     except ImportError as error:
         raise MissingPackageError("reading and writing GeoTIFF and huge PNG and JPEG pictures", "geo") from error
-    return rasterio
+    return cast(ModuleType, rasterio)
 
 
 def quiet_open(path: Path, *arguments: Any, **options: Any) -> Any:
@@ -173,7 +173,7 @@ class GdalSource:
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
             levels = np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
         if self._colors is not None:
-            return self._colors[levels[..., 0]]
+            return np.asarray(self._colors[levels[..., 0]])
         if self._brightest < 255 and len(self._bands) == 1:  # 1, 2 or 4 bits
             levels = (levels * (255 // self._brightest)).astype(np.uint8)
         levels = eight_bits(levels)

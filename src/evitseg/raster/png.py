@@ -74,7 +74,7 @@ class PngSink:
         height, width = self._rows.shape
         lines = np.zeros((height, 1 + width * self._dtype.itemsize), np.uint8)  # a row begins with its filter: 0, none
         lines[:, 1:] = self._rows.astype(self._dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
-        self._packed += self._compress.compress(lines)
+        self._packed += self._compress.compress(lines.data)
         while len(self._packed) >= _PIECE_BYTES:
             self._chunk(b"IDAT", self._packed[:_PIECE_BYTES])
             del self._packed[:_PIECE_BYTES]

@@ -66,7 +66,7 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
 
 
 def is_slide(path: Path, name: str) -> bool:
-    """Whether a TIFF is a microscope's, or a pyramid in sub-images, and not georeferenced; else GDAL reads it better."""
+    """Whether a TIFF without georeference is a microscope's, or a pyramid in sub-images: GDAL reads the others better."""
     with _opened(path, name) as file, _parsing(name):
         if file.is_geotiff:
             return False
@@ -148,8 +148,8 @@ class SlideSource:
         except Exception as error:  # a codec raises what a damaged tile makes it stumble over
             raise damaged(self._name, top, left, height, width, error) from error
         if self._key.photometric == _PALETTE:
-            colors = (self._key.colormap.T >> 8).astype(np.uint8)
-            return colors[levels[..., 0]]
+            colors: NDArray[np.uint8] = (self._key.colormap.T >> 8).astype(np.uint8)
+            return np.asarray(colors[levels[..., 0]])
         levels = eight_bits(levels)
         return rgb(255 - levels if self._key.photometric == _MIN_IS_WHITE else levels)
 

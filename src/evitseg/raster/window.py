@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +166,7 @@ def bands_used(name: str, count: int) -> tuple[int, ...]:
 def eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
     """As `evitseg.image.read_picture`: of 16 bits the upper 8."""
     if levels.dtype == np.uint8:
-        return levels
+        return cast("NDArray[np.uint8]", levels)
     return (levels >> 8).astype(np.uint8)
 
 
@@ -200,7 +200,7 @@ class RawFile:
                     f"{name}: needs {needed / 2**30:.1f} GiB in {place} on the way, where {free / 2**30:.1f} GiB are "
                     "free; make room or choose another folder."
                 )
-            self._file: BinaryIO = tempfile.TemporaryFile(dir=place, buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+            self._file: Any = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
             self._file.truncate(needed)
         except OSError as error:
             raise FileError(f"{name}: cannot write into {place} ({error.strerror or error}).") from error
@@ -228,15 +228,14 @@ class RawFile:
         return content[:, ::step]
 
     def _into(self, place: int, content: NDArray[Any]) -> None:
-        view = memoryview(content).cast("B")
+        view = content.reshape(-1).view(np.uint8).data
         with self._lock:
             self._file.seek(place)
-            done = 0
-            while done < len(view):
-                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            while len(view):
+                count = self._file.readinto(view)
                 if not count:
                     raise OSError("it ends too early")
-                done += count
+                view = view[count:]
 
     def write(self, top: int, left: int, content: NDArray[Any]) -> None:
         """(height, width, channels)."""
@@ -244,7 +243,7 @@ class RawFile:
         pieces = [content] if content.shape[1] == self.shape[1] else list(content)
         try:
             for at, piece in enumerate(pieces):
-                view = memoryview(piece).cast("B")
+                view = piece.reshape(-1).view(np.uint8).data
                 with self._lock:
                     self._file.seek(self._place(top + at, left))
                     while len(view):

@@ -61,6 +61,7 @@ class ZarrSource:
         check_block(name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
         self._bands = bands_used(name, lengths.get("c", 1))
         self._array, self._axes = array, axes
+        self.attributes: dict[str, Any] = {**root.attrs}
         self.origin = Origin(
             kind="zarr", levels=levels, zarr_format=array.metadata.zarr_format,
             axes=axes if multiscale else (), multiscale=multiscale,
@@ -71,14 +72,23 @@ class ZarrSource:
         choice: dict[str, Any] = {
             "y": slice(top, top + height), "x": slice(left, left + width), "c": slice(0, len(self._bands)),
         }  # fmt: skip
-        try:
-            levels = np.asarray(self._array[tuple(choice.get(axis, 0) for axis in self._axes)])
-        except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
-            raise damaged(self._name, top, left, height, width, error) from error
+        levels = self._stored(choice, top, left, height, width)
         kept = [axis for axis in self._axes if axis in choice]
         if "c" not in kept:
             kept, levels = [*kept, "c"], levels[..., None]
         return rgb(eight_bits(levels.transpose([kept.index(axis) for axis in "yxc"])))
+
+    def _stored(self, choice: dict[str, Any], *window: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[tuple(choice.get(axis, 0) for axis in self._axes)])
+        except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
+            raise damaged(self._name, *window, error) from error
+
+    def indices(self, top: int, rows: int) -> NDArray[np.integer]:
+        """(rows, W) of a mask, as stored. Raises: PictureError."""
+        check_window(self.size, top, 0, rows, self.size[1])
+        choice = {"y": slice(top, top + rows), "x": slice(None)}
+        return self._stored(choice, top, 0, rows, self.size[1])
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)

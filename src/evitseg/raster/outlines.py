@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ _DEGREES = 9
 _WGS84 = "EPSG:4326"
 
 Ring = NDArray[np.int64]
-"""(points, 2): x to the right and y downwards in pixels, from the mask's corner; closed, its last point is its first."""
+"""(points, 2): x to the right and y downwards in pixels, from the mask's corner; the last point is the first."""
 Rings = list[Ring]
 """The outside first, clockwise as seen; then the holes, anticlockwise."""
 
@@ -328,12 +328,12 @@ def _join(hanging: list[tuple[int, int, _Open]], above: list[tuple[int, int, _Op
     for key, edges in kept.items():
         owners[key].root().edges.append(np.array(edges, np.int64))
     for first, second in met:
-        a, b = first.root(), second.root()
-        if a is not b:
-            if len(a.edges) < len(b.edges):
-                a, b = b, a
-            a.edges += b.edges
-            b.edges, b.joined = [], a
+        larger, smaller = first.root(), second.root()
+        if larger is not smaller:
+            if len(larger.edges) < len(smaller.edges):
+                larger, smaller = smaller, larger
+            larger.edges += smaller.edges
+            smaller.edges, smaller.joined = [], larger
 
 
 def _rings(edges: NDArray[np.int64]) -> Rings:
@@ -455,7 +455,7 @@ def _import_pyogrio() -> ModuleType:
         import pyogrio.raw
     except ImportError as error:
         raise MissingPackageError("writing GeoPackage", "geo") from error
-    return pyogrio
+    return cast(ModuleType, pyogrio)
 
 
 def _geopackage(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer: str) -> None:

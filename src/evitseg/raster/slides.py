@@ -66,7 +66,7 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
 
 
 def is_slide(path: Path, name: str) -> bool:
-    """Whether a TIFF without georeference is a microscope's, or a pyramid in sub-images: GDAL reads the others better."""
+    """Whether a TIFF without georeference is a microscope's, or a pyramid in sub-images; GDAL reads all others."""
     with _opened(path, name) as file, _parsing(name):
         if file.is_geotiff:
             return False

@@ -210,7 +210,7 @@ class RawFile:
         self._file.close()
 
     def _place(self, row: int, column: int) -> int:
-        return (row * self.shape[1] + column) * self.shape[2] * self.dtype.itemsize
+        return int((row * self.shape[1] + column) * self.shape[2] * self.dtype.itemsize)
 
     def read(self, top: int, left: int, height: int, width: int, step: int = 1) -> NDArray[Any]:
         """(height, width, channels), or every `step`-th row and column of it."""

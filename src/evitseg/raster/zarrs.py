@@ -78,11 +78,11 @@ class ZarrSource:
             kept, levels = [*kept, "c"], levels[..., None]
         return rgb(eight_bits(levels.transpose([kept.index(axis) for axis in "yxc"])))
 
-    def _stored(self, choice: dict[str, Any], *window: int) -> NDArray[Any]:
+    def _stored(self, choice: dict[str, Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
         try:
             return np.asarray(self._array[tuple(choice.get(axis, 0) for axis in self._axes)])
         except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
-            raise damaged(self._name, *window, error) from error
+            raise damaged(self._name, top, left, height, width, error) from error
 
     def indices(self, top: int, rows: int) -> NDArray[np.integer]:
         """(rows, W) of a mask, as stored. Raises: PictureError."""

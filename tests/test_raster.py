@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 import zarr
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from evitseg.errors import ConfigError, FileError, PictureError
 from evitseg.image import read_mask, read_picture
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.raster import Sink, Source, open_sink, open_source, outlines
+from evitseg.raster.gdal import quiet_open
 from evitseg.raster.outlines import polygons
 
 CAMVID = load_labels("camvid")
@@ -53,7 +55,7 @@ def geotiff(path: Path, pixels: NDArray[Any], overviews: tuple[int, ...] = (), *
         "dtype": pixels.dtype.name, "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate",
         "crs": "EPSG:32633", "transform": PLACE,
     }  # fmt: skip
-    with rasterio.open(path, "w", **(profile | options)) as dataset:
+    with quiet_open(path, "w", **(profile | options)) as dataset:
         dataset.write(np.moveaxis(pixels, 2, 0))
         if overviews:
             dataset.build_overviews(overviews, rasterio.enums.Resampling.average)
@@ -102,7 +104,7 @@ def test_a_geotiffs_place_is_kept_to_the_bit(
         assert after.crs == before.crs
         assert after.transform == before.transform == PLACE
         assert after.nodata == 255
-        assert after.is_tiled
+        assert after.block_shapes == [(512, 512)]
         assert after.compression.name == "deflate"
         assert after.overviews(1) == [2, 4]
         np.testing.assert_array_equal(after.read(1), mask)
@@ -119,7 +121,7 @@ def test_control_points_and_the_meaning_of_a_pixel_are_kept(tmp_path: Path, pixe
         for r, c in ((0, 0), (0, 1400), (1100, 0), (1100.5, 1400.25))
     ]
     path = geotiff(tmp_path / "a.tif", pixels, crs=None, transform=None)
-    with rasterio.open(path, "r+") as dataset:
+    with quiet_open(path, "r+") as dataset:
         dataset.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
     placed = geotiff(tmp_path / "b.tif", pixels)
     with rasterio.open(placed, "r+") as dataset:
@@ -127,7 +129,7 @@ def test_control_points_and_the_meaning_of_a_pixel_are_kept(tmp_path: Path, pixe
     for name in ("a", "b"):
         with open_source(tmp_path / f"{name}.tif") as source, open_sink(tmp_path / f"{name}_m.tif", source, CAMVID):
             pass
-    with rasterio.open(tmp_path / "a_m.tif") as after:
+    with quiet_open(tmp_path / "a_m.tif") as after:
         assert [(p.row, p.col, p.x, p.y) for p in after.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in points]
         assert after.gcps[1].to_epsg() == 4326
         assert (after.read(1) == 255).all()  # nothing was written: no class anywhere
@@ -139,12 +141,15 @@ def test_control_points_and_the_meaning_of_a_pixel_are_kept(tmp_path: Path, pixe
 def test_a_cog_gives_a_cog(tmp_path: Path, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
     geotiff(tmp_path / "a.tif", pixels)
     rasterio.shutil.copy(tmp_path / "a.tif", tmp_path / "cog.tif", driver="COG", compress="deflate", blocksize=256)
+    with rasterio.open(tmp_path / "cog.tif") as dataset:
+        before = dataset.overviews(1)
+        assert before == [2, 4, 8]
     with open_source(tmp_path / "cog.tif") as source, open_sink(tmp_path / "out/m.tif", source, CAMVID) as sink:
         read_at_random(source, pixels)
         write_all(sink, mask, seed=0)
     with rasterio.open(tmp_path / "out/m.tif") as after:
         assert after.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
-        assert after.overviews(1) == [2, 4]  # as the COG driver made for the picture: the smallest below 512
+        assert after.overviews(1) == before
         assert after.transform == PLACE
         np.testing.assert_array_equal(after.read(1), mask)
         assert after.colormap(1)[3] == (*CAMVID.classes[3].color, 255)
@@ -164,7 +169,7 @@ def test_what_is_nodata_is_told(how: str, tmp_path: Path, pixels: NDArray[np.uin
         alpha[hole] = 0
         path = geotiff(tmp_path / "a.tif", np.dstack([pixels, alpha]), photometric="rgb", alpha="yes")
     else:
-        path = geotiff(tmp_path / "a.tif", pixels, **({"nodata": 0} if how == "one for all" else {}))
+        path = geotiff(tmp_path / "a.tif", pixels, nodata=0 if how == "one for all" else None)
     if how == "by band":
         bands = "".join(
             f'<VRTRasterBand dataType="Byte" band="{b}"><NoDataValue>0</NoDataValue></VRTRasterBand>' for b in (1, 2, 3)
@@ -226,14 +231,15 @@ def test_a_tiff_is_read_as_when_it_is_read_whole(what: str, tmp_path: Path, pixe
     else:
         tifffile.imwrite(path, pixels, tile=(256, 256), metadata=None, extratags=[(274, "H", 1, 6, True)])
     with open_source(path) as source:
-        read_at_random(source, read_picture(path))
+        # Orientation 6 is undone by a quarter turn clockwise.
+        read_at_random(source, np.rot90(pixels, -1) if what == "turned" else read_picture(path))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_stands_upright(orientation: int, tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels[:300, :400]).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    Image.fromarray(pixels[:300, :400]).save(tmp_path / "a.jpg", exif=exif, subsampling=0)
     with open_source(tmp_path / "a.jpg") as source:
         expected = read_picture(tmp_path / "a.jpg")
         assert source.size == expected.shape[:2]
@@ -296,16 +302,18 @@ def test_a_slide_is_read_at_its_full_size_and_gives_a_pyramid(
 def test_an_ome_tiff_is_read_whatever_its_axes(
     axes: str, storage: str, tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
-    content: NDArray[Any] = {
+    contents: dict[str, NDArray[Any]] = {
         "YXS": pixels, "CYX": np.moveaxis(pixels, 2, 0), "TCZYX": np.moveaxis(pixels, 2, 0)[None, :, None],
         "YX": pixels[..., 0].astype(np.uint16) * 256 + 200,
-    }[axes]  # fmt: skip
-    options: dict[str, Any] = {
+    }  # fmt: skip
+    stored: dict[str, dict[str, Any]] = {
         "tiles": {"tile": (128, 256), "compression": "zlib"}, "strips": {"rowsperstrip": 33, "compression": "lzw"},
         "one strip": {},
-    }[storage]  # fmt: skip
+    }  # fmt: skip
     kind = "rgb" if axes == "YXS" else "minisblack"
-    tifffile.imwrite(tmp_path / "a.ome.tif", content, photometric=kind, metadata={"axes": axes}, **options)
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", contents[axes], photometric=kind, metadata={"axes": axes}, **stored[storage]
+    )
     expected = np.repeat(pixels[..., :1], 3, axis=2) if axes == "YX" else pixels
     with open_source(tmp_path / "a.ome.tif") as source:
         read_at_random(source, expected)
@@ -352,7 +360,7 @@ def test_zarr_gives_zarr_of_the_same_kind(
     with open_source(path) as source, open_sink(out, source, CAMVID) as sink:
         read_at_random(source, expected)
         write_all(sink, mask, seed=5)
-    result = zarr.open(out, mode="r")
+    result: Any = zarr.open(out, mode="r")
     assert result.metadata.zarr_format == version
     if layout != "tczyx":
         assert isinstance(result, zarr.Array)
@@ -382,13 +390,12 @@ def test_a_photograph_is_read_as_when_it_is_read_whole(kind: str, tmp_path: Path
     if kind == "interlaced png":
         path.write_bytes(interlaced(pixels[:90, :70]))
     else:
-        image.save(path)
+        image.save(path, subsampling=0)
     expected = read_picture(path)
     with open_source(path, scratch=tmp_path) as source:
         if kind == "jpg":
-            # Decoders differ in how they round and smooth colours.
             difference = source.read(100, 200, 300, 400).astype(int) - expected[100:400, 200:600]
-            assert np.abs(difference).max() <= 6
+            assert np.abs(difference).max() <= 1
         else:
             read_at_random(source, expected)
         assert source.valid(0, 0, 5, 5) is None
@@ -446,7 +453,7 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
     if ending == "png" and num_classes == 11:
         with Image.open(path) as image:
             assert image.mode == "P"
-            assert image.getpalette()[3:6] == list(labels.classes[1].color)  # type: ignore[index]
+            assert image.getpalette()[3:6] == list(labels.classes[1].color)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "ome.tif", "zarr"])
@@ -456,10 +463,10 @@ def test_interrupted_writing_leaves_nothing(ending: str, tmp_path: Path, pixels:
     if ending != "zarr":
         (out / f"m.{ending}").write_bytes(b"the old one")
     before = [(p.name, p.read_bytes()) for p in out.iterdir()]
-    with open_source(path) as source, pytest.raises(KeyboardInterrupt):
-        with open_sink(out / f"m.{ending}", source, CAMVID) as sink:
-            sink.write(0, 0, np.zeros((min(sink.tile[0], SIZE[0]), min(sink.tile[1], SIZE[1])), np.uint8))
-            raise KeyboardInterrupt
+    interrupted = pytest.raises(KeyboardInterrupt)
+    with open_source(path) as source, interrupted, open_sink(out / f"m.{ending}", source, CAMVID) as sink:
+        sink.write(0, 0, np.zeros((min(sink.tile[0], SIZE[0]), min(sink.tile[1], SIZE[1])), np.uint8))
+        raise KeyboardInterrupt
     assert [(p.name, p.read_bytes()) for p in out.iterdir()] == before
 
 
@@ -493,15 +500,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(ending: str, tmp_path: Path) -> 
         [sys.executable, "-c", FULL_DISK, str(tmp_path / f"m.{ending}")], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    if ending == "zarr":
-        assert run.stdout == ""  # its chunks are small files
-    else:
-        assert run.stdout.startswith("FileError"), run.stderr
-        assert list(tmp_path.iterdir()) == []
+    assert run.stdout.startswith("FileError"), run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 PEAK = """
-import resource, sys
+import sys
 import numpy as np
 from evitseg.labels import load_labels
 from evitseg.raster import open_sink, open_source
@@ -522,7 +526,7 @@ else:
                     for x in range(0, width, columns):
                         window = source.read(y, x, min(rows, height - y), min(columns, width - x))
                         sink.write(y, x, window[..., 0] % 11)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))
 """
 
 
@@ -538,7 +542,7 @@ def peak_mib(*arguments: object) -> int:
 def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
     height, width = 3000, 20000
     noise = np.random.default_rng(0).integers(0, 256, (100, width, 3), dtype=np.uint8)
-    with rasterio.open(
+    with quiet_open(
         tmp_path / "a.tif", "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", photometric="rgb"
     ) as dataset:
         for top in range(0, height, 100):
@@ -550,9 +554,9 @@ def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
     base = peak_mib(tmp_path / "small.png", "", "open")
     windowed = peak_mib(tmp_path / "a.png", tmp_path / "m.png", "windows")
     whole = peak_mib(tmp_path / "a.png", "", "whole")
-    # 180 MB of pixels: windows may take the decoder's and the copy's buffers, 16 MiB each, and a row of tiles.
-    assert windowed < base + 100
-    assert whole > base + 120
+    # 180 MB of pixels. Windows may take GDAL's cache, 64 MiB, and a few buffers of 8 MiB.
+    assert windowed < base + 150
+    assert whole > base + 300
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png")[:100], noise[..., 0] % 11)
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png")[-100:], np.roll(noise, 2900, 1)[..., 0] % 11)
 
@@ -620,21 +624,23 @@ def test_a_photograph_is_read_down_to_its_damage(kind: str, tmp_path: Path, pixe
 
 
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
-    claims = {"a.tif": 10**6, "b.ome.tif": 10**6, "c.zarr": 10**6}
-    with rasterio.open(
+    with quiet_open(
         tmp_path / "a.tif", "w", driver="GTiff", height=10**6, width=10**6, count=1, dtype="uint8", tiled=True,
         sparse_ok=True, bigtiff="yes", blockxsize=16384, blockysize=16384,
     ):  # fmt: skip
         pass
     zarr.create_array(tmp_path / "c.zarr", shape=(10**6, 10**6), chunks=(512, 512), dtype=np.uint8)
-    del claims["b.ome.tif"]
-    for name in claims:
-        with pytest.raises(PictureError, match=r"1000000×1000000 pixels, more than 100,000,000,000"):
-            with open_source(tmp_path / name):
-                pass
+    slide(tmp_path / "b.svs", np.zeros((500, 600, 3), np.uint8))
+    with tifffile.TiffFile(tmp_path / "b.svs", mode="r+") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            file.pages.first.tags[tag].overwrite(10**6)
+    refused = pytest.raises(PictureError, match="1000000×1000000 pixels, more than 100,000,000,000")
+    for name in ("a.tif", "b.svs", "c.zarr"):
+        with refused, open_source(tmp_path / name):
+            pass
     zarr.create_array(tmp_path / "d.zarr", shape=(60000, 60000), chunks=(60000, 60000), dtype=np.uint8)
     geotiff(tmp_path / "e.tif", np.zeros((10, 10), np.uint8))
-    with rasterio.open(
+    with quiet_open(
         tmp_path / "e.tif", "w", driver="GTiff", height=20000, width=20000, count=1, dtype="uint8", tiled=True,
         sparse_ok=True, compress="deflate", blockxsize=20000, blockysize=20000,
     ):  # fmt: skip
@@ -666,9 +672,9 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
 
 def test_a_mask_is_written_in_known_formats_only(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     with open_source(geotiff(tmp_path / "a.tif", pixels)) as source:
-        with pytest.raises(PictureError, match="written as .tif, .png or .zarr"):
-            with open_sink(tmp_path / "m.jpg", source, CAMVID):
-                pass
+        refused = pytest.raises(PictureError, match="written as .tif, .png or .zarr")
+        with refused, open_sink(tmp_path / "m.jpg", source, CAMVID):
+            pass
         (tmp_path / "m.tif").mkdir()
         with pytest.raises(FileError, match="a folder"), open_sink(tmp_path / "m.tif", source, CAMVID):
             pass
@@ -815,7 +821,7 @@ def test_a_geopackage_is_in_the_masks_own_coordinates(
     assert "32633" in about["crs"]
     rows = dict(zip(about["fields"], columns, strict=True))
     assert set(zip(rows["name"], rows["pixels"].tolist(), strict=True)) == AREAS
-    bounds = pyogrio.raw.read_bounds(tmp_path / "p.gpkg")[1].T
+    bounds = pyogrio.read_bounds(tmp_path / "p.gpkg")[1].T
     bar = rows["pixels"].tolist().index(180)
     assert bounds[bar].tolist() == [500100, 5e6 - 120, 500106, 5e6]
     assert len(shapes) == 7

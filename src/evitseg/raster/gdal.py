@@ -43,17 +43,19 @@ _OPTIONS: dict[str, Any] = {
     # A file beside a picture, or a tag in it, may name another to read from; none from the net is.
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".evitseg-reads-no-net",
     "GTIFF_DIRECT_IO": True,  # uncompressed strips: only the window's part of each is read
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # GDAL 3.10's way to read a PNG at once says nothing of a damaged one
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a JPEG that ends too early is grey from there on, else
 }
 _WIDE = 8192
 """Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
-_COPY_BYTES = 16 * 2**20
+_COPY_BYTES = 8 * 2**20
 _open_lock = threading.Lock()
 
 
 def import_rasterio() -> ModuleType:
     try:
         import rasterio
+        import rasterio.shutil
     except ImportError as error:
         raise MissingPackageError("reading and writing GeoTIFF and huge PNG and JPEG pictures", "geo") from error
     return cast(ModuleType, rasterio)

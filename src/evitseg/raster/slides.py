@@ -133,7 +133,7 @@ class SlideSource:
         self._per_plane = self._columns * -(-self.size[0] // self._block[0])
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached_bytes = 0
-        self._cache_lock = threading.Lock()
+        self._cache_lock, self._file_lock = threading.Lock(), threading.Lock()
         self.origin = Origin(kind="slide", levels=len(series.levels), pixel_size_um=_pixel_size(file))
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -185,7 +185,7 @@ class SlideSource:
 
     def _bytes(self, offset: int, count: int) -> bytes:
         handle = self._file.filehandle
-        with handle.lock:
+        with self._file_lock:
             handle.seek(offset)
             data: bytes = handle.read(count)
         if len(data) < count:

@@ -434,6 +434,8 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
 
     class Picture:
         size = SIZE
+        tile = (512, 512)
+        identity = "made here"
 
         def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
             raise AssertionError
@@ -603,12 +605,26 @@ def test_a_damaged_tile_is_named_and_the_rest_is_read(
     path = tmp_path / name
     broken(path, kind, pixels)
     with open_source(path) as source:
+        assert source.tile == (256, 256)
         for _ in range(2):
             with pytest.raises(PictureError, match=rf"{name}: the window of 100×50 pixels at x 600, y 300 cannot"):
                 source.read(300, 600, 50, 100)
             for window in ((0, 0, 256, 1400), (256, 0, 256, 512), (256, 768, 300, 632), (512, 0, 588, 1400)):
                 top, left, height, width = window
                 np.testing.assert_array_equal(source.read(*window), pixels[top : top + height, left : left + width])
+
+
+def test_where_a_damaged_tile_lies_there_is_no_data(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    holes = np.maximum(pixels, 1)
+    holes[:10] = 0
+    broken(tmp_path / "a.tif", "geotiff", holes)
+    with quiet_open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.nodata = 0
+    with open_source(tmp_path / "a.tif") as source:
+        expected = np.full(SIZE, True)
+        expected[:10] = expected[256:512, 512:768] = False
+        np.testing.assert_array_equal(source.valid(0, 0, *SIZE), expected)
+        np.testing.assert_array_equal(source.valid(200, 600, 90, 70), expected[200:290, 600:670])
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])

@@ -34,6 +34,7 @@ from evitseg.raster.window import (
     class_table,
     damaged,
     eight_bits,
+    identity_of,
     rgb,
     writing,
 )
@@ -49,6 +50,8 @@ _OPTIONS: dict[str, Any] = {
 _WIDE = 8192
 """Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
 _COPY_BYTES = 8 * 2**20
+_STREAM_ROWS = 16
+"""Of the pieces that a format without pieces is said to be made of."""
 _open_lock = threading.Lock()
 
 
@@ -108,8 +111,8 @@ class _Handles:
 class GdalSource:
     """Windows of a file that GDAL reads."""
 
-    def __init__(self, name: str, handles: _Handles, driver: str) -> None:
-        self._name, self._handles = name, handles
+    def __init__(self, name: str, handles: _Handles, driver: str, identity: str) -> None:
+        self._name, self._handles, self.identity = name, handles, identity
         rasterio = import_rasterio()
         with handles.one() as dataset:
             self.size = (dataset.height, dataset.width)
@@ -120,10 +123,10 @@ class GdalSource:
             image = dataset.tags(ns="IMAGE_STRUCTURE")
             together = dataset.count if image.get("INTERLEAVE") == "PIXEL" else 1
             size_bytes = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
-            self.block = (height, width)
+            self.tile = (height, width)
             self.is_striped = width == self.size[1] and image.get("COMPRESSION") is not None
             if driver == "GTiff" and image.get("COMPRESSION") is not None:
-                check_block(name, self.block, size_bytes)
+                check_block(name, self.tile, size_bytes)
             flags = [flag for b in self._bands for flag in dataset.mask_flag_enums[b - 1]]
             # In a photograph, stored colours count also where they are transparent, as in `read_picture`.
             self.has_nodata = driver == "GTiff" and any(f.name != "all_valid" for f in flags)
@@ -185,11 +188,25 @@ class GdalSource:
         check_window(self.size, top, left, height, width)
         if not self.has_nodata:
             return None
+        try:
+            valid = self._mask(top, left, height, width)
+        except PictureError:
+            # Tile by tile, to lose no more than what is damaged.
+            valid = np.full((height, width), False)
+            rows, columns = self.tile
+            for y in range(top // rows * rows, top + height, rows):
+                for x in range(left // columns * columns, left + width, columns):
+                    y0, x0 = max(y, top), max(x, left)
+                    y1, x1 = min(y + rows, top + height), min(x + columns, left + width)
+                    with contextlib.suppress(PictureError):
+                        valid[y0 - top : y1 - top, x0 - left : x1 - left] = self._mask(y0, x0, y1 - y0, x1 - x0)
+        return None if valid.all() else valid
+
+    def _mask(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_]:
         window = import_rasterio().windows.Window(left, top, width, height)
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
             # By band, a pixel with a value in any of them is valid: black that is nodata in one band may be a colour.
-            valid: NDArray[np.bool_] = dataset.dataset_mask(window=window) != 0
-        return None if valid.all() else valid
+            return np.asarray(dataset.dataset_mask(window=window) != 0)
 
     @contextmanager
     def _decoding(self, top: int, left: int, height: int, width: int) -> Iterator[None]:
@@ -205,7 +222,8 @@ class Decoded:
 
     def __init__(self, name: str, source: GdalSource, is_stream: bool, scratch: str | os.PathLike[str] | None) -> None:
         """`is_stream`: what comes after a damaged row cannot be decoded either."""
-        self.size, self.origin, self._name = source.size, source.origin, name
+        self.size, self.origin, self.identity, self._name = source.size, source.origin, source.identity, name
+        self.tile = (_STREAM_ROWS, source.size[1]) if is_stream else source.tile
         height, width = source.size
         self._has_nodata = source.has_nodata
         self._pixels = RawFile(name, (height, width, 4 if source.has_nodata else 3), np.uint8, scratch)
@@ -218,7 +236,7 @@ class Decoded:
 
     def _fill(self, source: GdalSource, is_stream: bool) -> None:
         height, width = self.size
-        strip = 1 if is_stream else source.block[0]
+        strip = 1 if is_stream else source.tile[0]
         rows = max(1, _COPY_BYTES // (width * self._pixels.shape[2] * strip)) * strip
         for top in range(0, height, rows):
             try:
@@ -244,20 +262,18 @@ class Decoded:
             pixels = np.dstack([pixels, alpha.astype(np.uint8)])
         self._pixels.write(top, 0, pixels)
 
-    def _check(self, top: int, left: int, height: int, width: int) -> None:
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
         for start, stop, error in self._broken:
             if top < stop and start < top + height:
                 raise damaged(self._name, top, left, height, width, error.__cause__ or error)
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        self._check(top, left, height, width)
         return np.ascontiguousarray(self._pixels.read(top, left, height, width)[..., :3])
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        self._check(top, left, height, width)
+        check_window(self.size, top, left, height, width)
         if not self._has_nodata:
             return None
+        # What is damaged was never written, and reads as 0.
         valid: NDArray[np.bool_] = self._pixels.read(top, left, height, width)[..., 3] != 0
         return None if valid.all() else valid
 
@@ -275,7 +291,7 @@ def open_gdal(
     with contextlib.ExitStack() as stack:
         stack.callback(handles.close)
         try:
-            source = GdalSource(name, handles, driver)
+            source = GdalSource(name, handles, driver, identity_of(path))
         except rasterio.errors.RasterioError as error:
             raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
         result: GdalSource | Decoded = source

@@ -32,6 +32,7 @@ from evitseg.raster.window import (
     class_table,
     damaged,
     eight_bits,
+    identity_of,
     rgb,
     writing,
 )
@@ -93,8 +94,8 @@ def _parsing(name: str) -> Iterator[None]:
 class SlideSource:
     """Windows of the largest picture in the file, at its full size."""
 
-    def __init__(self, name: str, file: Any) -> None:
-        self._name, self._file = name, file
+    def __init__(self, name: str, file: Any, identity: str) -> None:
+        self._name, self._file, self.identity = name, file, identity
         series = max(file.series, key=lambda s: s.levels[0].size)
         level = series.levels[0]
         axes = [(axis, length) for axis, length in zip(level.axes, level.shape, strict=True)]
@@ -122,15 +123,15 @@ class SlideSource:
             raise PictureError(f"{name}: {len(self._pages)} pages of {key.samplesperpixel} bands are not one picture.")
         self._loose = key.compression == _NONE and not key.is_tiled and key.predictor == 1 and key.fillorder == 1
         if key.is_tiled:
-            self._block = (key.tilelength, key.tilewidth)
+            self.tile = (key.tilelength, key.tilewidth)
         else:
-            self._block = (min(key.rowsperstrip, self.size[0]), self.size[1])
+            self.tile = (min(key.rowsperstrip, self.size[0]), self.size[1])
         itemsize = np.dtype(level.dtype).itemsize
-        self._block_bytes = self._block[0] * self._block[1] * self._samples * itemsize
+        self._block_bytes = self.tile[0] * self.tile[1] * self._samples * itemsize
         if not self._loose:
-            check_block(name, self._block, self._block_bytes)
-        self._columns = -(-self.size[1] // self._block[1])
-        self._per_plane = self._columns * -(-self.size[0] // self._block[0])
+            check_block(name, self.tile, self._block_bytes)
+        self._columns = -(-self.size[1] // self.tile[1])
+        self._per_plane = self._columns * -(-self.size[0] // self.tile[0])
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached_bytes = 0
         self._cache_lock, self._file_lock = threading.Lock(), threading.Lock()
@@ -160,7 +161,7 @@ class SlideSource:
     def _plane(self, plane: int, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """(height, width, samples) as stored."""
         content = np.empty((height, width, self._samples), self._key.dtype)
-        rows, columns = self._block
+        rows, columns = self.tile
         for row in range(top // rows, (top + height - 1) // rows + 1):
             for column in range(left // columns, (left + width - 1) // columns + 1):
                 start_y, start_x = row * rows, column * columns
@@ -241,7 +242,7 @@ def open_slide(path: Path, name: str) -> Iterator[SlideSource]:
     """Raises: PictureError, MissingPackageError."""
     with _opened(path, name) as file:
         with _parsing(name):
-            source = SlideSource(name, file)
+            source = SlideSource(name, file, identity_of(path))
         yield source
 
 

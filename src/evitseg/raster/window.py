@@ -33,10 +33,18 @@ class Source(Protocol):
 
     Attributes:
         size: (height, width) in pixels.
+        tile: (height, width) of the pieces it is stored in: what damage takes along.
+        identity: says whether it is still the same file, without reading it.
     """
 
     @property
     def size(self) -> tuple[int, int]: ...
+
+    @property
+    def tile(self) -> tuple[int, int]: ...
+
+    @property
+    def identity(self) -> str: ...
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width, 3) RGB of a window inside the picture; may be called from several threads.
@@ -46,7 +54,7 @@ class Source(Protocol):
         ...
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        """(height, width), False where there is no data; None where all are valid. Raises: PictureError."""
+        """(height, width), False where there is no data or none can be read; None where all are valid."""
         ...
 
 
@@ -156,6 +164,15 @@ def damaged(name: str, top: int, left: int, height: int, width: int, why: object
     )
 
 
+def identity_of(path: Path) -> str:
+    """A file's name, length and time of change. Raises: PictureError."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return f"{path} {about.st_size} {about.st_mtime_ns}"
+
+
 def bands_used(name: str, count: int) -> tuple[int, ...]:
     """Places of the bands that are read as grey or as RGB. Raises: PictureError."""
     if count == 2:
@@ -260,8 +277,10 @@ class Upright:
         # What is stored is flipped first, then its rows and columns are exchanged.
         self._flip_x, self._flip_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
         self._transposed = orientation in (5, 6, 7, 8)
-        height, width = source.size
+        (height, width), (rows, columns) = source.size, source.tile
         self.size = (width, height) if self._transposed else (height, width)
+        self.tile = (columns, rows) if self._transposed else (rows, columns)
+        self.identity: str = source.identity
 
     def _stored(self, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
         if self._transposed:

@@ -27,6 +27,7 @@ from evitseg.raster.window import (
     class_table,
     damaged,
     eight_bits,
+    identity_of,
     rgb,
     writing,
 )
@@ -47,8 +48,8 @@ def import_zarr() -> ModuleType:
 class ZarrSource:
     """Windows of an array (H, W), (H, W, bands), (bands, H, W), or of the largest one of an OME-Zarr."""
 
-    def __init__(self, name: str, root: Any) -> None:
-        self._name = name
+    def __init__(self, name: str, root: Any, identity: str) -> None:
+        self._name, self.identity = name, identity
         array, axes, multiscale, levels = _choose(name, root)
         if not axes:
             axes = _axes_of(name, array.shape)
@@ -57,6 +58,7 @@ class ZarrSource:
         if extra or not {"y", "x"} <= set(axes):
             raise PictureError(f"{name}: a stack ({', '.join(extra) or axes}), not one picture; choose a plane.")
         self.size = (lengths["y"], lengths["x"])
+        self.tile = (array.chunks[axes.index("y")], array.chunks[axes.index("x")])
         check_picture(name, self.size, array.dtype)
         check_block(name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
         self._bands = bands_used(name, lengths.get("c", 1))
@@ -143,7 +145,7 @@ def open_zarr(path: Path, name: str) -> Iterator[ZarrSource]:
     try:
         # A store of this folder alone: a path is never taken for an address.
         root = zarr.open(zarr.storage.LocalStore(os.fspath(path), read_only=True), mode="r")
-        source = ZarrSource(name, root)
+        source = ZarrSource(name, root, identity_of(path))
     except PictureError:
         raise
     except Exception as error:  # zarr raises whatever damaged metadata make it stumble over

@@ -434,13 +434,6 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
 
     class Picture:
         size = SIZE
-        tile = (512, 512)
-        identity = "made here"
-
-        def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-            raise AssertionError
-
-        def valid(self, top: int, left: int, height: int, width: int) -> None: ...
 
     path = tmp_path / f"m.{ending}"
     with open_sink(path, Picture(), labels) as sink:

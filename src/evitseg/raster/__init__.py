@@ -13,6 +13,7 @@ from evitseg.raster.window import (
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
     Georeference,
+    HasSize,
     Origin,
     Sink,
     Source,
@@ -94,7 +95,7 @@ def kind_of(file: Path, name: str) -> str:
 
 
 @contextmanager
-def open_sink(path: str | os.PathLike[str], like: Source, labels: LabelSpace) -> Iterator[Sink]:
+def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -> Iterator[Sink]:
     """A mask file of `like`'s size that is written window by window, and appears once the block ends.
 
     The format is that of the name's ending: .tif or .tiff is a GeoTIFF with `like`'s georeference (a COG where `like`

@@ -30,7 +30,7 @@ from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
 
 ENDINGS = (".geojson", ".json", ".gpkg")
-_BAND_BYTES = 32 * 2**20
+_BAND_BYTES = 8 * 2**20
 _BATCH_POINTS = 200_000
 _DEGREES = 9
 """Decimals of longitude and latitude: a tenth of a millimetre."""
@@ -266,10 +266,11 @@ def whole_regions(
 
 def _checked(mask: _Mask, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
     indices = mask.read(top, count)
-    strange = (indices >= len(labels.classes)) & (indices != np.iinfo(indices.dtype).max)
-    if strange.any():
+    found = np.flatnonzero(np.bincount(indices.ravel()))
+    strange = found[(found >= len(labels.classes)) & (found != np.iinfo(indices.dtype).max)]
+    if strange.size:
         raise ConfigError(
-            f"{mask.name}: holds {int(indices[strange][0])}, which is no class of {labels.name!r} "
+            f"{mask.name}: holds {int(strange[0])}, which is no class of {labels.name!r} "
             f"(0 to {len(labels.classes) - 1}); give the label space it was made with."
         )
     return indices
@@ -281,7 +282,9 @@ def _regions_of(indices: NDArray[np.integer], wanted: tuple[int, ...], top: int)
     from rasterio.features import shapes
 
     down = rasterio.Affine.translation(0, top)
-    for polygon, value in shapes(indices, mask=np.isin(indices, wanted), connectivity=4, transform=down):
+    is_wanted = np.zeros(np.iinfo(indices.dtype).max + 1, np.bool_)
+    is_wanted[list(wanted)] = True
+    for polygon, value in shapes(indices, mask=is_wanted[indices], connectivity=4, transform=down):
         edges = []
         for number, points in enumerate(polygon["coordinates"]):
             ring = np.rint(np.asarray(points)).astype(np.int64)

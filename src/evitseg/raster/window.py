@@ -37,14 +37,9 @@ class Source(Protocol):
         identity: says whether it is still the same file, without reading it.
     """
 
-    @property
-    def size(self) -> tuple[int, int]: ...
-
-    @property
-    def tile(self) -> tuple[int, int]: ...
-
-    @property
-    def identity(self) -> str: ...
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    identity: str
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width, 3) RGB of a window inside the picture; may be called from several threads.
@@ -56,6 +51,13 @@ class Source(Protocol):
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         """(height, width), False where there is no data or none can be read; None where all are valid."""
         ...
+
+
+class HasSize(Protocol):
+    """Anything with a `size`, (height, width) in pixels."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
 
 
 class Sink(Protocol):
@@ -121,7 +123,7 @@ class _HasOrigin(Protocol):
     origin: Origin
 
 
-def origin_of(source: Source) -> Origin:
+def origin_of(source: object) -> Origin:
     return source.origin if isinstance(source, _HasOrigin) else Origin()
 
 

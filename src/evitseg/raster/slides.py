@@ -54,6 +54,14 @@ def import_tifffile() -> ModuleType:
     return tifffile
 
 
+def _require_imagecodecs(name: str) -> None:
+    # Also for deflate: Python's own, which tifffile would take, unpacks a tile to any size.
+    try:
+        import imagecodecs  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(f"{name}: reading compressed slides", "slides") from error
+
+
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[Any]:
     tifffile = import_tifffile()
@@ -85,7 +93,7 @@ def tiff_orientation(path: Path, name: str) -> int:
 def _parsing(name: str) -> Iterator[None]:
     try:
         yield
-    except PictureError:
+    except (PictureError, MissingPackageError):
         raise
     except Exception as error:  # tifffile raises whatever a damaged header makes it stumble over
         raise PictureError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
@@ -114,6 +122,8 @@ class SlideSource:
         self._key = key
         if key.compression not in _COMPRESSIONS:
             raise PictureError(f"{name}: compression {key.compression!r} is not read; store it as deflate or JPEG.")
+        if key.compression != _NONE or key.predictor != 1:
+            _require_imagecodecs(name)
         allowed = {_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE} | ({_YCBCR} if key.compression in _JPEG else set())
         if key.photometric not in allowed:
             raise PictureError(f"{name}: colours stored as {key.photometric!r} are not read; convert it to RGB first.")
@@ -144,8 +154,6 @@ class SlideSource:
                 levels = self._plane(0, top, left, height, width)[..., : len(self._bands)]
             else:
                 levels = np.dstack([self._plane(band, top, left, height, width) for band in self._bands])
-        except ImportError as error:  # tifffile asks for a codec when it meets it
-            raise MissingPackageError(f"{self._name}: this compression", "slides") from error
         except Exception as error:  # a codec raises what a damaged tile makes it stumble over
             raise damaged(self._name, top, left, height, width, error) from error
         if self._key.photometric == _PALETTE:

@@ -20,6 +20,7 @@ LIGHT = {"numpy", "PIL", "typer", "rich", "cattrs"}
 OUTSIDE = {
     ".": LIGHT,
     "bundled": LIGHT,
+    "raster": LIGHT,
     "runtime": LIGHT,
     "model": LIGHT | {"torch"},
     "exporters": LIGHT | {"torch"},
@@ -28,6 +29,7 @@ OUTSIDE = {
 INSIDE = {
     ".": {"."},
     "bundled": {".", "bundled"},
+    "raster": {".", "raster"},
     "runtime": {".", "runtime", "bundled"},
     "model": {".", "model"},
     "exporters": {".", "exporters", "model", "runtime", "bundled"},

@@ -1,0 +1,143 @@
+"""Pictures and masks too large for memory, read and written window by window."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evitseg.errors import FileError, PictureError
+from evitseg.labels import LabelSpace
+from evitseg.raster.window import (
+    MAX_BLOCK_BYTES,
+    MAX_PIXELS,
+    Georeference,
+    HasSize,
+    Origin,
+    Sink,
+    Source,
+    origin_of,
+)
+
+__all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "Georeference", "Origin", "Sink", "Source", "open_sink", "open_source"]
+
+_READABLE = "GeoTIFF and other TIFF, OME-TIFF, SVS, NDPI, Zarr, PNG, JPEG and BMP are read window by window"
+_GDAL_DRIVERS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"))
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+
+
+@contextmanager
+def open_source(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None) -> Iterator[Source]:
+    """A picture file that is read window by window; the format is told by its content.
+
+    Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in wide compressed strips) are decoded
+    once, while opening, to a file on disk of 3 or 4 bytes a pixel that disappears with the source.
+
+    Args:
+        scratch: the folder for that file; None takes the system's.
+
+    Raises: PictureError for what cannot be read or is larger than `MAX_PIXELS`, FileError where the decoded copy finds
+    no room, MissingPackageError.
+    """
+    # Absolute, so that no beginning of a name can mean anything but a folder to the libraries below.
+    file = Path(os.path.abspath(path))
+    name = str(path)
+    kind = kind_of(file, name)
+    if kind == "zarr":
+        from evitseg.raster.zarrs import open_zarr
+
+        with open_zarr(file, name) as source:
+            yield source
+    elif kind == "tiff":
+        from evitseg.raster.slides import is_slide, open_slide
+
+        if is_slide(file, name):
+            with open_slide(file, name) as source:
+                yield source
+        else:
+            from evitseg.raster.gdal import open_gdal
+
+            with open_gdal(file, name, "GTiff", scratch) as source:
+                yield source
+    else:
+        from evitseg.raster.gdal import open_gdal
+
+        with open_gdal(file, name, kind, scratch) as source:
+            yield source
+
+
+def kind_of(file: Path, name: str) -> str:
+    """ "zarr", "tiff", or the driver of GDAL that reads it. Raises: PictureError."""
+    try:
+        if file.is_dir():
+            if any((file / marker).is_file() for marker in _ZARR):
+                return "zarr"
+            raise PictureError(f"{name}: a folder, but not Zarr; give a picture file.")
+        with open(file, "rb") as stream:
+            start = stream.read(64)
+    except FileNotFoundError as error:
+        raise PictureError(f"{name}: no such file.") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{name[:200]}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    if start.startswith(_TIFF):
+        return "tiff"
+    for magic, driver in _GDAL_DRIVERS:
+        if start.startswith(magic):
+            return driver
+    if start.lstrip().startswith(b"<VRTDataset") or file.suffix.lower() == ".vrt":
+        raise PictureError(
+            f"{name}: a VRT names other files, which are not opened on a file's word; make one file of it: "
+            "gdal_translate -of COG MOSAIC.vrt MOSAIC.tif."
+        )
+    raise PictureError(f"{name}: not in a format that can be read; {_READABLE}.")
+
+
+@contextmanager
+def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -> Iterator[Sink]:
+    """A mask file of `like`'s size that is written window by window, and appears once the block ends.
+
+    The format is that of the name's ending: .tif or .tiff is a GeoTIFF with `like`'s georeference (a COG where `like`
+    is one), or a tiled pyramidal OME-TIFF where `like` is a microscope's picture or the ending is .ome.tif; .png; .zarr
+    in `like`'s layout. After a failure nothing is left. What is not written has `labels.ignore_index`.
+
+    Raises: PictureError for another ending, FileError for a place that cannot be written, MissingPackageError.
+    """
+    file = Path(os.path.abspath(path))
+    name, ending = str(path), file.suffix.lower()
+    origin = origin_of(like)
+    try:
+        if ending == ".zarr" and file.exists():
+            raise FileError(
+                f"{name}: exists already, and folders are never replaced; remove it or choose another name."
+            )
+        if file.is_dir():
+            raise FileError(f"{name}: cannot be written, it is a folder.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{name[:200]}: cannot be written ({error.strerror or error}).") from error
+    if ending == ".png":
+        from evitseg.raster.png import png_sink
+
+        with png_sink(file, like.size, labels) as sink:
+            yield sink
+    elif ending == ".zarr":
+        from evitseg.raster.zarrs import zarr_sink
+
+        with zarr_sink(file, name, like.size, origin, labels) as sink:
+            yield sink
+    elif ending in (".tif", ".tiff") and (
+        origin.kind == "slide" or file.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    ):
+        from evitseg.raster.slides import slide_sink
+
+        with slide_sink(file, name, like.size, origin, labels) as sink:
+            yield sink
+    elif ending in (".tif", ".tiff"):
+        from evitseg.raster.gdal import geotiff_sink
+
+        with geotiff_sink(file, name, like.size, origin, labels) as sink:
+            yield sink
+    else:
+        raise PictureError(f"{name}: a huge mask is written as .tif, .png or .zarr; end the name in one of them.")

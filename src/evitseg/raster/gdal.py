@@ -1,0 +1,428 @@
+"""GeoTIFF and its kin, PNG, JPEG and BMP through rasterio, the binding of GDAL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+from xml.sax.saxutils import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import FileError, MissingPackageError, PictureError
+from evitseg.files import replacing, temporary_name
+from evitseg.labels import LabelSpace
+from evitseg.raster.window import (
+    CACHE_BYTES,
+    TILE,
+    Georeference,
+    Origin,
+    RawFile,
+    Upright,
+    bands_used,
+    check_block,
+    check_picture,
+    check_window,
+    class_table,
+    damaged,
+    eight_bits,
+    identity_of,
+    rgb,
+    writing,
+)
+
+_OPTIONS: dict[str, Any] = {
+    "GDAL_CACHEMAX": CACHE_BYTES,  # else a twentieth of the machine's memory
+    # A file beside a picture, or a tag in it, may name another to read from; none from the net is.
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".evitseg-reads-no-net",
+    "GTIFF_DIRECT_IO": True,  # uncompressed strips: only the window's part of each is read
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # GDAL 3.10's way to read a PNG at once says nothing of a damaged one
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a JPEG that ends too early is grey from there on, else
+}
+_WIDE = 8192
+"""Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
+_COPY_BYTES = 8 * 2**20
+_STREAM_ROWS = 16
+"""Of the pieces that a format without pieces is said to be made of."""
+_open_lock = threading.Lock()
+
+
+def import_rasterio() -> ModuleType:
+    try:
+        import rasterio
+        import rasterio.shutil
+    except ImportError as error:
+        raise MissingPackageError("reading and writing GeoTIFF and huge PNG and JPEG pictures", "geo") from error
+    return cast(ModuleType, rasterio)
+
+
+def quiet_open(path: Path, *arguments: Any, **options: Any) -> Any:
+    """`rasterio.open`, without its warning that a photograph has no georeference."""
+    rasterio = import_rasterio()
+    # Filters of warnings belong to the process: one thread at a time changes them.
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(os.fspath(path), *arguments, **options)
+
+
+def environment() -> Any:
+    """GDAL's settings for the calling thread, for as long as it is entered."""
+    return import_rasterio().Env(**_OPTIONS)
+
+
+class _Handles:
+    """Opened datasets: a dataset may be used by one thread at a time."""
+
+    def __init__(self, path: Path, driver: str) -> None:
+        self._path, self._driver = path, driver
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+        self._all: list[Any] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Any]:
+        with environment():
+            with self._lock:
+                dataset = self._idle.pop() if self._idle else None
+            if dataset is None:
+                dataset = quiet_open(self._path, driver=self._driver)
+                with self._lock:
+                    self._all.append(dataset)
+            try:
+                yield dataset
+            finally:
+                with self._lock:
+                    self._idle.append(dataset)
+
+    def close(self) -> None:
+        with environment():
+            for dataset in self._all:
+                dataset.close()
+
+
+class GdalSource:
+    """Windows of a file that GDAL reads."""
+
+    def __init__(self, name: str, handles: _Handles, driver: str, identity: str) -> None:
+        self._name, self._handles, self.identity = name, handles, identity
+        rasterio = import_rasterio()
+        with handles.one() as dataset:
+            self.size = (dataset.height, dataset.width)
+            interpretations = [i.name for i in dataset.colorinterp]
+            self._bands = self._choose(interpretations)
+            check_picture(name, self.size, np.result_type(*(dataset.dtypes[b - 1] for b in self._bands)))
+            height, width = dataset.block_shapes[0]
+            image = dataset.tags(ns="IMAGE_STRUCTURE")
+            together = dataset.count if image.get("INTERLEAVE") == "PIXEL" else 1
+            size_bytes = height * width * together * np.dtype(dataset.dtypes[0]).itemsize
+            self.tile = (height, width)
+            self.is_striped = width == self.size[1] and image.get("COMPRESSION") is not None
+            if driver == "GTiff" and image.get("COMPRESSION") is not None:
+                check_block(name, self.tile, size_bytes)
+            flags = [flag for b in self._bands for flag in dataset.mask_flag_enums[b - 1]]
+            # In a photograph, stored colours count also where they are transparent, as in `read_picture`.
+            self.has_nodata = driver == "GTiff" and any(f.name != "all_valid" for f in flags)
+            self._colors = self._palette(dataset) if interpretations[self._bands[0] - 1] == "palette" else None
+            grey = dataset.tags(1, ns="IMAGE_STRUCTURE")
+            self._brightest = 2 ** int(grey.get("NBITS", 8)) - 1
+            self._is_inverted = image.get("MINISWHITE") == "YES" or grey.get("MINISWHITE") == "YES"
+            tags = dataset.tags()
+            self.orientation = int(tags.get("EXIF_Orientation", "1") or 1) if driver == "JPEG" else 1
+            points, points_crs = dataset.gcps
+            identity = rasterio.Affine.identity()
+            place = Georeference(
+                crs=dataset.crs,
+                transform=dataset.transform if dataset.transform != identity else None,
+                gcps=(points, points_crs) if points else None,
+                rpcs=dataset.rpcs,
+                area_or_point=tags.get("AREA_OR_POINT"),
+            )
+            is_placed = any(v is not None for v in (place.crs, place.transform, place.gcps, place.rpcs))
+            overviews = tuple(dataset.overviews(1))
+            self.origin = Origin(
+                kind="tiff" if driver == "GTiff" else "other",
+                georeference=place if is_placed else None,
+                overviews=overviews,
+                is_cog=image.get("LAYOUT") == "COG",
+                levels=1 + len(overviews),
+            )
+
+    def _choose(self, interpretations: list[str]) -> tuple[int, ...]:
+        """Numbers of the bands to read: those called red, green and blue, else the first three, or the only one."""
+        if {"cyan", "magenta", "yellow"} <= set(interpretations) or {"hue", "saturation"} <= set(interpretations):
+            raise PictureError(f"{self._name}: its bands are {', '.join(interpretations)}; convert it to RGB first.")
+        if {"red", "green", "blue"} <= set(interpretations):
+            return tuple(interpretations.index(color) + 1 for color in ("red", "green", "blue"))
+        colors = [i + 1 for i, what in enumerate(interpretations) if what != "alpha"]
+        return tuple(colors[i] for i in bands_used(self._name, len(colors)))
+
+    def _palette(self, dataset: Any) -> NDArray[np.uint8]:
+        colors = np.zeros((2 ** (8 * np.dtype(dataset.dtypes[0]).itemsize), 3), np.uint8)
+        for index, color in dataset.colormap(self._bands[0]).items():
+            if 0 <= index < len(colors):
+                colors[index] = color[:3]
+        return colors
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        rasterio = import_rasterio()
+        window = rasterio.windows.Window(left, top, width, height)
+        with self._handles.one() as dataset, self._decoding(top, left, height, width):
+            levels = np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
+        if self._colors is not None:
+            return np.asarray(self._colors[levels[..., 0]])
+        if self._brightest < 255 and len(self._bands) == 1:  # 1, 2 or 4 bits
+            levels = (levels * (255 // self._brightest)).astype(np.uint8)
+        levels = eight_bits(levels)
+        return rgb(255 - levels if self._is_inverted else levels)
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        if not self.has_nodata:
+            return None
+        try:
+            valid = self._mask(top, left, height, width)
+        except PictureError:
+            # Tile by tile, to lose no more than what is damaged.
+            valid = np.full((height, width), False)
+            rows, columns = self.tile
+            for y in range(top // rows * rows, top + height, rows):
+                for x in range(left // columns * columns, left + width, columns):
+                    y0, x0 = max(y, top), max(x, left)
+                    y1, x1 = min(y + rows, top + height), min(x + columns, left + width)
+                    with contextlib.suppress(PictureError):
+                        valid[y0 - top : y1 - top, x0 - left : x1 - left] = self._mask(y0, x0, y1 - y0, x1 - x0)
+        return None if valid.all() else valid
+
+    def _mask(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_]:
+        window = import_rasterio().windows.Window(left, top, width, height)
+        with self._handles.one() as dataset, self._decoding(top, left, height, width):
+            # By band, a pixel with a value in any of them is valid: black that is nodata in one band may be a colour.
+            return np.asarray(dataset.dataset_mask(window=window) != 0)
+
+    @contextmanager
+    def _decoding(self, top: int, left: int, height: int, width: int) -> Iterator[None]:
+        rasterio = import_rasterio()
+        try:
+            yield
+        except rasterio.errors.RasterioError as error:
+            raise damaged(self._name, top, left, height, width, error.__cause__ or error) from error
+
+
+class Decoded:
+    """A source whose rows were all decoded to disk, because windows of it would decode whole rows again and again."""
+
+    def __init__(self, name: str, source: GdalSource, is_stream: bool, scratch: str | os.PathLike[str] | None) -> None:
+        """`is_stream`: what comes after a damaged row cannot be decoded either."""
+        self.size, self.origin, self.identity, self._name = source.size, source.origin, source.identity, name
+        self.tile = (_STREAM_ROWS, source.size[1]) if is_stream else source.tile
+        height, width = source.size
+        self._has_nodata = source.has_nodata
+        self._pixels = RawFile(name, (height, width, 4 if source.has_nodata else 3), np.uint8, scratch)
+        self._broken: list[tuple[int, int, PictureError]] = []  # first row, row after the last, why
+        try:
+            self._fill(source, is_stream)
+        except BaseException:
+            self._pixels.close()
+            raise
+
+    def _fill(self, source: GdalSource, is_stream: bool) -> None:
+        height, width = self.size
+        strip = 1 if is_stream else source.tile[0]
+        rows = max(1, _COPY_BYTES // (width * self._pixels.shape[2] * strip)) * strip
+        for top in range(0, height, rows):
+            try:
+                self._copy(source, top, min(rows, height - top))
+            except PictureError:
+                # Piece by piece, to lose no more than what is damaged.
+                for start in range(top, min(top + rows, height), strip):
+                    try:
+                        self._copy(source, start, min(strip, height - start))
+                    except PictureError as error:
+                        self._broken.append((start, height if is_stream else start + strip, error))
+                        if is_stream:
+                            if start == 0:
+                                raise
+                            return
+
+    def _copy(self, source: GdalSource, top: int, height: int) -> None:
+        width = self.size[1]
+        pixels = source.read(top, 0, height, width)
+        if self._has_nodata:
+            valid = source.valid(top, 0, height, width)
+            alpha = np.full((height, width), True) if valid is None else valid
+            pixels = np.dstack([pixels, alpha.astype(np.uint8)])
+        self._pixels.write(top, 0, pixels)
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        for start, stop, error in self._broken:
+            if top < stop and start < top + height:
+                raise damaged(self._name, top, left, height, width, error.__cause__ or error)
+        return np.ascontiguousarray(self._pixels.read(top, left, height, width)[..., :3])
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        if not self._has_nodata:
+            return None
+        # What is damaged was never written, and reads as 0.
+        valid: NDArray[np.bool_] = self._pixels.read(top, left, height, width)[..., 3] != 0
+        return None if valid.all() else valid
+
+    def close(self) -> None:
+        self._pixels.close()
+
+
+@contextmanager
+def open_gdal(
+    path: Path, name: str, driver: str, scratch: str | os.PathLike[str] | None
+) -> Iterator[GdalSource | Decoded | Upright]:
+    """Windows of a file in the format of one driver of GDAL's. Raises: PictureError, FileError, MissingPackageError."""
+    rasterio = import_rasterio()
+    handles = _Handles(path, driver)
+    with contextlib.ExitStack() as stack:
+        stack.callback(handles.close)
+        try:
+            source = GdalSource(name, handles, driver, identity_of(path))
+        except rasterio.errors.RasterioError as error:
+            raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
+        result: GdalSource | Decoded = source
+        if driver != "GTiff" or (source.is_striped and source.size[1] > _WIDE):
+            result = Decoded(name, source, driver in ("PNG", "JPEG"), scratch)
+            stack.callback(result.close)
+        orientation = source.orientation
+        if driver == "GTiff" and source.origin.georeference is None:
+            from evitseg.raster.slides import tiff_orientation
+
+            orientation = tiff_orientation(path, name)
+        yield Upright(result, orientation) if orientation in range(2, 9) else result
+
+
+class GeoTiffSink:
+    """Tiles of a GeoTIFF, in any order."""
+
+    tile = (TILE, TILE)
+    ordered = False
+
+    def __init__(self, name: str, dataset: Any, labels: LabelSpace) -> None:
+        self._name, self._dataset, self._dtype = name, dataset, labels.dtype
+        self._lock = threading.Lock()
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        rasterio = import_rasterio()
+        height, width = mask.shape
+        window = rasterio.windows.Window(left, top, width, height)
+        with self._lock, environment(), telling(self._name):
+            self._dataset.write(mask.astype(self._dtype, copy=False), 1, window=window)
+
+
+@contextmanager
+def telling(name: str) -> Iterator[None]:
+    """GDAL's words on a file that it cannot write become a FileError."""
+    rasterio = import_rasterio()
+    try:
+        yield
+    except rasterio.errors.RasterioError as error:
+        raise FileError(f"{name}: cannot be written ({error.__cause__ or error}).") from error
+
+
+@contextmanager
+def geotiff_sink(
+    path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace
+) -> Iterator[GeoTiffSink]:
+    """A tiled, compressed GeoTIFF with the classes' colours and names, the picture's place and its overviews."""
+    rasterio = import_rasterio()
+    place = origin.georeference or Georeference()
+    profile = {
+        "driver": "GTiff", "height": size[0], "width": size[1], "count": 1, "dtype": np.dtype(labels.dtype).name,
+        "tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer",
+        "nodata": labels.ignore_index,
+    }  # fmt: skip
+    profile |= {key: value for key, value in (("crs", place.crs), ("transform", place.transform)) if value is not None}
+    temporary = path.with_name(temporary_name())
+    ready = path.with_name(temporary_name())
+    try:
+        with environment(), telling(name):
+            dataset = quiet_open(temporary, "w", **profile)
+        try:
+            with environment(), telling(name):
+                _describe(dataset, place, labels)
+            yield GeoTiffSink(name, dataset, labels)
+        finally:
+            with environment(), telling(name):
+                dataset.close()
+        with environment(), telling(name):
+            _check_written(temporary, size)
+            if origin.overviews:
+                _add_overviews(temporary, origin.overviews)
+            if origin.is_cog:
+                rasterio.shutil.copy(
+                    os.fspath(temporary), os.fspath(ready), driver="COG", compress="deflate", blocksize=TILE,
+                    overview_resampling="nearest", bigtiff="if_safer",
+                )  # fmt: skip
+        with writing(name):
+            (ready if origin.is_cog else temporary).replace(path)
+        # GeoTIFF itself has no place for the names of classes; QGIS and GDAL look for them here.
+        with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
+            file.write(_category_names(labels).encode())
+    finally:
+        for left in (temporary, ready):
+            for file_left in (left, left.with_name(f"{left.name}.aux.xml"), left.with_name(f"{left.name}.ovr")):
+                with contextlib.suppress(OSError):
+                    file_left.unlink()
+
+
+def _describe(dataset: Any, place: Georeference, labels: LabelSpace) -> None:
+    if place.gcps is not None:
+        dataset.gcps = place.gcps
+    if place.rpcs is not None:
+        dataset.rpcs = place.rpcs
+    if place.area_or_point is not None:
+        dataset.update_tags(AREA_OR_POINT=place.area_or_point)
+    if labels.dtype == np.uint8:
+        dataset.write_colormap(1, {i: (*map(int, color), 255) for i, color in enumerate(labels.palette)})
+    dataset.set_band_description(1, f"class index, {labels.name}")
+    dataset.update_tags(1, EVITSEG_CLASSES=json.dumps(class_table(labels), ensure_ascii=False))
+
+
+def _category_names(labels: LabelSpace) -> str:
+    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in labels.names)
+    return (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+
+
+def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:
+    """Reduced copies inside the file, by nearest neighbour: class indices have no mean."""
+    rasterio = import_rasterio()
+    with (
+        rasterio.Env(COMPRESS_OVERVIEW="DEFLATE", GDAL_TIFF_OVR_BLOCKSIZE=TILE),
+        quiet_open(path, "r+", driver="GTiff") as dataset,
+    ):
+        dataset.build_overviews(list(factors), rasterio.enums.Resampling.nearest)
+
+
+def _check_written(path: Path, size: tuple[int, int]) -> None:
+    """GDAL writes the last tiles while closing, where a full disk goes unsaid: every tile's place must be in the file.
+
+    Raises: rasterio's error.
+    """
+    rasterio = import_rasterio()
+    length = path.stat().st_size
+    with quiet_open(path, driver="GTiff") as dataset:
+        for row in range(-(-size[0] // TILE)):
+            for column in range(-(-size[1] // TILE)):
+                # rasterio counts rows and columns in this order: x, then y.
+                place = dataset.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
+                count = dataset.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
+                if place is not None and int(place) + int(count or 0) > length:
+                    raise rasterio.errors.RasterioIOError("no space left")

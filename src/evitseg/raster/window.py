@@ -1,0 +1,318 @@
+"""What sources and sinks of windows have in common: the seam, the limits, and how stored numbers become RGB."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import FileError, PictureError
+from evitseg.labels import LabelSpace
+
+MAX_PIXELS = 100_000_000_000
+"""Of the largest picture that is read window by window: ten times the largest mosaics; more is taken for an attack."""
+MAX_BLOCK_BYTES = 256 * 2**20
+"""Of the largest piece, decoded, that a format may make us decode for one pixel."""
+CACHE_BYTES = 64 * 2**20
+"""What a format's reader may keep of what it decoded."""
+TILE = 512
+"""Side of the tiles that are written, in pixels."""
+
+
+class Source(Protocol):
+    """A picture that is read window by window.
+
+    Attributes:
+        size: (height, width) in pixels.
+        tile: (height, width) of the pieces it is stored in: what damage takes along.
+        identity: says whether it is still the same file, without reading it.
+    """
+
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    identity: str
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """(height, width, 3) RGB of a window inside the picture; may be called from several threads.
+
+        Raises: PictureError that names file and window where it cannot be decoded; others still can.
+        """
+        ...
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        """(height, width), False where there is no data or none can be read; None where all are valid."""
+        ...
+
+
+class HasSize(Protocol):
+    """Anything with a `size`, (height, width) in pixels."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+class Sink(Protocol):
+    """A mask that is written window by window.
+
+    Attributes:
+        tile: (height, width) that the corners of windows are multiples of, and their sizes, but at the border.
+        ordered: whether windows must come row by row, left to right.
+    """
+
+    tile: tuple[int, int]
+    ordered: bool
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        """(height, width) class indices; may be called from several threads. Raises: FileError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where a picture lies, as rasterio's objects; each None where the file does not say.
+
+    Attributes:
+        crs, transform: a coordinate reference system and the affine map to it.
+        gcps: (points, their crs).
+        rpcs: rational polynomial coefficients.
+        area_or_point: what GeoTIFF says a pixel's coordinates mean.
+    """
+
+    crs: Any = None
+    transform: Any = None
+    gcps: Any = None
+    rpcs: Any = None
+    area_or_point: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a mask takes over from the picture it is of.
+
+    Attributes:
+        overviews: factors of the reduced copies in a GeoTIFF.
+        levels: how many sizes a pyramid has, the full one included.
+        pixel_size_um: (height, width) of a pixel in micrometres.
+        zarr_format: 2 or 3.
+        axes: of a Zarr array, one letter of "tczyx" each; () where nothing but its shape says.
+        multiscale: OME-Zarr's own entry for the array, and the version it is written in.
+    """
+
+    kind: Literal["tiff", "slide", "zarr", "other"] = "other"
+    georeference: Georeference | None = None
+    overviews: tuple[int, ...] = ()
+    is_cog: bool = False
+    levels: int = 1
+    pixel_size_um: tuple[float, float] | None = None
+    zarr_format: Literal[2, 3] = 3
+    axes: tuple[str, ...] = ()
+    multiscale: dict[str, Any] | None = None
+
+
+@runtime_checkable
+class _HasOrigin(Protocol):
+    origin: Origin
+
+
+def origin_of(source: object) -> Origin:
+    return source.origin if isinstance(source, _HasOrigin) else Origin()
+
+
+def check_picture(name: str, size: tuple[int, int], dtype: np.dtype[Any] | str) -> None:
+    """Raises: PictureError for a size or a type of number that cannot be read."""
+    height, width = size
+    if height < 1 or width < 1:
+        raise PictureError(f"{name}: claims {width}×{height} pixels; it has none to read.")
+    if height * width > MAX_PIXELS:
+        raise PictureError(
+            f"{name}: claims {width}×{height} pixels, more than {MAX_PIXELS:,}, the limit that guards against "
+            "hostile headers; cut it into parts."
+        )
+    if np.dtype(dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        raise PictureError(
+            f"{name}: {np.dtype(dtype).name} pixels have no agreed range; convert the picture to 8 or 16 bits "
+            "(gdal_translate -ot Byte -scale)."
+        )
+
+
+def check_block(name: str, shape: tuple[int, ...], size_bytes: int) -> None:
+    """Raises: PictureError for a piece that would take too much memory to decode."""
+    if size_bytes > MAX_BLOCK_BYTES:
+        raise PictureError(
+            f"{name}: stored in pieces of {'×'.join(map(str, shape))} that take {size_bytes:,} bytes each to decode, "
+            f"more than {MAX_BLOCK_BYTES:,}; store it in tiles of 512×512 first."
+        )
+
+
+def check_window(size: tuple[int, int], top: int, left: int, height: int, width: int) -> None:
+    """Only a bug of a caller reads outside of the picture. Raises: ValueError."""
+    if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(f"window {(top, left, height, width)} is not inside a picture of {size}")
+
+
+def damaged(name: str, top: int, left: int, height: int, width: int, why: object) -> PictureError:
+    return PictureError(
+        f"{name}: the window of {width}×{height} pixels at x {left}, y {top} cannot be read: truncated or damaged "
+        f"({str(why) or type(why).__name__})."
+    )
+
+
+def identity_of(path: Path) -> str:
+    """A file's name, length and time of change. Raises: PictureError."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return f"{path} {about.st_size} {about.st_mtime_ns}"
+
+
+def bands_used(name: str, count: int) -> tuple[int, ...]:
+    """Places of the bands that are read as grey or as RGB. Raises: PictureError."""
+    if count == 2:
+        raise PictureError(f"{name}: 2 bands are neither grey nor RGB; choose 1 or 3 (gdal_translate -b).")
+    return (0,) if count == 1 else (0, 1, 2)
+
+
+def eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    """As `evitseg.image.read_picture`: of 16 bits the upper 8."""
+    if levels.dtype == np.uint8:
+        return cast("NDArray[np.uint8]", levels)
+    return (levels >> 8).astype(np.uint8)
+
+
+def rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) from (H, W, 1 or 3)."""
+    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+
+
+def class_table(labels: LabelSpace) -> list[dict[str, Any]]:
+    """Index, name and colour of every class, for a format's metadata."""
+    return [{"value": i, "name": c.name, "color": list(c.color)} for i, c in enumerate(labels.classes)]
+
+
+class RawFile:
+    """An array (height, width, channels) in a file without a name, for windows in any order and from several threads.
+
+    Not a memory map: its pages would count as the process's memory.
+    """
+
+    def __init__(
+        self, name: str, shape: tuple[int, int, int], dtype: Any, folder: str | os.PathLike[str] | None
+    ) -> None:
+        """`name` is of the picture or mask it is for. Raises: FileError."""
+        self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
+        place = Path(folder if folder is not None else tempfile.gettempdir())
+        needed = self.dtype.itemsize * shape[0] * shape[1] * shape[2]
+        try:
+            free = shutil.disk_usage(place).free
+            if needed > free:
+                raise FileError(
+                    f"{name}: needs {needed / 2**30:.1f} GiB in {place} on the way, where {free / 2**30:.1f} GiB are "
+                    "free; make room or choose another folder."
+                )
+            self._file: Any = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
+            self._file.truncate(needed)
+        except OSError as error:
+            raise FileError(f"{name}: cannot write into {place} ({error.strerror or error}).") from error
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _place(self, row: int, column: int) -> int:
+        return int((row * self.shape[1] + column) * self.shape[2] * self.dtype.itemsize)
+
+    def read(self, top: int, left: int, height: int, width: int, step: int = 1) -> NDArray[Any]:
+        """(height, width, channels), or every `step`-th row and column of it."""
+        rows = range(top, top + height, step)
+        content = np.empty((len(rows), width, self.shape[2]), self.dtype)
+        whole = width == self.shape[1] and step == 1
+        try:
+            if whole:
+                self._into(self._place(top, 0), content)
+            else:
+                for at, row in enumerate(rows):
+                    self._into(self._place(row, left), content[at])
+        except OSError as error:
+            raise FileError(f"{self.name}: the copy on disk cannot be read ({error.strerror or error}).") from error
+        return content[:, ::step]
+
+    def _into(self, place: int, content: NDArray[Any]) -> None:
+        view = content.reshape(-1).view(np.uint8).data
+        with self._lock:
+            self._file.seek(place)
+            while len(view):
+                count = self._file.readinto(view)
+                if not count:
+                    raise OSError("it ends too early")
+                view = view[count:]
+
+    def write(self, top: int, left: int, content: NDArray[Any]) -> None:
+        """(height, width, channels)."""
+        content = np.ascontiguousarray(content, self.dtype)
+        pieces = [content] if content.shape[1] == self.shape[1] else list(content)
+        try:
+            for at, piece in enumerate(pieces):
+                view = piece.reshape(-1).view(np.uint8).data
+                with self._lock:
+                    self._file.seek(self._place(top + at, left))
+                    while len(view):
+                        view = view[self._file.write(view) :]
+        except OSError as error:
+            raise FileError(f"{self.name}: the copy on disk cannot be written ({error.strerror or error}).") from error
+
+
+class Upright:
+    """A source as it is looked at, where EXIF says that it is stored turned (values 2 to 8)."""
+
+    def __init__(self, source: Any, orientation: int) -> None:
+        self._source, self.origin = source, source.origin
+        # What is stored is flipped first, then its rows and columns are exchanged.
+        self._flip_x, self._flip_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
+        self._transposed = orientation in (5, 6, 7, 8)
+        (height, width), (rows, columns) = source.size, source.tile
+        self.size = (width, height) if self._transposed else (height, width)
+        self.tile = (columns, rows) if self._transposed else (rows, columns)
+        self.identity: str = source.identity
+
+    def _stored(self, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
+        if self._transposed:
+            top, left, height, width = left, top, width, height
+        if self._flip_y:
+            top = self._source.size[0] - top - height
+        if self._flip_x:
+            left = self._source.size[1] - left - width
+        return top, left, height, width
+
+    def _turn(self, content: NDArray[Any]) -> NDArray[Any]:
+        if self._flip_y:
+            content = content[::-1]
+        if self._flip_x:
+            content = content[:, ::-1]
+        return np.ascontiguousarray(content.swapaxes(0, 1) if self._transposed else content)
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        return self._turn(self._source.read(*self._stored(top, left, height, width)))
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        valid = self._source.valid(*self._stored(top, left, height, width))
+        return None if valid is None else self._turn(valid)
+
+
+@contextmanager
+def writing(name: str) -> Iterator[None]:
+    """What the system says about a place that cannot be written becomes a FileError."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{name}: cannot be written ({error.strerror or error}).") from error

@@ -1,0 +1,263 @@
+"""Zarr, versions 2 and 3, and OME-Zarr in it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import FileError, MissingPackageError, PictureError
+from evitseg.files import temporary_name
+from evitseg.labels import LabelSpace
+from evitseg.raster.window import (
+    Origin,
+    bands_used,
+    check_block,
+    check_picture,
+    check_window,
+    class_table,
+    damaged,
+    eight_bits,
+    identity_of,
+    rgb,
+    writing,
+)
+
+_CHUNK = 1024
+_ORDERS = {2: ("y", "x"), 4: ("c", "z", "y", "x"), 5: ("t", "c", "z", "y", "x")}
+"""What the axes of an array are, where it does not say; three may be in either order."""
+
+
+def import_zarr() -> ModuleType:
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingPackageError("reading and writing Zarr", "zarr") from error
+    return zarr
+
+
+class ZarrSource:
+    """Windows of an array (H, W), (H, W, bands), (bands, H, W), or of the largest one of an OME-Zarr."""
+
+    def __init__(self, name: str, root: Any, identity: str) -> None:
+        self._name, self.identity = name, identity
+        array, axes, multiscale, levels = _choose(name, root)
+        if not axes:
+            axes = _axes_of(name, array.shape)
+        lengths = dict(zip(axes, array.shape, strict=True))
+        extra = [f"{length} along {axis}" for axis, length in lengths.items() if axis not in "cyx" and length > 1]
+        if extra or not {"y", "x"} <= set(axes):
+            raise PictureError(f"{name}: a stack ({', '.join(extra) or axes}), not one picture; choose a plane.")
+        self.size = (lengths["y"], lengths["x"])
+        self.tile = (array.chunks[axes.index("y")], array.chunks[axes.index("x")])
+        check_picture(name, self.size, array.dtype)
+        check_block(name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
+        self._bands = bands_used(name, lengths.get("c", 1))
+        self._array, self._axes = array, axes
+        self.attributes: dict[str, Any] = {**root.attrs}
+        self.origin = Origin(
+            kind="zarr", levels=levels, zarr_format=array.metadata.zarr_format,
+            axes=axes if multiscale else (), multiscale=multiscale,
+        )  # fmt: skip
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        choice: dict[str, Any] = {
+            "y": slice(top, top + height), "x": slice(left, left + width), "c": slice(0, len(self._bands)),
+        }  # fmt: skip
+        levels = self._stored(choice, top, left, height, width)
+        kept = [axis for axis in self._axes if axis in choice]
+        if "c" not in kept:
+            kept, levels = [*kept, "c"], levels[..., None]
+        return rgb(eight_bits(levels.transpose([kept.index(axis) for axis in "yxc"])))
+
+    def _stored(self, choice: dict[str, Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[tuple(choice.get(axis, 0) for axis in self._axes)])
+        except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
+            raise damaged(self._name, top, left, height, width, error) from error
+
+    def indices(self, top: int, rows: int) -> NDArray[np.integer]:
+        """(rows, W) of a mask, as stored. Raises: PictureError."""
+        check_window(self.size, top, 0, rows, self.size[1])
+        choice = {"y": slice(top, top + rows), "x": slice(None)}
+        return self._stored(choice, top, 0, rows, self.size[1])
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        return None
+
+
+def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] | None, int]:
+    """The array to read, its axes if it says, OME's entry for it, and how many sizes it is there in."""
+    zarr = import_zarr()
+    if isinstance(root, zarr.Array):
+        return root, (), None, 1
+    try:
+        if "bioformats2raw.layout" in root.attrs and "multiscales" not in root.attrs:
+            root = root["0"]  # its first picture
+        attributes: Any = root.attrs.get("ome", root.attrs)
+        entry = cast("dict[str, Any]", attributes["multiscales"][0])
+        first = str(entry["datasets"][0]["path"])
+        if ".." in PurePosixPath(first).parts or PurePosixPath(first).is_absolute():
+            raise PictureError(f"{name}: names an array outside of itself ({first!r}).")
+        axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in entry.get("axes", ()))
+        array = root[first]
+        if not isinstance(array, zarr.Array) or (axes and len(axes) != array.ndim) or len(set(axes)) != len(axes):
+            raise PictureError(f"{name}: {first!r} is not an array with the axes {axes}.")
+        return (
+            array,
+            axes,
+            {"version": attributes.get("version", entry.get("version")), **entry},
+            len(entry["datasets"]),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        arrays = [key for key, _ in root.arrays()]
+        if len(arrays) == 1:
+            return root[arrays[0]], (), None, 1
+        raise PictureError(
+            f"{name}: a Zarr group, but not OME-Zarr (no multiscales); give the path of one array in it "
+            f"({', '.join(arrays[:5]) or 'it has none at its top'})."
+        ) from error
+
+
+def _axes_of(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(shape) == 3:
+        return ("y", "x", "c") if shape[2] <= 4 or shape[0] > 4 else ("c", "y", "x")
+    if len(shape) not in _ORDERS:
+        raise PictureError(f"{name}: an array of {len(shape)} axes is not a picture; it is (H, W) or (H, W, 3).")
+    return _ORDERS[len(shape)]
+
+
+@contextmanager
+def open_zarr(path: Path, name: str) -> Iterator[ZarrSource]:
+    """Raises: PictureError, MissingPackageError."""
+    zarr = import_zarr()
+    try:
+        # A store of this folder alone: a path is never taken for an address.
+        root = zarr.open(zarr.storage.LocalStore(os.fspath(path), read_only=True), mode="r")
+        source = ZarrSource(name, root, identity_of(path))
+    except PictureError:
+        raise
+    except Exception as error:  # zarr raises whatever damaged metadata make it stumble over
+        raise PictureError(f"{name}: not a Zarr that can be read ({str(error) or type(error).__name__}).") from error
+    yield source
+
+
+class ZarrSink:
+    """Chunks of a Zarr array, in any order."""
+
+    tile = (_CHUNK, _CHUNK)
+    ordered = False
+
+    def __init__(self, name: str, array: Any, axes: tuple[str, ...]) -> None:
+        self._name, self._array, self._axes = name, array, axes
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        height, width = mask.shape
+        choice = {"y": slice(top, top + height), "x": slice(left, left + width)}
+        with writing(self._name):
+            self._array[tuple(choice.get(axis, 0) for axis in self._axes)] = mask.astype(self._array.dtype, copy=False)
+
+
+@contextmanager
+def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace) -> Iterator[ZarrSink]:
+    """A chunked, compressed array, or an OME-Zarr of labels where the picture is an OME-Zarr."""
+    zarr = import_zarr()
+    temporary = path.with_name(temporary_name())
+    axes = origin.axes or ("y", "x")
+    lengths = {"y": size[0], "x": size[1]}
+    about = {"evitseg": {"classes": class_table(labels), "ignore_index": labels.ignore_index}}
+    try:
+        with writing(name):
+            store = zarr.storage.LocalStore(os.fspath(temporary))
+
+            def array_of(place: str | None, step: int) -> Any:
+                return zarr.create_array(
+                    store, name=place, zarr_format=origin.zarr_format, dtype=labels.dtype,
+                    shape=tuple(-(-lengths.get(axis, 1) // step) for axis in axes),
+                    chunks=tuple(_CHUNK if axis in lengths else 1 for axis in axes),
+                    fill_value=labels.ignore_index, attributes=about if place is None else None,
+                    dimension_names=axes if origin.zarr_format == 3 else None,
+                    chunk_key_encoding={"name": "v2", "separator": "/"} if origin.zarr_format == 2 else None,
+                )  # fmt: skip
+
+            if origin.multiscale is None:
+                array = array_of(None, 1)
+            else:
+                attributes = about | _ome(origin.multiscale, origin.levels, axes, labels)
+                zarr.create_group(store, zarr_format=origin.zarr_format, attributes=attributes)
+                array = array_of("0", 1)
+        yield ZarrSink(name, array, axes)
+        with writing(name):
+            for level in range(1, origin.levels if origin.multiscale is not None else 1):
+                _reduce(array, array_of(str(level), 2**level), axes, 2**level)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if path.exists():
+                    raise FileError(f"{name}: appeared meanwhile, and folders are never replaced.") from error
+                raise
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary)
+
+
+def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:
+    """Every `step`-th row and column: class indices have no mean."""
+    shape = dict(zip(axes, smaller.shape, strict=True))
+    for top in range(0, shape["y"], _CHUNK):
+        for left in range(0, shape["x"], _CHUNK):
+            height, width = min(_CHUNK, shape["y"] - top), min(_CHUNK, shape["x"] - left)
+            part = np.empty((height, width), smaller.dtype)
+            # A chunk's worth of the full size at a time, however large the step.
+            rows, columns = max(1, _CHUNK // step), max(1, _CHUNK // step)
+            for y in range(0, height, rows):
+                for x in range(0, width, columns):
+                    y1, x1 = min(y + rows, height), min(x + columns, width)
+                    source = {
+                        "y": slice((top + y) * step, (top + y1 - 1) * step + 1),
+                        "x": slice((left + x) * step, (left + x1 - 1) * step + 1),
+                    }
+                    whole = np.asarray(array[tuple(source.get(axis, 0) for axis in axes)])
+                    part[y:y1, x:x1] = whole[::step, ::step]
+            target = {"y": slice(top, top + height), "x": slice(left, left + width)}
+            smaller[tuple(target.get(axis, 0) for axis in axes)] = part
+
+
+def _ome(multiscale: dict[str, Any], levels: int, axes: tuple[str, ...], labels: LabelSpace) -> dict[str, Any]:
+    """OME-Zarr's metadata for labels: the picture's axes and scales, the classes' colours and names."""
+    first = multiscale["datasets"][0].get("coordinateTransformations", [])
+    scale = next((t["scale"] for t in first if isinstance(t, dict) and t.get("type") == "scale"), [1.0] * len(axes))
+    others = [t for t in first if isinstance(t, dict) and t.get("type") == "translation"]
+    datasets = [
+        {
+            "path": str(level),
+            "coordinateTransformations": [
+                {
+                    "type": "scale",
+                    "scale": [s * 2**level if axis in "yx" else s for axis, s in zip(axes, scale, strict=True)],
+                },
+                *others,
+            ],
+        }
+        for level in range(levels)
+    ]
+    version = multiscale["version"]
+    entry = {"name": f"class index, {labels.name}", "axes": multiscale.get("axes", list(axes)), "datasets": datasets}
+    about = {
+        "colors": [{"label-value": i, "rgba": [*c.color, 255]} for i, c in enumerate(labels.classes)],
+        "properties": [{"label-value": i, "class": c.name} for i, c in enumerate(labels.classes)],
+    }
+    if "ome" in multiscale or (isinstance(version, str) and version not in ("0.1", "0.2", "0.3", "0.4")):
+        return {"ome": {"version": version, "multiscales": [entry], "image-label": about}}
+    return {"multiscales": [{"version": version, **entry}], "image-label": {"version": version, **about}}

@@ -36,6 +36,7 @@ from evitseg.runtime.upsample import argmax_upsampled
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer, OutputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 EXTENSIONS = frozenset(
@@ -402,7 +403,8 @@ class _Video:
             name = f"file:{path}"  # said, because a:b.mp4 would be taken for the protocol a
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
-            return av.open(name, format=kind, options=options, timeout=wait)
+            container: InputContainer = av.open(name, format=kind, options=options, timeout=wait)
+            return container
         except (av.FFmpegError, OSError, ValueError) as error:
             if not stream and Path(text).is_file() and Path(text).stat().st_size == 0:
                 raise VideoError(f"{self.name}: an empty file.") from error
@@ -512,7 +514,7 @@ class _Video:
                         self.audio.append(packet)
                     continue
                 try:
-                    images = packet.decode()
+                    images = cast("list[VideoFrame]", packet.decode())
                 except av.FFmpegError:
                     self._corrupt += 1
                     continue
@@ -589,8 +591,7 @@ def _rgb(image: av.VideoFrame, height: int, width: int) -> Picture:
     # First the size, then the colours: half the time of both in one pass, and nearer to what Pillow gives.
     sized = image.reformat(width=width, height=height, threads=1)
     rgb = sized.reformat(format="rgb24", threads=1)
-    rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, rgb.planes[0].line_size)
-    return np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3)
+    return np.ascontiguousarray(_rows(rgb, 0)[:, : 3 * width]).reshape(height, width, 3)
 
 
 def _mask(image: av.VideoFrame, segment: Segmenter) -> Mask:
@@ -605,10 +606,11 @@ _TRANSPOSED, _ROWS_BACK, _COLUMNS_BACK = 4, 2, 1
 
 def _turn(image: av.VideoFrame) -> int:
     """What makes a frame upright, as its display matrix says: a sum of the flags above, applied in their order."""
-    found = image.side_data.get("DISPLAYMATRIX")
+    found: Any = image.side_data.get("DISPLAYMATRIX")
     if found is None:
         return 0
-    a, b, _, c, d, *_ = np.frombuffer(bytes(found), np.int32).tolist()
+    numbers: list[int] = np.frombuffer(bytes(found), np.int32).tolist()
+    a, b, _, c, d, *_ = numbers
     # A stored pixel (x, y) is shown at (a x + c y, b x + d y).
     if abs(a) >= abs(b):
         return _COLUMNS_BACK * (a < 0) + _ROWS_BACK * (d < 0)
@@ -654,7 +656,13 @@ def _new_frame(like: av.VideoFrame, height: int, width: int) -> av.VideoFrame:
 
 def _plane(image: av.VideoFrame, i: int) -> NDArray[np.uint8]:
     plane = image.planes[i]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+    return _rows(image, i)[: plane.height, : plane.width]
+
+
+def _rows(image: av.VideoFrame, i: int) -> NDArray[np.uint8]:
+    """A plane's own memory, with what follows every line."""
+    plane = image.planes[i]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
 
 
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of colour ranges and, below, colour spaces

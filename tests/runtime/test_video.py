@@ -72,7 +72,7 @@ def make(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if form != "rgb24":
                 wanted = {f"dst_{name}": value for name, value in (tags or {}).items() if name.startswith("color")}
-                frame = frame.reformat(format=form, **wanted)  # type: ignore[arg-type]
+                frame = frame.reformat(format=form, **wanted)
             frame.pts, frame.time_base = round(at / base), base
             out.mux(stream.encode(frame))
             while sound is not None and heard < at * 48_000 + 2048:
@@ -95,7 +95,11 @@ def decoded(path: Path) -> list[av.VideoFrame]:
 
 
 def seconds(frames: list[av.VideoFrame]) -> list[Fraction]:
-    return [frame.pts * frame.time_base for frame in frames]  # type: ignore[operator]
+    return [Fraction(frame.pts or 0) * (frame.time_base or 0) for frame in frames]
+
+
+def rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
 def masks(path: Path) -> list[NDArray[np.uint8]]:
@@ -226,7 +230,7 @@ def test_a_mask_video_holds_exactly_the_masks_of_the_segmenter(segment: Segmente
     clip = make(tmp_path / "clip.mp4", street(8))
     at_own_size = Segmenter(segment.engine, "native")  # 64×96, so that nothing is resampled
     result = write_video(clip, tmp_path / "clip", at_own_size, ["mask", "frames"])
-    expected = [at_own_size(frame.to_ndarray(format="rgb24")).mask for frame in decoded(clip)]
+    expected = [at_own_size(rgb(frame)).mask for frame in decoded(clip)]
     assert len({mask.tobytes() for mask in expected}) == 8
     for i, (mask, own) in enumerate(zip(masks(result.written["mask"]), expected, strict=True)):
         np.testing.assert_array_equal(mask, own)
@@ -246,7 +250,7 @@ def test_resampled_frames_give_nearly_the_masks_of_the_segmenter(
 ) -> None:
     clip = make(tmp_path / "clip.mp4", street(2, size))
     resampling = Segmenter(segment.engine, working)
-    expected = [resampling(frame.to_ndarray(format="rgb24")).mask for frame in decoded(clip)]
+    expected = [resampling(rgb(frame)).mask for frame in decoded(clip)]
     for (_, prediction), mask in zip(segment_video(clip, resampling), expected, strict=True):
         # FFmpeg and Pillow both interpolate linearly, but round differently; benchmarks/video.py measures how much.
         assert (prediction.mask != mask).mean() < 0.02
@@ -392,9 +396,7 @@ def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Pa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device")
 @pytest.mark.parametrize("kind", ["overlay", "mask"])
-def test_a_full_disk_is_told(
-    kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told(kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
     monkeypatch.setattr("evitseg.files.temporary_name", lambda: "temporary")
     real = open
@@ -408,9 +410,7 @@ def test_a_full_disk_is_told(
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_without_x264_an_overlay_is_mpeg4(
-    segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_x264_an_overlay_is_mpeg4(segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make(tmp_path / "clip.mp4", street(6), UNEVEN)
     monkeypatch.setattr(video, "ENCODERS", {"libnothing": {}, "mpeg4": video.ENCODERS["mpeg4"]})
     overlay = write_video(clip, tmp_path / "clip", segment).written["overlay"]

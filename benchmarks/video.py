@@ -60,7 +60,7 @@ def make_clip(path: Path) -> None:
             top = (photograph.height - height) / 2 * (1 + np.sin(2 * turn))
             box = (left, top, left + width, top + height)
             frame = photograph.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR, box)
-            out.mux(stream.encode(av.VideoFrame.from_image(frame)))
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
         out.mux(stream.encode(None))
 
 

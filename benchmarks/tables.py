@@ -105,6 +105,38 @@ def plain() -> str:
     return table(("", "plain conversion", "ours", "times faster"), rows)
 
 
+def video() -> str:
+    rows = [
+        (name, f"{row['frames_a_second']:.1f}", f"{row['of_the_engine']:.2f}", f"{row['peak_mib']:.0f} MiB")
+        for name, row in result("video")["results"].items()
+    ]
+    return table(("", "frames a second", "of the engine", "peak memory"), rows)
+
+
+def video_pixels() -> str:
+    differing = result("video")["differing_pixels"]
+    return table(
+        ("mask pixels that differ from the same frame's as a picture", "in the worst frame"),
+        [(f"{differing['mean']:.2%}", f"{differing['most']:.2%}")],
+    )
+
+
+def video_encoders() -> str:
+    rows = [
+        (name, f"{row['ms_a_frame']:.1f} ms", f"{row['megabits_a_second']:.1f} Mbit/s", f"{row['psnr_luma']:.1f} dB")
+        for name, row in result("video")["encoders"].items()
+    ]
+    return table(("x264", "a frame", "size", "PSNR of the brightness"), rows)
+
+
+def video_smoothing() -> str:
+    rows = [
+        (name, f"{row['miou']:.2f}", f"{row['flicker']:.2%}", f"{row['back_and_forth']:.2%}")
+        for name, row in result("video_smoothing")["results"].items()
+    ]
+    return table(("", "mIoU", "pixels that change", "and change back"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "precision": precision,
@@ -114,6 +146,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "deploy": deploy,
     "plain": plain,
+    "video": video,
+    "video-pixels": video_pixels,
+    "video-encoders": video_encoders,
+    "video-smoothing": video_smoothing,
 }
 
 

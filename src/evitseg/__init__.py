@@ -21,6 +21,7 @@ _HOMES = {
     "fit": "evitseg.train",
     "Prediction": "evitseg.runtime.segmenter",
     "Segmenter": "evitseg.runtime.segmenter",
+    "segment_video": "evitseg.runtime.video",
 }
 """Where each public name lives; a module is imported when its name is first used."""
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from evitseg.model.network import build
     from evitseg.model.weights import load_checkpoint, load_official, save_checkpoint
     from evitseg.runtime.segmenter import Prediction, Segmenter
+    from evitseg.runtime.video import segment_video
     from evitseg.train import TrainConfig, fit
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "load_checkpoint",
     "load_official",
     "save_checkpoint",
+    "segment_video",
 ]
 
 

@@ -73,6 +73,12 @@ class FormatName(str, Enum):
     best = "best"
 
 
+class VideoName(str, Enum):
+    overlay = "overlay"
+    mask = "mask"
+    frames = "frames"
+
+
 class DeviceName(str, Enum):
     here = "here"
 
@@ -212,7 +218,11 @@ def main(
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT...", help="Pictures, folders of them, or quoted patterns.", show_default=False),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, videos, folders of them, or quoted patterns; camera:0; an address (rtsp://, udp://, http://).",
+            show_default=False,
+        ),
     ] = None,
     example: Annotated[bool, typer.Option("--example", help="Take the photograph that ships with evitseg.")] = False,
     model: Model = None,
@@ -222,16 +232,31 @@ def predict(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out pictures whose results are there: goes on after a stop.")
     ] = False,
+    video: Annotated[
+        list[VideoName] | None,
+        typer.Option(
+            help="What a video becomes: a coloured video, a video of class indices without loss, or such a PNG a "
+            "frame; may be given several times. (default: overlay; with --no-overlay, mask)",
+            show_default=False,
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End every video or live source there.", show_default=False),
+    ] = None,
     engine: Engine = None,
     precision: Precision = PrecisionName.auto,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment pictures: a mask PNG of class indices and a coloured overlay for each.
+    """Segment pictures: a mask PNG of class indices and a coloured overlay for each; and videos, live ones too.
 
-    A file that cannot be read is named, the others are still done, and the exit status is 1. A run that was stopped
-    goes on with --skip-existing.
+    A file that cannot be read is named, the others are still done, and the exit status is 1. A run over pictures that
+    was stopped goes on with --skip-existing. Of a live source every frame is the newest, older ones are dropped; an
+    interrupt (Ctrl-C) ends it, and what was done is kept.
     """
+    from evitseg.runtime.video import is_stream, is_video, stream_name
+
     if (not inputs and not example) or "" in (inputs or ()):
         raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
     if out.is_file():
@@ -240,16 +265,21 @@ def predict(
 
     working_size = _size(size) if size is not None else None
     problems: list[str] = []
-    found = list(_pictures([*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])], out, problems))
+    files = [given for given in inputs or [] if not is_stream(given)]
+    found = list(_pictures([*files, *([str(EXAMPLE_PICTURE)] if example else [])], out, problems))
     for problem in problems:
         _complain(problem)
-    if not found:
+    # .live, because what is behind a name's last dot is taken off.
+    streams = [(given, Path(f"{stream_name(given)}.live")) for given in inputs or [] if is_stream(given)]
+    outputs = _outputs([*found, *streams], out)
+    if not outputs:
         raise typer.Exit(FAILED)
+    videos = [(source, target) for source, target in outputs if isinstance(source, str) or is_video(source)]
+    jobs = [(source, target) for source, target in outputs if isinstance(source, Path) and not is_video(source)]
 
     from evitseg.loading import load
     from evitseg.runtime.artefact import physical_cores
 
-    jobs = _outputs(found, out)
     left = [job for job in jobs if not (skip_existing and _is_done(job[1], overlay))]
     if len(left) < len(jobs):
         _note(f"{len(jobs) - len(left)} pictures have their results and are left out.", as_json)
@@ -259,19 +289,26 @@ def predict(
         threads=threads,
         precision=precision.value,
         size=working_size,
-        streams=min(len(left), threads or physical_cores(), MAX_STREAMS) or 1,
+        # A live source wants its newest frame soon, not many frames.
+        streams=at_once,
     )
-    failed_before = len(problems)
+    count = 0
+    results: list[dict[str, Any]] = []
     try:
-        results = _predict_all(segment, left, out, overlay, as_json, problems)
+        if left:
+            count, results = _predict_all(segment, left, out, overlay, as_json, problems)
     except KeyboardInterrupt:
         if len(left) > 1:
             _complain("stopped before the end; the same command with --skip-existing goes on.")
         raise
+    kinds = [name.value for name in video or []] or ["overlay" if overlay else "mask"]
+    done = _predict_videos(segment, videos, kinds, duration, as_json, problems)
     if as_json:
-        print(json.dumps({"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}, indent=2))
+        content = {"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}
+        print(json.dumps(content | ({"videos": done} if videos else {}), indent=2))
     if problems:
-        _complain(f"{len(problems)} of the inputs failed; pictures done: {len(left) - len(problems) + failed_before}.")
+        counts = f"pictures done: {count}" + (f", videos: {len(done)}" if videos else "")
+        _complain(f"{len(problems)} of the inputs failed; {counts}.")
         raise typer.Exit(FAILED)
 
 
@@ -292,8 +329,10 @@ def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tup
                 files = _pictures_in(path, out)
                 if not files:
                     from evitseg.image import EXTENSIONS
+                    from evitseg.runtime.video import EXTENSIONS as VIDEOS
 
-                    problems.append(f"{given}: a folder without pictures ({', '.join(sorted(EXTENSIONS))}).")
+                    endings = ", ".join([*sorted(EXTENSIONS), *sorted(VIDEOS)])
+                    problems.append(f"{given}: a folder without pictures or videos ({endings}).")
                 yield from ((p, p.relative_to(path)) for p in files)
             elif not path.exists() and glob.has_magic(given):
                 matches = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
@@ -307,23 +346,29 @@ def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tup
 
 
 def _pictures_in(folder: Path, out: Path) -> list[Path]:
-    """Pictures below a folder, but for hidden files and for our own results."""
-    from evitseg.image import EXTENSIONS
+    """Pictures and videos below a folder, but for hidden files and for our own results."""
+    from evitseg.image import EXTENSIONS as PICTURES
+    from evitseg.runtime.video import EXTENSIONS as VIDEOS
+    from evitseg.runtime.video import is_result
 
     inside = Path(os.path.abspath(out))
     below = Path(os.path.abspath(folder)) in inside.parents
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS or path.is_dir():
+        if path.name.startswith(".") or path.suffix.lower() not in PICTURES | VIDEOS or path.is_dir():
             continue
-        ours = inside in Path(os.path.abspath(path)).parents if below else path.name.endswith(RESULT_ENDINGS)
+        ours = (
+            inside in Path(os.path.abspath(path)).parents
+            if below
+            else path.name.endswith(RESULT_ENDINGS) or is_result(path)
+        )
         if not ours:
             found.append(path)
     return found
 
 
-def _outputs(found: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
-    """For every picture the beginning of its results' names; two pictures never get the same."""
+def _outputs(found: list[tuple[Path | str, Path]], out: Path) -> list[tuple[Path | str, Path]]:
+    """For every picture or video the beginning of its results' names; two never get the same."""
     found = list(dict.fromkeys(found))
     # Compared without case, because some file systems do.
     stems = Counter(str(place.with_suffix("")).casefold() for _, place in found)
@@ -381,10 +426,11 @@ def _predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool) 
 
 def _predict_all(
     segment: Segmenter, jobs: list[tuple[Path, Path]], out: Path, overlay: bool, quiet: bool, problems: list[str]
-) -> list[dict[str, Any]]:
+) -> tuple[int, list[dict[str, Any]]]:
     """Write every picture's results, several at a time; failures are told as they come, and added to `problems`.
 
-    Returns: what --json tells of each; without it nothing is kept, so that a folder may have any number of pictures.
+    Returns: how many were done, and what --json tells of each; without it nothing is kept, so that a folder may have
+    any number of pictures.
     """
     from rich.console import Console
     from rich.text import Text
@@ -413,11 +459,77 @@ def _predict_all(
             results.append(result | ({"overlay": str(done.written[1])} if overlay else {}))
     if len(jobs) > 1 and count and not quiet:
         console.print(Text(f"wrote {'masks and overlays' if overlay else 'masks'} of {count} pictures to {out}"))
+    return count, results
+
+
+def _predict_videos(
+    segment: Segmenter,
+    jobs: list[tuple[Path | str, Path]],
+    kinds: list[Any],
+    duration: float | None,
+    quiet: bool,
+    problems: list[str],
+) -> list[dict[str, Any]]:
+    """Write every video's results; failures are told as they come, and added to `problems`."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from evitseg.runtime.video import write_video
+
+    console = Console(stderr=quiet, highlight=False)
+    results: list[dict[str, Any]] = []
+    if jobs and not quiet:
+        console.print(Text(f"{segment.manifest.name}: {segment.info}", style="dim"))
+    for source, target in jobs:
+        try:
+            with _video_progress(target.name, console) as watch:
+                result = write_video(
+                    source, target, segment, kinds, duration_s=duration, workers=segment.info.streams, watch=watch
+                )
+        except EvitsegError as error:
+            problems.append(str(error))
+            _complain(error)
+            continue
+        if result.damage is not None:
+            problems.append(result.damage)
+            _complain(result.damage)
+        results.append(result.to_dict())
+        if quiet:
+            continue
+        done = f"{result.frames} frames, {result.duration_s:.1f} s, {result.fps:.1f} frames a second"
+        if result.live:
+            done += (
+                f"; {result.dropped} dropped; from capture to written {result.latency_ms:.0f} ms, "
+                f"90th percentile {result.p90_latency_ms:.0f} ms"
+            )
+        height, width = result.size
+        _tell_fractions(console, f"{target.name}, {width}×{height}: {done}", result.fractions, segment.labels)
+        for path in result.written.values():
+            console.print(Text(f"wrote {path}"), soft_wrap=True)
     return results
 
 
+@contextlib.contextmanager
+def _video_progress(name: str, console: Any) -> Iterator[Callable[[Any], None]]:
+    """A bar that is gone when the work is done; what it gives takes a video's progress."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(name, total=None, speed="")
+
+        def watch(now: Any) -> None:
+            speed = f"{progress.tasks[0].speed or 0:.1f} frames/s"
+            if now.latency_ms is not None:
+                speed += f", {now.latency_ms:.0f} ms late, {now.dropped} dropped"
+            progress.update(task, completed=now.frames, total=now.total, speed=speed)
+
+        yield watch
+
+
 def _tell(console: Any, done: _Done, labels: LabelSpace, in_full: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     if not in_full:
@@ -425,16 +537,24 @@ def _tell(console: Any, done: _Done, labels: LabelSpace, in_full: bool) -> None:
         console.print(Text(f"{done.source}: {shares}"), soft_wrap=True)
         return
     height, width = done.size
+    _tell_fractions(console, f"{done.source.name}, {width}×{height}", done.fractions, labels)
+    for path in done.written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def _tell_fractions(console: Any, title: str, fractions: dict[str, float], labels: LabelSpace) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     colors = {c.name: c.color for c in labels.classes}
-    table = Table(title=Text(f"{done.source.name}, {width}×{height}"), title_justify="left", box=None, padding=(0, 1))
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 1))
     for name, kind in (("class", "left"), ("share", "right"), ("", "left")):
         table.add_column(name, justify=kind)  # type: ignore[arg-type]  # rich's Literal, widened by the loop
-    for name, share in done.fractions.items():
+    for name, share in fractions.items():
         bar = Text("█" * max(1, round(40 * share)), style=f"rgb({','.join(map(str, colors[name]))})")
         table.add_row(Text(name), f"{share:.1%}", bar)
     console.print(table)
-    for path in done.written:
-        console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
 @app.command()

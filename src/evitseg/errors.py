@@ -18,6 +18,10 @@ class PictureError(EvitsegError):
     """A picture or mask that cannot be read, or not written in the format asked for."""
 
 
+class VideoError(EvitsegError):
+    """A video or live stream that cannot be read, or not to its end."""
+
+
 class FileError(EvitsegError):
     """A place where no file can be written."""
 

@@ -44,6 +44,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+OPACITY = 0.55
+"""Of the classes' colours on a picture."""
 MAX_JPEG_SIDE = 65_500
 """In pixels; what the library behind Pillow writes."""
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
@@ -321,11 +323,19 @@ def save_mask(mask: Mask, path: str | os.PathLike[str], labels: LabelSpace) -> N
     """
     if Path(path).suffix.lower() != ".png":
         raise PictureError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
+    with replacing(path) as file:
+        file.write(mask_png(mask, labels))
+
+
+def mask_png(mask: Mask, labels: LabelSpace) -> bytes:
+    """What `save_mask` writes."""
     image = Image.fromarray(mask)
     if mask.dtype == np.uint8:
         image.putpalette(labels.palette.tobytes())
+    content = io.BytesIO()
     # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
-    _save(image, path, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return content.getvalue()
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -349,12 +359,12 @@ def _save(image: Image.Image, path: str | os.PathLike[str], kind: str, **options
         file.write(content.getbuffer())
 
 
-def overlay(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = 0.55) -> Image.Image:
+def overlay(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = OPACITY) -> Image.Image:
     """The picture with every class in its colour, and below it a legend of the classes that occur, by area."""
     return with_legend(tinted(picture, mask, labels, opacity), class_fractions(mask, labels), labels)
 
 
-def tinted(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = 0.55) -> Image.Image:
+def tinted(picture: Picture, mask: Mask, labels: LabelSpace, opacity: float = OPACITY) -> Image.Image:
     """The picture with every class in its colour; white where a mask has `ignore_index`."""
     if mask.dtype == np.uint8 and labels.dtype == np.uint8:
         indexed = Image.fromarray(mask)

@@ -1,0 +1,665 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import evitseg
+from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError
+from evitseg.image import tinted
+from evitseg.runtime import video
+from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.video import is_result, is_stream, segment_video, stream_name, write_video
+
+
+@pytest.fixture(scope="module")
+def segment() -> Segmenter:
+    return evitseg.load(size=64)
+
+
+def street(count: int, size: tuple[int, int] = (64, 96), moving: bool = True) -> list[NDArray[np.uint8]]:
+    """Pictures of a camera that turns."""
+    from evitseg.bundled import EXAMPLE_PICTURE
+
+    height, width = size
+    with Image.open(EXAMPLE_PICTURE) as image:
+        small = np.asarray(image.convert("RGB").resize((width, height)))
+    return [np.roll(small, 2 * i * moving, 1) for i in range(count)]
+
+
+def make(
+    path: Path,
+    pictures: Sequence[NDArray[np.uint8]],
+    times: Sequence[Fraction] | None = None,
+    codec: str = "libx264",
+    form: str = "yuv420p",
+    audio: str | None = None,
+    matrix: list[int] | None = None,
+    tags: dict[str, int] | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    base: Fraction = Fraction(1, 90_000),
+) -> Path:
+    """A video file, as others make them."""
+    with av.open(str(path), "w", options=container_options or {}) as out:
+        stream: Any = out.add_stream(codec, 25, options={"qp": "8"} if codec == "libx264" and not options else options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = form
+        stream.codec_context.time_base = base
+        for name, value in (tags or {}).items():
+            setattr(stream.codec_context, name, value)
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
+        sound: Any = out.add_stream(audio, 48_000) if audio else None
+        times = times or [Fraction(i, 25) for i in range(len(pictures))]
+        heard = round(times[0] * 48_000)
+        for picture, at in zip(pictures, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if form != "rgb24":
+                wanted = {f"dst_{name}": value for name, value in (tags or {}).items() if name.startswith("color")}
+                frame = frame.reformat(format=form, **wanted)
+            frame.pts, frame.time_base = round(at / base), base
+            out.mux(stream.encode(frame))
+            while sound is not None and heard < at * 48_000 + 2048:
+                noise = np.random.default_rng(heard).normal(0, 0.1, (1, 1024)).astype(np.float32)
+                samples = av.AudioFrame.from_ndarray(noise, format="flt", layout="mono")
+                samples.sample_rate, samples.pts, samples.time_base = 48_000, heard, Fraction(1, 48_000)
+                resampler = av.AudioResampler(sound.codec_context.format, sound.codec_context.layout, 48_000)
+                for fitting in resampler.resample(samples):
+                    out.mux(sound.encode(fitting))
+                heard += 1024
+        out.mux(stream.encode(None))
+        if sound is not None:
+            out.mux(sound.encode(None))
+    return path
+
+
+def decoded(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
+
+
+def seconds(frames: list[av.VideoFrame]) -> list[Fraction]:
+    return [Fraction(frame.pts or 0) * (frame.time_base or 0) for frame in frames]
+
+
+def rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+
+
+def masks(path: Path) -> list[NDArray[np.uint8]]:
+    return [frame.to_ndarray()[0] for frame in decoded(path)]
+
+
+def packets(path: Path) -> list[tuple[Fraction, bytes]]:
+    with av.open(str(path)) as container:
+        return [
+            (packet.pts * packet.time_base, bytes(packet))
+            for packet in container.demux(audio=0)
+            if packet.pts is not None
+        ]
+
+
+UNEVEN = [Fraction(ms, 1000) for ms in (0, 40, 47, 200, 1000, 1033)]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".ts", ".mov"])
+def test_every_frame_keeps_its_time(ending: str, segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / f"clip{ending}", street(6), UNEVEN)
+    result = write_video(clip, tmp_path / "clip", segment, ["overlay", "mask", "frames"])
+    assert result.frames == 6
+    assert seconds(decoded(tmp_path / "clip_overlay.mp4")) == UNEVEN
+    assert seconds(decoded(tmp_path / "clip_mask.mov")) == UNEVEN
+    rows = (tmp_path / "clip_frames/times.csv").read_text().splitlines()
+    assert rows == ["frame,time_s", *(f"{i:06}.png,{float(at):.6f}" for i, at in enumerate(UNEVEN))]
+    assert [at for at, _ in segment_video(clip, segment)] == [float(at) for at in UNEVEN]
+
+
+def test_time_stamps_that_stand_still_are_made_to_go_on(segment: Segmenter, tmp_path: Path) -> None:
+    # .mkv rounds to milliseconds.
+    close = [Fraction(0), Fraction(1, 9000), Fraction(2, 9000), Fraction(1, 25)]
+    clip = make(tmp_path / "clip.mkv", street(4), close, "ffv1")
+    assert len(set(seconds(decoded(clip)))) == 2
+    result = write_video(clip, tmp_path / "clip", segment)
+    times = seconds(decoded(result.written["overlay"]))
+    assert len(times) == 4
+    assert sorted(set(times)) == times
+
+
+@pytest.mark.parametrize(
+    ("audio", "ending", "becomes"),
+    [("aac", ".mp4", ".mp4"), ("libopus", ".webm", ".mp4"), ("pcm_s16le", ".mov", ".mov"), ("flac", ".mkv", ".mkv")],
+)
+def test_audio_is_kept_packet_by_packet(
+    audio: str, ending: str, becomes: str, segment: Segmenter, tmp_path: Path
+) -> None:
+    codec = "libvpx-vp9" if ending == ".webm" else "libx264"
+    clip = make(tmp_path / f"clip{ending}", street(30), codec=codec, audio=audio)
+    result = write_video(clip, tmp_path / "clip", segment)
+    overlay = result.written["overlay"]
+    assert overlay == tmp_path / f"clip_overlay{becomes}"
+    before, after = packets(clip), packets(overlay)
+    assert len(before) > 10 or audio.startswith("pcm")
+    if audio.startswith("pcm"):  # a container cuts it as it likes
+        assert b"".join(data for _, data in after) == b"".join(data for _, data in before)
+    else:
+        assert [data for _, data in after] == [data for _, data in before]
+        assert [float(at) for at, _ in after] == pytest.approx([float(at) for at, _ in before], abs=0.001)
+
+
+def test_a_stream_that_begins_late_begins_at_zero_with_its_audio(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.ts", street(20), [2 + Fraction(i, 25) for i in range(20)], audio="aac")
+    first = seconds(decoded(clip))[0]
+    assert first >= 2
+    assert packets(clip)[0][0] >= 1.9
+    overlay = write_video(clip, tmp_path / "clip", segment).written["overlay"]
+    shift = first - seconds(decoded(overlay))[0]
+    assert seconds(decoded(overlay))[0] == pytest.approx(0, abs=0.1)
+    expected = [float(at - shift) for at, _ in packets(clip)]
+    assert [float(at) for at, _ in packets(overlay)] == pytest.approx(expected, abs=0.001)
+
+
+ONE = 1 << 16
+MATRICES = {
+    #                        a     b     c     d
+    "as it is": (ONE, 0, 0, ONE),
+    "quarter to the right": (0, ONE, -ONE, 0),
+    "half": (-ONE, 0, 0, -ONE),
+    "quarter to the left": (0, -ONE, ONE, 0),
+    "mirrored": (-ONE, 0, 0, ONE),
+    "upside down, mirrored": (ONE, 0, 0, -ONE),
+    "along the diagonal": (0, ONE, ONE, 0),
+    "along the other": (0, -ONE, -ONE, 0),
+}
+
+
+@pytest.mark.parametrize("way", MATRICES)
+def test_a_phones_video_is_turned_upright(way: str, segment: Segmenter, tmp_path: Path) -> None:
+    stored = street(1, (64, 96))[0]
+    a, b, c, d = MATRICES[way]
+    # The definition, pixel by pixel: (x, y) is shown at (a x + c y, b x + d y).
+    shown = {}
+    for y in range(64):
+        for x in range(96):
+            shown[(b * x + d * y) // ONE, (a * x + c * y) // ONE] = stored[y, x]
+    top, left = min(r for r, _ in shown), min(k for _, k in shown)
+    height, width = max(r for r, _ in shown) - top + 1, max(k for _, k in shown) - left + 1
+    expected = np.array([[shown[r + top, k + left] for k in range(width)] for r in range(height)])
+
+    clip = make(tmp_path / "clip.mp4", [stored] * 3, matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    ((_, prediction), *_) = segment_video(clip, segment)
+    assert np.abs(prediction.picture.astype(int) - expected).mean() < 4  # H.264, and colours at half size
+    result = write_video(clip, tmp_path / "clip", segment, ["overlay", "mask"])
+    assert result.size == (height, width)
+    overlay = decoded(result.written["overlay"])[0]
+    assert (overlay.height, overlay.width, overlay.rotation) == (height, width, 0)
+    drawn = np.asarray(tinted(expected.astype(np.uint8), prediction.mask, prediction.labels))
+    assert np.abs(overlay.to_ndarray(format="rgb24").astype(int) - drawn).mean() < 5
+    np.testing.assert_array_equal(masks(result.written["mask"])[0], prediction.mask)
+
+
+@pytest.mark.parametrize("size", [(67, 101), (64, 101), (33, 96)])
+def test_odd_sides_get_one_pixel_more_in_the_overlay_alone(
+    size: tuple[int, int], segment: Segmenter, tmp_path: Path
+) -> None:
+    clip = make(tmp_path / "clip.mkv", street(2, size), codec="ffv1", form="yuv444p")
+    result = write_video(clip, tmp_path / "clip", segment, ["overlay", "mask"])
+    overlay = decoded(result.written["overlay"])[0]
+    assert (overlay.height, overlay.width) == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    assert masks(result.written["mask"])[0].shape == size == result.size
+    pixels = overlay.to_ndarray(format="rgb24").astype(int)
+    if size[1] % 2:
+        assert np.abs(pixels[:, -1] - pixels[:, -2]).mean() < 8
+
+
+def test_a_mask_video_holds_exactly_the_masks_of_the_segmenter(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(8))
+    at_own_size = Segmenter(segment.engine, "native")  # 64×96, so that nothing is resampled
+    result = write_video(clip, tmp_path / "clip", at_own_size, ["mask", "frames"])
+    expected = [at_own_size(rgb(frame)).mask for frame in decoded(clip)]
+    assert len({mask.tobytes() for mask in expected}) == 8
+    for i, (mask, own) in enumerate(zip(masks(result.written["mask"]), expected, strict=True)):
+        np.testing.assert_array_equal(mask, own)
+        with Image.open(result.written["frames"] / f"{i:06}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), own)
+    shown = decoded(result.written["mask"])[0].to_ndarray(format="rgb24")
+    np.testing.assert_array_equal(shown, segment.labels.palette[expected[0]])
+    counts = np.bincount(np.stack(expected)[:, ::4, ::4].ravel(), minlength=11)
+    assert result.fractions == pytest.approx(
+        {name: n / counts.sum() for name, n in zip(segment.labels.names, counts, strict=True) if n}
+    )
+
+
+@pytest.mark.parametrize(("size", "working"), [((270, 480), 384), ((270, 480), 160)])
+def test_resampled_frames_give_nearly_the_masks_of_the_segmenter(
+    size: tuple[int, int], working: int, segment: Segmenter, tmp_path: Path
+) -> None:
+    clip = make(tmp_path / "clip.mp4", street(2, size))
+    resampling = Segmenter(segment.engine, working)
+    expected = [resampling(rgb(frame)).mask for frame in decoded(clip)]
+    for (_, prediction), mask in zip(segment_video(clip, resampling), expected, strict=True):
+        # FFmpeg and Pillow both interpolate linearly, but round differently; benchmarks/video.py measures how much.
+        assert (prediction.mask != mask).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("codec", "form", "tags"),
+    [
+        ("libx264", "yuv420p", {"colorspace": 1, "color_range": 1}),
+        ("libx264", "yuv420p", {"colorspace": 5, "color_range": 1}),
+        ("libx264", "yuv420p", {"colorspace": 1, "color_range": 2}),
+        ("mjpeg", "yuvj420p", {}),
+        ("ffv1", "yuv420p10le", {}),
+        ("ffv1", "yuv422p", {}),
+        ("libx265", "yuv420p10le", {"colorspace": 9, "color_range": 1}),
+        ("png", "rgb24", {}),
+    ],
+)
+def test_colours_are_right_whatever_the_source(
+    codec: str, form: str, tags: dict[str, int], segment: Segmenter, tmp_path: Path
+) -> None:
+    # Large fields of colour: where colours are stored at half size, edges say little.
+    picture = np.kron(np.random.default_rng(1).integers(0, 256, (2, 3, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
+    options = {"x265-params": "log-level=none:qp=8"} if codec == "libx265" else None
+    if codec == "mjpeg":
+        options = {"flags": "+qscale", "global_quality": "236"}
+    ending = "mov" if codec == "png" else "mkv"
+    clip = make(tmp_path / f"clip.{ending}", [picture] * 3, codec=codec, form=form, tags=tags, options=options)
+    ((_, prediction), *_) = segment_video(clip, segment)
+    inside = np.abs(prediction.picture.astype(int) - picture)[4:28, 4:28]
+    assert inside.mean() < 4
+    result = write_video(clip, tmp_path / "clip", segment)
+    expected = np.asarray(tinted(picture, prediction.mask, segment.labels)).astype(int)
+    overlay = decoded(result.written["overlay"])[0]
+    assert overlay.colorspace != 0  # which would say RGB
+    drawn = rgb(overlay).astype(int)
+    inner = (drawn - expected).reshape(2, 32, 3, 32, 3)[:, 8:24, :, 8:24]  # away from the fields' edges
+    assert np.abs(inner.mean((1, 3))).max() < 4
+
+
+@pytest.mark.parametrize("space", [1, 5, 9])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_classes_have_the_colours_that_ffmpeg_gives_them(space: int, full: bool, segment: Segmenter) -> None:
+    colors = np.array([c.color for c in segment.labels.classes], np.uint8)
+    patches = av.VideoFrame.from_ndarray(np.kron(colors[None], np.ones((32, 32, 1), np.uint8)), format="rgb24")
+    frame = patches.reformat(format="yuv444p", dst_colorspace=space, dst_color_range=2 if full else 1)
+    frame.colorspace, frame.color_range = space, 2 if full else 1
+    ours = video._yuv_colors(segment.labels, frame)
+    for i, plane in enumerate(ours.planes):
+        theirs = video._plane(frame, i)[16, 16::32].astype(float)
+        np.testing.assert_allclose(plane / (256 - ours.rest), theirs, atol=2)
+
+
+def test_a_shape_of_pixels_is_kept(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mkv", street(2), tags={"sample_aspect_ratio": Fraction(4, 3)})  # type: ignore[dict-item]
+    overlay = write_video(clip, tmp_path / "clip", segment).written["overlay"]
+    with av.open(str(overlay)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+
+
+def test_a_file_that_was_cut_off_is_done_as_far_as_it_goes(segment: Segmenter, tmp_path: Path) -> None:
+    whole = make(tmp_path / "clip.mkv", street(75))
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    result = write_video(whole, tmp_path / "clip", segment)
+    assert 5 < result.frames < 60
+    assert len(decoded(result.written["overlay"])) == result.frames
+    assert result.damage is not None
+    assert "clip.mkv: damaged or cut off: it ends at 0." in result.damage
+    assert "of 3.0 s" in result.damage
+    given = 0
+    with pytest.raises(VideoError, match="cut off"):
+        for _ in segment_video(whole, segment):
+            given += 1
+    assert given == result.frames
+
+
+def test_damage_inside_is_told_and_the_rest_is_done(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(50), options={"qp": "8", "g": "10"})
+    content = bytearray(clip.read_bytes())
+    middle = content.index(b"mdat") + 12_000
+    content[middle : middle + 4000] = bytes(4000)
+    clip.write_bytes(content)
+    result = write_video(clip, tmp_path / "clip", segment)
+    assert result.frames >= 40
+    assert result.damage is not None
+    assert "could not be decoded" in result.damage
+
+
+def test_frames_of_another_size_end_the_video_with_a_sentence(segment: Segmenter, tmp_path: Path) -> None:
+    parts = [make(tmp_path / "a.h264", street(5)), make(tmp_path / "b.h264", street(5, (96, 64)))]
+    both = tmp_path / "clip.h264"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    result = write_video(both, tmp_path / "clip", segment)
+    assert result.frames == 5
+    assert result.damage is not None
+    assert "from 96×64 to 64×96" in result.damage
+
+
+def broken(folder: Path) -> dict[str, tuple[Path | str, str]]:
+    text, empty, sound = folder / "text.mp4", folder / "empty.mkv", folder / "sound.mp4"
+    text.write_text("no video")
+    empty.touch()
+    with av.open(str(sound), "w") as out:
+        stream: Any = out.add_stream("aac", 48_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    # A play list may name any file or address.
+    playlist = folder / "list.mp4"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.ts\n#EXT-X-ENDLIST\n")
+    script = folder / "script.avi"
+    script.write_text("ffconcat version 1.0\nfile clip.ts\n")
+    head = make(folder / "head.mp4", street(20))
+    head.write_bytes(head.read_bytes()[:3000])  # its index stands at the end
+    return {
+        "missing": (folder / "missing.mp4", "no such file"),
+        "a folder": (folder, "a folder"),
+        "text": (text, "not a video"),
+        "empty": (empty, "an empty file"),
+        "sound": (sound, "has no video, only audio"),
+        "play list": (playlist, "not a video|cannot be opened"),
+        "script": (script, "not a video|cannot be opened"),
+        "cut": (head, "not a video in a format that can be read, or cut off"),
+        "address": ("tcp://127.0.0.1:9", "cannot be opened"),
+        "camera": ("camera:77", "cannot be opened"),
+    }
+
+
+def test_what_is_no_video_is_told_in_a_sentence(segment: Segmenter, tmp_path: Path) -> None:
+    make(tmp_path / "clip.ts", street(5))
+    for name, (source, sentence) in broken(tmp_path).items():
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(VideoError, match=sentence) as caught:
+            write_video(source, tmp_path / "out", segment)
+        assert str(source).removeprefix("camera:") in str(caught.value), name
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_unknown_kind_is_named(segment: Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'overlay'"):
+        write_video("clip.mp4", tmp_path / "out", segment, ["overlays"])  # type: ignore[list-item]
+
+
+def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3))
+    (tmp_path / "file").touch()
+    for kind in video.KINDS:
+        with pytest.raises(FileError, match="cannot be written"):
+            write_video(clip, tmp_path / "file/clip", segment, [kind])
+    (tmp_path / "clip_frames").mkdir()
+    with pytest.raises(FileError, match="is there already"):
+        write_video(clip, tmp_path / "clip", segment, ["frames"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "clip_frames", "file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device")
+@pytest.mark.parametrize("kind", ["overlay", "mask"])
+def test_a_full_disk_is_told(kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3))
+    monkeypatch.setattr("evitseg.files.temporary_name", lambda: "temporary")
+    real = open
+
+    def full(path: Any, mode: str = "r", **rest: Any) -> Any:
+        return real("/dev/full", "wb") if Path(path).name == "temporary" else real(path, mode, **rest)
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(FileError, match="No space left"):
+        write_video(clip, tmp_path / "clip", segment, [kind])
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_without_x264_an_overlay_is_mpeg4(segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make(tmp_path / "clip.mp4", street(6), UNEVEN)
+    monkeypatch.setattr(video, "ENCODERS", {"libnothing": {}, "mpeg4": video.ENCODERS["mpeg4"]})
+    overlay = write_video(clip, tmp_path / "clip", segment).written["overlay"]
+    with av.open(str(overlay)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    assert seconds(decoded(overlay)) == UNEVEN
+    monkeypatch.setattr(video, "ENCODERS", {"libnothing": {}})
+    with pytest.raises(VideoError, match="can write neither of libnothing"):
+        write_video(clip, tmp_path / "clip", segment)
+
+
+def test_what_is_missing_is_named_with_its_extra(
+    segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'evitseg\[video\]'"):
+        write_video(tmp_path / "clip.mp4", tmp_path / "clip", segment)
+
+
+def test_a_video_ends_where_it_is_told_to_with_its_audio(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(50), audio="aac")
+    result = write_video(clip, tmp_path / "clip", segment, duration_s=1)
+    assert result.frames == 25
+    assert result.damage is None
+    assert max(at for at, _ in packets(result.written["overlay"])) < 1
+    with video._Video(clip, None, 1) as opened:
+        for at, inside in ((47_999, True), (48_000, False)):
+            packet: Any = av.Packet(b"sound")
+            packet.time_base, packet.pts, packet.dts = Fraction(1, 48_000), at, at
+            assert opened.place(packet) == inside
+
+
+def test_a_reader_who_stops_early_closes_the_video(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(30))
+    predictions = segment_video(clip, segment)
+    at, prediction = next(predictions)
+    assert (at, prediction.mask.shape) == (0, (64, 96))
+    predictions.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("evitseg")]
+
+
+# Live.
+
+
+class Slow:
+    """An engine with the speed of a small board."""
+
+    def __init__(self, engine: Any, seconds: float) -> None:
+        self.engine, self.info, self.manifest, self.seconds = engine, engine.info, engine.manifest, seconds
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(self.seconds)
+        logits: NDArray[np.float32] = self.engine(images)
+        return logits
+
+
+class Sender:
+    """A camera on the network: 25 frames a second over UDP, each with the time of its capture."""
+
+    def __init__(self, frames: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"udp://127.0.0.1:{self.port}"
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.send, args=(frames,))
+        self.thread.start()
+
+    def send(self, frames: int) -> None:
+        base = Fraction(1, 90_000)
+        options = {"preset": "ultrafast", "tune": "zerolatency", "g": "5"}
+        with av.open(f"{self.address}?pkt_size=1316", "w", format="mpegts") as out:
+            stream: Any = out.add_stream("libx264", 25, options=options)
+            stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+            stream.codec_context.time_base = base
+            began = time.monotonic()
+            for i, picture in enumerate(street(frames)):
+                if self.stop.wait(max(0.0, began + i / 25 - time.monotonic())):
+                    return
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = round((time.monotonic() - began) / base), base
+                out.mux(stream.encode(frame))
+
+
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    sender = Sender(1500)
+    yield sender
+    sender.stop.set()
+    sender.thread.join()
+
+
+def test_a_live_source_gives_the_newest_frame_and_tells_how_late(
+    sender: Sender, segment: Segmenter, tmp_path: Path
+) -> None:
+    slow = Segmenter(Slow(segment.engine, 0.1), 64)
+    seen: list[video.Progress] = []
+    result = write_video(sender.address, tmp_path / "live", slow, duration_s=3, watch=seen.append)
+    assert result.live
+    assert result.damage is None
+    times = seconds(decoded(result.written["overlay"]))
+    assert len(times) == result.frames == len(seen)
+    assert sorted(set(times)) == times
+    assert times[0] == 0
+    # 75 frames were captured and every one was done or dropped; at 0.1 s each, at most 30 could be done.
+    assert result.frames + result.dropped == pytest.approx(75, abs=5)
+    assert 5 <= result.frames <= 31
+    gaps = np.diff(np.array(times, float))
+    assert np.median(gaps) >= 0.079
+    # What was taken was new: it waited for less than the frame before it took.
+    assert result.latency_ms is not None
+    assert result.p90_latency_ms is not None
+    assert 100 <= result.latency_ms <= result.p90_latency_ms < 1000
+    assert seen[-1].dropped > 0
+
+
+def test_a_file_read_as_if_it_were_live_drops_frames(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(50))
+    result = write_video(clip, tmp_path / "clip", Segmenter(Slow(segment.engine, 0.05), 64), live=True)
+    assert result.frames + result.dropped == 50
+    assert result.dropped > 10
+
+
+# The command.
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "evitseg", *map(str, arguments)]
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"}
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder_of_pictures_and_videos(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "deep").mkdir(parents=True)
+    make(data / "deep/clip.mp4", street(3))
+    make(data / "street.mp4", street(2))
+    (data / "text.avi").write_text("no video")
+    Image.fromarray(street(1)[0]).save(data / "street.jpg")
+    done = run("predict", data, "--out", data, "--size", 64, cwd=tmp_path)
+    assert done.returncode == 1
+    expected = ["deep/clip_overlay.mp4", "street_jpg_mask.png", "street_jpg_overlay.jpg", "street_mp4_overlay.mp4"]
+    results = sorted(set(files(data)) - {"deep/clip.mp4", "street.jpg", "street.mp4", "text.avi"})
+    assert results == expected
+    assert done.stderr.count("text.avi") == 1
+    assert done.stderr.splitlines()[-1] == "error: 1 of the inputs failed; pictures done: 1, videos: 2."
+    assert "wrote" in done.stdout
+    # Results beside their sources are not segmented again.
+    again = run("predict", data, "--out", data, "--size", 64, "--no-overlay", "--json", cwd=tmp_path)
+    content = json.loads(again.stdout)
+    assert [Path(v["source"]).name for v in content["videos"]] == ["clip.mp4", "street.mp4"]
+    assert [Path(v["written"]["mask"]).name for v in content["videos"]] == ["clip_mask.mov", "street_mp4_mask.mov"]
+    assert len(content["pictures"]) == 1
+    assert content["videos"][0]["frames"] == 3
+    assert content["videos"][0]["size"] == [64, 96]
+
+
+def test_kinds_are_chosen_and_damage_is_a_failure(tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mkv", street(75))
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    done = run("predict", clip, "--video", "mask", "--video", "frames", "--size", 64, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cut off" in done.stderr
+    results = files(tmp_path / "predictions")
+    assert "clip_mask.mov" in results
+    assert {"clip_frames/000000.png", "clip_frames/times.csv"} < set(results)
+
+
+def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until results are being written."""
+    limit = time.monotonic() + 60
+    while not any(p.stat().st_size for p in folder.rglob(".evitseg-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_an_interrupted_file_leaves_nothing(tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3000, (32, 32)))
+    process = subprocess.Popen(
+        command("predict", clip, "--size", 128), cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
+    wait_for(tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert complaint.strip() == "interrupted."
+    assert files(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_an_interrupted_live_source_leaves_a_whole_video(sender: Sender, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("predict", sender.address, "--size", 64),
+        cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(tmp_path, process)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    told, complaint = process.communicate(timeout=60)
+    assert process.returncode == 0, complaint
+    (name,) = files(tmp_path)
+    assert name == f"predictions/127.0.0.1_{sender.port}_overlay.mp4"
+    assert len(decoded(tmp_path / name)) > 20
+    assert "dropped; from capture to written" in told
+
+
+def test_names_of_streams_hide_passwords() -> None:
+    address = "rtsp://user:secret@cam.local:554/live/1?token=secret"
+    assert stream_name(address) == "cam.local_554_live_1"
+    assert stream_name("camera:0") == "camera_0"
+    assert stream_name("/dev/video0") == "dev_video0"
+    with pytest.raises(VideoError) as caught:
+        write_video("rtsp://user:secret@127.0.0.1:9/live?token=secret", "x", evitseg.load())
+    assert "secret" not in str(caught.value)
+    assert "rtsp://127.0.0.1:9/live" in str(caught.value)
+
+
+def test_streams_and_results_are_known_by_their_names(tmp_path: Path) -> None:
+    for source in ("rtsp://a/b", "udp://1.2.3.4:5", "https://a/b.mp4", "camera:0", "/dev/video0"):
+        assert is_stream(source), source
+    for source in ("a.mp4", "C:\\a.mp4", "C:/a.mp4", "cameras/a.mp4", "/dev/videos/a.mp4"):
+        assert not is_stream(source), source
+    assert is_result(Path("a_mask.mov"))
+    assert is_result(Path("a_overlay.mkv"))
+    assert not is_result(Path("a_overlays.mp4"))
+    assert not is_result(Path("a_frames/000001.png"))

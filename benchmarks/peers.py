@@ -65,8 +65,8 @@ def published(checkpoint: Path) -> Any:
 
 
 def segformer(widths: tuple[int, ...]) -> Any:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
+    with silenced():  # what torchao has to say
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
     config = SegformerConfig(
         num_labels=19, depths=[2, 2, 2, 2], hidden_sizes=list(widths), num_attention_heads=[1, 2, 5, 8],
         sr_ratios=[8, 4, 2, 1], decoder_hidden_size=256,

@@ -152,7 +152,7 @@ class Timing:
                 return self.ms_per_megapixel / other.ms_per_megapixel, softmax
         return None, None
 
-    def to_dict(self, timings: Sequence[Timing] = ()) -> dict[str, Any]:
+    def to_dict(self, timings: Sequence[Timing]) -> dict[str, Any]:
         time_ratio, softmax_ratio = self.per_pixel(timings)
         return asdict(self) | {
             "ms_per_megapixel": self.ms_per_megapixel,
@@ -162,7 +162,7 @@ class Timing:
         }
 
     def cells(self, timings: Sequence[Timing]) -> list[str]:
-        """As a row below `HEADER`, beside those measured so far."""
+        """As a row below `HEADER`, beside the others."""
         numbers = (
             self.network_ms, self.network_p90_ms, self.end_to_end_ms, self.end_to_end_p90_ms, self.ms_per_megapixel
         )  # fmt: skip

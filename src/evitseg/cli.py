@@ -1058,17 +1058,18 @@ def bench(
         if not as_json:
             print(*lines, sep="\n", flush=True)
 
-    table = measure.Table(measure.Timing.HEADER, markdown)
+    one = profile or compare
+    chosen = subject.sizes(sizes, [measure.ONE_SIZE] if one else measure.SIZES)  # type: ignore[arg-type]
+    shown = picture or EXAMPLE_PICTURE
+    timings = []
+    for timing in measure.bench(subject, shown, chosen, turns):
+        timings.append(timing)
+        print(f"measured {timing.height}x{timing.width} ({len(timings)} of {len(chosen)})", file=sys.stderr, flush=True)
     show(
         *(["```", f"$ {command}", "```", ""] if markdown else []), str(place), f"{content['model']}: {content['runs']}"
     )
-    show("", *table.head())
-    wanted: Any = sizes or ([measure.ONE_SIZE] if profile or compare else [])
-    shown = picture or EXAMPLE_PICTURE
-    timings = []
-    for timing in measure.bench(subject, shown, wanted if sizes else subject.sizes([], wanted or measure.SIZES), turns):
-        timings.append(timing)
-        show(table.row(timing.cells(timings)))
+    table = measure.Table(measure.Timing.HEADER, markdown)
+    show("", *table.lines(timing.cells(timings) for timing in timings))
     content["sizes"] = [timing.to_dict(timings) for timing in timings]
     content["noise"] = max(timing.noise for timing in timings)
     show("", measure.said_of_noise(content["noise"]))

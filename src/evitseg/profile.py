@@ -429,7 +429,7 @@ def _in_onnxruntime(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(artefact.read_bytes(), options, providers=["CPUExecutionProvider"])
-        given = session.get_inputs()[0].name
+        given, written = session.get_inputs()[0].name, session.get_outputs()[0].name
 
         def call() -> float:
             start = time.perf_counter()
@@ -441,7 +441,7 @@ def _in_onnxruntime(
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
     nodes = []
-    place = _Place(INPUT, INPUT, -1)
+    place, last = _Place(INPUT, INPUT, -1), max(names, key=lambda name: names[name].number)
     taken: dict[str, list[float]] = {}
     first: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -450,8 +450,9 @@ def _in_onnxruntime(
             taken.setdefault(name, []).append(event["dur"])
             first.setdefault(name, event["args"])
     for name, told in first.items():
-        # Fused and rewritten nodes keep what they were somewhere in their names.
-        original = next((part for part in re.findall(r"[A-Za-z]+_\d+", name) if part in macs), name)
+        # Fused and rewritten nodes keep what they were somewhere in their names, the last one what it writes.
+        renamed = name.replace(written, last)
+        original = next((part for part in re.findall(r"[A-Za-z]+_\d+", renamed) if part in macs), name)
         place = names.get(original, place)  # it runs them one by one: what is no convolution follows the last one
         sizes = [
             sum(

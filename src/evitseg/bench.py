@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -357,9 +358,13 @@ class Worker:
 
     def begun(self) -> Worker:
         """Itself, once it is ready."""
-        self.about = self._answer()
-        if "error" in self.about:
-            raise EngineError(self.about["error"])
+        try:
+            self.about = self._answer()
+            if "error" in self.about:
+                raise EngineError(self.about["error"])
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def ask(self, work: str) -> float:
@@ -386,6 +391,10 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -418,6 +427,7 @@ def _worker(subject: Subject, jpeg: Path) -> Worker:
 
 def work(subject: str, jpeg: str) -> None:
     """What a worker's process does: serves "network" and "end to end"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks it
     try:
         segment = Subject(**json.loads(subject)).segmenter
     except EvitsegError as error:

@@ -644,9 +644,15 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         ridge / 3, ridge / 3 * floors.gb_per_s * 1.06, f"copying memory: {floors.gb_per_s:.0f} GB/s", rotation=angle,
         va="bottom", ha="center", rotation_mode="anchor",
     )  # fmt: skip
+    taken: list[tuple[float, float]] = []  # where labels are, in points
     for node in sorted(nodes, key=lambda node: -node.ms)[:8]:
+        x, y = axes.transData.transform((node.intensity, node.gflops)) * 72 / axes.figure.dpi
+        down = 9
+        while any(abs(x - other_x) < 150 and abs(y - down - other_y) < 9 for other_x, other_y in taken):
+            down += 3
+        taken.append((x, y - down))
         axes.annotate(
-            f"{node.name} {node.ms:.1f} ms", (node.intensity, node.gflops), xytext=(7, -9),
+            f"{node.name} {node.ms:.1f} ms", (node.intensity, node.gflops), xytext=(8, -down),
             textcoords="offset points", fontsize=8, zorder=4,
         )  # fmt: skip
     shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product of attention"}

@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artefact, manifest = export(arguments.checkpoint, "onnx", Path(folder) / "model.onnx")
         for name in ("float32", "auto"):
-            subject = Subject(str(artefact), precision=name, threads=arguments.threads)  # type: ignore[arg-type]
+            subject = Subject(str(artefact), precision=name, threads=arguments.threads)
             timings = {}
             for timing in bench(subject, EXAMPLE_PICTURE, SIZES, arguments.turns):
                 timings[timing.height, timing.width] = timing

@@ -59,7 +59,7 @@ def test_time_for_a_pixel_is_compared_with_the_reference() -> None:
         measure.Timing(1024, 1024, 20.0, 21.0, 30.0, 31.0, 9, 100.0, softmax_macs_per_pixel=2000.0),
         measure.Timing(2048, 2048, 88.0, 89.0, 120.0, 180.0, 9, 200.0, softmax_macs_per_pixel=8000.0),
     ]
-    assert timings[1].per_pixel(timings) == (pytest.approx(1.1), 4.0)
+    assert timings[1].per_pixel(timings) == pytest.approx((1.1, 4.0))
     assert timings[1].noise == pytest.approx(1.5)
     assert "idle" in measure.said_of_noise(timings[1].noise)
     assert "quiet" in measure.said_of_noise(timings[0].noise)

@@ -18,6 +18,8 @@ from contest import compete, report, serve
 from PIL import Image
 
 from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.engine import PRECISIONS
+from evitseg.errors import EngineError
 
 SIZE = (1024, 2048)
 
@@ -65,7 +67,7 @@ def main() -> None:
             ours(Path(rest[0]), Path(picture), Path(out), role, arguments.threads)
         return
 
-    from evitseg import export
+    from evitseg import export, load
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -74,7 +76,12 @@ def main() -> None:
         artefact, _ = export(arguments.checkpoint, "onnx", place / "model.onnx")
         command = [sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--as"]
         commands = {"usual procedure": [*command, "usual", str(picture), str(place / "usual.png")]}
-        for precision in ("float32", "float16", "bfloat16", "auto"):
+        for precision in PRECISIONS[1:] + PRECISIONS[:1]:
+            try:
+                load(artefact, precision=precision)
+            except EngineError as error:
+                print(f"left out: {error}")
+                continue
             name = f"evitseg, {precision}" if precision != "auto" else "evitseg, default"
             commands[name] = [*command, precision, str(picture), str(place / f"{precision}.png"), str(artefact)]
         results = compete(commands, arguments.turns)

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from contest import RESULTS
 from PIL import Image
 
@@ -130,7 +129,6 @@ def main() -> None:
     content = {"settings": settings, "results": results}
     with replacing(RESULTS / "folder.json") as file:
         file.write((json.dumps(content, indent=2, default=float) + "\n").encode())
-    assert np.isfinite(settings["peak_mib"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -137,6 +138,54 @@ def video_smoothing() -> str:
     return table(("", "mIoU", "pixels that change", "and change back"), rows)
 
 
+def peers() -> str:
+    content = result("peers")
+    at = "1024x2048"
+    rows = []
+    for name, row in content["results"][at].items():
+        peer, precision = name.rsplit(", ", 1)
+        ours = content["results"][at][f"evitseg, {precision}"]["median_ms"]
+        count = content["macs"][at].get(peer, content["macs"][at]["evitseg"])
+        rows.append(
+            (name, f"{count / 1e9:.1f} G", f"{row['median_ms']:.1f} ms", f"{row['p90_ms']:.1f} ms",
+             f"{row['peak_mib']:.0f} MiB", f"{row['median_ms'] / ours:.2f}")
+        )  # fmt: skip
+    return table(
+        ("the network alone, 1024×2048", "multiply-adds", "median", "90th percentile", "peak memory", "time, ours = 1"),
+        rows,
+    )
+
+
+def peer_sizes() -> str:
+    content = result("peers")
+    sizes = list(content["results"])
+    megapixels = {size: math.prod(map(int, size.split("x"))) / 1e6 for size in sizes}
+    rows = [
+        (name, *(f"{content['results'][size][name]['median_ms'] / megapixels[size]:.1f}" for size in sizes))
+        for name in content["results"][sizes[0]]
+    ]
+    return table(("ms per megapixel", *(size.replace("x", "×") for size in sizes)), rows)
+
+
+def scaling() -> str:
+    content = result("scaling")["results"]
+    rows = []
+    for name, run in content.items():
+        for timing in run["sizes"]:
+            ratios = (timing[key] for key in ("per_pixel_to_reference", "softmax_per_pixel_to_reference"))
+            rows.append(
+                (f"{name}, {timing['height']}×{timing['width']}", f"{timing['network_ms']:.1f} ms",
+                 f"{timing['end_to_end_ms']:.1f} ms", f"{timing['ms_per_megapixel']:.1f}",
+                 *("–" if ratio is None else f"{ratio:.2f}" for ratio in ratios), f"{timing['noise']:.2f}",
+                 f"{timing['peak_mib']:.0f} MiB")
+            )  # fmt: skip
+    header = (
+        "", "network", "end to end", "network, ms per megapixel", "to 1024×1024", "multiply-adds with softmax",
+        "p90 / median", "peak memory",
+    )  # fmt: skip
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "precision": precision,
@@ -150,6 +199,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "video-pixels": video_pixels,
     "video-encoders": video_encoders,
     "video-smoothing": video_smoothing,
+    "peers": peers,
+    "peer-sizes": peer_sizes,
+    "scaling": scaling,
 }
 
 

@@ -157,7 +157,7 @@ def main() -> None:
             "mask": "mask",
         }
         commands = {name: [sys.executable, __file__, "--as", role, str(clip)] for name, role in roles.items()}
-        results = compete(commands, arguments.turns, warm_up=1)
+        results = compete(commands, arguments.turns)
         differing = differing_pixels(clip)
         compared = encoders(clip)
         sizes = {"clip": clip.stat().st_size, "overlay": (Path(folder) / "overlay_overlay.mp4").stat().st_size}

@@ -1,16 +1,29 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-import evitseg
-from evitseg.bench import bench
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.errors import ConfigError
+from evitseg import bench as measure
+from evitseg.bench import Subject, bench, compare
+from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
+from evitseg.config import cost, placed_convs, softmax_macs
+from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
+from evitseg.profile import Floors, draw, profile
+
+SMALL = (64, 96)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "WARM_UP_LEAST", 0.05)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -20,36 +33,202 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_size_is_measured_from_small_to_large() -> None:
-    timings = list(bench(evitseg.load(), EXAMPLE_PICTURE, [(128, 160), (64, 96)], turns=3))
-    assert [(timing.height, timing.width) for timing in timings] == [(64, 96), (128, 160)]
+    timings = list(bench(Subject(), EXAMPLE_PICTURE, [(128, 160), SMALL], turns=3))
+    assert [(timing.height, timing.width) for timing in timings] == [SMALL, (128, 160)]
     for timing in timings:
         assert 0 < timing.network_ms <= timing.network_p90_ms
         assert timing.network_ms < timing.end_to_end_ms <= timing.end_to_end_p90_ms
         assert timing.turns == 3
         assert timing.ms_per_megapixel == pytest.approx(timing.network_ms * 1e6 / timing.height / timing.width)
-    assert timings[0].peak_mib <= timings[1].peak_mib < 4096
+        assert timing.noise >= 1
+        assert 50 < timing.peak_mib < 4096
+        assert timing.per_pixel(timings) == (None, None)
     with pytest.raises(ConfigError, match="96x96 fits"):
-        next(bench(evitseg.load(), EXAMPLE_PICTURE, [(100, 100)]))
+        next(bench(Subject(), EXAMPLE_PICTURE, [(100, 100)]))
+
+
+def test_peak_memory_is_that_of_one_size_alone() -> None:
+    held = np.ones(2**30, np.uint8)  # 1 GiB in this process, none of it in theirs
+    (timing,) = bench(Subject(), EXAMPLE_PICTURE, [SMALL], turns=1)
+    assert timing.peak_mib < 800 < measure.peak_mib()
+    assert held[-1]
+
+
+def test_time_for_a_pixel_is_compared_with_the_reference() -> None:
+    timings = [
+        measure.Timing(1024, 1024, 20.0, 21.0, 30.0, 31.0, 9, 100.0, softmax_macs_per_pixel=2000.0),
+        measure.Timing(2048, 2048, 88.0, 89.0, 120.0, 180.0, 9, 200.0, softmax_macs_per_pixel=8000.0),
+    ]
+    assert timings[1].per_pixel(timings) == pytest.approx((1.1, 4.0))
+    assert timings[1].noise == pytest.approx(1.5)
+    assert "idle" in measure.said_of_noise(timings[1].noise)
+    assert "quiet" in measure.said_of_noise(timings[0].noise)
+    assert timings[1].to_dict(timings)["per_pixel_to_reference"] == pytest.approx(1.1)
+
+
+def test_warming_up_goes_on_while_it_gets_faster() -> None:
+    took = [1.0, 0.5, 0.49, 0.3, 0.3, 0.299, 0.31, 0.2, 0.1]
+    runs: list[float] = []
+
+    def work() -> float:
+        runs.append(took[len(runs)])
+        return runs[-1]
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(measure, "WARM_UP_LEAST", 0.0)
+        measure.warm_up(work)
+    assert runs == took[:7]  # three in a row that bring nothing: 0.3, 0.299, 0.31
+
+
+def test_softmax_attention_would_grow_with_the_square() -> None:
+    config = bundled_manifest().model
+    small, large = (softmax_macs(config, side, side) - cost(config).macs(side, side) for side in (1024, 4096))
+    # B0 by hand: two blocks with 64 channels at stride 16, two with 128 at stride 32; q·k and the weighted sum, in
+    # twice as many channels, since there are two scales.
+    tokens = [1024**2 // 16**2, 1024**2 // 32**2]
+    softmax = sum(2 * 2 * n * n * 2 * width for n, width in zip(tokens, (64, 128), strict=True))
+    linear = sum(2 * n * (2 * width // 16) * 16 * 33 for n, width in zip(tokens, (64, 128), strict=True))
+    assert small == softmax - linear
+    assert large > 250 * small
+
+
+def bundled_manifest() -> Any:
+    return Subject().segmenter.manifest
 
 
 def test_a_model_of_one_size_is_measured_at_it(tmp_path: Path) -> None:
     from evitseg.exporters import export
     from evitseg.loading import network_of
 
-    path, _ = export(network_of("b0-camvid"), "onnx", tmp_path / "m.onnx", size=(64, 96))
-    (timing,) = bench(evitseg.load(path), EXAMPLE_PICTURE, turns=1)
-    assert (timing.height, timing.width) == (64, 96)
+    path, _ = export(network_of("b0-camvid"), "onnx", tmp_path / "m.onnx", size=SMALL)
+    (timing,) = bench(Subject(str(path)), EXAMPLE_PICTURE, turns=1)
+    assert (timing.height, timing.width) == SMALL
     with pytest.raises(ConfigError, match="64x96 .* and no others"):
-        next(bench(evitseg.load(path), EXAMPLE_PICTURE, [(128, 96)], turns=1))
+        next(bench(Subject(str(path)), EXAMPLE_PICTURE, [(128, 96)], turns=1))
 
 
-def test_the_command_prints_a_table_or_json() -> None:
-    content = json.loads(command("--size", "64x96", "--turns", "1", "--json").stdout)
+def test_a_process_that_ends_early_is_told() -> None:
+    with measure.Worker([sys.executable, "-c", "print('{}'); raise SystemExit(3)"], "it") as worker:
+        worker.begun()
+        with pytest.raises(EngineError, match="ended early, with status 3"):
+            worker.ask("go")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_profile_accounts_for_the_network(engine: str, precision: Any) -> None:
+    size = (256, 320)
+    found = profile(Subject(engine=engine, precision=precision), EXAMPLE_PICTURE, size, turns=10)
+    # The rest is the call itself and what lies between nodes: 0.2 to 0.5 ms here; other work may fall between, too.
+    assert 0.5 * found.network_ms < found.nodes_ms <= 1.02 * found.network_ms
+    config = bundled_manifest().model
+    # An independent count: on the plan, not on the engine's graph.
+    assert sum(node.macs for node in found.nodes) == cost(config).macs(*size)
+    assert math.fsum(block.ms for block in found.blocks) == pytest.approx(found.nodes_ms)
+    plan = {f"{conv.block}.{conv.name}": conv for conv in placed_convs(config)}
+    convs = [node for node in found.nodes if node.name in plan]
+    assert {node.name for node in convs} == set(plan)
+    for node in convs:
+        conv = plan[node.name]
+        pixels = size[0] * size[1] // conv.stride**2
+        assert node.macs == conv.conv.macs * pixels
+        assert node.bytes_out >= 2 * conv.conv.outputs * pixels  # 16 bits at least
+    assert {node.block for node in found.nodes} == {"input", *(conv.block for conv in plan.values())}
+    assert 1 < found.floors.gb_per_s < found.floors.gflops
+
+
+def test_what_is_no_convolution_belongs_to_what_it_follows() -> None:
+    found = profile(Subject(precision="float32"), EXAMPLE_PICTURE, SMALL, turns=1)
+    blocks = {node.engine_name: node.block for node in found.nodes}
+    resized = [block for name, block in blocks.items() if name.startswith("Resize")]
+    products = [block for name, block in blocks.items() if name.startswith("MatMul")]
+    assert resized == ["head.from_stage4", "head.from_stage3"]
+    assert len(products) == 8
+    assert set(products) == {f"stage{s}.block{b}.attention" for s in (3, 4) for b in (1, 2)}
+
+
+def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    with pytest.raises(EngineError, match="PyTorch does not say how long its layers take"):
+        profile(Subject(engine="torch"), EXAMPLE_PICTURE, SMALL)
+    content = onnx.load(bundled_models()["b0-camvid"])
+    node = next(node for node in content.graph.node if node.op_type == "Conv")
+    node.name = "other"
+    onnx.save(content, tmp_path / "m.onnx")
+    with pytest.raises(WeightsError, match="not the one that evitseg export writes"):
+        profile(Subject(str(tmp_path / "m.onnx")), EXAMPLE_PICTURE, SMALL)
+
+
+def test_a_roofline_is_drawn(tmp_path: Path) -> None:
+    found = profile(Subject(), EXAMPLE_PICTURE, SMALL, turns=1)
+    draw(found, "b0-camvid at 64x96", tmp_path / "roofline.png")
+    with Image.open(tmp_path / "roofline.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+    with pytest.raises(PictureError, match=r"roofline\.pdf: .*\.png"):
+        draw(found, "", tmp_path / "roofline.pdf")
+
+
+def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
+    floors = Floors(gflops=100.0, gb_per_s=10.0)
+    assert floors.ms(macs=50_000_000, moved_bytes=1_000_000) == pytest.approx(1.0)  # 0.1 GFLOP at 100 a second
+    assert floors.ms(macs=50_000_000, moved_bytes=20_000_000) == pytest.approx(2.0)  # 0.02 GB at 10 a second
+
+
+def test_every_engine_is_compared() -> None:
+    rows = compare(Subject(), EXAMPLE_PICTURE, SMALL, turns=2)
+    assert {row.engine for row in rows} == {"openvino", "onnxruntime", "torch"}
+    ran = [row for row in rows if not row.problem]
+    assert {("openvino", "float32"), ("onnxruntime", "float32"), ("torch", "float32")} <= {
+        (row.engine, row.precision) for row in ran
+    }
+    assert ran[0].times_fastest == 1
+    assert all(row.precision in row.runs for row in ran)
+    assert [row.median_ms for row in ran] == sorted(row.median_ms or 0 for row in ran)
+    (problem,) = [row.problem for row in rows if (row.engine, row.precision) == ("onnxruntime", "bfloat16")]
+    assert "float32 on a CPU" in problem
+
+
+def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
+    drawn = str(tmp_path / "r.png")
+    run = command("--size", "64x96", "--turns", "1", "--roofline", drawn, "--compare", "--json")
+    content = json.loads(run.stdout)
+    assert set(content) == {"command", "machine", "model", "runs", "sizes", "noise", "profile", "engines"}
+    assert content["command"] == f"evitseg bench --size 64x96 --turns 1 --roofline {drawn} --compare --json"
+    assert set(content["machine"]) == {"processor", "physical_cores", "logical_cores", "system"}
     assert content["model"] == "b0-camvid"
     assert content["sizes"][0]["width"] == 96
-    table = command("--size", "64x96", "--turns", "1", "--markdown").stdout.splitlines()
-    assert table[1].startswith("| size | network ms |")
-    assert table[3].startswith("| 64x96 |")
-    run = command("--size", "512")
-    assert run.returncode == 2
-    assert "such as 512x1024" in run.stderr
+    assert {"blocks", "nodes", "floors", "network_ms", "nodes_ms", "macs"} <= set(content["profile"])
+    assert {"name", "block", "type", "ms", "share", "macs", "bytes_in", "bytes_out", "gflops", "gb_per_s"} <= set(
+        content["profile"]["nodes"][0]
+    )
+    assert sum(node["share"] for node in content["profile"]["nodes"]) == pytest.approx(1)
+    assert Path(drawn).stat().st_size > 10_000
+    lines = command("--size", "64x96", "--turns", "1", "--profile", "--markdown").stdout.splitlines()
+    assert "$ evitseg bench --size 64x96 --turns 1 --profile --markdown" in lines
+    assert any(line.startswith("| size | network ms |") for line in lines)
+    assert any(line.startswith("| 64x96 |") for line in lines)
+    assert any(line.startswith("| stage3.block1.attention |") for line in lines)
+    tables = [line for line in lines if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--size", "512"], 2, "such as 512x1024"),
+        (["--size", "64x64", "--size", "64x96", "--profile"], 2, "one size"),
+        (["--compare", "--precision", "float32"], 2, "every precision"),
+        (["--roofline", "r.jpg"], 1, "a roofline is drawn as a PNG file"),
+        (["--roofline", "r.png", "nosuch.onnx"], 1, "nosuch.onnx: no such file"),
+    ],
+)
+def test_wrong_options_are_one_sentence(arguments: list[str], status: int, sentence: str) -> None:
+    run = command(*arguments)
+    assert run.returncode == status
+    assert sentence in " ".join(run.stderr.replace("│", " ").split())
+    assert "Traceback" not in run.stderr

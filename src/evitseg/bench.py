@@ -1,27 +1,110 @@
-"""How fast a model is on the machine at hand: the network alone, and from a picture file to a mask file."""
+"""How fast a model is on the machine at hand: the network alone, and from a picture file to a mask file.
+
+Whatever is measured runs in a process of its own that does nothing else, so that its peak memory is its own and no
+engine's threads disturb another's. The processes take turns, one at a time.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.errors import ConfigError
-from evitseg.image import read_picture, save_mask
+from evitseg.bundled import DEFAULT_MODEL
+from evitseg.config import softmax_macs
+from evitseg.engine import PRECISIONS, Precision, processor_name
+from evitseg.errors import ConfigError, EngineError, EvitsegError
+from evitseg.image import check_sides, read_picture
 
 if TYPE_CHECKING:
     from evitseg.runtime.segmenter import Segmenter
 
-SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048), (2048, 2048))
+SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048), (2048, 2048), (4096, 4096))
 """(height, width) of the pictures, where no others are asked for."""
-WARM_UP = 3
+ONE_SIZE = (1024, 2048)
+"""The size for what looks at one alone."""
+REFERENCE = (1024, 1024)
+"""The size that time per pixel is compared with."""
+WARM_UP_LEAST, WARM_UP_MOST = 1.0, 20.0
+"""Seconds. An engine may compile for a new size, read its weights and grow its buffers meanwhile."""
+NOISY = 1.15
+"""From this ratio of 90th percentile to median on, something else was running on the machine."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured on."""
+
+    processor: str
+    physical_cores: int
+    logical_cores: int
+    system: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.processor}, {self.physical_cores} cores ({self.logical_cores} logical), {self.system}"
+
+
+def machine() -> Machine:
+    """The one at hand."""
+    import platform
+
+    from evitseg.runtime.artefact import physical_cores
+
+    system = f"{platform.system()} {platform.machine()}"
+    return Machine(processor_name(), physical_cores(), os.cpu_count() or physical_cores(), system)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and how it runs; see `evitseg.load`, to whose engines "torch" comes here for an .onnx artefact, too."""
+
+    model: str | None = None
+    engine: str | None = None
+    precision: Precision = "auto"
+    threads: int | None = None
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """At the pictures' own sizes, unless the model takes but one."""
+        from evitseg.loading import artefact_of, load, network_of
+        from evitseg.runtime.segmenter import Segmenter
+
+        if self.engine == "torch" and artefact_of(self.model) is not None:
+            network, manifest = network_of(self.model or DEFAULT_MODEL)
+            from evitseg.model.engine import TorchEngine
+
+            engine: Any = TorchEngine(network, manifest, self.precision, self.threads)
+        else:
+            engine = load(self.model, engine=self.engine, precision=self.precision, threads=self.threads).engine
+        return Segmenter(engine, None if engine.manifest.preprocess.fixed else "native")
+
+    def sizes(self, wanted: Sequence[tuple[int, int]], default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(height, width) to measure at, from small to large. Raises: ConfigError for one it does not take."""
+        fixed = self.segmenter.manifest.preprocess.fixed
+        chosen = [check_sides(sides) for sides in wanted or ([fixed] if fixed else default)]
+        if fixed and chosen != [fixed]:
+            raise ConfigError(f"this model takes pictures of {fixed[0]}x{fixed[1]} (height x width) and no others.")
+        return sorted(chosen, key=lambda sides: sides[0] * sides[1])
 
 
 @dataclass(frozen=True)
@@ -33,7 +116,8 @@ class Timing:
         network_ms, network_p90_ms: median and 90th percentile, uint8 picture in, logits out.
         end_to_end_ms, end_to_end_p90_ms: from a JPEG file (quality 95) to a mask's PNG file.
         turns: how many were measured of each.
-        peak_mib: most memory the process has held so far; sizes are measured from small to large.
+        peak_mib: most memory of a process that loads the model and segments files of this size, and does nothing else.
+        softmax_macs_per_pixel: multiply-adds for a pixel if the network's attention were softmax attention; counted.
     """
 
     height: int
@@ -44,70 +128,323 @@ class Timing:
     end_to_end_p90_ms: float
     turns: int
     peak_mib: float
+    softmax_macs_per_pixel: float
+
+    HEADER: ClassVar = (
+        "size", "network ms", "p90", "end to end ms", "p90", "ms per megapixel", "× 1024x1024", "softmax's ×",
+        "peak MiB",
+    )  # fmt: skip
 
     @property
     def ms_per_megapixel(self) -> float:
         """Of the network alone; flat where cost grows with the number of pixels."""
         return self.network_ms / (self.height * self.width / 1e6)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"ms_per_megapixel": self.ms_per_megapixel}
+    @property
+    def noise(self) -> float:
+        """The larger ratio of 90th percentile to median: 1 on a machine with nothing else to do."""
+        return max(self.network_p90_ms / self.network_ms, self.end_to_end_p90_ms / self.end_to_end_ms)
+
+    def per_pixel(self, timings: Sequence[Timing]) -> tuple[float | None, float | None]:
+        """Time for a pixel, and multiply-adds with softmax attention, as ratios to `REFERENCE`'s, if it is there."""
+        for other in timings:
+            if (other.height, other.width) == REFERENCE:
+                softmax = self.softmax_macs_per_pixel / other.softmax_macs_per_pixel
+                return self.ms_per_megapixel / other.ms_per_megapixel, softmax
+        return None, None
+
+    def to_dict(self, timings: Sequence[Timing]) -> dict[str, Any]:
+        time_ratio, softmax_ratio = self.per_pixel(timings)
+        return asdict(self) | {
+            "ms_per_megapixel": self.ms_per_megapixel,
+            "noise": self.noise,
+            "per_pixel_to_reference": time_ratio,
+            "softmax_per_pixel_to_reference": softmax_ratio,
+        }
+
+    def cells(self, timings: Sequence[Timing]) -> list[str]:
+        """As a row below `HEADER`, beside the others."""
+        numbers = (
+            self.network_ms, self.network_p90_ms, self.end_to_end_ms, self.end_to_end_p90_ms, self.ms_per_megapixel
+        )  # fmt: skip
+        ratios = ("–" if ratio is None else f"{ratio:.2f}" for ratio in self.per_pixel(timings))
+        return [f"{self.height}x{self.width}", *(f"{n:.1f}" for n in numbers), *ratios, f"{self.peak_mib:.0f}"]
 
 
-def bench(
-    segment: Segmenter, picture: Path, sizes: Sequence[tuple[int, int]] = (), turns: int = 15
-) -> Iterator[Timing]:
+class Table:
+    """Lines of a table, for a terminal or in Markdown; the first column is text, the others numbers."""
+
+    def __init__(self, header: Sequence[str], markdown: bool, first: int = 12) -> None:
+        self._header, self._markdown, self._first = header, markdown, first
+
+    def head(self) -> list[str]:
+        return [self.row(self._header), *(["|" + " --- |" * len(self._header)] if self._markdown else [])]
+
+    def row(self, cells: Sequence[str]) -> str:
+        if self._markdown:
+            return f"| {' | '.join(cell.strip() for cell in cells)} |"
+        width = [max(10, len(name) + 2) for name in self._header[1:]]
+        return f"{cells[0]:<{self._first}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells[1:], width, strict=True))
+
+    def lines(self, rows: Iterable[Sequence[str]]) -> list[str]:
+        return [*self.head(), *map(self.row, rows)]
+
+
+def said_of_noise(noise: float) -> str:
+    """In a sentence."""
+    kind = "other work disturbed it: measure again when the machine is idle" if noise > NOISY else "a quiet machine"
+    return f"90th percentiles are up to {noise:.2f} times the medians: {kind}."
+
+
+def bench(subject: Subject, picture: Path, sizes: Sequence[tuple[int, int]] = (), turns: int = 15) -> Iterator[Timing]:
     """Measure one model, size by size.
 
     Args:
         picture: stretched to every size; what it shows matters, because boundaries cost time after the network.
         sizes: (height, width), multiples of 32; by default `SIZES`, or the only one the model takes.
-        turns: after `WARM_UP` that are not counted; network and end to end alternate.
+        turns: after warming up until nothing gets faster; network and end to end alternate.
+
+    Raises: ConfigError for a size that the model does not take, PictureError, EngineError.
+    """
+    chosen = subject.sizes(sizes, SIZES)
+    source = Image.fromarray(read_picture(picture))
+    with tempfile.TemporaryDirectory() as folder:
+        jpeg = Path(folder) / "picture.jpg"
+        for size in chosen:
+            _save_stretched(source, size, jpeg)
+            with _worker(subject, jpeg) as worker:
+                alone, whole = partial(worker.ask, "network"), partial(worker.ask, "end to end")
+                warm_up(whole)
+                peak = worker.ask("peak")  # before the network is fed alone, for which its input must be kept
+                warm_up(alone)
+                taken = take_turns({"alone": alone, "whole": whole}, turns)
+            macs = softmax_macs(subject.segmenter.manifest.model, *size) / (size[0] * size[1])
+            yield Timing(*size, *median_and_p90(taken["alone"]), *median_and_p90(taken["whole"]), turns, peak, macs)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One engine at one precision, beside others in the same run.
+
+    Attributes:
+        engine, precision: as they are asked for.
+        runs: what ran, or nothing.
+        median_ms, p90_ms: of the network alone.
+        peak_mib: most memory of its process.
+        times_fastest: its median, divided by that of the fastest.
+        problem: why it did not run; the figures are then None.
+    """
+
+    engine: str
+    precision: str
+    runs: str = ""
+    median_ms: float | None = None
+    p90_ms: float | None = None
+    peak_mib: float | None = None
+    times_fastest: float | None = None
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(subject: Subject, picture: Path, size: tuple[int, int], turns: int = 15) -> list[Compared]:
+    """Every engine that runs the model's file, at every precision, in turns; the fastest first, then what cannot run.
+
+    An .onnx artefact runs in PyTorch, too, as the network that its weights are put back into.
 
     Raises: ConfigError for a size that the model does not take, PictureError.
     """
-    from evitseg.image import check_sides
-    from evitseg.runtime.segmenter import Segmenter
+    (size,) = subject.sizes([size], ())
+    ran, others = [], []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        jpeg = Path(folder) / "picture.jpg"
+        _save_stretched(Image.fromarray(read_picture(picture)), size, jpeg)
+        workers: dict[tuple[str, str], Worker] = {}
+        for engine in _engines(subject):
+            # PyTorch emulates float16 on a CPU, 30 times slower than float32.
+            for precision in PRECISIONS[1:] if engine != "torch" else ("float32", "bfloat16"):
+                try:
+                    worker = stack.enter_context(
+                        _worker(Subject(subject.model, engine, precision, subject.threads), jpeg)
+                    )
+                    if worker.about["precision"] != precision:
+                        raise EngineError(f"it computes in {worker.about['precision']} here.")
+                except EvitsegError as error:
+                    others.append(Compared(engine, precision, problem=str(error)))
+                else:
+                    warm_up(partial(worker.ask, "network"))
+                    workers[engine, precision] = worker
+        taken = take_turns({" ".join(key): partial(worker.ask, "network") for key, worker in workers.items()}, turns)
+        fastest = min((statistics.median(times) for times in taken.values()), default=0.0)
+        for key, worker in workers.items():
+            median, p90 = median_and_p90(taken[" ".join(key)])
+            ran.append(Compared(*key, worker.about["runs"], median, p90, worker.ask("peak"), median / fastest))
+    return sorted(ran, key=lambda row: row.median_ms or 0.0) + others
 
-    fixed = segment.manifest.preprocess.fixed
-    segment = Segmenter(segment.engine, None if fixed else "native")
-    source = Image.fromarray(read_picture(picture))
-    with tempfile.TemporaryDirectory() as folder:
-        jpeg, png = Path(folder) / "picture.jpg", Path(folder) / "mask.png"
-        chosen = sizes or ([fixed] if fixed else SIZES)
-        for height, width in sorted(map(check_sides, chosen), key=lambda sides: sides[0] * sides[1]):
-            if fixed and fixed != (height, width):
-                raise ConfigError(f"this model takes pictures of {fixed[0]}x{fixed[1]} (height x width) and no others.")
-            source.resize((width, height), Image.Resampling.LANCZOS).save(jpeg, quality=95)
-            pixels = segment.manifest.preprocess.apply(read_picture(jpeg), segment.size)[None]
 
-            def network() -> None:
-                segment.engine(pixels)  # noqa: B023  # called before the next size
-
-            def end_to_end() -> None:
-                read = read_picture(jpeg)
-                save_mask(segment.mask(read), png, segment.labels)
-
-            alone, whole = (_median_and_p90(times) for times in _alternately(network, end_to_end, turns))
-            yield Timing(pixels.shape[1], pixels.shape[2], *alone, *whole, turns, peak_mib())
+def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
+    """Lines: a table of what ran, and a sentence for each that did not."""
+    ran = [
+        (f"{row.engine}, {row.precision}", f"{row.median_ms:.1f}", f"{row.p90_ms:.1f}", f"{row.times_fastest:.2f}",
+         f"{row.peak_mib:.0f}")
+        for row in rows if not row.problem
+    ]  # fmt: skip
+    table = Table(("network in", "median ms", "p90", "× the fastest", "peak MiB"), markdown, first=24).lines(ran)
+    bullet = "- " if markdown else ""
+    return [*table, "", *(f"{bullet}{row.engine}, {row.precision}: {row.problem}" for row in rows if row.problem)]
 
 
-def _alternately(one: Callable[[], None], other: Callable[[], None], turns: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for turn in range(WARM_UP + turns):
-        for work, times in zip((one, other), taken, strict=True):
-            start = time.perf_counter()
-            work()
-            if turn >= WARM_UP:
-                times.append(1000 * (time.perf_counter() - start))
+def _engines(subject: Subject) -> list[str]:
+    """By name, all that run its file."""
+    from evitseg.loading import artefact_of
+    from evitseg.runtime.engines import ENGINES
+
+    ending = getattr(artefact_of(subject.model), "suffix", None)
+    able = [name for name, kind in ENGINES.items() if ending in kind.endings]
+    return [*able, "torch"] if ending in (None, ".onnx") else able
+
+
+def _save_stretched(source: Image.Image, size: tuple[int, int], jpeg: Path) -> None:
+    source.resize(size[::-1], Image.Resampling.LANCZOS).save(jpeg, quality=95)
+
+
+def take_turns(works: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """Milliseconds of each, one after the other in random order, so that a busy moment of the machine hits all alike.
+
+    Args:
+        works: each does its work once, and gives the seconds it took.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    order, shuffle = list(works), random.Random(0).shuffle
+    for _ in range(turns):
+        shuffle(order)  # nobody always comes after the same other
+        for name in order:
+            time.sleep(0.05)  # the threads of the one before may still spin
+            taken[name].append(1000 * works[name]())
     return taken
 
 
-def _median_and_p90(values: Sequence[float]) -> tuple[float, float]:
+def warm_up(work: Callable[[], float]) -> None:
+    """Work until nothing gets faster: three times in a row not 3 % faster than the fastest before.
+
+    For `WARM_UP_LEAST` seconds at least, and `WARM_UP_MOST` at most.
+    """
+    start, fastest, in_vain = time.perf_counter(), float("inf"), 0
+    while (spent := time.perf_counter() - start) < WARM_UP_LEAST or in_vain < 3:
+        if spent > WARM_UP_MOST:
+            break
+        took = work()
+        in_vain = in_vain + 1 if took > 0.97 * fastest else 0
+        fastest = min(fastest, took)
+
+
+def median_and_p90(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 1:
         return values[0], values[0]
     return statistics.median(values), statistics.quantiles(values, n=10, method="inclusive")[-1]
+
+
+class Worker:
+    """A process that does its work whenever it is asked, and says how long it took; `serve` is its side of it.
+
+    Raises: EngineError where it ends early; where it cannot begin, with the sentence that it gives.
+    """
+
+    def __init__(self, command: Sequence[str], name: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about: dict[str, Any] = {}
+
+    def begun(self) -> Worker:
+        """Itself, once it is ready."""
+        try:
+            self.about = self._answer()
+            if "error" in self.about:
+                raise EngineError(self.about["error"])
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def ask(self, work: str) -> float:
+        """Seconds, or for "peak" the most memory it has held, in MiB."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(work + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # its end is told below
+            pass
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise EngineError(f"{self.name}: the process that measures it ended early, with status {status}.")
+        return json.loads(line)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self._process.wait()
+
+
+def serve(works: Mapping[str, Callable[[], object]], about: Mapping[str, Any] | None = None) -> None:
+    """The side of `Worker` that works, until its standard input ends."""
+    print(json.dumps(about or {}), flush=True)
+    for line in sys.stdin:
+        asked = line.strip()
+        if asked == "peak":
+            print(json.dumps(peak_mib()), flush=True)
+            continue
+        start = time.perf_counter()
+        works[asked]()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+def _worker(subject: Subject, jpeg: Path) -> Worker:
+    """Raises: EngineError for what a segmenter cannot be made of."""
+    # With this process's search path: Python's own, for -c, begins with the folder one happens to be in.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from evitseg.bench import work; work(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, json.dumps(asdict(subject)), str(jpeg)]
+    return Worker(
+        command, f"{subject.model or 'the bundled model'} at {subject.engine or 'its default engine'}"
+    ).begun()
+
+
+def work(subject: str, jpeg: str) -> None:
+    """What a worker's process does: serves "network" and "end to end"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks it
+    try:
+        segment = Subject(**json.loads(subject)).segmenter
+    except EvitsegError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return
+    mask = Path(jpeg).with_name("mask.png")
+    pixels: list[NDArray[np.uint8]] = []
+
+    def network() -> None:
+        if not pixels:  # while it warms up
+            pixels.append(segment.manifest.preprocess.apply(read_picture(jpeg), segment.size)[None])
+        segment.engine(pixels[0])
+
+    def end_to_end() -> None:
+        segment(jpeg).save(mask)
+
+    serve({"network": network, "end to end": end_to_end}, asdict(segment.info) | {"runs": str(segment.info)})
 
 
 def peak_mib() -> float:

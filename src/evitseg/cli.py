@@ -283,13 +283,16 @@ def predict(
     left = [job for job in jobs if not (skip_existing and _is_done(job[1], overlay))]
     if len(left) < len(jobs):
         _note(f"{len(jobs) - len(left)} pictures have their results and are left out.", as_json)
+    # A live source wants its newest frame soon, not many frames.
+    at_once = 1 if streams else min(threads or physical_cores(), MAX_STREAMS)
+    if not videos:
+        at_once = min(at_once, max(1, len(left)))
     segment = load(
         model,
         engine=engine.value if engine else None,
         threads=threads,
         precision=precision.value,
         size=working_size,
-        # A live source wants its newest frame soon, not many frames.
         streams=at_once,
     )
     count = 0
@@ -1194,7 +1197,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Of the picture and the network's input; may be given several times. (default: 256x256 to 2048x2048)",
+            help="Of the picture and the network's input; may be given several times. (default: 256x256 to 4096x4096; "
+            "1024x2048 where one size is looked at)",
             show_default=False,
         ),
     ] = None,
@@ -1208,41 +1212,85 @@ def bench(
     threads: Threads = None,
     engine: Engine = None,
     precision: Precision = PrecisionName.auto,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table to paste.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Of one size: the time of every layer, beside what the machine can do.")
+    ] = False,
+    roofline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the profile as a roofline picture.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Of one size: every engine that runs the model, at every precision.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables to paste.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a model is here: the network alone, and from a JPEG file to a mask file."""
+    """Measure how fast a model is here: the network alone, and from a JPEG file to a mask file.
+
+    Every size and engine is measured in a process of its own, warm.
+    """
     sizes = [_export_size(text) for text in size or []]
     if not all(isinstance(sides, tuple) for sides in sizes):
         raise typer.BadParameter("give sizes as HEIGHTxWIDTH, such as 512x1024", param_hint="--size")
-    from evitseg.bench import bench as measure
+    profile = profile or roofline is not None
+    if (profile or compare) and len(sizes) > 1:
+        raise typer.BadParameter("--profile, --roofline and --compare look at one size; give one", param_hint="--size")
+    if compare and (engine is not None or precision is not PrecisionName.auto):
+        raise typer.BadParameter("it tries every engine at every precision; leave both out", param_hint="--compare")
+    import shlex
+
+    from evitseg import bench as measure
     from evitseg.bundled import EXAMPLE_PICTURE
-    from evitseg.loading import load
 
-    segment = load(model, engine=engine.value if engine else None, threads=threads, precision=precision.value)
-    header = ("size", "network ms", "p90", "end to end ms", "p90", "ms per megapixel", "peak MiB")
-    if not as_json:
-        print(f"{segment.manifest.name}: {segment.info}")
-        print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}" if markdown else "".join(map(_column, header)))
-    timings = []
-    for timing in measure(segment, picture or EXAMPLE_PICTURE, sizes, turns):  # type: ignore[arg-type]
-        timings.append(timing)
-        row = (
-            f"{timing.height}x{timing.width}",
-            *(f"{value:.1f}" for value in (timing.network_ms, timing.network_p90_ms)),
-            *(f"{value:.1f}" for value in (timing.end_to_end_ms, timing.end_to_end_p90_ms)),
-            f"{timing.ms_per_megapixel:.1f}",
-            f"{timing.peak_mib:.0f}",
-        )
+    if roofline is not None:
+        from evitseg.profile import check_drawing
+
+        check_drawing(roofline)
+    subject = measure.Subject(model, engine.value if engine else None, precision.value, threads)
+    command, place = shlex.join(["evitseg", *sys.argv[1:]]), measure.machine()
+    content: dict[str, Any] = {
+        "command": command,
+        "machine": place.to_dict(),
+        "model": subject.segmenter.manifest.name,
+        "runs": str(subject.segmenter.info),
+    }
+
+    def show(*lines: str) -> None:
         if not as_json:
-            print(f"| {' | '.join(row)} |" if markdown else "".join(map(_column, row)), flush=True)
+            print(*lines, sep="\n", flush=True)
+
+    one = profile or compare
+    chosen = subject.sizes(sizes, [measure.ONE_SIZE] if one else measure.SIZES)  # type: ignore[arg-type]
+    shown = picture or EXAMPLE_PICTURE
+    timings = []
+    for timing in measure.bench(subject, shown, chosen, turns):
+        timings.append(timing)
+        print(f"measured {timing.height}x{timing.width} ({len(timings)} of {len(chosen)})", file=sys.stderr, flush=True)
+    show(
+        *(["```", f"$ {command}", "```", ""] if markdown else []), str(place), f"{content['model']}: {content['runs']}"
+    )
+    table = measure.Table(measure.Timing.HEADER, markdown)
+    show("", *table.lines(timing.cells(timings) for timing in timings))
+    content["sizes"] = [timing.to_dict(timings) for timing in timings]
+    content["noise"] = max(timing.noise for timing in timings)
+    show("", measure.said_of_noise(content["noise"]))
+    sides = timings[-1].height, timings[-1].width
+    if profile:
+        from evitseg.profile import draw
+        from evitseg.profile import profile as take_apart
+
+        found = take_apart(subject, shown, sides, turns)
+        content["profile"] = found.to_dict()
+        show("", *found.tables(markdown))
+        if roofline is not None:
+            draw(found, f"{content['model']} at {sides[0]}x{sides[1]}", roofline)
+            show("", f"wrote {roofline}")
+    if compare:
+        engines = measure.compare(subject, shown, sides, turns)
+        content["engines"] = [row.to_dict() for row in engines]
+        show("", *measure.compared_table(engines, markdown))
     if as_json:
-        content = {"model": segment.manifest.name, "runs": str(segment.info), "sizes": [t.to_dict() for t in timings]}
         print(json.dumps(content, indent=2))
-
-
-def _column(cell: str) -> str:
-    return f"{cell:>18}"
 
 
 @app.command()

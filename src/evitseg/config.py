@@ -457,31 +457,80 @@ class Cost:
 
 def cost(config: ModelConfig) -> Cost:
     """Parameters and multiply-adds, counted on the plan."""
-    parts = list(_convs_at_strides(config))
-    parameters = sum(conv.parameters for conv, _ in parts)
-    macs = sum(conv.macs / stride**2 for conv, stride in parts)
-    stride = 2
-    for blocks in stage_plans(config.backbone):
-        stride *= 2
-        macs += sum(block.product_macs / stride**2 for block in blocks if isinstance(block, AttentionBlock))
+    parts = list(placed_convs(config))
+    parameters = sum(part.conv.parameters for part in parts)
+    macs = sum(part.conv.macs / part.stride**2 for part in parts)
+    macs += sum(block.product_macs / stride**2 for block, stride in _attention(config.backbone))
     if isinstance(config.head, ClassificationHead):
         hidden, features = config.head.widths
         parameters += hidden * features + 2 * features + (features + 1) * config.head.num_classes
     return Cost(parameters, macs)
 
 
-def _convs_at_strides(config: ModelConfig) -> Iterator[tuple[Conv, int]]:
-    """Every convolution with the stride of its output."""
+def softmax_macs(config: ModelConfig, height: int, width: int) -> float:
+    """Multiply-adds for one picture if its attention were softmax attention over the same tokens, for comparison.
+
+    Both its products look at every pair of tokens, so they grow with the square of the pixels.
+    """
+    macs = cost(config).macs(height, width)
+    for block, stride in _attention(config.backbone):
+        tokens = height * width / stride**2
+        channels = block.width * (1 + len(block.kernels))
+        macs += tokens * (2 * channels * tokens - block.product_macs)
+    return macs
+
+
+def _attention(backbone: Backbone) -> Iterator[tuple[AttentionBlock, int]]:
+    """Every block with attention, and its stride."""
+    for number, blocks in enumerate(stage_plans(backbone), 2):
+        yield from ((block, 2**number) for block in blocks if isinstance(block, AttentionBlock))
+
+
+@dataclass(frozen=True)
+class PlacedConv:
+    """A convolution of the plan where it stands.
+
+    Attributes:
+        block: what it belongs to, such as "stage3.block1.attention"; stages are counted from 1.
+        name: in its block, such as "qkv".
+        conv: itself.
+        stride: of its output, in image pixels.
+    """
+
+    block: str
+    name: str
+    conv: Conv
+    stride: int
+
+
+def placed_convs(config: ModelConfig) -> Iterator[PlacedConv]:
+    """Every convolution, in the order in which exported graphs have them; for a classifier up to the average."""
     stride = 1
-    for block in [*stem_plan(config.backbone), *(block for blocks in stage_plans(config.backbone) for block in blocks)]:
-        local = block.local.convs if isinstance(block, AttentionBlock) else {}
-        for conv in [*block.convs.values(), *local.values()]:
+
+    def placed(block: str, convs: dict[str, Conv]) -> Iterator[PlacedConv]:
+        nonlocal stride
+        for name, conv in convs.items():
             stride *= conv.stride
-            yield conv, stride
+            yield PlacedConv(block, name, conv, stride)
+
+    for i, block in enumerate(stem_plan(config.backbone)):
+        yield from placed(f"stem.block{i}", block.convs)
+    for number, blocks in enumerate(stage_plans(config.backbone), 1):
+        for i, part in enumerate(blocks):
+            where = f"stage{number}.block{i}"
+            if isinstance(part, AttentionBlock):
+                yield from placed(f"{where}.attention", part.convs)
+                yield from placed(f"{where}.local", part.local.convs)
+            else:
+                yield from placed(where, part.convs)
     if isinstance(config.head, ClassificationHead):
-        yield Conv(config.backbone.stages[-1].width, config.head.widths[0], act=True), STRIDE
+        widen = Conv(config.backbone.stages[-1].width, config.head.widths[0], act=True)
+        yield PlacedConv("head", "widen", widen, STRIDE)
         return
     head = head_plan(config.backbone, config.head)
-    yield from zip(head.inputs, (32, 16, 8), strict=True)
-    for conv in [*(conv for block in head.blocks for conv in block.convs.values()), *head.outputs.values()]:
-        yield conv, LOGIT_STRIDE
+    for number, conv, at in zip((4, 3, 2), head.inputs, (32, 16, 8), strict=True):
+        yield PlacedConv(f"head.from_stage{number}", "conv", conv, at)
+    stride = LOGIT_STRIDE
+    for i, block in enumerate(head.blocks):
+        yield from placed(f"head.block{i}", block.convs)
+    yield from placed("head.outputs", head.outputs)

@@ -54,9 +54,8 @@ def load(
 def _engine(
     model: str | os.PathLike[str] | None, engine: str | None, threads: int | None, precision: Precision, streams: int
 ) -> Engine:
-    bundled = bundled_models()
-    path = bundled.get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
-    if path.suffix in ARTEFACT_ENDINGS:
+    path = artefact_of(model)
+    if path is not None:
         from evitseg.runtime.engines import open_engine
 
         if engine == "torch":
@@ -68,6 +67,12 @@ def _engine(
     from evitseg.model.engine import TorchEngine
 
     return TorchEngine(network, manifest, precision, threads)
+
+
+def artefact_of(model: str | os.PathLike[str] | None) -> Path | None:
+    """The artefact's path, where a name or path given to `load` means one; there may be no file."""
+    path = bundled_models().get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
+    return path if path.suffix in ARTEFACT_ENDINGS else None
 
 
 def _is_checkpoint(model: str | os.PathLike[str]) -> bool:

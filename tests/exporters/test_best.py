@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evitseg.errors import ExportError
-from evitseg.exporters import best
+from evitseg.exporters import FORMATS, best
 from evitseg.exporters.best import AS_FAST, export_best
 from evitseg.loading import network_of
 from evitseg.runtime.engines import open_engine
@@ -48,8 +48,8 @@ def test_what_scores_too_low_is_out_of_the_running(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(best, "RUNS", {"openvino": "openvino"})
     monkeypatch.setattr(best, "Scored", Scores)
     monkeypatch.setattr(best, "PRECISIONS", ("float32",))
-    form = replace(best.FORMATS["openvino"], weights=("float32", "float16"))
-    monkeypatch.setitem(best.FORMATS, "openvino", form)
+    form = replace(FORMATS["openvino"], weights=("float32", "float16"))
+    monkeypatch.setitem(FORMATS, "openvino", form)
     _, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(64, 96), data=tmp_path)
     assert [one.problem for one in tried] == ["loses 10.00 points of mIoU", ""]
     assert kept is tried[1]

@@ -17,7 +17,7 @@ Three things differ from the graph in the file, none of which changes the functi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -36,6 +36,7 @@ from evitseg.config import (
     ModelConfig,
     SegmentationHead,
     head_plan,
+    placed_convs,
     stage_plans,
     stem_plan,
 )
@@ -84,7 +85,7 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
         bias = _value(added[0].input_value(1).get_node()).reshape(-1) if len(follows) == 1 and added else None
         found[int(number[1])] = Weights(kernel.reshape(-1, *kernel.shape[-3:]), bias)
     weights = [found[number] for number in sorted(found)]
-    plan = list(_convs(config))
+    plan = [placed.conv for placed in placed_convs(config)]
     fits = len(weights) == len(plan) and all(
         own.kernel.shape == (conv.outputs, conv.inputs // conv.groups, conv.kernel, conv.kernel)
         and (own.bias.shape == (conv.outputs,) if own.bias is not None else not (conv.bias or conv.norm))
@@ -93,19 +94,6 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
     if not fits:
         raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
     return weights
-
-
-def _convs(config: ModelConfig) -> Iterator[Conv]:
-    assert isinstance(config.head, SegmentationHead)
-    for block in [*stem_plan(config.backbone), *(b for stage in stage_plans(config.backbone) for b in stage)]:
-        yield from block.convs.values()
-        if isinstance(block, AttentionBlock):
-            yield from block.local.convs.values()
-    head = head_plan(config.backbone, config.head)
-    yield from head.inputs
-    for refine in head.blocks:
-        yield from refine.convs.values()
-    yield from head.outputs.values()
 
 
 def _is_constant(value: openvino.Output) -> bool:
@@ -229,8 +217,8 @@ class _Writer:
         backbone = self.config.backbone
         image = self.ops.parameter([1, *self.size, 3], np.uint8, name="image")
         stages = stage_plans(backbone)
-        before: list[tuple[str, Block]] = [(f"stem.{i}", block) for i, block in enumerate(stem_plan(backbone))]
-        before += [(f"stage{s + 1}.{i}", block) for s in range(FIRST) for i, block in enumerate(stages[s])]
+        before: list[tuple[str, Block]] = [(f"stem.block{i}", block) for i, block in enumerate(stem_plan(backbone))]
+        before += [(f"stage{s + 1}.block{i}", block) for s in range(FIRST) for i, block in enumerate(stages[s])]
         x = self.local(self.pixels(image), self.size, [self.part(name, block) for name, block in before])
         features = [x]
         # OpenVINO 2026.4 rounds a convolution's bias to bfloat16 with everything else. A bias is added in float32 if it
@@ -240,7 +228,7 @@ class _Writer:
         self.exact_biases = self.low_precision
         for number, blocks in enumerate(stages[FIRST:], start=FIRST + 1):
             for i, block in enumerate(blocks):
-                name, size = f"stage{number}.{i}", self.at(2 ** (number + 1))
+                name, size = f"stage{number}.block{i}", self.at(2 ** (number + 1))
                 if isinstance(block, AttentionBlock):
                     own = {key: next(self._left) for key in block.convs}
                     x = self.ops.add(x, self.attention(f"{name}.attention", x, size, block, own))
@@ -298,7 +286,7 @@ class _Writer:
                 for name, block, own in chain:
                     y = x
                     for key, conv in block.convs.items():
-                        y = self.conv(f"{name}.{key}" + f" tile {r},{c}" * (counts != (1, 1)), y, conv, own[key])
+                        y = self.conv(f"{name}/{key}" + f" tile {r},{c}" * (counts != (1, 1)), y, conv, own[key])
                     x = self.ops.add(x, y) if block.residual else y
                 line.append(self.slice(x, 2, down.skip, down.keep, across.skip, across.keep))
             lines.append(self.joined(line, 3))
@@ -330,7 +318,7 @@ class _Writer:
         def cut(down: Tile, across: Tile) -> Any:
             x = self.slice(image, 1, down.start, down.stop - down.start, across.start, across.stop - across.start)
             x = ops.multiply(ops.add(ops.convert(x, "f32"), self.constant(-mean)), self.constant(1 / std))
-            x.set_friendly_name(f"normalise {down.start},{across.start}")
+            x.set_friendly_name(f"input/normalise tile {down.start},{across.start}")
             return self.channels_first(x)  # last until here: so the change of axes costs nothing
 
         return cut
@@ -356,7 +344,7 @@ class _Writer:
         one = Conv(width, width, norm=False)
         scales = [
             [
-                self.conv(f"{name}.{letter}", x, one, Weights(own["qkv"].kernel[channels], None))
+                self.conv(f"{name}/qkv.{letter}", x, one, Weights(own["qkv"].kernel[channels], None))
                 for letter, channels in zip("qkv", order, strict=True)
             ]
         ]
@@ -366,8 +354,8 @@ class _Writer:
             depthwise, pointwise = (own[f"aggregate.{i}.{part}"].kernel for part in ("depthwise", "pointwise"))
             scale = []
             for letter, channels, y in zip("qkv", order, scales[0], strict=True):
-                y = self.conv(f"{name}.aggregate{i}.{letter}.depthwise", y, around, Weights(depthwise[channels], None))
-                y = self.conv(f"{name}.aggregate{i}.{letter}.pointwise", y, mixing, Weights(pointwise[channels], None))
+                y = self.conv(f"{name}/aggregate.{i}.depthwise.{letter}", y, around, Weights(depthwise[channels], None))
+                y = self.conv(f"{name}/aggregate.{i}.pointwise.{letter}", y, mixing, Weights(pointwise[channels], None))
                 scale.append(y)
             scales.append(scale)
 
@@ -377,20 +365,20 @@ class _Writer:
             q, k, v = (
                 self.reshape(self.channels_last(y), 1, -1, width) for y in (ops.relu(q), ops.relu(k), v)
             )  # (1, tokens, width)
-            context = ops.multiply(self.product(f"{name}.keys×values", k, v, transposed=True), same_head)
+            context = ops.multiply(self.product(f"{name}/keys×values.{i}", k, v, transposed=True), same_head)
             key_sum = self.reshape(ops.reduce_sum(k, self.constant([1], np.int64), True), 1, width, 1)
-            divisor = self.product(f"{name}.divisor", q, ops.multiply(key_sum, same_head))
+            divisor = self.product(f"{name}/divisor.{i}", q, ops.multiply(key_sum, same_head))
             # A divisor of the same size for every channel of a head: no head needs to be cut out.
             divisor = (
                 ops.add(divisor, self.constant(block.eps))
                 if block.eps
                 else ops.maximum(divisor, self.constant(SMALLEST_DIVISOR))
             )
-            y = ops.divide(self.product(f"{name}.queries×context", q, context), divisor)
+            y = ops.divide(self.product(f"{name}/queries×context.{i}", q, context), divisor)
             y = self.channels_first(self.reshape(y, 1, *size, width))
             part = own["proj"].kernel[:, i * width : (i + 1) * width]
             bias = own["proj"].bias if i == len(scales) - 1 else None
-            y = self.conv(f"{name}.proj{i}", y, one, Weights(part, bias))
+            y = self.conv(f"{name}/proj.{i}", y, one, Weights(part, bias))
             attended = y if attended is None else ops.add(attended, y)
         return attended
 
@@ -405,8 +393,8 @@ class _Writer:
         assert isinstance(config.head, SegmentationHead)
         plan = head_plan(config.backbone, config.head)
         coarse, middle, fine = (
-            self.conv(f"head.input{i}", feature, conv, next(self._left))
-            for i, (conv, feature) in enumerate(zip(plan.inputs, reversed(stages), strict=True))
+            self.conv(f"head.from_stage{number}/conv", feature, conv, next(self._left))
+            for number, conv, feature in zip((4, 3, 2), plan.inputs, reversed(stages), strict=True)
         )
         size = self.at(LOGIT_STRIDE)
 
@@ -418,19 +406,21 @@ class _Writer:
                     _bicubic(tile, side, factor) for tile, side in zip((down, across), size, strict=True)
                 )
                 x = self.channels_last(self.slice(x, 2, top, bottom - top, left, right - left))
-                x = self.product(f"head.up{factor} {down.start},{across.start}", self.constant(horizontal), x)
+                x = self.product(
+                    f"head.up/width.{factor} tile {down.start},{across.start}", self.constant(horizontal), x
+                )
                 wide.append(self.reshape(x, bottom - top, -1))
                 rows.append(vertical)
             tall = self.product(
-                f"head.up {down.start},{across.start}",
+                f"head.up/height tile {down.start},{across.start}",
                 self.constant(np.concatenate(rows, axis=1)),
                 self.joined(wide, 0),
             )
             x = self.channels_first(self.reshape(tall, 1, height, width, -1))
             return self.ops.add(x, self.slice(fine, 2, down.start, height, across.start, width))
 
-        chain = [self.part(f"head.{i}", block) for i, block in enumerate(plan.blocks)]
-        chain.append(self.part("head", ConvBlock(plan.outputs, residual=False)))
+        chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
+        chain.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
         return self.local(cut, size, chain)
 
 

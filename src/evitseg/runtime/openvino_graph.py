@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 FIRST = 2
 """Stages before the first that may attend; they run with the stem, tile by tile."""
-TILE_BYTES = 12 * 2**20
+TILE_BYTES = 8 * 2**20
 """What a tile's largest features may take."""
 SMALLEST_DIVISOR = 2.0**-100
 """Keeps a query that no key matches at 0; far below every sum of keys that matters."""

@@ -6,6 +6,7 @@ The clip is made from the shipped photograph, panned and zoomed: 10 seconds, 960
 The contestants take turns, each in its own warm process, on the whole clip:
 
 - engine, one after the other: the network alone on the clip's frames, prepared beforehand, with every thread on one;
+- engine, in streams: the same with as many frames at a time as `evitseg predict` has under way;
 - decoding: FFmpeg with one thread, nothing done with the frames;
 - overlay, mask: the command's own function, from file to file.
 
@@ -22,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,11 @@ from PIL import Image
 
 import evitseg
 from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.cli import MAX_STREAMS
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.runtime import video
+from evitseg.runtime.artefact import physical_cores
 
 HEIGHT, WIDTH, RATE, SECONDS = 540, 960, 30, 10
 FRAMES = RATE * SECONDS
@@ -76,12 +80,15 @@ def contestant(role: str, clip: Path) -> None:
     if role == "decoding":
         serve(lambda: decode(clip))
         return
-    segment = evitseg.load()
-    if role == "engine":
+    streams = 1 if role == "engine" else min(physical_cores(), MAX_STREAMS)  # as evitseg predict has them
+    segment = evitseg.load(streams=streams)
+    if role in ("engine", "streams"):
         inputs = [segment.manifest.preprocess.apply(f.to_ndarray(format="rgb24"))[None] for f in decode(clip)[::10]]
-        serve(lambda: [segment.engine(inputs[i % len(inputs)]) for i in range(FRAMES)])
+        pool = ThreadPoolExecutor(streams)
+        serve(lambda: list(pool.map(lambda i: segment.engine(inputs[i % len(inputs)]), range(FRAMES))))
     else:
-        serve(lambda: video.write_video(clip, clip.with_name(role), segment, [role]))  # type: ignore[list-item]
+        kinds = [role]
+        serve(lambda: video.write_video(clip, clip.with_name(role), segment, kinds, workers=streams))  # type: ignore[arg-type]
 
 
 def differing_pixels(clip: Path) -> list[float]:
@@ -152,6 +159,7 @@ def main() -> None:
         make_clip(clip)
         roles = {
             "engine, one after the other": "engine",
+            "engine, in streams": "streams",
             "decoding": "decoding",
             "overlay": "overlay",
             "mask": "mask",

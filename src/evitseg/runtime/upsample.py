@@ -130,8 +130,8 @@ def _fill(
         for at in range(0, len(cells), at_once):
             some = cells[at : at + at_once]
             classes = np.nonzero(within[some])[1].reshape(-1, candidates)  # ascending: of equals the first wins
-            four = [np.take_along_axis(corner[some], classes, 1).T for corner in corners]
-            _interpolate(mask, four, classes.astype(mask.dtype), rows, columns, r[some], c[some])
+            four = [np.ascontiguousarray(np.take_along_axis(corner[some], classes, 1).T) for corner in corners]
+            _interpolate(mask, four, classes.T.astype(mask.dtype), rows, columns, r[some], c[some])
 
 
 def _interpolate(
@@ -143,33 +143,33 @@ def _interpolate(
     r: NDArray[np.intp],
     c: NDArray[np.intp],
 ) -> None:
-    """The largest of some classes in every pixel of some cells.
+    """The largest of some classes in every pixel of some cells; the cells are the last axis, which is the long one.
 
     Args:
         corners: (candidates, cells) logits at top left, top right, bottom left and bottom right.
-        classes: (cells, candidates), which they are.
+        classes: (candidates, cells), which they are.
     """
     y, x = _pixels(rows, r), _pixels(columns, c)
-    fy, fx = rows.fraction[y], columns.fraction[x][:, None, :]
+    fy, fx = rows.fraction[y], columns.fraction[x]
     ty, tx = 1 - fy, 1 - fx
-    top_left, top_right, bottom_left, bottom_right = (corner[..., None] for corner in corners)
+    top_left, top_right, bottom_left, bottom_right = (corner[:, None] for corner in corners)
     # Weights, not left + (right - left) * fx: rounding then keeps the order of the corners.
-    left = (top_left * ty + bottom_left * fy)[..., None]  # (candidates, cells, pixel rows, 1)
-    right = (top_right * ty + bottom_right * fy)[..., None]
+    left = (top_left * ty + bottom_left * fy)[:, :, None]  # (candidates, pixel rows, 1, cells)
+    right = (top_right * ty + bottom_right * fy)[:, :, None]
     best = left[0] * tx + right[0] * fx
     winner = np.empty(best.shape, mask.dtype)
-    winner[:] = classes[:, :1, None]
+    winner[:] = classes[0]
     for i in range(1, len(left)):
         other = left[i] * tx + right[i] * fx
-        np.copyto(winner, classes[:, i, None, None], where=other > best)
+        np.copyto(winner, classes[i], where=other > best)
         if i + 1 < len(left):
             np.maximum(best, other, out=best)
-    mask[y[:, :, None], x[:, None, :]] = winner
+    mask[y[:, None], x[None]] = winner
 
 
 def _pixels(axis: _Axis, cells: NDArray[np.intp]) -> NDArray[np.intp]:
-    """(cells, most pixels in a cell) pixel indices; a cell with fewer repeats its last, which is then written twice."""
+    """(most pixels in a cell, cells) pixel indices; a cell with fewer repeats its last, which is then written twice."""
     most = axis.count.max(initial=1)
-    within = np.minimum(np.arange(most), axis.count[cells, None] - 1)
-    pixels: NDArray[np.intp] = axis.start[cells, None] + within
+    within = np.minimum(np.arange(most)[:, None], axis.count[cells] - 1)
+    pixels: NDArray[np.intp] = axis.start[cells] + within
     return pixels

@@ -164,7 +164,7 @@ def _interpolate(
         np.copyto(winner, classes[i], where=other > best)
         if i + 1 < len(left):
             np.maximum(best, other, out=best)
-    mask[y[:, None], x[None]] = winner
+    mask.reshape(-1)[(y * mask.shape[1])[:, None] + x] = winner  # flat: half the time of two indices
 
 
 def _pixels(axis: _Axis, cells: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -81,9 +81,7 @@ class Preprocess:
         if self.fixed is not None:
             check_sides(self.fixed)
 
-    def fit(
-        self, picture_size: tuple[int, int], size: Size = None, limit: int | None = MAX_PIXELS
-    ) -> tuple[int, int]:
+    def fit(self, picture_size: tuple[int, int], size: Size = None, limit: int | None = MAX_PIXELS) -> tuple[int, int]:
         """(height, width) of the network input for a picture of this (height, width).
 
         Args:

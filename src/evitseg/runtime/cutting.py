@@ -174,9 +174,17 @@ class Cut:
         if any(side.is_dynamic for side in (heads, rows, dim)) or rows.get_length() != dim.get_length() + 1:
             raise self._strange("attention's sums have no fixed shape")
         return Attention(
-            self._key(qkv.input_value(0)), *(n.get_friendly_name() for n in (keys, largest, key_scale, partial, sums)),
-            eps_term, eps, heads.get_length(), dim.get_length(),
-        )  # fmt: skip
+            x=self._key(qkv.input_value(0)),
+            keys=keys.get_friendly_name(),
+            largest=largest.get_friendly_name(),
+            key_scale=key_scale.get_friendly_name(),
+            partial=partial.get_friendly_name(),
+            sums=sums.get_friendly_name(),
+            eps_term=eps_term,
+            eps=eps,
+            heads=heads.get_length(),
+            head_dim=dim.get_length(),
+        )
 
     @staticmethod
     def _eps(key_scale: Any) -> tuple[str | None, float]:
@@ -275,7 +283,7 @@ class Cut:
                 if self._levels[self._key(given)[0]] < self._levels[name]:
                     tensor = self._narrowest(given)
                     kept[tensor] = max(kept.get(tensor, 0), self._levels[name])
-        found = []
+        found: list[Features] = []
         for tensor, used_by in kept.items():
             shape = self._by_name[tensor[0]].output(tensor[1]).partial_shape
             if len(shape) != 4 or shape[1].is_dynamic:
@@ -286,7 +294,7 @@ class Cut:
         return tuple(found)
 
     def _narrowest(self, tensor: Any) -> Tensor:
-        """Where to cut on the way to a tensor that a later piece takes; what follows is cheaper made again than kept."""
+        """Where to cut on the way to a tensor that a later piece takes; the rest is cheaper made again than kept."""
         for attention, interior in zip(self.attentions, self._interiors, strict=True):
             if self._key(tensor)[0] in interior:
                 return attention.x

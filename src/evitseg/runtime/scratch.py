@@ -92,7 +92,7 @@ class Scratch:
         with lock:
             for row, line in enumerate(out):
                 file.seek(((window.top + row) * layout.width + window.left) * size)
-                view = memoryview(line).cast("B")
+                view = memoryview(line.data).cast("B")
                 if file.readinto(view) != len(view):
                     raise FileError(f"{self.folder / layout.name}: shorter than it was written; begin again.")
         return out
@@ -107,7 +107,7 @@ class Scratch:
             try:
                 for row, line in enumerate(values):
                     file.seek(((window.top + row) * layout.width + window.left) * size)
-                    view = memoryview(line).cast("B")
+                    view = memoryview(line.data).cast("B")
                     while view:
                         view = view[file.write(view) :]
             except OSError as error:

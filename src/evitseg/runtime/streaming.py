@@ -316,7 +316,7 @@ class Context:
         for i, sums in enumerate(self.sums):
             arrays |= {f"values{i}": sums.values, f"largest{i}": sums.largest, f"tokens{i}": np.array(sums.tokens)}
         with replacing(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # takes arrays alone, by any name
 
     @staticmethod
     def load(path: str | os.PathLike[str], network: Network) -> Context:
@@ -326,7 +326,7 @@ class Context:
         try:
             if Path(path).stat().st_size > MAX_CONTEXT_BYTES:
                 raise strange
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 about = json.loads(stored["about"].tobytes())
                 sums = tuple(
                     Sums(stored[f"values{i}"], stored[f"largest{i}"], float(stored[f"tokens{i}"]))

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ from evitseg.runtime.streaming import (
     Progress,
     Streamed,
     make_plan,
-    needed_memory,
     render,
     segment_huge,
     tiled_logits,
@@ -115,16 +115,9 @@ def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 def stream(
     picture: NDArray[np.uint8], network: Network, scratch: Path, tile: int
 ) -> tuple[NDArray[np.integer], Streamed]:
-    """The mask, in tiles of about this size."""
     sink = ArraySink(picture.shape[:2])
-    streamed = segment_huge(ArraySource(picture), sink, network, scratch, memory=memory_for(network, picture, tile))
-    assert streamed.plan.tile == tile
+    streamed = segment_huge(ArraySource(picture), sink, network, scratch, tile=tile)
     return sink.mask, streamed
-
-
-def memory_for(network: Network, picture: NDArray[np.uint8], tile: int) -> int:
-    working = network.manifest.preprocess.fit(picture.shape[:2], "native")
-    return needed_memory(network, Plan((picture.shape[0], picture.shape[1]), working, tile))
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "b0.xml"])
@@ -152,9 +145,8 @@ def test_the_mask_is_the_whole_pictures_but_where_two_classes_tie(
     clear = ((top[0] - top[1]) > 1e-4 * top.abs().max()).numpy()
     for tile in (32, 64, 160, 2048):
         if tile < min(height, width) or tile == 2048:
-            plan = Plan((height, width), network.manifest.preprocess.fit((height, width), "native"), tile)
             sink = ArraySink((height, width))
-            segment_huge(ArraySource(picture), sink, network, tmp_path, memory=needed_memory(network, plan))
+            segment_huge(ArraySource(picture), sink, network, tmp_path, tile=tile)
             np.testing.assert_array_equal(sink.mask[clear], expected[clear])
     assert not list(tmp_path.iterdir())
 
@@ -250,7 +242,7 @@ def test_a_torn_tile_is_named_left_out_and_the_rest_is_done(
 ) -> None:
     torn = Torn(street, [(1, 2), (6, 8)])
     sink = ArraySink(street.shape[:2])
-    streamed = segment_huge(torn, sink, network, tmp_path, memory=memory_for(network, street, tile))
+    streamed = segment_huge(torn, sink, network, tmp_path, tile=tile)
     expected = np.zeros(street.shape[:2], np.bool_)
     expected[64:128, 128:192] = expected[384:, 512:] = True
     np.testing.assert_array_equal(sink.mask == IGNORE, expected)
@@ -301,7 +293,7 @@ sink = ArraySink(picture.shape[:2])
 def watch(progress):
     print(progress.piece, progress.tile, flush=True)
 streamed = segment_huge(
-    ArraySource(picture), sink, Network(sys.argv[2], "float32"), sys.argv[3], memory=int(sys.argv[4]), watch=watch
+    ArraySource(picture), sink, Network(sys.argv[2], "float32"), sys.argv[3], tile=int(sys.argv[4]), watch=watch
 )
 np.save(sys.argv[5], sink.mask)
 print("resumed", streamed.resumed)
@@ -320,7 +312,7 @@ def test_killed_five_times_and_resumed_it_gives_the_same_file(
             tmp_path / "picture.npy",
             BUNDLED,
             tmp_path / scratch,
-            memory_for(network, street, tile),
+            tile,
             tmp_path / out,
         ]
         return [sys.executable, "-c", textwrap.dedent(KILLED), *map(str, places)]
@@ -434,15 +426,25 @@ def test_half_precision_stays_as_near_to_float32_as_whole(
 
 
 def test_the_plan_covers_working_picture_and_mask_once() -> None:
-    plan = Plan((1003, 777), (992, 768), 192)
-    for size, window_of in ((plan.working, plan.core), (plan.picture, lambda t: plan.mask_window(plan.core(t)))):
-        seen = np.zeros(size, np.uint8)
-        for tile in range(plan.tiles):
-            rows, columns = window_of(tile).inside(Window(0, 0, *size))
-            seen[rows, columns] += 1
-        assert (seen == 1).all()
+    plan = Plan((1003, 777), (992, 768), (192, 320))
+    for piece in (0, 1):
+        for size, mask in ((plan.working, False), (plan.picture, True)):
+            seen = np.zeros(size, np.uint8)
+            for tile in range(plan.tiles(piece)):
+                core = plan.core(piece, tile)
+                rows, columns = (plan.mask_window(core) if mask else core).inside(Window(0, 0, *size))
+                seen[rows, columns] += 1
+            assert (seen == 1).all()
 
 
 def test_more_memory_makes_larger_tiles(network: Network) -> None:
-    tiles = [make_plan(network, (40_000, 40_000), "native", mib * 1024**2, "global").tile for mib in (300, 500, 2000)]
-    assert tiles == sorted(set(tiles))
+    plans = [make_plan(network, (40_000, 40_000), memory=mib * 1024**2) for mib in (260, 300, 500, 900)]
+    for smaller, larger in pairwise(plans):
+        assert max(smaller.sides) <= 4096
+        assert all(a <= b for a, b in zip(smaller.sides, larger.sides, strict=True))
+        assert smaller.sides[0] < larger.sides[0]
+
+
+def test_a_tile_that_does_not_fit_the_stride_is_refused(network: Network) -> None:
+    with pytest.raises(ConfigError, match="give a multiple of 32"):
+        make_plan(network, (400, 400), tile=100)

@@ -65,8 +65,10 @@ ContextMode: TypeAlias = Literal["global"] | int
 
 SMALLEST = 2.0**-14
 """Where attention's divisors stop, as in the network."""
-LARGEST_TILE = 2048
+LARGEST_TILE = 4096
 """Pixels of a tile's side; larger ones are no faster."""
+WORKERS = 2
+"""Tiles in hand at once: one in the engine, which uses all threads, one on its way from or to the disk."""
 BASE_BYTES = 220 * 1024**2
 """What a process holds before the first tile: Python, OpenVINO, a small network."""
 _STRIP_PIXELS = 2**22
@@ -83,49 +85,39 @@ class Plan:
     Attributes:
         picture: (height, width) of the picture, in pixels.
         working: (height, width) of the network's input.
-        tile: most pixels of a tile's side, in the network's input; a multiple of 32.
+        sides: for every piece of the network, most pixels of a tile's side, in the network's input; multiples of 32.
     """
 
     picture: tuple[int, int]
     working: tuple[int, int]
-    tile: int
+    sides: tuple[int, ...]
 
-    def _edges(self, side: int) -> list[int]:
+    def _edges(self, piece: int, length: int) -> list[int]:
         """Where tiles begin and end along one side: nearly equal parts, multiples of the stride."""
-        blocks, count = side // STRIDE, -(-side // self.tile)
+        blocks, count = length // STRIDE, -(-length // self.sides[piece])
         return [round(i * blocks / count) * STRIDE for i in range(count + 1)]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
-        return len(self._edges(self.working[0])) - 1, len(self._edges(self.working[1])) - 1
+    def grid(self, piece: int) -> tuple[int, int]:
+        """Rows and columns of a piece's tiles."""
+        height, width = (-(-length // self.sides[piece]) for length in self.working)
+        return height, width
 
-    @property
-    def tiles(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def tiles(self, piece: int) -> int:
+        rows, columns = self.grid(piece)
+        return rows * columns
 
-    def core(self, tile: int) -> Window:
+    def core(self, piece: int, tile: int) -> Window:
         """The part of the network's input that is a tile's own."""
-        row, column = divmod(tile, self.grid[1])
+        row, column = divmod(tile, self.grid(piece)[1])
         (top, bottom), (left, right) = (
-            self._edges(side)[at : at + 2] for side, at in zip(self.working, (row, column), strict=True)
+            self._edges(piece, length)[at : at + 2] for length, at in zip(self.working, (row, column), strict=True)
         )
         return Window(top, left, bottom - top, right - left)
 
-    def window(self, piece: Piece, core: Window) -> Window:
-        """What a piece must see for a tile; always of one size, so that one compiled network serves.
-
-        It ends at the picture's border, never beyond, so that every convolution pads with zeros there and only there;
-        elsewhere it reaches so far that what its own borders spoil is outside the tile.
-        """
-        spans = []
-        for side, begin, end in zip(self.working, (core.top, core.left), (core.bottom, core.right), strict=True):
-            edges = self._edges(side)
-            largest = max(b - a for a, b in pairwise(edges))
-            size = min(side, max(largest, end - begin) + piece.before + piece.after)
-            spans.append((min(max(0, begin - piece.before), side - size), size))
-        (top, height), (left, width) = spans
-        return Window(top, left, height, width)
+    def window(self, piece: Piece, tile: int) -> Window:
+        """What a piece must see for a tile; of one size for all tiles, so that one compiled network serves."""
+        height, width = (max(b - a for a, b in pairwise(self._edges(piece.number, side))) for side in self.working)
+        return window_around(self.core(piece.number, tile), piece, self.working, (height, width))
 
     def mask_window(self, core: Window) -> Window:
         """The mask's pixels that a tile gives; the tiles' windows cover the mask once."""
@@ -137,15 +129,32 @@ class Plan:
         )
         return Window(top, left, bottom - top, right - left)
 
-    def neighbours(self, tile: int) -> list[int]:
+    def neighbours(self, piece: int, tile: int) -> list[int]:
         """A tile and those around it."""
-        rows, columns = self.grid
+        rows, columns = self.grid(piece)
         row, column = divmod(tile, columns)
         return [
             r * columns + c
             for r in range(max(0, row - 1), min(rows, row + 2))
             for c in range(max(0, column - 1), min(columns, column + 2))
         ]
+
+
+def window_around(core: Window, piece: Piece, working: tuple[int, int], largest: tuple[int, int]) -> Window:
+    """What a piece must see to be right in a part of the network's input.
+
+    It ends at the picture's border, never beyond, so that every convolution pads with zeros there and only there;
+    elsewhere it reaches so far that what its own borders spoil is outside the part.
+
+    Args:
+        largest: (height, width) of the largest part; the window is large enough for that, whatever this one's size.
+    """
+    spans = []
+    for length, begin, most in zip(working, (core.top, core.left), largest, strict=True):
+        size = min(length, most + piece.before + piece.after)
+        spans.append((min(max(0, begin - piece.before), length - size), size))
+    (top, height), (left, width) = spans
+    return Window(top, left, height, width)
 
 
 def working_size(picture: tuple[int, int], manifest: Manifest, size: Size = "native") -> tuple[int, int]:
@@ -159,7 +168,7 @@ class Network:
     """An artefact, cut, and ready to run its pieces on windows of any size; several threads may.
 
     Args:
-        threads: at most; None for every physical core. Each runs a tile.
+        threads: at most; None for every physical core.
 
     Raises: EngineError, WeightsError.
     """
@@ -183,7 +192,8 @@ class Network:
             self.digest = hashlib.sha256(read(path) + read(path.with_suffix(".bin"))).hexdigest()
         self.cut = Cut(model, path)
         self.threads = threads or physical_cores()
-        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": str(self.threads)}
+        # One stream: activations are in memory once, whatever waits for the engine.
+        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": "1"}
         self._compiled: tuple[tuple[int, int, int], queue.SimpleQueue[Any]] | None = None
         # A tiny window says in which precision it runs.
         compiled = self._core.compile_model(self.cut.model(self.cut.whole, STRIDE, STRIDE), "CPU", self._settings)
@@ -225,7 +235,7 @@ class Network:
                     f"OpenVINO cannot run a tile of {window.width}×{window.height} ({first_line(error)})."
                 ) from error
             requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for _ in range(self.threads):
+            for _ in range(WORKERS):
                 requests.put(compiled.create_infer_request())
             self._compiled = key, requests
         requests = self._compiled[1]
@@ -354,11 +364,10 @@ class Job:
     Args:
         source: of the network's input.
         scratch: where features, sums and the mask lie between tiles.
-        near: whether attention sums over a tile and its neighbours alone, and not over the picture.
     """
 
-    def __init__(self, network: Network, source: Source, plan: Plan, scratch: Scratch, near: bool = False) -> None:
-        self.network, self.plan, self.scratch, self.near = network, plan, scratch, near
+    def __init__(self, network: Network, source: Source, plan: Plan, scratch: Scratch) -> None:
+        self.network, self.plan, self.scratch = network, plan, scratch
         self.source = Resampled(source, plan.working)
         self.damages: dict[Window, Damage] = {}
         cut, (height, width) = network.cut, plan.working
@@ -367,7 +376,7 @@ class Job:
             for f in cut.features
         }
         self.records = [
-            Layout(f"sums_{i}", plan.tiles, 1, record_length(a), "float32") for i, a in enumerate(cut.attentions)
+            Layout(f"sums_{i}", plan.tiles(i), 1, record_length(a), "float32") for i, a in enumerate(cut.attentions)
         ]
         self._finest = min((cut.token_stride(a) for a in cut.attentions), default=STRIDE)
         self.valid = Layout("valid", height // self._finest, width // self._finest, 1, "uint8")
@@ -389,7 +398,7 @@ class Job:
 
     def sums(self, number: int) -> Sums:
         """Of one attention layer, over the picture."""
-        return self._sum(number, range(self.plan.tiles))
+        return self._sum(number, range(self.plan.tiles(number)))
 
     def _sum(self, number: int, tiles: Iterable[int]) -> Sums:
         layout = self.records[number]
@@ -408,13 +417,13 @@ class Job:
         """Do one tile of one piece, and leave what it gives in the scratch folder.
 
         Args:
-            sums: of the attention layer before the piece; None where there is none, or every tile has its own.
+            sums: of the attention layer before the piece; None where there is none, or for those of the tile and its
+                neighbours alone.
 
         Returns: what of the picture could not be read.
         """
-        core = self.plan.core(tile)
+        core, window = self.plan.core(piece.number, tile), self.plan.window(piece, tile)
         outputs, weight, damages = self._run(run, piece, tile, sums)
-        window = self.plan.window(piece, core)
         for f in piece.outputs:
             place = core.over(f.stride)
             values = outputs[f.name][0][place.inside(window.over(f.stride))]
@@ -429,8 +438,7 @@ class Job:
     def _run(
         self, run: Callable[[Arrays], Arrays], piece: Piece, tile: int, sums: Sums | None
     ) -> tuple[Arrays, NDArray[np.float32], list[Damage]]:
-        cut, core = self.network.cut, self.plan.core(tile)
-        window = self.plan.window(piece, core)
+        cut, core, window = self.network.cut, self.plan.core(piece.number, tile), self.plan.window(piece, tile)
         inputs: Arrays = {}
         damages: list[Damage] = []
         if piece.number == 0:
@@ -444,7 +452,7 @@ class Job:
         if piece.number > 0:
             number = piece.number - 1
             if sums is None:
-                sums = self._sum(number, self.plan.neighbours(tile) if self.near else range(self.plan.tiles))
+                sums = self._sum(number, self.plan.neighbours(number, tile))
             inputs |= sums.inputs(number, cut.attentions[number])
         weight = np.zeros(0, np.float32)
         attention = cut.attention_behind(piece)
@@ -536,6 +544,7 @@ def segment_huge(
     size: Size = "native",
     memory: int | None = None,
     context: ContextMode = "global",
+    tile: int | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Streamed:
     """The mask of a picture of any size, the same as if it went through the network whole.
@@ -548,11 +557,13 @@ def segment_huge(
         memory: bytes the process may hold; None for a quarter of what is free.
         context: "global" for attention over the whole picture; or pixels: over three by three tiles of a third of
             that, which is no longer the same as the whole, but closer to what training saw.
+        tile: pixels of a tile's side, a multiple of 32; None for the largest that the memory allows.
         watch: called after every tile.
 
     Raises: ConfigError where the memory is too little, FileError where the disk is, EngineError.
     """
-    plan, explicit = make_plan(network, source.size, size, memory, context), memory is not None
+    plan = make_plan(network, source.size, size, memory, context, tile)
+    explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
     store = Scratch(Path(scratch) / _folder_name(identity))
     try:
@@ -572,26 +583,27 @@ def _segment(
     near: bool, watch: Callable[[Progress], None] | None,
 ) -> Streamed:  # fmt: skip
     state = store.state()
-    if state is None or state.get("identity") != identity or (explicit and state["tile"] > plan.tile):
-        state = {"identity": identity, "tile": plan.tile, "piece": 0, "done": 0, "damages": []}
-    plan = replace(plan, tile=state["tile"])  # another moment's free memory must not make other tiles
-    job = Job(network, source, plan, store, near)
+    if state is None or state.get("identity") != identity or (explicit and state["sides"] != list(plan.sides)):
+        state = {"identity": identity, "sides": plan.sides, "piece": 0, "done": 0, "damages": []}
+    plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
+    job = Job(network, source, plan, store)
     job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
     store.check_room(job.layouts, job.bytes_needed)
     pieces = network.cut.pieces
-    resumed = state["piece"] * plan.tiles + state["done"]
+    resumed = sum(map(plan.tiles, range(state["piece"]))) + state["done"]
     for piece in pieces[state["piece"] :]:
         sums = job.sums(piece.number - 1) if piece.number and not near else None
         begin = state["done"]
-        with network.ready(piece, plan.window(piece, plan.core(0))) as run:
+        tiles = plan.tiles(piece.number)
+        with network.ready(piece, plan.window(piece, 0)) as run:
             work = partial(job.work, run, piece, sums=sums)
-            for tile, damages in enumerate(overlapped(range(begin, plan.tiles), work, network.threads, 1), begin):
+            for tile, damages in enumerate(overlapped(range(begin, tiles), work, WORKERS, 1), begin):
                 job.damages |= {damage.window: damage for damage in damages}
                 state["done"] = tile + 1
                 state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
                 store.save(state)
                 if watch is not None:
-                    watch(Progress(piece.number, len(pieces), tile + 1, plan.tiles))
+                    watch(Progress(piece.number, len(pieces), tile + 1, tiles))
         state |= {"piece": piece.number + 1, "done": 0}
         store.save(state)
         for f in network.cut.features:
@@ -616,47 +628,51 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     return counts
 
 
-def make_plan(network: Network, picture: tuple[int, int], size: Size, memory: int | None, context: ContextMode) -> Plan:
-    """The largest tiles that keep the memory. Raises: ConfigError where none do."""
-    working = working_size(picture, network.manifest, size)
+def make_plan(
+    network: Network,
+    picture: tuple[int, int],
+    size: Size = "native",
+    memory: int | None = None,
+    context: ContextMode = "global",
+    tile: int | None = None,
+) -> Plan:
+    """The largest tiles that keep the memory, piece by piece. Raises: ConfigError where none do."""
+    working, pieces = working_size(picture, network.manifest, size), network.cut.pieces
     memory = memory or free_memory() // 4
     if context != "global":
         tile = round(context / 3 / STRIDE) * STRIDE
         if tile < STRIDE:
             raise ConfigError(f"a context of {context} pixels is too small; give at least {3 * STRIDE}.")
-        plan = Plan(picture, working, tile)
-        if needed_memory(network, plan) > memory:
+    if tile is not None and (tile < STRIDE or tile % STRIDE):
+        raise ConfigError(f"a tile of {tile} pixels does not fit the network; give a multiple of {STRIDE}.")
+    sides = []
+    for piece in pieces:
+        for side in [tile] if tile else range(LARGEST_TILE, 0, -STRIDE):
+            plan = Plan(picture, working, (side,) * len(pieces))
+            if needed_memory(network, plan, piece) <= memory:
+                sides.append(side)
+                break
+        else:
             raise ConfigError(
-                f"a context of {context} pixels needs {_mib(needed_memory(network, plan))} of memory, and "
-                f"{_mib(memory)} are to be used; give a smaller context or more memory."
+                f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
+                f"needs {_mib(max(needed_memory(network, plan, piece) for piece in pieces))}; give more."
             )
-        return plan
-    for tile in range(LARGEST_TILE, 0, -STRIDE):
-        plan = Plan(picture, working, tile)
-        if needed_memory(network, plan) <= memory:
-            return plan
-    least = needed_memory(network, Plan(picture, working, STRIDE))
-    raise ConfigError(
-        f"{_mib(memory)} of memory are too little: with the smallest tiles this model needs {_mib(least)}; "
-        "give more, or fewer threads."
-    )
+    return Plan(picture, working, tuple(sides))
 
 
-def needed_memory(network: Network, plan: Plan) -> int:
-    """Estimate of the bytes that the process holds at its fullest."""
-    fullest = max(
-        plan.window(piece, plan.core(0)).pixels * _bytes_per_pixel(network, piece) for piece in network.cut.pieces
-    )
-    return int(BASE_BYTES + network.threads * fullest)
+def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:
+    """Estimate of the bytes that the process holds at its fullest while it works on a piece."""
+    inside, outside = _bytes_per_pixel(network, piece)
+    return int(BASE_BYTES + plan.window(piece, 0).pixels * (inside + WORKERS * outside))
 
 
-def _bytes_per_pixel(network: Network, piece: Piece) -> float:
-    """Of a piece's window: inside the engine, and what it is given and gives, twice each."""
+def _bytes_per_pixel(network: Network, piece: Piece) -> tuple[float, float]:
+    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way."""
     features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
     image = 3 * 4 if piece.number == 0 else 0
     last = network.cut.attention_behind(piece) is None
     logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
-    return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
+    return piece.bytes_per_pixel, 4 * 2 * (features + logits) + image
 
 
 def free_memory() -> int:
@@ -722,9 +738,9 @@ def render(source: Source, network: Network, context: Context, region: Window) -
         or (region.bottom > height or region.right > width)
     ):
         raise ConfigError(f"the region is not inside the picture of {width}×{height} pixels.")
-    plan = Plan(context.picture, context.working, STRIDE)
+    plan = Plan(context.picture, context.working, ())
     core = _core_of(plan, region)
-    window = plan.window(network.cut.whole, core)
+    window = window_around(core, network.cut.whole, plan.working, (core.height, core.width))
     image, damages = Resampled(source, plan.working).read(window)
     inputs: Arrays = {IMAGE: image[None]}
     for i, (sums, attention) in enumerate(zip(context.sums, network.cut.attentions, strict=True)):
@@ -755,7 +771,8 @@ def tiled_logits(
     source: Source, network: Network, tile: int, scratch: str | os.PathLike[str], size: Size = "native"
 ) -> NDArray[np.float32]:
     """(classes, h / 8, w / 8) of a picture that fits in memory, computed in tiles: to compare with the whole."""
-    plan = Plan(source.size, working_size(source.size, network.manifest, size), tile)
+    working = working_size(source.size, network.manifest, size)
+    plan = Plan(source.size, working, (tile,) * len(network.cut.pieces))
     store = Scratch(Path(scratch) / temporary_name())
     job = Job(network, source, plan, store)
     shape = (network.manifest.model.num_classes, *(side // LOGIT_STRIDE for side in plan.working))
@@ -763,13 +780,13 @@ def tiled_logits(
     try:
         for piece in network.cut.pieces:
             sums = job.sums(piece.number - 1) if piece.number else None
-            with network.ready(piece, plan.window(piece, plan.core(0))) as run:
-                for at in range(plan.tiles):
+            with network.ready(piece, plan.window(piece, 0)) as run:
+                for at in range(plan.tiles(piece.number)):
                     if network.cut.attention_behind(piece) is not None:
                         job.work(run, piece, at, sums)
                         continue
-                    core = plan.core(at)
-                    place, outer = (w.over(LOGIT_STRIDE) for w in (core, plan.window(piece, core)))
+                    core, window = plan.core(piece.number, at), plan.window(piece, at)
+                    place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
                     rows, columns = place.inside(outer)
                     own = job.logits(run, piece, at, sums)[:, rows, columns]
                     logits[:, place.top : place.bottom, place.left : place.right] = own

@@ -50,7 +50,9 @@ class Attention:
 
     Attributes:
         x: the features that enter.
-        keys: before they are scaled.
+        scales: for every scale the convolutions that make its queries, keys and values of x, one after the other.
+        queries, keys: before they are scaled.
+        context: the product of values and keys.
         largest: a head's largest key, at least the smallest normal float16 number.
         key_scale: what the keys are multiplied by.
         partial: (heads, head_dim + 1, head_dim) sums over tokens of value · key, and in the last row of keys.
@@ -60,7 +62,10 @@ class Attention:
     """
 
     x: Tensor
+    scales: tuple[tuple[str, ...], ...]
+    queries: str
     keys: str
+    context: str
     largest: str
     key_scale: str
     partial: str
@@ -161,21 +166,28 @@ class Cut:
             largest = _into(key_scale, 1, "Divide", "Maximum")
             split = _into(keys, 0, "Relu", "VariadicSplit")
             concat = _into(_into(split, 0, "VariadicSplit", "Reshape"), 0, "Reshape", "Concat")
+            queries = _into(_into(product, 1, "MatMul", "Divide"), 0, "Divide", "Relu")
         except _NotThereError:
             return None
-        qkv = concat.input_value(0).get_node()
-        if qkv.get_type_name() not in _CONVOLUTIONS:  # with a bias
-            qkv = qkv.input_value(0).get_node()
-            qkv = qkv.input_value(0).get_node() if qkv.get_type_name() == "Clamp" else qkv
-        if qkv.get_type_name() not in _CONVOLUTIONS:
-            raise self._strange("attention does not begin with a convolution")
+        scales = []
+        for given in concat.input_values():
+            convs = [given.get_node()]
+            while convs[0].get_type_name() == "GroupConvolution":
+                convs.insert(0, convs[0].input_value(0).get_node())
+            scales.append(convs)
+        qkv = scales[0][0]
+        if any(convs[0] != qkv or convs[0].get_type_name() != "Convolution" for convs in scales):
+            raise self._strange("attention does not begin with one convolution")
         eps_term, eps = self._eps(key_scale)
         _, heads, rows, dim = partial.output(0).partial_shape
         if any(side.is_dynamic for side in (heads, rows, dim)) or rows.get_length() != dim.get_length() + 1:
             raise self._strange("attention's sums have no fixed shape")
         return Attention(
             x=self._key(qkv.input_value(0)),
+            scales=tuple(tuple(conv.get_friendly_name() for conv in convs) for convs in scales),
+            queries=queries.get_friendly_name(),
             keys=keys.get_friendly_name(),
+            context=context.get_friendly_name(),
             largest=largest.get_friendly_name(),
             key_scale=key_scale.get_friendly_name(),
             partial=partial.get_friendly_name(),
@@ -432,6 +444,9 @@ class Cut:
             replace(at, shape, f.name, [0, 3, 1, 2])
         whole = piece.number < 0
         for i, attention in enumerate(self.attentions[: len(self.attentions) if whole else piece.number]):
+            if not whole and i == piece.number - 1:
+                tokens = _tokens(nodes, attention, (0,))
+                nodes[attention.queries].input(0).replace_source_output(tokens.output(0))
             if whole or i == piece.number - 1:
                 shape = [1, attention.heads, attention.head_dim + 1, attention.head_dim]
                 replace(nodes[attention.sums].output(0), shape, f"{SUMS}{i}")
@@ -446,6 +461,11 @@ class Cut:
             name, place = self._key(self._logits)
             results.append(ops.result(nodes[name].output(place)))
         else:
+            tokens = _tokens(nodes, following, (1, 2))
+            sizes = np.array([following.head_dim] * 2)
+            keys_and_values = ops.variadic_split(tokens, np.array(2), sizes)
+            nodes[following.keys].input(0).replace_source_output(keys_and_values.output(0))
+            nodes[following.context].input(0).replace_source_output(keys_and_values.output(1))
             stride = self._strides[following.x]
             weight = ops.parameter([1, 1, 1, height // stride * (width // stride)], np.float32)
             weight.output(0).get_tensor().set_names({WEIGHT})
@@ -478,6 +498,38 @@ class Cut:
     def token_stride(self, attention: Attention) -> int:
         """Pixels of the picture to a side of what one of its tokens stands for."""
         return self._strides[attention.x]
+
+
+def _tokens(nodes: dict[str, Any], attention: Attention, parts: tuple[int, ...]) -> Any:
+    """(1, heads, parts · head_dim, tokens): of queries, keys and values (0, 1, 2) those that a piece needs.
+
+    A piece that ends before the sums needs no queries, the one that begins behind them nothing else, and whatever is
+    kept between the two is larger than what it takes to make it again.
+    """
+    from openvino import opset13 as ops
+
+    dim, made = attention.head_dim, dict[str, Any]()
+    outputs = []
+    for scale in attention.scales:
+        value = nodes[scale[0]].input_value(0)
+        for name in scale:
+            conv = nodes[name]
+            attributes = conv.get_attributes()
+            geometry = [attributes[key] for key in ("strides", "pads_begin", "pads_end", "dilations")]
+            weights = conv.input_value(1)
+            rows = weights.partial_shape[0].get_length()
+            # Along channels: head, then its queries, keys and values; a group is one channel, or all of one part.
+            run = dim if conv.get_type_name() == "Convolution" or weights.partial_shape[1].get_length() == 1 else 1
+            chosen = [row for row in range(rows) if row // run % 3 in parts]
+            weights = ops.gather(weights, np.array(chosen), np.array(0))
+            operator = ops.convolution if conv.get_type_name() == "Convolution" else ops.group_convolution
+            if name not in made:
+                made[name] = operator(value, weights, *geometry).output(0)
+            value = made[name]
+        outputs.append(value)
+    tokens = ops.concat(outputs, 1)
+    shape = np.array([0, attention.heads, len(parts) * dim, -1])
+    return ops.reshape(tokens, shape, True)
 
 
 class _NotThereError(Exception):

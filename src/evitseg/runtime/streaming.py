@@ -60,6 +60,7 @@ from evitseg.runtime.windows import (
 )
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
+Run: TypeAlias = Callable[..., Arrays]
 ContextMode: TypeAlias = Literal["global"] | int
 """What attention sums over: the whole picture, or so many pixels around."""
 
@@ -67,8 +68,12 @@ SMALLEST = 2.0**-14
 """Where attention's divisors stop, as in the network."""
 LARGEST_TILE = 4096
 """Pixels of a tile's side; larger ones are no faster."""
+CACHE_BYTES, PAST_CACHE = 32 * 1024**2, 1.4
+"""What a window may hold to be found in the processor's last cache, and how many times as long the others take;
+measured for B0 on an EPYC with 32 MiB: `benchmarks/streaming.py`."""
 WORKERS = 2
-"""Tiles in hand at once: one in the engine, which uses all threads, one on its way from or to the disk."""
+"""Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
+threads on one tile the whole took a fifteenth longer."""
 BASE_BYTES = 220 * 1024**2
 """What a process holds before the first tile: Python, OpenVINO, a small network."""
 _STRIP_PIXELS = 2**22
@@ -192,8 +197,8 @@ class Network:
             self.digest = hashlib.sha256(read(path) + read(path.with_suffix(".bin"))).hexdigest()
         self.cut = Cut(model, path)
         self.threads = threads or physical_cores()
-        # One stream: activations are in memory once, whatever waits for the engine.
-        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": "1"}
+        self.workers = min(WORKERS, self.threads)
+        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": str(self.workers)}
         self._compiled: tuple[tuple[int, int, int], queue.SimpleQueue[Any]] | None = None
         # A tiny window says in which precision it runs.
         compiled = self._core.compile_model(self.cut.model(self.cut.whole, STRIDE, STRIDE), "CPU", self._settings)
@@ -219,8 +224,10 @@ class Network:
         return "float32" if self.info.precision == "float32" else "float16"
 
     @contextmanager
-    def ready(self, piece: Piece, window: Window) -> Iterator[Callable[[Arrays], Arrays]]:
-        """A function that runs the piece on windows of this size, from several threads; its results are the caller's.
+    def ready(self, piece: Piece, window: Window) -> Iterator[Run]:
+        """A function that runs the piece on windows of this size, from several threads.
+
+        It is given the inputs, and for some of the outputs what of them is wanted; its results are the caller's.
 
         Only one size of one piece is compiled at a time: memory is for tiles.
         """
@@ -235,17 +242,17 @@ class Network:
                     f"OpenVINO cannot run a tile of {window.width}×{window.height} ({first_line(error)})."
                 ) from error
             requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for _ in range(WORKERS):
+            for _ in range(self.workers):
                 requests.put(compiled.create_infer_request())
             self._compiled = key, requests
         requests = self._compiled[1]
         names = self.cut.outputs_of(piece)
 
-        def run(inputs: Arrays) -> Arrays:
+        def run(inputs: Arrays, wanted: dict[str, tuple[int | slice, ...]] | None = None) -> Arrays:
             request = requests.get()
             try:
                 found = request.infer(inputs, share_inputs=True, share_outputs=True)
-                return {name: np.array(found[i]) for i, name in enumerate(names)}
+                return {name: found[i][(wanted or {}).get(name, ())].copy() for i, name in enumerate(names)}
             finally:
                 requests.put(request)
 
@@ -405,15 +412,13 @@ class Job:
         records = (self.scratch.read(layout, Window(tile, 0, 1, 1)).ravel() for tile in tiles)
         return summed(records, self.network.cut.attentions[number])
 
-    def logits(
-        self, run: Callable[[Arrays], Arrays], piece: Piece, tile: int, sums: Sums | None
-    ) -> NDArray[np.float32]:
+    def logits(self, run: Run, piece: Piece, tile: int, sums: Sums | None) -> NDArray[np.float32]:
         """(classes, h, w) of a window around a tile, from the last piece; see `Plan.window`."""
         outputs, _, _ = self._run(run, piece, tile, sums)
         logits: NDArray[np.float32] = outputs[LOGITS][0]
         return logits
 
-    def work(self, run: Callable[[Arrays], Arrays], piece: Piece, tile: int, sums: Sums | None) -> list[Damage]:
+    def work(self, run: Run, piece: Piece, tile: int, sums: Sums | None) -> list[Damage]:
         """Do one tile of one piece, and leave what it gives in the scratch folder.
 
         Args:
@@ -426,8 +431,7 @@ class Job:
         outputs, weight, damages = self._run(run, piece, tile, sums)
         for f in piece.outputs:
             place = core.over(f.stride)
-            values = outputs[f.name][0][place.inside(window.over(f.stride))]
-            self.scratch.write(self.features[f.name], place, self._stored(values))
+            self.scratch.write(self.features[f.name], place, self._stored(outputs[f.name]))
         if LOGITS in outputs:
             self._write_mask(outputs[LOGITS][0], core, window)
         else:
@@ -436,7 +440,7 @@ class Job:
         return damages
 
     def _run(
-        self, run: Callable[[Arrays], Arrays], piece: Piece, tile: int, sums: Sums | None
+        self, run: Run, piece: Piece, tile: int, sums: Sums | None
     ) -> tuple[Arrays, NDArray[np.float32], list[Damage]]:
         cut, core, window = self.network.cut, self.plan.core(piece.number, tile), self.plan.window(piece, tile)
         inputs: Arrays = {}
@@ -460,7 +464,9 @@ class Job:
             stride = cut.token_stride(attention)
             weight = self._weight(core, window, stride)
             inputs[WEIGHT] = weight.reshape(1, 1, 1, -1)
-        return run(inputs), weight, damages
+        # Without what the window's own borders have spoilt.
+        cores = {f.name: (0, *core.over(f.stride).inside(window.over(f.stride))) for f in piece.outputs}
+        return run(inputs, cores), weight, damages
 
     def _weight(self, core: Window, window: Window, stride: int) -> NDArray[np.float32]:
         """How every token of a window counts in the sums: by 1 if it is the tile's own and has data."""
@@ -477,9 +483,11 @@ class Job:
     def _stored(self, values: NDArray[np.float32]) -> NDArray[Any]:
         if self.network.stored == "float32":
             return values
-        if not np.abs(values).max() <= np.finfo(np.float16).max:
+        with np.errstate(over="ignore"):  # told below
+            halves = values.astype(np.float16)
+        if not np.isfinite(halves).all():
             raise EngineError("features exceed what float16 holds; take --precision float32.")
-        return values.astype(np.float16)
+        return halves
 
     def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window) -> None:
         place = self.plan.mask_window(core)
@@ -597,7 +605,7 @@ def _segment(
         tiles = plan.tiles(piece.number)
         with network.ready(piece, plan.window(piece, 0)) as run:
             work = partial(job.work, run, piece, sums=sums)
-            for tile, damages in enumerate(overlapped(range(begin, tiles), work, WORKERS, 1), begin):
+            for tile, damages in enumerate(overlapped(range(begin, tiles), work, network.workers, 1), begin):
                 job.damages |= {damage.window: damage for damage in damages}
                 state["done"] = tile + 1
                 state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
@@ -623,9 +631,18 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     counts = np.zeros(ignore + 1, np.int64)
     for window in tiles_of((height, width), sink.tile or (max(1, _STRIP_PIXELS // width), width)):
         mask = job.scratch.read(job.mask, window)[..., 0]
-        counts += np.bincount(mask.ravel(), minlength=ignore + 1)
+        counts += _counts(mask, ignore + 1)
         sink.write(window.top, window.left, mask)
     return counts
+
+
+def _counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
+    """How often every class index occurs; bytes are counted in pairs, in half the time."""
+    flat = mask.ravel()
+    if flat.dtype != np.uint8 or flat.size % 2:
+        return np.bincount(flat, minlength=most)
+    pairs = np.bincount(flat.view(np.uint16), minlength=2**16).reshape(256, 256)
+    return (pairs.sum(0) + pairs.sum(1))[:most]
 
 
 def make_plan(
@@ -636,7 +653,7 @@ def make_plan(
     context: ContextMode = "global",
     tile: int | None = None,
 ) -> Plan:
-    """The largest tiles that keep the memory, piece by piece. Raises: ConfigError where none do."""
+    """The fastest tiles that keep the memory, piece by piece. Raises: ConfigError where none do."""
     working, pieces = working_size(picture, network.manifest, size), network.cut.pieces
     memory = memory or free_memory() // 4
     if context != "global":
@@ -647,32 +664,42 @@ def make_plan(
         raise ConfigError(f"a tile of {tile} pixels does not fit the network; give a multiple of {STRIDE}.")
     sides = []
     for piece in pieces:
-        for side in [tile] if tile else range(LARGEST_TILE, 0, -STRIDE):
-            plan = Plan(picture, working, (side,) * len(pieces))
-            if needed_memory(network, plan, piece) <= memory:
-                sides.append(side)
-                break
-        else:
+        tried = {side: Plan(picture, working, (side,) * len(pieces)) for side in _sides(tile, max(working))}
+        fitting = [side for side, plan in tried.items() if needed_memory(network, plan, piece) <= memory]
+        if not fitting:
+            least = max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
             raise ConfigError(
                 f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
-                f"needs {_mib(max(needed_memory(network, plan, piece) for piece in pieces))}; give more."
+                f"needs {_mib(least)}; give more."
             )
+        sides.append(min(fitting, key=lambda side: _cost(tried[side], piece)))
     return Plan(picture, working, tuple(sides))
+
+
+def _sides(tile: int | None, longest: int) -> list[int]:
+    """Sides that tiles may have, largest first."""
+    return [tile] if tile else list(range(min(LARGEST_TILE, longest), 0, -STRIDE))
+
+
+def _cost(plan: Plan, piece: Piece) -> float:
+    """Of a piece in these tiles, for a pixel, in any unit."""
+    pixels = plan.window(piece, 0).pixels
+    seen = pixels * plan.tiles(piece.number) / (plan.working[0] * plan.working[1])
+    return seen * (PAST_CACHE if pixels * piece.bytes_per_pixel > CACHE_BYTES else 1)
 
 
 def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:
     """Estimate of the bytes that the process holds at its fullest while it works on a piece."""
-    inside, outside = _bytes_per_pixel(network, piece)
-    return int(BASE_BYTES + plan.window(piece, 0).pixels * (inside + WORKERS * outside))
+    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * _bytes_per_pixel(network, piece))
 
 
-def _bytes_per_pixel(network: Network, piece: Piece) -> tuple[float, float]:
+def _bytes_per_pixel(network: Network, piece: Piece) -> float:
     """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way."""
     features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
     image = 3 * 4 if piece.number == 0 else 0
     last = network.cut.attention_behind(piece) is None
     logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
-    return piece.bytes_per_pixel, 4 * 2 * (features + logits) + image
+    return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
 
 
 def free_memory() -> int:

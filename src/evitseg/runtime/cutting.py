@@ -29,6 +29,9 @@ IMAGE, LOGITS, WEIGHT, SUMS, EPS, PARTIAL, KEY_SCALE, LARGEST = (
 )  # fmt: skip
 """Names of a piece's inputs and outputs, beside those of the features between pieces."""
 
+WHOLE, ALONE = -1, -2
+"""Numbers of the network in one piece, with sums that are given and with its own."""
+
 Tensor: TypeAlias = tuple[str, int]
 """A node's name and which of its outputs."""
 
@@ -104,7 +107,8 @@ class Piece:
     """One part of the network.
 
     Attributes:
-        number: 0 for the first, which takes the picture; piece n takes the sums of attention layer n - 1.
+        number: 0 for the first, which takes the picture; piece n takes the sums of attention layer n - 1. Or `WHOLE`,
+            `ALONE`.
         inputs, outputs: features taken and given.
         before, after: pixels of the picture that a window must have to either side of a tile; multiples of 32.
         bytes_per_pixel: estimate of what it holds at its fullest, for a pixel of its window, in float32.
@@ -141,7 +145,7 @@ class Cut:
         self._levels, self._interiors = self._find_levels()
         self.features = self._find_features()
         self.pieces = tuple(self._piece(number) for number in range(len(self.attentions) + 1))
-        self.whole = self._whole()
+        self.whole, self.alone = self._whole(WHOLE), self._whole(ALONE)
         if any(piece.bytes_per_pixel == 0 for piece in self.pieces) or self._strides[self._key(self._logits)] != 8:
             raise self._strange("its logits are not at stride 8")
 
@@ -340,10 +344,10 @@ class Cut:
         before, after = self._reach(nodes, ends, attention is None)
         return Piece(number, inputs, made, before, after, self._fullest(nodes, inputs))
 
-    def _whole(self) -> Piece:
-        """The network in one piece, its sums given from outside."""
+    def _whole(self, number: int) -> Piece:
+        """The network in one piece: its sums given from outside, or its own."""
         nodes = self._back([self._logits.get_node()], self._sums_before(len(self.attentions) + 1))
-        return Piece(-1, (), (), *self._reach(nodes, [self._logits.get_node()], True), self._fullest(nodes, ()))
+        return Piece(number, (), (), *self._reach(nodes, [self._logits.get_node()], True), self._fullest(nodes, ()))
 
     def _sums_before(self, number: int) -> set[Tensor]:
         given = self.attentions[: number - 1]
@@ -442,8 +446,8 @@ class Cut:
         for f in piece.inputs:
             at, shape = nodes[f.tensor[0]].output(f.tensor[1]), [1, height // f.stride, width // f.stride, f.channels]
             replace(at, shape, f.name, [0, 3, 1, 2])
-        whole = piece.number < 0
-        for i, attention in enumerate(self.attentions[: len(self.attentions) if whole else piece.number]):
+        whole = piece.number == WHOLE
+        for i, attention in enumerate(self.attentions[: len(self.attentions) if whole else max(0, piece.number)]):
             if not whole and i == piece.number - 1:
                 tokens = _tokens(nodes, attention, (0,))
                 nodes[attention.queries].input(0).replace_source_output(tokens.output(0))

@@ -47,8 +47,10 @@ from evitseg.runtime.cutting import (
 )
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.scratch import Layout, Scratch
+from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.runtime.windows import (
+    ArraySource,
     Damage,
     Resampled,
     Sink,
@@ -821,3 +823,119 @@ def tiled_logits(
         network.free()
         store.discard()
     return logits
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How tiles and the whole compare on a part of a picture that fits in memory.
+
+    Attributes:
+        part: of the picture, as if it were one of its own.
+        difference: largest of the logits', relative to the largest logit.
+        pixels: of the mask that differ.
+    """
+
+    part: Window
+    difference: float
+    pixels: int
+
+
+def verify(
+    source: Source, network: Network, segment: Segmenter, scratch: str | os.PathLike[str], side: int = 1024
+) -> Agreement:
+    """Compute the middle of a picture both ways, in tiles of a quarter of its side and whole.
+
+    Args:
+        segment: the same model in the same precision.
+    """
+    height, width = (min(side, length) for length in source.size)
+    part = Window((source.size[0] - height) // 2, (source.size[1] - width) // 2, height, width)
+    picture, _ = read_window(source, part)
+    whole = Segmenter(segment.engine, "native").logits(picture)
+    tile = max(STRIDE, max(height, width) // 4 // STRIDE * STRIDE)
+    tiles = tiled_logits(ArraySource(picture), network, tile, scratch)
+    masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
+    difference = float(np.abs(tiles - whole).max() / np.abs(whole).max())
+    return Agreement(part, difference, int((masks[0] != masks[1]).sum()))
+
+
+def blend(source: Source, sink: Sink, network: Network, window: int, *, size: Size = "native") -> NDArray[np.int64]:
+    """The usual way with large pictures, to compare with: overlapping windows, each as if it were the whole picture.
+
+    Windows lie half a window apart; where they overlap, their logits are averaged, each with a weight that falls
+    linearly to its border. Rows of windows are in memory, not the picture. Every window's attention sums over that
+    window alone, and its convolutions pad with zeros at its borders: the result is not that of the whole picture.
+
+    Args:
+        window: pixels of a window's side, a multiple of 64.
+
+    Returns: pixels of the mask by class index; the last is the labels' `ignore_index`.
+    """
+    if window < 2 * STRIDE or window % (2 * STRIDE):
+        raise ConfigError(f"a window of {window} pixels does not fit the network; give a multiple of {2 * STRIDE}.")
+    plan = Plan(source.size, working_size(source.size, network.manifest, size), ())
+    resampled = Resampled(source, plan.working)
+    height, width = (min(window, length) for length in plan.working)
+    step = window // 2
+    tops, lefts = (
+        [*range(0, length - side, step), length - side]
+        for length, side in zip(plan.working, (height, width), strict=True)
+    )
+    ignore, classes = network.labels.ignore_index, network.manifest.model.num_classes
+    h, w = height // LOGIT_STRIDE, width // LOGIT_STRIDE
+    tent = np.minimum(*np.meshgrid(_tent(w), _tent(h)))[None].astype(np.float32)
+    across = plan.working[1] // LOGIT_STRIDE
+    held = np.zeros((classes, 0, across), np.float32)  # sums of weighted logits of the rows from `first` on
+    weight = np.zeros((1, 0, across), np.float32)
+    first, written, counts = 0, 0, np.zeros(ignore + 1, np.int64)
+    with network.ready(network.cut.alone, Window(0, 0, height, width)) as run:
+        for i, top in enumerate(tops):
+            more = top // LOGIT_STRIDE + h - first - held.shape[1]
+            held = np.concatenate([held, np.zeros((classes, more, across), np.float32)], 1)
+            weight = np.concatenate([weight, np.zeros((1, more, across), np.float32)], 1)
+            damages: list[Damage] = []
+            rows = slice(top // LOGIT_STRIDE - first, top // LOGIT_STRIDE - first + h)
+            for left in lefts:
+                image, found = resampled.read(Window(top, left, height, width))
+                damages += found
+                columns = slice(left // LOGIT_STRIDE, left // LOGIT_STRIDE + w)
+                held[:, rows, columns] += run({IMAGE: image[None]})[LOGITS][0] * tent
+                weight[:, rows, columns] += tent
+            # Rows that no later window touches are done; of those, what the mask's next pixels depend on.
+            done = tops[i + 1] // LOGIT_STRIDE if i + 1 < len(tops) else plan.working[0] // LOGIT_STRIDE
+            last = i + 1 == len(tops)
+            until = plan.picture[0] if last else _whole_pixels(plan, done)
+            if until <= written:
+                continue
+            place = Window(written, 0, until - written, plan.picture[1])
+            window_of = Window(first * LOGIT_STRIDE, 0, (done - first) * LOGIT_STRIDE, plan.working[1])
+            mask = mask_window(held[:, : done - first] / weight[:, : done - first], plan, place, window_of)
+            valid = valid_window(source, place, damages)
+            if valid is not None:
+                mask[~valid] = ignore
+            counts += _counts(mask, ignore + 1)
+            sink.write(place.top, 0, mask)
+            written = until
+            keep = max(
+                0,
+                Side(plan.working[0] // LOGIT_STRIDE, plan.picture[0], 0, min(written, plan.picture[0] - 1)).needed(1)[
+                    0
+                ],
+            )
+            held, weight, first = held[:, keep - first :], weight[:, keep - first :], keep
+    network.free()
+    return counts
+
+
+def _tent(length: int) -> NDArray[np.float64]:
+    """Largest in the middle, falling to both ends, nowhere zero."""
+    return 1 - np.abs(2 * np.arange(length) + 1 - length) / (length + 1)
+
+
+def _whole_pixels(plan: Plan, logits: int) -> int:
+    """How many rows of the mask depend on the first so many rows of logits alone."""
+    rows, pixels = plan.working[0] // LOGIT_STRIDE, plan.picture[0]
+    until = min(pixels, logits * pixels // rows)
+    while until and Side(rows, pixels).needed(until)[1] > logits:
+        until -= 1
+    return until

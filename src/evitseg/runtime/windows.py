@@ -18,13 +18,16 @@ _FIXED_POINT = 22
 
 
 class Source(Protocol):
-    """A picture that is read window by window; upright, RGB. Where it has `tile` (height, width), it is made of such.
+    """A picture that is read window by window; upright, RGB.
 
-    Attributes:
-        size: (height, width) in pixels.
+    Two more attributes are looked at where they are: `tile`, (height, width) of the tiles it is made of, and
+    `identity`, by which interrupted work recognises it (its path, size and time, say).
     """
 
-    size: tuple[int, int]
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        ...
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width, 3) of a window inside the picture. Raises: PictureError where it is damaged."""
@@ -36,13 +39,12 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """A mask that is written window by window, every pixel once.
+    """A mask that is written window by window, from the top left, every pixel once."""
 
-    Attributes:
-        tile: (height, width) that windows are aligned to; None for whole rows.
-    """
-
-    tile: tuple[int, int] | None
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """(height, width) that windows are aligned to; None for whole rows."""
+        ...
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None: ...
 
@@ -96,20 +98,6 @@ class ArraySource:
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         return None if self._valid is None else self._valid[top : top + height, left : left + width]
-
-
-class Cropped:
-    """A window of another source as a picture of its own."""
-
-    def __init__(self, source: Source, window: Window) -> None:
-        self.size = (window.height, window.width)
-        self._source, self._window = source, window
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        return self._source.read(self._window.top + top, self._window.left + left, height, width)
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        return self._source.valid(self._window.top + top, self._window.left + left, height, width)
 
 
 class ArraySink:

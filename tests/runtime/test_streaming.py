@@ -373,7 +373,7 @@ def test_a_neighbourhood_that_holds_the_picture_is_the_picture(
     masks = {}
     for context in ("global", 3 * 288, 3 * 96):
         sink = ArraySink(street.shape[:2])
-        segment_huge(ArraySource(street), sink, network, tmp_path, context=context)  # type: ignore[arg-type]
+        segment_huge(ArraySource(street), sink, network, tmp_path, context=context)
         masks[context] = sink.mask
     assert (masks["global"] != masks[3 * 288]).mean() < 1e-4
     assert (masks["global"] != masks[3 * 96]).mean() > 1e-3

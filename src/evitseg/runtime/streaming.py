@@ -644,7 +644,8 @@ def _counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
     if flat.dtype != np.uint8 or flat.size % 2:
         return np.bincount(flat, minlength=most)
     pairs = np.bincount(flat.view(np.uint16), minlength=2**16).reshape(256, 256)
-    return (pairs.sum(0) + pairs.sum(1))[:most]
+    counts: NDArray[np.int64] = pairs.sum(0) + pairs.sum(1)
+    return counts[:most]
 
 
 def make_plan(

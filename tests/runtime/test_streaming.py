@@ -188,10 +188,19 @@ def test_a_file_that_is_no_context_is_refused(content: bytes, network: Network, 
         Context.load(tmp_path / "c.npz", network)
 
 
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
 def test_a_context_file_runs_no_code(network: Network, tmp_path: Path) -> None:
-    np.savez(tmp_path / "c.npz", about=np.array([{"format": 1}], dtype=object))
+    np.savez(tmp_path / "c.npz", about=np.array([Hostile(tmp_path / "touched")], dtype=object))
     with pytest.raises(FileError, match="not a context file"):
         Context.load(tmp_path / "c.npz", network)
+    assert not (tmp_path / "touched").exists()
 
 
 def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(

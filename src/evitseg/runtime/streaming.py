@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import EngineInfo, Precision, processor_name
@@ -398,11 +399,12 @@ class Job:
     @property
     def bytes_needed(self) -> int:
         """Of disk, when it is fullest."""
-        always = sum(layout.bytes for layout in (*self.records, self.valid, self.mask))
-        features = self.network.cut.features
+        always = sum(layout.bytes for layout in (*self.records, self.valid))
+        cut = self.network.cut
         return always + max(
-            sum(self.features[f.name].bytes for f in features if f.made_by <= piece.number <= f.used_by)
-            for piece in self.network.cut.pieces
+            sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
+            + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
+            for piece in cut.pieces
         )
 
     def sums(self, number: int) -> Sums:
@@ -639,13 +641,10 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
 
 
 def _counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
-    """How often every class index occurs; bytes are counted in pairs, in half the time."""
-    flat = mask.ravel()
-    if flat.dtype != np.uint8 or flat.size % 2:
-        return np.bincount(flat, minlength=most)
-    pairs = np.bincount(flat.view(np.uint16), minlength=2**16).reshape(256, 256)
-    counts: NDArray[np.int64] = pairs.sum(0) + pairs.sum(1)
-    return counts[:most]
+    """How often every class index occurs."""
+    if mask.dtype == np.uint8:  # several times as fast as numpy
+        return np.array(Image.fromarray(mask).histogram()[:most], np.int64)
+    return np.bincount(mask.ravel(), minlength=most)
 
 
 def make_plan(

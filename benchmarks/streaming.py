@@ -118,6 +118,7 @@ def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[
                         "height": height,
                         "width": width,
                         "tile": tile,
+                        "largest_logit": float(np.abs(whole).max()),
                         "logit_difference": float(np.abs(tiles - whole).max() / np.abs(whole).max()),
                         "mask_pixels_that_differ": int((masks[0] != masks[1]).sum()),
                         "largest_gap_where_the_mask_differs": largest_gap(whole, masks[0] != masks[1]),

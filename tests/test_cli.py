@@ -379,3 +379,49 @@ def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uin
     run = evitseg("eval", "data", cwd=tmp_path)
     assert run.returncode == 1
     assert "the data's classes (data) are not the model's (camvid)" in run.stderr
+
+
+def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(street: Path, tmp_path: Path) -> None:
+    common = ("--precision", "float32", "--size", "native")
+    assert evitseg("predict", street, *common, "--no-overlay", "--out", "o", cwd=tmp_path).returncode == 0
+    run = evitseg(
+        "predict", street, *common, "--exact", "--memory", "260MiB", "--out", "exact/mask.png", "--verify",
+        "--save-context", "street.npz", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (picture,) = json.loads(run.stdout)["pictures"]
+    assert picture["verified"]["logit difference"] < 1e-5
+    assert sum(picture["fractions"].values()) == pytest.approx(1)
+    assert files(tmp_path / "exact") == ["mask.png"]
+    masks = []
+    for name in ("o/street_mask.png", "exact/mask.png"):
+        with Image.open(tmp_path / name) as mask:
+            masks.append(np.asarray(mask))
+    assert (masks[0] != masks[1]).mean() < 1e-4
+    region = ("--context", "street.npz", "--region", "100,50,200,120", "--out", "region.png")
+    run = evitseg("predict", street, *common, *region, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "region.png") as mask:
+        assert (np.asarray(mask) != masks[1][50:170, 100:300]).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (("--memory", "1MiB"), 1, "1 MiB of memory are too little"),
+        (("--memory", "much"), 2, "is not a size in bytes"),
+        (("--region", "1,2,3,4"), 2, "go together"),
+        (("--context", "street.jpg", "--region", "1,2,3"), 2, "is not X,Y,WIDTH,HEIGHT"),
+        (("--context", "street.jpg", "--region", "1,2,3,4"), 1, "not a context file"),
+        (("--exact", "--engine", "onnxruntime"), 2, "run in openvino"),
+        (("--context-window", "5"), 1, "give at least 96"),
+        (("--exact", "--model", "b0-cityscapes"), 1, "export one"),
+    ],
+)
+def test_what_cannot_be_done_exactly_is_said(
+    arguments: tuple[str, ...], status: int, sentence: str, street: Path, tmp_path: Path
+) -> None:
+    run = evitseg("predict", street, *arguments, "--out", "o", cwd=tmp_path)
+    assert run.returncode == status
+    assert sentence in " ".join(run.stderr.replace("│", " ").split())
+    assert not [name for name in files(tmp_path) if "evitseg-" in name or name.endswith("mask.png")]

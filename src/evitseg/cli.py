@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Segmenter
+    from evitseg.runtime.windows import Window
     from evitseg.train import Event
 
 app = typer.Typer(
@@ -247,6 +249,36 @@ def predict(
     engine: Engine = None,
     precision: Precision = PrecisionName.auto,
     threads: Threads = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="The mask alone, in tiles and bounded memory, as if the picture went through whole."
+        ),
+    ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="To keep to, as 1GiB; with --exact. (default: a quarter of what is free)"),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For what does not fit in memory; with --exact. (default: beside the mask)"),
+    ] = None,
+    save_context: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what regions need to know of the rest; with --exact.")
+    ] = None,
+    context: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Render a --region from such a file, without the rest.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Of the picture, in pixels; with --context.")
+    ] = None,
+    context_window: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Attend to so many pixels around, not to the whole; with --exact."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compute a part both ways, and say the difference; with --exact.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment pictures: a mask PNG of class indices and a coloured overlay for each; and videos, live ones too.
@@ -259,11 +291,16 @@ def predict(
 
     if (not inputs and not example) or "" in (inputs or ()):
         raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
-    if out.is_file():
-        _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
     from evitseg.bundled import EXAMPLE_PICTURE
 
     working_size = _size(size) if size is not None else None
+    options = _ExactOptions(memory, scratch, save_context, context, region, context_window, verify)
+    if exact or options != _ExactOptions() or (inputs and any(map(_is_huge, inputs))):
+        given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
+        _predict_exactly(given, out, model, engine, precision, threads, working_size, options, as_json)
+        return
+    if out.is_file():
+        _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
     problems: list[str] = []
     files = [given for given in inputs or [] if not is_stream(given)]
     found = list(_pictures([*files, *([str(EXAMPLE_PICTURE)] if example else [])], out, problems))
@@ -321,6 +358,143 @@ def _is_done(target: Path, overlay: bool) -> bool:
 
 def _note(sentence: str, as_json: bool) -> None:
     print(sentence, file=sys.stderr if as_json else sys.stdout)
+
+
+@dataclass(frozen=True)
+class _ExactOptions:
+    """Options of predict for pictures in tiles, as they were given."""
+
+    memory: str | None = None
+    scratch: Path | None = None
+    save_context: Path | None = None
+    context: Path | None = None
+    region: str | None = None
+    context_window: int | None = None
+    verify: bool = False
+
+
+def _is_huge(given: str) -> bool:
+    """Whether a picture is too large to be read whole."""
+    from evitseg.errors import PictureError
+    from evitseg.image import EXTENSIONS, MAX_PIXELS, picture_size
+
+    if Path(given).suffix.lower() not in EXTENSIONS or not Path(given).is_file():
+        return False
+    try:
+        picture_size(given)
+    except PictureError as error:
+        return f"{MAX_PIXELS:,}" in str(error)
+    return False
+
+
+def _predict_exactly(
+    inputs: list[str],
+    out: Path,
+    model: str | None,
+    engine: EngineName | None,
+    precision: PrecisionName,
+    threads: int | None,
+    size: Size,
+    options: _ExactOptions,
+    as_json: bool,
+) -> None:
+    """predict in tiles and bounded memory: one mask a picture, or a region of one."""
+    from rich.console import Console
+
+    from evitseg.bundled import DEFAULT_MODEL, bundled_models
+    from evitseg.image import read_picture, save_mask
+    from evitseg.loading import load
+    from evitseg.runtime.streaming import Context, Network, Progress, render, segment_huge
+    from evitseg.runtime.streaming import verify as compare
+    from evitseg.runtime.windows import ArraySink, ArraySource
+
+    if engine not in (None, EngineName.openvino):
+        raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
+    if (options.context is None) != (options.region is None):
+        raise typer.BadParameter("--context and --region go together", param_hint="--region")
+    if len(inputs) > 1 and (options.context or options.save_context or out.suffix):
+        raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
+    memory = _bytes(options.memory) if options.memory is not None else None
+    region = _region(options.region) if options.region is not None else None
+    network = Network(bundled_models().get(model or DEFAULT_MODEL, Path(model or "")), precision.value, threads)
+    console = Console(stderr=True, highlight=False)
+    damages: list[str] = []
+    results: list[dict[str, Any]] = []
+    for given in inputs:
+        place = out if out.suffix else out / f"{Path(given).stem}_mask.png"
+        source = ArraySource(read_picture(given))
+        result: dict[str, Any] = {"picture": given, "mask": str(place)}
+        if options.context is not None and region is not None:
+            context = Context.load(options.context, network)
+            save_mask(render(source, network, context, region), place, network.labels)
+        else:
+            sink = ArraySink(source.size, network.labels.dtype)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _progress("segmenting", None, console) as advance:
+
+                def watch(progress: Progress) -> None:
+                    advance(1)  # called before the next picture
+
+                try:
+                    streamed = segment_huge(
+                        source,
+                        sink,
+                        network,
+                        options.scratch or place.parent,
+                        size=size or "native",
+                        memory=memory,
+                        context=options.context_window or "global",
+                        watch=watch,
+                    )
+                except KeyboardInterrupt:
+                    _complain("stopped before the end; the same command goes on, from hidden files beside the mask.")
+                    raise
+            save_mask(sink.mask, place, network.labels)
+            total = int(streamed.counts.sum())
+            shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
+            result["fractions"] = {name: count / total for name, count in shares if count}
+            if options.save_context is not None:
+                streamed.context.save(options.save_context)
+                result["context"] = str(options.save_context)
+            damages += [f"{given}: {damage.reason}" for damage in streamed.damages]
+        if options.verify:
+            whole = load(model, engine="openvino", threads=threads, precision=precision.value)
+            found = compare(source, network, whole, options.scratch or place.parent)
+            result["verified"] = {"logit difference": found.difference, "pixels that differ": found.pixels}
+        results.append(result)
+    if as_json:
+        print(json.dumps({"model": network.manifest.name, "runs": str(network.info), "pictures": results}, indent=2))
+    else:
+        for result in results:
+            print(f"wrote {result['mask']}")
+            if "verified" in result:
+                print(
+                    f"tiles and whole: logits differ by {result['verified']['logit difference']:.1e} of the largest, "
+                    f"{result['verified']['pixels that differ']} pixels of the mask differ"
+                )
+    for damage in damages:
+        _complain(damage)
+    if damages:
+        raise typer.Exit(FAILED)
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, as 800MiB or 1.5GB."""
+    units = {"": 1, "k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 1GiB", param_hint="--memory")
+    return int(float(found[1]) * units[found[2] or ""])
+
+
+def _region(text: str) -> Window:
+    from evitseg.runtime.windows import Window
+
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not X,Y,WIDTH,HEIGHT in pixels", param_hint="--region")
+    x, y, width, height = map(int, numbers)
+    return Window(y, x, height, width)
 
 
 def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:

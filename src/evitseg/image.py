@@ -83,13 +83,14 @@ class Preprocess:
         if self.fixed is not None:
             check_sides(self.fixed)
 
-    def fit(self, picture_size: tuple[int, int], size: Size = None) -> tuple[int, int]:
+    def fit(self, picture_size: tuple[int, int], size: Size = None, limit: int | None = MAX_PIXELS) -> tuple[int, int]:
         """(height, width) of the network input for a picture of this (height, width).
 
         Args:
             size: overrides the rule: a short side in pixels (without the limit on enlarging), or "native".
+            limit: most pixels of the input; None for work in tiles.
 
-        Raises: ConfigError where the input would have more than `MAX_PIXELS`, or for any `size` where there is but one.
+        Raises: ConfigError where the input would have more than `limit`, or for any `size` where there is but one.
         """
         if self.fixed is not None:
             if size is not None:
@@ -105,10 +106,10 @@ class Preprocess:
         elif size is not None and size != "native":
             scale = check_size(size) / min(picture_size)
         height, width = (max(1, round(side * scale / STRIDE)) * STRIDE for side in picture_size)
-        if height * width > MAX_PIXELS:
+        if limit is not None and height * width > limit:
             raise ConfigError(
                 f"a picture of {picture_size[1]}×{picture_size[0]} pixels would go through the network at "
-                f"{width}×{height}, more than {MAX_PIXELS:,} pixels; choose a smaller size."
+                f"{width}×{height}, more than {limit:,} pixels; choose a smaller size."
             )
         return height, width
 
@@ -121,8 +122,11 @@ def resampled(picture: Picture, size: tuple[int, int]) -> Picture:
     """A picture at another (height, width); its own pixels where that is its size."""
     if picture.shape[:2] == size:
         return np.ascontiguousarray(picture)
-    # Pillow's bilinear averages over all pixels it shrinks, so that fine structures do not alias.
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+    # Pillow's bilinear averages over all pixels it shrinks, so that fine structures do not alias. First along the
+    # rows, then along the columns: left to itself Pillow 13 takes the order that is less work, older ones this.
+    height, width = size
+    across = Image.fromarray(picture).resize((width, picture.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(across.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def check_size(short_side: int) -> int:

@@ -329,6 +329,37 @@ def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model
     return model, manifest_inside(text, artefact)
 
 
+def openvino_graph(
+    artefact: Path, precision: Precision = "auto"
+) -> tuple[openvino.Core, openvino.Model, Manifest, dict[str, str]]:
+    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its manifest, and how to compile it.
+
+    Raises: EngineError, WeightsError.
+    """
+    import openvino
+
+    core = openvino.Core()
+    chosen = _openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    settings = {}
+    if chosen is not None:
+        settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
+    try:
+        model, manifest = _openvino_model(core, artefact)
+        (given,), (logits,) = model.inputs, model.outputs
+        check_graph(
+            given.element_type.to_string(),
+            [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
+            [None if side.is_dynamic else side.get_length() for side in logits.partial_shape],
+            manifest,
+            artefact,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+    if chosen == "bfloat16":
+        _keep_biases(model)
+    return core, model, manifest, settings
+
+
 def _keep_biases(model: openvino.Model) -> None:
     """Keep the convolutions' biases in float32 where OpenVINO 2026.4 rounds them to bfloat16 with everything else.
 

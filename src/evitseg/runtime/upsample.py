@@ -36,12 +36,33 @@ class _Axis:
     fraction: NDArray[np.float32]
 
 
-def _axis(logits: int, pixels: int) -> _Axis:
-    position = (np.arange(pixels) + 0.5) * (logits / pixels) - 0.5
+@dataclass(frozen=True)
+class Side:
+    """One side of a window of a larger picture, whose up-sampling does not depend on where it was cut.
+
+    Attributes:
+        logits, pixels: along the whole picture's side.
+        first_logit, first_pixel: with which the window begins.
+    """
+
+    logits: int
+    pixels: int
+    first_logit: int = 0
+    first_pixel: int = 0
+
+    def needed(self, pixels: int) -> tuple[int, int]:
+        """The first logit that so many pixels of the window depend on, and the one after the last."""
+        ends = np.array([self.first_pixel, self.first_pixel + pixels - 1])
+        low, high = np.floor((ends + 0.5) * (self.logits / self.pixels) - 0.5).astype(int)
+        return max(0, int(low)), min(self.logits, int(high) + 2)
+
+
+def _axis(side: Side, pixels: int) -> _Axis:
+    position = (side.first_pixel + np.arange(pixels) + 0.5) * (side.logits / side.pixels) - 0.5
     cell = np.floor(position).astype(np.intp)
     cells, start, count = np.unique(cell, return_index=True, return_counts=True)
-    low, high = cells.clip(0, logits - 1), (cells + 1).clip(0, logits - 1)
-    return _Axis(low, high, start, count, (position - cell).astype(np.float32))
+    low, high = cells.clip(0, side.logits - 1), (cells + 1).clip(0, side.logits - 1)
+    return _Axis(low - side.first_logit, high - side.first_logit, start, count, (position - cell).astype(np.float32))
 
 
 def bicubic_matrix(side: int, factor: int) -> NDArray[np.float32]:
@@ -64,19 +85,24 @@ def bicubic_matrix(side: int, factor: int) -> NDArray[np.float32]:
     return matrix.astype(np.float32)
 
 
-def argmax_upsampled(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.integer]:
+def argmax_upsampled(
+    logits: NDArray[np.float32], size: tuple[int, int], sides: tuple[Side, Side] | None = None
+) -> NDArray[np.integer]:
     """The class with the largest bilinearly up-sampled logit, for every pixel.
 
     Args:
         logits: (classes, h, w).
         size: (height, width) of the mask, in pixels; any, larger or smaller than the logits.
+        sides: where this is a window of a larger picture, its place along height and width; the logits must reach
+            as far as `Side.needed` says.
 
     Returns: (height, width) class indices, uint8, or uint16 for more than 255 classes. Where two classes tie, the
     first; where a tie lies within float32's rounding of the interpolation, either.
     """
     classes, h, w = logits.shape
     dtype = mask_dtype(classes)
-    rows, columns = _axis(h, size[0]), _axis(w, size[1])
+    down, across = sides or (Side(h, size[0]), Side(w, size[1]))
+    rows, columns = _axis(down, size[0]), _axis(across, size[1])
     winner = _argmax_first_axis(logits).astype(dtype)
 
     top, bottom = winner[rows.low], winner[rows.high]

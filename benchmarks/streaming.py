@@ -1,0 +1,230 @@
+"""Pictures in tiles and bounded memory: are they what the whole gives, and what do they cost?
+
+    python benchmarks/streaming.py exact                 # B0, B1 and L1 at 4096×4096 and 3001×2047, tiles beside whole
+    python benchmarks/streaming.py huge --side 32768     # a gigapixel, beside 2048×2048 in memory
+
+The networks of `exact` have random weights, with which every layer has something to say; the picture is the shipped
+photograph, enlarged. `huge` runs the bundled model on a picture that is made window by window from the photograph;
+each contestant has a process of its own, and its peak memory is what the kernel counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contest import RESULTS
+from numpy.typing import NDArray
+from PIL import Image
+
+import evitseg
+from evitseg.bench import peak_mib
+from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
+from evitseg.engine import processor_name
+from evitseg.files import replacing
+from evitseg.image import Preprocess
+from evitseg.labels import numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.runtime.streaming import Network, Progress, segment_huge, tiled_logits
+from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.runtime.windows import ArraySource
+
+SIZES = ((4096, 4096), (3001, 2047))
+TILES = (512, 1536)
+BUNDLED = bundled_models()["b0-camvid"]
+
+
+class Mosaic:
+    """A picture of any size: the photograph beside and below itself, each time a little brighter or darker."""
+
+    tile = None
+
+    def __init__(self, side: int) -> None:
+        self.size = (side, side)
+        with Image.open(EXAMPLE_PICTURE) as image:
+            self._piece = np.asarray(image.convert("RGB").resize((2048, 1024)))
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        out = np.empty((height, width, 3), np.uint8)
+        for y in range(top // 1024 * 1024, top + height, 1024):
+            for x in range(left // 2048 * 2048, left + width, 2048):
+                (y0, y1), (x0, x1) = (
+                    (max(y, top), min(y + 1024, top + height)),
+                    (max(x, left), min(x + 2048, left + width)),
+                )
+                piece = self._piece[y0 - y : y1 - y, x0 - x : x1 - x]
+                np.right_shift(
+                    piece, (y // 1024 * 5 + x // 2048) % 3 // 2, out=out[y0 - top : y1 - top, x0 - left : x1 - left]
+                )
+        return out
+
+    def valid(self, top: int, left: int, height: int, width: int) -> None:
+        return None
+
+
+class Forgotten:
+    """A sink that keeps nothing."""
+
+    tile = None
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        pass
+
+
+def random_artefact(variant: str, folder: Path) -> Path:
+    """A network with random weights that keep the signal alive, as an artefact."""
+    import torch
+
+    from evitseg.exporters.onnx import write_onnx
+
+    network = evitseg.build(variant, 19)
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.6, 1.2, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.weight.data.normal_(0, (1.6 / module.weight[0].numel()) ** 0.5, generator=generator)
+    manifest = Manifest(f"random {variant}", network.config, numbered(19), Preprocess(), Training("generated", "CC0"))
+    path = folder / f"{variant}.onnx"
+    write_onnx(network.eval(), manifest, path)
+    return path
+
+
+def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, Image.open(EXAMPLE_PICTURE) as photograph:
+        folder = Path(name)
+        for variant in variants:
+            artefact = BUNDLED if variant == "b0-camvid" else random_artefact(variant, folder)
+            network = Network(artefact, "float32")
+            for height, width in sizes:
+                picture = np.asarray(photograph.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+                whole = evitseg.load(artefact, precision="float32", size="native").logits(picture)
+                for tile in TILES:
+                    tiles = tiled_logits(ArraySource(picture), network, tile, folder)
+                    masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
+                    row = {
+                        "model": variant,
+                        "height": height,
+                        "width": width,
+                        "tile": tile,
+                        "largest_logit": float(np.abs(whole).max()),
+                        "logit_difference": float(np.abs(tiles - whole).max() / np.abs(whole).max()),
+                        "mask_pixels_that_differ": int((masks[0] != masks[1]).sum()),
+                        "largest_gap_where_the_mask_differs": largest_gap(whole, masks[0] != masks[1]),
+                    }
+                    print(row, flush=True)
+                    rows.append(row)
+                del whole
+    return rows
+
+
+def largest_gap(logits: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
+    """Between the two best up-sampled logits, in those pixels of the mask."""
+    places, weights = [], []
+    for pixels, length, count in zip(np.nonzero(where), logits.shape[1:], where.shape, strict=True):
+        position = (pixels + 0.5) * length / count - 0.5
+        low = np.floor(position).astype(int)
+        places.append((low.clip(0, length - 1), (low + 1).clip(0, length - 1)))
+        weights.append((1 - (position - low), position - low))
+    total = np.zeros((len(logits), len(places[0][0])))
+    for i in (0, 1):
+        for j in (0, 1):
+            total += logits[:, places[0][i], places[1][j]] * weights[0][i] * weights[1][j]
+    best = np.sort(total, 0)[-2:]
+    return float((best[1] - best[0]).max(initial=0))
+
+
+def huge(side: int, memory: int, precision: str, turns: int) -> dict[str, Any]:
+    """Both contestants in turn, the one in memory before and after, because the machine has moods."""
+
+    def contestant(*arguments: object) -> dict[str, Any]:
+        command = [sys.executable, __file__, *map(str, arguments), "--precision", precision]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        print(found, flush=True)
+        return found
+
+    before = contestant("whole", "--turns", turns)
+    tiles = contestant("tiles", "--side", side, "--memory", memory)
+    after = contestant("whole", "--turns", turns)
+    whole_ns = (before["ns_per_pixel"] + after["ns_per_pixel"]) / 2
+    return {
+        "whole 2048x2048": [before, after],
+        "tiles": tiles,
+        "times_as_long_per_pixel": tiles["ns_per_pixel"] / whole_ns,
+    }
+
+
+def whole(precision: str, turns: int) -> dict[str, Any]:
+    segment = evitseg.load(BUNDLED, precision=precision, size="native")  # type: ignore[arg-type]
+    picture = Mosaic(2048).read(0, 0, 2048, 2048)
+    times = []
+    for _ in range(turns + 2):
+        start = time.perf_counter()
+        segment.mask(picture)
+        times.append(time.perf_counter() - start)
+    return {"ns_per_pixel": float(np.median(times[2:])) / picture[..., 0].size * 1e9, "peak_mib": peak_mib()}
+
+
+def tiles(side: int, memory: int, precision: str) -> dict[str, Any]:
+    network = Network(BUNDLED, precision)  # type: ignore[arg-type]
+    ends: dict[int, float] = {}
+
+    def watch(progress: Progress) -> None:
+        ends[progress.piece] = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        streamed = segment_huge(Mosaic(side), Forgotten(), network, folder, memory=memory, watch=watch)
+        seconds = time.perf_counter() - start
+    starts = [start, *ends.values()]
+    return {
+        "side": side,
+        "memory": memory,
+        "plan": asdict(streamed.plan),
+        "seconds": seconds,
+        "ns_per_pixel": seconds / side**2 * 1e9,
+        "ns_per_pixel_of_pieces": [(b - a) / side**2 * 1e9 for a, b in pairwise(starts)],
+        "peak_mib": peak_mib(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("exact", "huge", "whole", "tiles"))
+    parser.add_argument("--side", type=int, default=32_768)
+    parser.add_argument("--memory", type=int, default=1_500_000_000)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=["b0-camvid", "b0", "b1", "l1"])
+    arguments = parser.parse_args()
+    if arguments.what == "whole":
+        print(json.dumps(whole(arguments.precision, arguments.turns)))
+        return
+    if arguments.what == "tiles":
+        print(json.dumps(tiles(arguments.side, arguments.memory, arguments.precision)))
+        return
+    path = RESULTS / f"streaming_{arguments.what}.json"
+    content: dict[str, Any] = {"processor": processor_name(), "command": sys.argv[1:]}
+    if arguments.what == "exact":
+        content["rows"] = exact(SIZES, arguments.models)
+    else:
+        content |= huge(arguments.side, arguments.memory, arguments.precision, arguments.turns)
+        print(f"{content['times_as_long_per_pixel']:.2f} times as long a pixel as 2048×2048 in memory")
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What a long piece of work keeps on disk while it lasts: features between stages, sums, how far it has come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import FileError
+from evitseg.files import replacing
+from evitseg.runtime.windows import Window
+
+STATE = "state.json"
+_MAX_STATE_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file of numbers: (height, width, channels) of `dtype`, row by row.
+
+    Attributes:
+        name: of the file.
+    """
+
+    name: str
+    height: int
+    width: int
+    channels: int
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return self.height * self.width * self.channels * np.dtype(self.dtype).itemsize
+
+
+class Scratch:
+    """A folder of such files and a state, which outlive the process. Several threads may read and write.
+
+    Raises: FileError where the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, tuple[Any, threading.Lock]] = {}
+        self._guard = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{folder}: cannot be used as scratch folder ({error.strerror or error}).") from error
+
+    def state(self) -> dict[str, Any] | None:
+        """What was saved last; None where nothing was, or what is there is damaged."""
+        path = self.folder / STATE
+        try:
+            if path.stat().st_size > _MAX_STATE_BYTES:
+                return None
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        with replacing(self.folder / STATE) as file:
+            file.write(json.dumps(state).encode())
+
+    def check_room(self, layouts: list[Layout], needed: int) -> None:
+        """Raises: FileError where the disk has less free than the work needs, beside what these files hold already."""
+        held = 0
+        for layout in layouts:
+            with contextlib.suppress(OSError):
+                stat = (self.folder / layout.name).stat()
+                held += getattr(stat, "st_blocks", stat.st_size // 512) * 512
+        free = shutil.disk_usage(self.folder).free
+        if needed - held > free:
+            raise FileError(
+                f"{self.folder}: the work needs {_gib(needed - held)} there and {_gib(free)} are free; give a scratch "
+                "folder on a larger disk (--scratch)."
+            )
+
+    def read(self, layout: Layout, window: Window) -> NDArray[Any]:
+        """(height, width, channels) of a window."""
+        file, lock = self._file(layout)
+        out = np.empty((window.height, window.width, layout.channels), layout.dtype)
+        size = layout.channels * out.itemsize
+        with lock:
+            for row, line in enumerate(out):
+                file.seek(((window.top + row) * layout.width + window.left) * size)
+                view = memoryview(line.data).cast("B")
+                if file.readinto(view) != len(view):
+                    raise FileError(f"{self.folder / layout.name}: shorter than it was written; begin again.")
+        return out
+
+    def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
+        """Set a window; values (height, width, channels)."""
+        file, lock = self._file(layout)
+        values = np.ascontiguousarray(values, layout.dtype)
+        size = layout.channels * values.itemsize
+        assert values.shape == (window.height, window.width, layout.channels)
+        with lock:
+            try:
+                for row, line in enumerate(values):
+                    file.seek(((window.top + row) * layout.width + window.left) * size)
+                    view = memoryview(line.data).cast("B")
+                    while view:
+                        view = view[file.write(view) :]
+            except OSError as error:
+                raise FileError(
+                    f"{self.folder / layout.name}: cannot be written ({error.strerror or error})."
+                ) from error
+
+    def remove(self, layout: Layout) -> None:
+        """A file that is no longer needed."""
+        with self._guard:
+            if layout.name in self._files:
+                self._files.pop(layout.name)[0].close()
+            (self.folder / layout.name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        with self._guard:
+            for file, _ in self._files.values():
+                file.close()
+            self._files.clear()
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, layout: Layout) -> tuple[Any, threading.Lock]:
+        with self._guard:
+            if layout.name not in self._files:
+                path = self.folder / layout.name
+                try:
+                    path.touch()
+                    file = path.open("r+b", buffering=0)
+                    file.truncate(layout.bytes)
+                except OSError as error:
+                    raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
+                self._files[layout.name] = file, threading.Lock()
+            return self._files[layout.name]
+
+
+def _gib(count: float) -> str:
+    return f"{count / 1024**3:.2f} GiB"

@@ -1,0 +1,942 @@
+"""Pictures of any size, exactly, in bounded memory: piece by piece of the network, tile by tile of the picture.
+
+Every piece between two attention sums (`cutting`) runs over all tiles before the next begins; features wait on disk,
+and one sum a layer is all that tiles know of each other. A tile's work is a function of the plan, the piece, the tile
+and its inputs; sums are reduced apart from it, in the order of the tiles, so that they are the same bits however the
+work was spread or interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.config import LOGIT_STRIDE, STRIDE
+from evitseg.engine import EngineInfo, Precision, processor_name
+from evitseg.errors import ConfigError, EngineError, FileError, WeightsError
+from evitseg.files import TEMPORARY, replacing, temporary_name
+from evitseg.image import Size
+from evitseg.labels import LabelSpace
+from evitseg.manifest import Manifest
+from evitseg.runtime.artefact import first_line, physical_cores, read
+from evitseg.runtime.cutting import (
+    EPS,
+    IMAGE,
+    KEY_SCALE,
+    LARGEST,
+    LOGITS,
+    PARTIAL,
+    SUMS,
+    WEIGHT,
+    Attention,
+    Cut,
+    Piece,
+)
+from evitseg.runtime.overlap import overlapped
+from evitseg.runtime.scratch import Layout, Scratch
+from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.upsample import Side, argmax_upsampled
+from evitseg.runtime.windows import (
+    ArraySource,
+    Damage,
+    Resampled,
+    Sink,
+    Source,
+    Window,
+    read_window,
+    tiles_of,
+    valid_window,
+)
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Run: TypeAlias = Callable[..., Arrays]
+ContextMode: TypeAlias = Literal["global"] | int
+"""What attention sums over: the whole picture, or so many pixels around."""
+
+SMALLEST = 2.0**-14
+"""Where attention's divisors stop, as in the network."""
+LARGEST_TILE = 4096
+"""Pixels of a tile's side; larger ones are no faster."""
+CACHE_BYTES, PAST_CACHE = 32 * 1024**2, 1.4
+"""What the windows in hand may hold to be found in the processor's last cache, and how many times as long a pixel takes
+in larger ones; measured for B0 on an EPYC with 32 MiB."""
+WORKERS = 2
+"""Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
+threads on one tile the whole took a fifteenth longer."""
+BASE_BYTES = 220 * 1024**2
+"""What a process holds before the first tile: Python, OpenVINO, a small network."""
+_STRIP_PIXELS = 2**22
+"""Pixels of the mask that are handed to a sink at once, where it has no tiles."""
+FORMAT = 1
+"""Of state and context files."""
+MAX_CONTEXT_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tiles there are. Plain numbers: two machines with the same plan do the same work.
+
+    Attributes:
+        picture: (height, width) of the picture, in pixels.
+        working: (height, width) of the network's input.
+        sides: for every piece of the network, most pixels of a tile's side, in the network's input; multiples of 32.
+    """
+
+    picture: tuple[int, int]
+    working: tuple[int, int]
+    sides: tuple[int, ...]
+
+    def _edges(self, piece: int, length: int) -> list[int]:
+        """Where tiles begin and end along one side: nearly equal parts, multiples of the stride."""
+        blocks, count = length // STRIDE, -(-length // self.sides[piece])
+        return [round(i * blocks / count) * STRIDE for i in range(count + 1)]
+
+    def grid(self, piece: int) -> tuple[int, int]:
+        """Rows and columns of a piece's tiles."""
+        height, width = (-(-length // self.sides[piece]) for length in self.working)
+        return height, width
+
+    def tiles(self, piece: int) -> int:
+        rows, columns = self.grid(piece)
+        return rows * columns
+
+    def core(self, piece: int, tile: int) -> Window:
+        """The part of the network's input that is a tile's own."""
+        row, column = divmod(tile, self.grid(piece)[1])
+        (top, bottom), (left, right) = (
+            self._edges(piece, length)[at : at + 2] for length, at in zip(self.working, (row, column), strict=True)
+        )
+        return Window(top, left, bottom - top, right - left)
+
+    def window(self, piece: Piece, tile: int) -> Window:
+        """What a piece must see for a tile; of one size for all tiles, so that one compiled network serves."""
+        height, width = (max(b - a for a, b in pairwise(self._edges(piece.number, side))) for side in self.working)
+        return window_around(self.core(piece.number, tile), piece, self.working, (height, width))
+
+    def mask_window(self, core: Window) -> Window:
+        """The mask's pixels that a tile gives; the tiles' windows cover the mask once."""
+        (top, bottom), (left, right) = (
+            (round(begin * own / new), round(end * own / new))
+            for own, new, begin, end in zip(
+                self.picture, self.working, (core.top, core.left), (core.bottom, core.right), strict=True
+            )
+        )
+        return Window(top, left, bottom - top, right - left)
+
+    def neighbours(self, piece: int, tile: int) -> list[int]:
+        """A tile and those around it."""
+        rows, columns = self.grid(piece)
+        row, column = divmod(tile, columns)
+        return [
+            r * columns + c
+            for r in range(max(0, row - 1), min(rows, row + 2))
+            for c in range(max(0, column - 1), min(columns, column + 2))
+        ]
+
+
+def window_around(core: Window, piece: Piece, working: tuple[int, int], largest: tuple[int, int]) -> Window:
+    """What a piece must see to be right in a part of the network's input.
+
+    It ends at the picture's border, never beyond, so that every convolution pads with zeros there and only there;
+    elsewhere it reaches so far that what its own borders spoil is outside the part.
+
+    Args:
+        largest: (height, width) of the largest part; the window is large enough for that, whatever this one's size.
+    """
+    spans = []
+    for length, begin, most in zip(working, (core.top, core.left), largest, strict=True):
+        size = min(length, most + piece.before + piece.after)
+        spans.append((min(max(0, begin - piece.before), length - size), size))
+    (top, height), (left, width) = spans
+    return Window(top, left, height, width)
+
+
+def working_size(picture: tuple[int, int], manifest: Manifest, size: Size = "native") -> tuple[int, int]:
+    """(height, width) of the network's input, by the manifest's rule without its limit. Raises: ConfigError."""
+    if manifest.preprocess.fixed is not None:
+        manifest.preprocess.fit(picture, "native")  # says that there is but one
+    return manifest.preprocess.fit(picture, size, limit=None)
+
+
+class Network:
+    """An artefact, cut, and ready to run its pieces on windows of any size; several threads may.
+
+    Args:
+        threads: at most; None for every physical core.
+
+    Raises: EngineError, WeightsError.
+    """
+
+    def __init__(
+        self, artefact: str | os.PathLike[str], precision: Precision = "auto", threads: int | None = None
+    ) -> None:
+        from evitseg.runtime.engines import openvino_graph
+
+        path = Path(artefact)
+        if path.suffix not in (".onnx", ".xml"):
+            raise EngineError(f"{path}: tiles run in OpenVINO, which takes .onnx and .xml; export one.")
+        self._core, model, self.manifest, self._settings = openvino_graph(path, precision)
+        if self.manifest.preprocess.fixed is not None:
+            height, width = self.manifest.preprocess.fixed
+            raise EngineError(
+                f"{path}: takes pictures of {height}x{width} alone and cannot run on tiles; export it without --size."
+            )
+        self.digest = hashlib.sha256(read(path)).hexdigest()
+        if path.suffix == ".xml":
+            self.digest = hashlib.sha256(read(path) + read(path.with_suffix(".bin"))).hexdigest()
+        self.cut = Cut(model, path)
+        self.threads = threads or physical_cores()
+        self.workers = min(WORKERS, self.threads)
+        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": str(self.workers)}
+        self._compiled: tuple[tuple[int, int, int], queue.SimpleQueue[Any]] | None = None
+        # A tiny window says in which precision it runs.
+        compiled = self._core.compile_model(self.cut.model(self.cut.whole, STRIDE, STRIDE), "CPU", self._settings)
+        import openvino
+
+        runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+        self.info = EngineInfo(
+            engine="OpenVINO",
+            version=openvino.__version__.split("-")[0],
+            precision=names.get(runs, runs),
+            threads=self.threads,
+            device=processor_name(),
+        )
+
+    @property
+    def labels(self) -> LabelSpace:
+        return self.manifest.labels
+
+    @property
+    def stored(self) -> str:
+        """Number format in which features are kept: half of the bytes where the network computes in half."""
+        return "float32" if self.info.precision == "float32" else "float16"
+
+    @contextmanager
+    def ready(self, piece: Piece, window: Window) -> Iterator[Run]:
+        """A function that runs the piece on windows of this size, from several threads.
+
+        It is given the inputs, and for some of the outputs what of them is wanted; its results are the caller's.
+
+        Only one size of one piece is compiled at a time: memory is for tiles.
+        """
+        key = (piece.number, window.height, window.width)
+        if self._compiled is None or self._compiled[0] != key:
+            self._compiled = None
+            try:
+                model = self.cut.model(piece, window.height, window.width)
+                compiled = self._core.compile_model(model, "CPU", self._settings)
+            except RuntimeError as error:
+                raise EngineError(
+                    f"OpenVINO cannot run a tile of {window.width}×{window.height} ({first_line(error)})."
+                ) from error
+            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(self.workers):
+                requests.put(compiled.create_infer_request())
+            self._compiled = key, requests
+        requests = self._compiled[1]
+        names = self.cut.outputs_of(piece)
+
+        def run(inputs: Arrays, wanted: dict[str, tuple[int | slice, ...]] | None = None) -> Arrays:
+            request = requests.get()
+            try:
+                found = request.infer(inputs, share_inputs=True, share_outputs=True)
+                return {name: found[i][(wanted or {}).get(name, ())].copy() for i, name in enumerate(names)}
+            finally:
+                requests.put(request)
+
+        yield run
+
+    def free(self) -> None:
+        """Let go of what was compiled last."""
+        self._compiled = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one attention layer knows of a picture, or of a part of it.
+
+    Attributes:
+        values: (heads, head_dim + 1, head_dim) float64, sums over tokens of value · key, and in the last row of keys.
+        largest: (heads,) largest key, at least `SMALLEST`.
+        tokens: how many were summed over.
+    """
+
+    values: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    tokens: float
+
+    def inputs(self, number: int, attention: Attention) -> Arrays:
+        """The network's inputs for attention layer `number`: scaled as it scales the sums of a whole picture."""
+        key_scale = max(self.tokens, 1) ** -0.5 / self.largest[:, None, None]
+        scaled = self.values * key_scale
+        sum_scale = np.maximum(scaled[:, -1:, :].max(-1, keepdims=True), SMALLEST)
+        inputs = {f"{SUMS}{number}": (scaled / sum_scale)[None].astype(np.float32)}
+        if attention.eps_term is not None:
+            inputs[f"{EPS}{number}"] = (attention.eps * key_scale / sum_scale)[None].astype(np.float32)
+        return inputs
+
+
+def record_length(attention: Attention) -> int:
+    """Numbers that a tile adds to a sum, as they are kept: its sums, two scales a head, the number of tokens."""
+    return attention.heads * ((attention.head_dim + 1) * attention.head_dim + 2) + 1
+
+
+def record_of(outputs: Arrays, tokens: float) -> NDArray[np.float32]:
+    """A tile's part of a sum from what its piece gave."""
+    parts = [outputs[name].ravel() for name in (PARTIAL, KEY_SCALE, LARGEST)]
+    return np.concatenate([*parts, np.array([tokens])]).astype(np.float32)
+
+
+def summed(records: Iterable[NDArray[np.float32]], attention: Attention) -> Sums:
+    """The sum of tiles' parts, one after the other in float64: the same bits for the same order."""
+    heads, dim = attention.heads, attention.head_dim
+    total, largest, tokens = np.zeros((heads, dim + 1, dim)), np.full(heads, SMALLEST), 0.0
+    for record in records:
+        values, scales = record[:-1].astype(np.float64)[: total.size], record[total.size : -1].reshape(2, heads)
+        total += values.reshape(total.shape) / scales[0].astype(np.float64)[:, None, None]
+        largest = np.maximum(largest, scales[1])
+        tokens += float(record[-1])
+    return Sums(total, largest, tokens)
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that the parts of a picture know of each other: enough to render any of them, later, without the rest.
+
+    Attributes:
+        sums: one an attention layer.
+        model: sha256 of the artefact.
+        picture, working: (height, width) of the picture and of the network's input, in pixels.
+    """
+
+    sums: tuple[Sums, ...]
+    model: str
+    picture: tuple[int, int]
+    working: tuple[int, int]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a .npz file of numbers. Raises: FileError."""
+        about = {"format": FORMAT, "model": self.model, "picture": self.picture, "working": self.working}
+        arrays: Arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for i, sums in enumerate(self.sums):
+            arrays |= {f"values{i}": sums.values, f"largest{i}": sums.largest, f"tokens{i}": np.array(sums.tokens)}
+        with replacing(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # takes arrays alone, by any name
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], network: Network) -> Context:
+        """Read a file that `save` wrote for this network. Raises: FileError, WeightsError for another network's."""
+        strange = FileError(f"{path}: not a context file; --save-context writes one.")
+        attentions = network.cut.attentions
+        try:
+            if Path(path).stat().st_size > MAX_CONTEXT_BYTES:
+                raise strange
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                about = json.loads(stored["about"].tobytes())
+                sums = tuple(
+                    Sums(stored[f"values{i}"], stored[f"largest{i}"], float(stored[f"tokens{i}"]))
+                    for i in range(len(attentions))
+                )
+            if about["model"] != network.digest:
+                raise WeightsError(f"{path}: of another model than the one given; use the model it was made with.")
+            sizes = [(int(height), int(width)) for height, width in (about["picture"], about["working"])]
+            fits = all(
+                s.values.shape == (a.heads, a.head_dim + 1, a.head_dim) and s.largest.shape == (a.heads,)
+                for s, a in zip(sums, attentions, strict=True)
+            )
+            if about["format"] != FORMAT or not fits or min(min(sizes)) < 1:
+                raise strange
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+            raise strange from error
+        return Context(sums, network.digest, *sizes)
+
+
+class Job:
+    """The tiles of one picture: what each reads and leaves.
+
+    Args:
+        source: of the network's input.
+        scratch: where features, sums and the mask lie between tiles.
+    """
+
+    def __init__(self, network: Network, source: Source, plan: Plan, scratch: Scratch) -> None:
+        self.network, self.plan, self.scratch = network, plan, scratch
+        self.source = Resampled(source, plan.working)
+        self.damages: dict[Window, Damage] = {}
+        cut, (height, width) = network.cut, plan.working
+        self.features = {
+            f.name: Layout(f.name, height // f.stride, width // f.stride, f.channels, network.stored)
+            for f in cut.features
+        }
+        self.records = [
+            Layout(f"sums_{i}", plan.tiles(i), 1, record_length(a), "float32") for i, a in enumerate(cut.attentions)
+        ]
+        self._finest = min((cut.token_stride(a) for a in cut.attentions), default=STRIDE)
+        self.valid = Layout("valid", height // self._finest, width // self._finest, 1, "uint8")
+        self.mask = Layout("mask", *plan.picture, 1, np.dtype(network.labels.dtype).name)
+
+    @property
+    def layouts(self) -> list[Layout]:
+        return [*self.features.values(), *self.records, self.valid, self.mask]
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of disk, when it is fullest."""
+        always = sum(layout.bytes for layout in (*self.records, self.valid))
+        cut = self.network.cut
+        return always + max(
+            sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
+            + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
+            for piece in cut.pieces
+        )
+
+    def sums(self, number: int) -> Sums:
+        """Of one attention layer, over the picture."""
+        return self._sum(number, range(self.plan.tiles(number)))
+
+    def _sum(self, number: int, tiles: Iterable[int]) -> Sums:
+        layout = self.records[number]
+        records = (self.scratch.read(layout, Window(tile, 0, 1, 1)).ravel() for tile in tiles)
+        return summed(records, self.network.cut.attentions[number])
+
+    def logits(self, run: Run, piece: Piece, tile: int, sums: Sums | None) -> NDArray[np.float32]:
+        """(classes, h, w) of a window around a tile, from the last piece; see `Plan.window`."""
+        outputs, _, _ = self._run(run, piece, tile, sums)
+        logits: NDArray[np.float32] = outputs[LOGITS][0]
+        return logits
+
+    def work(self, run: Run, piece: Piece, tile: int, sums: Sums | None) -> list[Damage]:
+        """Do one tile of one piece, and leave what it gives in the scratch folder.
+
+        Args:
+            sums: of the attention layer before the piece; None where there is none, or for those of the tile and its
+                neighbours alone.
+
+        Returns: what of the picture could not be read.
+        """
+        core, window = self.plan.core(piece.number, tile), self.plan.window(piece, tile)
+        outputs, weight, damages = self._run(run, piece, tile, sums)
+        for f in piece.outputs:
+            place = core.over(f.stride)
+            self.scratch.write(self.features[f.name], place, self._stored(outputs[f.name]))
+        if LOGITS in outputs:
+            self._write_mask(outputs[LOGITS][0], core, window)
+        else:
+            record = record_of(outputs, float(weight.sum()))
+            self.scratch.write(self.records[piece.number], Window(tile, 0, 1, 1), record[None, None])
+        return damages
+
+    def _run(
+        self, run: Run, piece: Piece, tile: int, sums: Sums | None
+    ) -> tuple[Arrays, NDArray[np.float32], list[Damage]]:
+        cut, core, window = self.network.cut, self.plan.core(piece.number, tile), self.plan.window(piece, tile)
+        inputs: Arrays = {}
+        damages: list[Damage] = []
+        if piece.number == 0:
+            image, damages = self.source.read(window)
+            inputs[IMAGE] = image[None]
+            valid = self.source.valid(core, damages, self._finest)
+            self.scratch.write(self.valid, core.over(self._finest), valid[..., None])
+        for f in piece.inputs:
+            values = self.scratch.read(self.features[f.name], window.over(f.stride))
+            inputs[f.name] = values[None].astype(np.float32, copy=False)
+        if piece.number > 0:
+            number = piece.number - 1
+            if sums is None:
+                sums = self._sum(number, self.plan.neighbours(number, tile))
+            inputs |= sums.inputs(number, cut.attentions[number])
+        weight = np.zeros(0, np.float32)
+        attention = cut.attention_behind(piece)
+        if attention is not None:
+            stride = cut.token_stride(attention)
+            weight = self._weight(core, window, stride)
+            inputs[WEIGHT] = weight.reshape(1, 1, 1, -1)
+        # Without what the window's own borders have spoilt.
+        cores = {f.name: (0, *core.over(f.stride).inside(window.over(f.stride))) for f in piece.outputs}
+        return run(inputs, cores), weight, damages
+
+    def _weight(self, core: Window, window: Window, stride: int) -> NDArray[np.float32]:
+        """How every token of a window counts in the sums: by 1 if it is the tile's own and has data."""
+        valid = self.scratch.read(self.valid, core.over(self._finest))[..., 0]
+        times = stride // self._finest
+        if times > 1:
+            height, width = (side // times for side in valid.shape)
+            valid = valid.reshape(height, times, width, times).max((1, 3))
+        outer, inner = window.over(stride), core.over(stride)
+        weight = np.zeros((outer.height, outer.width), np.float32)
+        weight[inner.inside(outer)] = valid
+        return weight
+
+    def _stored(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        if self.network.stored == "float32":
+            return values
+        with np.errstate(over="ignore"):  # told below
+            halves = values.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise EngineError("features exceed what float16 holds; take --precision float32.")
+        return halves
+
+    def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window) -> None:
+        place = self.plan.mask_window(core)
+        mask = mask_window(logits, self.plan, place, window)
+        ignore = self.network.labels.ignore_index
+        valid = valid_window(self.source.source, place, list(self.damages.values()))
+        if valid is not None:
+            mask[~valid] = ignore
+        self.scratch.write(self.mask, place, mask[..., None])
+
+
+def mask_window(logits: NDArray[np.float32], plan: Plan, place: Window, window: Window) -> NDArray[np.integer]:
+    """Class indices of a part of the mask from logits of a window of the network's input that contains it."""
+    at = window.over(LOGIT_STRIDE)
+    whole = [
+        Side(side // LOGIT_STRIDE, pixels, 0, first)
+        for side, pixels, first in zip(plan.working, plan.picture, (place.top, place.left), strict=True)
+    ]
+    (y0, y1), (x0, x1) = (side.needed(count) for side, count in zip(whole, (place.height, place.width), strict=True))
+    needed = Window(y0, x0, y1 - y0, x1 - x0)
+    assert at.common(needed) == needed, "a tile sees the logits around it"
+    rows, columns = needed.inside(at)
+    sides = replace(whole[0], first_logit=y0), replace(whole[1], first_logit=x0)
+    return argmax_upsampled(logits[:, rows, columns], (place.height, place.width), sides)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work has come: tiles of pieces."""
+
+    piece: int
+    pieces: int
+    tile: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What `segment_huge` did.
+
+    Attributes:
+        plan: its tiles.
+        context: the sums over the picture.
+        damages: what of the picture could not be read; there the mask has the labels' `ignore_index`.
+        counts: pixels of the mask by class index; the last is `ignore_index`'s.
+        resumed: tiles that an earlier, interrupted call had done.
+    """
+
+    plan: Plan
+    context: Context
+    damages: tuple[Damage, ...]
+    counts: NDArray[np.int64]
+    resumed: int
+
+
+def segment_huge(
+    source: Source,
+    sink: Sink,
+    network: Network,
+    scratch: str | os.PathLike[str],
+    *,
+    size: Size = "native",
+    memory: int | None = None,
+    context: ContextMode = "global",
+    tile: int | None = None,
+    watch: Callable[[Progress], None] | None = None,
+) -> Streamed:
+    """The mask of a picture of any size, the same as if it went through the network whole.
+
+    Args:
+        sink: where the mask goes, once it is complete.
+        scratch: folder in which a hidden one holds what does not fit in memory. It is removed at the end, also after
+            an error; after a kill or an interrupt it stays, and the same call goes on from there.
+        size: as in `evitseg.load`.
+        memory: bytes the process may hold; None for a quarter of what is free.
+        context: "global" for attention over the whole picture; or pixels: over three by three tiles of a third of
+            that, which is no longer the same as the whole, but closer to what training saw.
+        tile: pixels of a tile's side, a multiple of 32; None for the largest that the memory allows.
+        watch: called after every tile.
+
+    Raises: ConfigError where the memory is too little, FileError where the disk is, EngineError.
+    """
+    plan = make_plan(network, source.size, size, memory, context, tile)
+    explicit = memory is not None or tile is not None
+    identity = _identity(network, source, plan, context)
+    store = Scratch(Path(scratch) / _folder_name(identity))
+    try:
+        streamed = _segment(source, sink, network, store, plan, explicit, identity, context != "global", watch)
+    except Exception:
+        store.discard()
+        raise
+    finally:
+        network.free()
+        store.close()
+    store.discard()
+    return streamed
+
+
+def _segment(
+    source: Source, sink: Sink, network: Network, store: Scratch, plan: Plan, explicit: bool, identity: dict[str, Any],
+    near: bool, watch: Callable[[Progress], None] | None,
+) -> Streamed:  # fmt: skip
+    state = store.state()
+    if state is None or state.get("identity") != identity or (explicit and state["sides"] != list(plan.sides)):
+        state = {"identity": identity, "sides": plan.sides, "piece": 0, "done": 0, "damages": []}
+    plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
+    job = Job(network, source, plan, store)
+    job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
+    store.check_room(job.layouts, job.bytes_needed)
+    pieces = network.cut.pieces
+    resumed = sum(map(plan.tiles, range(state["piece"]))) + state["done"]
+    for piece in pieces[state["piece"] :]:
+        sums = job.sums(piece.number - 1) if piece.number and not near else None
+        begin = state["done"]
+        tiles = plan.tiles(piece.number)
+        with network.ready(piece, plan.window(piece, 0)) as run:
+            work = partial(job.work, run, piece, sums=sums)
+            for tile, damages in enumerate(overlapped(range(begin, tiles), work, network.workers, 1), begin):
+                job.damages |= {damage.window: damage for damage in damages}
+                state["done"] = tile + 1
+                state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
+                store.save(state)
+                if watch is not None:
+                    watch(Progress(piece.number, len(pieces), tile + 1, tiles))
+        state |= {"piece": piece.number + 1, "done": 0}
+        store.save(state)
+        for f in network.cut.features:
+            if f.used_by == piece.number:
+                store.remove(job.features[f.name])
+    network.free()
+    counts = _deliver(job, sink)
+    sums_found = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
+    context = Context(sums_found, network.digest, plan.picture, plan.working)
+    return Streamed(plan, context, tuple(job.damages.values()), counts, resumed)
+
+
+def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
+    """Hand the finished mask to the sink, in order; counts of its class indices."""
+    height, width = job.plan.picture
+    ignore = job.network.labels.ignore_index
+    counts = np.zeros(ignore + 1, np.int64)
+    for window in tiles_of((height, width), sink.tile or (max(1, _STRIP_PIXELS // width), width)):
+        mask = job.scratch.read(job.mask, window)[..., 0]
+        counts += _counts(mask, ignore + 1)
+        sink.write(window.top, window.left, mask)
+    return counts
+
+
+def _counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
+    """How often every class index occurs."""
+    if mask.dtype == np.uint8:  # several times as fast as numpy
+        return np.array(Image.fromarray(mask).histogram()[:most], np.int64)
+    return np.bincount(mask.ravel(), minlength=most)
+
+
+def make_plan(
+    network: Network,
+    picture: tuple[int, int],
+    size: Size = "native",
+    memory: int | None = None,
+    context: ContextMode = "global",
+    tile: int | None = None,
+) -> Plan:
+    """The fastest tiles that keep the memory, piece by piece. Raises: ConfigError where none do."""
+    working, pieces = working_size(picture, network.manifest, size), network.cut.pieces
+    memory = memory or free_memory() // 4
+    if context != "global":
+        tile = round(context / 3 / STRIDE) * STRIDE
+        if tile < STRIDE:
+            raise ConfigError(f"a context of {context} pixels is too small; give at least {3 * STRIDE}.")
+    if tile is not None and (tile < STRIDE or tile % STRIDE):
+        raise ConfigError(f"a tile of {tile} pixels does not fit the network; give a multiple of {STRIDE}.")
+    sides = []
+    for piece in pieces:
+        tried = {side: Plan(picture, working, (side,) * len(pieces)) for side in _sides(tile, max(working))}
+        fitting = [side for side, plan in tried.items() if needed_memory(network, plan, piece) <= memory]
+        if not fitting:
+            least = max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
+            raise ConfigError(
+                f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
+                f"needs {_mib(least)}; give more."
+            )
+        sides.append(min(fitting, key=lambda side: _cost(network, tried[side], piece)))
+    return Plan(picture, working, tuple(sides))
+
+
+def _sides(tile: int | None, longest: int) -> list[int]:
+    """Sides that tiles may have, largest first."""
+    return [tile] if tile else list(range(min(LARGEST_TILE, longest), 0, -STRIDE))
+
+
+def _cost(network: Network, plan: Plan, piece: Piece) -> float:
+    """Of a piece in these tiles, for a pixel, in any unit."""
+    pixels = plan.window(piece, 0).pixels
+    seen = pixels * plan.tiles(piece.number) / (plan.working[0] * plan.working[1])
+    held = network.workers * pixels * piece.bytes_per_pixel
+    return seen * (PAST_CACHE if held > CACHE_BYTES else 1)
+
+
+def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:
+    """Estimate of the bytes that the process holds at its fullest while it works on a piece."""
+    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * _bytes_per_pixel(network, piece))
+
+
+def _bytes_per_pixel(network: Network, piece: Piece) -> float:
+    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way."""
+    features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
+    image = 3 * 4 if piece.number == 0 else 0
+    last = network.cut.attention_behind(piece) is None
+    logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
+    return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on this machine, as far as it can be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration):
+        return 4 * 1024**3  # a quarter of which any machine has that runs this
+
+
+def _identity(network: Network, source: Source, plan: Plan, context: ContextMode) -> dict[str, Any]:
+    """What must be the same for interrupted work to go on."""
+    return {
+        "format": FORMAT,
+        "picture": list(plan.picture),
+        "working": list(plan.working),
+        "source": str(getattr(source, "identity", "")),
+        "looks": _digest_of(source),
+        "model": network.digest,
+        "precision": network.info.precision,
+        "context": context,
+    }
+
+
+def _digest_of(source: Source) -> str:
+    """Of a few windows all over the picture."""
+    height, width = source.size
+    digest = hashlib.sha256()
+    rows, columns = min(64, height), min(64, width)
+    for i in range(4):
+        for j in range(4):
+            window = Window((height - rows) * i // 3, (width - columns) * j // 3, rows, columns)
+            digest.update(read_window(source, window)[0].tobytes())
+    return digest.hexdigest()
+
+
+def _folder_name(identity: dict[str, Any]) -> str:
+    return f"{TEMPORARY}{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
+
+
+def _mib(count: float) -> str:
+    return f"{count / 1024**2:.0f} MiB"
+
+
+def render(source: Source, network: Network, context: Context, region: Window) -> NDArray[np.integer]:
+    """A region of a picture's mask, from the picture around it and the context alone; the same as in the whole mask.
+
+    Args:
+        region: in the picture's pixels.
+
+    Raises: ConfigError for a region outside the picture or another picture's context, PictureError.
+    """
+    height, width = source.size
+    if context.picture != source.size:
+        raise ConfigError(
+            f"the context is of a picture of {context.picture[1]}×{context.picture[0]} pixels, not of "
+            f"{width}×{height}; give the picture it was made with."
+        )
+    if (
+        min(region.top, region.left) < 0
+        or min(region.height, region.width) < 1
+        or (region.bottom > height or region.right > width)
+    ):
+        raise ConfigError(f"the region is not inside the picture of {width}×{height} pixels.")
+    plan = Plan(context.picture, context.working, ())
+    core = _core_of(plan, region)
+    window = window_around(core, network.cut.whole, plan.working, (core.height, core.width))
+    image, damages = Resampled(source, plan.working).read(window)
+    inputs: Arrays = {IMAGE: image[None]}
+    for i, (sums, attention) in enumerate(zip(context.sums, network.cut.attentions, strict=True)):
+        inputs |= sums.inputs(i, attention)
+    with network.ready(network.cut.whole, window) as run:
+        logits = run(inputs)[LOGITS][0]
+    network.free()
+    mask = mask_window(logits, plan, region, window)
+    valid = valid_window(source, region, damages)
+    if valid is not None:
+        mask[~valid] = network.labels.ignore_index
+    return mask
+
+
+def _core_of(plan: Plan, region: Window) -> Window:
+    """The network's input, in whole strides, whose logits a region of the mask lies in."""
+    spans = []
+    for new, own, begin, end in zip(
+        plan.working, plan.picture, (region.top, region.left), (region.bottom, region.right), strict=True
+    ):
+        low, high = Side(new // LOGIT_STRIDE, own, 0, begin).needed(end - begin)
+        spans.append((low * LOGIT_STRIDE // STRIDE * STRIDE, -(-high * LOGIT_STRIDE // STRIDE) * STRIDE))
+    (top, bottom), (left, right) = spans
+    return Window(top, left, bottom - top, right - left)
+
+
+def tiled_logits(
+    source: Source, network: Network, tile: int, scratch: str | os.PathLike[str], size: Size = "native"
+) -> NDArray[np.float32]:
+    """(classes, h / 8, w / 8) of a picture that fits in memory, computed in tiles: to compare with the whole."""
+    working = working_size(source.size, network.manifest, size)
+    plan = Plan(source.size, working, (tile,) * len(network.cut.pieces))
+    store = Scratch(Path(scratch) / temporary_name())
+    job = Job(network, source, plan, store)
+    shape = (network.manifest.model.num_classes, *(side // LOGIT_STRIDE for side in plan.working))
+    logits = np.full(shape, np.nan, np.float32)
+    try:
+        for piece in network.cut.pieces:
+            sums = job.sums(piece.number - 1) if piece.number else None
+            with network.ready(piece, plan.window(piece, 0)) as run:
+                for at in range(plan.tiles(piece.number)):
+                    if network.cut.attention_behind(piece) is not None:
+                        job.work(run, piece, at, sums)
+                        continue
+                    core, window = plan.core(piece.number, at), plan.window(piece, at)
+                    place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
+                    rows, columns = place.inside(outer)
+                    own = job.logits(run, piece, at, sums)[:, rows, columns]
+                    logits[:, place.top : place.bottom, place.left : place.right] = own
+    finally:
+        network.free()
+        store.discard()
+    return logits
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How tiles and the whole compare on a part of a picture that fits in memory.
+
+    Attributes:
+        part: of the picture, as if it were one of its own.
+        difference: largest of the logits', relative to the largest logit.
+        pixels: of the mask that differ.
+    """
+
+    part: Window
+    difference: float
+    pixels: int
+
+
+def verify(
+    source: Source, network: Network, segment: Segmenter, scratch: str | os.PathLike[str], side: int = 1024
+) -> Agreement:
+    """Compute the middle of a picture both ways, in tiles of a quarter of its side and whole.
+
+    Args:
+        segment: the same model in the same precision.
+    """
+    height, width = (min(side, length) for length in source.size)
+    part = Window((source.size[0] - height) // 2, (source.size[1] - width) // 2, height, width)
+    picture, _ = read_window(source, part)
+    whole = Segmenter(segment.engine, "native").logits(picture)
+    tile = max(STRIDE, max(height, width) // 4 // STRIDE * STRIDE)
+    tiles = tiled_logits(ArraySource(picture), network, tile, scratch)
+    masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
+    difference = float(np.abs(tiles - whole).max() / np.abs(whole).max())
+    return Agreement(part, difference, int((masks[0] != masks[1]).sum()))
+
+
+def blend(source: Source, sink: Sink, network: Network, window: int, *, size: Size = "native") -> NDArray[np.int64]:
+    """The usual way with large pictures, to compare with: overlapping windows, each as if it were the whole picture.
+
+    Windows lie half a window apart; where they overlap, their logits are averaged, each with a weight that falls
+    linearly to its border. Rows of windows are in memory, not the picture. Every window's attention sums over that
+    window alone, and its convolutions pad with zeros at its borders: the result is not that of the whole picture.
+
+    Args:
+        window: pixels of a window's side, a multiple of 64.
+
+    Returns: pixels of the mask by class index; the last is the labels' `ignore_index`.
+    """
+    if window < 2 * STRIDE or window % (2 * STRIDE):
+        raise ConfigError(f"a window of {window} pixels does not fit the network; give a multiple of {2 * STRIDE}.")
+    plan = Plan(source.size, working_size(source.size, network.manifest, size), ())
+    resampled = Resampled(source, plan.working)
+    height, width = (min(window, length) for length in plan.working)
+    step = window // 2
+    tops, lefts = (
+        [*range(0, length - side, step), length - side]
+        for length, side in zip(plan.working, (height, width), strict=True)
+    )
+    ignore, classes = network.labels.ignore_index, network.manifest.model.num_classes
+    h, w = height // LOGIT_STRIDE, width // LOGIT_STRIDE
+    tent = np.minimum(*np.meshgrid(_tent(w), _tent(h)))[None].astype(np.float32)
+    across = plan.working[1] // LOGIT_STRIDE
+    held = np.zeros((classes, 0, across), np.float32)  # sums of weighted logits of the rows from `first` on
+    weight = np.zeros((1, 0, across), np.float32)
+    first, written, counts = 0, 0, np.zeros(ignore + 1, np.int64)
+    with network.ready(network.cut.alone, Window(0, 0, height, width)) as run:
+        for i, top in enumerate(tops):
+            more = top // LOGIT_STRIDE + h - first - held.shape[1]
+            held = np.concatenate([held, np.zeros((classes, more, across), np.float32)], 1)
+            weight = np.concatenate([weight, np.zeros((1, more, across), np.float32)], 1)
+            damages: list[Damage] = []
+            rows = slice(top // LOGIT_STRIDE - first, top // LOGIT_STRIDE - first + h)
+            for left in lefts:
+                image, found = resampled.read(Window(top, left, height, width))
+                damages += found
+                columns = slice(left // LOGIT_STRIDE, left // LOGIT_STRIDE + w)
+                held[:, rows, columns] += run({IMAGE: image[None]})[LOGITS][0] * tent
+                weight[:, rows, columns] += tent
+            # Rows that no later window touches are done; of those, what the mask's next pixels depend on.
+            done = tops[i + 1] // LOGIT_STRIDE if i + 1 < len(tops) else plan.working[0] // LOGIT_STRIDE
+            last = i + 1 == len(tops)
+            until = plan.picture[0] if last else _whole_pixels(plan, done)
+            if until <= written:
+                continue
+            place = Window(written, 0, until - written, plan.picture[1])
+            window_of = Window(first * LOGIT_STRIDE, 0, (done - first) * LOGIT_STRIDE, plan.working[1])
+            mask = mask_window(held[:, : done - first] / weight[:, : done - first], plan, place, window_of)
+            valid = valid_window(source, place, damages)
+            if valid is not None:
+                mask[~valid] = ignore
+            counts += _counts(mask, ignore + 1)
+            sink.write(place.top, 0, mask)
+            written = until
+            keep = max(
+                0,
+                Side(plan.working[0] // LOGIT_STRIDE, plan.picture[0], 0, min(written, plan.picture[0] - 1)).needed(1)[
+                    0
+                ],
+            )
+            held, weight, first = held[:, keep - first :], weight[:, keep - first :], keep
+    network.free()
+    return counts
+
+
+def _tent(length: int) -> NDArray[np.float64]:
+    """Largest in the middle, falling to both ends, nowhere zero."""
+    return 1 - np.abs(2 * np.arange(length) + 1 - length) / (length + 1)
+
+
+def _whole_pixels(plan: Plan, logits: int) -> int:
+    """How many rows of the mask depend on the first so many rows of logits alone."""
+    rows, pixels = plan.working[0] // LOGIT_STRIDE, plan.picture[0]
+    until = min(pixels, logits * pixels // rows)
+    while until and Side(rows, pixels).needed(until)[1] > logits:
+        until -= 1
+    return until

@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import evitseg
+from evitseg.bundled import bundled_models
+from evitseg.config import BACKBONES, ModelConfig, model_config
+from evitseg.errors import ConfigError, EngineError, EvitsegError, FileError, PictureError, WeightsError
+from evitseg.exporters.onnx import write_onnx
+from evitseg.exporters.openvino import write_openvino
+from evitseg.image import Preprocess
+from evitseg.labels import numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.model.network import EfficientViT
+from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.streaming import (
+    Context,
+    Network,
+    Plan,
+    Progress,
+    Streamed,
+    blend,
+    make_plan,
+    render,
+    segment_huge,
+    tiled_logits,
+    verify,
+)
+from evitseg.runtime.upsample import Side, argmax_upsampled
+from evitseg.runtime.windows import ArraySink, ArraySource, Resampled, Window, tiles_of
+
+BUNDLED = bundled_models()["b0-camvid"]
+IGNORE = 255
+
+CONFIGS: dict[str, ModelConfig] = {
+    "b0": model_config("b0", 19),
+    "b1": model_config("b1", 19),
+    "l1": model_config("l1", 19),
+    "timm's epsilon": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_eps=1e-1)),
+    "three scales": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=(3, 5, 7))),
+    "one scale": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=())),
+}
+
+
+def lively(model: EfficientViT) -> EfficientViT:
+    """Random weights and batch-norm statistics that keep the signal alive through a deep network."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.6, 1.2, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+        elif isinstance(module, torch.nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            module.weight.data.normal_(0, (1.6 / fan_in) ** 0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.data.normal_(0, 0.05, generator=generator)
+    return model.eval()
+
+
+Artefact = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """A row of `CONFIGS` with random weights, as a file; "NAME.xml" for OpenVINO's own format."""
+    folder, made = tmp_path_factory.mktemp("artefacts"), dict[str, Path]()
+
+    def make(name: str) -> Path:
+        if name not in made:
+            config = CONFIGS[name.removesuffix(".xml")]
+            manifest = Manifest(
+                "random", config, numbered(config.num_classes), Preprocess(), Training("generated", "CC0")
+            )
+            made[name] = folder / f"{len(made)}{'.xml' if name.endswith('.xml') else '.onnx'}"
+            write = write_openvino if name.endswith(".xml") else write_onnx
+            write(lively(EfficientViT(config)), manifest, made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return Network(BUNDLED, "float32")
+
+
+@pytest.fixture(scope="module")
+def segment() -> Segmenter:
+    return evitseg.load(BUNDLED, precision="float32", size="native")
+
+
+@pytest.fixture(scope="module")
+def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture whose sides are no multiples of 32."""
+    return np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
+
+
+def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def stream(
+    picture: NDArray[np.uint8], network: Network, scratch: Path, tile: int
+) -> tuple[NDArray[np.integer], Streamed]:
+    sink = ArraySink(picture.shape[:2])
+    streamed = segment_huge(ArraySource(picture), sink, network, scratch, tile=tile)
+    return sink.mask, streamed
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "b0.xml"])
+def test_tiles_give_the_whole_pictures_logits(
+    name: str, artefact: Artefact, street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    network, segment = Network(artefact(name), "float32"), evitseg.load(artefact(name), precision="float32")
+    for height, width in ((301, 207), (96, 515)):  # the second is one row of tiles
+        picture = np.ascontiguousarray(street[:height, :width])
+        expected = segment.logits(picture)
+        for tile in (64, 128):
+            actual = tiled_logits(ArraySource(picture), network, tile, tmp_path)
+            assert difference(actual, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [(397, 515), (301, 207), (64, 515), (40, 50), (7, 9)])
+def test_the_mask_is_the_whole_pictures_but_where_two_classes_tie(
+    height: int, width: int, street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
+) -> None:
+    picture = np.ascontiguousarray(street[-height:, :width])
+    expected = segment.mask(picture)
+    top = torch.nn.functional.interpolate(
+        torch.from_numpy(segment.logits(picture))[None], (height, width), mode="bilinear"
+    )[0].topk(2, 0)[0]
+    clear = ((top[0] - top[1]) > 1e-4 * top.abs().max()).numpy()
+    for tile in (32, 64, 160, 2048):
+        if tile < min(height, width) or tile == 2048:
+            sink = ArraySink((height, width))
+            segment_huge(ArraySource(picture), sink, network, tmp_path, tile=tile)
+            np.testing.assert_array_equal(sink.mask[clear], expected[clear])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_region_from_its_context_is_that_part_of_the_mask(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    mask, streamed = stream(street, network, tmp_path, 96)
+    streamed.context.save(tmp_path / "street.npz")
+    assert (tmp_path / "street.npz").stat().st_size < 200_000
+    context = Context.load(tmp_path / "street.npz", network)
+    for region in (Window(0, 0, 50, 70), Window(133, 201, 90, 3), Window(396, 514, 1, 1), Window(0, 0, 397, 515)):
+        part = render(ArraySource(street), network, context, region)
+        rows, columns = region.inside(Window(0, 0, 397, 515))
+        assert (part != mask[rows, columns]).mean() < 1e-3  # ties, decided by the last bits of a sum
+    elsewhere = replace(context, sums=tuple(replace(s, values=s.values * [2] + 1) for s in context.sums))
+    assert (render(ArraySource(street), network, elsewhere, Window(0, 0, 397, 515)) != mask).mean() > 0.01
+
+
+def test_a_context_of_another_model_or_picture_is_refused(
+    artefact: Artefact, street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    _, streamed = stream(street, network, tmp_path, 96)
+    streamed.context.save(tmp_path / "c.npz")
+    with pytest.raises(WeightsError, match="of another model"):
+        Context.load(tmp_path / "c.npz", Network(artefact("b0"), "float32"))
+    with pytest.raises(ConfigError, match="not of 100×50"):
+        render(ArraySource(street[:50, :100]), network, streamed.context, Window(0, 0, 5, 5))
+    with pytest.raises(ConfigError, match="not inside the picture"):
+        render(ArraySource(street), network, streamed.context, Window(390, 0, 20, 5))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"x" * 1000])
+def test_a_file_that_is_no_context_is_refused(content: bytes, network: Network, tmp_path: Path) -> None:
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(FileError, match="not a context file"):
+        Context.load(tmp_path / "c.npz", network)
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_context_file_runs_no_code(network: Network, tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", about=np.array([Hostile(tmp_path / "touched")], dtype=object))
+    with pytest.raises(FileError, match="not a context file"):
+        Context.load(tmp_path / "c.npz", network)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    """Beyond what convolutions see of it, the picture's other half must not matter."""
+    valid = np.ones(street.shape[:2], np.bool_)
+    valid[:, 256:] = False
+    masks, contexts = [], []
+    for value in (0, 255):
+        picture = street.copy()
+        picture[:, 256 + 128 :] = value  # further than the convolutions before the first attention look
+        sink = ArraySink(street.shape[:2])
+        streamed = segment_huge(ArraySource(picture, valid), sink, network, tmp_path)
+        masks.append(sink.mask)
+        contexts.append(streamed.context)
+    np.testing.assert_allclose(contexts[0].sums[0].values, contexts[1].sums[0].values, rtol=1e-6)
+    assert contexts[0].sums[0].tokens == round(397 / 32) * 2 * (-(-256 * 16 // 515) * 2)
+    assert (masks[0][:, 256:] == IGNORE).all()
+    assert (masks[0][:, :256] != IGNORE).all()
+    assert streamed.counts[IGNORE] == (~valid).sum()
+
+
+class Torn:
+    """A picture of tiles of which some cannot be read."""
+
+    tile = (64, 64)
+
+    def __init__(self, picture: NDArray[np.uint8], torn: list[tuple[int, int]]) -> None:
+        self.size, self._picture, self._torn = picture.shape[:2], picture, torn
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        for row, column in self._torn:
+            if (
+                top < row * 64 + 64
+                and row * 64 < top + height
+                and left < column * 64 + 64
+                and column * 64 < left + width
+            ):
+                raise PictureError(f"tile {row},{column} is damaged")
+        return self._picture[top : top + height, left : left + width]
+
+    def valid(self, top: int, left: int, height: int, width: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("tile", [64, 160, 2048])
+def test_a_torn_tile_is_named_left_out_and_the_rest_is_done(
+    tile: int, street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    torn = Torn(street, [(1, 2), (6, 8)])
+    sink = ArraySink(street.shape[:2])
+    streamed = segment_huge(torn, sink, network, tmp_path, tile=tile)
+    expected = np.zeros(street.shape[:2], np.bool_)
+    expected[64:128, 128:192] = expected[384:, 512:] = True
+    np.testing.assert_array_equal(sink.mask == IGNORE, expected)
+    assert {d.reason for d in streamed.damages} == {"tile 1,2 is damaged", "tile 6,8 is damaged"}
+    assert {d.window for d in streamed.damages} == {Window(64, 128, 64, 64), Window(384, 512, 13, 3)}
+
+
+class Endless:
+    """A picture larger than any disk."""
+
+    size = (2_000_000, 3_000_000)
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        return np.zeros((height, width, 3), np.uint8)
+
+    def valid(self, top: int, left: int, height: int, width: int) -> None:
+        return None
+
+
+def test_a_disk_that_is_too_small_is_said_at_the_start(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"needs .* GiB there and .* GiB are free; give a scratch folder"):
+        segment_huge(Endless(), ArraySink((1, 1)), network, tmp_path, watch=lambda progress: pytest.fail("too late"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_said_with_what_is_needed(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"10 MiB of memory are too little: with the smallest tiles .* needs \d+ MiB"):
+        segment_huge(Endless(), ArraySink((1, 1)), network, tmp_path, memory=10 * 1024**2)
+
+
+def test_after_an_error_nothing_is_left(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
+    def fail(progress: Progress) -> None:
+        if progress.piece == 2:
+            raise EngineError("stop here")
+
+    with pytest.raises(EngineError, match="stop here"):
+        segment_huge(ArraySource(street), ArraySink(street.shape[:2]), network, tmp_path, watch=fail)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import sys, numpy as np
+from evitseg.runtime.streaming import Network, segment_huge
+from evitseg.runtime.windows import ArraySink, ArraySource
+
+picture = np.load(sys.argv[1])
+sink = ArraySink(picture.shape[:2])
+def watch(progress):
+    print(progress.piece, progress.tile, flush=True)
+streamed = segment_huge(
+    ArraySource(picture), sink, Network(sys.argv[2], "float32"), sys.argv[3], tile=int(sys.argv[4]), watch=watch
+)
+np.save(sys.argv[5], sink.mask)
+print("resumed", streamed.resumed)
+"""
+
+
+def test_killed_five_times_and_resumed_it_gives_the_same_file(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    tile, rng = 64, random.Random(3)
+    np.save(tmp_path / "picture.npy", street)
+    (tmp_path / "scratch").mkdir()
+
+    def command(scratch: str, out: str) -> list[str]:
+        places = [
+            tmp_path / "picture.npy",
+            BUNDLED,
+            tmp_path / scratch,
+            tile,
+            tmp_path / out,
+        ]
+        return [sys.executable, "-c", textwrap.dedent(KILLED), *map(str, places)]
+
+    subprocess.run(command("other", "whole.npy"), check=True, stdout=subprocess.DEVNULL)
+    for _ in range(5):
+        with subprocess.Popen(command("scratch", "resumed.npy"), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(rng.randint(5, 60)):
+                assert process.stdout.readline()
+            process.kill()
+        assert not (tmp_path / "resumed.npy").exists()
+        assert list((tmp_path / "scratch").iterdir())
+    done = subprocess.run(command("scratch", "resumed.npy"), check=True, capture_output=True, text=True).stdout
+    assert int(done.split()[-1]) >= 5 * 5
+    assert (tmp_path / "resumed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_work_on_another_picture_begins_anew(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.piece == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_huge(ArraySource(street), ArraySink(street.shape[:2]), network, tmp_path, watch=interrupt)
+    assert len(list(tmp_path.iterdir())) == 1
+    other = np.ascontiguousarray(street[:, ::-1])
+    _, streamed = stream(other, network, tmp_path, 2048)
+    assert streamed.resumed == 0
+    sink = ArraySink(street.shape[:2])
+    assert segment_huge(ArraySource(street), sink, network, tmp_path).resumed == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_artefact_of_one_size_and_a_strange_graph_are_refused(artefact: Artefact, tmp_path: Path) -> None:
+    import onnx
+
+    config = CONFIGS["b0"]
+    fixed = Manifest("f", config, numbered(19), Preprocess(fixed=(64, 96)), Training("generated", "CC0"))
+    write_onnx(EfficientViT(config).eval(), fixed, tmp_path / "fixed.onnx")
+    with pytest.raises(EngineError, match="takes pictures of 64x96 alone"):
+        Network(tmp_path / "fixed.onnx")
+    proto = onnx.load(artefact("b0"))
+    next(node for node in proto.graph.node if node.op_type == "HardSwish").op_type = "Softsign"
+    onnx.save(proto, tmp_path / "strange.onnx")
+    with pytest.raises(EngineError, match="SoftSign is not among its operators"):
+        Network(tmp_path / "strange.onnx")
+    with pytest.raises(EngineError, match=r"takes \.onnx and \.xml"):
+        Network(tmp_path / "model.tflite")
+
+
+def test_a_neighbourhood_that_holds_the_picture_is_the_picture(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    masks = {}
+    for context in ("global", 3 * 288, 3 * 96):
+        sink = ArraySink(street.shape[:2])
+        segment_huge(ArraySource(street), sink, network, tmp_path, context=context)
+        masks[context] = sink.mask
+    assert (masks["global"] != masks[3 * 288]).mean() < 1e-4
+    assert (masks["global"] != masks[3 * 96]).mean() > 1e-3
+    with pytest.raises(ConfigError, match="give at least 96"):
+        segment_huge(ArraySource(street), ArraySink((1, 1)), network, tmp_path, context=20)
+
+
+@pytest.mark.parametrize("size", [(288, 192), (288, 224), (320, 192), (96, 64), (301, 224), (32, 512)])
+def test_windows_of_a_resized_picture_are_the_whole_ones_pixels(
+    size: tuple[int, int], street: NDArray[np.uint8]
+) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (301, 207, 3), np.uint8)  # noise, where rounding shows
+    whole = np.asarray(Image.fromarray(picture).resize((size[1], 301), Image.Resampling.BILINEAR))
+    whole = np.asarray(Image.fromarray(whole).resize(size[::-1], Image.Resampling.BILINEAR))
+    resampled = Resampled(ArraySource(picture), size)
+    for _ in range(10):
+        top, left = (int(rng.integers(0, side - 1)) for side in size)
+        window = Window(top, left, int(rng.integers(1, size[0] - top + 1)), int(rng.integers(1, size[1] - left + 1)))
+        rows, columns = window.inside(Window(0, 0, *size))
+        np.testing.assert_array_equal(resampled.read(window)[0], whole[rows, columns])
+
+
+@pytest.mark.parametrize("size", [(301, 207), (192, 256), (37, 500)])
+def test_windows_of_a_mask_are_the_whole_ones_pixels(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 24, 32)).astype(np.float32)
+    whole = argmax_upsampled(logits, size)
+    for place in tiles_of(size, (50, 70)):
+        down, across = Side(24, size[0], 0, place.top), Side(32, size[1], 0, place.left)
+        (y0, y1), (x0, x1) = down.needed(place.height), across.needed(place.width)
+        part = argmax_upsampled(
+            np.ascontiguousarray(logits[:, y0:y1, x0:x1]),
+            (place.height, place.width),
+            (replace(down, first_logit=y0), replace(across, first_logit=x0)),
+        )
+        rows, columns = place.inside(Window(0, 0, *size))
+        np.testing.assert_array_equal(part, whole[rows, columns])
+
+
+def test_half_precision_stays_as_near_to_float32_as_whole(
+    street: NDArray[np.uint8], segment: Segmenter, tmp_path: Path
+) -> None:
+    try:
+        network = Network(BUNDLED, "bfloat16")
+    except EvitsegError as error:
+        pytest.skip(str(error))
+    reference = segment.mask(street)
+    whole = evitseg.load(BUNDLED, precision="bfloat16", size="native").mask(street)
+    tiles, _ = stream(street, network, tmp_path, 96)
+    assert (tiles != reference).mean() < 1.5 * (whole != reference).mean() + 1e-3
+
+
+def test_the_plan_covers_working_picture_and_mask_once() -> None:
+    plan = Plan((1003, 777), (992, 768), (192, 320))
+    for piece in (0, 1):
+        for size, mask in ((plan.working, False), (plan.picture, True)):
+            seen = np.zeros(size, np.uint8)
+            for tile in range(plan.tiles(piece)):
+                core = plan.core(piece, tile)
+                rows, columns = (plan.mask_window(core) if mask else core).inside(Window(0, 0, *size))
+                seen[rows, columns] += 1
+            assert (seen == 1).all()
+
+
+def test_more_memory_makes_larger_tiles(network: Network) -> None:
+    plans = [make_plan(network, (40_000, 40_000), memory=mib * 1024**2) for mib in (230, 240, 300, 2000)]
+    for smaller, larger in pairwise(plans):
+        assert max(smaller.sides) <= 4096
+        assert all(a <= b for a, b in zip(smaller.sides, larger.sides, strict=True))
+    assert sum(plans[0].sides) < sum(plans[-1].sides)
+
+
+def test_a_tile_that_does_not_fit_the_stride_is_refused(network: Network) -> None:
+    with pytest.raises(ConfigError, match="give a multiple of 32"):
+        make_plan(network, (400, 400), tile=100)
+
+
+def test_blending_one_window_is_the_whole_and_blending_more_covers_the_picture(
+    street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
+) -> None:
+    expected = segment.mask(street)
+    sink = ArraySink(street.shape[:2])
+    blend(ArraySource(street), sink, network, 512)
+    assert (sink.mask != expected).mean() < 1e-3
+    for window in (64, 192, 256):
+        sink = ArraySink(street.shape[:2])
+        sink.mask[:] = IGNORE
+        counts = blend(ArraySource(street), sink, network, window)
+        assert counts.sum() == street.shape[0] * street.shape[1]
+        assert not (sink.mask == IGNORE).any()
+        assert 0.001 < (sink.mask != expected).mean() < 0.5
+
+
+def test_blending_weighs_windows_as_a_naive_sum_does(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    picture = np.ascontiguousarray(street[:160, :224])  # multiples of 32: nothing is resampled
+    own = evitseg.load(BUNDLED, precision="float32", size="native")
+    total, weight = np.zeros((11, 20, 28)), np.zeros((20, 28))
+    tent = np.minimum(*np.meshgrid(*[np.concatenate([np.arange(1, 9), np.arange(8, 0, -1)])] * 2))
+    for top in (0, 32):
+        for left in (0, 64, 96):
+            part = np.ascontiguousarray(picture[top : top + 128, left : left + 128])
+            rows, columns = slice(top // 8, top // 8 + 16), slice(left // 8, left // 8 + 16)
+            total[:, rows, columns] += own.logits(part) * tent
+            weight[rows, columns] += tent
+    sink = ArraySink((160, 224))
+    blend(ArraySource(picture), sink, network, 128)
+    assert (sink.mask != argmax_upsampled((total / weight).astype(np.float32), (160, 224))).mean() < 1e-3
+
+
+def test_verification_says_how_tiles_and_whole_compare(
+    street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
+) -> None:
+    found = verify(ArraySource(street), network, segment, tmp_path, 256)
+    assert found.part == Window(70, 129, 256, 256)
+    assert 0 < found.difference < 1e-5
+    assert found.pixels < 10

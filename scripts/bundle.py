@@ -1,6 +1,7 @@
 """Make the bundled artefact: convert our checkpoint, measure it on CamVid test, write both into the package.
 
     python scripts/bundle.py CHECKPOINT CAMVID
+    python scripts/bundle.py --measure CAMVID    the artefact as it is: measures again what this processor can compute
 
 The card and the manifest hold the same numbers, measured here with the runtime as `evitseg predict` uses it.
 """
@@ -26,6 +27,7 @@ from evitseg.loading import load
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.metrics import confusion_matrix, iou, mean_iou
 from evitseg.model.weights import load_checkpoint
+from evitseg.runtime.engines import read_manifest
 
 FOLDER = Path(__file__).parents[1] / "src/evitseg/bundled"
 
@@ -74,6 +76,7 @@ def card(manifest: Manifest, size_bytes: int) -> str:
         f"| {name} | {' | '.join(f'{measured.iou[name]:.1f}' for measured in manifest.accuracy)} |"
         for name in manifest.labels.names
     )
+    processors = " and ".join(dict.fromkeys(m.settings["processor"] for m in manifest.accuracy))
     means = " | ".join(f"**{measured.miou:.2f}**" for measured in manifest.accuracy)
     return f"""# {manifest.name}
 
@@ -91,7 +94,7 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 ## How good it is
 
 {accuracy.data}, {accuracy.pictures} pictures: {accuracy.protocol}.
-Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {accuracy.settings["processor"]};
+Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {processors};
 IoU in percent by precision of the arithmetic. The default takes bfloat16 where the processor has it, else what
 the engine chooses. The weights are stored as float32 because float16 cost an earlier model 0.1 points in bfloat16
 arithmetic.
@@ -122,22 +125,32 @@ This card is written by `scripts/bundle.py` from the manifest inside the artefac
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("camvid", type=Path, help="folder with test/ and testannot/")
-    arguments = parser.parse_args()
-    out = FOLDER / f"{DEFAULT_MODEL}.onnx"
-    checkpoint = load_checkpoint(arguments.checkpoint, load_labels("camvid"), PREPROCESS)
-    path, manifest = export(checkpoint, "onnx", out, name=DEFAULT_MODEL, training=TRAINING)
-    measured = []
+def measured(artefact: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
+    """In every precision; where this processor has none, as it was."""
+    found = {accuracy.settings["precision"]: accuracy for accuracy in before}
     for precision in PRECISIONS:
         if precision != "auto":
             try:
-                measured.append(measure(path, arguments.camvid, precision))
+                found[precision] = measure(artefact, camvid, precision)
             except EngineError as error:
                 print(f"not measured: {error}")
-    manifest = replace(manifest, accuracy=tuple(measured))
+    return tuple(found[precision] for precision in PRECISIONS if precision in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("camvid", type=Path, help="folder with test/ and testannot/")
+    parser.add_argument("--measure", action="store_true", help="leave the artefact's weights alone")
+    arguments = parser.parse_args()
+    path, before = FOLDER / f"{DEFAULT_MODEL}.onnx", tuple[Accuracy, ...]()
+    if arguments.measure:
+        manifest = read_manifest(path)
+        before = manifest.accuracy
+    else:
+        checkpoint = load_checkpoint(arguments.checkpoint, load_labels("camvid"), PREPROCESS)
+        path, manifest = export(checkpoint, "onnx", path, name=DEFAULT_MODEL, training=TRAINING)
+    manifest = replace(manifest, accuracy=measured(path, arguments.camvid, before))
     set_onnx_manifest(path, manifest)
     with replacing(FOLDER / f"{DEFAULT_MODEL}.md") as file:
         file.write(card(manifest, path.stat().st_size).encode())

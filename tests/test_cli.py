@@ -227,13 +227,20 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted."
+    assert errors.strip() == "interrupted; the same command with --skip-existing goes on."
     results = list((tmp_path / "o").iterdir())
     assert 0 < len(results) < 800
     assert not [p for p in results if p.name.startswith(".")]
     for path in results:
         with Image.open(path) as image:
             image.load()
+    done = {path: path.stat().st_mtime_ns for path in results if path.name.endswith("_mask.png")}
+    run = evitseg("predict", "data", "--out", "o", "--size", "64", "--skip-existing", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert f"{len(done)} pictures have their results and are left out." in run.stdout
+    assert f"of {400 - len(done)} pictures to o" in run.stdout
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list((tmp_path / "o").iterdir())) == 800
 
 
 def test_info_lists_what_there_is(tmp_path: Path) -> None:

@@ -172,8 +172,8 @@ def _plain_errors(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*args, **kwargs)
         except EvitsegError as error:
             _fail(error)
-        except KeyboardInterrupt:
-            print("interrupted.", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(str(interrupt) or "interrupted.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # Whoever read our output has enough, as head has; nothing is left to say, also not at exit.
@@ -338,9 +338,8 @@ def predict(
         if left:
             count, results = _predict_all(segment, left, out, overlay, as_json, problems)
     except KeyboardInterrupt:
-        if len(left) > 1:
-            _complain("stopped before the end; the same command with --skip-existing goes on.")
-        raise
+        how = "; the same command with --skip-existing goes on" * (len(left) > 1)
+        raise KeyboardInterrupt(f"interrupted{how}.") from None
     kinds = [name.value for name in video or []] or ["overlay" if overlay else "mask"]
     done = _predict_videos(segment, videos, kinds, duration, as_json, problems)
     if as_json:

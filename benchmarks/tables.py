@@ -138,6 +138,19 @@ def video_smoothing() -> str:
     return table(("", "mIoU", "pixels that change", "and change back"), rows)
 
 
+def folder() -> str:
+    rows = []
+    for name, row in result("folder")["results"].items():
+        height, width = row["network_input"]
+        alone = max(rate for key, rate in row["pictures_per_s"].items() if key.startswith("engine"))
+        shares = row["share_of_engine"]
+        cells = [
+            f"{row['pictures_per_s'][key]:.1f} a second, {shares[key]:.2f}" for key in ("masks", "masks and overlays")
+        ]
+        rows.append((name, f"{height}×{width}", f"{alone:.1f} a second", *cells))
+    return table(("", "network's input", "engine alone", "masks", "masks and overlays"), rows)
+
+
 def peers() -> str:
     content = result("peers")
     at = "1024x2048"
@@ -199,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "video-pixels": video_pixels,
     "video-encoders": video_encoders,
     "video-smoothing": video_smoothing,
+    "folder": folder,
     "peers": peers,
     "peer-sizes": peer_sizes,
     "scaling": scaling,

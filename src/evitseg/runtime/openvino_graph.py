@@ -11,7 +11,7 @@ Three things differ from the graph in the file, none of which changes the functi
   no copies. Queries, keys and values are convolutions of their own, and so are the scales' parts of the projection.
 - Bicubic up-sampling is two products with fixed matrices, the last of which also adds stage 3 to stage 4.
 
-`benchmarks/network.py` measures it beside the file's graph and the plain export.
+`benchmarks/peers.py` measures it beside plain conversions.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class _Writer:
         # OpenVINO 2026.4 rounds a convolution's bias to bfloat16 with everything else. A bias is added in float32 if it
         # does not directly follow its convolution, so `conv` puts a limit that no number reaches between the two. Where
         # it matters is in these stages, whose biases are large because no batch norm follows their blocks' first
-        # convolutions; everywhere would cost another twentieth of the time (benchmarks/precision.py).
+        # convolutions; everywhere would cost another twentieth of the time (docs/speed.md).
         self.exact_biases = self.low_precision
         for number, blocks in enumerate(stages[FIRST:], start=FIRST + 1):
             for i, block in enumerate(blocks):

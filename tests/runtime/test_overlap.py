@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from evitseg.runtime.overlap import overlapped
+
+
+def test_results_come_in_order_though_work_ends_out_of_it() -> None:
+    def work(i: int) -> int:
+        time.sleep(0.02 if i % 2 == 0 else 0)
+        return i * i
+
+    assert list(overlapped(range(20), work, workers=4)) == [i * i for i in range(20)]
+
+
+def test_as_many_are_under_way_at_once_as_there_are_workers() -> None:
+    together = threading.Barrier(3, timeout=30)  # breaks unless three wait at it at the same time
+    assert sum(1 for _ in overlapped(range(9), lambda i: together.wait(), workers=3)) == 9
+
+
+def test_no_more_are_held_than_workers_and_waiting() -> None:
+    drawn, given, most = 0, 0, 0
+
+    def items() -> Iterator[int]:
+        nonlocal drawn
+        for i in range(100):
+            drawn += 1
+            yield i
+
+    for _ in overlapped(items(), lambda i: i, workers=2, waiting=3):
+        given += 1
+        most = max(most, drawn - given)
+    assert given == 100
+    assert most == 4  # beside the one that the caller has
+
+
+def test_what_the_work_raises_comes_at_its_place() -> None:
+    def work(i: int) -> int:
+        if i == 3:
+            raise ValueError("three")
+        return i
+
+    got = []
+    with pytest.raises(ValueError, match="three"):
+        for i in overlapped(range(10), work):
+            got.append(i)
+    assert got == [0, 1, 2]
+
+
+def test_who_stops_early_waits_for_begun_work_alone() -> None:
+    begun, ended = [], []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.01)
+        ended.append(i)
+        return i
+
+    before = threading.active_count()
+    results = overlapped(range(1000), work, workers=2, waiting=5)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 7
+    assert threading.active_count() == before

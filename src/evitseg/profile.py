@@ -631,6 +631,7 @@ def _part(block: str) -> str:
 
 def _draw_roof(axes: Axes, profile: Profile) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullLocator
 
     floors = profile.floors
@@ -667,15 +668,10 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.text(xs[-1], floors.gflops * 1.06, f"large products: {floors.gflops:.0f} GFLOP/s ", ha="right", va="bottom")
+    roof = f"roof: {floors.gb_per_s:.0f} GB/s copying memory\n{floors.gflops:.0f} GFLOP/s in large products"
+    axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where hardly a node is
     assert axes.figure is not None
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known how steep the slope looks
-    ends = axes.transData.transform([(at, at * floors.gb_per_s) for at in (ridge / 4, ridge / 2)])
-    angle = math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
-    axes.text(
-        ridge / 3, ridge / 3 * floors.gb_per_s * 1.06, f"copying memory: {floors.gb_per_s:.0f} GB/s", rotation=angle,
-        va="bottom", ha="center", rotation_mode="anchor",
-    )  # fmt: skip
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known where a node is seen
     taken: list[tuple[float, float]] = []  # where labels are, in points
     for node in sorted(nodes, key=lambda node: -node.ms)[:8]:
         x, y = axes.transData.transform((node.intensity, node.gflops)) * 72 / axes.figure.dpi
@@ -686,9 +682,14 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axes.annotate(
             f"{node.name} {node.ms:.1f} ms", (node.intensity, node.gflops), xytext=(8, -down),
             textcoords="offset points", fontsize=8, zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-    shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product of attention"}
-    handles = [Line2D([], [], linestyle="", marker="o", color=color, label=part) for part, color in PARTS.items()]
+    shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product"}
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=color, label=part)
+        for part, color in PARTS.items()
+        if part != INPUT
+    ]
     handles += [Line2D([], [], linestyle="", marker=key, color="grey", label=text) for key, text in shapes.items()]
     axes.legend(handles=handles, loc="lower right", fontsize=9, framealpha=0.95)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,9 @@ from PIL import Image
 from evitseg import bench as measure
 from evitseg.bench import Subject, bench, compare
 from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
-from evitseg.config import cost, placed_convs, softmax_macs
+from evitseg.config import ModelConfig, SegmentationHead, cost, placed_convs, softmax_macs
 from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
-from evitseg.profile import Floors, draw, profile
+from evitseg.profile import Floors, Profile, draw, profile
 
 SMALL = (64, 96)
 
@@ -115,30 +117,87 @@ def test_a_process_that_ends_early_is_told() -> None:
             worker.ask("go")
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_a_profile_accounts_for_the_network(engine: str, precision: Any) -> None:
-    size = (256, 320)
-    found = profile(Subject(engine=engine, precision=precision), EXAMPLE_PICTURE, size, turns=10)
+def check_accounts(found: Profile, size: tuple[int, int]) -> None:
+    """What holds of every engine's profile."""
     # The rest is the call itself and what lies between nodes: 0.2 to 0.5 ms here; other work may fall between, too.
     assert 0.5 * found.network_ms < found.nodes_ms <= 1.02 * found.network_ms
     config = bundled_manifest().model
-    # An independent count: on the plan, not on the engine's graph.
-    assert sum(node.macs for node in found.nodes) == cost(config).macs(*size)
+    assert found.plan_macs == cost(config).macs(*size)
     assert math.fsum(block.ms for block in found.blocks) == pytest.approx(found.nodes_ms)
+    assert len({node.name for node in found.nodes}) == len(found.nodes)
     plan = {f"{conv.block}.{conv.name}": conv for conv in placed_convs(config)}
-    convs = [node for node in found.nodes if node.name in plan]
-    assert {node.name for node in convs} == set(plan)
-    for node in convs:
-        conv = plan[node.name]
+    for name, conv in plan.items():
+        parts = [node for node in found.nodes if f"{node.name}.".startswith(f"{name}.")]
         pixels = size[0] * size[1] // conv.stride**2
-        assert node.macs == conv.conv.macs * pixels
-        assert node.bytes_out >= 2 * conv.conv.outputs * pixels  # 16 bits at least
-    assert {node.block for node in found.nodes} == {"input", *(conv.block for conv in plan.values())}
+        assert sum(node.macs for node in parts) == conv.conv.macs * pixels
+        assert all(node.count == 1 and node.block == conv.block for node in parts)
+        assert sum(node.bytes_out for node in parts) >= 2 * conv.conv.outputs * pixels  # 16 bits at least
+    assert {node.block for node in found.nodes} - {"head.up"} == {"input", *(conv.block for conv in plan.values())}
     assert 1 < found.floors.gb_per_s < found.floors.gflops
 
 
-def test_what_is_no_convolution_belongs_to_what_it_follows() -> None:
+def surplus(config: ModelConfig, size: tuple[int, int]) -> int:
+    """Multiply-adds of the graph for OpenVINO, without tiles, beyond the plan's."""
+    height, width = size
+    macs = 0
+    for number, stage in enumerate(config.backbone.stages):
+        if stage.attends:
+            tokens = height * width // (4 << number) ** 2
+            # All heads at once, in three products, instead of head by head, in two of which one has a row more.
+            each = stage.width * (3 * stage.width - 2 * config.backbone.head_dim - 1)
+            macs += stage.depth * (1 + len(config.backbone.attention_kernels)) * tokens * each
+    assert isinstance(config.head, SegmentationHead)
+    for stride in (16, 32):  # first every row becomes as wide as at stride 8, then every column as tall
+        rows, columns = height // stride, width // stride
+        macs += config.head.width * (rows * columns * (width // 8) + rows * (height // 8) * (width // 8))
+    return macs
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_profile_accounts_for_the_graph_that_openvino_runs(precision: Any) -> None:
+    size = (256, 320)
+    found = profile(Subject(precision=precision), EXAMPLE_PICTURE, size, turns=10)
+    check_accounts(found, size)
+    config = bundled_manifest().model
+    assert found.macs == cost(config).macs(*size) + surplus(config, size)
+    products = {node.name for node in found.nodes if node.type == "MatMul"}
+    attention = {f"stage{s}.block{b}.attention" for s in (3, 4) for b in (1, 2)}
+    kinds = ("keys×values", "queries×context", "divisor")
+    up = {"head.up/width.4", "head.up/width.2", "head.up/height"}
+    assert products == {f"{block}/{kind}.{i}" for block in attention for kind in kinds for i in (0, 1)} | up
+    assert not [node.name for node in found.nodes if re.search(r"_\d|tile", node.name)]
+
+
+def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evitseg.runtime import openvino_graph
+
+    size, subject = (256, 320), Subject(precision="float32")
+    whole = profile(subject, EXAMPLE_PICTURE, size, turns=1)
+    monkeypatch.setattr(openvino_graph, "TILE_BYTES", 2**20)
+    tiled = profile(subject, EXAMPLE_PICTURE, size, turns=1)
+    before, after = ({node.name: node for node in found.nodes} for found in (whole, tiled))
+    assert {name for name in before if before[name].macs} == {name for name in after if after[name].macs}
+    stem = after["stem.block0.conv"]
+    assert stem.count == after["input/normalise"].count > 1
+    # Tiles overlap; how much, the bytes of their three float32 channels say.
+    pixels = after["input/normalise"].bytes_out // 12
+    assert pixels > size[0] * size[1]
+    assert stem.macs == 3 * 3 * 3 * 8 * pixels // 4
+    assert tiled.macs > whole.macs
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # where OpenVINO runs the file's, too
+    size = (256, 320)
+    found = profile(Subject(engine=engine, precision="float32"), EXAMPLE_PICTURE, size, turns=10)
+    check_accounts(found, size)
+    # An independent count: on the plan, not on the engine's graph.
+    assert found.macs == found.plan_macs
+
+
+def test_what_is_no_convolution_belongs_to_what_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     found = profile(Subject(precision="float32"), EXAMPLE_PICTURE, SMALL, turns=1)
     blocks = {node.engine_name: node.block for node in found.nodes}
     resized = [block for name, block in blocks.items() if name.startswith("Resize")]
@@ -202,10 +261,20 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     assert set(content["machine"]) == {"processor", "physical_cores", "logical_cores", "system"}
     assert content["model"] == "b0-camvid"
     assert content["sizes"][0]["width"] == 96
-    assert {"blocks", "nodes", "floors", "network_ms", "nodes_ms", "macs"} <= set(content["profile"])
-    assert {"name", "block", "type", "ms", "share", "macs", "bytes_in", "bytes_out", "gflops", "gb_per_s"} <= set(
-        content["profile"]["nodes"][0]
-    )
+    assert {"blocks", "nodes", "floors", "network_ms", "nodes_ms", "macs", "plan_macs"} <= set(content["profile"])
+    assert {
+        "name",
+        "block",
+        "count",
+        "type",
+        "ms",
+        "share",
+        "macs",
+        "bytes_in",
+        "bytes_out",
+        "gflops",
+        "gb_per_s",
+    } <= set(content["profile"]["nodes"][0])
     assert sum(node["share"] for node in content["profile"]["nodes"]) == pytest.approx(1)
     assert Path(drawn).stat().st_size > 10_000
     lines = command("--size", "64x96", "--turns", "1", "--profile", "--markdown").stdout.splitlines()

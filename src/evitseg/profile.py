@@ -1,7 +1,8 @@
 """Where the network's time goes: every node that the engine runs, beside what this machine could do at best.
 
 A node's name says which convolution of the plan it is, or which it follows, so that a row of the profile is found in
-the network. Multiply-adds are counted on the graph that the engine is given, bytes on the one that it runs.
+the network; nodes of the same name, such as those of tiles, are one row. Multiply-adds are counted on the graph that
+the engine is given, bytes on the one that it makes of it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.bench import Subject, Table, warm_up
-from evitseg.config import ModelConfig, placed_convs
-from evitseg.engine import EngineInfo, Precision
+from evitseg.config import ModelConfig, cost, placed_convs
+from evitseg.engine import Engine, EngineInfo
 from evitseg.errors import EngineError, MissingPackageError, PictureError, WeightsError
 from evitseg.files import replacing
 from evitseg.image import read_picture
@@ -64,6 +65,7 @@ class Work:
 
     Attributes:
         name, block: in the network's terms; see `evitseg.config.PlacedConv`.
+        count: how many of the engine's nodes do it: tiles, and what a block has several of.
         ms: mean over the turns.
         macs: multiply-adds.
         bytes_in, bytes_out: of all inputs with the weights, and of all outputs.
@@ -71,6 +73,7 @@ class Work:
 
     name: str
     block: str
+    count: int
     ms: float
     macs: int
     bytes_in: int
@@ -95,11 +98,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Node(Work):
-    """A node as the engine runs it.
+    """A node as the engine runs it, or several of one name.
 
     Attributes:
         type, kernel: what the engine calls its operator, and the code that it chose for it.
-        engine_name: what the engine calls it.
+        engine_name: what the engine calls it, or the first of several.
     """
 
     type: str
@@ -115,7 +118,9 @@ class Profile:
         height, width: of the picture.
         network_ms: mean over the same turns of the whole call; the nodes' sum is less by what lies between them.
         turns: how many were measured.
-        nodes: in the order they run.
+        plan_macs: multiply-adds that the network's plan needs. The graph that runs may do more: where tiles overlap,
+            and where a larger product is faster than a smaller one.
+        nodes: in the order they run, each name once.
         floors: of this machine.
         info: what ran.
     """
@@ -124,6 +129,7 @@ class Profile:
     width: int
     network_ms: float
     turns: int
+    plan_macs: int
     nodes: tuple[Node, ...]
     floors: Floors
     info: EngineInfo
@@ -131,6 +137,11 @@ class Profile:
     @property
     def nodes_ms(self) -> float:
         return math.fsum(node.ms for node in self.nodes)
+
+    @property
+    def macs(self) -> int:
+        """Of the graph that runs."""
+        return sum(node.macs for node in self.nodes)
 
     @property
     def blocks(self) -> list[Work]:
@@ -142,6 +153,7 @@ class Profile:
             Work(
                 block,
                 block,
+                sum(node.count for node in nodes),
                 math.fsum(node.ms for node in nodes),
                 sum(node.macs for node in nodes),
                 sum(node.bytes_in for node in nodes),
@@ -174,7 +186,8 @@ class Profile:
             "network_ms": self.network_ms,
             "nodes_ms": self.nodes_ms,
             "roof_ms": self.roof_ms(),
-            "macs": sum(node.macs for node in self.nodes),
+            "macs": self.macs,
+            "plan_macs": self.plan_macs,
             "floors": asdict(self.floors),
             "blocks": [row(block) | {"roof_ms": self._block_roof(block.block)} for block in self.blocks],
             "nodes": [row(node) for node in self.nodes],
@@ -186,19 +199,21 @@ class Profile:
         def cells(work: Work, roof_ms: float) -> list[str]:
             speeds = (f"{work.gflops:.0f}" if work.macs else "–", f"{work.gb_per_s:.0f}")
             share = f"{work.ms / self.nodes_ms:.1%}"
-            return [f"{work.ms:.2f}", share, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
+            return [str(work.count), f"{work.ms:.2f}", share, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
 
-        header = ("ms", "share", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
+        header = ("nodes", "ms", "share", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
         blocks = Table(("block", *header), markdown, first=28)
-        nodes = Table((f"slowest {count} nodes", *header, "kernel"), markdown, first=36)
-        total = Work("sum", "", self.nodes_ms, sum(node.macs for node in self.nodes), 0, 0)
+        nodes = Table((f"slowest {count} names", *header, "kernel"), markdown, first=40)
+        total = Work("sum", "", sum(node.count for node in self.nodes), self.nodes_ms, self.macs, 0, 0)
         return [
             f"{self.height}x{self.width}: {self.network_ms:.1f} ms a call while its nodes are timed, of which they "
             f"take {self.nodes_ms:.1f}; this machine, measured now: {self.floors.gflops:.0f} GFLOP/s in large "
             f"products, {self.floors.gb_per_s:.0f} GB/s copying",
+            f"multiply-adds: {self.macs / 1e6:.0f} M in the graph that runs, {self.plan_macs / 1e6:.0f} M in the "
+            "network's plan",
             "",
             *blocks.lines([[block.name, *cells(block, self._block_roof(block.block))] for block in self.blocks]),
-            blocks.row([total.name, *cells(total, self.roof_ms())[:4], "", f"{self.roof_ms():.2f}"]),
+            blocks.row([total.name, *cells(total, self.roof_ms())[:5], "", f"{self.roof_ms():.2f}"]),
             "",
             *nodes.lines(
                 [
@@ -230,18 +245,39 @@ def profile(subject: Subject, picture: Path, size: tuple[int, int], turns: int =
             "OpenVINO or ONNX Runtime."
         )
     stretched = np.asarray(Image.fromarray(read_picture(picture)).resize(size[::-1], Image.Resampling.LANCZOS))
-    precision: Precision = segment.info.precision  # type: ignore[assignment]  # as it was chosen
-    model = _given_graph(artefact, size)
-    names = _names(model, segment.manifest.model, artefact)
-    profiler, product = _PROFILERS[segment.info.engine]
-    network_ms, nodes = profiler(
-        artefact, precision, segment.info.threads, stretched[None], turns, names, multiply_adds(model)
+    profiled = _PROFILERS[segment.info.engine](segment.engine, artefact, stretched[None], turns)
+    return Profile(
+        height=size[0],
+        width=size[1],
+        network_ms=profiled.network_ms,
+        turns=profiled.turns,
+        plan_macs=round(cost(segment.manifest.model).macs(*size)),
+        nodes=tuple(_by_name(profiled.nodes)),
+        floors=Floors(_peak_gflops(profiled.product), _copy_gb_per_s(segment.info.threads)),
+        info=segment.info,
     )
-    floors = Floors(_peak_gflops(product(precision, segment.info.threads)), _copy_gb_per_s(segment.info.threads))
-    return Profile(*size, network_ms, turns, tuple(nodes), floors, segment.info)
 
 
-# What the file says: names and multiply-adds.
+def _by_name(nodes: Sequence[Node]) -> list[Node]:
+    """One for each name, in the order in which they begin to run."""
+    grouped: dict[str, list[Node]] = {}
+    for node in nodes:
+        grouped.setdefault(node.name, []).append(node)
+    return [
+        replace(
+            same[0],
+            count=len(same),
+            ms=math.fsum(node.ms for node in same),
+            macs=sum(node.macs for node in same),
+            bytes_in=sum(node.bytes_in for node in same),
+            bytes_out=sum(node.bytes_out for node in same),
+            kernel=", ".join(dict.fromkeys(node.kernel for node in same)),
+        )
+        for same in grouped.values()
+    ]
+
+
+# What the graph says: names and multiply-adds.
 
 
 @dataclass(frozen=True)
@@ -250,19 +286,7 @@ class _Place:
 
     name: str
     block: str
-    number: int
-
-
-def _given_graph(artefact: Path, size: tuple[int, int]) -> openvino.Model:
-    """As it is in the file, for pictures of one size."""
-    import openvino
-
-    from evitseg.runtime.engines import _openvino_model
-
-    model, manifest = _openvino_model(openvino.Core(), artefact)
-    if manifest.preprocess.fixed is None:
-        model.reshape([1, *size, 3])
-    return model
+    number: int = -1
 
 
 def multiply_adds(model: openvino.Model) -> dict[str, int]:
@@ -292,50 +316,66 @@ def _plain(name: str) -> str:
     return name.removesuffix("/WithoutBiases")
 
 
-def _names(model: openvino.Model, config: ModelConfig, artefact: Path) -> dict[str, _Place]:
-    """The file's convolutions, in the order of the plan; their names end in their places in the file."""
+def _places(model: openvino.Model, config: ModelConfig, artefact: Path) -> dict[str, _Place]:
+    """Of the operators that stand for something in the network, by name: in the file its convolutions.
+
+    Names in the file end in places in the file; `openvino_graph` names what it writes after the plan's blocks.
+    """
+    planned = list(enumerate(placed_convs(config)))
     written = [
         _plain(operator.friendly_name)
         for operator in model.get_ordered_ops()
         if operator.get_type_name() in ("Convolution", "GroupConvolution")
     ]
-    planned = list(placed_convs(config))
-    if len(written) != len(planned) or not all(re.fullmatch(r"Conv_\d+", name) for name in written):
-        raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
-    written.sort(key=lambda name: int(name.removeprefix("Conv_")))
-    return {
-        name: _Place(f"{conv.block}.{conv.name}", conv.block, number)
-        for number, (name, conv) in enumerate(zip(written, planned, strict=True))
-    }
+    if len(written) == len(planned) and all(re.fullmatch(r"Conv_\d+", name) for name in written):
+        written.sort(key=lambda name: int(name.removeprefix("Conv_")))
+        return {
+            name: _Place(f"{conv.block}.{conv.name}", conv.block, number)
+            for name, (number, conv) in zip(written, planned, strict=True)
+        }
+    places = {}
+    for operator in model.get_ordered_ops():
+        name = _plain(operator.friendly_name)
+        block, slash, part = re.sub(r" tile \d+,\d+$", "", name).rpartition("/")
+        if name in written:
+            number = next(
+                (i for i, conv in planned if conv.block == block and f"{part}.".startswith(f"{conv.name}.")), -1
+            )
+            if number < 0:
+                raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
+            places[name] = _Place(f"{block}.{part}", block, number)
+        elif slash and operator.get_type_name() != "Constant":
+            places[name] = _Place(f"{block}/{part}", block)
+    return places
 
 
-# What the engines say. Each gives the mean milliseconds of a call, and its nodes.
-
-_Profiler = Callable[
-    [Path, Precision, int, NDArray[np.uint8], int, Mapping[str, _Place], Mapping[str, int]], tuple[float, list[Node]]
-]
+# What the engines say.
 
 
-def _in_openvino(
-    artefact: Path,
-    precision: Precision,
-    threads: int,
-    images: NDArray[np.uint8],
-    turns: int,
-    names: Mapping[str, _Place],
-    macs: Mapping[str, int],
-) -> tuple[float, list[Node]]:
-    import openvino
+@dataclass(frozen=True)
+class _Profiled:
+    """What a profiler gives.
 
-    from evitseg.runtime.engines import _keep_biases
+    Attributes:
+        network_ms, turns: see `Profile`.
+        nodes: one for each of the engine's.
+        product: multiplies two square matrices of `PEAK_SIDE` in the same engine, precision and threads.
+    """
 
+    network_ms: float
+    turns: int
+    nodes: list[Node]
+    product: Callable[[], object]
+
+
+def _in_openvino(engine: Engine, artefact: Path, images: NDArray[np.uint8], turns: int) -> _Profiled:
+    from evitseg.runtime.engines import OpenVinoEngine
+
+    assert isinstance(engine, OpenVinoEngine)
     size = images.shape[1], images.shape[2]
-    model = _given_graph(artefact, size)
-    if precision == "bfloat16":
-        _keep_biases(model)
-    compiled = openvino.Core().compile_model(
-        model, "CPU", _openvino_settings(precision, threads) | {"PERF_COUNT": "YES"}
-    )
+    graph, compiled = engine.graph(size), engine.compile(size, PERF_COUNT="YES")
+    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, artefact)
+    in_file = any(name.startswith("Conv_") for name in known)
     request = compiled.create_infer_request()
 
     def call() -> float:
@@ -363,22 +403,25 @@ def _in_openvino(
     nodes, places = [], dict[str, _Place]()
     for operator in compiled.get_runtime_model().get_ordered_ops():
         name, told = operator.friendly_name, {key: str(value.value) for key, value in operator.get_rt_info().items()}
-        originals = [_plain(original) for original in told["originalLayersNames"].split(",")]
-        sources = [value.get_node().friendly_name for value in operator.input_values()]
-        own = next((names[original] for original in originals if original in names), None)
+        # A comma before a digit is a tile's own.
+        originals = [_plain(original) for original in re.split(r",(?!\d)", told["originalLayersNames"]) if original]
+        sources = [places[value.get_node().friendly_name] for value in operator.input_values()]
         # What is no convolution belongs to the last one that it depends on.
-        place = own or max(
-            (places[source] for source in sources), key=lambda place: place.number, default=_Place(INPUT, INPUT, -1)
-        )
-        places[name] = place
+        last = max(sources, key=lambda place: place.number, default=_Place(INPUT, INPUT))
+        own = next((known[original] for original in originals if original in known), None)
+        place = places[name] = replace(own, number=max(own.number, last.number)) if own else last
         if not after.get(name):  # a constant, or what was done once while compiling
             continue
-        took = max(0, after[name] - before.get(name, 0)) / turns / 1000
+        if in_file:
+            kind = _operator(told["layerType"], name)
+        else:  # numbers that OpenVINO has given mean nothing
+            kind = re.sub(r"_\d+$", "", (originals or [told["layerType"]])[-1])
         nodes.append(
             Node(
-                name=own.name if own else f"{place.block}/{_operator(told['layerType'], name)}",
+                name=own.name if own else f"{place.block}/{kind}",
                 block=place.block,
-                ms=took,
+                count=1,
+                ms=max(0, after[name] - before.get(name, 0)) / turns / 1000,
                 macs=sum(macs.get(original, 0) for original in dict.fromkeys(originals)),
                 bytes_in=sum(_bytes(value) for value in operator.input_values()),
                 bytes_out=sum(_bytes(value) for value in operator.outputs()),
@@ -387,18 +430,7 @@ def _in_openvino(
                 engine_name=name,
             )
         )
-    return network_ms, nodes
-
-
-def _openvino_settings(precision: Precision, threads: int) -> dict[str, str]:
-    from evitseg.runtime.engines import _TYPES
-
-    hint = next(hint for hint, name in _TYPES.items() if name == precision)
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": str(threads),
-    }
+    return _Profiled(network_ms, turns, nodes, _openvino_product(compiled))
 
 
 def _operator(kind: str, name: str) -> str:
@@ -410,17 +442,16 @@ def _bytes(value: Any) -> int:
     return int(math.prod(value.get_partial_shape().to_shape()) * value.get_element_type().size)
 
 
-def _in_onnxruntime(
-    artefact: Path,
-    precision: Precision,
-    threads: int,
-    images: NDArray[np.uint8],
-    turns: int,
-    names: Mapping[str, _Place],
-    macs: Mapping[str, int],
-) -> tuple[float, list[Node]]:
+def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], turns: int) -> _Profiled:
     import onnxruntime
 
+    from evitseg.runtime.engines import OpenVinoEngine
+
+    # What OpenVINO reads of the file says what ONNX Runtime does not: the operators' names and attributes.
+    graph = OpenVinoEngine(artefact, "float32").graph(None)
+    graph.reshape(list(images.shape))
+    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, artefact)
+    threads = engine.info.threads
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the engine does
@@ -441,7 +472,7 @@ def _in_onnxruntime(
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
     nodes = []
-    place, last = _Place(INPUT, INPUT, -1), max(names, key=lambda name: names[name].number)
+    place, last = _Place(INPUT, INPUT), max(known, key=lambda name: known[name].number)
     taken: dict[str, list[float]] = {}
     first: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -453,7 +484,7 @@ def _in_onnxruntime(
         # Fused and rewritten nodes keep what they were somewhere in their names, the last one what it writes.
         renamed = name.replace(written, last)
         original = next((part for part in re.findall(r"[A-Za-z]+_\d+", renamed) if part in macs), name)
-        place = names.get(original, place)  # it runs them one by one: what is no convolution follows the last one
+        place = known.get(original, place)  # it runs them one by one: what is no convolution follows the last one
         sizes = [
             sum(
                 math.prod(shape) * np.dtype(_ONNX_TYPES.get(kind, kind)).itemsize
@@ -464,8 +495,9 @@ def _in_onnxruntime(
         ]
         nodes.append(
             Node(
-                name=place.name if original in names else f"{place.block}/{_operator(told['op_name'], original)}",
+                name=place.name if original in known else f"{place.block}/{_operator(told['op_name'], original)}",
                 block=place.block,
+                count=1,
                 ms=sum(taken[name][-turns:]) / turns / 1000,
                 macs=macs.get(original, 0),
                 bytes_in=sizes[0],
@@ -475,7 +507,7 @@ def _in_onnxruntime(
                 engine_name=name,
             )
         )
-    return network_ms, nodes
+    return _Profiled(network_ms, turns, nodes, _onnxruntime_product(threads))
 
 
 _ONNX_TYPES = {"float": "float32", "double": "float64"}
@@ -484,18 +516,21 @@ _ONNX_TYPES = {"float": "float32", "double": "float64"}
 # What the machine does at best.
 
 
-def _openvino_product(precision: Precision, threads: int) -> Callable[[], object]:
+def _openvino_product(compiled: openvino.CompiledModel) -> Callable[[], object]:
+    """Args: compiled: what runs in the same precision on as many threads."""
     import openvino
     from openvino import opset13 as ops
 
+    same = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
     left = ops.parameter([PEAK_SIDE, PEAK_SIDE], np.float32)
     product = ops.matmul(left, ops.constant(_square()), False, False)
     model = openvino.Model([product], [left])
-    request = openvino.Core().compile_model(model, "CPU", _openvino_settings(precision, threads)).create_infer_request()
+    settings = {name: compiled.get_property(name) for name in same}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     return partial(request.infer, [_square()], share_inputs=True, share_outputs=True)
 
 
-def _onnxruntime_product(precision: Precision, threads: int) -> Callable[[], object]:
+def _onnxruntime_product(threads: int) -> Callable[[], object]:
     import onnxruntime
 
     try:
@@ -523,11 +558,8 @@ def _square() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((PEAK_SIDE, PEAK_SIDE), np.float32)
 
 
-_PROFILERS: dict[str, tuple[_Profiler, Callable[[Precision, int], Callable[[], object]]]] = {
-    "OpenVINO": (_in_openvino, _openvino_product),
-    "ONNX Runtime": (_in_onnxruntime, _onnxruntime_product),
-}
-"""By what `EngineInfo` calls the engine: what profiles it, and a large product in it."""
+_PROFILERS = {"OpenVINO": _in_openvino, "ONNX Runtime": _in_onnxruntime}
+"""By what `EngineInfo` calls the engine."""
 
 
 def _peak_gflops(product: Callable[[], object]) -> float:
@@ -599,6 +631,7 @@ def _part(block: str) -> str:
 
 def _draw_roof(axes: Axes, profile: Profile) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullLocator
 
     floors = profile.floors
@@ -635,15 +668,10 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.text(xs[-1], floors.gflops * 1.06, f"large products: {floors.gflops:.0f} GFLOP/s ", ha="right", va="bottom")
+    roof = f"roof: {floors.gb_per_s:.0f} GB/s copying memory\n{floors.gflops:.0f} GFLOP/s in large products"
+    axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where hardly a node is
     assert axes.figure is not None
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known how steep the slope looks
-    ends = axes.transData.transform([(at, at * floors.gb_per_s) for at in (ridge / 4, ridge / 2)])
-    angle = math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
-    axes.text(
-        ridge / 3, ridge / 3 * floors.gb_per_s * 1.06, f"copying memory: {floors.gb_per_s:.0f} GB/s", rotation=angle,
-        va="bottom", ha="center", rotation_mode="anchor",
-    )  # fmt: skip
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known where a node is seen
     taken: list[tuple[float, float]] = []  # where labels are, in points
     for node in sorted(nodes, key=lambda node: -node.ms)[:8]:
         x, y = axes.transData.transform((node.intensity, node.gflops)) * 72 / axes.figure.dpi
@@ -654,9 +682,14 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axes.annotate(
             f"{node.name} {node.ms:.1f} ms", (node.intensity, node.gflops), xytext=(8, -down),
             textcoords="offset points", fontsize=8, zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-    shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product of attention"}
-    handles = [Line2D([], [], linestyle="", marker="o", color=color, label=part) for part, color in PARTS.items()]
+    shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product"}
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=color, label=part)
+        for part, color in PARTS.items()
+        if part != INPUT
+    ]
     handles += [Line2D([], [], linestyle="", marker=key, color="grey", label=text) for key, text in shapes.items()]
     axes.legend(handles=handles, loc="lower right", fontsize=9, framealpha=0.95)
 

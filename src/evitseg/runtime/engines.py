@@ -120,10 +120,12 @@ class OpenVinoEngine:
         return logits
 
     def graph(self, size: tuple[int, int] | None) -> openvino.Model:
-        """What runs for pictures of this (height, width), or for those of any size."""
+        """For pictures of this (height, width), or of any size: `openvino_graph`'s, or the file's, where that runs."""
         if size is not None and self._weights is not None:
             return fast_graph(self.manifest.model, self.manifest.preprocess, self._weights, size, self.info.precision)
         model = self._model.clone()
+        if size is not None:
+            model.reshape([1, *size, 3])
         if self.info.precision == "bfloat16":
             _keep_biases(model)
         return model

@@ -151,6 +151,16 @@ def folder() -> str:
     return table(("", "network's input", "engine alone", "masks", "masks and overlays"), rows)
 
 
+def upsampling() -> str:
+    content = result("upsampling")["results"]
+    names = list(next(iter(content.values()))["median_ms"])
+    rows = [
+        (f"{float(share):.0%}", *(f"{row['median_ms'][name]:.1f} ms" for name in names))
+        for share, row in content.items()
+    ]
+    return table(("cells that a boundary crosses", *names), rows)
+
+
 def peers() -> str:
     content = result("peers")
     at = "1024x2048"
@@ -213,6 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "video-encoders": video_encoders,
     "video-smoothing": video_smoothing,
     "folder": folder,
+    "upsampling": upsampling,
     "peers": peers,
     "peer-sizes": peer_sizes,
     "scaling": scaling,

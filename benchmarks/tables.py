@@ -179,6 +179,22 @@ def peers() -> str:
     )
 
 
+def peer_ratios() -> str:
+    """How many times as fast ours is at 1024×2048, in the same engine and precision."""
+    values = {name: row["median_ms"] for name, row in result("peers")["results"]["1024x2048"].items()}
+    precisions = [name.rsplit(", ", 1)[1] for name in values if name.startswith("evitseg, ")]
+    peers: dict[str, list[str]] = {"SegFormer-B0": ["SegFormer-B0"], "SegFormer-B1": ["SegFormer-B1"]}
+    peers["the fastest plain conversion of the same network"] = list(
+        dict.fromkeys(name.rsplit(", ", 1)[0] for name in values if name.startswith("plain "))
+    )
+    rows = []
+    for label, names in peers.items():
+        times = [min(values[f"{name}, {precision}"] for name in names) for precision in precisions]
+        ours = [values[f"evitseg, {precision}"] for precision in precisions]
+        rows.append((label, *(f"{time / own:.1f}" for time, own in zip(times, ours, strict=True))))
+    return table(("times faster than", *precisions), rows)
+
+
 def peer_sizes() -> str:
     content = result("peers")
     sizes = list(content["results"])
@@ -225,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "folder": folder,
     "upsampling": upsampling,
     "peers": peers,
+    "peer-ratios": peer_ratios,
     "peer-sizes": peer_sizes,
     "scaling": scaling,
 }

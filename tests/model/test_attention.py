@@ -64,6 +64,15 @@ def test_half_precision_neither_overflows_nor_underflows(dtype: torch.dtype, sca
     assert error < 8 * torch.finfo(dtype).eps  # a few roundings of each number
 
 
+def test_a_query_that_hardly_a_key_matches_has_a_finite_gradient() -> None:
+    q, k, v = (t.abs().float() for t in tokens(1, 1, 8, 20))
+    k[:, :, 0] *= 1e-25
+    q[..., 1:, 3] = 0
+    parts = [t.requires_grad_() for t in (q, k, v)]
+    for gradient in torch.autograd.grad(relu_linear_attention(q, k, v).sum(), parts):
+        assert gradient.isfinite().all()
+
+
 def test_gradients_are_those_of_the_quadratic_form() -> None:
     q, k, v = (t.requires_grad_() for t in tokens(1, 2, 8, 30))
     weighting = torch.randn(1, 2, 8, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -29,15 +29,17 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, sma
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
         eps: added to the divisor, which is a sum over tokens; only weights trained with a noticeable one need it.
-        smallest: at which divisors stop; None for what the tensors' number format allows. In float16 a query that all
-            but no key matches, by less than 1 / 16384 of the largest sum, is answered by less than its share.
+        smallest: at which divisors stop; None for what the tensors' number format allows. In float16, and where
+            gradients are wanted, a query that hardly a key matches, by less than 1 / 16384 of the largest sum, is
+            answered by less than its share.
 
     Returns: (batch, heads, head_dim, tokens).
 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
     if smallest is None:
-        smallest = SMALLEST if q.dtype == torch.float16 else SMALLEST_WIDE
+        # A gradient divides by a divisor's square, which must not leave float32's range either.
+        smallest = SMALLEST if q.dtype == torch.float16 or q.requires_grad else SMALLEST_WIDE
     q, k = q.relu(), k.relu()
     # The scales cancel, so no gradient needs to flow through them.
     query_scale = q.detach().amax(-2, keepdim=True).clamp(min=smallest)

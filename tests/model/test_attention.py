@@ -64,12 +64,10 @@ def test_half_precision_neither_overflows_nor_underflows(dtype: torch.dtype, sca
     assert error < 8 * torch.finfo(dtype).eps  # a few roundings of each number
 
 
-def test_a_query_that_hardly_a_key_matches_has_a_finite_gradient() -> None:
-    q, k, v = (t.abs().float() for t in tokens(1, 1, 8, 20))
-    k[:, :, 0] *= 1e-25
-    q[..., 1:, 3] = 0
-    parts = [t.requires_grad_() for t in (q, k, v)]
-    for gradient in torch.autograd.grad(relu_linear_attention(q, k, v).sum(), parts):
+def test_gradients_are_finite_where_no_key_matches() -> None:
+    q, k, v = (t.float() for t in tokens(1, 1, 8, 20))
+    parts = [t.requires_grad_() for t in (q, -k.abs(), v)]
+    for gradient in torch.autograd.grad(relu_linear_attention(*parts).sum(), parts):
         assert gradient.isfinite().all()
 
 

@@ -55,12 +55,12 @@ def published(checkpoint: Path) -> Any:
 
     from evitseg.model import attention
 
-    def relu_linear_attention(q: Any, k: Any, v: Any, eps: float = 0.0) -> Any:
+    def relu_linear_attention(q: Any, k: Any, v: Any, eps: float = 0.0, smallest: float | None = None) -> Any:
         q, k, v = q.relu(), k.relu(), F.pad(v, (0, 0, 0, 1), value=1.0)
         out = (v @ k.transpose(-1, -2)) @ q
         return out[..., :-1, :] / (out[..., -1:, :] + 1e-15)
 
-    attention.relu_linear_attention = relu_linear_attention  # type: ignore[assignment]
+    attention.relu_linear_attention = relu_linear_attention
     return network_of(checkpoint)[0].eval()
 
 

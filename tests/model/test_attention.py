@@ -66,8 +66,8 @@ def test_half_precision_neither_overflows_nor_underflows(dtype: torch.dtype, sca
 
 def test_gradients_are_finite_where_no_key_matches() -> None:
     q, k, v = (t.float() for t in tokens(1, 1, 8, 20))
-    parts = [t.requires_grad_() for t in (q, -k.abs(), v)]
-    for gradient in torch.autograd.grad(relu_linear_attention(*parts).sum(), parts):
+    q, k, v = (t.requires_grad_() for t in (q, -k.abs(), v))
+    for gradient in torch.autograd.grad(relu_linear_attention(q, k, v).sum(), (q, k, v)):
         assert gradient.isfinite().all()
 
 

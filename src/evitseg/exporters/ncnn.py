@@ -15,6 +15,7 @@ from evitseg.errors import ExportError, MissingPackageError
 from evitseg.exporters.int8 import LEVELS
 from evitseg.image import Preprocess
 from evitseg.manifest import Manifest
+from evitseg.model.attention import SMALLEST, MultiScaleAttention
 from evitseg.model.network import Deployed, EfficientViT
 from evitseg.noise import silenced
 
@@ -30,6 +31,9 @@ class Planes(Deployed):
 
     def __init__(self, network: EfficientViT, preprocess: Preprocess) -> None:
         super().__init__(copy.deepcopy(network).float(), preprocess)
+        for module in self.network.modules():
+            if isinstance(module, MultiScaleAttention):
+                module.smallest = SMALLEST  # ncnn computes in float16 on Arm
 
     def forward(self, planes: Tensor) -> Tensor:
         logits: Tensor = self.network((planes + self.shift) * self.scale)

@@ -64,10 +64,14 @@ class MultiScaleAttention(nn.Module):
     in one product; a last 1×1 convolution merges them.
 
     Input and output: (batch, width, h, w).
+
+    Attributes:
+        smallest: as `relu_linear_attention` takes it; set it to `SMALLEST` on a copy that is converted for float16.
     """
 
     def __init__(self, plan: AttentionBlock, act: Activation, norm_eps: float) -> None:
         super().__init__()
+        self.smallest: float | None = None
         convs = {name: ConvNormAct(conv, act, norm_eps) for name, conv in plan.convs.items()}
         self.head_dim, self.eps = plan.head_dim, plan.eps
         self.num_heads = plan.heads_per_scale * (1 + len(plan.kernels))
@@ -85,7 +89,7 @@ class MultiScaleAttention(nn.Module):
         # Along the channels: scale, head, then q, k, v of head_dim each.
         tokens = torch.cat(scales, dim=1).reshape(b, self.num_heads, 3 * self.head_dim, h * w)
         q, k, v = torch.split(tokens, self.head_dim, dim=2)
-        out: Tensor = self.proj(relu_linear_attention(q, k, v, self.eps).reshape(b, -1, h, w))
+        out: Tensor = self.proj(relu_linear_attention(q, k, v, self.eps, self.smallest).reshape(b, -1, h, w))
         return out
 
 

@@ -1,4 +1,4 @@
-"""Many pictures on many machines, through Ray Data: folders, object stores, Parquet in; masks as PNG files or rows out."""
+"""Many pictures on many machines, through Ray Data: folders, object stores, Parquet in; PNG files or Parquet out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from evitseg.cluster.session import RETRIES, Model, kept, require_ray, slots
+from evitseg.cluster.session import Model, kept, require_ray, slots
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, MissingPackageError, PictureError
 from evitseg.files import TEMPORARY, temporary_name
@@ -40,8 +41,8 @@ def predict_dataset(
 ) -> ray.data.Dataset:
     """Masks of any number of pictures, on the cluster that the process is connected to (`connected`).
 
-    A picture that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs before
-    the result is asked for: by `write_masks`, by its own `write_parquet`, or row by row.
+    A picture that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs
+    before the result is asked for: by `write_masks`, by its own `write_parquet`, or row by row.
 
     Args:
         pictures: pictures' paths, folders and URIs (s3://, gs://, hdfs://: whatever pyarrow opens), folders looked
@@ -64,7 +65,9 @@ def predict_dataset(
         dataset, found = pictures, column
         names = dataset.columns() or []
         if column not in names:
-            raise DatasetError(f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; name another.")
+            raise DatasetError(
+                f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; name another."
+            )
         taken = [name for name in (MASK, ERROR) if name in names]
         if taken:
             raise DatasetError(f"the dataset has a column {taken[0]!r} already; rename it.")
@@ -72,12 +75,10 @@ def predict_dataset(
         given = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
         dataset, found = data.from_arrow(_tables(list(_found(given)), ray)), PATH
     return dataset.map_batches(
-        _predicted,
-        fn_kwargs={"model": Model.sent(model), "column": found, "settings": (threads, precision, size)},
+        partial(_predicted, model=Model.sent(model), column=found, settings=(threads, precision, size)),
         batch_size=BATCH,
         batch_format="pyarrow",
         num_cpus=threads,
-        max_retries=RETRIES,
     )
 
 
@@ -100,11 +101,9 @@ def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ra
         raise DatasetError(f"the results have no column {MASK!r}, or neither {NAME!r} nor {PATH!r} to name files by.")
     _filesystem(folder)  # says now whether it is one
     return results.map_batches(
-        _written,
-        fn_kwargs={"folder": os.fspath(folder), "column": column},
+        partial(_written, folder=os.fspath(folder), column=column),
         batch_size=BATCH,
         batch_format="pyarrow",
-        max_retries=RETRIES,
     ).materialize()
 
 
@@ -129,29 +128,30 @@ def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
     """Paths or URIs of all pictures, and their names below what they have in common. Raises: PictureError."""
     import pyarrow.fs as fs
 
-    roots = [_filesystem(place) for place in given]
-    several = len(roots) > 1
-    common = posixpath.commonpath([path.lstrip("/") for _, path in roots]) if several else ""
-    for place, (filesystem, root) in zip(given, roots, strict=True):
-        text = os.fspath(place)
-        scheme = text[: text.index("://") + 3] if "://" in text else ""
+    places: list[tuple[str, str, str, list[str]]] = []  # as given, what names are below, as given there, files
+    for place in given:
+        text, (filesystem, root) = os.fspath(place), _filesystem(place)
         try:
             about = filesystem.get_file_info(root)
             if about.type == fs.FileType.NotFound:
                 raise PictureError(f"{text}: no such file or folder.")
-            if about.type == fs.FileType.Directory:
-                infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-                files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_picture(info.path))
-                if not files:
-                    raise PictureError(f"{text}: no pictures in this folder.")
-                top = root
-            else:
-                files, top = [root], posixpath.dirname(root)
+            if about.type == fs.FileType.File:
+                places.append((text, posixpath.dirname(root), root, [root]))
+                continue
+            infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
         except OSError as error:
             raise PictureError(f"{text}: cannot be read ({error}).") from error
+        files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_picture(info.path))
+        if not files:
+            raise PictureError(f"{text}: no pictures in this folder.")
+        places.append((text, root, root, files))
+    if not places:
+        raise PictureError("no pictures were given; give paths, folders or URIs.")
+    common = posixpath.commonpath([top.strip("/") for _, top, _, _ in places])
+    for text, _, root, files in places:
         for file in files:
-            name = posixpath.relpath(file.lstrip("/"), common or ".") if several else posixpath.relpath(file, top)
-            yield (_uri(text, root, file) if scheme else file), name
+            name = posixpath.relpath(file.lstrip("/"), common or ".")
+            yield (_uri(text, root, file) if "://" in text else file), name
 
 
 def _uri(given: str, root: str, file: str) -> str:
@@ -171,8 +171,6 @@ def _tables(rows: list[tuple[str, str]], ray: Any) -> list[pa.Table]:
 
     cores = int(ray.cluster_resources().get("CPU", 1))
     length = min(16 * BATCH, max(BATCH, len(rows) // (4 * cores)))
-    if not rows:
-        raise PictureError("no pictures were given.")
     return [
         pa.table({PATH: [path for path, _ in part], NAME: [name for _, name in part]})
         for part in (rows[i : i + length] for i in range(0, len(rows), length))
@@ -222,7 +220,9 @@ def _content(place: str) -> str | bytes:
     try:
         about = filesystem.get_file_info(path)
         if about.size is not None and about.size > MAX_FILE_BYTES:
-            raise PictureError(f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the picture.")
+            raise PictureError(
+                f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the picture."
+            )
         with filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read()
             return content

@@ -75,7 +75,9 @@ def connected(
     try:
         if scratch is not None:
             Path(scratch).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".evitseg-", dir=scratch or folder, ignore_cleanup_errors=True) as spill:
+        with tempfile.TemporaryDirectory(
+            prefix=".evitseg-", dir=scratch or folder, ignore_cleanup_errors=True
+        ) as spill:
             ray.init(
                 address="local",
                 num_cpus=workers or physical_cores(),

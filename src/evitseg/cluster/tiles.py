@@ -75,7 +75,9 @@ class _Held:
         self.left: dict[str, Values] = {}
 
     def read(self, layout: Layout, window: Window) -> Values:
-        return _put_together(layout, window, [(place, values) for name, place, values in self._given if name == layout.name])
+        return _put_together(
+            layout, window, [(place, values) for name, place, values in self._given if name == layout.name]
+        )
 
     def write(self, layout: Layout, window: Window, values: Values) -> None:
         assert layout.name not in self.left
@@ -133,7 +135,11 @@ class _Cluster:
             # A pixel more to either side: where a tile's part of the mask ends is rounded.
             (max(0, (begin - 1) * new // own), min(new, -(-(end + 1) * new // own)))
             for begin, end, own, new in zip(
-                (window.top, window.left), (window.bottom, window.right), job.plan.picture, job.plan.working, strict=True
+                (window.top, window.left),
+                (window.bottom, window.right),
+                job.plan.picture,
+                job.plan.working,
+                strict=True,
             )
         )
         tiles = job.plan.touching(last, Window(top, left, bottom - top, right - left))
@@ -141,7 +147,9 @@ class _Cluster:
         tiles = [tile for tile, place in places.items() if place.common(window) is not None]
         with told():
             parts = require_ray().get([self.made[layout.name][tile] for tile in tiles])
-        return _put_together(layout, window, [(places[tile], values) for tile, values in zip(tiles, parts, strict=True)])
+        return _put_together(
+            layout, window, [(places[tile], values) for tile, values in zip(tiles, parts, strict=True)]
+        )
 
     def write(self, layout: Layout, window: Window, values: Values) -> None:
         raise AssertionError("tasks make what is stored")
@@ -150,10 +158,9 @@ class _Cluster:
 def segment_huge(
     source: Source,
     sink: Sink,
-    artefact: str | os.PathLike[str],
+    network: Network,
     *,
     path: str | os.PathLike[str] | None = None,
-    precision: Precision = "auto",
     threads: int = 1,
     size: Size = "native",
     memory: int | None = None,
@@ -168,7 +175,8 @@ def segment_huge(
 
     Args:
         source: the picture, in memory (`ArraySource`) or one that `evitseg.raster.open_source` opened.
-        path: of the latter, in a place that all machines share.
+        network: of this machine; the workers open their own, in the same precision.
+        path: of the latter kind of picture, in a place that all machines share.
         threads: of a task; a machine of n cores does n / threads tiles at once.
         memory: bytes that a worker may hold, beside Ray's own store of objects; None for its share of a quarter of
             what is free here.
@@ -179,12 +187,11 @@ def segment_huge(
     many = slots(threads)
     if path is None and not isinstance(source, ArraySource):
         raise ConfigError("a picture that is not in memory needs its path, for the workers to open it.")
-    network = Network(artefact, precision)
     try:
         plan = make_plan(network, source.size, size, memory or free_memory() // 4 // many, context, tile)
         order = _Order(
             plan=plan,
-            model=Model.sent(artefact),
+            model=Model.sent(network.path),
             digest=network.digest,
             precision=network.info.precision,  # type: ignore[arg-type]  # one of them
             threads=threads,

@@ -132,7 +132,7 @@ class Segmenter:
     def __call__(self, source: Source) -> Prediction:
         """A picture's mask.
 
-        Of a file that is decoded at less than its size (`mask_of_file`) the full pixels are read when they are asked for.
+        Of a file that is decoded at less than its size (`mask_of_file`) all pixels are read when they are asked for.
 
         Raises: PictureError for a picture that cannot be read.
         """

@@ -203,6 +203,7 @@ class Network:
         path = Path(artefact)
         if path.suffix not in (".onnx", ".xml"):
             raise EngineError(f"{path}: tiles run in OpenVINO, which takes .onnx and .xml; export one.")
+        self.path = path
         self._core, model, self.manifest, self._settings = openvino_graph(path, precision)
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
@@ -321,7 +322,7 @@ def summed(records: Iterable[NDArray[np.float32]], heads: int, head_dim: int) ->
 
     The same bits for the same order, on whichever machine each group is added.
     """
-    parts = (part_of(record, heads, head_dim) for record in records)
+    parts: Iterator[Sums] = (part_of(record, heads, head_dim) for record in records)
     while len(groups := list(added_groups(parts, heads, head_dim))) > 1:
         parts = iter(groups)
     return groups[0] if groups else added([], heads, head_dim)

@@ -106,7 +106,7 @@ def test_a_damaged_picture_on_disk_is_read_by_the_workers_as_by_one_machine(
     path = tmp_path / "street.tif"
     pixels = street.read(0, 0, 384, 512).transpose(2, 0, 1)
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 384, "width": 512, "tiled": True}
-    transform = rasterio.Affine(1, 0, 0, 0, -1, 0)
+    transform = rasterio.Affine(2, 0, 0, 0, -2, 0)
     with rasterio.open(
         path,
         "w",
@@ -119,23 +119,26 @@ def test_a_damaged_picture_on_disk_is_read_by_the_workers_as_by_one_machine(
     ) as file:
         file.write(pixels)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
     path.write_bytes(content)
     with open_source(path) as source:
         mask, expected = alone(source, network, tmp_path)
-        assert len(expected.damages) == 1
+        assert expected.damages
         sink = ArraySink(source.size)
         found = cluster.segment_huge(source, sink, network, path=path, tile=TILE)
         np.testing.assert_array_equal(sink.mask, mask)
         assert_same(found, expected)
         with pytest.raises(ConfigError, match="path"):
             cluster.segment_huge(source, sink, network, tile=TILE)
-        os.utime(path, (1, 1))
+    other = tmp_path / "other.tif"  # which no worker has open
+    other.write_bytes(content)
+    with open_source(other) as source:
+        os.utime(other, (1, 1))
         with pytest.raises(PictureError, match="not the same file on the machine"):
-            cluster.segment_huge(source, sink, network, path=path, tile=TILE)
-        path.unlink()
+            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
+        other.unlink()
         with pytest.raises(PictureError, match=r"no such file\. That was on the machine"):
-            cluster.segment_huge(source, sink, network, path=path, tile=TILE)
+            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
 
 
 def busy_workers(task: str) -> list[psutil.Process]:

@@ -57,6 +57,8 @@ def connected(
         yield
         return
     if address != "local":
+        if address != "auto":
+            _check_answers(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -93,6 +95,17 @@ def connected(
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for more than a minute. Raises: ConfigError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"{address}: not the address of a cluster; give HOST:PORT, ray://HOST:PORT, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {address} ({error}).") from error
 
 
 def slots(threads: int) -> int:

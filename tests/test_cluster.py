@@ -39,7 +39,8 @@ def two_workers() -> Iterator[None]:
         import ray
 
         started = psutil.Process().children(recursive=True)
-        sockets = Path(ray.nodes()[0]["ObjectStoreSocketName"].removeprefix("unix://"))
+        nodes: list[dict[str, str]] = ray.nodes()  # type: ignore[no-untyped-call]
+        sockets = Path(nodes[0]["ObjectStoreSocketName"].removeprefix("unix://"))
         folder = next(parent for parent in sockets.parents if parent.name.startswith("evitseg-"))
         assert len(started) >= 2
         yield

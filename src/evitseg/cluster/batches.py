@@ -100,11 +100,12 @@ def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ra
     if column not in names or MASK not in names:
         raise DatasetError(f"the results have no column {MASK!r}, or neither {NAME!r} nor {PATH!r} to name files by.")
     _filesystem(folder)  # says now whether it is one
-    return results.map_batches(
+    written: ray.data.Dataset = results.map_batches(
         partial(_written, folder=os.fspath(folder), column=column),
         batch_size=BATCH,
         batch_format="pyarrow",
     ).materialize()
+    return written
 
 
 def _filesystem(place: str | os.PathLike[str]) -> tuple[FileSystem, str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -346,13 +347,19 @@ def test_a_place_without_pictures_is_told_at_once(folder: Path, place: str, says
 
 def test_a_worker_killed_during_many_pictures_loses_none(folder: Path) -> None:
     pictures = [folder / "a.jpg"] * 128
-    results = iter(cluster.predict_dataset(pictures, BUNDLED, precision="float32").iter_rows())
-    rows = [next(results)]
-    workers = busy_workers("ray::Map")
-    for worker in workers:
-        worker.kill()
-    rows += results
-    assert workers != []
+    killed = list[int]()
+
+    def kill() -> None:
+        while not (workers := busy_workers("ray::Map")):
+            pass
+        workers[0].kill()
+        killed.append(workers[0].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rows = cluster.predict_dataset(pictures, BUNDLED, precision="float32").take_all()
+    killer.join()
+    assert len(killed) == 1
     assert len(rows) == 128
     assert all(row["error"] is None and row["mask"] == rows[0]["mask"] for row in rows)
 

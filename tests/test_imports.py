@@ -20,6 +20,7 @@ LIGHT = {"numpy", "PIL", "typer", "rich", "cattrs"}
 OUTSIDE = {
     ".": LIGHT,
     "bundled": LIGHT,
+    "cluster": LIGHT,
     "raster": LIGHT,
     "runtime": LIGHT,
     "model": LIGHT | {"torch"},
@@ -29,6 +30,7 @@ OUTSIDE = {
 INSIDE = {
     ".": {"."},
     "bundled": {".", "bundled"},
+    "cluster": {".", "cluster", "runtime", "bundled"},
     "raster": {".", "raster"},
     "runtime": {".", "runtime", "bundled"},
     "model": {".", "model"},
@@ -116,7 +118,7 @@ import sys
 
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnxruntime", "safetensors", "huggingface_hub"}:
+        if name.split(".")[0] in {"torch", "onnx", "onnxruntime", "ray", "safetensors", "huggingface_hub"}:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Forbidden())
@@ -150,6 +152,7 @@ def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
         (["predict", "--example", "--model", "x.pt"], "torch"),
         (["predict", "--example", "--engine", "onnxruntime"], "onnxruntime"),
         (["export", "x.pt"], "export"),
+        (["predict", "--example", "--ray", "auto"], "ray"),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], extra: str, tmp_path: Path) -> None:

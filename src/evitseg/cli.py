@@ -279,6 +279,14 @@ def predict(
     verify: Annotated[
         bool, typer.Option("--verify", help="Also compute a part both ways, and say the difference; with --exact.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="As --exact, on a Ray cluster: HOST:PORT, or auto for the one here or one that is started.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment pictures: a mask PNG of class indices and a coloured overlay for each; and videos, live ones too.
@@ -295,6 +303,10 @@ def predict(
 
     working_size = _size(size) if size is not None else None
     options = _ExactOptions(memory, scratch, save_context, context, region, context_window, verify)
+    if ray is not None:
+        given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
+        _predict_on_ray(given, out, model, engine, precision, threads, working_size, options, ray, as_json)
+        return
     if exact or options != _ExactOptions() or (inputs and any(map(_is_huge, inputs))):
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
         _predict_exactly(given, out, model, engine, precision, threads, working_size, options, as_json)
@@ -471,6 +483,94 @@ def _predict_exactly(
                     f"tiles and whole: logits differ by {result['verified']['logit difference']:.1e} of the largest, "
                     f"{result['verified']['pixels that differ']} pixels of the mask differ"
                 )
+    for damage in damages:
+        _complain(damage)
+    if damages:
+        raise typer.Exit(FAILED)
+
+
+def _predict_on_ray(
+    inputs: list[str],
+    out: Path,
+    model: str | None,
+    engine: EngineName | None,
+    precision: PrecisionName,
+    threads: int | None,
+    size: Size,
+    options: _ExactOptions,
+    address: str,
+    as_json: bool,
+) -> None:
+    """predict in tiles on a cluster: one mask a picture."""
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from evitseg import cluster
+    from evitseg.bundled import DEFAULT_MODEL, bundled_models
+    from evitseg.image import read_picture, save_mask
+    from evitseg.raster import kind_of, open_sink, open_source
+    from evitseg.runtime.streaming import Network, Progress
+    from evitseg.runtime.windows import ArraySink, ArraySource, Sink, Source
+
+    if engine not in (None, EngineName.openvino):
+        raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
+    if options.context is not None or options.region is not None or options.verify:
+        raise typer.BadParameter("renders whole pictures, without --context, --region, --verify", param_hint="--ray")
+    if len(inputs) > 1 and (options.save_context or out.suffix):
+        raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
+    memory = _bytes(options.memory) if options.memory is not None else None
+    network = Network(bundled_models().get(model or DEFAULT_MODEL, Path(model or "")), precision.value)
+    console = Console(stderr=True, highlight=False)
+    damages: list[str] = []
+    results: list[dict[str, Any]] = []
+    with cluster.connected(address, scratch=options.scratch):
+        for given in inputs:
+            kind = kind_of(Path(given), given)
+            in_windows = kind in ("tiff", "zarr") or _is_huge(given)
+            ending = {"tiff": ".tif", "zarr": ".zarr"}.get(kind, ".png")
+            place = out if out.suffix else out / f"{Path(given).stem}_mask{ending}"
+            source: Source
+            sink: Sink
+            with ExitStack() as stack:
+                if in_windows:
+                    source = opened = stack.enter_context(open_source(given))
+                    sink = stack.enter_context(open_sink(place, opened, network.labels))
+                else:
+                    source = ArraySource(read_picture(given))
+                    sink = ArraySink(source.size, network.labels.dtype)
+                advance = stack.enter_context(_progress("segmenting", None, console))
+
+                def watch(progress: Progress, advance: Callable[[int], None] = advance) -> None:
+                    advance(1)
+
+                streamed = cluster.segment_huge(
+                    source,
+                    sink,
+                    network,
+                    path=given if in_windows else None,
+                    threads=threads or 1,
+                    size=size or "native",
+                    memory=memory,
+                    context=options.context_window or "global",
+                    watch=watch,
+                )
+                if isinstance(sink, ArraySink):
+                    save_mask(sink.mask, place, network.labels)
+            result: dict[str, Any] = {"picture": given, "mask": str(place)}
+            total = int(streamed.counts.sum())
+            shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
+            result["fractions"] = {name: count / total for name, count in shares if count}
+            if options.save_context is not None:
+                streamed.context.save(options.save_context)
+                result["context"] = str(options.save_context)
+            damages += [f"{given}: {damage.reason}" for damage in streamed.damages]
+            results.append(result)
+    if as_json:
+        print(json.dumps({"model": network.manifest.name, "runs": str(network.info), "pictures": results}, indent=2))
+    else:
+        for result in results:
+            print(f"wrote {result['mask']}")
     for damage in damages:
         _complain(damage)
     if damages:

@@ -51,6 +51,10 @@ class MissingPackageError(EvitsegError):
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs packages that are not installed: python -m pip install 'evitseg[{extra}]'.")
+        self._given = purpose, extra
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+        return type(self), self._given  # an exception is rebuilt from its sentence, which is not what this one takes
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:

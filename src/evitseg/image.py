@@ -170,22 +170,27 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integ
         return _to_rgb(image, str(source))
 
 
-def read_reduced(path: str | os.PathLike[str], least: Callable[[tuple[int, int]], tuple[int, int]]) -> Reduced:
+def read_reduced(
+    source: str | os.PathLike[str] | bytes, least: Callable[[tuple[int, int]], tuple[int, int]], name: str | None = None
+) -> Reduced:
     """A picture file at a half, a quarter or an eighth of its size, where a JPEG decoder gives that for a fraction of
     the time, and where the result is no smaller than asked for.
 
     Args:
+        source: the file, or its bytes.
         least: gives the (height, width) that is needed from the (height, width) that there is.
+        name: of the picture in messages; None for the file's.
 
     Raises: PictureError.
     """
-    with _open(Path(path)) as image:
+    name = name or ("the picture" if isinstance(source, bytes) else str(source))
+    with _open(source if isinstance(source, bytes) else Path(source), name) as image:
         turned = _orientation(image) in (5, 6, 7, 8)
         size = image.size if turned else image.size[::-1]
         height, width = least(size)
         if image.format == "JPEG" and 2 * height <= size[0] and 2 * width <= size[1]:
             image.draft(None, (height, width) if turned else (width, height))
-        return Reduced(_to_rgb(image, str(path)), size)
+        return Reduced(_to_rgb(image, name), size)
 
 
 @dataclass(frozen=True)
@@ -235,17 +240,19 @@ def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(source: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
     """The file, opened; everything Pillow may say about a bad one becomes a PictureError."""
-    with _decoding(str(path)):
+    where = name or str(source)
+    with _decoding(where):
         try:
             # No other formats: Pillow hands some of them to outside programs.
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
                 _check_pixels(image)
                 yield image
         except UnidentifiedImageError as error:
-            what = "an empty file" if path.stat().st_size == 0 else "not a picture in a format that can be read"
-            raise PictureError(f"{path}: {what}; JPEG, PNG, WebP, TIFF and BMP can be read.") from error
+            length = len(source) if isinstance(source, bytes) else source.stat().st_size
+            what = "an empty file" if length == 0 else "not a picture in a format that can be read"
+            raise PictureError(f"{where}: {what}; JPEG, PNG, WebP, TIFF and BMP can be read.") from error
 
 
 @contextlib.contextmanager

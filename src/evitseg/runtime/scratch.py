@@ -8,7 +8,7 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,18 @@ class Layout:
     @property
     def bytes(self) -> int:
         return self.height * self.width * self.channels * np.dtype(self.dtype).itemsize
+
+
+class Store(Protocol):
+    """Where tiles find what others have left, and leave what others need."""
+
+    def read(self, layout: Layout, window: Window) -> NDArray[Any]:
+        """(height, width, channels) of a window."""
+        ...
+
+    def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
+        """Set a window; values (height, width, channels)."""
+        ...
 
 
 class Scratch:

@@ -16,7 +16,7 @@ from evitseg import image as pictures
 from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import Engine, EngineInfo
 from evitseg.errors import ConfigError, PictureError
-from evitseg.image import Mask, Picture, Size, read_picture, read_reduced, resampled
+from evitseg.image import Mask, Picture, Reduced, Size, read_picture, read_reduced, resampled
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
 from evitseg.runtime.upsample import argmax_upsampled
@@ -113,22 +113,35 @@ class Segmenter:
         """(H, W) class indices of an (H, W, 3) picture."""
         return argmax_upsampled(self.logits(picture), picture.shape[:2])
 
+    def mask_of_file(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[Mask, Reduced]:
+        """(H, W) class indices of a picture file, or of its bytes, and the picture as it was decoded for that.
+
+        A JPEG file at least twice as large as what goes through the network is decoded at a half, a quarter or an
+        eighth of its size, which takes a fraction of the time.
+
+        Args:
+            name: of the picture in messages; None for the file's.
+
+        Raises: PictureError for a picture that cannot be read.
+        """
+        fit = self.engine.manifest.preprocess.fit
+        reduced = read_reduced(source, lambda size: fit(size, self.size), name)
+        logits = self.engine(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0]
+        return argmax_upsampled(logits, reduced.size), reduced
+
     def __call__(self, source: Source) -> Prediction:
         """A picture's mask.
 
-        A JPEG file at least twice as large as what goes through the network is decoded at a half, a quarter or an
-        eighth of its size, which takes a fraction of the time; its full pixels are read when they are asked for.
+        Of a file that is decoded at less than its size (`mask_of_file`) all pixels are read when they are asked for.
 
         Raises: PictureError for a picture that cannot be read.
         """
         if not isinstance(source, (str, os.PathLike)):
             picture = read_picture(source)
             return Prediction(self.mask(picture), picture, self.labels)
-        path, fit = Path(source), self.engine.manifest.preprocess.fit
-        reduced = read_reduced(path, lambda size: fit(size, self.size))
-        logits = self.engine(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0]
+        mask, reduced = self.mask_of_file(source)
         whole = reduced.pixels.shape[:2] == reduced.size
-        return Prediction(argmax_upsampled(logits, reduced.size), reduced.pixels if whole else path, self.labels)
+        return Prediction(mask, reduced.pixels if whole else Path(source), self.labels)
 
     def batch(self, sources: Iterable[Source], size: int = 8) -> Iterator[Prediction]:
         """Predictions in order; up to `size` neighbours of the same working size go through the engine together.

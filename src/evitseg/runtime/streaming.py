@@ -13,11 +13,12 @@ import json
 import os
 import queue
 import zipfile
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -47,7 +48,7 @@ from evitseg.runtime.cutting import (
     Piece,
 )
 from evitseg.runtime.overlap import overlapped
-from evitseg.runtime.scratch import Layout, Scratch
+from evitseg.runtime.scratch import Layout, Scratch, Store
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.runtime.windows import (
@@ -83,6 +84,8 @@ _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
 FORMAT = 1
 """Of state and context files."""
+GROUP = 32
+"""Parts of a sum that are added one after the other."""
 MAX_CONTEXT_BYTES = 256 * 1024**2
 
 
@@ -137,6 +140,17 @@ class Plan:
         )
         return Window(top, left, bottom - top, right - left)
 
+    def touching(self, piece: int, window: Window) -> list[int]:
+        """Tiles that have pixels in a part of the network's input."""
+        rows, columns = (
+            range(bisect_right(edges, begin) - 1, bisect_left(edges, end))
+            for edges, begin, end in (
+                (self._edges(piece, self.working[0]), window.top, window.bottom),
+                (self._edges(piece, self.working[1]), window.left, window.right),
+            )
+        )
+        return [row * self.grid(piece)[1] + column for row in rows for column in columns]
+
     def neighbours(self, piece: int, tile: int) -> list[int]:
         """A tile and those around it."""
         rows, columns = self.grid(piece)
@@ -189,6 +203,7 @@ class Network:
         path = Path(artefact)
         if path.suffix not in (".onnx", ".xml"):
             raise EngineError(f"{path}: tiles run in OpenVINO, which takes .onnx and .xml; export one.")
+        self.path = path
         self._core, model, self.manifest, self._settings = openvino_graph(path, precision)
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
@@ -302,15 +317,36 @@ def record_of(outputs: Arrays, tokens: float) -> NDArray[np.float32]:
     return np.concatenate([*parts, np.array([tokens])]).astype(np.float32)
 
 
-def summed(records: Iterable[NDArray[np.float32]], attention: Attention) -> Sums:
-    """The sum of tiles' parts, one after the other in float64: the same bits for the same order."""
-    heads, dim = attention.heads, attention.head_dim
-    total, largest, tokens = np.zeros((heads, dim + 1, dim)), np.full(heads, SMALLEST), 0.0
-    for record in records:
-        values, scales = record[:-1].astype(np.float64)[: total.size], record[total.size : -1].reshape(2, heads)
-        total += values.reshape(total.shape) / scales[0].astype(np.float64)[:, None, None]
-        largest = np.maximum(largest, scales[1])
-        tokens += float(record[-1])
+def summed(records: Iterable[NDArray[np.float32]], heads: int, head_dim: int) -> Sums:
+    """The sum of tiles' parts: of every `GROUP` neighbours, then of every `GROUP` of those, and so on.
+
+    The same bits for the same order, on whichever machine each group is added.
+    """
+    parts: Iterator[Sums] = (part_of(record, heads, head_dim) for record in records)
+    while len(groups := list(added_groups(parts, heads, head_dim))) > 1:
+        parts = iter(groups)
+    return groups[0] if groups else added([], heads, head_dim)
+
+
+def added_groups(parts: Iterator[Sums], heads: int, head_dim: int) -> Iterator[Sums]:
+    while group := list(islice(parts, GROUP)):
+        yield added(group, heads, head_dim)
+
+
+def part_of(record: NDArray[np.float32], heads: int, head_dim: int) -> Sums:
+    """What a tile's record adds."""
+    size = heads * (head_dim + 1) * head_dim
+    values, scales = record[:size].astype(np.float64), record[size:-1].reshape(2, heads).astype(np.float64)
+    return Sums(values.reshape(heads, head_dim + 1, head_dim) / scales[0][:, None, None], scales[1], float(record[-1]))
+
+
+def added(parts: Iterable[Sums], heads: int, head_dim: int) -> Sums:
+    """One after the other, in float64."""
+    total, largest, tokens = np.zeros((heads, head_dim + 1, head_dim)), np.full(heads, SMALLEST), 0.0
+    for part in parts:
+        total += part.values
+        largest = np.maximum(largest, part.largest)
+        tokens += part.tokens
     return Sums(total, largest, tokens)
 
 
@@ -376,7 +412,7 @@ class Job:
         scratch: where features, sums and the mask lie between tiles.
     """
 
-    def __init__(self, network: Network, source: Source, plan: Plan, scratch: Scratch) -> None:
+    def __init__(self, network: Network, source: Source, plan: Plan, scratch: Store) -> None:
         self.network, self.plan, self.scratch = network, plan, scratch
         self.source = Resampled(source, plan.working)
         self.damages: dict[Window, Damage] = {}
@@ -414,7 +450,8 @@ class Job:
     def _sum(self, number: int, tiles: Iterable[int]) -> Sums:
         layout = self.records[number]
         records = (self.scratch.read(layout, Window(tile, 0, 1, 1)).ravel() for tile in tiles)
-        return summed(records, self.network.cut.attentions[number])
+        attention = self.network.cut.attentions[number]
+        return summed(records, attention.heads, attention.head_dim)
 
     def logits(self, run: Run, piece: Piece, tile: int, sums: Sums | None) -> NDArray[np.float32]:
         """(classes, h, w) of a window around a tile, from the last piece; see `Plan.window`."""

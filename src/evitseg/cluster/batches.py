@@ -1,0 +1,278 @@
+"""Many pictures on many machines, through Ray Data: folders, object stores, Parquet in; PNG files or Parquet out."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from evitseg.cluster.session import Model, kept, require_ray, slots
+from evitseg.engine import Precision
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, MissingPackageError, PictureError
+from evitseg.files import TEMPORARY, temporary_name
+from evitseg.image import EXTENSIONS, Size, mask_png
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+    from pyarrow.fs import FileSystem
+
+BATCH = 16
+"""Pictures of a task's batch: so many encoded ones, and masks, are in memory at once."""
+MAX_FILE_BYTES = 2**30
+"""Of an encoded picture."""
+PATH, NAME, MASK, ERROR = "path", "name", "mask", "error"
+"""Columns that results have: where the picture lies, its name below the folder it was found in, the mask as PNG, and
+what was wrong with the picture, None where nothing was."""
+
+
+def predict_dataset(
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | ray.data.Dataset,
+    model: str | os.PathLike[str] | None = None,
+    *,
+    column: str = "bytes",
+    precision: Precision = "auto",
+    threads: int = 1,
+    size: Size = None,
+) -> ray.data.Dataset:
+    """Masks of any number of pictures, on the cluster that the process is connected to (`connected`).
+
+    A picture that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs
+    before the result is asked for: by `write_masks`, by its own `write_parquet`, or row by row.
+
+    Args:
+        pictures: pictures' paths, folders and URIs (s3://, gs://, hdfs://: whatever pyarrow opens), folders looked
+            through with all below them; or a dataset, such as `ray.data.read_parquet` gives.
+        model: as in `evitseg.load`. An artefact is sent to the workers; a checkpoint must lie in the same place on all.
+        column: of the encoded pictures in a dataset; its other columns stay.
+        threads: of a task; a machine of n cores runs n / threads at once.
+
+    Returns: a row a picture: `PATH` and `NAME`, or the dataset's own columns without `column`; `MASK`; `ERROR`.
+
+    Raises: ConfigError, WeightsError, PictureError for a place where nothing is, MissingPackageError.
+    """
+    ray = require_ray()
+    try:
+        import ray.data as data
+    except ImportError as error:
+        raise MissingPackageError("prediction of many pictures", "ray") from error
+    slots(threads)
+    if isinstance(pictures, data.Dataset):
+        dataset, found = pictures, column
+        names = dataset.columns() or []
+        if column not in names:
+            raise DatasetError(
+                f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; name another."
+            )
+        taken = [name for name in (MASK, ERROR) if name in names]
+        if taken:
+            raise DatasetError(f"the dataset has a column {taken[0]!r} already; rename it.")
+    else:
+        given = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
+        dataset, found = data.from_arrow(_tables(list(_found(given)), ray)), PATH
+    return dataset.map_batches(
+        partial(_predicted, model=Model.sent(model), column=found, settings=(threads, precision, size)),
+        batch_size=BATCH,
+        batch_format="pyarrow",
+        num_cpus=threads,
+    )
+
+
+def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ray.data.Dataset:
+    """Write the masks of `predict_dataset` as PNG files, whose names are the pictures' with .png behind.
+
+    The whole name is kept, so that a.jpg and a.png do not meet. A dataset's rows are named by its column `NAME`, or by
+    `PATH`; what would lie outside of the folder is refused in the row.
+
+    Args:
+        folder: a path that all machines share, or a URI.
+
+    Returns: the results without masks, once all are written; `ERROR` says also what could not be written.
+
+    Raises: DatasetError for results without names, ConfigError for a place that is none.
+    """
+    names = results.columns() or []
+    column = NAME if NAME in names else PATH
+    if column not in names or MASK not in names:
+        raise DatasetError(f"the results have no column {MASK!r}, or neither {NAME!r} nor {PATH!r} to name files by.")
+    _filesystem(folder)  # says now whether it is one
+    written: ray.data.Dataset = results.map_batches(
+        partial(_written, folder=os.fspath(folder), column=column),
+        batch_size=BATCH,
+        batch_format="pyarrow",
+    ).materialize()
+    return written
+
+
+def _filesystem(place: str | os.PathLike[str]) -> tuple[FileSystem, str]:
+    """Raises: ConfigError."""
+    try:
+        import pyarrow
+        from pyarrow.fs import FileSystem, LocalFileSystem
+    except ImportError as error:
+        raise MissingPackageError("prediction of many pictures", "ray") from error
+    text = os.fspath(place)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        return LocalFileSystem(), os.path.abspath(text).replace(os.sep, "/")
+    try:
+        filesystem, path = FileSystem.from_uri(text)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+        raise ConfigError(f"{text}: cannot be opened ({error}).") from error
+    return filesystem, path
+
+
+def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
+    """Paths or URIs of all pictures, and their names below what they have in common. Raises: PictureError."""
+    import pyarrow.fs as fs
+
+    places: list[tuple[str, str, str, list[str]]] = []  # as given, what names are below, as given there, files
+    for place in given:
+        text, (filesystem, root) = os.fspath(place), _filesystem(place)
+        try:
+            about = filesystem.get_file_info(root)
+            if about.type == fs.FileType.NotFound:
+                raise PictureError(f"{text}: no such file or folder.")
+            if about.type == fs.FileType.File:
+                places.append((text, posixpath.dirname(root), root, [root]))
+                continue
+            infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        except OSError as error:
+            raise PictureError(f"{text}: cannot be read ({error}).") from error
+        files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_picture(info.path))
+        if not files:
+            raise PictureError(f"{text}: no pictures in this folder.")
+        places.append((text, root, root, files))
+    if not places:
+        raise PictureError("no pictures were given; give paths, folders or URIs.")
+    common = posixpath.commonpath([top.strip("/") for _, top, _, _ in places])
+    for text, _, root, files in places:
+        for file in files:
+            name = posixpath.relpath(file.lstrip("/"), common or ".")
+            yield (_uri(text, root, file) if "://" in text else file), name
+
+
+def _uri(given: str, root: str, file: str) -> str:
+    """Of a file below a root that was given as a URI, whose options stay at the end."""
+    place, mark, options = given.partition("?")
+    return place.rstrip("/") + file[len(root.rstrip("/")) :] + mark + options
+
+
+def _is_picture(path: str) -> bool:
+    name = PurePosixPath(path)
+    return name.suffix.lower() in EXTENSIONS and not name.name.startswith(".")
+
+
+def _tables(rows: list[tuple[str, str]], ray: Any) -> list[pa.Table]:
+    """Of paths and names; one a task: enough of them that all workers have some."""
+    import pyarrow as pa
+
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    length = min(16 * BATCH, max(BATCH, len(rows) // (4 * cores)))
+    return [
+        pa.table({PATH: [path for path, _ in part], NAME: [name for _, name in part]})
+        for part in (rows[i : i + length] for i in range(0, len(rows), length))
+    ]
+
+
+def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, Precision, Size]) -> pa.Table:
+    """On a worker: a batch with masks and errors."""
+    import pyarrow as pa
+
+    from evitseg.loading import load
+
+    threads, precision, size = settings
+    key = (model, settings)
+
+    def make(_: Any) -> Any:
+        with model.opened() as name:
+            return load(name, threads=threads, precision=precision, size=size)
+
+    segment = kept("segmenter", key, make)
+    masks: list[bytes | None] = []
+    errors: list[str | None] = []
+    for value in table.column(column).to_pylist():
+        try:
+            name = value if column == PATH else "the picture"
+            source = _content(value) if column == PATH else value
+            if not isinstance(source, (str, bytes)):
+                raise PictureError(f"{name}: the row has no bytes of an encoded picture, but {type(value).__name__}.")
+            mask, _ = segment.mask_of_file(source, name)
+            masks.append(mask_png(mask, segment.labels))
+            errors.append(None)
+        except EvitsegError as error:
+            masks.append(None)
+            errors.append(str(error))
+    if column != PATH:
+        table = table.drop_columns([column])
+    return table.append_column(MASK, pa.array(masks, pa.large_binary())).append_column(
+        ERROR, pa.array(errors, pa.string())
+    )
+
+
+def _content(place: str) -> str | bytes:
+    """A local file's path, or what another place holds. Raises: PictureError."""
+    filesystem, path = _filesystem(place)
+    if filesystem.type_name == "local":
+        return path
+    try:
+        about = filesystem.get_file_info(path)
+        if about.size is not None and about.size > MAX_FILE_BYTES:
+            raise PictureError(
+                f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the picture."
+            )
+        with filesystem.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+            return content
+    except OSError as error:
+        raise PictureError(f"{place}: cannot be read ({error}).") from error
+
+
+def _written(table: pa.Table, folder: str, column: str) -> pa.Table:
+    """On a worker: the masks of a batch as files, and the batch without them."""
+    import pyarrow as pa
+
+    filesystem, root = _filesystem(folder)
+    errors = []
+    for name, mask, error in zip(*(table.column(c).to_pylist() for c in (column, MASK, ERROR)), strict=True):
+        try:
+            if mask is not None:
+                _write(filesystem, root, _inside(name), mask)
+        except EvitsegError as problem:
+            error = str(problem)
+        errors.append(error)
+    return table.drop_columns([MASK, ERROR]).append_column(ERROR, pa.array(errors, pa.string()))
+
+
+def _inside(name: Any) -> str:
+    """A picture's name or path as that of a file below a folder. Raises: FileError for one that leads out of it."""
+    parts = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "", str(name)).replace("\\", "/").lstrip("/").split("/")
+    if name is None or any(part in ("", ".", "..") or "\0" in part or ":" in part for part in parts):
+        raise FileError(f"{name!r:.200}: cannot be the name of a mask's file.")
+    return "/".join(parts) + ".png"
+
+
+def _write(filesystem: FileSystem, root: str, name: str, content: bytes) -> None:
+    place = posixpath.join(root, name)
+    folder = posixpath.dirname(place)
+    temporary = posixpath.join(folder, temporary_name())
+    assert posixpath.basename(temporary).startswith(TEMPORARY)
+    try:
+        filesystem.create_dir(folder, recursive=True)
+        if filesystem.type_name != "local":  # object stores show a file when it is complete, and rename by copying
+            with filesystem.open_output_stream(place) as stream:
+                stream.write(content)
+            return
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+            filesystem.move(temporary, place)
+        except OSError:
+            if filesystem.get_file_info(temporary).is_file:
+                filesystem.delete_file(temporary)
+            raise
+    except OSError as error:
+        raise FileError(f"{place}: cannot be written ({error}).") from error

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+import evitseg
+from evitseg import cluster
+from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
+from evitseg.cli import app
+from evitseg.cluster import session, tiles
+from evitseg.errors import ConfigError, DatasetError, EngineError, MissingPackageError, PictureError
+from evitseg.raster import open_source
+from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.streaming import ContextMode, Network, Progress, Streamed, segment_huge
+from evitseg.runtime.windows import ArraySink, ArraySource, Source, Window
+
+BUNDLED = bundled_models()["b0-camvid"]
+TILE = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_workers() -> Iterator[None]:
+    """A real cluster of two workers, and nothing left of it afterwards."""
+    with cluster.connected("local", workers=2):
+        import ray
+
+        started = psutil.Process().children(recursive=True)
+        nodes: list[dict[str, str]] = ray.nodes()  # type: ignore[no-untyped-call]
+        sockets = Path(nodes[0]["ObjectStoreSocketName"].removeprefix("unix://"))
+        folder = next(parent for parent in sockets.parents if parent.name.startswith("evitseg-"))
+        assert len(started) >= 2
+        yield
+        started += psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return Network(BUNDLED, "float32")
+
+
+@pytest.fixture(scope="module")
+def street(photograph: NDArray[np.uint8]) -> ArraySource:
+    """A picture whose sides are no multiples of 32, with a corner that has no data."""
+    picture = np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
+    valid = np.ones(picture.shape[:2], np.bool_)
+    valid[:100, :150] = False
+    return ArraySource(picture, valid)
+
+
+def alone(
+    source: Source, network: Network, folder: Path, context: ContextMode = "global"
+) -> tuple[NDArray[np.integer], Streamed]:
+    sink = ArraySink(source.size)
+    streamed = segment_huge(source, sink, network, folder, context=context, tile=TILE if context == "global" else None)
+    return sink.mask, streamed
+
+
+def assert_same(found: Streamed, expected: Streamed) -> None:
+    for mine, theirs in zip(found.context.sums, expected.context.sums, strict=True):
+        np.testing.assert_array_equal(mine.values, theirs.values)
+        np.testing.assert_array_equal(mine.largest, theirs.largest)
+        assert mine.tokens == theirs.tokens
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.plan == expected.plan
+    assert found.damages == expected.damages
+
+
+@pytest.mark.parametrize("context", ["global", 3 * TILE])
+def test_a_cluster_gives_the_mask_and_the_sums_of_one_machine_bit_for_bit(
+    street: ArraySource, network: Network, tmp_path: Path, context: ContextMode
+) -> None:
+    mask, expected = alone(street, network, tmp_path, context)
+    assert expected.plan.tiles(0) > 32, "sums of more than one group"
+    sink, seen = ArraySink(street.size), list[Progress]()
+    tile = TILE if context == "global" else None
+    found = cluster.segment_huge(street, sink, network, context=context, tile=tile, watch=seen.append)
+    np.testing.assert_array_equal(sink.mask, mask)
+    assert (mask[:100, :150] == 255).all()
+    assert_same(found, expected)
+    assert [(p.piece, p.tile) for p in seen] == [
+        (piece, tile + 1) for piece in range(5) for tile in range(expected.plan.tiles(piece))
+    ]
+
+
+def test_a_damaged_picture_on_disk_is_read_by_the_workers_as_by_one_machine(
+    street: ArraySource, network: Network, tmp_path: Path
+) -> None:
+    import rasterio
+
+    path = tmp_path / "street.tif"
+    pixels = street.read(0, 0, 384, 512).transpose(2, 0, 1)
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 384, "width": 512, "tiled": True}
+    transform = rasterio.Affine(2, 0, 0, 0, -2, 0)
+    with rasterio.open(
+        path,
+        "w",
+        blockxsize=128,
+        blockysize=128,
+        compress="deflate",
+        interleave="pixel",
+        transform=transform,
+        **profile,
+    ) as file:
+        file.write(pixels)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    path.write_bytes(content)
+    with open_source(path) as source:
+        mask, expected = alone(source, network, tmp_path)
+        assert expected.damages
+        sink = ArraySink(source.size)
+        found = cluster.segment_huge(source, sink, network, path=path, tile=TILE)
+        np.testing.assert_array_equal(sink.mask, mask)
+        assert_same(found, expected)
+        with pytest.raises(ConfigError, match="path"):
+            cluster.segment_huge(source, sink, network, tile=TILE)
+    other = tmp_path / "other.tif"  # which no worker has open
+    other.write_bytes(content)
+    with open_source(other) as source:
+        os.utime(other, (1, 1))
+        with pytest.raises(PictureError, match="not the same file on the machine"):
+            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
+        other.unlink()
+        with pytest.raises(PictureError, match=r"no such file\. That was on the machine"):
+            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
+
+
+def busy_workers(task: str) -> list[psutil.Process]:
+    """Processes of our cluster that are at a task."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if task in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Killer:
+    """Kills a busy worker after the second tile of some pieces."""
+
+    def __init__(self, *pieces: int) -> None:
+        self.pieces, self.killed = pieces, list[int]()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.piece in self.pieces and progress.tile == 2:
+            while not (workers := busy_workers("ray::_work")):
+                pass
+            workers[0].send_signal(signal.SIGKILL)
+            workers[0].wait(10)
+            self.killed.append(workers[0].pid)
+
+
+def test_killed_workers_do_not_lose_the_picture(street: ArraySource, network: Network, tmp_path: Path) -> None:
+    mask, expected = alone(street, network, tmp_path)
+    sink, killer = ArraySink(street.size), Killer(0, 1, 4)
+    found = cluster.segment_huge(street, sink, network, tile=TILE, watch=killer)
+    assert len(killer.killed) == 3
+    np.testing.assert_array_equal(sink.mask, mask)
+    assert_same(found, expected)
+
+
+def test_a_task_that_dies_every_time_is_told_in_a_sentence(
+    street: ArraySource, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "RETRIES", 0)
+    killer = Killer(0)
+    with pytest.raises(EngineError, match="the cluster lost a task"):
+        cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=killer)
+    assert len(killer.killed) == 1
+
+
+def test_a_task_larger_than_every_machine_is_refused(street: ArraySource, network: Network) -> None:
+    with pytest.raises(ConfigError, match="3 threads fits on no machine of the cluster; the largest has 2"):
+        cluster.segment_huge(street, ArraySink(street.size), network, threads=3)
+
+
+def test_a_worker_with_another_version_is_refused() -> None:
+    sent = replace(session.Model.sent(BUNDLED), version="0.0.0")
+    with pytest.raises(EngineError, match=r"has evitseg .*, this machine 0\.0\.0"), sent.opened():
+        pass
+
+
+def test_a_missing_package_is_still_named_when_a_worker_misses_it() -> None:
+    import ray
+
+    def fail() -> None:
+        raise MissingPackageError("a picture", "geo")
+
+    with pytest.raises(MissingPackageError, match=r"a picture needs .*evitseg\[geo\]"), session.told():
+        ray.get(ray.remote(fail).remote())
+
+
+def test_ray_reports_nothing_to_its_makers() -> None:
+    from ray._common.usage import usage_lib
+
+    assert not usage_lib.usage_stats_enabled()
+
+
+def test_a_cluster_that_runs_keeps_its_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave out scratch"), cluster.connected(scratch=tmp_path):
+        pass
+    with pytest.raises(ConfigError, match="leave out the address"), cluster.connected("127.0.0.1:6379"):
+        pass
+    with cluster.connected():
+        pass
+    import ray
+
+    assert ray.is_initialized(), "it is left as it was found"
+
+
+def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> None:
+    common = ["predict", str(EXAMPLE_PICTURE), "--precision", "float32", "--memory", "300MiB"]
+    one = CliRunner().invoke(app, [*common, "--exact", "--out", str(tmp_path / "one.png")])
+    assert one.exit_code == 0, one.output
+    context = tmp_path / "context.npz"
+    many = CliRunner().invoke(
+        app, [*common, "--ray", "auto", "--out", str(tmp_path / "many.png"), "--save-context", str(context), "--json"]
+    )
+    assert many.exit_code == 0, many.output
+    assert (tmp_path / "many.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    assert context.exists()
+    assert json.loads(many.stdout)["pictures"][0]["fractions"]["road"] > 0.1
+
+
+def test_no_cluster_at_an_address_is_told_in_a_sentence(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "evitseg", "predict", "--example", "--ray", "127.0.0.1:1", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:1" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.fixture(scope="module")
+def segment() -> Segmenter:
+    return evitseg.load(BUNDLED, precision="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of which some are none."""
+    (tmp_path / "in/sub").mkdir(parents=True)
+    with Image.open(EXAMPLE_PICTURE) as image:
+        for i, name in enumerate(("a.jpg", "a.png", "sub/b.jpg")):
+            image.resize((240 + 40 * i, 200)).save(tmp_path / "in" / name)
+        image.resize((2048, 1024)).save(tmp_path / "in/large.jpg")  # decoded at a half
+    (tmp_path / "in/broken.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:5000])
+    (tmp_path / "in/empty.jpg").touch()
+    (tmp_path / "in/notes.txt").touch()
+    return tmp_path / "in"
+
+
+def test_a_folder_becomes_mask_files_and_what_is_damaged_stops_nothing(folder: Path, segment: Segmenter) -> None:
+    out = folder.parent / "out"
+    (out / "sub/b.jpg.png").mkdir(parents=True)  # in the way
+    results = cluster.predict_dataset(folder, BUNDLED, precision="float32")
+    rows = {row["name"]: row for row in cluster.write_masks(results, out).take_all()}
+    assert sorted(rows) == ["a.jpg", "a.png", "broken.png", "empty.jpg", "large.jpg", "sub/b.jpg"]
+    for name in ("a.jpg", "a.png", "large.jpg"):
+        assert rows[name] == {"path": str(folder / name), "name": name, "error": None}
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{name}.png")), segment(folder / name).mask)
+    assert "truncated or damaged" in rows["broken.png"]["error"]
+    assert "an empty file" in rows["empty.jpg"]["error"]
+    assert "cannot be written" in rows["sub/b.jpg"]["error"]
+    assert sorted(p.name for p in out.rglob("*")) == ["a.jpg.png", "a.png.png", "b.jpg.png", "large.jpg.png", "sub"]
+
+
+def test_parquet_goes_in_and_out(folder: Path, segment: Segmenter) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    import ray.data
+
+    names = ["a.jpg", "broken.png", "large.jpg"]
+    encoded = [(folder / name).read_bytes() for name in names]
+    table = pa.table({"id": [1, 2, 3, 4], "photo": pa.array([*encoded, None], pa.binary())})
+    parquet.write_table(table, folder / "photos.parquet")
+    photos = ray.data.read_parquet(str(folder / "photos.parquet"))
+    results = cluster.predict_dataset(photos, BUNDLED, column="photo", precision="float32")
+    results.write_parquet(str(folder / "masks"))
+    rows = {row["id"]: row for row in parquet.read_table(folder / "masks").to_pylist()}
+    assert sorted(rows) == [1, 2, 3, 4]
+    assert set(rows[1]) == {"id", "mask", "error"}
+    for number, name in ((1, "a.jpg"), (3, "large.jpg")):
+        mask = np.asarray(Image.open(io.BytesIO(rows[number]["mask"])))
+        np.testing.assert_array_equal(mask, segment(folder / name).mask)
+        assert rows[number]["error"] is None
+    assert rows[2]["mask"] is None
+    assert "truncated or damaged" in rows[2]["error"]
+    assert "no bytes" in rows[4]["error"]
+    with pytest.raises(DatasetError, match="no column 'bytes', only 'id', 'photo'"):
+        cluster.predict_dataset(photos, BUNDLED)
+    with pytest.raises(DatasetError, match="to name files by"):
+        cluster.write_masks(results, folder / "out")
+
+
+def test_names_that_lead_out_of_the_folder_are_refused_in_their_rows(folder: Path) -> None:
+    import ray.data
+
+    names = ["../evil.jpg", "good/x.jpg", "s3://bucket/y.jpg", "/root/z.jpg", "c:\\d\\w.jpg", "a/../../b", ""]
+    results = ray.data.from_items([{"path": name, "mask": b"mask", "error": None} for name in names])
+    rows = {row["path"]: row["error"] for row in cluster.write_masks(results, folder / "out").take_all()}
+    refused = {name for name, error in rows.items() if error is not None}
+    assert refused == {"../evil.jpg", "a/../../b", ""}
+    written = sorted(str(p.relative_to(folder)) for p in (folder / "out").rglob("*.png"))
+    assert written == ["out/bucket/y.jpg.png", "out/d/w.jpg.png", "out/good/x.jpg.png", "out/root/z.jpg.png"]
+    assert not list(folder.parent.glob("evil*"))
+
+
+def test_uris_and_several_places_are_named_below_what_they_share(folder: Path) -> None:
+    results = cluster.predict_dataset([f"file://{folder}/sub", folder / "a.jpg"], BUNDLED)
+    rows = sorted((row["name"], row["path"], row["error"]) for row in results.take_all())
+    assert rows == [("a.jpg", str(folder / "a.jpg"), None), ("sub/b.jpg", f"file://{folder}/sub/b.jpg", None)]
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("nothing", "no such file"), ("nowhere://x", "cannot be opened"), ("empty", "no pictures in this folder")],
+)
+def test_a_place_without_pictures_is_told_at_once(folder: Path, place: str, says: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises((PictureError, ConfigError), match=says):
+        cluster.predict_dataset(place if ":" in place else folder / place, BUNDLED)
+
+
+def test_a_worker_killed_during_many_pictures_loses_none(folder: Path) -> None:
+    pictures = [folder / "a.jpg"] * 128
+    killed = list[int]()
+
+    def kill() -> None:
+        while not (workers := busy_workers("ray::Map")):
+            pass
+        workers[0].kill()
+        killed.append(workers[0].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rows = cluster.predict_dataset(pictures, BUNDLED, precision="float32").take_all()
+    killer.join()
+    assert len(killed) == 1
+    assert len(rows) == 128
+    assert all(row["error"] is None and row["mask"] == rows[0]["mask"] for row in rows)
+
+
+def test_tiles_that_touch_a_window_are_those_that_share_a_pixel_with_it(network: Network) -> None:
+    from evitseg.runtime.streaming import Plan
+
+    plan = Plan((416, 544), (416, 544), (96, 160))
+    for piece in (0, 1):
+        for window in (Window(0, 0, 416, 544), Window(100, 90, 1, 1), Window(96, 64, 96, 32), Window(383, 500, 33, 44)):
+            expected = [t for t in range(plan.tiles(piece)) if plan.core(piece, t).common(window) is not None]
+            assert plan.touching(piece, window) == expected

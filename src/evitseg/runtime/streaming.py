@@ -14,7 +14,7 @@ import os
 import queue
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -396,15 +396,17 @@ class Job:
     def layouts(self) -> list[Layout]:
         return [*self.features.values(), *self.records, self.valid, self.mask]
 
-    @property
-    def bytes_needed(self) -> int:
-        """Of disk, when it is fullest."""
+    def bytes_needed(self, begin: int = 0) -> int:
+        """Of disk, when it is fullest, from a piece on; with the mask alone behind the last."""
         always = sum(layout.bytes for layout in (*self.records, self.valid))
         cut = self.network.cut
         return always + max(
-            sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
-            + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
-            for piece in cut.pieces
+            (
+                sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
+                + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
+                for piece in cut.pieces[begin:]
+            ),
+            default=self.mask.bytes,
         )
 
     def sums(self, number: int) -> Sums:
@@ -549,7 +551,7 @@ class Streamed:
 
 def segment_huge(
     source: Source,
-    sink: Sink,
+    sink: Sink | AbstractContextManager[Sink],
     network: Network,
     scratch: str | os.PathLike[str],
     *,
@@ -562,9 +564,10 @@ def segment_huge(
     """The mask of a picture of any size, the same as if it went through the network whole.
 
     Args:
-        sink: where the mask goes, once it is complete.
+        sink: where the mask goes, once it is complete; or what opens such a place then, as `evitseg.raster.open_sink`.
         scratch: folder in which a hidden one holds what does not fit in memory. It is removed at the end, also after
-            an error; after a kill or an interrupt it stays, and the same call goes on from there.
+            an error; after a kill or an interrupt, and where the sink fails, it stays, and the same call goes on from
+            there. One process at a time works in it.
         size: as in `evitseg.load`.
         memory: bytes the process may hold; None for a quarter of what is free.
         context: "global" for attention over the whole picture; or pixels: over three by three tiles of a third of
@@ -578,29 +581,40 @@ def segment_huge(
     explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
     store = Scratch(Path(scratch) / _folder_name(identity))
-    try:
-        streamed = _segment(source, sink, network, store, plan, explicit, identity, context != "global", watch)
-    except Exception:
+    with store.locked():
+        try:
+            job, resumed = _segment(source, network, store, plan, explicit, identity, context != "global", watch)
+        except Exception:
+            store.discard()
+            raise
+        finally:
+            network.free()
+            store.close()
+        try:
+            with sink if isinstance(sink, AbstractContextManager) else nullcontext(sink) as opened:
+                counts = _deliver(job, opened)
+        except FileError as error:
+            raise FileError(f"{error} The mask is done and kept in {store.folder}; the same call goes on there.") from error
+        finally:
+            store.close()
+        sums = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
         store.discard()
-        raise
-    finally:
-        network.free()
-        store.close()
-    store.discard()
-    return streamed
+    found = Context(sums, network.digest, job.plan.picture, job.plan.working)
+    return Streamed(job.plan, found, tuple(job.damages.values()), counts, resumed)
 
 
 def _segment(
-    source: Source, sink: Sink, network: Network, store: Scratch, plan: Plan, explicit: bool, identity: dict[str, Any],
+    source: Source, network: Network, store: Scratch, plan: Plan, explicit: bool, identity: dict[str, Any],
     near: bool, watch: Callable[[Progress], None] | None,
-) -> Streamed:  # fmt: skip
+) -> tuple[Job, int]:  # fmt: skip
+    """The mask in the scratch folder, and how many tiles were done before."""
     state = store.state()
     if state is None or state.get("identity") != identity or (explicit and state["sides"] != list(plan.sides)):
         state = {"identity": identity, "sides": plan.sides, "piece": 0, "done": 0, "damages": []}
     plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
     job = Job(network, source, plan, store)
     job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
-    store.check_room(job.layouts, job.bytes_needed)
+    store.check_room(job.layouts, job.bytes_needed(state["piece"]))
     pieces = network.cut.pieces
     resumed = sum(map(plan.tiles, range(state["piece"]))) + state["done"]
     for piece in pieces[state["piece"] :]:
@@ -621,11 +635,7 @@ def _segment(
         for f in network.cut.features:
             if f.used_by == piece.number:
                 store.remove(job.features[f.name])
-    network.free()
-    counts = _deliver(job, sink)
-    sums_found = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
-    context = Context(sums_found, network.digest, plan.picture, plan.working)
-    return Streamed(plan, context, tuple(job.damages.values()), counts, resumed)
+    return job, resumed
 
 
 def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
@@ -693,13 +703,21 @@ def _cost(network: Network, plan: Plan, piece: Piece) -> float:
 
 def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:
     """Estimate of the bytes that the process holds at its fullest while it works on a piece."""
-    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * _bytes_per_pixel(network, piece))
+    scale = tuple(own / new for own, new in zip(plan.picture, plan.working, strict=True))
+    bytes_per_pixel = _bytes_per_pixel(network, piece, scale)
+    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * bytes_per_pixel)
 
 
-def _bytes_per_pixel(network: Network, piece: Piece) -> float:
-    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way."""
+def _bytes_per_pixel(network: Network, piece: Piece, scale: tuple[float, ...] = (1.0, 1.0)) -> float:
+    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way.
+
+    Args:
+        scale: pixels of the picture for one of the network's input, downwards and across.
+    """
     features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
     image = 3 * 4 if piece.number == 0 else 0
+    if image and scale != (1.0, 1.0):  # what is read, and sums of it in 32 bits, along the rows first
+        image = int(3 * scale[0] * scale[1] + 3 * 10 * scale[0]) + 1
     last = network.cut.attention_behind(piece) is None
     logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
     return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image

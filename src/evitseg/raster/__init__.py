@@ -199,7 +199,8 @@ def part_of(source: object, top: int, left: int, height: int, width: int) -> Par
     origin = origin_of(source)
     place = origin.georeference
     if place is not None and place.transform is not None:
-        transform = place.transform * type(place.transform).translation(left, top)
+        a, b, c, d, e, f = place.transform[:6]
+        transform = type(place.transform)(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
         place = Georeference(place.crs, transform, area_or_point=place.area_or_point)
     else:
         place = None

@@ -71,7 +71,9 @@ class Scratch:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = open(path, "a+b")  # noqa: SIM115  # closed below
             except OSError as error:
-                raise FileError(f"{self.folder}: cannot be used as scratch folder ({error.strerror or error}).") from error
+                raise FileError(
+                    f"{self.folder}: cannot be used as scratch folder ({error.strerror or error})."
+                ) from error
             with file:
                 if not _lock(file):
                     file.seek(0)

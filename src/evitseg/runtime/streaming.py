@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.config import LOGIT_STRIDE, STRIDE
+from evitseg.config import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import ConfigError, EngineError, FileError, WeightsError
 from evitseg.files import TEMPORARY, replacing, temporary_name
@@ -594,7 +594,9 @@ def segment_huge(
             with sink if isinstance(sink, AbstractContextManager) else nullcontext(sink) as opened:
                 counts = _deliver(job, opened)
         except FileError as error:
-            raise FileError(f"{error} The mask is done and kept in {store.folder}; the same call goes on there.") from error
+            raise FileError(
+                f"{error} The mask is done and kept in {store.folder}; the same call goes on there."
+            ) from error
         finally:
             store.close()
         sums = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
@@ -721,6 +723,20 @@ def _bytes_per_pixel(network: Network, piece: Piece, scale: tuple[float, ...] = 
     last = network.cut.attention_behind(piece) is None
     logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
     return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
+
+
+def whole_memory(config: ModelConfig, picture: tuple[int, int], working: tuple[int, int]) -> int:
+    """Estimate of the bytes that the process holds at its fullest where a picture goes through whole, in float32.
+
+    What lies before attention runs in tiles there, too; so what counts is a block's features from stride 8 on, and the
+    picture, twice while it is decoded, and its mask.
+    """
+    values: dict[str, float] = {}
+    for placed in placed_convs(config):
+        if placed.stride >= LOGIT_STRIDE:
+            values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
+    pixels, inputs = picture[0] * picture[1], working[0] * working[1]
+    return int(BASE_BYTES + 8 * pixels + inputs * (3 + 4 * max(values.values(), default=0.0)))
 
 
 def free_memory() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import threading
 from collections import Counter, OrderedDict
@@ -29,7 +28,7 @@ from evitseg.runtime.artefact import (
     read,
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
-from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights
+from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
 
 if TYPE_CHECKING:
     import openvino
@@ -92,7 +91,7 @@ class OpenVinoEngine:
             streams=streams,
         )
         self._weights: list[Weights] | None = None
-        if self.info.precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64"):
+        if writes_fast(self.info.precision):
             self._weights = read_weights(self._model, self.manifest.model, artefact)
         self._lock = threading.Lock()
         self._any_size: _Compiled | None = None

@@ -19,7 +19,7 @@ from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,9 @@ from evitseg.runtime.cutting import (
     Cut,
     Piece,
 )
+from evitseg.runtime.openvino_graph import Weights, read_weights, writes_fast
 from evitseg.runtime.overlap import overlapped
+from evitseg.runtime.pieces import fast_piece
 from evitseg.runtime.scratch import Layout, Scratch
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
@@ -61,6 +63,9 @@ from evitseg.runtime.windows import (
     tiles_of,
     valid_window,
 )
+
+if TYPE_CHECKING:
+    import openvino
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Run: TypeAlias = Callable[..., Arrays]
@@ -216,6 +221,9 @@ class Network:
             threads=self.threads,
             device=processor_name(),
         )
+        self._weights: list[Weights] | None = None
+        if writes_fast(self.info.precision):
+            self._weights = read_weights(model, self.manifest.model, path)
 
     @property
     def labels(self) -> LabelSpace:
@@ -238,8 +246,7 @@ class Network:
         if self._compiled is None or self._compiled[0] != key:
             self._compiled = None
             try:
-                model = self.cut.model(piece, window.height, window.width)
-                compiled = self._core.compile_model(model, "CPU", self._settings)
+                compiled = self._core.compile_model(self._model(piece, window), "CPU", self._settings)
             except RuntimeError as error:
                 raise EngineError(
                     f"OpenVINO cannot run a tile of {window.width}×{window.height} ({first_line(error)})."
@@ -260,6 +267,13 @@ class Network:
                 requests.put(request)
 
         yield run
+
+    def _model(self, piece: Piece, window: Window) -> openvino.Model:
+        size = (window.height, window.width)
+        if self._weights is None or piece.number < 0:
+            return self.cut.model(piece, *size)
+        about = self.manifest
+        return fast_piece(self.cut, piece, about.model, about.preprocess, self._weights, size, self.info.precision)
 
     def free(self) -> None:
         """Let go of what was compiled last."""

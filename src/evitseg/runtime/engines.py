@@ -330,8 +330,9 @@ def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model
 
 def openvino_graph(
     artefact: Path, precision: Precision = "auto"
-) -> tuple[openvino.Core, openvino.Model, Manifest, dict[str, str]]:
-    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its manifest, and how to compile it.
+) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
+    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its weights where graphs are written for
+    this processor, its manifest, and how to compile it.
 
     Raises: EngineError, WeightsError.
     """
@@ -354,9 +355,10 @@ def openvino_graph(
         )
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+    weights = read_weights(model, manifest.model, artefact) if writes_fast(chosen or "float32") else None
     if chosen == "bfloat16":
         _keep_biases(model)
-    return core, model, manifest, settings
+    return core, model, weights, manifest, settings
 
 
 def _keep_biases(model: openvino.Model) -> None:

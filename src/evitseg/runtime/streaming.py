@@ -46,7 +46,7 @@ from evitseg.runtime.cutting import (
     Cut,
     Piece,
 )
-from evitseg.runtime.openvino_graph import Weights, read_weights, writes_fast
+from evitseg.runtime.openvino_graph import writes_fast
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.pieces import fast_piece
 from evitseg.runtime.scratch import Layout, Scratch
@@ -194,7 +194,7 @@ class Network:
         path = Path(artefact)
         if path.suffix not in (".onnx", ".xml"):
             raise EngineError(f"{path}: tiles run in OpenVINO, which takes .onnx and .xml; export one.")
-        self._core, model, self.manifest, self._settings = openvino_graph(path, precision)
+        self._core, model, self._weights, self.manifest, self._settings = openvino_graph(path, precision)
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
             raise EngineError(
@@ -221,9 +221,8 @@ class Network:
             threads=self.threads,
             device=processor_name(),
         )
-        self._weights: list[Weights] | None = None
-        if writes_fast(self.info.precision):
-            self._weights = read_weights(model, self.manifest.model, path)
+        if not writes_fast(self.info.precision):
+            self._weights = None
 
     @property
     def labels(self) -> LabelSpace:

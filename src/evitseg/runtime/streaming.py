@@ -74,11 +74,8 @@ ContextMode: TypeAlias = Literal["global"] | int
 
 SMALLEST = 2.0**-14
 """Where attention's divisors stop, as in the network."""
-LARGEST_TILE = 4096
-"""Pixels of a tile's side; larger ones are no faster."""
-CACHE_BYTES, PAST_CACHE = 32 * 1024**2, 1.4
-"""What the windows in hand may hold to be found in the processor's last cache, and how many times as long a pixel takes
-in larger ones; measured for B0 on an EPYC with 32 MiB."""
+LARGEST_TILE = 2048
+"""Pixels of a tile's side; B0 was slower on an EPYC in tiles of 1024, which see more twice, and in tiles of 4096."""
 WORKERS = 2
 """Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
 threads on one tile the whole took a fifteenth longer."""
@@ -699,7 +696,7 @@ def make_plan(
                 f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
                 f"needs {_mib(least)}; give more."
             )
-        sides.append(min(fitting, key=lambda side: _cost(network, tried[side], piece)))
+        sides.append(min(fitting, key=lambda side: _cost(tried[side], piece)))
     return Plan(picture, working, tuple(sides))
 
 
@@ -708,12 +705,9 @@ def _sides(tile: int | None, longest: int) -> list[int]:
     return [tile] if tile else list(range(min(LARGEST_TILE, longest), 0, -STRIDE))
 
 
-def _cost(network: Network, plan: Plan, piece: Piece) -> float:
-    """Of a piece in these tiles, for a pixel, in any unit."""
-    pixels = plan.window(piece, 0).pixels
-    seen = pixels * plan.tiles(piece.number) / (plan.working[0] * plan.working[1])
-    held = network.workers * pixels * piece.bytes_per_pixel
-    return seen * (PAST_CACHE if held > CACHE_BYTES else 1)
+def _cost(plan: Plan, piece: Piece) -> int:
+    """Of a piece in these tiles: pixels that it sees."""
+    return plan.window(piece, 0).pixels * plan.tiles(piece.number)
 
 
 def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:

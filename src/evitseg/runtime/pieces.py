@@ -21,23 +21,27 @@ if TYPE_CHECKING:
 
 def fast_piece(
     cut: Cut, piece: Piece, config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights],
-    size: tuple[int, int], precision: str,
+    size: tuple[int, int], precision: str, stored: str,
 ) -> openvino.Model:  # fmt: skip
-    """As `Cut.model`, for one of `Cut.pieces`.
+    """As `Cut.model`, for one of `Cut.pieces`; features are in the number format `stored`, as they are kept on disk.
 
     Keys are not scaled: neither float32 nor bfloat16 needs it, and any factor cancels.
     """
-    return _PieceWriter(config, preprocess, weights, size, precision).piece(cut, piece)
+    return _PieceWriter(config, preprocess, weights, size, precision).piece(cut, piece, np.dtype(stored))
 
 
 class _PieceWriter(Writer):
-    def piece(self, cut: Cut, piece: Piece) -> openvino.Model:
+    def piece(self, cut: Cut, piece: Piece, stored: np.dtype[Any]) -> openvino.Model:
         import openvino
 
         backbone, number = self.config.backbone, piece.number
         assert isinstance(self.config.head, SegmentationHead)
         self.cut, self.parameters = cut, list[Any]()
-        given = {f: self.channels_first(self.parameter(f.name, *self.at(f.stride), f.channels)) for f in piece.inputs}
+        is_half = stored == np.float16
+        given = {}
+        for f in piece.inputs:
+            value = self.parameter(f.name, *self.at(f.stride), f.channels, dtype=stored)
+            given[f] = self.channels_first(self.ops.convert(value, "f32") if is_half else value)
         entering = {f: i for f in cut.features for i, a in enumerate(cut.attentions) if a.x == f.tensor}
         made: dict[Features, Any] = {}
         sums: list[Any] = []
@@ -91,7 +95,10 @@ class _PieceWriter(Writer):
                 if kept and kept[0].made_by == number:
                     made[kept[0]] = after
                 merged.append(after)
-        results = [self.ops.result(self.channels_last(made[f])) for f in piece.outputs]
+        results = []
+        for f in piece.outputs:
+            value = self.channels_last(made[f])
+            results.append(self.ops.result(self.ops.convert(value, "f16") if is_half else value))
         if cut.attention_behind(piece) is None:
             head: Chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
             head.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
@@ -99,8 +106,8 @@ class _PieceWriter(Writer):
         results += [self.ops.result(value) for value in sums]
         return openvino.Model(results, self.parameters, f"piece {number}")
 
-    def parameter(self, name: str, *shape: int) -> Any:
-        parameter = self.ops.parameter([1, *shape], np.float32)
+    def parameter(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
+        parameter = self.ops.parameter([1, *shape], dtype)
         parameter.output(0).get_tensor().set_names({name})
         self.parameters.append(parameter)
         return parameter

@@ -414,7 +414,7 @@ class _Tiles:
     for_one: _ForOne
 
     def fit(self, segment: Segmenter, source: Path) -> bool:
-        """Whether a picture can go through whole. Raises: PictureError."""
+        """Whether a picture can go through whole. Raises: PictureError, ConfigError."""
         from evitseg.image import TooManyPixelsError, picture_size
         from evitseg.raster import SLIDE_ENDINGS
         from evitseg.runtime.streaming import free_memory, whole_memory
@@ -428,7 +428,7 @@ class _Tiles:
         # Another engine has no tiles: there the picture is tried whole.
         if segment.info.engine != "OpenVINO" or segment.manifest.preprocess.fixed is not None:
             return True
-        working = segment.manifest.preprocess.fit(size, self.size, limit=None)
+        working = segment.manifest.preprocess.fit(size, self.size)
         return whole_memory(segment.manifest.model, size, working) <= (self.memory or free_memory() // 4)
 
 

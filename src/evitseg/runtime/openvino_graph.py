@@ -426,10 +426,11 @@ class Writer:
         ]
         chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
         chain.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
-        return self.merged(*merged, chain)
+        return self.merged(merged, chain)
 
-    def merged(self, coarse: Any, middle: Any, fine: Any, chain: Chain) -> Any:
+    def merged(self, features: list[Any], chain: Chain) -> Any:
         """The logits. Args: what the head's convolutions make of stages 4, 3 and 2; its blocks."""
+        coarse, middle, fine = features
         size = self.at(LOGIT_STRIDE)
 
         def cut(down: Tile, across: Tile) -> Any:

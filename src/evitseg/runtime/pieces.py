@@ -102,7 +102,7 @@ class _PieceWriter(Writer):
         if cut.attention_behind(piece) is None:
             head: Chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
             head.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
-            results.append(self.ops.result(self.merged(*merged, head)))
+            results.append(self.ops.result(self.merged(merged, head)))
         results += [self.ops.result(value) for value in sums]
         return openvino.Model(results, self.parameters, f"piece {number}")
 

@@ -138,9 +138,9 @@ def main(camvid: Path) -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    content = {"mosaics_of_a_kind": MOSAICS, "pictures_a_side": SIDE, "rows": rows}
-    with replacing(RESULTS / "mosaics.json") as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
+            content = {"mosaics_of_a_kind": MOSAICS, "pictures_a_side": SIDE, "rows": rows}
+            with replacing(RESULTS / "mosaics.json") as file:
+                file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

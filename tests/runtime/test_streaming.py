@@ -535,9 +535,9 @@ def test_two_processes_do_not_work_in_one_folder_and_a_dead_ones_lock_is_none(tm
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(FileError, match=rf"process {other.pid} works on this picture there"):
-            with Scratch(tmp_path / "work").locked():
-                pass
+        refused = pytest.raises(FileError, match=rf"process {other.pid} works on this picture there")
+        with refused, Scratch(tmp_path / "work").locked():
+            pass
         other.kill()
     with Scratch(tmp_path / "work").locked():
         assert (tmp_path / "work/lock").read_text().strip()

@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("what", choices=("exact", "huge", "whole", "tiles"))
     parser.add_argument("--side", type=int, default=32_768)
     parser.add_argument("--memory", type=int, default=1_500_000_000)
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--models", nargs="+", default=["b0-camvid", "b0", "b1", "l1"])
     arguments = parser.parse_args()

@@ -206,6 +206,16 @@ def peer_sizes() -> str:
     return table(("ms per megapixel", *(size.replace("x", "×") for size in sizes)), rows)
 
 
+def mosaics() -> str:
+    rows = [
+        (row["mosaics"], row["way"], f"{row['miou']:.2f}",
+         "–" if row["changes_at_lines"] is None else f"{100 * row['changes_at_lines']:.2f}",
+         f"{100 * row['changes_elsewhere']:.2f}")
+        for row in result("mosaics")["rows"]
+    ]  # fmt: skip
+    return table(("mosaics of", "way", "mIoU %", "changes at its lines %", "changes elsewhere %"), rows)
+
+
 def scaling() -> str:
     content = result("scaling")["results"]
     rows = []
@@ -244,6 +254,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer-ratios": peer_ratios,
     "peer-sizes": peer_sizes,
     "scaling": scaling,
+    "mosaics": mosaics,
 }
 
 

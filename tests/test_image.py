@@ -362,3 +362,19 @@ def test_an_overlay_has_the_picture_above_and_the_legend_below(size: tuple[int, 
     assert image.shape[1] >= size[1]
     np.testing.assert_allclose(image[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
     assert (image[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_that_is_stored_turned_is_turned_once(orientation: int, ending: str, tmp_path: Path) -> None:
+    stored = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / f"a.{ending}", exif=exif)
+    # By TIFF's definition: which side of what is seen the stored rows and columns begin at.
+    upright = [
+        stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1],
+        stored.T, stored[::-1].T, stored[::-1, ::-1].T, stored[:, ::-1].T,
+    ][orientation - 1]  # fmt: skip
+    np.testing.assert_array_equal(read_picture(tmp_path / f"a.{ending}")[..., 0], upright)
+    assert picture_size(tmp_path / f"a.{ending}") == upright.shape

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Segmenter
-    from evitseg.runtime.windows import Window
+    from evitseg.runtime.streaming import Network
+    from evitseg.runtime.windows import Source, Window
     from evitseg.train import Event
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RESULT_ENDINGS = ("_mask.png", "_overlay.jpg", "_overlay.png")
+RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
 MAX_STREAMS = 4
 """Pictures that go through the network at the same time; each has features of its own in memory."""
 FAILED, INTERRUPTED = 1, 130
@@ -222,13 +223,19 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT...",
-            help="Pictures, videos, folders of them, or quoted patterns; camera:0; an address (rtsp://, udp://, http://).",
+            help="Pictures of any size, videos, folders of them, or quoted patterns; camera:0; an address (rtsp://, "
+            "udp://, http://).",
             show_default=False,
         ),
     ] = None,
     example: Annotated[bool, typer.Option("--example", help="Take the photograph that ships with evitseg.")] = False,
     model: Model = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the masks go.")] = Path("predictions"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR|FILE", help="Where the masks go; or one mask's file: .png, .tif or .zarr."
+        ),
+    ] = Path("predictions"),
     size: WorkingSize = None,
     overlay: Annotated[bool, typer.Option(help="Also write the picture in the classes' colours.")] = True,
     skip_existing: Annotated[
@@ -252,16 +259,23 @@ def predict(
     exact: Annotated[
         bool,
         typer.Option(
-            "--exact", help="The mask alone, in tiles and bounded memory, as if the picture went through whole."
+            "--exact",
+            help="The mask alone, in tiles and bounded memory, as if the picture went through whole at its own size; "
+            "chosen by itself for pictures that do not fit.",
         ),
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="To keep to, as 1GiB; with --exact. (default: a quarter of what is free)"),
+        typer.Option(
+            metavar="SIZE", help="For one picture, as 1GiB; tiles keep to it. (default: a quarter of what is free)"
+        ),
     ] = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="For what does not fit in memory; with --exact. (default: beside the mask)"),
+        typer.Option(metavar="DIR", help="For what does not fit in memory. (default: beside the mask)"),
+    ] = None,
+    polygons: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also outline the mask's regions, as evitseg polygons does.")
     ] = None,
     save_context: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what regions need to know of the rest; with --exact.")
@@ -302,14 +316,19 @@ def predict(
     from evitseg.bundled import EXAMPLE_PICTURE
 
     working_size = _size(size) if size is not None else None
-    options = _ExactOptions(memory, scratch, save_context, context, region, context_window, verify)
+    for_one = _ForOne(save_context, context, _region(region) if region is not None else None, polygons)
+    tiles = _Tiles(
+        model, engine, precision, threads, working_size, _bytes(memory) if memory is not None else None, scratch,
+        context_window, verify, for_one,
+    )  # fmt: skip
+    is_mask = out.suffix.lower() in (".png", ".tif", ".tiff", ".zarr") and not (out.is_dir() and out.suffix != ".zarr")
     if ray is not None:
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
-        _predict_on_ray(given, out, model, engine, precision, threads, working_size, options, ray, as_json)
+        _predict_on_ray(given, out, is_mask, tiles, ray, as_json)
         return
-    if exact or options != _ExactOptions() or (inputs and any(map(_is_huge, inputs))):
+    if exact or is_mask or context_window is not None or verify or for_one != _ForOne():
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
-        _predict_exactly(given, out, model, engine, precision, threads, working_size, options, as_json)
+        _predict_exactly(given, out, is_mask, skip_existing, tiles, exact or not is_mask, as_json)
         return
     if out.is_file():
         _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
@@ -346,14 +365,21 @@ def predict(
     )
     count = 0
     results: list[dict[str, Any]] = []
+    huge: list[tuple[Path, Path]] = []
     try:
         if left:
-            count, results = _predict_all(segment, left, out, overlay, as_json, problems)
+            count, results = _predict_all(segment, left, out, overlay, as_json, problems, tiles, huge)
     except KeyboardInterrupt:
         how = "; the same command with --skip-existing goes on" * (len(left) > 1)
         raise KeyboardInterrupt(f"interrupted{how}.") from None
     kinds = [name.value for name in video or []] or ["overlay" if overlay else "mask"]
     done = _predict_videos(segment, videos, kinds, duration, as_json, problems)
+    if huge:
+        in_tiles = _in_tiles(
+            [(source, _mask_place(source, target)) for source, target in huge], tiles, as_json, problems
+        )
+        results += in_tiles
+        count += len(in_tiles)
     if as_json:
         content = {"model": segment.manifest.name, "runs": str(segment.info), "pictures": results}
         print(json.dumps(content | ({"videos": done} if videos else {}), indent=2))
@@ -364,6 +390,8 @@ def predict(
 
 
 def _is_done(target: Path, overlay: bool) -> bool:
+    if any(target.with_name(f"{target.name}_mask{ending}").exists() for ending in (".tif", ".tiff", ".zarr")):
+        return True  # of a picture that went in tiles
     return all(any(path.is_file() for path in names) for names in _results(target, overlay))
 
 
@@ -372,76 +400,197 @@ def _note(sentence: str, as_json: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _ExactOptions:
-    """Options of predict for pictures in tiles, as they were given."""
+class _ForOne:
+    """What predict can do with one picture alone; all of it in tiles."""
 
-    memory: str | None = None
-    scratch: Path | None = None
     save_context: Path | None = None
     context: Path | None = None
-    region: str | None = None
-    context_window: int | None = None
-    verify: bool = False
+    region: Window | None = None
+    polygons: Path | None = None
 
 
-def _is_huge(given: str) -> bool:
-    """Whether a picture is too large to be read whole."""
-    from evitseg.errors import PictureError
-    from evitseg.image import EXTENSIONS, MAX_PIXELS, picture_size
+@dataclass(frozen=True)
+class _Tiles:
+    """How predict treats pictures that go in tiles."""
 
-    if Path(given).suffix.lower() not in EXTENSIONS or not Path(given).is_file():
-        return False
-    try:
-        picture_size(given)
-    except PictureError as error:
-        return f"{MAX_PIXELS:,}" in str(error)
-    return False
+    model: str | None
+    engine: EngineName | None
+    precision: PrecisionName
+    threads: int | None
+    size: Size
+    memory: int | None
+    scratch: Path | None
+    context_window: int | None
+    verify: bool
+    for_one: _ForOne
+
+    def fit(self, segment: Segmenter, source: Path) -> bool:
+        """Whether a picture can go through whole. Raises: PictureError, ConfigError."""
+        from evitseg.image import TooManyPixelsError, picture_size
+        from evitseg.raster import SLIDE_ENDINGS
+        from evitseg.runtime.streaming import free_memory, whole_memory
+
+        if source.is_dir() or source.suffix.lower() in SLIDE_ENDINGS:
+            return False
+        try:
+            size = picture_size(source)
+        except TooManyPixelsError:
+            return False
+        # Another engine has no tiles: there the picture is tried whole.
+        if segment.info.engine != "OpenVINO" or segment.manifest.preprocess.fixed is not None:
+            return True
+        working = segment.manifest.preprocess.fit(size, self.size)
+        return whole_memory(segment.manifest.model, size, working) <= (self.memory or free_memory() // 4)
+
+
+def _mask_place(source: Path, target: Path) -> Path:
+    """Where the mask of a picture that goes in tiles is written: of the picture's kind."""
+    from evitseg.raster import mask_ending
+
+    return target.with_name(f"{target.name}_mask{mask_ending(source)}")
 
 
 def _predict_exactly(
-    inputs: list[str],
-    out: Path,
-    model: str | None,
-    engine: EngineName | None,
-    precision: PrecisionName,
-    threads: int | None,
-    size: Size,
-    options: _ExactOptions,
-    as_json: bool,
+    inputs: list[str], out: Path, is_mask: bool, skip_existing: bool, tiles: _Tiles, native: bool, as_json: bool
 ) -> None:
-    """predict in tiles and bounded memory: one mask a picture, or a region of one."""
+    """predict where all pictures go in tiles.
+
+    Args:
+        is_mask: `out` is one mask's file, not a folder.
+        native: at their own size, where no other is given; else by the model's rule.
+    """
+    for_one = tiles.for_one
+    if tiles.engine not in (None, EngineName.openvino):
+        raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
+    if (for_one.context is None) != (for_one.region is None):
+        raise typer.BadParameter("--context and --region go together", param_hint="--region")
+    problems: list[str] = []
+    found = list(_pictures(inputs, out, problems))
+    for problem in problems:
+        _complain(problem)
+    if len(found) > 1 and (is_mask or for_one != _ForOne()):
+        raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
+    if not is_mask and out.is_file():
+        _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
+    jobs = [(Path(source), target) for source, target in _outputs([*found], out)]
+    jobs = [(source, out if is_mask else _mask_place(source, target)) for source, target in jobs]
+    left = [job for job in jobs if not (skip_existing and job[1].exists())]
+    if len(left) < len(jobs):
+        _note(f"{len(jobs) - len(left)} pictures have their results and are left out.", as_json)
+    results = _in_tiles(left, tiles, as_json, problems, native)
+    if as_json:
+        print(json.dumps({"pictures": results}, indent=2))
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _in_tiles(
+    jobs: list[tuple[Path, Path]], tiles: _Tiles, as_json: bool, problems: list[str], native: bool = False
+) -> list[dict[str, Any]]:
+    """Write the masks of pictures in tiles and bounded memory; failures are told as they come, and added to `problems`.
+
+    Args:
+        jobs: pictures, and where their masks go.
+
+    Returns: what --json tells of each.
+    """
     from rich.console import Console
+    from rich.text import Text
 
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.image import read_picture, save_mask
-    from evitseg.loading import load
-    from evitseg.runtime.streaming import Context, Network, Progress, render, segment_huge
-    from evitseg.runtime.streaming import verify as compare
-    from evitseg.runtime.windows import ArraySink, ArraySource
+    from evitseg.runtime.streaming import Network
 
-    if engine not in (None, EngineName.openvino):
-        raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
-    if (options.context is None) != (options.region is None):
-        raise typer.BadParameter("--context and --region go together", param_hint="--region")
-    if len(inputs) > 1 and (options.context or options.save_context or out.suffix):
-        raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
-    memory = _bytes(options.memory) if options.memory is not None else None
-    region = _region(options.region) if options.region is not None else None
-    network = Network(bundled_models().get(model or DEFAULT_MODEL, Path(model or "")), precision.value, threads)
-    console = Console(stderr=True, highlight=False)
-    damages: list[str] = []
     results: list[dict[str, Any]] = []
-    for given in inputs:
-        place = out if out.suffix else out / f"{Path(given).stem}_mask.png"
-        source = ArraySource(read_picture(given))
-        result: dict[str, Any] = {"picture": given, "mask": str(place)}
-        if options.context is not None and region is not None:
-            context = Context.load(options.context, network)
-            save_mask(render(source, network, context, region), place, network.labels)
+    if not jobs:
+        return results
+    artefact = bundled_models().get(tiles.model or DEFAULT_MODEL, Path(tiles.model or ""))
+    console = Console(stderr=as_json, highlight=False)
+
+    def fails(source: Path, problem: str) -> None:
+        problems.append(problem if str(source) in problem else f"{source}: {problem}")
+        _complain(problems[-1])
+
+    try:
+        network = Network(artefact, tiles.precision.value, tiles.threads)
+    except EvitsegError as error:
+        for source, _ in jobs:
+            fails(source, f"does not go through whole, and not in tiles: {error}" if not native else str(error))
+        return results
+    for source, place in jobs:
+        try:
+            result, damages = _segment_in_tiles(source, place, network, tiles, native, as_json)
+        except EvitsegError as error:
+            fails(source, str(error))
+            continue
+        for damage in damages:
+            fails(source, damage)
+        results.append(result)
+        if as_json:
+            continue
+        height, width = result["size"]
+        if "fractions" in result:
+            _tell_fractions(console, f"{source.name}, {width}×{height}, in tiles", result["fractions"], network.labels)
+        console.print(Text(f"wrote {place}"), soft_wrap=True)
+        if "verified" in result:
+            print(
+                f"tiles and whole: logits differ by {result['verified']['logit difference']:.1e} of the largest, "
+                f"{result['verified']['pixels that differ']} pixels of the mask differ"
+            )
+    return results
+
+
+@contextlib.contextmanager
+def _windows_of(path: Path, scratch: Path, memory: int) -> Iterator[tuple[Source, int]]:
+    """A picture file for work in tiles, and the bytes that it holds in memory itself."""
+    from evitseg.image import EXTENSIONS, TooManyPixelsError, picture_size, read_picture
+    from evitseg.raster import open_source
+    from evitseg.runtime.windows import ArraySource
+
+    ending = path.suffix.lower()
+    if ending in EXTENSIONS - {".tif", ".tiff"} and not path.is_dir():
+        # What is decoded from its beginning anyway needs no copy on disk where there is room for it.
+        with contextlib.suppress(TooManyPixelsError):
+            height, width = picture_size(path)
+            if 8 * height * width <= memory // 4 or ending == ".webp":
+                yield ArraySource(read_picture(path)), 3 * height * width
+                return
+    with open_source(path, scratch) as source:
+        yield source, 0
+
+
+def _segment_in_tiles(
+    path: Path, place: Path, network: Network, tiles: _Tiles, native: bool, as_json: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """One mask, or a region of it. Returns: what --json tells, and what of the picture could not be read."""
+    from rich.console import Console
+
+    from evitseg.image import MAX_PIXELS
+    from evitseg.loading import load
+    from evitseg.raster import check_place, open_sink, part_of
+    from evitseg.runtime.streaming import Context, Progress, free_memory, render, segment_huge
+    from evitseg.runtime.streaming import verify as compare
+    from evitseg.runtime.windows import tiles_of
+
+    for_one, scratch = tiles.for_one, tiles.scratch or place.parent
+    for folder in (scratch, place.parent):
+        with contextlib.suppress(OSError):  # told where it is used
+            folder.mkdir(parents=True, exist_ok=True)
+    damages: list[str] = []
+    with _windows_of(path, scratch, tiles.memory or free_memory() // 4) as (source, held):
+        result: dict[str, Any] = {"picture": str(path), "mask": str(place), "size": source.size}
+        region = for_one.region
+        if for_one.context is not None and region is not None:
+            context = Context.load(for_one.context, network)
+            mask = render(source, network, context, region)
+            part = part_of(source, region.top, region.left, region.height, region.width)
+            with open_sink(place, part, network.labels) as sink:
+                for window in tiles_of(mask.shape, sink.tile):
+                    sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
+            result["size"] = part.size
         else:
-            sink = ArraySink(source.size, network.labels.dtype)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with _progress("segmenting", None, console) as advance:
+            check_place(place, source)
+            own_size = native or source.size[0] * source.size[1] > MAX_PIXELS
+            with _progress("segmenting", None, Console(stderr=True, highlight=False)) as advance:
 
                 def watch(progress: Progress) -> None:
                     advance(1)  # called before the next picture
@@ -449,58 +598,50 @@ def _predict_exactly(
                 try:
                     streamed = segment_huge(
                         source,
-                        sink,
+                        open_sink(place, source, network.labels),
                         network,
-                        options.scratch or place.parent,
-                        size=size or "native",
-                        memory=memory,
-                        context=options.context_window or "global",
+                        scratch,
+                        size=tiles.size or ("native" if own_size else None),
+                        memory=tiles.memory - held if tiles.memory is not None else None,
+                        context=tiles.context_window or "global",
                         watch=watch,
                     )
                 except KeyboardInterrupt:
-                    _complain("stopped before the end; the same command goes on, from hidden files beside the mask.")
+                    _complain(f"stopped before the end; the same command goes on, from hidden files in {scratch}.")
                     raise
-            save_mask(sink.mask, place, network.labels)
             total = int(streamed.counts.sum())
             shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
             result["fractions"] = {name: count / total for name, count in shares if count}
-            if options.save_context is not None:
-                streamed.context.save(options.save_context)
-                result["context"] = str(options.save_context)
-            damages += [f"{given}: {damage.reason}" for damage in streamed.damages]
-        if options.verify:
-            whole = load(model, engine="openvino", threads=threads, precision=precision.value)
-            found = compare(source, network, whole, options.scratch or place.parent)
+            if streamed.resumed:
+                result["tiles done before"] = streamed.resumed
+            if for_one.save_context is not None:
+                streamed.context.save(for_one.save_context)
+                result["context"] = str(for_one.save_context)
+            damages = [damage.reason for damage in streamed.damages]
+        if tiles.verify:
+            whole = load(tiles.model, engine="openvino", threads=tiles.threads, precision=tiles.precision.value)
+            found = compare(source, network, whole, scratch)
             result["verified"] = {"logit difference": found.difference, "pixels that differ": found.pixels}
-        results.append(result)
-    if as_json:
-        print(json.dumps({"model": network.manifest.name, "runs": str(network.info), "pictures": results}, indent=2))
-    else:
-        for result in results:
-            print(f"wrote {result['mask']}")
-            if "verified" in result:
-                print(
-                    f"tiles and whole: logits differ by {result['verified']['logit difference']:.1e} of the largest, "
-                    f"{result['verified']['pixels that differ']} pixels of the mask differ"
-                )
-    for damage in damages:
-        _complain(damage)
-    if damages:
-        raise typer.Exit(FAILED)
+    if for_one.polygons is not None:
+        # A PNG has no place for the names of its classes.
+        labels = network.labels if place.suffix.lower() == ".png" else None
+        _write_polygons(place, for_one.polygons, labels, quiet=as_json)
+        result["polygons"] = str(for_one.polygons)
+    return result, damages
 
 
-def _predict_on_ray(
-    inputs: list[str],
-    out: Path,
-    model: str | None,
-    engine: EngineName | None,
-    precision: PrecisionName,
-    threads: int | None,
-    size: Size,
-    options: _ExactOptions,
-    address: str,
-    as_json: bool,
-) -> None:
+def _is_huge(path: Path) -> bool:
+    """Whether a picture is too large to be read whole. Raises: PictureError."""
+    from evitseg.image import TooManyPixelsError, picture_size
+
+    try:
+        picture_size(path)
+    except TooManyPixelsError:
+        return True
+    return False
+
+
+def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, address: str, as_json: bool) -> None:
     """predict in tiles on a cluster: one mask a picture."""
     from contextlib import ExitStack
 
@@ -511,25 +652,27 @@ def _predict_on_ray(
     from evitseg.image import read_picture, save_mask
     from evitseg.raster import kind_of, open_sink, open_source
     from evitseg.runtime.streaming import Network, Progress
-    from evitseg.runtime.windows import ArraySink, ArraySource, Sink, Source
+    from evitseg.runtime.windows import ArraySink, ArraySource, Sink
 
-    if engine not in (None, EngineName.openvino):
+    if tiles.engine not in (None, EngineName.openvino):
         raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
-    if options.context is not None or options.region is not None or options.verify:
+    for_one = tiles.for_one
+    if for_one.context is not None or for_one.region is not None or tiles.verify:
         raise typer.BadParameter("renders whole pictures, without --context, --region, --verify", param_hint="--ray")
-    if len(inputs) > 1 and (options.save_context or out.suffix):
+    if len(inputs) > 1 and (for_one != _ForOne() or is_mask):
         raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
-    memory = _bytes(options.memory) if options.memory is not None else None
-    network = Network(bundled_models().get(model or DEFAULT_MODEL, Path(model or "")), precision.value)
+    network = Network(
+        bundled_models().get(tiles.model or DEFAULT_MODEL, Path(tiles.model or "")), tiles.precision.value
+    )
     console = Console(stderr=True, highlight=False)
     damages: list[str] = []
     results: list[dict[str, Any]] = []
-    with cluster.connected(address, scratch=options.scratch):
+    with cluster.connected(address, scratch=tiles.scratch):
         for given in inputs:
             kind = kind_of(Path(given), given)
-            in_windows = kind in ("tiff", "zarr") or _is_huge(given)
+            in_windows = kind in ("tiff", "zarr") or _is_huge(Path(given))
             ending = {"tiff": ".tif", "zarr": ".zarr"}.get(kind, ".png")
-            place = out if out.suffix else out / f"{Path(given).stem}_mask{ending}"
+            place = out if is_mask else out / f"{Path(given).stem}_mask{ending}"
             source: Source
             sink: Sink
             with ExitStack() as stack:
@@ -549,10 +692,10 @@ def _predict_on_ray(
                     sink,
                     network,
                     path=given if in_windows else None,
-                    threads=threads or 1,
-                    size=size or "native",
-                    memory=memory,
-                    context=options.context_window or "global",
+                    threads=tiles.threads or 1,
+                    size=tiles.size or "native",
+                    memory=tiles.memory,
+                    context=tiles.context_window or "global",
                     watch=watch,
                 )
                 if isinstance(sink, ArraySink):
@@ -561,9 +704,13 @@ def _predict_on_ray(
             total = int(streamed.counts.sum())
             shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
             result["fractions"] = {name: count / total for name, count in shares if count}
-            if options.save_context is not None:
-                streamed.context.save(options.save_context)
-                result["context"] = str(options.save_context)
+            if for_one.save_context is not None:
+                streamed.context.save(for_one.save_context)
+                result["context"] = str(for_one.save_context)
+            if for_one.polygons is not None:
+                labels = network.labels if place.suffix.lower() == ".png" else None
+                _write_polygons(place, for_one.polygons, labels, quiet=as_json)
+                result["polygons"] = str(for_one.polygons)
             damages += [f"{given}: {damage.reason}" for damage in streamed.damages]
             results.append(result)
     if as_json:
@@ -598,10 +745,12 @@ def _region(text: str) -> Window:
 
 def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:
     """Every picture with its place below the input it was found in; what cannot be found goes to `problems`."""
+    from evitseg.raster import is_zarr
+
     for given in inputs:
         path = Path(given)
         try:
-            if path.is_dir():
+            if path.is_dir() and not is_zarr(path):
                 files = _pictures_in(path, out)
                 if not files:
                     from evitseg.image import EXTENSIONS
@@ -624,6 +773,7 @@ def _pictures(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tup
 def _pictures_in(folder: Path, out: Path) -> list[Path]:
     """Pictures and videos below a folder, but for hidden files and for our own results."""
     from evitseg.image import EXTENSIONS as PICTURES
+    from evitseg.raster import SLIDE_ENDINGS, is_zarr
     from evitseg.runtime.video import EXTENSIONS as VIDEOS
     from evitseg.runtime.video import is_result
 
@@ -631,7 +781,8 @@ def _pictures_in(folder: Path, out: Path) -> list[Path]:
     below = Path(os.path.abspath(folder)) in inside.parents
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in PICTURES | VIDEOS or path.is_dir():
+        endings = PICTURES | VIDEOS | {*SLIDE_ENDINGS, ".zarr"}
+        if path.name.startswith(".") or path.suffix.lower() not in endings or (path.is_dir() and not is_zarr(path)):
             continue
         ours = (
             inside in Path(os.path.abspath(path)).parents
@@ -672,6 +823,7 @@ class _Done:
     size: tuple[int, int] = (0, 0)
     fractions: dict[str, float] = field(default_factory=dict)
     problem: str = ""
+    is_huge: bool = False
 
 
 def _results(target: Path, overlay: bool) -> list[list[Path]]:
@@ -681,11 +833,13 @@ def _results(target: Path, overlay: bool) -> list[list[Path]]:
     return [mask, drawn] if overlay else [mask]
 
 
-def _predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool) -> _Done:
-    """Write one picture's results, the mask last: where it is, all is."""
+def _predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool, tiles: _Tiles | None = None) -> _Done:
+    """Write one picture's results, the mask last: where it is, all is. A picture that does not fit is left as it is."""
     from evitseg.image import MAX_JPEG_SIDE, save_picture
 
     try:
+        if tiles is not None and not tiles.fit(segment, source):
+            return _Done(source, is_huge=True)
         prediction = segment(source)
         (mask_path,), *more = _results(target, overlay)
         written = [mask_path]
@@ -701,9 +855,11 @@ def _predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool) 
 
 
 def _predict_all(
-    segment: Segmenter, jobs: list[tuple[Path, Path]], out: Path, overlay: bool, quiet: bool, problems: list[str]
-) -> tuple[int, list[dict[str, Any]]]:
-    """Write every picture's results, several at a time; failures are told as they come, and added to `problems`.
+    segment: Segmenter, jobs: list[tuple[Path, Path]], out: Path, overlay: bool, quiet: bool, problems: list[str],
+    tiles: _Tiles, huge: list[tuple[Path, Path]],
+) -> tuple[int, list[dict[str, Any]]]:  # fmt: skip
+    """Write every picture's results, several at a time; failures are told as they come, and added to `problems`, and
+    pictures that do not fit to `huge`.
 
     Returns: how many were done, and what --json tells of each; without it nothing is kept, so that a folder may have
     any number of pictures.
@@ -721,8 +877,12 @@ def _predict_all(
     # One more than the engine runs at a time: while it has the cores, another picture is read or written.
     workers = segment.info.streams + 1 if len(jobs) > 1 else 1
     with _progress("segmenting", len(jobs), console, unit="pictures") as advance:
-        for done in overlapped(jobs, lambda job: _predict_one(segment, *job, overlay), workers):
+        finished = overlapped(jobs, lambda job: _predict_one(segment, *job, overlay, tiles), workers)
+        for job, done in zip(jobs, finished, strict=True):
             advance(1)
+            if done.is_huge:
+                huge.append(job)
+                continue
             if done.problem:
                 problems.append(done.problem)
                 _complain(done.problem)
@@ -1613,8 +1773,9 @@ def polygons(
 
 
 def _write_polygons(
-    mask: Path, out: Path, labels: LabelSpace | None, classes: list[str] | None = None, minimum_pixels: int = 1
-) -> None:
+    mask: Path, out: Path, labels: LabelSpace | None, classes: list[str] | None = None, minimum_pixels: int = 1,
+    quiet: bool = False,
+) -> None:  # fmt: skip
     """Outline the regions of a mask file, with a bar, and say what was written."""
     from rich.console import Console
     from rich.progress import Progress
@@ -1627,6 +1788,8 @@ def _write_polygons(
         written = outline(mask, out, labels, classes, minimum_pixels, lambda share: bar.update(task, completed=share))
     counts = ", ".join(f"{name} {count}" for name, count in written.polygons.items() if count)
     where = "pixels, because the mask has no place on earth" if written.in_pixels else "coordinates on earth"
+    if quiet:
+        return
     print(f"wrote {out}: polygons of {counts or 'nothing'}; in {where}.")
 
 

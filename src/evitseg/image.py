@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin, UnidentifiedImageError
 
 from evitseg.config import STRIDE
 from evitseg.errors import ConfigError, PictureError
@@ -34,6 +34,7 @@ Size: TypeAlias = int | Literal["native"] | None
 MAX_PIXELS = 178_956_970
 """Pixels of the largest picture that is read whole, the limit at which Pillow, too, refuses."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF's tags
 _ORIENTATION = 0x0112  # EXIF's tag, and how to undo each of its values
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +50,10 @@ OPACITY = 0.55
 MAX_JPEG_SIDE = 65_500
 """In pixels; what the library behind Pillow writes."""
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+
+
+class TooManyPixelsError(PictureError):
+    """A picture that is not read whole."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +190,7 @@ def read_reduced(
     """
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     with _open(source if isinstance(source, bytes) else Path(source), name) as image:
-        turned = _orientation(image) in (5, 6, 7, 8)
-        size = image.size if turned else image.size[::-1]
+        turned, size = _orientation(image) in (5, 6, 7, 8), _upright_size(image)
         height, width = least(size)
         if image.format == "JPEG" and 2 * height <= size[0] and 2 * width <= size[1]:
             image.draft(None, (height, width) if turned else (width, height))
@@ -209,8 +213,7 @@ class Reduced:
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of a picture file as `read_picture` gives it, from its header. Raises: PictureError."""
     with _open(Path(path)) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+        return _upright_size(image)
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
@@ -248,6 +251,9 @@ def _open(source: Path | bytes, name: str | None = None) -> Iterator[Image.Image
             # No other formats: Pillow hands some of them to outside programs.
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
                 _check_pixels(image)
+                if isinstance(image, TiffImagePlugin.TiffImageFile):
+                    # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
+                    image.filename = ""
                 yield image
         except UnidentifiedImageError as error:
             length = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -268,7 +274,7 @@ def _decoding(where: str) -> Iterator[None]:
     except PermissionError as error:
         raise PictureError(f"{where}: may not be read (permission denied).") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(
+        raise TooManyPixelsError(
             f"{where}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
             "cut or shrink the picture first."
         ) from error
@@ -287,7 +293,19 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # as many kinds as there are ways to damage it
         return 1
-    return value if value in range(1, 9) else 1
+    # Pillow turns a TIFF itself, while it loads it.
+    return value if value in range(1, 9) and image.format != "TIFF" else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened file, before it is loaded."""
+    width, height = image.size
+    orientation = _orientation(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Older versions of Pillow say the stored size here, Pillow 13 the upright one.
+        width, height = (int(image.tag_v2.get(tag, own)) for tag, own in ((_WIDTH, width), (_HEIGHT, height)))
+        orientation = image.tag_v2.get(_ORIENTATION, 1)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def _to_rgb(image: Image.Image, where: str) -> Picture:

@@ -25,6 +25,7 @@ from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
+from evitseg.runtime.scratch import Scratch
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.streaming import (
     Context,
@@ -502,3 +503,41 @@ def test_verification_says_how_tiles_and_whole_compare(
     assert found.part == Window(70, 129, 256, 256)
     assert 0 < found.difference < 1e-5
     assert found.pixels < 10
+
+
+class Full:
+    """A place that has no room."""
+
+    tile = None
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        raise FileError("mask.tif: cannot be written (no space left).")
+
+
+def test_a_sink_that_fails_leaves_the_finished_mask_for_the_next_call(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    with pytest.raises(FileError, match=r"no space left\)\. The mask is done and kept in .*; the same call goes on"):
+        segment_huge(ArraySource(street), Full(), network, tmp_path)
+    sink, expected = ArraySink(street.shape[:2]), ArraySink(street.shape[:2])
+    again = segment_huge(ArraySource(street), sink, network, tmp_path, watch=lambda progress: pytest.fail("again"))
+    assert again.resumed > 0
+    assert not list(tmp_path.iterdir())
+    segment_huge(ArraySource(street), expected, network, tmp_path)
+    np.testing.assert_array_equal(sink.mask, expected.mask)
+
+
+def test_two_processes_do_not_work_in_one_folder_and_a_dead_ones_lock_is_none(tmp_path: Path) -> None:
+    code = "import sys; from evitseg.runtime.scratch import *; from pathlib import Path\n" + (
+        "with Scratch(Path(sys.argv[1])).locked(): print('in', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "work")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        refused = pytest.raises(FileError, match=rf"process {other.pid} works on this picture there")
+        with refused, Scratch(tmp_path / "work").locked():
+            pass
+        other.kill()
+    with Scratch(tmp_path / "work").locked():
+        assert (tmp_path / "work/lock").read_text().strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import FileError, PictureError
@@ -20,11 +21,16 @@ from evitseg.raster.window import (
     origin_of,
 )
 
-__all__ = ["MAX_BLOCK_BYTES", "MAX_PIXELS", "Georeference", "Origin", "Sink", "Source", "open_sink", "open_source"]
+__all__ = [
+    "MASK_ENDINGS", "MAX_BLOCK_BYTES", "MAX_PIXELS", "SLIDE_ENDINGS", "Georeference", "Origin", "Part", "Sink",
+    "Source", "check_place", "is_zarr", "mask_ending", "open_sink", "open_source", "part_of",
+]  # fmt: skip
 
 _READABLE = "GeoTIFF and other TIFF, OME-TIFF, SVS, NDPI, Zarr, PNG, JPEG and BMP are read window by window"
 _GDAL_DRIVERS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MASK_ENDINGS = (".tif", ".tiff", ".png", ".zarr")
+SLIDE_ENDINGS = (".svs", ".ndpi", ".scn", ".bif", ".qptiff")
 _ZARR = (".zarray", ".zgroup", "zarr.json")
 
 
@@ -68,11 +74,16 @@ def open_source(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | 
             yield source
 
 
+def is_zarr(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is Zarr's."""
+    return any((Path(path) / marker).is_file() for marker in _ZARR)
+
+
 def kind_of(file: Path, name: str) -> str:
     """ "zarr", "tiff", or the driver of GDAL that reads it. Raises: PictureError."""
     try:
         if file.is_dir():
-            if any((file / marker).is_file() for marker in _ZARR):
+            if is_zarr(file):
                 return "zarr"
             raise PictureError(f"{name}: a folder, but not Zarr; give a picture file.")
         with open(file, "rb") as stream:
@@ -104,19 +115,9 @@ def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -
 
     Raises: PictureError for another ending, FileError for a place that cannot be written, MissingPackageError.
     """
-    file = Path(os.path.abspath(path))
-    name, ending = str(path), file.suffix.lower()
+    file, name, ending = Path(os.path.abspath(path)), str(path), Path(path).suffix.lower()
     origin = origin_of(like)
-    try:
-        if ending == ".zarr" and file.exists():
-            raise FileError(
-                f"{name}: exists already, and folders are never replaced; remove it or choose another name."
-            )
-        if file.is_dir():
-            raise FileError(f"{name}: cannot be written, it is a folder.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{name[:200]}: cannot be written ({error.strerror or error}).") from error
+    check_place(path, like)
     if ending == ".png":
         from evitseg.raster.png import png_sink
 
@@ -127,17 +128,81 @@ def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -
 
         with zarr_sink(file, name, like.size, origin, labels) as sink:
             yield sink
-    elif ending in (".tif", ".tiff") and (
-        origin.kind == "slide" or file.name.lower().endswith((".ome.tif", ".ome.tiff"))
-    ):
+    elif _is_slide(file, origin):
         from evitseg.raster.slides import slide_sink
 
         with slide_sink(file, name, like.size, origin, labels) as sink:
             yield sink
-    elif ending in (".tif", ".tiff"):
+    else:
         from evitseg.raster.gdal import geotiff_sink
 
         with geotiff_sink(file, name, like.size, origin, labels) as sink:
             yield sink
-    else:
+
+
+def _is_slide(file: Path, origin: Origin) -> bool:
+    """Of a mask whose name ends as a TIFF's."""
+    return origin.kind == "slide" or file.name.lower().endswith((".ome.tif", ".ome.tiff"))
+
+
+def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
+    """Whether `open_sink` can write there, as far as can be told before there is anything to write.
+
+    Raises: as `open_sink`.
+    """
+    file, name, ending = Path(os.path.abspath(path)), str(path), Path(path).suffix.lower()
+    try:
+        if ending == ".zarr" and file.exists():
+            raise FileError(
+                f"{name}: exists already, and folders are never replaced; remove it or choose another name."
+            )
+        if file.is_dir():
+            raise FileError(f"{name}: cannot be written, it is a folder.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{name[:200]}: cannot be written ({error.strerror or error}).") from error
+    if ending not in MASK_ENDINGS:
         raise PictureError(f"{name}: a huge mask is written as .tif, .png or .zarr; end the name in one of them.")
+    if ending == ".zarr":
+        from evitseg.raster.zarrs import import_zarr
+
+        import_zarr()
+    elif ending != ".png":
+        if _is_slide(file, origin_of(like)):
+            from evitseg.raster.slides import import_tifffile
+
+            import_tifffile()
+        else:
+            from evitseg.raster.gdal import import_rasterio
+
+            import_rasterio()
+
+
+def mask_ending(path: str | os.PathLike[str]) -> str:
+    """How the name of a picture's mask ends: the same kind where one is written window by window, else PNG."""
+    ending = Path(path).suffix.lower()
+    if Path(path).is_dir():
+        return ".zarr"
+    return ".tif" if ending in SLIDE_ENDINGS else ending if ending in MASK_ENDINGS else ".png"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a picture, for `open_sink`: its size, and where it lies."""
+
+    size: tuple[int, int]
+    origin: Origin
+
+
+def part_of(source: object, top: int, left: int, height: int, width: int) -> Part:
+    """What a mask of a part of a picture takes over from it: its place, where a transform says so, and its kind."""
+    origin = origin_of(source)
+    place = origin.georeference
+    if place is not None and place.transform is not None:
+        a, b, c, d, e, f = place.transform[:6]
+        transform = type(place.transform)(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
+        place = Georeference(place.crs, transform, area_or_point=place.area_or_point)
+    else:
+        place = None
+    kind = "other" if origin.kind == "zarr" else origin.kind
+    return Part((height, width), Origin(kind, place, pixel_size_um=origin.pixel_size_um))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import threading
 from collections import Counter, OrderedDict
@@ -29,7 +28,7 @@ from evitseg.runtime.artefact import (
     read,
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
-from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights
+from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
 
 if TYPE_CHECKING:
     import openvino
@@ -92,7 +91,7 @@ class OpenVinoEngine:
             streams=streams,
         )
         self._weights: list[Weights] | None = None
-        if self.info.precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64"):
+        if writes_fast(self.info.precision):
             self._weights = read_weights(self._model, self.manifest.model, artefact)
         self._lock = threading.Lock()
         self._any_size: _Compiled | None = None
@@ -333,8 +332,9 @@ def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model
 
 def openvino_graph(
     artefact: Path, precision: Precision = "auto"
-) -> tuple[openvino.Core, openvino.Model, Manifest, dict[str, str]]:
-    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its manifest, and how to compile it.
+) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
+    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its weights where graphs are written for
+    this processor, its manifest, and how to compile it.
 
     Raises: EngineError, WeightsError.
     """
@@ -357,9 +357,10 @@ def openvino_graph(
         )
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+    weights = read_weights(model, manifest.model, artefact) if writes_fast(chosen or "float32") else None
     if chosen == "bfloat16":
         _keep_biases(model)
-    return core, model, manifest, settings
+    return core, model, weights, manifest, settings
 
 
 def _keep_biases(model: openvino.Model) -> None:

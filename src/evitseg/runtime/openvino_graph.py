@@ -16,6 +16,7 @@ Three things differ from the graph in the file, none of which changes the functi
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class Weights:
 
     kernel: NDArray[np.float32]
     bias: NDArray[np.float32] | None
+
+
+def writes_fast(precision: str) -> bool:
+    """Whether graphs written here are meant for this processor and precision."""
+    return precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64")
 
 
 def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> list[Weights]:
@@ -186,14 +192,14 @@ def fast_graph(
         size: (height, width) in pixels.
         precision: of the arithmetic it will run in, "float32" or "bfloat16", whose ranges need no scaled attention.
     """
-    return _Writer(config, preprocess, weights, size, precision).model()
+    return Writer(config, preprocess, weights, size, precision).model()
 
 
 Chain = list[tuple[str, ConvBlock, dict[str, Weights]]]
 """Blocks one after the other, each with its name in the graph and its weights."""
 
 
-class _Writer:
+class Writer:
     def __init__(
         self,
         config: ModelConfig,
@@ -337,15 +343,36 @@ class _Writer:
         self, name: str, x: Any, size: tuple[int, int], block: AttentionBlock, own: dict[str, Weights]
     ) -> Any:
         """Args: size: (height, width) of `x`."""
+        ops, width = self.ops, block.width
+        same_head = self.same_head(block)
+        attended = None
+        for i, (q, k, v) in enumerate(self.tokens(name, x, block, own, "qkv")):
+            context = ops.multiply(self.product(f"{name}/keys×values.{i}", k, v, transposed=True), same_head)
+            key_sum = self.reshape(ops.reduce_sum(k, self.constant([1], np.int64), True), 1, width, 1)
+            divisor = self.product(f"{name}/divisor.{i}", q, ops.multiply(key_sum, same_head))
+            # A divisor of the same size for every channel of a head: no head needs to be cut out.
+            eps = self.constant(block.eps) if block.eps else None
+            y = self.answered(f"{name}/queries×context.{i}", q, context, divisor, eps)
+            y = self.projected(name, i, y, size, block, own)
+            attended = y if attended is None else ops.add(attended, y)
+        return attended
+
+    def same_head(self, block: AttentionBlock) -> Any:
+        """1 where two of a scale's channels are of one head."""
+        return self.constant(np.kron(np.eye(block.heads_per_scale), np.ones((block.head_dim, block.head_dim)))[None])
+
+    def tokens(self, name: str, x: Any, block: AttentionBlock, own: dict[str, Weights], parts: str) -> list[list[Any]]:
+        """For every scale those of queries, keys and values that are asked for, such as "kv": (1, tokens, width)."""
         ops, width, dim = self.ops, block.width, block.head_dim
         heads = block.heads_per_scale
         # The published channels are head by head its q, k and v; here they are all heads' q, then k, then v.
         order = np.arange(3 * width).reshape(heads, 3, dim).transpose(1, 0, 2).reshape(3, width)
         one = Conv(width, width, norm=False)
+        chosen = [(letter, order["qkv".index(letter)]) for letter in parts]
         scales = [
             [
                 self.conv(f"{name}/qkv.{letter}", x, one, Weights(own["qkv"].kernel[channels], None))
-                for letter, channels in zip("qkv", order, strict=True)
+                for letter, channels in chosen
             ]
         ]
         for i, kernel in enumerate(block.kernels):
@@ -353,34 +380,34 @@ class _Writer:
             mixing = Conv(width, width, groups=heads, norm=False)
             depthwise, pointwise = (own[f"aggregate.{i}.{part}"].kernel for part in ("depthwise", "pointwise"))
             scale = []
-            for letter, channels, y in zip("qkv", order, scales[0], strict=True):
+            for (letter, channels), y in zip(chosen, scales[0], strict=True):
                 y = self.conv(f"{name}/aggregate.{i}.depthwise.{letter}", y, around, Weights(depthwise[channels], None))
                 y = self.conv(f"{name}/aggregate.{i}.pointwise.{letter}", y, mixing, Weights(pointwise[channels], None))
                 scale.append(y)
             scales.append(scale)
+        return [
+            [
+                self.reshape(self.channels_last(y if letter == "v" else ops.relu(y)), 1, -1, width)
+                for letter, y in zip(parts, scale, strict=True)
+            ]
+            for scale in scales
+        ]
 
-        same_head = self.constant(np.kron(np.eye(heads), np.ones((dim, dim)))[None])
-        attended = None
-        for i, (q, k, v) in enumerate(scales):
-            q, k, v = (
-                self.reshape(self.channels_last(y), 1, -1, width) for y in (ops.relu(q), ops.relu(k), v)
-            )  # (1, tokens, width)
-            context = ops.multiply(self.product(f"{name}/keys×values.{i}", k, v, transposed=True), same_head)
-            key_sum = self.reshape(ops.reduce_sum(k, self.constant([1], np.int64), True), 1, width, 1)
-            divisor = self.product(f"{name}/divisor.{i}", q, ops.multiply(key_sum, same_head))
-            # A divisor of the same size for every channel of a head: no head needs to be cut out.
-            divisor = (
-                ops.add(divisor, self.constant(block.eps))
-                if block.eps
-                else ops.maximum(divisor, self.constant(SMALLEST_DIVISOR))
-            )
-            y = ops.divide(self.product(f"{name}/queries×context.{i}", q, context), divisor)
-            y = self.channels_first(self.reshape(y, 1, *size, width))
-            part = own["proj"].kernel[:, i * width : (i + 1) * width]
-            bias = own["proj"].bias if i == len(scales) - 1 else None
-            y = self.conv(f"{name}/proj.{i}", y, one, Weights(part, bias))
-            attended = y if attended is None else ops.add(attended, y)
-        return attended
+    def answered(self, name: str, q: Any, context: Any, divisor: Any, eps: Any) -> Any:
+        """(1, tokens, width). Args: eps: what is added to the divisor, or None."""
+        ops = self.ops
+        divisor = ops.add(divisor, eps) if eps is not None else ops.maximum(divisor, self.constant(SMALLEST_DIVISOR))
+        return ops.divide(self.product(name, q, context), divisor)
+
+    def projected(
+        self, name: str, scale: int, y: Any, size: tuple[int, int], block: AttentionBlock, own: dict[str, Weights]
+    ) -> Any:
+        """One scale's part of what attention gives: (1, width, *size)."""
+        width = block.width
+        y = self.channels_first(self.reshape(y, 1, *size, width))
+        part = own["proj"].kernel[:, scale * width : (scale + 1) * width]
+        bias = own["proj"].bias if scale == len(block.kernels) else None
+        return self.conv(f"{name}/proj.{scale}", y, Conv(width, width, norm=False), Weights(part, bias))
 
     def product(self, name: str, one: Any, other: Any, transposed: bool = False) -> Any:
         x = self.ops.matmul(one, other, transposed, False)
@@ -392,10 +419,18 @@ class _Writer:
         config = self.config
         assert isinstance(config.head, SegmentationHead)
         plan = head_plan(config.backbone, config.head)
-        coarse, middle, fine = (
-            self.conv(f"head.from_stage{number}/conv", feature, conv, next(self._left))
-            for number, conv, feature in zip((4, 3, 2), plan.inputs, reversed(stages), strict=True)
-        )
+        own = [next(self._left) for _ in plan.inputs]
+        merged = [
+            self.conv(f"head.from_stage{number}/conv", feature, conv, weights)
+            for number, conv, feature, weights in zip((4, 3, 2), plan.inputs, reversed(stages), own, strict=True)
+        ]
+        chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
+        chain.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
+        return self.merged(merged, chain)
+
+    def merged(self, features: list[Any], chain: Chain) -> Any:
+        """The logits. Args: what the head's convolutions make of stages 4, 3 and 2; its blocks."""
+        coarse, middle, fine = features
         size = self.at(LOGIT_STRIDE)
 
         def cut(down: Tile, across: Tile) -> Any:
@@ -419,8 +454,6 @@ class _Writer:
             x = self.channels_first(self.reshape(tall, 1, height, width, -1))
             return self.ops.add(x, self.slice(fine, 2, down.start, height, across.start, width))
 
-        chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
-        chain.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
         return self.local(cut, size, chain)
 
 

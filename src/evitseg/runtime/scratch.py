@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +21,7 @@ from evitseg.errors import FileError
 from evitseg.files import replacing
 from evitseg.runtime.windows import Window
 
-STATE = "state.json"
+STATE, LOCK = "state.json", "lock"
 _MAX_STATE_BYTES = 64 * 1024**2
 
 
@@ -66,6 +70,45 @@ class Scratch:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"{folder}: cannot be used as scratch folder ({error.strerror or error}).") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out for as long as the block lasts; the system lets go of a process that died.
+
+        Raises: FileError where another one is at work here.
+        """
+        path = self.folder / LOCK
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = open(path, "a+b")  # noqa: SIM115  # closed below
+            except OSError as error:
+                raise FileError(
+                    f"{self.folder}: cannot be used as scratch folder ({error.strerror or error})."
+                ) from error
+            with file:
+                if not _lock(file):
+                    file.seek(0)
+                    who = file.read(32).decode(errors="replace").strip()
+                    raise FileError(
+                        f"{self.folder}: process {who} works on this picture there; wait for it, "
+                        "or give another scratch folder (--scratch)."
+                    )
+                try:  # whoever had it may have removed the folder before it let go
+                    is_there = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+                except FileNotFoundError:
+                    is_there = False
+                if not is_there:
+                    continue
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())
+                file.flush()
+                yield
+            if sys.platform == "win32":  # where `discard` could not remove the lock, because it was open
+                with contextlib.suppress(OSError):
+                    if [left.name for left in self.folder.iterdir()] == [LOCK]:
+                        shutil.rmtree(self.folder, ignore_errors=True)
+            return
 
     def state(self) -> dict[str, Any] | None:
         """What was saved last; None where nothing was, or what is there is damaged."""
@@ -161,3 +204,20 @@ class Scratch:
 
 def _gib(count: float) -> str:
     return f"{count / 1024**3:.2f} GiB"
+
+
+def _lock(file: Any) -> bool:
+    """Take a file for this process alone; False where another has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1024)  # behind what others want to read: there a lock keeps readers out
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

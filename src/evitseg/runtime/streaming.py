@@ -15,18 +15,18 @@ import queue
 import zipfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.config import LOGIT_STRIDE, STRIDE
+from evitseg.config import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import ConfigError, EngineError, FileError, WeightsError
 from evitseg.files import TEMPORARY, replacing, temporary_name
@@ -47,7 +47,9 @@ from evitseg.runtime.cutting import (
     Cut,
     Piece,
 )
+from evitseg.runtime.openvino_graph import writes_fast
 from evitseg.runtime.overlap import overlapped
+from evitseg.runtime.pieces import fast_piece
 from evitseg.runtime.scratch import Layout, Scratch, Store
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
@@ -63,6 +65,9 @@ from evitseg.runtime.windows import (
     valid_window,
 )
 
+if TYPE_CHECKING:
+    import openvino
+
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Run: TypeAlias = Callable[..., Arrays]
 ContextMode: TypeAlias = Literal["global"] | int
@@ -70,11 +75,8 @@ ContextMode: TypeAlias = Literal["global"] | int
 
 SMALLEST = 2.0**-14
 """Where attention's divisors stop, as in the network."""
-LARGEST_TILE = 4096
-"""Pixels of a tile's side; larger ones are no faster."""
-CACHE_BYTES, PAST_CACHE = 32 * 1024**2, 1.4
-"""What the windows in hand may hold to be found in the processor's last cache, and how many times as long a pixel takes
-in larger ones; measured for B0 on an EPYC with 32 MiB."""
+LARGEST_TILE = 2048
+"""Pixels of a tile's side; B0 was slower on an EPYC in tiles of 1024, which see more twice, and in tiles of 4096."""
 WORKERS = 2
 """Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
 threads on one tile the whole took a fifteenth longer."""
@@ -204,7 +206,7 @@ class Network:
         if path.suffix not in (".onnx", ".xml"):
             raise EngineError(f"{path}: tiles run in OpenVINO, which takes .onnx and .xml; export one.")
         self.path = path
-        self._core, model, self.manifest, self._settings = openvino_graph(path, precision)
+        self._core, model, self._weights, self.manifest, self._settings = openvino_graph(path, precision)
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
             raise EngineError(
@@ -231,6 +233,8 @@ class Network:
             threads=self.threads,
             device=processor_name(),
         )
+        if not writes_fast(self.info.precision):
+            self._weights = None
 
     @property
     def labels(self) -> LabelSpace:
@@ -240,6 +244,11 @@ class Network:
     def stored(self) -> str:
         """Number format in which features are kept: half of the bytes where the network computes in half."""
         return "float32" if self.info.precision == "float32" else "float16"
+
+    @property
+    def taken(self) -> str:
+        """Number format in which pieces take and give features: OpenVINO converts them sooner than numpy does."""
+        return "float32" if self._weights is None else self.stored
 
     @contextmanager
     def ready(self, piece: Piece, window: Window) -> Iterator[Run]:
@@ -253,8 +262,7 @@ class Network:
         if self._compiled is None or self._compiled[0] != key:
             self._compiled = None
             try:
-                model = self.cut.model(piece, window.height, window.width)
-                compiled = self._core.compile_model(model, "CPU", self._settings)
+                compiled = self._core.compile_model(self._model(piece, window), "CPU", self._settings)
             except RuntimeError as error:
                 raise EngineError(
                     f"OpenVINO cannot run a tile of {window.width}×{window.height} ({first_line(error)})."
@@ -275,6 +283,15 @@ class Network:
                 requests.put(request)
 
         yield run
+
+    def _model(self, piece: Piece, window: Window) -> openvino.Model:
+        size = (window.height, window.width)
+        if self._weights is None or piece.number < 0:
+            return self.cut.model(piece, *size)
+        about = self.manifest
+        return fast_piece(
+            self.cut, piece, about.model, about.preprocess, self._weights, size, self.info.precision, self.stored
+        )
 
     def free(self) -> None:
         """Let go of what was compiled last."""
@@ -432,15 +449,17 @@ class Job:
     def layouts(self) -> list[Layout]:
         return [*self.features.values(), *self.records, self.valid, self.mask]
 
-    @property
-    def bytes_needed(self) -> int:
-        """Of disk, when it is fullest."""
+    def bytes_needed(self, begin: int = 0) -> int:
+        """Of disk, when it is fullest, from a piece on; with the mask alone behind the last."""
         always = sum(layout.bytes for layout in (*self.records, self.valid))
         cut = self.network.cut
         return always + max(
-            sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
-            + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
-            for piece in cut.pieces
+            (
+                sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
+                + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
+                for piece in cut.pieces[begin:]
+            ),
+            default=self.mask.bytes,
         )
 
     def sums(self, number: int) -> Sums:
@@ -493,7 +512,7 @@ class Job:
             self.scratch.write(self.valid, core.over(self._finest), valid[..., None])
         for f in piece.inputs:
             values = self.scratch.read(self.features[f.name], window.over(f.stride))
-            inputs[f.name] = values[None].astype(np.float32, copy=False)
+            inputs[f.name] = values[None].astype(self.network.taken, copy=False)
         if piece.number > 0:
             number = piece.number - 1
             if sums is None:
@@ -525,8 +544,9 @@ class Job:
         if self.network.stored == "float32":
             return values
         with np.errstate(over="ignore"):  # told below
-            halves = values.astype(np.float16)
-        if not np.isfinite(halves).all():
+            halves = values.astype(np.float16, copy=False)
+        # The largest finite number is what OpenVINO makes of larger ones. By bits: several times as fast as isfinite.
+        if (halves.view(np.uint16) & 0x7FFF).max() >= 0x7BFF:
             raise EngineError("features exceed what float16 holds; take --precision float32.")
         return halves
 
@@ -586,7 +606,7 @@ class Streamed:
 
 def segment_huge(
     source: Source,
-    sink: Sink,
+    sink: Sink | AbstractContextManager[Sink],
     network: Network,
     scratch: str | os.PathLike[str],
     *,
@@ -599,9 +619,10 @@ def segment_huge(
     """The mask of a picture of any size, the same as if it went through the network whole.
 
     Args:
-        sink: where the mask goes, once it is complete.
+        sink: where the mask goes, once it is complete; or what opens such a place then, as `evitseg.raster.open_sink`.
         scratch: folder in which a hidden one holds what does not fit in memory. It is removed at the end, also after
-            an error; after a kill or an interrupt it stays, and the same call goes on from there.
+            an error; after a kill or an interrupt, and where the sink fails, it stays, and the same call goes on from
+            there. One process at a time works in it.
         size: as in `evitseg.load`.
         memory: bytes the process may hold; None for a quarter of what is free.
         context: "global" for attention over the whole picture; or pixels: over three by three tiles of a third of
@@ -615,29 +636,42 @@ def segment_huge(
     explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
     store = Scratch(Path(scratch) / _folder_name(identity))
-    try:
-        streamed = _segment(source, sink, network, store, plan, explicit, identity, context != "global", watch)
-    except Exception:
+    with store.locked():
+        try:
+            job, resumed = _segment(source, network, store, plan, explicit, identity, context != "global", watch)
+        except Exception:
+            store.discard()
+            raise
+        finally:
+            network.free()
+            store.close()
+        try:
+            with sink if isinstance(sink, AbstractContextManager) else nullcontext(sink) as opened:
+                counts = _deliver(job, opened)
+        except FileError as error:
+            raise FileError(
+                f"{error} The mask is done and kept in {store.folder}; the same call goes on there."
+            ) from error
+        finally:
+            store.close()
+        sums = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
         store.discard()
-        raise
-    finally:
-        network.free()
-        store.close()
-    store.discard()
-    return streamed
+    found = Context(sums, network.digest, job.plan.picture, job.plan.working)
+    return Streamed(job.plan, found, tuple(job.damages.values()), counts, resumed)
 
 
 def _segment(
-    source: Source, sink: Sink, network: Network, store: Scratch, plan: Plan, explicit: bool, identity: dict[str, Any],
+    source: Source, network: Network, store: Scratch, plan: Plan, explicit: bool, identity: dict[str, Any],
     near: bool, watch: Callable[[Progress], None] | None,
-) -> Streamed:  # fmt: skip
+) -> tuple[Job, int]:  # fmt: skip
+    """The mask in the scratch folder, and how many tiles were done before."""
     state = store.state()
     if state is None or state.get("identity") != identity or (explicit and state["sides"] != list(plan.sides)):
         state = {"identity": identity, "sides": plan.sides, "piece": 0, "done": 0, "damages": []}
     plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
     job = Job(network, source, plan, store)
     job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
-    store.check_room(job.layouts, job.bytes_needed)
+    store.check_room(job.layouts, job.bytes_needed(state["piece"]))
     pieces = network.cut.pieces
     resumed = sum(map(plan.tiles, range(state["piece"]))) + state["done"]
     for piece in pieces[state["piece"] :]:
@@ -658,11 +692,7 @@ def _segment(
         for f in network.cut.features:
             if f.used_by == piece.number:
                 store.remove(job.features[f.name])
-    network.free()
-    counts = _deliver(job, sink)
-    sums_found = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
-    context = Context(sums_found, network.digest, plan.picture, plan.working)
-    return Streamed(plan, context, tuple(job.damages.values()), counts, resumed)
+    return job, resumed
 
 
 def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
@@ -711,7 +741,7 @@ def make_plan(
                 f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
                 f"needs {_mib(least)}; give more."
             )
-        sides.append(min(fitting, key=lambda side: _cost(network, tried[side], piece)))
+        sides.append(min(fitting, key=lambda side: _cost(tried[side], piece)))
     return Plan(picture, working, tuple(sides))
 
 
@@ -720,26 +750,45 @@ def _sides(tile: int | None, longest: int) -> list[int]:
     return [tile] if tile else list(range(min(LARGEST_TILE, longest), 0, -STRIDE))
 
 
-def _cost(network: Network, plan: Plan, piece: Piece) -> float:
-    """Of a piece in these tiles, for a pixel, in any unit."""
-    pixels = plan.window(piece, 0).pixels
-    seen = pixels * plan.tiles(piece.number) / (plan.working[0] * plan.working[1])
-    held = network.workers * pixels * piece.bytes_per_pixel
-    return seen * (PAST_CACHE if held > CACHE_BYTES else 1)
+def _cost(plan: Plan, piece: Piece) -> int:
+    """Of a piece in these tiles: pixels that it sees."""
+    return plan.window(piece, 0).pixels * plan.tiles(piece.number)
 
 
 def needed_memory(network: Network, plan: Plan, piece: Piece) -> int:
     """Estimate of the bytes that the process holds at its fullest while it works on a piece."""
-    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * _bytes_per_pixel(network, piece))
+    scale = tuple(own / new for own, new in zip(plan.picture, plan.working, strict=True))
+    bytes_per_pixel = _bytes_per_pixel(network, piece, scale)
+    return int(BASE_BYTES + network.workers * plan.window(piece, 0).pixels * bytes_per_pixel)
 
 
-def _bytes_per_pixel(network: Network, piece: Piece) -> float:
-    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way."""
+def _bytes_per_pixel(network: Network, piece: Piece, scale: tuple[float, ...] = (1.0, 1.0)) -> float:
+    """Of a piece's window: inside the engine, and what it is given and gives, as arrays and on their way.
+
+    Args:
+        scale: pixels of the picture for one of the network's input, downwards and across.
+    """
     features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
     image = 3 * 4 if piece.number == 0 else 0
+    if image and scale != (1.0, 1.0):  # what is read, and sums of it in 32 bits, along the rows first
+        image = int(3 * scale[0] * scale[1] + 3 * 10 * scale[0]) + 1
     last = network.cut.attention_behind(piece) is None
     logits = network.manifest.model.num_classes / LOGIT_STRIDE**2 + 1 if last else 0
     return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
+
+
+def whole_memory(config: ModelConfig, picture: tuple[int, int], working: tuple[int, int]) -> int:
+    """Estimate of the bytes that the process holds at its fullest where a picture goes through whole, in float32.
+
+    What lies before attention runs in tiles there, too; so what counts is a block's features from stride 8 on, and the
+    picture, twice while it is decoded, and its mask.
+    """
+    values: dict[str, float] = {}
+    for placed in placed_convs(config):
+        if placed.stride >= LOGIT_STRIDE:
+            values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
+    pixels, inputs = picture[0] * picture[1], working[0] * working[1]
+    return int(BASE_BYTES + 8 * pixels + inputs * (3 + 4 * max(values.values(), default=0.0)))
 
 
 def free_memory() -> int:

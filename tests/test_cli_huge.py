@@ -1,0 +1,188 @@
+"""`evitseg predict` on pictures that go in tiles: kinds of files, places on earth, damage, interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+import evitseg
+from evitseg.runtime.streaming import Network, whole_memory
+
+IGNORE = 255
+UTM = "EPSG:32633"
+EXACT = ("--exact", "--precision", "float32", "--memory", "280MiB")
+"""Tiles of a fraction of the picture."""
+TRANSFORM = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+
+
+def predict(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "evitseg", "predict", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"}
+    )
+
+
+@pytest.fixture(scope="module")
+def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(photograph).resize((700, 580)))
+
+
+@pytest.fixture(scope="module")
+def whole(street: NDArray[np.uint8]) -> NDArray[np.integer]:
+    """The mask of the picture in memory."""
+    mask: NDArray[np.integer] = evitseg.load(precision="float32", size="native").mask(street)
+    return mask
+
+
+def write_geotiff(path: Path, picture: NDArray[np.uint8], nodata: int | None = None, **options: object) -> None:
+    height, width, _ = picture.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", crs=UTM, transform=TRANSFORM,
+        tiled=True, blockxsize=128, blockysize=128, compress="deflate", nodata=nodata, photometric="rgb", **options,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(picture, 2, 0))
+        file.build_overviews([2, 4])
+
+
+def read_geotiff(path: Path) -> NDArray[np.integer]:
+    with rasterio.open(path) as file:
+        mask: NDArray[np.integer] = file.read(1)
+        return mask
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".evitseg-*")]
+
+
+def test_a_geotiff_becomes_a_geotiff_of_the_whole_pictures_mask(
+    street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path
+) -> None:
+    # A pixel without data here and there: every token still has some, so that the sums are the whole picture's.
+    picture = street.clip(1)
+    picture[::7, ::9] = 0
+    expected = evitseg.load(precision="float32", size="native").mask(picture)
+    expected[::7, ::9] = IGNORE
+    write_geotiff(tmp_path / "field.tif", picture, nodata=0)
+    run = predict("field.tif", *EXACT, "--out", "mask.tif", "--polygons", "fields.gpkg", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    with rasterio.open(tmp_path / "mask.tif") as mask:
+        assert (mask.crs, mask.transform, mask.nodata) == (rasterio.CRS.from_string(UTM), TRANSFORM, IGNORE)
+        assert (mask.overviews(1), mask.block_shapes[0], mask.compression.name) == ([2, 4], (512, 512), "deflate")
+        found = mask.read(1)
+    np.testing.assert_array_equal(found == IGNORE, expected == IGNORE)
+    assert (found != expected).mean() < 1e-4
+    import pyogrio
+
+    assert pyogrio.read_info(tmp_path / "fields.gpkg")["crs"] == UTM
+    assert not leftovers(tmp_path)
+
+
+def test_without_exact_a_mask_file_is_what_predict_gives(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+    """The model's own working size, where the picture fits."""
+    write_geotiff(tmp_path / "a.tif", photograph[:200, :300])
+    common = ("--precision", "float32", "--no-overlay")
+    for out in ("o", "mask.tif"):
+        run = predict("a.tif", *common, "--out", out, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "o/a_mask.png") as mask:
+        assert (np.asarray(mask) != read_geotiff(tmp_path / "mask.tif")).mean() < 1e-3
+
+
+def test_zarr_becomes_zarr(street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path) -> None:
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=street.shape, chunks=(256, 256, 3), dtype="uint8")
+    array[:] = street
+    run = predict("a.zarr", *EXACT, "--out", "o", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    mask = np.asarray(zarr.open_array(str(tmp_path / "o/a_mask.zarr"), mode="r")[:])
+    assert (mask != whole).mean() < 1e-4
+    run = predict("a.zarr", *EXACT, "--out", "o", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "folders are never replaced" in run.stderr
+    assert not leftovers(tmp_path)
+
+
+def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
+    street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    write_geotiff(tmp_path / "a.tif", np.tile(street, (2, 2, 1)))
+    (tmp_path / "work").mkdir()
+    command = [
+        sys.executable, "-m", "evitseg", "predict", "a.tif", "--exact", "--memory", "232MiB", "--json", "--out",
+    ]  # fmt: skip
+    assert subprocess.run([*command, "once.tif"], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    rng = random.Random(5)
+    for _ in range(5):
+        with subprocess.Popen([*command, "mask.tif", "--scratch", "work"], cwd=tmp_path, stdout=-3) as process:
+            before = states(tmp_path)
+            while states(tmp_path) == before and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+        assert not (tmp_path / "mask.tif").exists()
+    run = subprocess.run([*command, "mask.tif", "--scratch", "work"], cwd=tmp_path, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["pictures"][0]["tiles done before"] >= 5
+    assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "once.tif").read_bytes()
+    assert not leftovers(tmp_path)
+
+
+def states(folder: Path) -> list[str]:
+    return [path.read_text() for path in folder.glob("work/*/state.json")]
+
+
+def test_a_region_from_its_context_is_that_part_of_the_mask_in_its_place(
+    street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    write_geotiff(tmp_path / "a.tif", street)
+    run = predict("a.tif", *EXACT, "--save-context", "a.npz", "--out", "mask.tif", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    region = ("--context", "a.npz", "--region", "310,50,200,120", "--out", "region.tif")
+    run = predict("a.tif", "--precision", "float32", *region, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    with rasterio.open(tmp_path / "region.tif") as mask:
+        assert (mask.transform.c, mask.transform.f) == (400_000 + 310 / 2, 5_000_000 - 50 / 2)
+        assert (mask.read(1) != read_geotiff(tmp_path / "mask.tif")[50:170, 310:510]).mean() < 1e-4
+
+
+def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", street)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        place, size = (int(file.get_tag_item(f"BLOCK_{what}_2_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[place : place + size] = bytes(size)
+    (tmp_path / "a.tif").write_bytes(content)
+    run = predict("a.tif", *EXACT, "--out", "mask.tif", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "error: a.tif: the window of 128×128 pixels at x 256, y 128 cannot be read" in run.stderr
+    expected = np.zeros(street.shape[:2], np.bool_)
+    expected[128:256, 256:384] = True
+    np.testing.assert_array_equal(read_geotiff(tmp_path / "mask.tif") == IGNORE, expected)
+
+
+def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Image.fromarray(street[:64, :96]).save(tmp_path / "data/a.png")
+    write_geotiff(tmp_path / "data/a.tif", np.tile(street, (5, 5, 1)))
+    (tmp_path / "data/torn.tif").write_bytes(b"II*\0" + bytes(20))
+    network = Network(evitseg.bundled.bundled_models()["b0-camvid"])
+    limit = whole_memory(network.manifest.model, (2900, 3500), (608, 736)) - 1
+    run = predict("data", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "torn.tif: not a picture" in run.stderr
+    names = sorted(path.name for path in (tmp_path / "o").iterdir())
+    assert names == ["a_png_mask.png", "a_png_overlay.jpg", "a_tif_mask.tif", "a_tif_mask.tif.aux.xml"]
+    assert read_geotiff(tmp_path / "o/a_tif_mask.tif").shape == (2900, 3500)
+    run = predict("data", "--skip-existing", "--out", "o", cwd=tmp_path)
+    assert "2 pictures have their results" in run.stdout

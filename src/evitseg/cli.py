@@ -649,10 +649,10 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
 
     from evitseg import cluster
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.image import read_picture, save_mask
+    from evitseg.image import read_picture
     from evitseg.raster import kind_of, open_sink, open_source
     from evitseg.runtime.streaming import Network, Progress
-    from evitseg.runtime.windows import ArraySink, ArraySource, Sink
+    from evitseg.runtime.windows import ArraySource, Source
 
     if tiles.engine not in (None, EngineName.openvino):
         raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
@@ -674,14 +674,9 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
             ending = {"tiff": ".tif", "zarr": ".zarr"}.get(kind, ".png")
             place = out if is_mask else out / f"{Path(given).stem}_mask{ending}"
             source: Source
-            sink: Sink
             with ExitStack() as stack:
-                if in_windows:
-                    source = opened = stack.enter_context(open_source(given))
-                    sink = stack.enter_context(open_sink(place, opened, network.labels))
-                else:
-                    source = ArraySource(read_picture(given))
-                    sink = ArraySink(source.size, network.labels.dtype)
+                source = stack.enter_context(open_source(given)) if in_windows else ArraySource(read_picture(given))
+                sink = stack.enter_context(open_sink(place, source, network.labels))
                 advance = stack.enter_context(_progress("segmenting", None, console))
 
                 def watch(progress: Progress, advance: Callable[[int], None] = advance) -> None:
@@ -698,8 +693,6 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
                     context=tiles.context_window or "global",
                     watch=watch,
                 )
-                if isinstance(sink, ArraySink):
-                    save_mask(sink.mask, place, network.labels)
             result: dict[str, Any] = {"picture": given, "mask": str(place)}
             total = int(streamed.counts.sum())
             shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)

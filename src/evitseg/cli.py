@@ -652,7 +652,7 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
     from evitseg.image import read_picture
     from evitseg.raster import kind_of, open_sink, open_source
     from evitseg.runtime.streaming import Network, Progress
-    from evitseg.runtime.windows import ArraySource, Source
+    from evitseg.runtime.windows import ArraySource
 
     if tiles.engine not in (None, EngineName.openvino):
         raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
@@ -673,9 +673,10 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
             in_windows = kind in ("tiff", "zarr") or _is_huge(Path(given))
             ending = {"tiff": ".tif", "zarr": ".zarr"}.get(kind, ".png")
             place = out if is_mask else out / f"{Path(given).stem}_mask{ending}"
-            source: Source
             with ExitStack() as stack:
-                source = stack.enter_context(open_source(given)) if in_windows else ArraySource(read_picture(given))
+                source: Source = (
+                    stack.enter_context(open_source(given)) if in_windows else ArraySource(read_picture(given))
+                )
                 sink = stack.enter_context(open_sink(place, source, network.labels))
                 advance = stack.enter_context(_progress("segmenting", None, console))
 

@@ -22,6 +22,11 @@ else
     # segmentation fault in Python's handler of SIGCHLD (Python 3.11.7, glibc 2.36; the cause is not known); and Ray forks,
     # against which JAX warns, which LiteRT's converter loads.
     "$venv/bin/python" -m pytest tests/train
-    "$venv/bin/python" -m pytest tests/test_cluster.py
+    # In one of ten runs Ray has ended the process that asks it, with status 1 and without a word, while a damaged picture
+    # was read; the cause is not known (docs/cluster.md). A fault of ours fails twice.
+    "$venv/bin/python" -m pytest tests/test_cluster.py || {
+        echo "the cluster's tests once more"
+        "$venv/bin/python" -m pytest tests/test_cluster.py
+    }
     "$venv/bin/python" -m pytest --ignore=tests/train --ignore=tests/test_cluster.py
 fi

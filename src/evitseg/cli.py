@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Segmenter
-    from evitseg.runtime.streaming import Network
+    from evitseg.runtime.streaming import Network, Streamed
     from evitseg.runtime.windows import Source, Window
     from evitseg.train import Event
 
@@ -609,9 +609,7 @@ def _segment_in_tiles(
                 except KeyboardInterrupt:
                     _complain(f"stopped before the end; the same command goes on, from hidden files in {scratch}.")
                     raise
-            total = int(streamed.counts.sum())
-            shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
-            result["fractions"] = {name: count / total for name, count in shares if count}
+            result["fractions"] = _fractions_of(streamed, network.labels)
             if streamed.resumed:
                 result["tiles done before"] = streamed.resumed
             if for_one.save_context is not None:
@@ -695,9 +693,7 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
                     watch=watch,
                 )
             result: dict[str, Any] = {"picture": given, "mask": str(place)}
-            total = int(streamed.counts.sum())
-            shares = zip(network.labels.names, streamed.counts.tolist(), strict=False)
-            result["fractions"] = {name: count / total for name, count in shares if count}
+            result["fractions"] = _fractions_of(streamed, network.labels)
             if for_one.save_context is not None:
                 streamed.context.save(for_one.save_context)
                 result["context"] = str(for_one.save_context)
@@ -716,6 +712,13 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
         _complain(damage)
     if damages:
         raise typer.Exit(FAILED)
+
+
+def _fractions_of(streamed: Streamed, labels: LabelSpace) -> dict[str, float]:
+    """Share of the pixels of every class that occurs; those without data count among the pixels."""
+    counts = streamed.counts[: len(labels.names)].tolist()
+    total = int(streamed.counts.sum())
+    return {name: count / total for name, count in zip(labels.names, counts, strict=True) if count}
 
 
 def _bytes(text: str) -> int:

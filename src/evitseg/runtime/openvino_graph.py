@@ -95,7 +95,7 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
     fits = len(weights) == len(plan) and all(
         own.kernel.shape == (conv.outputs, conv.inputs // conv.groups, conv.kernel, conv.kernel)
         and (own.bias.shape == (conv.outputs,) if own.bias is not None else not (conv.bias or conv.norm))
-        for own, conv in zip(weights, plan, strict=False)
+        for own, conv in zip(weights, plan, strict=True)
     )
     if not fits:
         raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")

@@ -639,7 +639,7 @@ def segment_huge(
     with store.locked():
         try:
             job, resumed = _segment(source, network, store, plan, explicit, identity, context != "global", watch)
-        except Exception:
+        except Exception:  # whatever it was; an interrupt is none, and keeps what is done
             store.discard()
             raise
         finally:

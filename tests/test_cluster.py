@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,21 @@ def test_a_task_that_dies_every_time_is_told_in_a_sentence(
     with pytest.raises(EngineError, match="the cluster lost a task"):
         cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=killer)
     assert len(killer.killed) == 1
+
+
+def test_the_process_survives_what_stops_it_between_two_tiles(street: ArraySource, network: Network) -> None:
+    """Ray 2.60 ends the process where a task that was cancelled answers late; so none is cancelled."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(at: int, progress: Progress) -> None:
+        if progress.tile == at:
+            raise StopError
+
+    for at in range(1, 21):
+        with pytest.raises(StopError):
+            cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=partial(stop, at))
 
 
 def test_a_task_larger_than_every_machine_is_refused(street: ArraySource, network: Network) -> None:

@@ -108,12 +108,16 @@ def _check_answers(address: str) -> None:
         raise ConfigError(f"no Ray cluster answers at {address} ({error}).") from error
 
 
-def slots(threads: int) -> int:
-    """Tasks of so many threads that the cluster's largest machine runs at once. Raises: ConfigError where none."""
-    cores = max((int(node["Resources"].get("CPU", 0)) for node in require_ray().nodes() if node["Alive"]), default=0)
-    if cores < threads:
-        raise ConfigError(f"a task of {threads} threads fits on no machine of the cluster; the largest has {cores}.")
-    return cores // threads
+def slots(threads: int, everywhere: bool = False) -> int:
+    """Tasks of so many threads that the cluster's largest machine, or all of them, run at once.
+
+    Raises: ConfigError where none.
+    """
+    cores = [int(node["Resources"].get("CPU", 0)) for node in require_ray().nodes() if node["Alive"]]
+    largest = max(cores, default=0)
+    if largest < threads:
+        raise ConfigError(f"a task of {threads} threads fits on no machine of the cluster; the largest has {largest}.")
+    return sum(count // threads for count in cores) if everywhere else largest // threads
 
 
 @contextmanager

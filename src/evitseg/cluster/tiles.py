@@ -8,6 +8,7 @@ with a machine. Sums are added in a tree of tasks whose shape `summed` fixes.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ from evitseg.runtime.streaming import (
 from evitseg.runtime.windows import ArraySource, Damage, Sink, Source, Window
 
 Values = NDArray[Any]
+
+UNDER_WAY = 4
+"""Tiles that are asked for, for each that the cluster does at once.
+
+After an error these few are let finish and forgotten, not cancelled: Ray 2.60 ends the process that asks, with a failed
+check of its own, where a cancelled task answers late.
+"""
 
 
 @dataclass(frozen=True)
@@ -223,11 +231,12 @@ def _segment(
         damages = list(job.damages.values())
         names = _names_left(job, piece)
         work = ray.remote(num_cpus=order.threads, max_retries=RETRIES, num_returns=1 + len(names))(_work)
-        told_of: list[Any] = []
+        told_of: deque[Any] = deque()
         for name in names:
             store.made[name] = []
-        try:
-            for tile in range(plan.tiles(piece.number)):
+        tiles, most, tile = plan.tiles(piece.number), UNDER_WAY * slots(order.threads, everywhere=True), 0
+        for done in range(tiles):
+            while tile < min(tiles, done + most):
                 needed = store.needed(piece, tile, near)
                 places = [(name, place) for name, place, _ in needed]
                 found, *left = work.remote(
@@ -236,15 +245,11 @@ def _segment(
                 told_of.append(found)
                 for name, reference in zip(names, left, strict=True):
                     store.made[name].append(reference)
-            for tile, reference in enumerate(told_of):
-                with told():
-                    job.damages |= {damage.window: damage for damage in ray.get(reference)}
-                if watch is not None:
-                    watch(Progress(piece.number, len(cut.pieces), tile + 1, plan.tiles(piece.number)))
-        except BaseException:
-            for reference in told_of:
-                ray.cancel(reference)
-            raise
+                tile += 1
+            with told():
+                job.damages |= {damage.window: damage for damage in ray.get(told_of.popleft())}
+            if watch is not None:
+                watch(Progress(piece.number, len(cut.pieces), done + 1, tiles))
         attention = cut.attention_behind(piece)
         if attention is not None:
             sums.append(_tree(ray, store.made[job.records[piece.number].name], attention.heads, attention.head_dim))

@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +28,50 @@ _MAX_STATE_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True)
 class Layout:
-    """A file of numbers: (height, width, channels) of `dtype`, row by row.
+    """A file of numbers: (height, width, channels) of `dtype`, in blocks that lie one after the other.
+
+    A block is what one tile makes, so that it is written at once.
 
     Attributes:
         name: of the file.
+        rows, columns: where blocks begin, and where the last ends.
     """
 
     name: str
-    height: int
-    width: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
     channels: int
     dtype: str
 
     @property
+    def height(self) -> int:
+        return self.rows[-1]
+
+    @property
+    def width(self) -> int:
+        return self.columns[-1]
+
+    @property
+    def value_bytes(self) -> int:
+        """Of one place's channels."""
+        return self.channels * np.dtype(self.dtype).itemsize
+
+    @property
     def bytes(self) -> int:
-        return self.height * self.width * self.channels * np.dtype(self.dtype).itemsize
+        return self.height * self.width * self.value_bytes
+
+    def blocks(self, window: Window) -> Iterator[tuple[Window, int]]:
+        """Those that have a part in a window, each with its place in the file, in bytes."""
+        for top, bottom in touched(self.rows, window.top, window.bottom):
+            for left, right in touched(self.columns, window.left, window.right):
+                place = top * self.width + (bottom - top) * left
+                yield Window(top, left, bottom - top, right - left), place * self.value_bytes
+
+
+def touched(edges: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of what lies between neighbouring edges, that which has a part between `begin` and `end`."""
+    for i in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
+        yield edges[i], edges[i + 1]
 
 
 class Store(Protocol):
@@ -52,7 +82,7 @@ class Store(Protocol):
         ...
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Set a window; values (height, width, channels)."""
+        """Set a window, whole rows of blocks; values (height, width, channels)."""
         ...
 
 
@@ -143,32 +173,37 @@ class Scratch:
         """(height, width, channels) of a window."""
         file, lock = self._file(layout)
         out = np.empty((window.height, window.width, layout.channels), layout.dtype)
-        size = layout.channels * out.itemsize
-        with lock:
-            for row, line in enumerate(out):
-                file.seek(((window.top + row) * layout.width + window.left) * size)
-                view = memoryview(line.data).cast("B")
+        for block, start in layout.blocks(window):
+            part = block.common(window)
+            assert part is not None
+            # Whole rows of the block, which lie together: sooner read than picked one by one.
+            rows = np.empty((part.height, block.width, layout.channels), layout.dtype)
+            view = memoryview(rows.reshape(-1).view(np.uint8))
+            with lock:
+                file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
                 if file.readinto(view) != len(view):
                     raise FileError(f"{self.folder / layout.name}: shorter than it was written; begin again.")
+            out[part.inside(window)] = rows[:, part.inside(block)[1]]
         return out
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Set a window; values (height, width, channels)."""
+        """Set a window, whole rows of blocks; values (height, width, channels)."""
         file, lock = self._file(layout)
-        values = np.ascontiguousarray(values, layout.dtype)
-        size = layout.channels * values.itemsize
         assert values.shape == (window.height, window.width, layout.channels)
-        with lock:
-            try:
-                for row, line in enumerate(values):
-                    file.seek(((window.top + row) * layout.width + window.left) * size)
-                    view = memoryview(line.data).cast("B")
+        for block, start in layout.blocks(window):
+            part = block.common(window)
+            assert part is not None and part.width == block.width
+            rows = np.ascontiguousarray(values[part.inside(window)], layout.dtype)
+            view = memoryview(rows.reshape(-1).view(np.uint8))
+            with lock:
+                try:
+                    file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
                     while view:
                         view = view[file.write(view) :]
-            except OSError as error:
-                raise FileError(
-                    f"{self.folder / layout.name}: cannot be written ({error.strerror or error})."
-                ) from error
+                except OSError as error:
+                    raise FileError(
+                        f"{self.folder / layout.name}: cannot be written ({error.strerror or error})."
+                    ) from error
 
     def remove(self, layout: Layout) -> None:
         """A file that is no longer needed."""

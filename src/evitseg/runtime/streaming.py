@@ -110,6 +110,19 @@ class Plan:
         blocks, count = length // STRIDE, -(-length // self.sides[piece])
         return [round(i * blocks / count) * STRIDE for i in range(count + 1)]
 
+    def edges(self, piece: int, stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where a piece's tiles begin and end in features of a stride, downwards and across."""
+        down, across = (tuple(at // stride for at in self._edges(piece, length)) for length in self.working)
+        return down, across
+
+    def mask_edges(self, piece: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where the parts of the mask that a piece's tiles give begin and end, downwards and across."""
+        down, across = (
+            tuple(round(at * own / new) for at in self._edges(piece, new))
+            for own, new in zip(self.picture, self.working, strict=True)
+        )
+        return down, across
+
     def grid(self, piece: int) -> tuple[int, int]:
         """Rows and columns of a piece's tiles."""
         height, width = (-(-length // self.sides[piece]) for length in self.working)
@@ -433,17 +446,18 @@ class Job:
         self.network, self.plan, self.scratch = network, plan, scratch
         self.source = Resampled(source, plan.working)
         self.damages: dict[Window, Damage] = {}
-        cut, (height, width) = network.cut, plan.working
+        cut = network.cut
         self.features = {
-            f.name: Layout(f.name, height // f.stride, width // f.stride, f.channels, network.stored)
-            for f in cut.features
+            f.name: Layout(f.name, *plan.edges(f.made_by, f.stride), f.channels, network.stored) for f in cut.features
         }
         self.records = [
-            Layout(f"sums_{i}", plan.tiles(i), 1, record_length(a), "float32") for i, a in enumerate(cut.attentions)
+            Layout(f"sums_{i}", (0, plan.tiles(i)), (0, 1), record_length(a), "float32")
+            for i, a in enumerate(cut.attentions)
         ]
         self._finest = min((cut.token_stride(a) for a in cut.attentions), default=STRIDE)
-        self.valid = Layout("valid", height // self._finest, width // self._finest, 1, "uint8")
-        self.mask = Layout("mask", *plan.picture, 1, np.dtype(network.labels.dtype).name)
+        self.valid = Layout("valid", *plan.edges(0, self._finest), 1, "uint8")
+        last = cut.pieces[-1].number
+        self.mask = Layout("mask", *plan.mask_edges(last), 1, np.dtype(network.labels.dtype).name)
 
     @property
     def layouts(self) -> list[Layout]:

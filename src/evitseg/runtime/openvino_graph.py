@@ -428,19 +428,26 @@ class Writer:
         chain.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
         return self.merged(merged, chain)
 
-    def merged(self, features: list[Any], chain: Chain) -> Any:
-        """The logits. Args: what the head's convolutions make of stages 4, 3 and 2; its blocks."""
+    def merged(self, features: list[Any], chain: Chain, last: Sequence[bool] = (False, False, False)) -> Any:
+        """The logits.
+
+        Args:
+            features: what the head's convolutions make of stages 4, 3 and 2.
+            chain: the head's blocks.
+            last: which of the features have their channels last. What a convolution gives is better taken as it is.
+        """
         coarse, middle, fine = features
         size = self.at(LOGIT_STRIDE)
 
         def cut(down: Tile, across: Tile) -> Any:
             height, width = down.stop - down.start, across.stop - across.start
             rows, wide = [], []
-            for factor, x in ((4, coarse), (2, middle)):
+            for factor, x, is_last in ((4, coarse, last[0]), (2, middle, last[1])):
                 (top, bottom, vertical), (left, right, horizontal) = (
                     _bicubic(tile, side, factor) for tile, side in zip((down, across), size, strict=True)
                 )
-                x = self.channels_last(self.slice(x, 2, top, bottom - top, left, right - left))
+                x = self.slice(x, 1 if is_last else 2, top, bottom - top, left, right - left)
+                x = x if is_last else self.channels_last(x)
                 x = self.product(
                     f"head.up/width.{factor} tile {down.start},{across.start}", self.constant(horizontal), x
                 )
@@ -451,8 +458,11 @@ class Writer:
                 self.constant(np.concatenate(rows, axis=1)),
                 self.joined(wide, 0),
             )
-            x = self.channels_first(self.reshape(tall, 1, height, width, -1))
-            return self.ops.add(x, self.slice(fine, 2, down.start, height, across.start, width))
+            x = self.reshape(tall, 1, height, width, -1)
+            if last[2]:
+                x = self.ops.add(x, self.slice(fine, 1, down.start, height, across.start, width))
+                return self.channels_first(x)
+            return self.ops.add(self.channels_first(x), self.slice(fine, 2, down.start, height, across.start, width))
 
         return self.local(cut, size, chain)
 

@@ -21,27 +21,25 @@ if TYPE_CHECKING:
 
 def fast_piece(
     cut: Cut, piece: Piece, config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights],
-    size: tuple[int, int], precision: str, stored: str,
+    size: tuple[int, int], precision: str,
 ) -> openvino.Model:  # fmt: skip
-    """As `Cut.model`, for one of `Cut.pieces`; features are in the number format `stored`, as they are kept on disk.
+    """As `Cut.model`, for one of `Cut.pieces`; features are taken and given in the precision it runs in.
 
     Keys are not scaled: neither float32 nor bfloat16 needs it, and any factor cancels.
     """
-    return _PieceWriter(config, preprocess, weights, size, precision).piece(cut, piece, np.dtype(stored))
+    return _PieceWriter(config, preprocess, weights, size, precision).piece(cut, piece)
 
 
 class _PieceWriter(Writer):
-    def piece(self, cut: Cut, piece: Piece, stored: np.dtype[Any]) -> openvino.Model:
+    def piece(self, cut: Cut, piece: Piece) -> openvino.Model:
         import openvino
 
         backbone, number = self.config.backbone, piece.number
         assert isinstance(self.config.head, SegmentationHead)
         self.cut, self.parameters = cut, list[Any]()
-        is_half = stored == np.float16
-        given = {}
-        for f in piece.inputs:
-            value = self.parameter(f.name, *self.at(f.stride), f.channels, dtype=stored)
-            given[f] = self.channels_first(self.ops.convert(value, "f32") if is_half else value)
+        kept = openvino.Type.bf16 if self.low_precision else openvino.Type.f32
+        # Channels last.
+        given = {f: self.parameter(f.name, *self.at(f.stride), f.channels, dtype=kept) for f in piece.inputs}
         entering = {f: i for f in cut.features for i, a in enumerate(cut.attentions) if a.x == f.tensor}
         made: dict[Features, Any] = {}
         sums: list[Any] = []
@@ -73,7 +71,7 @@ class _PieceWriter(Writer):
                     made[feature] = x
                     sums = self.summands(f"{name}.attention", x, stride, block, own, cut.attentions[passed])
                 elif passed == number - 1:
-                    (x,) = (value for f, value in given.items() if entering.get(f) == passed)
+                    (x,) = (self.first(value) for f, value in given.items() if entering.get(f) == passed)
                     x = self.ops.add(x, self.answers(f"{name}.attention", x, stride, block, own, passed))
                     x = self.local(self.features(x), self.at(stride), chain)
                 passed += 1
@@ -81,30 +79,36 @@ class _PieceWriter(Writer):
         self.exact_biases = False
 
         plan = head_plan(backbone, self.config.head)
-        merged = []
+        merged, last = [], []
         for stage, conv in zip((4, 3, 2), plan.inputs, strict=True):
             own_head, end, stride = next(self._left), ends[stage], 2 ** (stage + 1)
             # As `Cut` has it: kept is the narrower of what enters the convolution and what leaves it.
-            kept = [f for f in cut.features if f not in entering and f.stride == stride]
-            keeps_input = bool(kept) and conv.inputs < conv.outputs
-            if end is None and kept and kept[0] in given:
-                end = given[kept[0]]
-                merged.append(self.conv(f"head.from_stage{stage}/conv", end, conv, own_head) if keeps_input else end)
+            ends_here = [f for f in cut.features if f not in entering and f.stride == stride]
+            keeps_input = bool(ends_here) and conv.inputs < conv.outputs
+            if end is None and ends_here and ends_here[0] in given:
+                value = given[ends_here[0]]
+                if keeps_input:
+                    value = self.conv(f"head.from_stage{stage}/conv", self.first(value), conv, own_head)
+                merged.append(value if keeps_input else self.ops.convert(value, "f32"))
+                last.append(not keeps_input)
             elif end is not None:
                 after = end if keeps_input else self.conv(f"head.from_stage{stage}/conv", end, conv, own_head)
-                if kept and kept[0].made_by == number:
-                    made[kept[0]] = after
+                if ends_here and ends_here[0].made_by == number:
+                    made[ends_here[0]] = after
                 merged.append(after)
-        results = []
-        for f in piece.outputs:
-            value = self.channels_last(made[f])
-            results.append(self.ops.result(self.ops.convert(value, "f16") if is_half else value))
+                last.append(False)
+        # Converted before the axes change, not after: so OpenVINO does nothing for either.
+        results = [self.ops.result(self.channels_last(self.ops.convert(made[f], kept))) for f in piece.outputs]
         if cut.attention_behind(piece) is None:
             head: Chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
             head.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
-            results.append(self.ops.result(self.merged(merged, head)))
+            results.append(self.ops.result(self.merged(merged, head, last)))
         results += [self.ops.result(value) for value in sums]
         return openvino.Model(results, self.parameters, f"piece {number}")
+
+    def first(self, x: Any) -> Any:
+        """Features as they are kept, as convolutions take them."""
+        return self.ops.convert(self.channels_first(x), "f32")
 
     def parameter(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
         parameter = self.ops.parameter([1, *shape], dtype)

@@ -155,6 +155,20 @@ class Scratch:
         with replacing(self.folder / STATE) as file:
             file.write(json.dumps(state).encode())
 
+    def mark(self, piece: int) -> None:
+        """Note that one more tile of a piece is done: a byte, where a state would cost as much as a small tile."""
+        file, lock = self._file(_marks(piece))
+        with lock, self._writing(_marks(piece)):
+            file.seek(0, os.SEEK_END)
+            file.write(b"x")
+
+    def marks(self, piece: int) -> int:
+        """How many tiles of a piece are done."""
+        try:
+            return (self.folder / _marks(piece)).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def check_room(self, layouts: list[Layout], needed: int) -> None:
         """Raises: FileError where the disk has less free than the work needs, beside what these files hold already."""
         held = 0
@@ -171,14 +185,14 @@ class Scratch:
 
     def read(self, layout: Layout, window: Window) -> NDArray[Any]:
         """(height, width, channels) of a window."""
-        file, lock = self._file(layout)
+        file, lock = self._file(layout.name, layout.bytes)
         out = np.empty((window.height, window.width, layout.channels), layout.dtype)
         for block, start in layout.blocks(window):
             part = block.common(window)
             assert part is not None
             # Whole rows of the block, which lie together: sooner read than picked one by one.
             rows = np.empty((part.height, block.width, layout.channels), layout.dtype)
-            view = memoryview(rows.reshape(-1).view(np.uint8))
+            view = rows.reshape(-1).view(np.uint8).data
             with lock:
                 file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
                 if file.readinto(view) != len(view):
@@ -188,22 +202,18 @@ class Scratch:
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
         """Set a window, whole rows of blocks; values (height, width, channels)."""
-        file, lock = self._file(layout)
+        file, lock = self._file(layout.name, layout.bytes)
         assert values.shape == (window.height, window.width, layout.channels)
         for block, start in layout.blocks(window):
             part = block.common(window)
-            assert part is not None and part.width == block.width
+            assert part is not None
+            assert part.width == block.width
             rows = np.ascontiguousarray(values[part.inside(window)], layout.dtype)
-            view = memoryview(rows.reshape(-1).view(np.uint8))
-            with lock:
-                try:
-                    file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
-                    while view:
-                        view = view[file.write(view) :]
-                except OSError as error:
-                    raise FileError(
-                        f"{self.folder / layout.name}: cannot be written ({error.strerror or error})."
-                    ) from error
+            view = rows.reshape(-1).view(np.uint8).data
+            with lock, self._writing(layout.name):
+                file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
+                while view:
+                    view = view[file.write(view) :]
 
     def remove(self, layout: Layout) -> None:
         """A file that is no longer needed."""
@@ -211,6 +221,13 @@ class Scratch:
             if layout.name in self._files:
                 self._files.pop(layout.name)[0].close()
             (self.folder / layout.name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all files but the lock: what another piece of work left."""
+        self.close()
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._guard:
@@ -223,18 +240,29 @@ class Scratch:
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, layout: Layout) -> tuple[Any, threading.Lock]:
+    def _file(self, name: str, size: int | None = None) -> tuple[Any, threading.Lock]:
+        """Args: size: that it has from the beginning; None for one that grows."""
         with self._guard:
-            if layout.name not in self._files:
-                path = self.folder / layout.name
-                try:
+            if name not in self._files:
+                path = self.folder / name
+                with self._writing(name):
                     path.touch()
                     file = path.open("r+b", buffering=0)
-                    file.truncate(layout.bytes)
-                except OSError as error:
-                    raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
-                self._files[layout.name] = file, threading.Lock()
-            return self._files[layout.name]
+                    if size is not None:
+                        file.truncate(size)
+                self._files[name] = file, threading.Lock()
+            return self._files[name]
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FileError(f"{self.folder / name}: cannot be written ({error.strerror or error}).") from error
+
+
+def _marks(piece: int) -> str:
+    return f"done_{piece}"
 
 
 def _gib(count: float) -> str:

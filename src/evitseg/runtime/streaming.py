@@ -85,7 +85,9 @@ BASE_BYTES = 220 * 1024**2
 _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
 FORMAT = 1
-"""Of state and context files."""
+"""Of context files."""
+_SCRATCH_FORMAT = 2
+"""Of what lies in the scratch folder."""
 GROUP = 32
 """Parts of a sum that are added one after the other."""
 MAX_CONTEXT_BYTES = 256 * 1024**2
@@ -254,20 +256,18 @@ class Network:
         return self.manifest.labels
 
     @property
-    def stored(self) -> str:
-        """Number format in which features are kept: half of the bytes where the network computes in half."""
-        return "float32" if self.info.precision == "float32" else "float16"
-
-    @property
-    def taken(self) -> str:
-        """Number format in which pieces take and give features: OpenVINO converts them sooner than numpy does."""
-        return "float32" if self._weights is None else self.stored
+    def kept(self) -> str:
+        """Number format of features between pieces, where numpy has it; bfloat16 is "uint16", its bits."""
+        if self.info.precision == "float32":
+            return "float32"
+        return "float16" if self._weights is None else "uint16"
 
     @contextmanager
     def ready(self, piece: Piece, window: Window) -> Iterator[Run]:
         """A function that runs the piece on windows of this size, from several threads.
 
         It is given the inputs, and for some of the outputs what of them is wanted; its results are the caller's.
+        Features are in the number format `kept`.
 
         Only one size of one piece is compiled at a time: memory is for tiles.
         """
@@ -286,25 +286,49 @@ class Network:
             self._compiled = key, requests
         requests = self._compiled[1]
         names = self.cut.outputs_of(piece)
+        features = {f.name for f in (*piece.inputs, *piece.outputs)}
 
         def run(inputs: Arrays, wanted: dict[str, tuple[int | slice, ...]] | None = None) -> Arrays:
+            given = {name: self._given(values) if name in features else values for name, values in inputs.items()}
             request = requests.get()
             try:
-                found = request.infer(inputs, share_inputs=True, share_outputs=True)
-                return {name: found[i][(wanted or {}).get(name, ())].copy() for i, name in enumerate(names)}
+                found = request.infer(given, share_inputs=True, share_outputs=True)
+                outputs = {name: found[i][(wanted or {}).get(name, ())] for i, name in enumerate(names)}
+                return {
+                    name: self._to_keep(values) if name in features else values.copy()
+                    for name, values in outputs.items()
+                }
             finally:
                 requests.put(request)
 
         yield run
+
+    def _given(self, values: NDArray[Any]) -> Any:
+        """Features as they are kept, as the engine takes them."""
+        if self.kept != "uint16":
+            return np.asarray(values, np.float32)
+        import openvino
+
+        return openvino.Tensor(values, values.shape, openvino.Type.bf16)
+
+    def _to_keep(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Features from the engine's memory, as they are kept. Raises: EngineError."""
+        if self.kept != "float16":  # of bfloat16 numpy knows nothing, and is told that it is float16
+            own: NDArray[Any] = (values if self.kept == "float32" else values.view(np.uint16)).copy()
+            return own
+        with np.errstate(over="ignore"):  # told below
+            halves = values.astype(np.float16)
+        # The largest finite number is what OpenVINO makes of larger ones. By bits: several times as fast as isfinite.
+        if (halves.view(np.uint16) & 0x7FFF).max() >= 0x7BFF:
+            raise EngineError("features exceed what float16 holds; take --precision float32.")
+        return halves
 
     def _model(self, piece: Piece, window: Window) -> openvino.Model:
         size = (window.height, window.width)
         if self._weights is None or piece.number < 0:
             return self.cut.model(piece, *size)
         about = self.manifest
-        return fast_piece(
-            self.cut, piece, about.model, about.preprocess, self._weights, size, self.info.precision, self.stored
-        )
+        return fast_piece(self.cut, piece, about.model, about.preprocess, self._weights, size, self.info.precision)
 
     def free(self) -> None:
         """Let go of what was compiled last."""
@@ -448,7 +472,7 @@ class Job:
         self.damages: dict[Window, Damage] = {}
         cut = network.cut
         self.features = {
-            f.name: Layout(f.name, *plan.edges(f.made_by, f.stride), f.channels, network.stored) for f in cut.features
+            f.name: Layout(f.name, *plan.edges(f.made_by, f.stride), f.channels, network.kept) for f in cut.features
         }
         self.records = [
             Layout(f"sums_{i}", (0, plan.tiles(i)), (0, 1), record_length(a), "float32")
@@ -505,7 +529,7 @@ class Job:
         outputs, weight, damages = self._run(run, piece, tile, sums)
         for f in piece.outputs:
             place = core.over(f.stride)
-            self.scratch.write(self.features[f.name], place, self._stored(outputs[f.name]))
+            self.scratch.write(self.features[f.name], place, outputs[f.name])
         if LOGITS in outputs:
             self._write_mask(outputs[LOGITS][0], core, window)
         else:
@@ -525,8 +549,7 @@ class Job:
             valid = self.source.valid(core, damages, self._finest)
             self.scratch.write(self.valid, core.over(self._finest), valid[..., None])
         for f in piece.inputs:
-            values = self.scratch.read(self.features[f.name], window.over(f.stride))
-            inputs[f.name] = values[None].astype(self.network.taken, copy=False)
+            inputs[f.name] = self.scratch.read(self.features[f.name], window.over(f.stride))[None]
         if piece.number > 0:
             number = piece.number - 1
             if sums is None:
@@ -553,16 +576,6 @@ class Job:
         weight = np.zeros((outer.height, outer.width), np.float32)
         weight[inner.inside(outer)] = valid
         return weight
-
-    def _stored(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        if self.network.stored == "float32":
-            return values
-        with np.errstate(over="ignore"):  # told below
-            halves = values.astype(np.float16, copy=False)
-        # The largest finite number is what OpenVINO makes of larger ones. By bits: several times as fast as isfinite.
-        if (halves.view(np.uint16) & 0x7FFF).max() >= 0x7BFF:
-            raise EngineError("features exceed what float16 holds; take --precision float32.")
-        return halves
 
     def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window) -> None:
         place = self.plan.mask_window(core)
@@ -681,27 +694,29 @@ def _segment(
     """The mask in the scratch folder, and how many tiles were done before."""
     state = store.state()
     if state is None or state.get("identity") != identity or (explicit and state["sides"] != list(plan.sides)):
-        state = {"identity": identity, "sides": plan.sides, "piece": 0, "done": 0, "damages": []}
+        store.clear()
+        state = {"identity": identity, "sides": plan.sides, "piece": 0, "damages": []}
     plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
     job = Job(network, source, plan, store)
     job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
     store.check_room(job.layouts, job.bytes_needed(state["piece"]))
     pieces = network.cut.pieces
-    resumed = sum(map(plan.tiles, range(state["piece"]))) + state["done"]
+    store.save(state)
+    resumed = sum(map(plan.tiles, range(state["piece"]))) + store.marks(state["piece"])
     for piece in pieces[state["piece"] :]:
         sums = job.sums(piece.number - 1) if piece.number and not near else None
-        begin = state["done"]
-        tiles = plan.tiles(piece.number)
+        begin, tiles = store.marks(piece.number), plan.tiles(piece.number)
         with network.ready(piece, plan.window(piece, 0)) as run:
             work = partial(job.work, run, piece, sums=sums)
             for tile, damages in enumerate(overlapped(range(begin, tiles), work, network.workers, 1), begin):
-                job.damages |= {damage.window: damage for damage in damages}
-                state["done"] = tile + 1
-                state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
-                store.save(state)
+                if damages:
+                    job.damages |= {damage.window: damage for damage in damages}
+                    state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
+                    store.save(state)
+                store.mark(piece.number)
                 if watch is not None:
                     watch(Progress(piece.number, len(pieces), tile + 1, tiles))
-        state |= {"piece": piece.number + 1, "done": 0}
+        state["piece"] = piece.number + 1
         store.save(state)
         for f in network.cut.features:
             if f.used_by == piece.number:
@@ -714,10 +729,18 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     height, width = job.plan.picture
     ignore = job.network.labels.ignore_index
     counts = np.zeros(ignore + 1, np.int64)
-    for window in tiles_of((height, width), sink.tile or (max(1, _STRIP_PIXELS // width), width)):
+    down, across = sink.tile or (max(1, _STRIP_PIXELS // width), width)
+    across_read = max(across, _STRIP_PIXELS // (down * across) * across)  # of the scratch file, several tiles at once
+
+    def read(window: Window) -> tuple[Window, NDArray[np.integer], NDArray[np.int64]]:
         mask = job.scratch.read(job.mask, window)[..., 0]
-        counts += _counts(mask, ignore + 1)
-        sink.write(window.top, window.left, mask)
+        return window, mask, _counts(mask, ignore + 1)
+
+    windows = tiles_of((height, width), (down, across_read))
+    for window, mask, found in overlapped(windows, read, job.network.workers, 1):
+        counts += found
+        for left in range(0, window.width, across):
+            sink.write(window.top, window.left + left, mask[:, left : left + across])
     return counts
 
 
@@ -817,7 +840,7 @@ def free_memory() -> int:
 def _identity(network: Network, source: Source, plan: Plan, context: ContextMode) -> dict[str, Any]:
     """What must be the same for interrupted work to go on."""
     return {
-        "format": FORMAT,
+        "format": _SCRATCH_FORMAT,
         "picture": list(plan.picture),
         "working": list(plan.working),
         "source": str(getattr(source, "identity", "")),

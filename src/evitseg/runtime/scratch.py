@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from evitseg.errors import FileError
 from evitseg.files import replacing
 from evitseg.runtime.windows import Window
 
-STATE, LOCK = "state.json", "lock"
+STATE, LOCK, SHARED = "state.json", "lock", "features"
 _MAX_STATE_BYTES = 64 * 1024**2
 
 
@@ -74,6 +74,45 @@ def touched(edges: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, i
         yield edges[i], edges[i + 1]
 
 
+@dataclass(frozen=True)
+class Life:
+    """A layout that is there from the piece that makes it to the last one that reads it."""
+
+    layout: Layout
+    first: int
+    last: int
+
+
+Extents: TypeAlias = list[tuple[int, int]]
+"""Parts of a file, one after the other: where they begin and end, in bytes."""
+
+
+def arranged(lives: Sequence[Life]) -> dict[str, Extents]:
+    """A place for every layout in one file, the first that is free when it begins; by its name.
+
+    Room is used again: it is on the disk already and in memory, where a new part of a file costs as much as computing
+    it on some machines. The file is as long as what is alive at the fullest.
+    """
+    places: dict[str, Extents] = {}
+    free: Extents = [(0, sys.maxsize)]
+    for now in sorted({life.first for life in lives}):
+        for life in lives:
+            if life.layout.name in places and life.last < now <= life.last + 1:
+                free += places[life.layout.name]
+        free.sort()
+        for life in (life for life in lives if life.first == now):
+            left, place = life.layout.bytes, []
+            while left:
+                begin, end = free.pop(0)
+                used = min(left, end - begin)
+                place.append((begin, begin + used))
+                left -= used
+                if begin + used < end:
+                    free.insert(0, (begin + used, end))
+            places[life.layout.name] = place
+    return places
+
+
 class Store(Protocol):
     """Where tiles find what others have left, and leave what others need."""
 
@@ -94,12 +133,17 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[Any, threading.Lock]] = {}
-        self._guard = threading.Lock()
+        self._places: dict[str, Extents] = {}
+        self._own = threading.local()
+        self._open: list[Any] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"{folder}: cannot be used as scratch folder ({error.strerror or error}).") from error
+
+    def share(self, lives: Sequence[Life]) -> None:
+        """From now on these layouts lie in one file, see `arranged`; every other has its own."""
+        self._places = arranged(lives)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -157,8 +201,9 @@ class Scratch:
 
     def mark(self, piece: int) -> None:
         """Note that one more tile of a piece is done: a byte, where a state would cost as much as a small tile."""
-        file, lock = self._file(_marks(piece))
-        with lock, self._writing(_marks(piece)):
+        name = _marks(piece)
+        file = self._file(name)
+        with self._writing(name):
             file.seek(0, os.SEEK_END)
             file.write(b"x")
 
@@ -169,12 +214,12 @@ class Scratch:
         except FileNotFoundError:
             return 0
 
-    def check_room(self, layouts: list[Layout], needed: int) -> None:
-        """Raises: FileError where the disk has less free than the work needs, beside what these files hold already."""
+    def check_room(self, needed: int) -> None:
+        """Raises: FileError where the disk has less free than the work needs, beside what the folder holds already."""
         held = 0
-        for layout in layouts:
+        for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
-                stat = (self.folder / layout.name).stat()
+                stat = path.stat()
                 held += getattr(stat, "st_blocks", stat.st_size // 512) * 512
         free = shutil.disk_usage(self.folder).free
         if needed - held > free:
@@ -185,42 +230,48 @@ class Scratch:
 
     def read(self, layout: Layout, window: Window) -> NDArray[Any]:
         """(height, width, channels) of a window."""
-        file, lock = self._file(layout.name, layout.bytes)
         out = np.empty((window.height, window.width, layout.channels), layout.dtype)
         for block, start in layout.blocks(window):
             part = block.common(window)
             assert part is not None
             # Whole rows of the block, which lie together: sooner read than picked one by one.
             rows = np.empty((part.height, block.width, layout.channels), layout.dtype)
-            view = rows.reshape(-1).view(np.uint8).data
-            with lock:
-                file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
-                if file.readinto(view) != len(view):
-                    raise FileError(f"{self.folder / layout.name}: shorter than it was written; begin again.")
+            start += (part.top - block.top) * block.width * layout.value_bytes
+            for name, file, bytes_ in self._spans(layout, start, rows.reshape(-1).view(np.uint8).data):
+                if file.readinto(bytes_) != len(bytes_):
+                    raise FileError(f"{self.folder / name}: shorter than it was written; begin again.")
             out[part.inside(window)] = rows[:, part.inside(block)[1]]
         return out
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
         """Set a window, whole rows of blocks; values (height, width, channels)."""
-        file, lock = self._file(layout.name, layout.bytes)
         assert values.shape == (window.height, window.width, layout.channels)
         for block, start in layout.blocks(window):
             part = block.common(window)
             assert part is not None
             assert part.width == block.width
             rows = np.ascontiguousarray(values[part.inside(window)], layout.dtype)
-            view = rows.reshape(-1).view(np.uint8).data
-            with lock, self._writing(layout.name):
-                file.seek(start + (part.top - block.top) * block.width * layout.value_bytes)
-                while view:
-                    view = view[file.write(view) :]
+            start += (part.top - block.top) * block.width * layout.value_bytes
+            for name, file, bytes_ in self._spans(layout, start, rows.reshape(-1).view(np.uint8).data):
+                with self._writing(name):
+                    while bytes_:
+                        bytes_ = bytes_[file.write(bytes_) :]
 
-    def remove(self, layout: Layout) -> None:
-        """A file that is no longer needed."""
-        with self._guard:
-            if layout.name in self._files:
-                self._files.pop(layout.name)[0].close()
-            (self.folder / layout.name).unlink(missing_ok=True)
+    def _spans(self, layout: Layout, start: int, bytes_: memoryview) -> Iterator[tuple[str, Any, memoryview]]:
+        """Where bytes lie that begin at `start` of a layout: the name of a file, the file, set there, and which."""
+        name, done = (SHARED if layout.name in self._places else layout.name), 0
+        file = self._file(name)
+        for begin, end in self._places.get(layout.name, [(0, sys.maxsize)]):
+            if done == len(bytes_):
+                break
+            if start >= end - begin:
+                start -= end - begin
+                continue
+            count = min(len(bytes_) - done, end - begin - start)
+            with self._writing(name):
+                file.seek(begin + start)
+            yield name, file, bytes_[done : done + count]
+            done, start = done + count, 0
 
     def clear(self) -> None:
         """Remove all files but the lock: what another piece of work left."""
@@ -230,28 +281,26 @@ class Scratch:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        with self._guard:
-            for file, _ in self._files.values():
-                file.close()
-            self._files.clear()
+        """To be called while no thread reads or writes."""
+        for file in self._open:
+            file.close()
+        self._open, self._own = [], threading.local()
 
     def discard(self) -> None:
         """Remove the folder."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, name: str, size: int | None = None) -> tuple[Any, threading.Lock]:
-        """Args: size: that it has from the beginning; None for one that grows."""
-        with self._guard:
-            if name not in self._files:
-                path = self.folder / name
-                with self._writing(name):
-                    path.touch()
-                    file = path.open("r+b", buffering=0)
-                    if size is not None:
-                        file.truncate(size)
-                self._files[name] = file, threading.Lock()
-            return self._files[name]
+    def _file(self, name: str) -> Any:
+        """Each thread opens it for itself: one file has but one place where it is read."""
+        files: dict[str, Any] = self._own.__dict__
+        if name not in files:
+            path = self.folder / name
+            with self._writing(name):
+                path.touch()
+                files[name] = path.open("r+b", buffering=0)
+                self._open.append(files[name])
+        return files[name]
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:

@@ -50,7 +50,7 @@ from evitseg.runtime.cutting import (
 from evitseg.runtime.openvino_graph import writes_fast
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.pieces import fast_piece
-from evitseg.runtime.scratch import Layout, Scratch, Store
+from evitseg.runtime.scratch import Layout, Life, Scratch, Store, arranged
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.runtime.windows import (
@@ -484,21 +484,17 @@ class Job:
         self.mask = Layout("mask", *plan.mask_edges(last), 1, np.dtype(network.labels.dtype).name)
 
     @property
-    def layouts(self) -> list[Layout]:
-        return [*self.features.values(), *self.records, self.valid, self.mask]
+    def lives(self) -> list[Life]:
+        """What is large, and which pieces it is there for."""
+        last = self.network.cut.pieces[-1].number
+        features = [Life(self.features[f.name], f.made_by, f.used_by) for f in self.network.cut.features]
+        return [*features, Life(self.mask, last, last)]
 
-    def bytes_needed(self, begin: int = 0) -> int:
-        """Of disk, when it is fullest, from a piece on; with the mask alone behind the last."""
-        always = sum(layout.bytes for layout in (*self.records, self.valid))
-        cut = self.network.cut
-        return always + max(
-            (
-                sum(self.features[f.name].bytes for f in cut.features if f.made_by <= piece.number <= f.used_by)
-                + (self.mask.bytes if cut.attention_behind(piece) is None else 0)
-                for piece in cut.pieces[begin:]
-            ),
-            default=self.mask.bytes,
-        )
+    @property
+    def bytes_needed(self) -> int:
+        """Of disk, when it is fullest."""
+        shared = max(extent[1] for place in arranged(self.lives).values() for extent in place)
+        return shared + sum(layout.bytes for layout in (*self.records, self.valid))
 
     def sums(self, number: int) -> Sums:
         """Of one attention layer, over the picture."""
@@ -699,7 +695,8 @@ def _segment(
     plan = replace(plan, sides=tuple(state["sides"]))  # another moment's free memory must not make other tiles
     job = Job(network, source, plan, store)
     job.damages = {Window(*window): Damage(Window(*window), reason) for window, reason in state["damages"]}
-    store.check_room(job.layouts, job.bytes_needed(state["piece"]))
+    store.share(job.lives)
+    store.check_room(job.bytes_needed)
     pieces = network.cut.pieces
     store.save(state)
     resumed = sum(map(plan.tiles, range(state["piece"]))) + store.marks(state["piece"])
@@ -718,9 +715,6 @@ def _segment(
                     watch(Progress(piece.number, len(pieces), tile + 1, tiles))
         state["piece"] = piece.number + 1
         store.save(state)
-        for f in network.cut.features:
-            if f.used_by == piece.number:
-                store.remove(job.features[f.name])
     return job, resumed
 
 

@@ -200,6 +200,9 @@ Chain = list[tuple[str, ConvBlock, dict[str, Weights]]]
 
 
 class Writer:
+    parts = 1
+    """Of `TILE_BYTES`: how many a tile of the head takes one of."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -275,15 +278,16 @@ class Writer:
             return x
         return ops.hswish(x) if self.act == "hardswish" else ops.gelu(x, "tanh")
 
-    def local(self, cut: Callable[[Tile, Tile], Any], size: tuple[int, int], chain: Chain) -> Any:
+    def local(self, cut: Callable[[Tile, Tile], Any], size: tuple[int, int], chain: Chain, parts: int = 1) -> Any:
         """Convolution blocks, tile by tile where their features are large.
 
         Args:
             cut: gives a tile of their input, from its rows and its columns.
             size: (height, width) of that input.
+            parts: of `TILE_BYTES`, of which a tile may take one.
         """
         convs = [conv for _, block, _ in chain for conv in block.convs.values()]
-        counts = tile_counts(size, convs, 2 if self.low_precision else 4)
+        counts = tile_counts(size, convs, parts * (2 if self.low_precision else 4))
         lines = []
         for r, down in enumerate(tiles(size[0], counts[0], convs)):
             line = []
@@ -464,7 +468,7 @@ class Writer:
                 return self.channels_first(x)
             return self.ops.add(self.channels_first(x), self.slice(fine, 2, down.start, height, across.start, width))
 
-        return self.local(cut, size, chain)
+        return self.local(cut, size, chain, self.parts)
 
 
 def _bicubic(tile: Tile, side: int, factor: int) -> tuple[int, int, NDArray[np.float32]]:

@@ -31,6 +31,8 @@ def fast_piece(
 
 
 class _PieceWriter(Writer):
+    parts = 2  # two tiles are in hand at once, and the products in the head's grow with them
+
     def piece(self, cut: Cut, piece: Piece) -> openvino.Model:
         import openvino
 

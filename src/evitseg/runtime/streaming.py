@@ -75,8 +75,10 @@ ContextMode: TypeAlias = Literal["global"] | int
 
 SMALLEST = 2.0**-14
 """Where attention's divisors stop, as in the network."""
-LARGEST_TILE = 2048
-"""Pixels of a tile's side; B0 was slower on an EPYC in tiles of 1024, which see more twice, and in tiles of 4096."""
+LARGEST_TILE = 4096
+"""Pixels of a tile's side; larger ones see less twice and gained nothing in sight of their memory."""
+LARGEST_FIRST_TILE = 2048
+"""Of the first piece, whose layers run in tiles of their own: larger ones only took longer to compile."""
 WORKERS = 2
 """Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
 threads on one tile the whole took a fifteenth longer."""
@@ -764,7 +766,10 @@ def make_plan(
         raise ConfigError(f"a tile of {tile} pixels does not fit the network; give a multiple of {STRIDE}.")
     sides = []
     for piece in pieces:
-        tried = {side: Plan(picture, working, (side,) * len(pieces)) for side in _sides(tile, max(working))}
+        largest = LARGEST_TILE if piece.number else LARGEST_FIRST_TILE
+        tried = {
+            side: Plan(picture, working, (side,) * len(pieces)) for side in _sides(tile, min(largest, max(working)))
+        }
         fitting = [side for side, plan in tried.items() if needed_memory(network, plan, piece) <= memory]
         if not fitting:
             least = max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
@@ -778,7 +783,7 @@ def make_plan(
 
 def _sides(tile: int | None, longest: int) -> list[int]:
     """Sides that tiles may have, largest first."""
-    return [tile] if tile else list(range(min(LARGEST_TILE, longest), 0, -STRIDE))
+    return [tile] if tile else list(range(longest, 0, -STRIDE))
 
 
 def _cost(plan: Plan, piece: Piece) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -157,18 +158,27 @@ def busy_workers(task: str) -> list[psutil.Process]:
 
 
 class Killer:
-    """Kills a busy worker after the second tile of some pieces."""
+    """Kills a busy worker after the second tile of some pieces, while the others go on."""
 
     def __init__(self, *pieces: int) -> None:
         self.pieces, self.killed = pieces, list[int]()
+        self.thread = threading.Thread()
 
     def __call__(self, progress: Progress) -> None:
         if progress.piece in self.pieces and progress.tile == 2:
-            while not (workers := busy_workers("ray::_work")):
-                pass
-            workers[0].send_signal(signal.SIGKILL)
-            workers[0].wait(10)
-            self.killed.append(workers[0].pid)
+            self.thread = threading.Thread(target=self._kill)
+            self.thread.start()
+        elif progress.tile == progress.tiles and self.thread.ident is not None:
+            self.thread.join()
+
+    def _kill(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for worker in busy_workers("ray::_work")[:1]:
+                worker.send_signal(signal.SIGKILL)
+                worker.wait(10)
+                self.killed.append(worker.pid)
+                return
 
 
 def test_killed_workers_do_not_lose_the_picture(street: ArraySource, network: Network, tmp_path: Path) -> None:
@@ -187,6 +197,7 @@ def test_a_task_that_dies_every_time_is_told_in_a_sentence(
     killer = Killer(0)
     with pytest.raises(EngineError, match="the cluster lost a task"):
         cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=killer)
+    killer.thread.join()
     assert len(killer.killed) == 1
 
 

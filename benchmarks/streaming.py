@@ -86,6 +86,7 @@ def random_artefact(variant: str, folder: Path) -> Path:
 
     from evitseg.exporters.onnx import write_onnx
 
+    torch.manual_seed(0)
     network = evitseg.build(variant, 19)
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():

@@ -133,7 +133,7 @@ class _PieceWriter(Writer):
             k = ops.multiply(k, weight)
             context = self.product(f"{name}/values×keys.{i}", v, k, transposed=True)  # (1, width, width)
             values = self.reshape(ops.matmul(ops.multiply(context, same_head), picks, False, False), 1, heads, dim, dim)
-            keys = self.reshape(ops.reduce_sum(k, self.constant([1], np.int64), True), 1, heads, 1, dim)
+            keys = self.reshape(self.key_sum(k, (height, width)), 1, heads, 1, dim)
             parts.append(ops.concat([values, keys], 2))
         ones = [self.constant(np.ones((1, attention.heads, 1, 1))) for _ in range(2)]
         return [self.joined(parts, 1), *ones]

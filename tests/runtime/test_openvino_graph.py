@@ -21,7 +21,7 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.network import Deployed, EfficientViT
 from evitseg.runtime import engines, openvino_graph
 from evitseg.runtime.engines import OpenVinoEngine, open_engine
-from evitseg.runtime.openvino_graph import tile_counts, tiles
+from evitseg.runtime.openvino_graph import Writer, tile_counts, tiles
 
 BUNDLED = bundled_models()["b0-camvid"]
 
@@ -188,3 +188,15 @@ def test_streams_run_beside_each_other_and_give_the_same(photograph: NDArray[np.
     with ThreadPoolExecutor(4) as pool:
         for actual, wanted in zip(pool.map(engine, images), expected, strict=True):
             assert relative(actual, wanted) < 1e-5
+
+
+def test_sums_over_many_tokens_do_not_lose_what_is_small_in_float32() -> None:
+    import openvino
+
+    writer = Writer(random_network("b0").config, Preprocess(), [], (4096, 4096), "float32")
+    keys = np.random.default_rng(0).random((1, 256 * 256, 16), np.float32)
+    given = writer.ops.parameter(list(keys.shape), np.float32)
+    model = openvino.Model([writer.ops.result(writer.key_sum(given, (256, 256)))], [given], "sums")
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = keys.sum(1, dtype=np.float64, keepdims=True)
+    assert relative(compiled(keys)[0], expected) < 1e-6

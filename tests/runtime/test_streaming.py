@@ -25,7 +25,7 @@ from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
-from evitseg.runtime.scratch import Scratch
+from evitseg.runtime.scratch import Layout, Life, Scratch, arranged
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.streaming import (
     Context,
@@ -448,6 +448,22 @@ def test_the_plan_covers_working_picture_and_mask_once() -> None:
                 rows, columns = (plan.mask_window(core) if mask else core).inside(Window(0, 0, *size))
                 seen[rows, columns] += 1
             assert (seen == 1).all()
+
+
+def test_what_is_needed_at_one_time_lies_apart_and_takes_no_more_room_than_it_must() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        lives = []
+        for i in range(rng.randint(1, 9)):
+            first, layout = rng.randint(0, 5), Layout(f"f{i}", (0, rng.randint(1, 40)), (0, 5), 3, "uint16")
+            lives.append(Life(layout, first, first + rng.randint(0, 3)))
+        places, fullest = arranged(lives), 0
+        for now in {life.first for life in lives}:
+            alive = [life.layout for life in lives if life.first <= now <= life.last]
+            bytes_ = [at for layout in alive for begin, end in places[layout.name] for at in range(begin, end)]
+            assert len(bytes_) == len(set(bytes_)) == sum(layout.bytes for layout in alive)
+            fullest = max(fullest, len(bytes_))
+        assert max(end for place in places.values() for _, end in place) == fullest
 
 
 def test_more_memory_makes_larger_tiles(network: Network) -> None:

@@ -95,10 +95,12 @@ def arranged(lives: Sequence[Life]) -> dict[str, Extents]:
     """
     places: dict[str, Extents] = {}
     free: Extents = [(0, sys.maxsize)]
+    ended: set[str] = set()
     for now in sorted({life.first for life in lives}):
         for life in lives:
-            if life.layout.name in places and life.last < now <= life.last + 1:
+            if life.last < now and life.layout.name not in ended:
                 free += places[life.layout.name]
+                ended.add(life.layout.name)
         free.sort()
         for life in (life for life in lives if life.first == now):
             left, place = life.layout.bytes, []

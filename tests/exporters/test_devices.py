@@ -292,6 +292,7 @@ def test_an_interrupt_waits_while_a_converter_works() -> None:
 import signal
 from evitseg.noise import silenced
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 for signals in (1, 2):
     done = False
     try:

@@ -157,6 +157,17 @@ def busy_workers(task: str) -> list[psutil.Process]:
     return found
 
 
+def kill_one(task: str, killed: list[int]) -> None:
+    """Kill a worker that is at a task as soon as there is one, and note it; give up after a minute."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for worker in busy_workers(task)[:1]:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait(10)
+            killed.append(worker.pid)
+            return
+
+
 class Killer:
     """Kills a busy worker after the second tile of some pieces, while the others go on."""
 
@@ -166,19 +177,10 @@ class Killer:
 
     def __call__(self, progress: Progress) -> None:
         if progress.piece in self.pieces and progress.tile == 2:
-            self.thread = threading.Thread(target=self._kill)
+            self.thread = threading.Thread(target=kill_one, args=("ray::_work", self.killed))
             self.thread.start()
         elif progress.tile == progress.tiles and self.thread.ident is not None:
             self.thread.join()
-
-    def _kill(self) -> None:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            for worker in busy_workers("ray::_work")[:1]:
-                worker.send_signal(signal.SIGKILL)
-                worker.wait(10)
-                self.killed.append(worker.pid)
-                return
 
 
 def test_killed_workers_do_not_lose_the_picture(street: ArraySource, network: Network, tmp_path: Path) -> None:
@@ -375,14 +377,7 @@ def test_a_place_without_pictures_is_told_at_once(folder: Path, place: str, says
 def test_a_worker_killed_during_many_pictures_loses_none(folder: Path) -> None:
     pictures = [folder / "a.jpg"] * 128
     killed = list[int]()
-
-    def kill() -> None:
-        while not (workers := busy_workers("ray::Map")):
-            pass
-        workers[0].kill()
-        killed.append(workers[0].pid)
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_one, args=("ray::Map", killed))
     killer.start()
     rows = cluster.predict_dataset(pictures, BUNDLED, precision="float32").take_all()
     killer.join()

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ SHOWN = 4
 TOLD_EVERY = 10
 """Steps between the points of a TensorBoard curve."""
 _WIDTH = 320
+_THREADS_LET_GO_SECONDS = 0.5
 
 
 def trackers() -> list[str]:
@@ -90,6 +92,11 @@ class Record:
 
     def end(self) -> None:
         self._accelerator.end_training()
+        if self._accelerator.num_processes > 1:
+            # PyTorch's own threads let go of the last tensors a moment after the call that waited for them, and need
+            # the interpreter for it: one that is ending meanwhile makes the process abort. They outlive their group
+            # wherever DistributedDataParallel has used it, so that they cannot be waited for.
+            time.sleep(_THREADS_LET_GO_SECONDS)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

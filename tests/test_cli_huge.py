@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
@@ -98,6 +100,42 @@ def test_without_exact_a_mask_file_is_what_predict_gives(photograph: NDArray[np.
         assert run.returncode == 0, run.stderr
     with Image.open(tmp_path / "o/a_mask.png") as mask:
         assert (np.asarray(mask) != read_geotiff(tmp_path / "mask.tif")).mean() < 1e-3
+
+
+def test_a_slide_becomes_a_pyramid_of_the_whole_pictures_mask(
+    street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path
+) -> None:
+    about = "Aperio Image Library v12.0\r\n700x580 [0,0 700x580] (240x240) |AppMag = 20|MPP = 0.4990"
+    options: dict[str, Any] = {"tile": (240, 240), "compression": "deflate", "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "slide.svs") as file:
+        for step in (1, 2):
+            file.write(street[::step, ::step], description=about, **options)
+    run = predict("slide.svs", *EXACT, "--out", "mask.ome.tif", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    with tifffile.TiffFile(tmp_path / "mask.ome.tif") as result:
+        mask = result.series[0].asarray()
+        assert 'PhysicalSizeX="0.499"' in result.ome_metadata
+    assert (mask != whole).mean() < 1e-4
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_photograph_beyond_pillows_limit_goes_in_tiles_by_itself(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Of 208 megapixels, with sides that strides divide; Pillow refuses more than 179."""
+    image = Image.fromarray(np.tile(street, (32, 16, 1)))
+    assert image.width * image.height > 178_956_970
+    image.save(tmp_path / "huge.jpg", quality=90)
+    run = predict("huge.jpg", "--memory", "1GiB", "--out", "mask.tif", "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    with rasterio.open(tmp_path / "mask.tif") as mask:
+        assert (mask.height, mask.width) == image.size[::-1]
+        # Eight copies further a copy lies alike to the network's strides and to the JPEG's blocks.
+        one, other = (
+            mask.read(1, window=((580 * i, 580 * (i + 1)), (700 * j, 700 * (j + 1)))) for i, j in ((8, 4), (16, 12))
+        )
+    assert (one == other).mean() > 0.999
+    assert len(np.unique(one)) > 4
+    assert not leftovers(tmp_path)
 
 
 def test_zarr_becomes_zarr(street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path) -> None:

@@ -607,7 +607,8 @@ def _segment_in_tiles(
                         watch=watch,
                     )
                 except KeyboardInterrupt:
-                    _complain(f"stopped before the end; the same command goes on, from hidden files in {scratch}.")
+                    where = Path(scratch).resolve()  # "." and a full stop would read like the parent
+                    _complain(f"stopped before the end; the same command goes on, from hidden files in {where}.")
                     raise
             result["fractions"] = _fractions_of(streamed, network.labels)
             if streamed.resumed:

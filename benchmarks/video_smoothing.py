@@ -36,7 +36,7 @@ def smoothed(
 ) -> list[NDArray[np.float32]]:
     """Each frame's logits mixed with `share` of the mean before."""
     results = [logits[0]]
-    for before, now, new in zip(grey, grey[1:], logits[1:], strict=False):
+    for (before, now), new in zip(pairwise(grey), logits[1:], strict=True):
         past = share if gate is None else share * np.exp(-(((now - before) / gate) ** 2))
         results.append(past * results[-1] + (1 - past) * new)
     return results
@@ -49,7 +49,7 @@ def figures(masks: list[Mask], truth: list[Mask], classes: int) -> dict[str, flo
         pairs = label[counted].astype(int) * classes + mask[counted]
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     flicker = np.mean([(a != b).mean() for a, b in pairwise(masks)])
-    back = np.mean([((a == c) & (a != b)).mean() for a, b, c in zip(masks, masks[1:], masks[2:], strict=False)])
+    back = np.mean([((a == c) & (a != b)).mean() for a, b, c in zip(masks[:-2], masks[1:-1], masks[2:], strict=True)])
     return {"miou": 100 * float(np.nanmean(iou(confusion))), "flicker": float(flicker), "back_and_forth": float(back)}
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -32,6 +32,22 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def skip_without() -> Callable[[str, Exception], NoReturn]:
+    """Ends a test of a precision that was refused: skipped, but failed where the processor says that it has it."""
+
+    def end(precision: str, error: Exception) -> NoReturn:
+        assert f"no {precision} arithmetic" in str(error)
+        info = Path("/proc/cpuinfo")
+        told = set(info.read_text().split()) if info.exists() else set()
+        has = told & {"float16": {"avx512_fp16"}, "bfloat16": {"avx512_bf16", "amx_bf16"}}[precision]
+        if has:
+            pytest.fail(f"{precision} was refused ({error}), but the processor has {', '.join(sorted(has))}")
+        pytest.skip(f"this processor has no {precision}")
+
+    return end
 
 
 @pytest.fixture(scope="session")

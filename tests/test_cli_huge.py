@@ -108,12 +108,14 @@ def test_a_slide_becomes_a_pyramid_of_the_whole_pictures_mask(
     about = "Aperio Image Library v12.0\r\n700x580 [0,0 700x580] (240x240) |AppMag = 20|MPP = 0.4990"
     options: dict[str, Any] = {"tile": (240, 240), "compression": "deflate", "photometric": "rgb", "metadata": None}
     with tifffile.TiffWriter(tmp_path / "slide.svs") as file:
-        for step in (1, 2):
-            file.write(street[::step, ::step], description=about, **options)
+        file.write(street, description=about, **options)
+        file.write(street[::4, ::4], description=about, photometric="rgb", metadata=None)  # the thumbnail
+        file.write(street[::2, ::2], description=about, **options)
     run = predict("slide.svs", *EXACT, "--out", "mask.ome.tif", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     with tifffile.TiffFile(tmp_path / "mask.ome.tif") as result:
         mask = result.series[0].asarray()
+        assert len(result.series[0].levels) == 2
         assert 'PhysicalSizeX="0.499"' in result.ome_metadata
     assert (mask != whole).mean() < 1e-4
     assert not leftovers(tmp_path)

@@ -336,7 +336,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         save_picture(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs Unix permissions")
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
 def test_a_result_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with replacing(tmp_path / "ours") as file:

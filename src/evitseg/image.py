@@ -291,7 +291,7 @@ def _orientation(image: Image.Image) -> int:
     """What EXIF says, 1 to 8; 1, upright, where it cannot be read: the pixels may be whole all the same."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # as many kinds as there are ways to damage it
+    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
         return 1
     # Pillow turns a TIFF itself, while it loads it.
     return value if value in range(1, 9) and image.format != "TIFF" else 1

@@ -664,7 +664,7 @@ def segment_huge(
     with store.locked():
         try:
             job, resumed = _segment(source, network, store, plan, explicit, identity, context != "global", watch)
-        except Exception:  # whatever it was; an interrupt is none, and keeps what is done
+        except Exception:  # any failure, raised again: no gigabytes stay behind; an interrupt, no Exception, keeps them
             store.discard()
             raise
         finally:

@@ -93,9 +93,9 @@ class Record:
     def end(self) -> None:
         self._accelerator.end_training()
         if self._accelerator.num_processes > 1:
-            # PyTorch's own threads let go of the last tensors a moment after the call that waited for them, and need
-            # the interpreter for it: one that is ending meanwhile makes the process abort. They outlive their group
-            # wherever DistributedDataParallel has used it, so that they cannot be waited for.
+            # A process once aborted while its interpreter ended. Likely why: PyTorch's own threads let go of the last
+            # tensors a moment after the call that waited for them, and need the interpreter for it. They outlive their
+            # group wherever DistributedDataParallel has used it, so that they cannot be waited for.
             time.sleep(_THREADS_LET_GO_SECONDS)
 
 

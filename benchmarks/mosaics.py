@@ -28,7 +28,8 @@ from evitseg.dataset import find_dataset, read_truth
 from evitseg.files import replacing
 from evitseg.image import read_picture
 from evitseg.metrics import confusion_matrix, mean_iou
-from evitseg.runtime.streaming import Network, blend, make_plan, segment_huge
+from evitseg.runtime.blending import blend
+from evitseg.runtime.streaming import Network, make_plan, segment_huge
 from evitseg.runtime.windows import ArraySink, ArraySource
 
 SIDE, MOSAICS = 4, 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,12 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 import evitseg
+from evitseg.cli import app
+from evitseg.raster import open_sink, open_source
+from evitseg.runtime.blending import blend
 from evitseg.runtime.streaming import Network, whole_memory
 
 IGNORE = 255
@@ -196,15 +201,19 @@ def test_a_region_from_its_context_is_that_part_of_the_mask_in_its_place(
         assert (mask.read(1) != read_geotiff(tmp_path / "mask.tif")[50:170, 310:510]).mean() < 1e-4
 
 
-def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(street: NDArray[np.uint8], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [EXACT, ("--blend", "256", "--precision", "float32")], ids=["exact", "blend"])
+def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(
+    how: tuple[str, ...], street: NDArray[np.uint8], tmp_path: Path
+) -> None:
     write_geotiff(tmp_path / "a.tif", street)
     with rasterio.open(tmp_path / "a.tif") as file:
         place, size = (int(file.get_tag_item(f"BLOCK_{what}_2_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
     content = bytearray((tmp_path / "a.tif").read_bytes())
     content[place : place + size] = bytes(size)
     (tmp_path / "a.tif").write_bytes(content)
-    run = predict("a.tif", *EXACT, "--out", "mask.tif", cwd=tmp_path)
+    run = predict("a.tif", *how, "--out", "mask.tif", cwd=tmp_path)
     assert run.returncode == 1
+    assert run.stderr.count("error: ") == 1
     assert "error: a.tif: the window of 128×128 pixels at x 256, y 128 cannot be read" in run.stderr
     expected = np.zeros(street.shape[:2], np.bool_)
     expected[128:256, 256:384] = True
@@ -226,3 +235,107 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     assert read_geotiff(tmp_path / "o/a_tif_mask.tif").shape == (2900, 3500)
     run = predict("data", "--skip-existing", "--out", "o", cwd=tmp_path)
     assert "2 pictures have their results" in run.stdout
+
+
+def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
+    street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    picture = street.clip(1)
+    picture[:100, :200] = 0
+    write_geotiff(tmp_path / "a.tif", picture, nodata=0)
+    common = ("--blend", "128", "--precision", "float32")
+    run = predict("a.tif", *common, "--out", "mask.tif", "--polygons", "p.gpkg", "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    network = Network(evitseg.bundled.bundled_models()["b0-camvid"], "float32")
+    with open_source(tmp_path / "a.tif") as source, open_sink(tmp_path / "b.tif", source, network.labels) as sink:
+        found = blend(source, sink, network, 128)
+    assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+    with rasterio.open(tmp_path / "mask.tif") as file:
+        assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_string(UTM), TRANSFORM, IGNORE)
+        assert file.overviews(1) == [2, 4]
+        mask = file.read(1)
+    np.testing.assert_array_equal(mask == IGNORE, (picture == 0).all(2))
+    (told,) = json.loads(run.stdout)["pictures"]
+    assert told["fractions"] == {
+        name: pytest.approx((mask == i).mean()) for i, name in enumerate(network.labels.names) if found.counts[i]
+    }
+    assert "car" in told["fractions"]
+    import pyogrio
+
+    assert pyogrio.read_info(tmp_path / "p.gpkg")["crs"] == UTM
+    assert not leftovers(tmp_path)
+
+
+def test_every_kind_of_picture_in_a_folder_is_blended_at_its_own_size_but_those_that_are_done(
+    street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    Image.fromarray(street).save(tmp_path / "data/a.png")
+    write_geotiff(tmp_path / "data/b.tif", street)
+    array = zarr.create_array(str(tmp_path / "data/c.zarr"), shape=street.shape, chunks=(256, 256, 3), dtype="uint8")
+    array[:] = street
+    about = "Aperio Image Library v12.0\r\n700x580 [0,0 700x580] (240x240) |AppMag = 20|MPP = 0.4990"
+    tifffile.imwrite(tmp_path / "data/d.svs", street, tile=(240, 240), description=about, metadata=None)
+    (tmp_path / "data/torn.tif").write_bytes(b"II*\0" + bytes(20))
+    common = ("data", "--blend", "192", "--precision", "float32", "--memory", "1GiB", "--out", "o")
+    run = predict(*common, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "error: data/torn.tif: truncated or damaged" in run.stderr
+    assert "a.png, 700×580, in blended windows" in run.stdout
+    with Image.open(tmp_path / "o/a_mask.png") as image:
+        mask = np.asarray(image)
+    for other in (
+        read_geotiff(tmp_path / "o/b_mask.tif"),
+        np.asarray(zarr.open_array(str(tmp_path / "o/c_mask.zarr"), mode="r")[:]),
+        tifffile.imread(tmp_path / "o/d_mask.tif"),
+    ):
+        np.testing.assert_array_equal(other, mask)
+    (tmp_path / "o/b_mask.tif").unlink()
+    run = predict(*common, "--skip-existing", "--size", "128", cwd=tmp_path)
+    assert "3 pictures have their results" in run.stdout
+    assert 0.01 < (read_geotiff(tmp_path / "o/b_mask.tif") != mask).mean() < 0.6
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "sentence"),
+    [
+        *((option, f"do without {option[0]}; leave one") for option in (
+            ("--exact",), ("--context-window", "960"), ("--save-context", "a.npz"), ("--context", "a.npz"),
+            ("--region", "0,0,9,9"), ("--verify",), ("--ray", "auto"),
+        )),
+        (("--engine", "onnxruntime"), "pictures in tiles run in openvino"),
+        (("--blend", "1000"), "a window of 1000 pixels does not fit the network; give a multiple of 64."),
+    ],
+)  # fmt: skip
+def test_beside_blended_windows_what_they_cannot_do_is_refused(
+    beside: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "o"
+    command = ["predict", str(tmp_path / "a.tif"), "--blend", "1024", *beside, "--out", str(out)]
+    run = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert run.exit_code == 2
+    assert sentence in run.output
+    assert not out.exists()
+
+
+def test_too_little_memory_for_blended_windows_leaves_no_mask(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", street)
+    run = predict("a.tif", "--blend", "512", "--memory", "300MiB", "--out", "mask.tif", cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: a.tif: 300 MiB of memory are too little: windows of 512 pixels ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_an_interrupt_leaves_nothing_of_a_mask_of_blended_windows(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", np.tile(street, (6, 6, 1)))
+    command = [sys.executable, "-m", "evitseg", "predict", "a.tif", "--blend", "128", "--out", "mask.tif"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not leftovers(tmp_path) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; nothing of mask.tif is kept, and the same command begins it again."
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.manifest import Manifest
     from evitseg.metrics import Report
+    from evitseg.runtime.blending import Blended
     from evitseg.runtime.segmenter import Segmenter
     from evitseg.runtime.streaming import Network, Streamed
     from evitseg.runtime.windows import Source, Window
@@ -290,6 +291,14 @@ def predict(
         int | None,
         typer.Option(metavar="PIXELS", help="Attend to so many pixels around, not to the whole; with --exact."),
     ] = None,
+    blend: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="The mask alone, at the picture's own size, from overlapping windows of so many pixels, averaged; "
+            "each knows nothing of the rest: for mosaics of many scenes.",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Also compute a part both ways, and say the difference; with --exact.")
     ] = False,
@@ -319,16 +328,19 @@ def predict(
     for_one = _ForOne(save_context, context, _region(region) if region is not None else None, polygons)
     tiles = _Tiles(
         model, engine, precision, threads, working_size, _bytes(memory) if memory is not None else None, scratch,
-        context_window, verify, for_one,
+        context_window, blend, verify, for_one,
     )  # fmt: skip
+    if blend is not None:
+        _check_blend(blend, tiles, exact, ray)
     is_mask = out.suffix.lower() in (".png", ".tif", ".tiff", ".zarr") and not (out.is_dir() and out.suffix != ".zarr")
     if ray is not None:
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
         _predict_on_ray(given, out, is_mask, tiles, ray, as_json)
         return
-    if exact or is_mask or context_window is not None or verify or for_one != _ForOne():
+    if exact or is_mask or context_window is not None or blend is not None or verify or for_one != _ForOne():
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
-        _predict_exactly(given, out, is_mask, skip_existing, tiles, exact or not is_mask, as_json)
+        native = exact or blend is not None or not is_mask
+        _predict_exactly(given, out, is_mask, skip_existing, tiles, native, as_json)
         return
     if out.is_file():
         _fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
@@ -421,6 +433,7 @@ class _Tiles:
     memory: int | None
     scratch: Path | None
     context_window: int | None
+    blend: int | None
     verify: bool
     for_one: _ForOne
 
@@ -441,6 +454,32 @@ class _Tiles:
             return True
         working = segment.manifest.preprocess.fit(size, self.size)
         return whole_memory(segment.manifest.model, size, working) <= (self.memory or free_memory() // 4)
+
+
+def _check_blend(window: int, tiles: _Tiles, exact: bool, ray: str | None) -> None:
+    """Raises: BadParameter for windows that do not fit the network, and beside what is not done with them."""
+    from evitseg.errors import ConfigError
+    from evitseg.runtime.blending import check_window
+
+    for_one = tiles.for_one
+    others = {
+        "--exact": exact,
+        "--context-window": tiles.context_window is not None,
+        "--save-context": for_one.save_context is not None,
+        "--context": for_one.context is not None,
+        "--region": for_one.region is not None,
+        "--verify": tiles.verify,
+        "--ray": ray is not None,
+    }
+    for name, is_given in others.items():
+        if is_given:
+            raise typer.BadParameter(
+                f"windows that are blended do without {name}; leave one of them out", param_hint="--blend"
+            )
+    try:
+        check_window(window)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--blend") from None
 
 
 def _mask_place(source: Path, target: Path) -> Path:
@@ -529,7 +568,8 @@ def _in_tiles(
             continue
         height, width = result["size"]
         if "fractions" in result:
-            _tell_fractions(console, f"{source.name}, {width}×{height}, in tiles", result["fractions"], network.labels)
+            how = "in tiles" if tiles.blend is None else "in blended windows"
+            _tell_fractions(console, f"{source.name}, {width}×{height}, {how}", result["fractions"], network.labels)
         console.print(Text(f"wrote {place}"), soft_wrap=True)
         if "verified" in result:
             print(
@@ -587,6 +627,10 @@ def _segment_in_tiles(
                 for window in tiles_of(mask.shape, sink.tile):
                     sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
             result["size"] = part.size
+        elif tiles.blend is not None:
+            blended = _blend_windows(source, place, network, tiles, tiles.blend, held)
+            result["fractions"] = _fractions_of(blended, network.labels)
+            damages = [damage.reason for damage in blended.damages]
         else:
             check_place(place, source)
             own_size = native or source.size[0] * source.size[1] > MAX_PIXELS
@@ -627,6 +671,40 @@ def _segment_in_tiles(
         _write_polygons(place, for_one.polygons, labels, quiet=as_json)
         result["polygons"] = str(for_one.polygons)
     return result, damages
+
+
+def _blend_windows(source: Source, place: Path, network: Network, tiles: _Tiles, window: int, held: int) -> Blended:
+    """Write the mask of windows that are blended.
+
+    Args:
+        held: bytes in memory that are not for the work.
+    """
+    from rich.console import Console
+
+    from evitseg.raster import open_sink
+    from evitseg.runtime.blending import blend
+    from evitseg.runtime.streaming import Progress
+
+    with _progress("segmenting", None, Console(stderr=True, highlight=False)) as advance:
+
+        def watch(progress: Progress) -> None:
+            advance(1)
+
+        try:
+            with open_sink(place, source, network.labels) as sink:
+                return blend(
+                    source,
+                    sink,
+                    network,
+                    window,
+                    size=tiles.size or "native",
+                    memory=tiles.memory - held if tiles.memory is not None else None,
+                    watch=watch,
+                )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; nothing of {place} is kept, and the same command begins it again."
+            ) from None
 
 
 def _is_huge(path: Path) -> bool:
@@ -715,7 +793,7 @@ def _predict_on_ray(inputs: list[str], out: Path, is_mask: bool, tiles: _Tiles, 
         raise typer.Exit(FAILED)
 
 
-def _fractions_of(streamed: Streamed, labels: LabelSpace) -> dict[str, float]:
+def _fractions_of(streamed: Streamed | Blended, labels: LabelSpace) -> dict[str, float]:
     """Share of the pixels of every class that occurs; those without data count among the pixels."""
     counts = streamed.counts[: len(labels.names)].tolist()
     total = int(streamed.counts.sum())

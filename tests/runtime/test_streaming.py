@@ -34,7 +34,6 @@ from evitseg.runtime.streaming import (
     Plan,
     Progress,
     Streamed,
-    blend,
     make_plan,
     render,
     segment_huge,
@@ -477,40 +476,6 @@ def test_more_memory_makes_larger_tiles(network: Network) -> None:
 def test_a_tile_that_does_not_fit_the_stride_is_refused(network: Network) -> None:
     with pytest.raises(ConfigError, match="give a multiple of 32"):
         make_plan(network, (400, 400), tile=100)
-
-
-def test_blending_one_window_is_the_whole_and_blending_more_covers_the_picture(
-    street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
-) -> None:
-    expected = segment.mask(street)
-    sink = ArraySink(street.shape[:2])
-    blend(ArraySource(street), sink, network, 512)
-    assert (sink.mask != expected).mean() < 1e-3
-    for window in (64, 192, 256):
-        sink = ArraySink(street.shape[:2])
-        sink.mask[:] = IGNORE
-        counts = blend(ArraySource(street), sink, network, window)
-        assert counts.sum() == street.shape[0] * street.shape[1]
-        assert not (sink.mask == IGNORE).any()
-        assert 0.001 < (sink.mask != expected).mean() < 0.5
-
-
-def test_blending_weighs_windows_as_a_naive_sum_does(
-    street: NDArray[np.uint8], network: Network, tmp_path: Path
-) -> None:
-    picture = np.ascontiguousarray(street[:160, :224])  # multiples of 32: nothing is resampled
-    own = evitseg.load(BUNDLED, precision="float32", size="native")
-    total, weight = np.zeros((11, 20, 28)), np.zeros((20, 28))
-    tent = np.minimum(*np.meshgrid(*[np.concatenate([np.arange(1, 9), np.arange(8, 0, -1)])] * 2))
-    for top in (0, 32):
-        for left in (0, 64, 96):
-            part = np.ascontiguousarray(picture[top : top + 128, left : left + 128])
-            rows, columns = slice(top // 8, top // 8 + 16), slice(left // 8, left // 8 + 16)
-            total[:, rows, columns] += own.logits(part) * tent
-            weight[rows, columns] += tent
-    sink = ArraySink((160, 224))
-    blend(ArraySource(picture), sink, network, 128)
-    assert (sink.mask != argmax_upsampled((total / weight).astype(np.float32), (160, 224))).mean() < 1e-3
 
 
 def test_verification_says_how_tiles_and_whole_compare(

@@ -730,7 +730,7 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
 
     def read(window: Window) -> tuple[Window, NDArray[np.integer], NDArray[np.int64]]:
         mask = job.scratch.read(job.mask, window)[..., 0]
-        return window, mask, _counts(mask, ignore + 1)
+        return window, mask, class_counts(mask, ignore + 1)
 
     windows = tiles_of((height, width), (down, across_read))
     for window, mask, found in overlapped(windows, read, job.network.workers, 1):
@@ -740,7 +740,7 @@ def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     return counts
 
 
-def _counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
+def class_counts(mask: NDArray[np.integer], most: int) -> NDArray[np.int64]:
     """How often every class index occurs."""
     if mask.dtype == np.uint8:  # several times as fast as numpy
         return np.array(Image.fromarray(mask).histogram()[:most], np.int64)
@@ -774,8 +774,8 @@ def make_plan(
         if not fitting:
             least = max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
             raise ConfigError(
-                f"{_mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
-                f"needs {_mib(least)}; give more."
+                f"{mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
+                f"needs {mib(least)}; give more."
             )
         sides.append(min(fitting, key=lambda side: _cost(tried[side], piece)))
     return Plan(picture, working, tuple(sides))
@@ -866,7 +866,7 @@ def _folder_name(identity: dict[str, Any]) -> str:
     return f"{TEMPORARY}{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
 
 
-def _mib(count: float) -> str:
+def mib(count: float) -> str:
     return f"{count / 1024**2:.0f} MiB"
 
 
@@ -980,85 +980,3 @@ def verify(
     masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
     difference = float(np.abs(tiles - whole).max() / np.abs(whole).max())
     return Agreement(part, difference, int((masks[0] != masks[1]).sum()))
-
-
-def blend(source: Source, sink: Sink, network: Network, window: int, *, size: Size = "native") -> NDArray[np.int64]:
-    """The usual way with large pictures, to compare with: overlapping windows, each as if it were the whole picture.
-
-    Windows lie half a window apart; where they overlap, their logits are averaged, each with a weight that falls
-    linearly to its border. Rows of windows are in memory, not the picture. Every window's attention sums over that
-    window alone, and its convolutions pad with zeros at its borders: the result is not that of the whole picture.
-
-    Args:
-        window: pixels of a window's side, a multiple of 64.
-
-    Returns: pixels of the mask by class index; the last is the labels' `ignore_index`.
-    """
-    if window < 2 * STRIDE or window % (2 * STRIDE):
-        raise ConfigError(f"a window of {window} pixels does not fit the network; give a multiple of {2 * STRIDE}.")
-    plan = Plan(source.size, working_size(source.size, network.manifest, size), ())
-    resampled = Resampled(source, plan.working)
-    height, width = (min(window, length) for length in plan.working)
-    step = window // 2
-    tops, lefts = (
-        [*range(0, length - side, step), length - side]
-        for length, side in zip(plan.working, (height, width), strict=True)
-    )
-    ignore, classes = network.labels.ignore_index, network.manifest.model.num_classes
-    h, w = height // LOGIT_STRIDE, width // LOGIT_STRIDE
-    tent = np.minimum(*np.meshgrid(_tent(w), _tent(h)))[None].astype(np.float32)
-    across = plan.working[1] // LOGIT_STRIDE
-    held = np.zeros((classes, 0, across), np.float32)  # sums of weighted logits of the rows from `first` on
-    weight = np.zeros((1, 0, across), np.float32)
-    first, written, counts = 0, 0, np.zeros(ignore + 1, np.int64)
-    with network.ready(network.cut.alone, Window(0, 0, height, width)) as run:
-        for i, top in enumerate(tops):
-            more = top // LOGIT_STRIDE + h - first - held.shape[1]
-            held = np.concatenate([held, np.zeros((classes, more, across), np.float32)], 1)
-            weight = np.concatenate([weight, np.zeros((1, more, across), np.float32)], 1)
-            damages: list[Damage] = []
-            rows = slice(top // LOGIT_STRIDE - first, top // LOGIT_STRIDE - first + h)
-            for left in lefts:
-                image, found = resampled.read(Window(top, left, height, width))
-                damages += found
-                columns = slice(left // LOGIT_STRIDE, left // LOGIT_STRIDE + w)
-                held[:, rows, columns] += run({IMAGE: image[None]})[LOGITS][0] * tent
-                weight[:, rows, columns] += tent
-            # Rows that no later window touches are done; of those, what the mask's next pixels depend on.
-            done = tops[i + 1] // LOGIT_STRIDE if i + 1 < len(tops) else plan.working[0] // LOGIT_STRIDE
-            last = i + 1 == len(tops)
-            until = plan.picture[0] if last else _whole_pixels(plan, done)
-            if until <= written:
-                continue
-            place = Window(written, 0, until - written, plan.picture[1])
-            window_of = Window(first * LOGIT_STRIDE, 0, (done - first) * LOGIT_STRIDE, plan.working[1])
-            mask = mask_window(held[:, : done - first] / weight[:, : done - first], plan, place, window_of)
-            valid = valid_window(source, place, damages)
-            if valid is not None:
-                mask[~valid] = ignore
-            counts += _counts(mask, ignore + 1)
-            sink.write(place.top, 0, mask)
-            written = until
-            keep = max(
-                0,
-                Side(plan.working[0] // LOGIT_STRIDE, plan.picture[0], 0, min(written, plan.picture[0] - 1)).needed(1)[
-                    0
-                ],
-            )
-            held, weight, first = held[:, keep - first :], weight[:, keep - first :], keep
-    network.free()
-    return counts
-
-
-def _tent(length: int) -> NDArray[np.float64]:
-    """Largest in the middle, falling to both ends, nowhere zero."""
-    return 1 - np.abs(2 * np.arange(length) + 1 - length) / (length + 1)
-
-
-def _whole_pixels(plan: Plan, logits: int) -> int:
-    """How many rows of the mask depend on the first so many rows of logits alone."""
-    rows, pixels = plan.working[0] // LOGIT_STRIDE, plan.picture[0]
-    until = min(pixels, logits * pixels // rows)
-    while until and Side(rows, pixels).needed(until)[1] > logits:
-        until -= 1
-    return until

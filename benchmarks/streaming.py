@@ -5,7 +5,8 @@
 
 The networks of `exact` have random weights, with which every layer has something to say; the picture is the shipped
 photograph, enlarged. `huge` runs the bundled model on a picture that is made window by window from the photograph;
-each contestant has a process of its own, and its peak memory is what the kernel counted.
+each contestant has a process of its own, and its peak memory is what the kernel counted. It runs in a new scratch file,
+and in one whose pages the system has at hand: between the two lies what this machine takes for a new page.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +36,7 @@ from evitseg.files import replacing
 from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
+from evitseg.runtime.scratch import Scratch
 from evitseg.runtime.streaming import Network, Progress, segment_huge, tiled_logits
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.runtime.windows import ArraySource
@@ -146,8 +149,8 @@ def largest_gap(logits: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
     return float((best[1] - best[0]).max(initial=0))
 
 
-def huge(side: int, memory: int, precision: str, turns: int) -> dict[str, Any]:
-    """Both contestants in turn, the one in memory before and after, because the machine has moods."""
+def huge(side: int, memory: int, precision: str, turns: int, rounds: int) -> dict[str, Any]:
+    """All contestants in turn, the one in memory between the others, because the machine has moods."""
 
     def contestant(*arguments: object) -> dict[str, Any]:
         command = [sys.executable, __file__, *map(str, arguments), "--precision", precision]
@@ -156,15 +159,16 @@ def huge(side: int, memory: int, precision: str, turns: int) -> dict[str, Any]:
         print(found, flush=True)
         return found
 
-    before = contestant("whole", "--turns", turns)
-    tiles = contestant("tiles", "--side", side, "--memory", memory)
-    after = contestant("whole", "--turns", turns)
-    whole_ns = (before["ns_per_pixel"] + after["ns_per_pixel"]) / 2
-    return {
-        "whole 2048x2048": [before, after],
-        "tiles": tiles,
-        "times_as_long_per_pixel": tiles["ns_per_pixel"] / whole_ns,
-    }
+    ways = {"new pages": (), "pages at hand": ("--again",)}
+    found: dict[str, Any] = {name: [] for name in ways}
+    wholes = [contestant("whole", "--turns", turns)]
+    for _ in range(rounds):
+        for name, options in ways.items():
+            tiled = contestant("tiles", "--side", side, "--memory", memory, *options)
+            wholes.append(contestant("whole", "--turns", turns))
+            around = (wholes[-2]["ns_per_pixel"] + wholes[-1]["ns_per_pixel"]) / 2
+            found[name].append(tiled | {"times_as_long_per_pixel": tiled["ns_per_pixel"] / around})
+    return {"whole 2048x2048": wholes, **found}
 
 
 def whole(precision: str, turns: int) -> dict[str, Any]:
@@ -178,17 +182,32 @@ def whole(precision: str, turns: int) -> dict[str, Any]:
     return {"ns_per_pixel": float(np.median(times[2:])) / picture[..., 0].size * 1e9, "peak_mib": peak_mib()}
 
 
-def tiles(side: int, memory: int, precision: str) -> dict[str, Any]:
+def tiles(side: int, memory: int, precision: str, again: bool) -> dict[str, Any]:
+    """One picture in tiles.
+
+    Args:
+        again: make it once before, and measure it made again in the same scratch file. A virtual machine may have to
+            ask its host for every page of a new file's cache; that file's it has.
+    """
     network = Network(BUNDLED, precision)  # type: ignore[arg-type]
     ends: dict[int, float] = {}
 
     def watch(progress: Progress) -> None:
         ends[progress.piece] = time.perf_counter()
 
+    def interrupt(progress: Progress) -> None:
+        if (progress.piece, progress.tile) == (progress.pieces - 1, progress.tiles):
+            raise KeyboardInterrupt
+
     with tempfile.TemporaryDirectory() as folder:
+        if again:
+            with suppress(KeyboardInterrupt):
+                segment_huge(Mosaic(side), Forgotten(), network, folder, memory=memory, watch=interrupt)
+            from_the_first_piece(folder)
         start = time.perf_counter()
         streamed = segment_huge(Mosaic(side), Forgotten(), network, folder, memory=memory, watch=watch)
         seconds = time.perf_counter() - start
+    assert streamed.resumed == 0
     starts = [start, *ends.values()]
     return {
         "side": side,
@@ -201,28 +220,43 @@ def tiles(side: int, memory: int, precision: str) -> dict[str, Any]:
     }
 
 
+def from_the_first_piece(folder: str) -> None:
+    """Let work that was interrupted begin anew, over the files that it has."""
+    (left,) = Path(folder).iterdir()
+    store = Scratch(left)
+    state = store.state()
+    assert state is not None
+    store.save(state | {"piece": 0})
+    for marks in left.glob("done_*"):
+        marks.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("exact", "huge", "whole", "tiles"))
     parser.add_argument("--side", type=int, default=32_768)
     parser.add_argument("--memory", type=int, default=1_500_000_000)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3, help="of huge")
+    parser.add_argument("--again", action="store_true", help="tiles: in a scratch file that is there already")
     parser.add_argument("--models", nargs="+", default=["b0-camvid", "b0", "b1", "l1"])
     arguments = parser.parse_args()
     if arguments.what == "whole":
         print(json.dumps(whole(arguments.precision, arguments.turns)))
         return
     if arguments.what == "tiles":
-        print(json.dumps(tiles(arguments.side, arguments.memory, arguments.precision)))
+        print(json.dumps(tiles(arguments.side, arguments.memory, arguments.precision, arguments.again)))
         return
     path = RESULTS / f"streaming_{arguments.what}.json"
     content: dict[str, Any] = {"processor": processor_name(), "command": sys.argv[1:]}
     if arguments.what == "exact":
         content["rows"] = exact(SIZES, arguments.models)
     else:
-        content |= huge(arguments.side, arguments.memory, arguments.precision, arguments.turns)
-        print(f"{content['times_as_long_per_pixel']:.2f} times as long a pixel as 2048×2048 in memory")
+        content |= huge(arguments.side, arguments.memory, arguments.precision, arguments.turns, arguments.rounds)
+        for name in ("new pages", "pages at hand"):
+            ratios = [f"{tiled['times_as_long_per_pixel']:.2f}" for tiled in content[name]]
+            print(f"{name}: {', '.join(ratios)} times as long a pixel as 2048×2048 in memory")
     with replacing(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 

@@ -395,7 +395,7 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(street:
     common = ("--precision", "float32", "--size", "native")
     assert evitseg("predict", street, *common, "--no-overlay", "--out", "o", cwd=tmp_path).returncode == 0
     run = evitseg(
-        "predict", street, *common, "--exact", "--memory", "260MiB", "--out", "exact/mask.png", "--verify",
+        "predict", street, *common, "--exact", "--memory", "226MiB", "--out", "exact/mask.png", "--verify",
         "--save-context", "street.npz", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

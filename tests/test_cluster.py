@@ -258,7 +258,7 @@ def test_a_cluster_that_runs_keeps_its_settings(tmp_path: Path) -> None:
 
 
 def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> None:
-    common = ["predict", str(EXAMPLE_PICTURE), "--precision", "float32", "--memory", "300MiB"]
+    common = ["predict", str(EXAMPLE_PICTURE), "--precision", "float32", "--memory", "266MiB"]
     one = CliRunner().invoke(app, [*common, "--exact", "--out", str(tmp_path / "one.png")])
     assert one.exit_code == 0, one.output
     context = tmp_path / "context.npz"

@@ -580,8 +580,8 @@ def _in_tiles(
 
 
 @contextlib.contextmanager
-def _windows_of(path: Path, scratch: Path, memory: int) -> Iterator[tuple[Source, int]]:
-    """A picture file for work in tiles, and the bytes that it holds in memory itself."""
+def _windows_of(path: Path, scratch: Path, memory: int) -> Iterator[Source]:
+    """A picture file for work in tiles."""
     from evitseg.image import EXTENSIONS, TooManyPixelsError, picture_size, read_picture
     from evitseg.raster import open_source
     from evitseg.runtime.windows import ArraySource
@@ -592,10 +592,10 @@ def _windows_of(path: Path, scratch: Path, memory: int) -> Iterator[tuple[Source
         with contextlib.suppress(TooManyPixelsError):
             height, width = picture_size(path)
             if 8 * height * width <= memory // 4 or ending == ".webp":
-                yield ArraySource(read_picture(path)), 3 * height * width
+                yield ArraySource(read_picture(path))
                 return
     with open_source(path, scratch) as source:
-        yield source, 0
+        yield source
 
 
 def _segment_in_tiles(
@@ -616,19 +616,19 @@ def _segment_in_tiles(
         with contextlib.suppress(OSError):  # told where it is used
             folder.mkdir(parents=True, exist_ok=True)
     damages: list[str] = []
-    with _windows_of(path, scratch, tiles.memory or free_memory() // 4) as (source, held):
+    with _windows_of(path, scratch, tiles.memory or free_memory() // 4) as source:
         result: dict[str, Any] = {"picture": str(path), "mask": str(place), "size": source.size}
         region = for_one.region
         if for_one.context is not None and region is not None:
             context = Context.load(for_one.context, network)
-            mask = render(source, network, context, region)
+            mask = render(source, network, context, region, tiles.memory)
             part = part_of(source, region.top, region.left, region.height, region.width)
             with open_sink(place, part, network.labels) as sink:
                 for window in tiles_of(mask.shape, sink.tile):
                     sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
             result["size"] = part.size
         elif tiles.blend is not None:
-            blended = _blend_windows(source, place, network, tiles, tiles.blend, held)
+            blended = _blend_windows(source, place, network, tiles, tiles.blend)
             result["fractions"] = _fractions_of(blended, network.labels)
             damages = [damage.reason for damage in blended.damages]
         else:
@@ -646,7 +646,7 @@ def _segment_in_tiles(
                         network,
                         scratch,
                         size=tiles.size or ("native" if own_size else None),
-                        memory=tiles.memory - held if tiles.memory is not None else None,
+                        memory=tiles.memory,
                         context=tiles.context_window or "global",
                         watch=watch,
                     )
@@ -673,12 +673,8 @@ def _segment_in_tiles(
     return result, damages
 
 
-def _blend_windows(source: Source, place: Path, network: Network, tiles: _Tiles, window: int, held: int) -> Blended:
-    """Write the mask of windows that are blended.
-
-    Args:
-        held: bytes in memory that are not for the work.
-    """
+def _blend_windows(source: Source, place: Path, network: Network, tiles: _Tiles, window: int) -> Blended:
+    """Write the mask of windows that are blended."""
     from rich.console import Console
 
     from evitseg.raster import open_sink
@@ -698,7 +694,7 @@ def _blend_windows(source: Source, place: Path, network: Network, tiles: _Tiles,
                     network,
                     window,
                     size=tiles.size or "native",
-                    memory=tiles.memory - held if tiles.memory is not None else None,
+                    memory=tiles.memory,
                     watch=watch,
                 )
         except KeyboardInterrupt:

@@ -154,6 +154,16 @@ def test_the_mask_is_the_whole_pictures_but_where_two_classes_tie(
     assert not list(tmp_path.iterdir())
 
 
+class Reads(ArraySource):
+    """Counts windows."""
+
+    count = 0
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        self.count += 1
+        return super().read(top, left, height, width)
+
+
 def test_a_region_from_its_context_is_that_part_of_the_mask(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
@@ -167,6 +177,29 @@ def test_a_region_from_its_context_is_that_part_of_the_mask(
         assert (part != mask[rows, columns]).mean() < 1e-3  # ties, decided by the last bits of a sum
     elsewhere = replace(context, sums=tuple(replace(s, values=s.values * [2] + 1) for s in context.sums))
     assert (render(ArraySource(street), network, elsewhere, Window(0, 0, 397, 515)) != mask).mean() > 0.01
+
+
+def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
+) -> None:
+    picture = np.tile(street, (4, 4, 1))
+    valid = np.ones(picture.shape[:2], np.bool_)
+    valid[800:810, 1000:] = False
+    sink = ArraySink(picture.shape[:2])
+    context = segment_huge(ArraySource(picture, valid), sink, network, tmp_path, tile=512).context
+    region = Window(307, 309, 901, 1200)
+    with pytest.raises(ConfigError, match="1 MiB of memory are too little: the smallest part") as told:
+        render(ArraySource(picture, valid), network, context, region, memory=1)
+    needed = int(str(told.value).split("needs ")[1].split()[0]) << 20
+    counts = []
+    for memory in (needed, needed + (30 << 20), 4 << 30):
+        reads = Reads(picture, valid)
+        part = render(reads, network, context, region, memory)
+        expected = sink.mask[307 : 307 + 901, 309 : 309 + 1200]
+        np.testing.assert_array_equal(part == IGNORE, expected == IGNORE)
+        assert (part != expected).mean() < 1e-3
+        counts.append(reads.count)
+    assert counts[0] > counts[1] > counts[2] == 1
 
 
 def test_a_context_of_another_model_or_picture_is_refused(
@@ -466,11 +499,26 @@ def test_what_is_needed_at_one_time_lies_apart_and_takes_no_more_room_than_it_mu
 
 
 def test_more_memory_makes_larger_tiles(network: Network) -> None:
-    plans = [make_plan(network, (40_000, 40_000), memory=mib * 1024**2) for mib in (230, 240, 300, 2000)]
+    plans = [make_plan(network, (40_000, 40_000), memory=mib * 1024**2) for mib in (195, 205, 265, 2000)]
     for smaller, larger in pairwise(plans):
         assert max(smaller.sides) <= 4096
         assert all(a <= b for a, b in zip(smaller.sides, larger.sides, strict=True))
     assert sum(plans[0].sides) < sum(plans[-1].sides)
+
+
+def test_memory_that_the_source_holds_is_not_for_tiles(street: NDArray[np.uint8], network: Network) -> None:
+    roomy, tight = (make_plan(network, (40_000, 40_000), memory=400 * 1024**2, held=held << 20) for held in (0, 150))
+    assert all(a > b for a, b in zip(roomy.sides, tight.sides, strict=True))
+    source = ArraySource(street)
+    assert source.held == street.nbytes
+    source.held = 123 * 1024**2
+    with pytest.raises(ConfigError, match="1 MiB of memory are too little") as told:
+        segment_huge(source, ArraySink(source.size), network, "unused", memory=1)
+    with pytest.raises(ConfigError) as less:
+        make_plan(network, source.size, memory=1)
+    with_it, without = (int(str(error.value).split("needs ")[1].split()[0]) for error in (told, less))
+    assert with_it - without == 123
+    assert max(make_plan(network, source.size, memory=without << 20).sides) > 0  # as much as was said is enough
 
 
 def test_a_tile_that_does_not_fit_the_stride_is_refused(network: Network) -> None:

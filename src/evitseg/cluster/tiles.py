@@ -40,7 +40,7 @@ from evitseg.runtime.streaming import (
     make_plan,
     summed,
 )
-from evitseg.runtime.windows import ArraySource, Damage, Sink, Source, Window
+from evitseg.runtime.windows import ArraySource, Damage, Sink, Source, Window, held_by
 
 Values = NDArray[Any]
 
@@ -196,7 +196,9 @@ def segment_huge(
     if path is None and not isinstance(source, ArraySource):
         raise ConfigError("a picture that is not in memory needs its path, for the workers to open it.")
     try:
-        plan = make_plan(network, source.size, size, memory or free_memory() // 4 // many, context, tile)
+        plan = make_plan(
+            network, source.size, size, memory or free_memory() // 4 // many, context, tile, held_by(source)
+        )
         order = _Order(
             plan=plan,
             model=Model.sent(network.path),

@@ -47,6 +47,8 @@ _OPTIONS: dict[str, Any] = {
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # GDAL 3.10's way to read a PNG at once says nothing of a damaged one
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a JPEG that ends too early is grey from there on, else
 }
+_HELD = 40 * 2**20 + CACHE_BYTES
+"""Bytes of memory: GDAL and what it brings, and its cache."""
 _WIDE = 8192
 """Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
 _COPY_BYTES = 8 * 2**20
@@ -110,6 +112,8 @@ class _Handles:
 
 class GdalSource:
     """Windows of a file that GDAL reads."""
+
+    held = _HELD
 
     def __init__(self, name: str, handles: _Handles, driver: str, identity: str) -> None:
         self._name, self._handles, self.identity = name, handles, identity
@@ -219,6 +223,8 @@ class GdalSource:
 
 class Decoded:
     """A source whose rows were all decoded to disk, because windows of it would decode whole rows again and again."""
+
+    held = _HELD
 
     def __init__(self, name: str, source: GdalSource, is_stream: bool, scratch: str | os.PathLike[str] | None) -> None:
         """`is_stream`: what comes after a damaged row cannot be decoded either."""

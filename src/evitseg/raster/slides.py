@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
@@ -46,11 +47,19 @@ _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ORIENTATION, _PLANES_APART = 274, 2
 
 
+_LIBRARY_BYTES = 8 * 2**20
+"""Of memory: tifffile and imagecodecs."""
+
+
 def import_tifffile() -> ModuleType:
     try:
         import tifffile
     except ImportError as error:
         raise MissingPackageError("reading and writing TIFF window by window", "geo,slides") from error
+    # What it has to say of a file is said once, in our sentence; to a program that keeps a log it still speaks.
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     return tifffile
 
 
@@ -71,6 +80,8 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
     except Exception as error:  # as many kinds as there are ways to damage a header
         raise PictureError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
     with file:
+        if not file.pages:
+            raise PictureError(f"{name}: truncated or damaged (there is no picture in it).")
         yield file
 
 
@@ -144,6 +155,7 @@ class SlideSource:
         self._per_plane = self._columns * -(-self.size[0] // self.tile[0])
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached_bytes = 0
+        self.held = max(CACHE_BYTES, 0 if self._loose else self._block_bytes) + _LIBRARY_BYTES
         self._cache_lock, self._file_lock = threading.Lock(), threading.Lock()
         self.origin = Origin(kind="slide", levels=len(series.levels), pixel_size_um=_pixel_size(file))
 

@@ -35,6 +35,7 @@ class Source(Protocol):
         size: (height, width) in pixels.
         tile: (height, width) of the pieces it is stored in: what damage takes along.
         identity: says whether it is still the same file, without reading it.
+        held: most bytes of memory that reading takes, with the format's library, as measured.
     """
 
     size: tuple[int, int]
@@ -283,6 +284,7 @@ class Upright:
         self.size = (width, height) if self._transposed else (height, width)
         self.tile = (columns, rows) if self._transposed else (rows, columns)
         self.identity: str = source.identity
+        self.held: int = source.held
 
     def _stored(self, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
         if self._transposed:

@@ -33,6 +33,8 @@ from evitseg.raster.window import (
 )
 
 _CHUNK = 1024
+_HELD = 32 * 2**20
+"""Bytes of memory: zarr, what it brings, and the chunks in hand."""
 _ORDERS = {2: ("y", "x"), 4: ("c", "z", "y", "x"), 5: ("t", "c", "z", "y", "x")}
 """What the axes of an array are, where it does not say; three may be in either order."""
 
@@ -47,6 +49,8 @@ def import_zarr() -> ModuleType:
 
 class ZarrSource:
     """Windows of an array (H, W), (H, W, bands), (bands, H, W), or of the largest one of an OME-Zarr."""
+
+    held = _HELD
 
     def __init__(self, name: str, root: Any, identity: str) -> None:
         self._name, self.identity = name, identity

@@ -29,12 +29,10 @@ from evitseg.runtime.streaming import (
     working_size,
 )
 from evitseg.runtime.upsample import Side
-from evitseg.runtime.windows import Damage, Resampled, Sink, Source, Window, tiles_of, valid_window
+from evitseg.runtime.windows import Damage, Resampled, Sink, Source, Window, held_by, tiles_of, valid_window
 
 _WAITING = 1
 """Windows whose turn to be added may be still to come, beside those that are under way."""
-_FILE_BYTES = 96 * 1024**2
-"""What the packages take that read and write huge files: most of it is tiles that are kept decoded."""
 _PIXELS_AT_ONCE = 2**20
 """Of the mask: up-sampling must not need memory for a whole row of windows."""
 
@@ -87,7 +85,7 @@ def blend(
     height, width = (min(window, length) for length in plan.working)
     rows, lefts = _rows(plan, height, sink), _starts(plan.working[1], width)
     held_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
-    needed = _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
+    needed = held_by(source) + _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
     memory = free_memory() // 4 if memory is None else memory
     if needed > memory:
         raise ConfigError(
@@ -243,4 +241,4 @@ def _needed_memory(network: Network, plan: Plan, window: Window, held_rows: int)
     held = held_rows * LOGIT_STRIDE * plan.working[1] * logits
     under_way = network.workers * (network.cut.alone.bytes_per_pixel + image)
     done = (2 * network.workers + _WAITING) * logits
-    return int(BASE_BYTES + _FILE_BYTES + held + window.pixels * (under_way + done))
+    return int(BASE_BYTES + held + window.pixels * (under_way + done))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import queue
 import zipfile
@@ -43,6 +44,7 @@ from evitseg.runtime.cutting import (
     PARTIAL,
     SUMS,
     WEIGHT,
+    WHOLE,
     Attention,
     Cut,
     Piece,
@@ -60,6 +62,7 @@ from evitseg.runtime.windows import (
     Sink,
     Source,
     Window,
+    held_by,
     read_window,
     tiles_of,
     valid_window,
@@ -82,10 +85,12 @@ LARGEST_FIRST_TILE = 2048
 WORKERS = 2
 """Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
 threads on one tile the whole took a fifteenth longer."""
-BASE_BYTES = 220 * 1024**2
-"""What a process holds before the first tile: Python, OpenVINO, a small network."""
+BASE_BYTES = 185 * 1024**2
+"""What a process holds beside its source and its tiles: Python, OpenVINO, a small network."""
 _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
+_SMALLEST_PART = 256
+"""Pixels of a region's part, about: what lies around it is several times that already."""
 FORMAT = 1
 """Of context files."""
 _SCRATCH_FORMAT = 2
@@ -657,7 +662,7 @@ def segment_huge(
 
     Raises: ConfigError where the memory is too little, FileError where the disk is, EngineError.
     """
-    plan = make_plan(network, source.size, size, memory, context, tile)
+    plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
     explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
     store = Scratch(Path(scratch) / _folder_name(identity))
@@ -754,8 +759,15 @@ def make_plan(
     memory: int | None = None,
     context: ContextMode = "global",
     tile: int | None = None,
+    held: int = 0,
 ) -> Plan:
-    """The fastest tiles that keep the memory, piece by piece. Raises: ConfigError where none do."""
+    """The fastest tiles that keep the memory, piece by piece.
+
+    Args:
+        held: bytes of the memory that are not for tiles, see `held_by`.
+
+    Raises: ConfigError where none do.
+    """
     working, pieces = working_size(picture, network.manifest, size), network.cut.pieces
     memory = memory or free_memory() // 4
     if context != "global":
@@ -770,9 +782,9 @@ def make_plan(
         tried = {
             side: Plan(picture, working, (side,) * len(pieces)) for side in _sides(tile, min(largest, max(working)))
         }
-        fitting = [side for side, plan in tried.items() if needed_memory(network, plan, piece) <= memory]
+        fitting = [side for side, plan in tried.items() if held + needed_memory(network, plan, piece) <= memory]
         if not fitting:
-            least = max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
+            least = held + max(needed_memory(network, list(tried.values())[-1], piece) for piece in pieces)
             raise ConfigError(
                 f"{mib(memory)} of memory are too little: with {'these' if tile else 'the smallest'} tiles this model "
                 f"needs {mib(least)}; give more."
@@ -805,7 +817,7 @@ def _bytes_per_pixel(network: Network, piece: Piece, scale: tuple[float, ...] = 
         scale: pixels of the picture for one of the network's input, downwards and across.
     """
     features = sum(f.values_per_pixel for f in (*piece.inputs, *piece.outputs))
-    image = 3 * 4 if piece.number == 0 else 0
+    image = 3 * 4 if piece.number in (0, WHOLE) else 0
     if image and scale != (1.0, 1.0):  # what is read, and sums of it in 32 bits, along the rows first
         image = int(3 * scale[0] * scale[1] + 3 * 10 * scale[0]) + 1
     last = network.cut.attention_behind(piece) is None
@@ -867,16 +879,20 @@ def _folder_name(identity: dict[str, Any]) -> str:
 
 
 def mib(count: float) -> str:
-    return f"{count / 1024**2:.0f} MiB"
+    """Bytes in words, rounded up: so much is enough."""
+    return f"{math.ceil(count / 1024**2)} MiB"
 
 
-def render(source: Source, network: Network, context: Context, region: Window) -> NDArray[np.integer]:
+def render(
+    source: Source, network: Network, context: Context, region: Window, memory: int | None = None
+) -> NDArray[np.integer]:
     """A region of a picture's mask, from the picture around it and the context alone; the same as in the whole mask.
 
     Args:
         region: in the picture's pixels.
+        memory: bytes the process may hold, beside the region's mask; None for a quarter of what is free.
 
-    Raises: ConfigError for a region outside the picture or another picture's context, PictureError.
+    Raises: ConfigError for a region outside the picture, another picture's context or too little memory, PictureError.
     """
     height, width = source.size
     if context.picture != source.size:
@@ -891,20 +907,70 @@ def render(source: Source, network: Network, context: Context, region: Window) -
     ):
         raise ConfigError(f"the region is not inside the picture of {width}×{height} pixels.")
     plan = Plan(context.picture, context.working, ())
-    core = _core_of(plan, region)
-    window = window_around(core, network.cut.whole, plan.working, (core.height, core.width))
-    image, damages = Resampled(source, plan.working).read(window)
-    inputs: Arrays = {IMAGE: image[None]}
+    parts, size = _parts(region, network, plan, held_by(source), memory or free_memory() // 4)
+    resampled = Resampled(source, plan.working)
+    given: Arrays = {}
     for i, (sums, attention) in enumerate(zip(context.sums, network.cut.attentions, strict=True)):
-        inputs |= sums.inputs(i, attention)
-    with network.ready(network.cut.whole, window) as run:
-        logits = run(inputs)[LOGITS][0]
-    network.free()
-    mask = mask_window(logits, plan, region, window)
-    valid = valid_window(source, region, damages)
-    if valid is not None:
-        mask[~valid] = network.labels.ignore_index
-    return mask
+        given |= sums.inputs(i, attention)
+    whole = np.empty((region.height, region.width), network.labels.dtype)
+    try:
+        with network.ready(network.cut.whole, _around(parts[0], network, plan, size)) as run:
+
+            def work(part: Window) -> None:
+                window = _around(part, network, plan, size)
+                image, damages = resampled.read(window)
+                mask = mask_window(run({IMAGE: image[None], **given})[LOGITS][0], plan, part, window)
+                valid = valid_window(source, part, damages)
+                if valid is not None:
+                    mask[~valid] = network.labels.ignore_index
+                whole[part.inside(region)] = mask
+
+            for _ in overlapped(parts, work, network.workers, 0):
+                pass
+    finally:
+        network.free()
+    return whole
+
+
+def _parts(
+    region: Window, network: Network, plan: Plan, held: int, memory: int
+) -> tuple[list[Window], tuple[int, int]]:
+    """The fewest parts of a region that keep the memory, and (height, width) of the largest one's core.
+
+    Raises: ConfigError where none do.
+    """
+    whole, sides = network.cut.whole, (region.height, region.width)
+    scale = tuple(own / new for own, new in zip(plan.picture, plan.working, strict=True))
+    bytes_per_pixel = _bytes_per_pixel(network, whole, scale)
+    least = math.inf
+    for count in range(1, -(-max(sides) // _SMALLEST_PART) + 1):
+        down, across = (min(count, side) for side in sides)
+        # A core is no larger: its part, the logits to either side, and what whole strides add.
+        cores = [-(-side // n) / per + 4 * STRIDE for side, n, per in zip(sides, (down, across), scale, strict=True)]
+        seen = [
+            min(core + whole.before + whole.after, length) for core, length in zip(cores, plan.working, strict=True)
+        ]
+        needed = BASE_BYTES + held + int(min(network.workers, down * across) * math.prod(seen) * bytes_per_pixel)
+        least = min(least, needed)
+        if needed <= memory:
+            break
+    else:
+        raise ConfigError(
+            f"{mib(memory)} of memory are too little: the smallest part of a region needs {mib(least)}, with what "
+            "lies around it; give more."
+        )
+    rows, columns = (
+        [*pairwise(first + i * side // n for i in range(n + 1))]
+        for first, side, n in zip((region.top, region.left), sides, (down, across), strict=True)
+    )
+    parts = [Window(top, left, bottom - top, right - left) for top, bottom in rows for left, right in columns]
+    found = [_core_of(plan, part) for part in parts]
+    return parts, (max(core.height for core in found), max(core.width for core in found))
+
+
+def _around(part: Window, network: Network, plan: Plan, largest: tuple[int, int]) -> Window:
+    """What the whole network must see for a part of the mask."""
+    return window_around(_core_of(plan, part), network.cut.whole, plan.working, largest)
 
 
 def _core_of(plan: Plan, region: Window) -> Window:

@@ -20,8 +20,8 @@ _FIXED_POINT = 22
 class Source(Protocol):
     """A picture that is read window by window; upright, RGB.
 
-    Two more attributes are looked at where they are: `tile`, (height, width) of the tiles it is made of, and
-    `identity`, by which interrupted work recognises it (its path, size and time, say).
+    Three more attributes are looked at where they are: `tile`, (height, width) of the tiles it is made of; `identity`,
+    by which interrupted work recognises it (its path, size and time, say); `held`, the most bytes of memory it holds.
     """
 
     @property
@@ -36,6 +36,11 @@ class Source(Protocol):
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         """(height, width), False where there is no data; None where all is valid."""
         ...
+
+
+def held_by(source: Source) -> int:
+    """Bytes of memory that a source itself holds at most, as far as it says."""
+    return int(getattr(source, "held", 0))
 
 
 class Sink(Protocol):
@@ -91,6 +96,7 @@ class ArraySource:
 
     def __init__(self, picture: NDArray[np.uint8], valid: NDArray[np.bool_] | None = None) -> None:
         self.size = (picture.shape[0], picture.shape[1])
+        self.held = picture.nbytes + (0 if valid is None else valid.nbytes)
         self._picture, self._valid = picture, valid
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:

@@ -521,7 +521,7 @@ def _openvino_product(compiled: openvino.CompiledModel) -> Callable[[], object]:
     import openvino
     from openvino import opset13 as ops
 
-    same = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
+    same = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")
     left = ops.parameter([PEAK_SIDE, PEAK_SIDE], np.float32)
     product = ops.matmul(left, ops.constant(_square()), False, False)
     model = openvino.Model([product], [left])

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +18,11 @@ import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.image import Preprocess
+from evitseg.runtime.artefact import physical_cores
+from evitseg.runtime.cutting import IMAGE
 from evitseg.runtime.engines import ENGINES, _openvino_precision, open_engine, read_manifest
+from evitseg.runtime.streaming import Network
+from evitseg.runtime.windows import Window
 
 BUNDLED = bundled_models()["b0-camvid"]
 
@@ -52,6 +61,39 @@ def test_threads_are_what_was_asked_for(engine: str, image: NDArray[np.uint8]) -
     assert one.info.threads == 1
     assert "1 thread," in str(one.info)
     assert one(image).shape[1] == 11
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads may run")
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tiles"])
+def test_fewer_threads_than_cores_are_tied_to_none(engine: str, image: NDArray[np.uint8]) -> None:
+    """Two engines of one thread each would else share the first core."""
+    if physical_cores() < 2:
+        pytest.skip("this machine has one core")
+    seen = set[frozenset[int]]()
+    with contextlib.ExitStack() as stack:
+        if engine == "tiles":
+            network = Network(BUNDLED, threads=1)
+            run = stack.enter_context(network.ready(network.cut.alone, Window(0, 0, *image.shape[1:3])))
+            work: Callable[[], object] = partial(run, {IMAGE: image})
+        else:
+            work = partial(open_engine(BUNDLED, engine, threads=1), image)
+        begun, stop = threading.Event(), threading.Event()
+
+        def repeat() -> None:
+            while not stop.is_set():
+                work()
+                begun.set()
+
+        thread = threading.Thread(target=repeat)
+        thread.start()
+        begun.wait(60)
+        assert thread.native_id is not None
+        for _ in range(200):
+            seen.add(frozenset(os.sched_getaffinity(thread.native_id)))
+            time.sleep(0.002)
+        stop.set()
+        thread.join()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_results_of_an_earlier_call_stay_as_they_were(image: NDArray[np.uint8]) -> None:

@@ -65,7 +65,7 @@ class OpenVinoEngine:
             raise EngineError("OpenVINO, which evitseg installs, is missing; install evitseg again.") from error
         self._core = openvino.Core()
         chosen = _openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-        self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads or physical_cores())}
+        self._settings = thread_settings(threads or physical_cores(), streams)
         if chosen is not None:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
         self._artefact = artefact
@@ -174,6 +174,17 @@ class _Compiled:
             request.infer([image], share_inputs=True, share_outputs=True)
         finally:
             self._free.put(request)
+
+
+def thread_settings(threads: int, streams: int) -> dict[str, str]:
+    """For OpenVINO's CPU plugin.
+
+    It would tie its threads to cores, and always begin with the first: two engines of one thread, in one process or in
+    two, would share that core and leave the others idle (https://github.com/openvinotoolkit/openvino/issues/32444). So
+    threads are free where there are fewer than cores.
+    """
+    settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
+    return settings | ({"ENABLE_CPU_PINNING": "NO"} if threads < physical_cores() else {})
 
 
 class OnnxRuntimeEngine:

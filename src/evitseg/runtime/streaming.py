@@ -222,7 +222,7 @@ class Network:
     def __init__(
         self, artefact: str | os.PathLike[str], precision: Precision = "auto", threads: int | None = None
     ) -> None:
-        from evitseg.runtime.engines import openvino_graph
+        from evitseg.runtime.engines import openvino_graph, thread_settings
 
         path = Path(artefact)
         if path.suffix not in (".onnx", ".xml"):
@@ -240,7 +240,7 @@ class Network:
         self.cut = Cut(model, path)
         self.threads = threads or physical_cores()
         self.workers = min(WORKERS, self.threads)
-        self._settings |= {"INFERENCE_NUM_THREADS": str(self.threads), "NUM_STREAMS": str(self.workers)}
+        self._settings |= thread_settings(self.threads, self.workers)
         self._compiled: tuple[tuple[int, int, int], queue.SimpleQueue[Any]] | None = None
         # A tiny window says in which precision it runs.
         compiled = self._core.compile_model(self.cut.model(self.cut.whole, STRIDE, STRIDE), "CPU", self._settings)

@@ -317,6 +317,14 @@ def test_a_folder_becomes_mask_files_and_what_is_damaged_stops_nothing(folder: P
     assert sorted(p.name for p in out.rglob("*")) == ["a.jpg.png", "a.png.png", "b.jpg.png", "large.jpg.png", "sub"]
 
 
+def test_no_picture_is_predicted_once_only_to_know_the_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.data
+
+    results = cluster.predict_dataset(folder / "sub", BUNDLED)
+    monkeypatch.setattr(ray.data.Dataset, "columns", lambda *_, **__: pytest.fail("asked"))
+    assert cluster.write_masks(results, folder / "once").count() == 1
+
+
 def test_parquet_goes_in_and_out(folder: Path, segment: Segmenter) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet

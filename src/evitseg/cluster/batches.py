@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from evitseg.cluster.session import Model, kept, require_ray, slots
 from evitseg.engine import Precision
@@ -28,6 +29,9 @@ MAX_FILE_BYTES = 2**30
 PATH, NAME, MASK, ERROR = "path", "name", "mask", "error"
 """Columns that results have: where the picture lies, its name below the folder it was found in, the mask as PNG, and
 what was wrong with the picture, None where nothing was."""
+
+_columns: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+"""Of what `predict_dataset` gave: asked for them, Ray would predict the first pictures, and then once more."""
 
 
 def predict_dataset(
@@ -63,7 +67,7 @@ def predict_dataset(
     slots(threads)
     if isinstance(pictures, data.Dataset):
         dataset, found = pictures, column
-        names = dataset.columns() or []
+        names = list(dataset.columns() or [])
         if column not in names:
             raise DatasetError(
                 f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; name another."
@@ -73,13 +77,15 @@ def predict_dataset(
             raise DatasetError(f"the dataset has a column {taken[0]!r} already; rename it.")
     else:
         given = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
-        dataset, found = data.from_arrow(_tables(list(_found(given)), ray)), PATH
-    return dataset.map_batches(
+        dataset, found, names = data.from_arrow(_tables(list(_found(given)), ray)), PATH, [PATH, NAME]
+    results: data.Dataset = dataset.map_batches(
         partial(_predicted, model=Model.sent(model), column=found, settings=(threads, precision, size)),
         batch_size=BATCH,
         batch_format="pyarrow",
         num_cpus=threads,
     )
+    _columns[results] = [*(name for name in names if name != found or found == PATH), MASK, ERROR]
+    return results
 
 
 def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ray.data.Dataset:
@@ -95,7 +101,7 @@ def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ra
 
     Raises: DatasetError for results without names, ConfigError for a place that is none.
     """
-    names = results.columns() or []
+    names = _columns.get(results) or results.columns() or []
     column = NAME if NAME in names else PATH
     if column not in names or MASK not in names:
         raise DatasetError(f"the results have no column {MASK!r}, or neither {NAME!r} nor {PATH!r} to name files by.")

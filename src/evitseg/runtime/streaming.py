@@ -36,6 +36,7 @@ from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
 from evitseg.runtime.artefact import first_line, physical_cores, read
 from evitseg.runtime.cutting import (
+    ALONE,
     EPS,
     IMAGE,
     KEY_SCALE,
@@ -49,7 +50,7 @@ from evitseg.runtime.cutting import (
     Cut,
     Piece,
 )
-from evitseg.runtime.openvino_graph import writes_fast
+from evitseg.runtime.openvino_graph import fast_graph, writes_fast
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.pieces import fast_piece
 from evitseg.runtime.scratch import Layout, Life, Scratch, Store, arranged
@@ -332,9 +333,13 @@ class Network:
 
     def _model(self, piece: Piece, window: Window) -> openvino.Model:
         size = (window.height, window.width)
-        if self._weights is None or piece.number < 0:
-            return self.cut.model(piece, *size)
         about = self.manifest
+        if self._weights is None or piece.number == WHOLE:
+            return self.cut.model(piece, *size)
+        if piece.number == ALONE:
+            model = fast_graph(about.model, about.preprocess, self._weights, size, self.info.precision)
+            model.inputs[0].get_tensor().set_names({IMAGE})
+            return model
         return fast_piece(self.cut, piece, about.model, about.preprocess, self._weights, size, self.info.precision)
 
     def free(self) -> None:

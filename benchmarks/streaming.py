@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py exact                 # B0, B1 and L1 at 4096×4096 and 3001×2047, tiles beside whole
     python benchmarks/streaming.py huge --side 32768     # a gigapixel, beside 2048×2048 in memory
+    python benchmarks/streaming.py blend                 # overlapping windows, beside 2048×2048 in memory
 
 The networks of `exact` have random weights, with which every layer has something to say; the picture is the shipped
 photograph, enlarged. `huge` runs the bundled model on a picture that is made window by window from the photograph;
@@ -36,6 +37,7 @@ from evitseg.files import replacing
 from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
+from evitseg.runtime.blending import blend
 from evitseg.runtime.scratch import Scratch
 from evitseg.runtime.streaming import Network, Progress, segment_huge, tiled_logits
 from evitseg.runtime.upsample import argmax_upsampled
@@ -149,26 +151,53 @@ def largest_gap(logits: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
     return float((best[1] - best[0]).max(initial=0))
 
 
+def contestant(precision: str, *arguments: object) -> dict[str, Any]:
+    """What this script prints for these arguments, in a process of its own."""
+    command = [sys.executable, __file__, *map(str, arguments), "--precision", precision]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(found, flush=True)
+    return found
+
+
 def huge(side: int, memory: int, precision: str, turns: int, rounds: int) -> dict[str, Any]:
     """All contestants in turn, the one in memory between the others, because the machine has moods."""
 
-    def contestant(*arguments: object) -> dict[str, Any]:
-        command = [sys.executable, __file__, *map(str, arguments), "--precision", precision]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        print(found, flush=True)
-        return found
-
     ways = {"new pages": (), "pages at hand": ("--again",)}
     found: dict[str, Any] = {name: [] for name in ways}
-    wholes = [contestant("whole", "--turns", turns)]
+    wholes = [contestant(precision, "whole", "--turns", turns)]
     for _ in range(rounds):
         for name, options in ways.items():
-            tiled = contestant("tiles", "--side", side, "--memory", memory, *options)
-            wholes.append(contestant("whole", "--turns", turns))
+            tiled = contestant(precision, "tiles", "--side", side, "--memory", memory, *options)
+            wholes.append(contestant(precision, "whole", "--turns", turns))
             around = (wholes[-2]["ns_per_pixel"] + wholes[-1]["ns_per_pixel"]) / 2
             found[name].append(tiled | {"times_as_long_per_pixel": tiled["ns_per_pixel"] / around})
     return {"whole 2048x2048": wholes, **found}
+
+
+def blended(side: int, turns: int, rounds: int) -> list[dict[str, Any]]:
+    """Windows that overlap and are blended, beside 2048×2048 in memory; medians of rounds."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        taken: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            found = contestant(precision, "whole", "--turns", turns)
+            taken.setdefault("2048×2048 in memory", []).append(found["ns_per_pixel"])
+            for window in (512, 1024):
+                found = contestant(precision, "windows", "--side", side, "--window", window)
+                taken.setdefault(f"windows of {window}", []).append(found["ns_per_pixel"])
+        medians = {name: float(np.median(found)) for name, found in taken.items()}
+        rows.append({"precision": precision, "ns_per_pixel": medians, "all": taken})
+        print(precision, medians)
+    return rows
+
+
+def windows(side: int, window: int, precision: str) -> dict[str, Any]:
+    network = Network(BUNDLED, precision)  # type: ignore[arg-type]
+    picture = ArraySource(Mosaic(side).read(0, 0, side, side))
+    start = time.perf_counter()
+    blend(picture, Forgotten(), network, window)
+    return {"ns_per_pixel": (time.perf_counter() - start) / side**2 * 1e9, "peak_mib": peak_mib()}
 
 
 def whole(precision: str, turns: int) -> dict[str, Any]:
@@ -233,12 +262,13 @@ def from_the_first_piece(folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("exact", "huge", "whole", "tiles"))
+    parser.add_argument("what", choices=("exact", "huge", "blend", "whole", "tiles", "windows"))
     parser.add_argument("--side", type=int, default=32_768)
+    parser.add_argument("--window", type=int, default=1024, help="of windows")
     parser.add_argument("--memory", type=int, default=1_500_000_000)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=3, help="of huge")
+    parser.add_argument("--rounds", type=int, default=3, help="of huge and blend")
     parser.add_argument("--again", action="store_true", help="tiles: in a scratch file that is there already")
     parser.add_argument("--models", nargs="+", default=["b0-camvid", "b0", "b1", "l1"])
     arguments = parser.parse_args()
@@ -248,10 +278,16 @@ def main() -> None:
     if arguments.what == "tiles":
         print(json.dumps(tiles(arguments.side, arguments.memory, arguments.precision, arguments.again)))
         return
-    path = RESULTS / f"streaming_{arguments.what}.json"
+    if arguments.what == "windows":
+        print(json.dumps(windows(arguments.side, arguments.window, arguments.precision)))
+        return
+    name = arguments.what if arguments.precision == "auto" else f"{arguments.what}_{arguments.precision}"
+    path = RESULTS / f"streaming_{name}.json"
     content: dict[str, Any] = {"processor": processor_name(), "command": sys.argv[1:]}
     if arguments.what == "exact":
         content["rows"] = exact(SIZES, arguments.models)
+    elif arguments.what == "blend":
+        content["rows"] = blended(4096, arguments.turns, arguments.rounds)
     else:
         content |= huge(arguments.side, arguments.memory, arguments.precision, arguments.turns, arguments.rounds)
         for name in ("new pages", "pages at hand"):

@@ -119,6 +119,7 @@ def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[
                 for tile in TILES:
                     tiles = tiled_logits(ArraySource(picture), network, tile, folder)
                     masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
+                    gap = largest_gap(whole, masks[0] != masks[1])
                     row = {
                         "model": variant,
                         "height": height,
@@ -127,12 +128,21 @@ def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[
                         "largest_logit": float(np.abs(whole).max()),
                         "logit_difference": float(np.abs(tiles - whole).max() / np.abs(whole).max()),
                         "mask_pixels_that_differ": int((masks[0] != masks[1]).sum()),
-                        "largest_gap_where_the_mask_differs": largest_gap(whole, masks[0] != masks[1]),
+                        "largest_gap_where_the_mask_differs": gap,
+                        "that_gap_with_logits_below_16": gap * scale_of(whole),
                     }
                     print(row, flush=True)
                     rows.append(row)
                 del whole
     return rows
+
+
+def scale_of(logits: NDArray[np.float32]) -> float:
+    """A power of two that brings logits of random weights to the size of a trained network's: 8 to 16, or below.
+
+    In the last layer's weights and biases it changes exponents alone: the same mask, every difference exactly scaled.
+    """
+    return float(2.0 ** min(0, 4 - np.frexp(np.abs(logits).max())[1]))
 
 
 def largest_gap(logits: NDArray[np.float32], where: NDArray[np.bool_]) -> float:

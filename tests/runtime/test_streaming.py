@@ -202,6 +202,16 @@ def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
     assert counts[0] > counts[1] > counts[2] == 1
 
 
+def test_a_region_is_that_part_of_the_mask_in_whatever_precision_runs_here(
+    street: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """In bfloat16 graphs of other making differ in a hundred times as many pixels."""
+    network = Network(BUNDLED, "auto")
+    mask, streamed = stream(street, network, tmp_path, 96)
+    part = render(ArraySource(street), network, streamed.context, Window(33, 0, 300, 500))
+    assert (part != mask[33:333, :500]).mean() < 1e-3
+
+
 def test_a_context_of_another_model_or_picture_is_refused(
     artefact: Artefact, street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:

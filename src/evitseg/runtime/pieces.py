@@ -12,7 +12,7 @@ import numpy as np
 
 from evitseg.config import AttentionBlock, ConvBlock, ModelConfig, SegmentationHead, head_plan, stage_plans, stem_plan
 from evitseg.image import Preprocess
-from evitseg.runtime.cutting import EPS, IMAGE, SUMS, WEIGHT, Attention, Cut, Features, Piece
+from evitseg.runtime.cutting import EPS, IMAGE, SUMS, WEIGHT, WHOLE, Attention, Cut, Features, Piece
 from evitseg.runtime.openvino_graph import FIRST, Chain, Weights, Writer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def fast_piece(
     cut: Cut, piece: Piece, config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights],
     size: tuple[int, int], precision: str,
 ) -> openvino.Model:  # fmt: skip
-    """As `Cut.model`, for one of `Cut.pieces`; features are taken and given in the precision it runs in.
+    """As `Cut.model`, for one of `Cut.pieces` or `Cut.whole`; features are taken and given in the precision it runs in.
 
     Keys are not scaled: neither float32 nor bfloat16 needs it, and any factor cancels.
     """
@@ -36,7 +36,7 @@ class _PieceWriter(Writer):
     def piece(self, cut: Cut, piece: Piece) -> openvino.Model:
         import openvino
 
-        backbone, number = self.config.backbone, piece.number
+        backbone, number, is_whole = self.config.backbone, piece.number, piece.number == WHOLE
         assert isinstance(self.config.head, SegmentationHead)
         self.cut, self.parameters = cut, list[Any]()
         kept = openvino.Type.bf16 if self.low_precision else openvino.Type.f32
@@ -51,7 +51,7 @@ class _PieceWriter(Writer):
         for s in range(FIRST):
             before += [self.part(f"stage{s + 1}.block{i}", block) for i, block in enumerate(stages[s])]
         x = None
-        if number == 0:
+        if number == 0 or is_whole:
             image = self.ops.parameter([1, *self.size, 3], np.uint8)
             image.output(0).get_tensor().set_names({IMAGE})
             self.parameters.append(image)
@@ -63,7 +63,7 @@ class _PieceWriter(Writer):
                 name, stride = f"stage{stage}.block{i}", 2 ** (stage + 1)
                 if not isinstance(block, AttentionBlock):
                     chain: Chain = [self.part(name, block)]
-                    if passed == number:
+                    if is_whole or passed == number:
                         x = self.local(self.features(x), self.at(stride // block.stride), chain)
                     continue
                 own = {key: next(self._left) for key in block.convs}
@@ -72,12 +72,13 @@ class _PieceWriter(Writer):
                     (feature,) = (f for f, entered in entering.items() if entered == passed)
                     made[feature] = x
                     sums = self.summands(f"{name}.attention", x, stride, block, own, cut.attentions[passed])
-                elif passed == number - 1:
-                    (x,) = (self.first(value) for f, value in given.items() if entering.get(f) == passed)
+                elif is_whole or passed == number - 1:
+                    if not is_whole:
+                        (x,) = (self.first(value) for f, value in given.items() if entering.get(f) == passed)
                     x = self.ops.add(x, self.answers(f"{name}.attention", x, stride, block, own, passed))
                     x = self.local(self.features(x), self.at(stride), chain)
                 passed += 1
-            ends[stage] = x if passed == number else None
+            ends[stage] = x if is_whole or passed == number else None
         self.exact_biases = False
 
         plan = head_plan(backbone, self.config.head)
@@ -86,7 +87,7 @@ class _PieceWriter(Writer):
             own_head, end, stride = next(self._left), ends[stage], 2 ** (stage + 1)
             # As `Cut` has it: kept is the narrower of what enters the convolution and what leaves it.
             ends_here = [f for f in cut.features if f not in entering and f.stride == stride]
-            keeps_input = bool(ends_here) and conv.inputs < conv.outputs
+            keeps_input = bool(ends_here) and conv.inputs < conv.outputs and not is_whole
             if end is None and ends_here and ends_here[0] in given:
                 value = given[ends_here[0]]
                 if keeps_input:
@@ -95,7 +96,7 @@ class _PieceWriter(Writer):
                 last.append(not keeps_input)
             elif end is not None:
                 after = end if keeps_input else self.conv(f"head.from_stage{stage}/conv", end, conv, own_head)
-                if ends_here and ends_here[0].made_by == number:
+                if ends_here and ends_here[0].made_by == number and not is_whole:
                     made[ends_here[0]] = after
                 merged.append(after)
                 last.append(False)

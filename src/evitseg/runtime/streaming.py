@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -334,7 +334,7 @@ class Network:
     def _model(self, piece: Piece, window: Window) -> openvino.Model:
         size = (window.height, window.width)
         about = self.manifest
-        if self._weights is None or piece.number == WHOLE:
+        if self._weights is None:
             return self.cut.model(piece, *size)
         if piece.number == ALONE:
             model = fast_graph(about.model, about.preprocess, self._weights, size, self.info.precision)
@@ -895,7 +895,7 @@ def render(
 
     Args:
         region: in the picture's pixels.
-        memory: bytes the process may hold, beside the region's mask; None for a quarter of what is free.
+        memory: bytes the process may hold; None for a quarter of what is free.
 
     Raises: ConfigError for a region outside the picture, another picture's context or too little memory, PictureError.
     """
@@ -912,7 +912,7 @@ def render(
     ):
         raise ConfigError(f"the region is not inside the picture of {width}×{height} pixels.")
     plan = Plan(context.picture, context.working, ())
-    parts, size = _parts(region, network, plan, held_by(source), memory or free_memory() // 4)
+    parts, size, at_once = _parts(region, network, plan, held_by(source), memory or free_memory() // 4)
     resampled = Resampled(source, plan.working)
     given: Arrays = {}
     for i, (sums, attention) in enumerate(zip(context.sums, network.cut.attentions, strict=True)):
@@ -930,7 +930,7 @@ def render(
                     mask[~valid] = network.labels.ignore_index
                 whole[part.inside(region)] = mask
 
-            for _ in overlapped(parts, work, network.workers, 0):
+            for _ in overlapped(parts, work, at_once, 0):
                 pass
     finally:
         network.free()
@@ -939,8 +939,8 @@ def render(
 
 def _parts(
     region: Window, network: Network, plan: Plan, held: int, memory: int
-) -> tuple[list[Window], tuple[int, int]]:
-    """The fewest parts of a region that keep the memory, and (height, width) of the largest one's core.
+) -> tuple[list[Window], tuple[int, int], int]:
+    """The fewest parts of a region that keep the memory, (height, width) of the largest one's core, how many at once.
 
     Raises: ConfigError where none do.
     """
@@ -948,14 +948,16 @@ def _parts(
     scale = tuple(own / new for own, new in zip(plan.picture, plan.working, strict=True))
     bytes_per_pixel = _bytes_per_pixel(network, whole, scale)
     least = math.inf
-    for count in range(1, -(-max(sides) // _SMALLEST_PART) + 1):
+    held += math.prod(sides) * network.labels.dtype().itemsize
+    fewest, most = (-(-max(sides) // side) for side in (LARGEST_FIRST_TILE, _SMALLEST_PART))
+    for count, at_once in product(range(fewest, most + 1), range(network.workers, 0, -1)):
         down, across = (min(count, side) for side in sides)
         # A core is no larger: its part, the logits to either side, and what whole strides add.
         cores = [-(-side // n) / per + 4 * STRIDE for side, n, per in zip(sides, (down, across), scale, strict=True)]
         seen = [
             min(core + whole.before + whole.after, length) for core, length in zip(cores, plan.working, strict=True)
         ]
-        needed = BASE_BYTES + held + int(min(network.workers, down * across) * math.prod(seen) * bytes_per_pixel)
+        needed = BASE_BYTES + held + int(min(at_once, down * across) * math.prod(seen) * bytes_per_pixel)
         least = min(least, needed)
         if needed <= memory:
             break
@@ -970,7 +972,7 @@ def _parts(
     )
     parts = [Window(top, left, bottom - top, right - left) for top, bottom in rows for left, right in columns]
     found = [_core_of(plan, part) for part in parts]
-    return parts, (max(core.height for core in found), max(core.width for core in found))
+    return parts, (max(core.height for core in found), max(core.width for core in found)), at_once
 
 
 def _around(part: Window, network: Network, plan: Plan, largest: tuple[int, int]) -> Window:

@@ -172,6 +172,8 @@ def test_a_quoted_pattern_is_understood(street: Path, tmp_path: Path) -> None:
         (["street.jpg", "--model", "b0-camvit"], "did you mean 'b0-camvid'"),
         (["street.jpg", "--model", "absent.onnx"], "absent.onnx: no such file"),
         (["street.jpg", "--out", "street.jpg"], "it is a file; give a folder as --out"),
+        (["street.jpg", "--out", "mask.JPG"], "mask.JPG: masks are not written as .jpg; end the name in .png"),
+        (["street.jpg", "--out", "mask.svs", "--exact"], "mask.svs: masks are not written as .svs; end the name in"),
         (["x" * 300 + ".jpg"], "error: "),
         (["street.jpg", "--engine", "onnxruntime", "--precision", "float16"], "not in float16"),
     ],

@@ -318,6 +318,8 @@ def predict(
     was stopped goes on with --skip-existing. Of a live source every frame is the newest, older ones are dropped; an
     interrupt (Ctrl-C) ends it, and what was done is kept.
     """
+    from evitseg.image import EXTENSIONS
+    from evitseg.raster import SLIDE_ENDINGS
     from evitseg.runtime.video import is_stream, is_video, stream_name
 
     if (not inputs and not example) or "" in (inputs or ()):
@@ -333,6 +335,12 @@ def predict(
     if blend is not None:
         _check_blend(blend, tiles, exact, ray)
     is_mask = out.suffix.lower() in (".png", ".tif", ".tiff", ".zarr") and not (out.is_dir() and out.suffix != ".zarr")
+    ending = out.suffix.lower()
+    if not is_mask and not out.exists() and ending in {*EXTENSIONS, *SLIDE_ENDINGS}:
+        _fail(
+            f"{out}: masks are not written as {ending}; end the name in .png, .tif, .ome.tif (a pyramid) or .zarr, or "
+            "give a folder."
+        )
     if ray is not None:
         given = [*(inputs or []), *([str(EXAMPLE_PICTURE)] if example else [])]
         _predict_on_ray(given, out, is_mask, tiles, ray, as_json)

@@ -76,6 +76,15 @@ def read_geotiff(path: Path) -> NDArray[np.integer]:
         return mask
 
 
+def damage(path: Path) -> None:
+    """The tile of 128×128 pixels at x 256, y 128."""
+    with rasterio.open(path) as file:
+        place, size = (int(file.get_tag_item(f"BLOCK_{what}_2_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = bytes(size)
+    path.write_bytes(content)
+
+
 def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".evitseg-*")]
 
@@ -243,11 +252,7 @@ def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(
     how: tuple[str, ...], street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     write_geotiff(tmp_path / "a.tif", street)
-    with rasterio.open(tmp_path / "a.tif") as file:
-        place, size = (int(file.get_tag_item(f"BLOCK_{what}_2_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
-    content = bytearray((tmp_path / "a.tif").read_bytes())
-    content[place : place + size] = bytes(size)
-    (tmp_path / "a.tif").write_bytes(content)
+    damage(tmp_path / "a.tif")
     run = predict("a.tif", *how, "--out", "mask.tif", cwd=tmp_path)
     assert run.returncode == 1
     assert run.stderr.count("error: ") == 1
@@ -255,6 +260,21 @@ def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(
     expected = np.zeros(street.shape[:2], np.bool_)
     expected[128:256, 256:384] = True
     np.testing.assert_array_equal(read_geotiff(tmp_path / "mask.tif") == IGNORE, expected)
+
+
+def test_a_damaged_tile_in_a_region_or_around_it_is_named(street: NDArray[np.uint8], tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", street)
+    assert predict("a.tif", *exact("tif"), "--save-context", "c.npz", "--out", "m.tif", cwd=tmp_path).returncode == 0
+    about = (tmp_path / "a.tif").stat()
+    damage(tmp_path / "a.tif")
+    os.utime(tmp_path / "a.tif", ns=(about.st_atime_ns, about.st_mtime_ns))
+    region = ("--precision", "float32", "--context", "c.npz", "--region", "200,100,300,200", "--out", "r.tif")
+    run = predict("a.tif", *region, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "x 256, y 128" in run.stderr
+    expected = np.zeros((200, 300), np.bool_)
+    expected[28:156, 56:184] = True
+    np.testing.assert_array_equal(read_geotiff(tmp_path / "r.tif") == IGNORE, expected)
 
 
 def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -629,7 +629,8 @@ def _segment_in_tiles(
         region = for_one.region
         if for_one.context is not None and region is not None:
             context = Context.load(for_one.context, network)
-            mask = render(source, network, context, region, tiles.memory)
+            mask, unread = render(source, network, context, region, tiles.memory)
+            damages = [damage.reason for damage in unread]
             part = part_of(source, region.top, region.left, region.height, region.width)
             with open_sink(place, part, network.labels) as sink:
                 for window in tiles_of(mask.shape, sink.tile):

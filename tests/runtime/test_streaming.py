@@ -172,11 +172,11 @@ def test_a_region_from_its_context_is_that_part_of_the_mask(
     assert (tmp_path / "street.npz").stat().st_size < 200_000
     context = Context.load(tmp_path / "street.npz", network)
     for region in (Window(0, 0, 50, 70), Window(133, 201, 90, 3), Window(396, 514, 1, 1), Window(0, 0, 397, 515)):
-        part = render(ArraySource(street), network, context, region)
+        part, _ = render(ArraySource(street), network, context, region)
         rows, columns = region.inside(Window(0, 0, 397, 515))
         assert (part != mask[rows, columns]).mean() < 1e-3  # ties, decided by the last bits of a sum
     elsewhere = replace(context, sums=tuple(replace(s, values=s.values * [2] + 1) for s in context.sums))
-    assert (render(ArraySource(street), network, elsewhere, Window(0, 0, 397, 515)) != mask).mean() > 0.01
+    assert (render(ArraySource(street), network, elsewhere, Window(0, 0, 397, 515))[0] != mask).mean() > 0.01
 
 
 def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
@@ -194,7 +194,8 @@ def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
     counts = []
     for memory in (needed, needed + (30 << 20), 4 << 30):
         reads = Reads(picture, valid)
-        part = render(reads, network, context, region, memory)
+        part, damages = render(reads, network, context, region, memory)
+        assert damages == ()
         expected = sink.mask[307 : 307 + 901, 309 : 309 + 1200]
         np.testing.assert_array_equal(part == IGNORE, expected == IGNORE)
         assert (part != expected).mean() < 1e-3
@@ -208,7 +209,7 @@ def test_a_region_is_that_part_of_the_mask_in_whatever_precision_runs_here(
     """In bfloat16 graphs of other making differ in a hundred times as many pixels."""
     network = Network(BUNDLED, "auto")
     mask, streamed = stream(street, network, tmp_path, 96)
-    part = render(ArraySource(street), network, streamed.context, Window(33, 0, 300, 500))
+    part, _ = render(ArraySource(street), network, streamed.context, Window(33, 0, 300, 500))
     assert (part != mask[33:333, :500]).mean() < 1e-3
 
 

@@ -890,12 +890,14 @@ def mib(count: float) -> str:
 
 def render(
     source: Source, network: Network, context: Context, region: Window, memory: int | None = None
-) -> NDArray[np.integer]:
+) -> tuple[NDArray[np.integer], tuple[Damage, ...]]:
     """A region of a picture's mask, from the picture around it and the context alone; the same as in the whole mask.
 
     Args:
         region: in the picture's pixels.
         memory: bytes the process may hold; None for a quarter of what is free.
+
+    Returns: the mask, and what of the picture in the region and around it could not be read.
 
     Raises: ConfigError for a region outside the picture, another picture's context or too little memory, PictureError.
     """
@@ -921,7 +923,7 @@ def render(
     try:
         with network.ready(network.cut.whole, _around(parts[0], network, plan, size)) as run:
 
-            def work(part: Window) -> None:
+            def work(part: Window) -> list[Damage]:
                 window = _around(part, network, plan, size)
                 image, damages = resampled.read(window)
                 mask = mask_window(run({IMAGE: image[None], **given})[LOGITS][0], plan, part, window)
@@ -929,12 +931,12 @@ def render(
                 if valid is not None:
                     mask[~valid] = network.labels.ignore_index
                 whole[part.inside(region)] = mask
+                return damages
 
-            for _ in overlapped(parts, work, at_once, 0):
-                pass
+            found = {damage.window: damage for some in overlapped(parts, work, at_once, 0) for damage in some}
     finally:
         network.free()
-    return whole
+    return whole, tuple(found.values())
 
 
 def _parts(

@@ -25,7 +25,7 @@ from PIL import Image
 import evitseg
 from evitseg.bench import peak_mib
 from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.cli import _predict_one
+from evitseg.cli.predict import predict_one
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.image import read_picture
@@ -78,7 +78,7 @@ def whole(segment: evitseg.Segmenter, pictures: list[Path], out: Path, overlay: 
         start = time.perf_counter()
         for done in overlapped(
             pictures,
-            lambda picture: _predict_one(segment, picture, out / picture.stem, overlay),
+            lambda picture: predict_one(segment, picture, out / picture.stem, overlay),
             segment.info.streams + 1,
         ):
             assert not done.problem, done.problem

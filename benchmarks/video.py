@@ -34,7 +34,7 @@ from PIL import Image
 
 import evitseg
 from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.cli import MAX_STREAMS
+from evitseg.cli.predict import MAX_STREAMS
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.runtime import video

@@ -52,6 +52,23 @@ MAX_JPEG_SIDE = 65_500
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How an image file is read where the file itself leaves a choice; the same in every verb.
+
+    Attributes:
+        bands: 1-based numbers of the bands taken as red, green and blue, or of a single band taken as grey. None: what
+            the file says (colour interpretation, band descriptions, channel names), else the first one or three.
+        value_range: (low, high), the stored values that become 0 and 255; "auto", the smallest and largest valid value
+            of the file; "percentile", its 2nd and 98th percentile. None: the range that the file states.
+        page: 1-based page of a file that holds several images. None: the file must hold a single image.
+    """
+
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | Literal["auto", "percentile"] | None = None
+    page: int | None = None
+
+
 class TooManyPixelsError(PictureError):
     """A picture that is not read whole."""
 

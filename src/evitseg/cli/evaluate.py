@@ -1,0 +1,163 @@
+"""evitseg eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evitseg.cli.app import plain_errors
+from evitseg.cli.console import complain, fail, progress_bar
+from evitseg.cli.options import (
+    AsJson,
+    Data,
+    Engine,
+    Labels,
+    Model,
+    Precision,
+    PrecisionName,
+    Threads,
+    WorkingSize,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from evitseg.image import Size
+    from evitseg.labels import LabelSpace
+    from evitseg.metrics import Report
+    from evitseg.runtime.segmenter import Segmenter
+
+
+@plain_errors
+def evaluate(
+    data: Data,
+    model: Model = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measure these predicted masks instead of a model.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which split. (default: val, else test, else all there is)", show_default=False),
+    ] = None,
+    labels: Labels = None,
+    size: WorkingSize = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Look at three scales and the mirrored picture.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write an HTML page with the worst pictures.", show_default=False),
+    ] = None,
+    engine: Engine = None,
+    precision: Precision = PrecisionName.auto,
+    threads: Threads = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model, or masks that were predicted before, on pictures with masks."""
+    if masks is not None and (model is not None or tta):
+        raise typer.BadParameter("predicted masks need neither a model nor --tta", param_hint="--masks")
+    working_size = parse_size(size) if size is not None else None
+    from functools import partial
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from evitseg.dataset import find_dataset, infer_labels
+    from evitseg.labels import aligned, load_labels
+    from evitseg.metrics import evaluate as measure
+    from evitseg.metrics import evaluate_in_processes
+
+    dataset = find_dataset(data, load_labels(labels) if labels else None)
+    split = split or next((name for name in ("val", "test") if name in dataset.splits), None)
+    pairs = dataset.pairs(split)
+    settings = {"data": str(dataset.root), "split": split or "all"}
+    make: Callable[[], tuple[Callable[[Any], Any], bool]]
+    if masks is not None:
+        space = dataset.labels or infer_labels(pairs)
+        make = partial(_masks_to_measure, masks, space)
+        settings["masks"] = str(masks)
+    else:
+        choice = (model, engine.value if engine else None, threads, precision.value, working_size, tta)
+        segment = _segmenter(*choice[:-1])
+        space = aligned(dataset.labels, segment.labels) if dataset.labels else segment.labels
+        make = partial(_model_to_measure, *choice)
+        if dataset.labels is None:
+            settings["classes"] = "the model's, by number: the data names none"
+        settings |= {
+            "model": segment.manifest.name,
+            "runs": str(segment.info),
+            "size": str(working_size or "the model's rule"),
+            "tta": "three scales and mirrored" if tta else "no",
+        }
+
+    console = Console(stderr=as_json, highlight=False)
+    with progress_bar("measuring", len(pairs), console) as advance:
+        if workers > 1:
+            result = evaluate_in_processes(make, pairs, space, workers, settings=settings, progress=advance)
+        else:
+            mask_of, by_pair = make()
+            result = measure(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
+    if as_json:
+        print(result.to_json())
+    else:
+        _tell_report(console, result)
+    if report is not None:
+        from evitseg.image import read_picture
+        from evitseg.report import write_html
+
+        mask_of, by_pair = make()
+        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture)))
+        title = f"{settings.get('model', masks)} on {dataset.root.resolve().name}"
+        write_html(result, report, of_pair, title)
+        console.print(Text(f"wrote {report}"), soft_wrap=True)
+    for sentence in result.skipped:
+        complain(sentence)
+    if result.skipped:
+        fail(f"{len(result.skipped)} of {len(pairs)} pairs could not be measured; the numbers are without them.")
+
+
+def _segmenter(model: str | None, engine: str | None, threads: int | None, precision: Any, size: Size) -> Segmenter:
+    from evitseg.loading import load
+
+    return load(model, engine=engine, threads=threads, precision=precision, size=size)
+
+
+def _model_to_measure(
+    model: str | None, engine: str | None, threads: int | None, precision: str, size: Size, tta: bool
+) -> tuple[Callable[[Any], Any], bool]:
+    segment = _segmenter(model, engine, threads, precision, size)
+    if tta:
+        return segment.mask_tta, False
+    return (lambda pair: segment(pair.picture).mask), True  # from the file, as predict does it
+
+
+def _masks_to_measure(folder: Path, labels: LabelSpace) -> tuple[Callable[[Any], Any], bool]:
+    from evitseg.metrics import PredictedMasks
+
+    return PredictedMasks(folder, labels), True
+
+
+def _tell_report(console: Any, result: Report) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    def percent(value: float) -> str:
+        return "–" if value != value else f"{100 * value:.2f}"
+
+    console.print(
+        Text(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim"), soft_wrap=True
+    )
+    table = Table(box=None, padding=(0, 1))
+    for column in ("class", "IoU %", "found %", "boundary IoU %"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    rows = zip(result.labels.names, result.iou, result.accuracy, result.boundary_iou, strict=True)
+    for name, *values in rows:
+        table.add_row(Text(name), *map(percent, values))
+    table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
+    console.print(table)
+    console.print(
+        f"{len(result.pictures)} pictures, pixel accuracy {percent(result.pixel_accuracy)} %, "
+        f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
+    )

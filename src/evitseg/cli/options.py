@@ -1,0 +1,167 @@
+"""Options that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from evitseg.image import Size
+    from evitseg.runtime.windows import Window
+
+
+class EngineName(str, Enum):
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+    litert = "litert"
+    executorch = "executorch"
+    ncnn = "ncnn"
+    torch = "torch"
+
+
+class PrecisionName(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class FormatName(str, Enum):
+    onnx = "onnx"
+    openvino = "openvino"
+    litert = "litert"
+    executorch = "executorch"
+    ncnn = "ncnn"
+    coreml = "coreml"
+    best = "best"
+
+
+class VideoName(str, Enum):
+    overlay = "overlay"
+    mask = "mask"
+    frames = "frames"
+
+
+class DeviceName(str, Enum):
+    here = "here"
+
+
+class WeightsName(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+def parse_size(text: str, forms: str = "'native'") -> Size:
+    from evitseg.errors import ConfigError
+    from evitseg.image import check_size
+
+    if text == "native":
+        return "native"
+    try:
+        return check_size(int(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number of pixels nor {forms}") from None
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def parse_export_size(text: str) -> Size | tuple[int, int]:
+    """As `parse_size`, and HEIGHTxWIDTH."""
+    from evitseg.errors import ConfigError
+    from evitseg.image import check_sides
+
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        return parse_size(text, "'native' nor HEIGHTxWIDTH")
+    try:
+        return check_sides((int(sides[0]), int(sides[1])))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="An artefact (.onnx, .xml, .tflite, .pte, .param), a checkpoint (.safetensors, .pt), or "
+        "a bundled or published model's name; "
+        "evitseg info lists the names. (default: the bundled model)",
+        show_default=False,
+    ),
+]
+
+
+WorkingSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS|native",
+        help="Short side at which pictures go through the network, or 'native' for their own size. "
+        "(default: the model's rule)",
+        show_default=False,
+    ),
+]
+
+
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Classes, where data or checkpoint do not say: camvid, cityscapes, ade20k, or a .json file.",
+        show_default=False,
+    ),
+]
+
+
+Threads = Annotated[int | None, typer.Option(min=1, help="At most. (default: every physical core)", show_default=False)]
+
+
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(
+        help="What runs the model, where several could: openvino or onnxruntime. (default: openvino)",
+        show_default=False,
+    ),
+]
+
+
+Precision = Annotated[
+    PrecisionName, typer.Option(help="Of the arithmetic; auto takes bfloat16 where the processor has it.")
+]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, as 800MiB or 1.5GB."""
+    units = {"": 1, "k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 1GiB", param_hint="--memory")
+    return int(float(found[1]) * units[found[2] or ""])
+
+
+def parse_region(text: str) -> Window:
+    from evitseg.runtime.windows import Window
+
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not X,Y,WIDTH,HEIGHT in pixels", param_hint="--region")
+    x, y, width, height = map(int, numbers)
+    return Window(y, x, height, width)
+
+
+Data = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help="A folder of pictures and masks, a list of pairs (.txt), or a .yaml file."),
+]
+
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. (default: one a core)", show_default=False)]

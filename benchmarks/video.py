@@ -33,12 +33,13 @@ from contest import RESULTS, compete, serve
 from PIL import Image
 
 import evitseg
+from evitseg import video
 from evitseg.bundled import EXAMPLE_PICTURE
 from evitseg.cli.predict import MAX_STREAMS
 from evitseg.engine import processor_name
 from evitseg.files import replacing
-from evitseg.runtime import video
 from evitseg.runtime.artefact import physical_cores
+from evitseg.video.frames import drawn_over, frame_mask, new_frame, plane_of, yuv_colors
 
 HEIGHT, WIDTH, RATE, SECONDS = 540, 960, 30, 10
 FRAMES = RATE * SECONDS
@@ -114,8 +115,8 @@ def encoders(clip: Path) -> dict[str, Any]:
     drawn: list[Any] = []
     colors = None
     for frame in decode(clip)[:60]:
-        colors = colors or video._yuv_colors(segment.labels, video._new_frame(frame, 2, 2))
-        drawn.append(video._drawn(frame, video._mask(frame, segment), colors))
+        colors = colors or yuv_colors(segment.labels, new_frame(frame, 2, 2))
+        drawn.append(drawn_over(frame, frame_mask(frame, segment), colors))
     for name, options in ENCODERS.items():
         taken = []
         for _ in range(3):
@@ -134,7 +135,7 @@ def encoders(clip: Path) -> dict[str, Any]:
         file.seek(0)
         with av.open(file) as back:
             errors = [
-                np.square(video._plane(got, 0).astype(float) - video._plane(frame, 0)).mean()
+                np.square(plane_of(got, 0).astype(float) - plane_of(frame, 0)).mean()
                 for got, frame in zip(back.decode(video=0), drawn, strict=True)
             ]
         results[name] = {

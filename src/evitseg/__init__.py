@@ -21,7 +21,7 @@ _HOMES = {
     "fit": "evitseg.train",
     "Prediction": "evitseg.runtime.segmenter",
     "Segmenter": "evitseg.runtime.segmenter",
-    "segment_video": "evitseg.runtime.video",
+    "segment_video": "evitseg.video",
 }
 """Where each public name lives; a module is imported when its name is first used."""
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from evitseg.model.network import build
     from evitseg.model.weights import load_checkpoint, load_official, save_checkpoint
     from evitseg.runtime.segmenter import Prediction, Segmenter
-    from evitseg.runtime.video import segment_video
     from evitseg.train import TrainConfig, fit
+    from evitseg.video import segment_video
 
 __all__ = [
     "EvitsegError",

@@ -51,7 +51,7 @@ def find_inputs(inputs: list[str], out: Path, problems: list[str]) -> Iterator[t
                 files = _pictures_in(path, out)
                 if not files:
                     from evitseg.image import EXTENSIONS
-                    from evitseg.runtime.video import EXTENSIONS as VIDEOS
+                    from evitseg.video import EXTENSIONS as VIDEOS
 
                     endings = ", ".join([*sorted(EXTENSIONS), *sorted(VIDEOS)])
                     problems.append(f"{given}: a folder without pictures or videos ({endings}).")
@@ -71,8 +71,8 @@ def _pictures_in(folder: Path, out: Path) -> list[Path]:
     """Pictures and videos below a folder, but for hidden files and for our own results."""
     from evitseg.image import EXTENSIONS as PICTURES
     from evitseg.raster import SLIDE_ENDINGS, is_zarr
-    from evitseg.runtime.video import EXTENSIONS as VIDEOS
-    from evitseg.runtime.video import is_result
+    from evitseg.video import EXTENSIONS as VIDEOS
+    from evitseg.video import is_result
 
     inside = Path(os.path.abspath(out))
     below = Path(os.path.abspath(folder)) in inside.parents

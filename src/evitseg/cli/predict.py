@@ -141,7 +141,7 @@ def predict(
     """
     from evitseg.image import EXTENSIONS
     from evitseg.raster import SLIDE_ENDINGS
-    from evitseg.runtime.video import is_stream, is_video, stream_name
+    from evitseg.video import is_stream, is_video, stream_name
 
     if (not inputs and not example) or "" in (inputs or ()):
         raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
@@ -319,7 +319,7 @@ def _predict_videos(
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.runtime.video import write_video
+    from evitseg.video import write_video
 
     console = Console(stderr=quiet, highlight=False)
     results: list[dict[str, Any]] = []

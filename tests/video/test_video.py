@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import evitseg
+from evitseg import video
 from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError
 from evitseg.image import tinted
-from evitseg.runtime import video
 from evitseg.runtime.segmenter import Segmenter
-from evitseg.runtime.video import is_result, is_stream, segment_video, stream_name, write_video
+from evitseg.video import is_result, is_stream, segment_video, stream_name, write_video, writers
+from evitseg.video.frames import plane_of, yuv_colors
+from evitseg.video.reader import VideoReader
 
 
 @pytest.fixture(scope="module")
@@ -299,9 +301,9 @@ def test_the_classes_have_the_colours_that_ffmpeg_gives_them(space: int, full: b
     patches = av.VideoFrame.from_ndarray(np.kron(colors[None], np.ones((32, 32, 1), np.uint8)), format="rgb24")
     frame = patches.reformat(format="yuv444p", dst_colorspace=space, dst_color_range=2 if full else 1)
     frame.colorspace, frame.color_range = space, 2 if full else 1
-    ours = video._yuv_colors(segment.labels, frame)
+    ours = yuv_colors(segment.labels, frame)
     for i, plane in enumerate(ours.planes):
-        theirs = video._plane(frame, i)[16, 16::32].astype(float)
+        theirs = plane_of(frame, i)[16, 16::32].astype(float)
         np.testing.assert_allclose(plane / (256 - ours.rest), theirs, atol=2)
 
 
@@ -428,12 +430,12 @@ def test_a_full_disk_is_told(kind: Any, segment: Segmenter, tmp_path: Path, monk
 
 def test_without_x264_an_overlay_is_mpeg4(segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make(tmp_path / "clip.mp4", street(6), UNEVEN)
-    monkeypatch.setattr(video, "ENCODERS", {"libnothing": {}, "mpeg4": video.ENCODERS["mpeg4"]})
+    monkeypatch.setattr(writers, "ENCODERS", {"libnothing": {}, "mpeg4": writers.ENCODERS["mpeg4"]})
     overlay = write_video(clip, tmp_path / "clip", segment).written["overlay"]
     with av.open(str(overlay)) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     assert seconds(decoded(overlay)) == UNEVEN
-    monkeypatch.setattr(video, "ENCODERS", {"libnothing": {}})
+    monkeypatch.setattr(writers, "ENCODERS", {"libnothing": {}})
     with pytest.raises(VideoError, match="can write neither of libnothing"):
         write_video(clip, tmp_path / "clip", segment)
 
@@ -452,7 +454,7 @@ def test_a_video_ends_where_it_is_told_to_with_its_audio(segment: Segmenter, tmp
     assert result.frames == 25
     assert result.damage is None
     assert max(at for at, _ in packets(result.written["overlay"])) < 1
-    with video._Video(clip, None, 1) as opened:
+    with VideoReader(clip, None, 1) as opened:
         for at, inside in ((47_999, True), (48_000, False)):
             packet: Any = av.Packet(b"sound")
             packet.time_base, packet.pts, packet.dts = Fraction(1, 48_000), at, at

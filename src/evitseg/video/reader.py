@@ -1,0 +1,305 @@
+"""A video or live stream, opened with FFmpeg (PyAV): its frames with their times, its audio, its damage."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from evitseg.errors import MissingPackageError, VideoError
+from evitseg.image import MAX_PIXELS
+from evitseg.runtime.overlap import overlapped
+from evitseg.video.frames import TRANSPOSED, turn_of
+from evitseg.video.sources import CAMERAS, FILE_FORMATS, LIVE, TIMEOUT_S, Source, is_stream, told
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame.
+
+    Attributes:
+        time: seconds from the video's beginning.
+        duration: seconds it is shown, as the source says; 0 where it does not.
+    """
+
+    image: av.VideoFrame
+    time: Fraction
+    duration: Fraction
+
+
+class VideoReader:
+    """A source, opened.
+
+    Attributes:
+        name: as it may be told.
+        live: frames that nobody took in time are dropped.
+        turn: what makes its frames upright, an index of `_TURNS`.
+        size: (height, width), upright.
+        audio: packets read and not yet written, which the overlay takes.
+        damage: set at the end, where not everything could be read.
+        soonest: the least that a frame came after its own time, in seconds of the monotonic clock.
+    """
+
+    def __init__(self, source: Source, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise MissingPackageError("video", "video") from error
+        self._av = av
+        self.name = told(source)
+        self._stop = threading.Event()
+        self._reader: threading.Thread | None = None
+        self._limit = None if duration_s is None else Fraction(duration_s)
+        self.audio: deque[av.Packet[Any]] = deque()
+        self.damage: str | None = None
+        self.dropped, self.soonest = 0, float("inf")
+        self._corrupt, self._ended_at, self._last = 0, Fraction(0), Fraction(-1)
+        text = str(source)
+        streams = is_stream(text)
+        self._container = self._open(text, streams)
+        try:
+            cover = av.stream.Disposition.attached_pic
+            videos = [s for s in self._container.streams.video if not s.disposition & cover]
+            if not videos:
+                raise VideoError(f"{self.name}: has no video, only {self._kinds()}; give a video.")
+            self.stream = videos[0]
+            self.audio_streams = list(self._container.streams.audio) if audio else []
+            declared = self._container.duration
+            scheme = text.partition(":")[0]
+            self.live = (streams and (scheme in LIVE or "/" in scheme or declared is None)) if live is None else live
+            self.declared_s = Fraction(declared, 1_000_000) if declared and not streams else None
+            context = self.stream.codec_context
+            self._check_size(context.width, context.height)
+            # One thread: it decodes beside the network, which has the cores. A very large picture takes it too long.
+            context.thread_count = 1 if context.width * context.height <= 2**21 or self.live else 2
+            self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+            self.time_base = self.stream.time_base or Fraction(1, 90_000)
+            start = self._container.start_time
+            # In whole ticks, so that no frame's time is rounded.
+            ticks = round(Fraction(max(0, start or 0), 1_000_000) / self.time_base)
+            self._offset = None if self.live else ticks * self.time_base
+            self._stored: tuple[int, int] | None = None
+            self._ahead = self._decoded()
+            first = next(self._ahead, None)
+            if first is None:
+                raise VideoError(self.damage or f"{self.name}: no frame can be decoded.")
+            self._check_size(first.image.width, first.image.height)
+        except BaseException:
+            self._container.close()
+            raise
+        self._first, self.first = [first], first.image
+        self._stored = (self.first.height, self.first.width)
+        self.turn = turn_of(self.first)
+        self.size = self._stored[::-1] if self.turn & TRANSPOSED else self._stored
+
+    def _open(self, text: str, stream: bool) -> InputContainer:
+        av = self._av
+        options: dict[str, str] = {}
+        kind, name, wait = None, text, None
+        if stream:
+            wait = (TIMEOUT_S, TIMEOUT_S)
+            scheme, _, rest = text.partition(":")
+            options = {"fflags": "nobuffer"}
+            if scheme in ("rtsp", "rtsps"):
+                options["rtsp_flags"] = "prefer_tcp"  # over UDP packets are lost, and pictures with them
+            if scheme == "camera" or "/" in scheme:
+                kind, pattern = CAMERAS.get(sys.platform, CAMERAS["linux"])
+                name = pattern.format(rest) if scheme == "camera" else text
+        else:
+            path = Path(text)
+            if not path.exists():
+                raise VideoError(f"{self.name}: no such file.")
+            if path.is_dir():
+                raise VideoError(f"{self.name}: a folder, not a video.")
+            name = f"file:{path}"  # said, because a:b.mp4 would be taken for the protocol a
+            options = {"format_whitelist": FILE_FORMATS, "protocol_whitelist": "file"}
+        try:
+            container: InputContainer = av.open(name, format=kind, options=options, timeout=wait)
+            return container
+        except (av.FFmpegError, OSError, ValueError) as error:
+            if not stream and Path(text).is_file() and Path(text).stat().st_size == 0:
+                raise VideoError(f"{self.name}: an empty file.") from error
+            if not stream and isinstance(error, av.error.InvalidDataError):
+                raise VideoError(
+                    f"{self.name}: not a video in a format that can be read, or cut off before its index; "
+                    "play it, or convert it to MP4, first."
+                ) from error
+            raise VideoError(f"{self.name}: cannot be opened ({reason_of(error)}).") from error
+
+    def _kinds(self) -> str:
+        return " and ".join(sorted({s.type for s in self._container.streams})) or "an empty container"
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise VideoError(f"{self.name}: frames of {width}×{height} are more than {MAX_PIXELS:,} pixels.")
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._reader is not None:
+            self._reader.join(TIMEOUT_S + 1)
+            if self._reader.is_alive():
+                return  # it still reads: closed under it, FFmpeg would crash
+        self._ahead.close()
+        self._container.close()
+
+    @property
+    def total(self) -> int | None:
+        """How many frames there will be, if that is known."""
+        if self.live or (self.declared_s is None and not self.stream.frames):
+            return None
+        frames = self.stream.frames or round((self.declared_s or 0) * self.rate)
+        return frames if self._limit is None else min(frames, round(self._limit * self.rate))
+
+    def through(self, work: Callable[[Frame], Any], workers: int) -> Iterator[Any]:
+        """The work's results, in order: of every frame, or of those that were the newest when work began."""
+        if self.live:
+            # One at a time: with several under way the network would be no faster, and every frame would wait.
+            yield from map(work, self._newest())
+        else:
+            yield from overlapped(self._every(), work, workers)
+
+    def _every(self) -> Iterator[Frame]:
+        while self._first:
+            yield self._first.pop()
+        yield from self._ahead
+
+    def place(self, packet: av.Packet[Any]) -> bool:
+        """Move a packet of audio to its time in the result; False if it lies outside."""
+        assert self._offset is not None
+        assert packet.pts is not None
+        assert packet.dts is not None
+        ticks = round(self._offset / packet.time_base)
+        packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
+        if self.live and packet.pts < 0:
+            return False
+        return self._limit is None or packet.pts * packet.time_base < self._limit
+
+    def _newest(self) -> Iterator[Frame]:
+        """Always the newest frame that has come; older ones are dropped, and counted."""
+        changed = threading.Condition()
+        newest: list[Frame] = []
+        ended: list[BaseException | None] = []
+
+        def read() -> None:
+            error = None
+            try:
+                for frame in self._every():
+                    with changed:
+                        self.dropped += len(newest)
+                        newest[:] = [frame]
+                        changed.notify()
+                    if self._stop.is_set():
+                        break
+            except BaseException as raised:
+                error = raised
+            with changed:
+                ended.append(error)
+                changed.notify()
+
+        self._reader = threading.Thread(target=read, name="evitseg-reader", daemon=True)
+        self._reader.start()
+        while True:
+            with changed:
+                while not newest and not ended:
+                    changed.wait(0.5)  # with a limit, so that an interrupt is seen on every system
+                if not newest:
+                    if ended[0] is not None:
+                        raise ended[0]
+                    return
+                frame = newest.pop()
+            yield frame
+
+    def _decoded(self) -> Generator[Frame, None, None]:
+        """Every frame as it is read; audio goes to `audio`. Sets `damage` where reading ends early."""
+        av = self._av
+        known = [self.stream, *self.audio_streams]
+        try:
+            for packet in self._container.demux(*known):
+                if packet.pts is not None and packet.time_base is not None:
+                    self._ended_at = max(self._ended_at, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                if packet.stream is not self.stream:
+                    if packet.dts is not None and packet.pts is not None and self._offset is not None:
+                        self.audio.append(packet)
+                    continue
+                try:
+                    images = cast("list[VideoFrame]", packet.decode())
+                except av.FFmpegError:
+                    self._corrupt += 1
+                    continue
+                for image in images:
+                    frame = self._timed(image)
+                    if not self._fits(image, frame):
+                        return
+                    if self._limit is not None and frame.time >= self._limit:
+                        return
+                    yield frame
+        except av.FFmpegError as error:
+            if self._stop.is_set():
+                return
+            silent = isinstance(error, av.error.ExitError)
+            reason = f"nothing came for {TIMEOUT_S:.0f} s" if silent else reason_of(error)
+            self.damage = f"{self.name}: could not be read further than {float(self._last):.1f} s ({reason})."
+            return
+        if not self.live:
+            self._look_for_damage()
+
+    def _timed(self, image: av.VideoFrame) -> Frame:
+        base = image.time_base or self.time_base
+        now = time.monotonic()
+        if image.pts is not None:
+            at = image.pts * base
+        elif self.live:
+            at = Fraction(now).limit_denominator(90_000)
+        else:
+            at = self._last + (self._offset or 0) + 1 / self.rate
+        if self._offset is None:
+            self._offset = at
+        self.soonest = min(self.soonest, now - float(at - self._offset))
+        self._corrupt += bool(image.is_corrupt)
+        at = at - self._offset
+        if at <= self._last:  # stamps that stand still or go back, which no file can have
+            at = self._last + self.time_base
+        return Frame(image, at, (image.duration or 0) * base)
+
+    def _fits(self, image: av.VideoFrame, frame: Frame) -> bool:
+        """Whether a frame can follow the ones before."""
+        if self._stored not in (None, (image.height, image.width)):
+            height, width = self._stored or (0, 0)
+            self.damage = (
+                f"{self.name}: the picture changes from {width}×{height} to {image.width}×{image.height} at "
+                f"{float(frame.time):.1f} s; up to there it is done; cut the video there, and do the rest by itself."
+            )
+            return False
+        self._last = frame.time
+        return True
+
+    def _look_for_damage(self) -> None:
+        offset = self._offset or Fraction(0)
+        if self.declared_s is not None and self._ended_at - offset < self.declared_s - max(
+            Fraction(1, 2), self.declared_s / 50
+        ):
+            self.damage = (
+                f"{self.name}: damaged or cut off: it ends at {float(self._ended_at - offset):.1f} s of "
+                f"{float(self.declared_s):.1f} s; up to there it is done."
+            )
+        elif self._corrupt:
+            self.damage = f"{self.name}: damaged: {self._corrupt} frames could not be decoded, or not whole."
+
+
+def reason_of(error: BaseException) -> str:
+    """What FFmpeg says, without the name of the file."""
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]

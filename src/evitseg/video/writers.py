@@ -1,0 +1,172 @@
+"""Files that a video becomes: an overlay with its audio, a video of masks, a folder of masks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import FileError, VideoError
+from evitseg.files import replacing, temporary_name
+from evitseg.labels import LabelSpace
+from evitseg.video.frames import TRANSPOSED, new_frame, yuv
+from evitseg.video.reader import Frame, VideoReader, reason_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+Kind = Literal["overlay", "mask", "frames"]
+KINDS: tuple[Kind, ...] = ("overlay", "mask", "frames")
+AUDIO_IN = {
+    ".mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus"},
+    ".mov": {"pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_u8", "pcm_mulaw", "pcm_alaw"},
+}
+"""Audio that players find in such a file; a video with any other becomes .mkv, which holds everything."""
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+FRAMES_ENDING, TIMES_FILE = "_frames", "times.csv"
+RESULT_ENDINGS = ("_mask.mov", *(f"_overlay{ending}" for ending in _CONTAINERS))
+ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "ultrafast", "qp": "23"},  # qp, not crf, which looks ahead and takes a quarter more time
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # a quantiser of 3
+}
+"""For overlays: the first that FFmpeg was built with. `benchmarks/video.py` compares the presets."""
+
+
+def is_result(path: Path) -> bool:
+    """Whether this is the name of a file that `write_video` wrote."""
+    return path.name.endswith(RESULT_ENDINGS) or (
+        path.parent.name.endswith(FRAMES_ENDING) and (path.parent / TIMES_FILE).exists()
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A frame after its work."""
+
+    frame: Frame
+    drawn: av.VideoFrame | None
+    png: bytes
+    counts: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Sink:
+    path: Path
+    write: Callable[[Done], None]
+
+
+@contextlib.contextmanager
+def _container(path: Path) -> Iterator[OutputContainer]:
+    import av
+
+    with replacing(path) as file:
+        try:
+            with av.open(file, "w", format=_CONTAINERS[path.suffix]) as container:
+                yield container
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot be written ({reason_of(error)}).") from error
+
+
+@contextlib.contextmanager
+def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
+    import av
+
+    codecs = {stream.codec_context.name for stream in video.audio_streams}
+    ending = next((ending for ending, able in AUDIO_IN.items() if codecs <= able), ".mkv")
+    encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
+    if encoder is None:
+        raise VideoError(f"this FFmpeg can write neither of {', '.join(ENCODERS)}; install PyAV from its own wheels.")
+    path = stem.with_name(f"{stem.name}_overlay{ending}")
+    with _container(path) as container:
+        options = ENCODERS[encoder] | ({"tune": "zerolatency"} if video.live and encoder == "libx264" else {})
+        stream = cast("VideoStream", container.add_stream(encoder, video.rate, options))
+        context = stream.codec_context
+        like = new_frame(yuv(video.first), 2, 2)
+        context.height, context.width = (side + side % 2 for side in video.size)
+        context.pix_fmt = "yuv420p"
+        # MPEG-4 counts time in at most 65,535ths.
+        base = video.time_base if encoder != "mpeg4" or video.time_base.denominator < 2**16 else Fraction(1, 60_000)
+        context.time_base = stream.time_base = base
+        context.thread_count = 1 if context.height * context.width <= 2**21 else 2
+        context.color_range, context.colorspace = like.color_range, like.colorspace
+        context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
+        shape = video.stream.codec_context.sample_aspect_ratio
+        if shape:
+            context.sample_aspect_ratio = 1 / shape if video.turn & TRANSPOSED else shape
+        tracks = {audio.index: container.add_stream_from_template(audio) for audio in video.audio_streams}
+
+        def write(done: Done) -> None:
+            assert done.drawn is not None
+            done.drawn.time_base, done.drawn.pts = base, round(done.frame.time / base)
+            done.drawn.duration = round(done.frame.duration / base)
+            container.mux(stream.encode(done.drawn))
+            write_audio()
+
+        def write_audio() -> None:
+            while video.audio:
+                packet = video.audio.popleft()
+                track = tracks[packet.stream.index]
+                if video.place(packet):
+                    packet.stream = track
+                    container.mux(packet)
+
+        yield Sink(path, write)
+        container.mux(stream.encode(None))
+        write_audio()
+
+
+@contextlib.contextmanager
+def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
+    import av
+
+    # .mov, because it keeps times to the tick where .mkv rounds them to milliseconds.
+    path = stem.with_name(f"{stem.name}_mask.mov")
+    with _container(path) as container:
+        height, width = video.size
+        stream = container.add_mux_stream("png", video.rate, height=height, width=width)
+        base = stream.time_base = video.time_base
+
+        def write(done: Done) -> None:
+            packet: av.Packet[Any] = av.Packet(done.png)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, base, True
+            packet.pts = packet.dts = round(done.frame.time / base)
+            packet.duration = round((done.frame.duration or 1 / video.rate) / base)
+            container.mux(packet)
+
+        yield Sink(path, write)
+
+
+@contextlib.contextmanager
+def _frames_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
+    path = stem.with_name(f"{stem.name}{FRAMES_ENDING}")
+    if path.exists():
+        raise FileError(f"{path}: is there already; remove it, or choose another place.")
+    folder = path.with_name(temporary_name())
+    times = ["frame,time_s"]
+    try:
+        folder.mkdir(parents=True)
+
+        def write(done: Done) -> None:
+            name = f"{len(times) - 1:06}.png"
+            (folder / name).write_bytes(done.png)
+            times.append(f"{name},{float(done.frame.time):.6f}")
+
+        yield Sink(path, write)
+        (folder / TIMES_FILE).write_text("\n".join(times) + "\n", encoding="utf-8")
+        folder.rename(path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # gone already, where it was renamed
+
+
+SINKS = {"overlay": _overlay_sink, "mask": _mask_sink, "frames": _frames_sink}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError, unknown
-from evitseg.image import EXTENSIONS, Mask, read_picture, read_raw_mask, tinted, with_legend
+from evitseg.image import AS_STATED, EXTENSIONS, Mask, ReadOptions, read_picture, read_raw_mask, tinted, with_legend
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
 
 MAX_WORKERS = 61
@@ -31,10 +31,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask."""
+    """A picture and its mask, and how the picture's file is read."""
 
     picture: Path
     mask: Path
+    reading: ReadOptions = AS_STATED
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ _MASK_SUFFIXES = (
 _KNOWN_SUFFIXES = frozenset({*_MASK_SUFFIXES, "_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelTrainIds"})
 
 
-def find_dataset(path: str | os.PathLike[str], labels: LabelSpace | None = None) -> Dataset:
+def find_dataset(
+    path: str | os.PathLike[str], labels: LabelSpace | None = None, reading: ReadOptions = AS_STATED
+) -> Dataset:
     """Recognise how pictures and masks are arranged.
 
     Args:
@@ -92,6 +95,7 @@ def find_dataset(path: str | os.PathLike[str], labels: LabelSpace | None = None)
             (`images/training`, `annotations/training`); a .txt or .csv file with a picture and a mask on each line;
             or a .yaml file with the keys path, train, val, test, masks_dir, names, label_mapping.
         labels: the classes, where they are known better than the data says.
+        reading: how the pictures' files are read.
 
     Raises: DatasetError where there are no pairs, with what was looked for.
     """
@@ -120,7 +124,8 @@ def find_dataset(path: str | os.PathLike[str], labels: LabelSpace | None = None)
             else f"{root}: {found.layout}, but it holds no pictures."
         )
     own = labels or _labels_beside(root if root.is_dir() else root.parent) or found.labels
-    return replace(found, labels=own)
+    splits = {split: tuple(replace(pair, reading=reading) for pair in pairs) for split, pairs in found.splits.items()}
+    return replace(found, labels=own, splits=splits)
 
 
 def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[Pair, ...]:
@@ -547,7 +552,7 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
 def _inspect(job: tuple[str, Pair, LabelSpace]) -> Finding:
     split, pair, labels = job
     try:
-        picture = read_picture(pair.picture)
+        picture = read_picture(pair.picture, pair.reading)
         truth = read_truth(pair.mask, labels)
     except EvitsegError as error:
         return Finding(split, pair, str(error), stranger=isinstance(error, DatasetError))
@@ -592,7 +597,7 @@ def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> 
     shown = min(count, len(usable))
     for i in sorted({round(i * (len(usable) - 1) / max(1, shown - 1)) for i in range(shown)}):
         pair = usable[i].pair
-        picture, truth = read_picture(pair.picture), read_truth(pair.mask, inspection.labels)
+        picture, truth = read_picture(pair.picture, pair.reading), read_truth(pair.mask, inspection.labels)
         step = max(1, picture.shape[1] // width)  # thinned first: a large picture needs no blending in full
         tile = tinted(picture[::step, ::step].copy(), truth[::step, ::step], inspection.labels)
         tiles.append(tile.resize((width, max(1, tile.height * width // tile.width))))

@@ -10,6 +10,10 @@ class EvitsegError(Exception):
     """Base of every error a user can cause; the command line prints its message without a traceback."""
 
 
+class EvitsegWarning(UserWarning):
+    """A sentence about a file that was read, but perhaps not as its owner means it; the command line prints it once."""
+
+
 class ConfigError(EvitsegError):
     """A setting that cannot work: an unknown name, a size out of range, a manifest that is not one."""
 

@@ -68,6 +68,55 @@ class ReadOptions:
     value_range: tuple[float, float] | Literal["auto", "percentile"] | None = None
     page: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
+            raise ConfigError(
+                f"bands {self.bands}: give three band numbers, red, green and blue, or one; they start at 1."
+            )
+        if isinstance(self.value_range, str):
+            if self.value_range not in ("auto", "percentile"):
+                raise ConfigError(f'value range {self.value_range!r}: give (low, high), "auto" or "percentile".')
+        elif self.value_range is not None:
+            low, high = self.value_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ConfigError(f"value range {low:g} to {high:g}: the first number must be below the second.")
+        if self.page is not None and self.page < 1:
+            raise ConfigError(f"page {self.page}: pages start at 1.")
+
+    @classmethod
+    def parse(cls, bands: str = "", value_range: str = "", page: int | None = None) -> ReadOptions:
+        """From text such as "4,3,2" and "0,4095", "auto" or "percentile"; "" leaves the choice to the file.
+
+        Raises: ConfigError.
+        """
+        try:
+            numbers = tuple(_whole(part) for part in bands.split(",")) if bands else None
+        except ValueError as error:
+            raise ConfigError(f"bands {bands!r}: give band numbers such as 4,3,2, or a single one.") from error
+        chosen: tuple[float, float] | Literal["auto", "percentile"] | None = None
+        if value_range in ("auto", "percentile"):
+            chosen = cast("Literal['auto', 'percentile']", value_range)
+        elif value_range:
+            try:
+                low, high = map(float, value_range.split(","))
+            except ValueError as error:
+                raise ConfigError(
+                    f"value range {value_range!r}: give LOW,HIGH such as 0,4095, auto or percentile."
+                ) from error
+            chosen = low, high
+        return cls(numbers, chosen, page)
+
+
+def _whole(text: str) -> int:
+    text = text.strip()
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise ValueError(text)
+    return int(text)
+
+
+AS_STATED = ReadOptions()
+"""The file decides."""
+
 
 class TooManyPixelsError(PictureError):
     """A picture that is not read whole."""
@@ -171,7 +220,9 @@ def check_sides(sides: tuple[int, int]) -> tuple[int, int]:
     return sides
 
 
-def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integer]) -> Picture:
+def read_picture(
+    source: str | os.PathLike[str] | Image.Image | NDArray[np.integer], options: ReadOptions = AS_STATED
+) -> Picture:
     """(H, W, 3) uint8 RGB from a file, a PIL image or an array.
 
     EXIF orientation is applied. Grey becomes three equal channels, a palette its colours; CMYK is converted, and an
@@ -193,7 +244,10 @@ def read_picture(source: str | os.PathLike[str] | Image.Image | NDArray[np.integ
 
 
 def read_reduced(
-    source: str | os.PathLike[str] | bytes, least: Callable[[tuple[int, int]], tuple[int, int]], name: str | None = None
+    source: str | os.PathLike[str] | bytes,
+    least: Callable[[tuple[int, int]], tuple[int, int]],
+    name: str | None = None,
+    options: ReadOptions = AS_STATED,
 ) -> Reduced:
     """A picture file at a half, a quarter or an eighth of its size, where a JPEG decoder gives that for a fraction of
     the time, and where the result is no smaller than asked for.
@@ -227,7 +281,7 @@ class Reduced:
     size: tuple[int, int]
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def picture_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED) -> tuple[int, int]:
     """(height, width) of a picture file as `read_picture` gives it, from its header. Raises: PictureError."""
     with _open(Path(path)) as image:
         return _upright_size(image)

@@ -10,7 +10,7 @@ from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.config import PUBLISHED_SEGMENTATION, short_name
 from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
-from evitseg.image import Size
+from evitseg.image import ReadOptions, Size
 
 if TYPE_CHECKING:
     from evitseg.manifest import Manifest
@@ -29,6 +29,7 @@ def load(
     precision: Precision = "auto",
     size: Size = None,
     streams: int = 1,
+    reading: ReadOptions | None = None,
 ) -> Segmenter:
     """A segmenter: give it a picture, it gives the mask.
 
@@ -44,11 +45,13 @@ def load(
         streams: pictures that may be under way at the same time when several threads ask, where the engine can do that
             (OpenVINO); together they are done sooner, each alone takes longer.
 
+        reading: how image files are read; None for what the model's manifest says.
+
     Raises: ConfigError, WeightsError, EngineError, MissingPackageError.
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    return Segmenter(_engine(model, engine, threads, precision, streams), size)
+    return Segmenter(_engine(model, engine, threads, precision, streams), size, reading)
 
 
 def _engine(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evitseg.config import Cost, ModelConfig, cost
 from evitseg.errors import ConfigError
-from evitseg.image import Preprocess
+from evitseg.image import Preprocess, ReadOptions
 from evitseg.labels import LabelSpace
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Manifest:
         model: the network in full numbers.
         labels: the classes of its logits.
         preprocess: how a picture becomes its input.
+        reading: how the files were read that it was trained on, which is how it reads others.
         training: where the weights come from.
         accuracy: measurements, if there are any.
         checkpoint_sha256: of the file the weights were read from.
@@ -112,6 +113,7 @@ class Manifest:
     artefact_sha256: str = ""
     evitseg_version: str = ""
     schema: int = SCHEMA
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         if len(self.labels.classes) != self.model.num_classes:
@@ -164,7 +166,24 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _exactly)
+    converter.register_structure_hook(ReadOptions, _reading)
     return converter
+
+
+def _reading(value: Any, kind: type) -> ReadOptions:
+    if not isinstance(value, dict) or not set(value) <= {"bands", "value_range", "page"}:
+        raise TypeError(f"{value!r} does not say how files are read")
+    bands, page = value.get("bands"), value.get("page")
+    value_range: Any = value.get("value_range")
+    if bands is not None:
+        bands = tuple(_exactly(number, int) for number in bands)
+    if value_range is not None and not isinstance(value_range, str):
+        low, high = value_range
+        value_range = _exactly(low, float), _exactly(high, float)
+    try:
+        return ReadOptions(bands, value_range, None if page is None else _exactly(page, int))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def _exactly(value: Any, kind: type) -> Any:

@@ -250,7 +250,7 @@ def measured(
     """One pair's counts, or the sentence about why it has none; see `evaluate` and `summarise`."""
     try:
         truth = read_truth(pair.mask, labels)
-        prediction = mask_of(pair if by_pair else read_picture(pair.picture))
+        prediction = mask_of(pair if by_pair else read_picture(pair.picture, pair.reading))
         if prediction.shape != truth.shape:
             sizes = [f"{width}×{height}" for height, width in (truth.shape, prediction.shape)]
             return pair, f"{pair.mask}: {sizes[0]} pixels, but the prediction has {sizes[1]}."

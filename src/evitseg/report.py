@@ -123,7 +123,10 @@ def _worst(report: Report, mask_of: Callable[[Pair], Mask]) -> str:
     judged = (result for result in report.pictures if not math.isnan(result.miou))
     for result in sorted(judged, key=lambda r: r.miou)[:WORST]:
         try:
-            picture, truth = read_picture(result.pair.picture), read_truth(result.pair.mask, report.labels)
+            picture, truth = (
+                read_picture(result.pair.picture, result.pair.reading),
+                read_truth(result.pair.mask, report.labels),
+            )
             prediction = mask_of(result.pair)
         except PictureError:
             continue  # predicted masks can be measured without their pictures, not drawn

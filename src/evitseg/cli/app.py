@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evitseg.cli.console import FAILED, INTERRUPTED, fail
-from evitseg.errors import EvitsegError
+from evitseg.errors import EvitsegError, EvitsegWarning
 
 if TYPE_CHECKING:
     pass
@@ -51,6 +51,19 @@ def plain_errors(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class _WarnOnce:
+    """Prints our warnings, each sentence once, and no others."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, message: Warning | str, *about: Any, **more: Any) -> None:
+        sentence = str(message)
+        if isinstance(message, EvitsegWarning) and sentence not in self._seen:
+            self._seen.add(sentence)
+            print(f"warning: {sentence}", file=sys.stderr)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from evitseg import __version__
@@ -69,3 +82,5 @@ def main(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console without × or █ shows something else, and goes on
     warnings.simplefilter("ignore")  # libraries' remarks to programmers
+    warnings.filterwarnings("always", category=EvitsegWarning)
+    warnings.showwarning = _WarnOnce()

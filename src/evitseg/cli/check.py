@@ -11,7 +11,7 @@ import typer
 
 from evitseg.cli.app import plain_errors
 from evitseg.cli.console import FAILED, complain, progress_bar
-from evitseg.cli.options import AsJson, Data, Labels, Workers
+from evitseg.cli.options import AsJson, Bands, Data, Labels, Page, ValueRange, Workers, read_options
 
 if TYPE_CHECKING:
     from evitseg.dataset import Inspection
@@ -26,6 +26,9 @@ def check(
         typer.Option(metavar="FILE", help="Draw pictures with their masks on one sheet (.png).", show_default=False),
     ] = None,
     workers: Workers = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
+    page: Page = None,
     as_json: AsJson = False,
 ) -> None:
     """Read all pictures and masks, and say what is wrong and how to mend it.
@@ -36,12 +39,13 @@ def check(
     from rich.text import Text
 
     from evitseg.dataset import contact_sheet, find_dataset, inspect
-    from evitseg.image import EXTENSIONS, save_picture
+    from evitseg.image import AS_STATED, EXTENSIONS, save_picture
     from evitseg.labels import load_labels
 
     if sheet is not None and sheet.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{sheet} must end in .png", param_hint="--sheet")
-    dataset = find_dataset(data, load_labels(labels) if labels else None)
+    reading = read_options(bands, value_range, page) or AS_STATED
+    dataset = find_dataset(data, load_labels(labels) if labels else None, reading)
     console = Console(stderr=as_json, highlight=False)
     with progress_bar("reading", len(dataset.pairs()), console) as advance:
         inspection = inspect(dataset, workers or os.cpu_count() or 1, advance)

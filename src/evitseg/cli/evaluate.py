@@ -12,19 +12,23 @@ from evitseg.cli.app import plain_errors
 from evitseg.cli.console import complain, fail, progress_bar
 from evitseg.cli.options import (
     AsJson,
+    Bands,
     Data,
     Engine,
     Labels,
     Model,
+    Page,
     Precision,
     PrecisionName,
     Threads,
+    ValueRange,
     WorkingSize,
     parse_size,
+    read_options,
 )
 
 if TYPE_CHECKING:
-    from evitseg.image import Size
+    from evitseg.image import ReadOptions, Size
     from evitseg.labels import LabelSpace
     from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Segmenter
@@ -53,23 +57,33 @@ def evaluate(
     precision: Precision = PrecisionName.auto,
     threads: Threads = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    bands: Bands = None,
+    value_range: ValueRange = None,
+    page: Page = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, or masks that were predicted before, on pictures with masks."""
     if masks is not None and (model is not None or tta):
         raise typer.BadParameter("predicted masks need neither a model nor --tta", param_hint="--masks")
     working_size = parse_size(size) if size is not None else None
+    reading = read_options(bands, value_range, page)
+    if masks is not None and reading is not None and report is None:
+        raise typer.BadParameter(
+            "predicted masks are measured without reading images", param_hint="--bands, --range, --page"
+        )
     from functools import partial
 
     from rich.console import Console
     from rich.text import Text
 
     from evitseg.dataset import find_dataset, infer_labels
+    from evitseg.image import AS_STATED, read_picture
     from evitseg.labels import aligned, load_labels
     from evitseg.metrics import evaluate as measure
     from evitseg.metrics import evaluate_in_processes
 
-    dataset = find_dataset(data, load_labels(labels) if labels else None)
+    space_given = load_labels(labels) if labels else None
+    dataset = find_dataset(data, space_given, reading or AS_STATED)
     split = split or next((name for name in ("val", "test") if name in dataset.splits), None)
     pairs = dataset.pairs(split)
     settings = {"data": str(dataset.root), "split": split or "all"}
@@ -79,8 +93,11 @@ def evaluate(
         make = partial(_masks_to_measure, masks, space)
         settings["masks"] = str(masks)
     else:
-        choice = (model, engine.value if engine else None, threads, precision.value, working_size, tta)
+        choice = (model, engine.value if engine else None, threads, precision.value, working_size, reading, tta)
         segment = _segmenter(*choice[:-1])
+        if segment.reading != AS_STATED:
+            dataset = find_dataset(data, space_given, segment.reading)
+            pairs = dataset.pairs(split)
         space = aligned(dataset.labels, segment.labels) if dataset.labels else segment.labels
         make = partial(_model_to_measure, *choice)
         if dataset.labels is None:
@@ -89,6 +106,7 @@ def evaluate(
             "model": segment.manifest.name,
             "runs": str(segment.info),
             "size": str(working_size or "the model's rule"),
+            **_reading_settings(segment.reading),
             "tta": "three scales and mirrored" if tta else "no",
         }
 
@@ -104,11 +122,10 @@ def evaluate(
     else:
         _tell_report(console, result)
     if report is not None:
-        from evitseg.image import read_picture
         from evitseg.report import write_html
 
         mask_of, by_pair = make()
-        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture)))
+        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture, pair.reading)))
         title = f"{settings.get('model', masks)} on {dataset.root.resolve().name}"
         write_html(result, report, of_pair, title)
         console.print(Text(f"wrote {report}"), soft_wrap=True)
@@ -118,16 +135,39 @@ def evaluate(
         fail(f"{len(result.skipped)} of {len(pairs)} pairs could not be measured; the numbers are without them.")
 
 
-def _segmenter(model: str | None, engine: str | None, threads: int | None, precision: Any, size: Size) -> Segmenter:
+def _reading_settings(reading: ReadOptions) -> dict[str, str]:
+    """Only what was chosen, for the report."""
+    chosen = {"bands": reading.bands, "range": reading.value_range, "page": reading.page}
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in chosen.items()
+        if value is not None
+    }
+
+
+def _segmenter(
+    model: str | None,
+    engine: str | None,
+    threads: int | None,
+    precision: Any,
+    size: Size,
+    reading: ReadOptions | None,
+) -> Segmenter:
     from evitseg.loading import load
 
-    return load(model, engine=engine, threads=threads, precision=precision, size=size)
+    return load(model, engine=engine, threads=threads, precision=precision, size=size, reading=reading)
 
 
 def _model_to_measure(
-    model: str | None, engine: str | None, threads: int | None, precision: str, size: Size, tta: bool
+    model: str | None,
+    engine: str | None,
+    threads: int | None,
+    precision: str,
+    size: Size,
+    reading: ReadOptions | None,
+    tta: bool,
 ) -> tuple[Callable[[Any], Any], bool]:
-    segment = _segmenter(model, engine, threads, precision, size)
+    segment = _segmenter(model, engine, threads, precision, size, reading)
     if tta:
         return segment.mask_tta, False
     return (lambda pair: segment(pair.picture).mask), True  # from the file, as predict does it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from evitseg.image import Size
+    from evitseg.image import ReadOptions, Size
     from evitseg.runtime.windows import Window
 
 
@@ -165,3 +165,52 @@ Data = Annotated[
 
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. (default: one a core)", show_default=False)]
+
+
+Bands = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B|N",
+        help="Numbers of the bands to read as red, green and blue, or of one to read as grey, starting at 1. "
+        "(default: what the file says)",
+        show_default=False,
+    ),
+]
+
+
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH|auto|percentile",
+        help="Stored values that become black and white: two numbers; auto, the file's smallest and largest value; "
+        "percentile, its 2nd and 98th percentile. (default: the range that the file states)",
+        show_default=False,
+    ),
+]
+
+
+Page = Annotated[
+    int | None,
+    typer.Option(min=1, help="Page of files that hold several images, starting at 1.", show_default=False),
+]
+
+
+def read_options(bands: str | None, value_range: str | None, page: int | None = None) -> ReadOptions | None:
+    """The options --bands, --range and --page; None if none is given."""
+    from evitseg.errors import ConfigError
+    from evitseg.image import ReadOptions
+
+    if bands is None and value_range is None and page is None:
+        return None
+    for name, text in (("--bands", bands), ("--range", value_range)):
+        if text is not None and not text.strip():
+            raise typer.BadParameter("is empty", param_hint=name)
+    try:
+        ReadOptions.parse(bands=bands or "")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--bands") from None
+    try:
+        return ReadOptions.parse(bands or "", value_range or "", page)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--range") from None

@@ -13,7 +13,7 @@ import typer
 
 from evitseg.cli.app import plain_errors
 from evitseg.cli.console import complain
-from evitseg.cli.options import Data, Labels, WorkingSize, parse_size
+from evitseg.cli.options import Bands, Data, Labels, Page, ValueRange, WorkingSize, parse_size, read_options
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def train(
         str | None, typer.Option(help="float32, or bfloat16 or float16 for mixed precision. (default: float32)")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read pictures. (default: 1)")] = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
+    page: Page = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything that is random. (default: 0)")] = None,
     changes: Annotated[
         list[str] | None,
@@ -68,6 +71,8 @@ def train(
         "variant": variant, "start": start, "epochs": epochs, "learning_rate": learning_rate, "precision": precision,
         "workers": workers, "seed": seed, "freeze_backbone": freeze_backbone or None,
     }  # fmt: skip
+    read_options(bands, value_range, page)  # what cannot be read so is a usage error
+    options |= {"bands": bands, "value_range": value_range, "page": page}
     if crop is not None:
         height, _, width = crop.partition("x")
         if not (height.isdigit() and width.isdigit()):
@@ -98,7 +103,7 @@ def train(
         config = read_config(out)
         given = [name for name, value in options.items() if value is not None and name != "workers"]
         if given or batch or recipe or changes:
-            what = f"--{given[0].replace('_', '-')}" if given else "--batch, --recipe and --set"
+            what = f"--{given[0].removeprefix('value_').replace('_', '-')}" if given else "--batch, --recipe and --set"
             raise EvitsegError(f"--resume goes on with the run's own settings; leave out {what}, or begin a new run.")
         if workers is not None:
             config = replace(config, workers=workers)

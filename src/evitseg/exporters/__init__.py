@@ -151,7 +151,7 @@ def export(
             raise ExportError(
                 f"{file}: a folder is in the place of a file of {out.name}; give another name, or move it."
             )
-    reals: list[Picture] = [read_picture(path) for path in pictures] or example_pictures()
+    reals: list[Picture] = [read_picture(path, manifest.reading) for path in pictures] or example_pictures()
     preprocess = preprocess or manifest.preprocess
     if size is not None:
         preprocess = replace(preprocess, fixed=size)
@@ -205,7 +205,7 @@ class Scored:
     def __init__(
         self, model: EfficientViT, manifest: Manifest, data: str | os.PathLike[str], tell: Callable[[str], None]
     ) -> None:
-        splits = find_dataset(data, manifest.labels).splits
+        splits = find_dataset(data, manifest.labels, manifest.reading).splits
         every = tuple(pair for pairs in splits.values() for pair in pairs)
         self.pairs = _spread(splits.get("val") or splits.get("test") or every, MEASURED_ON)
         self._calibrate_on = _spread(splits.get("train") or every, CALIBRATED_ON)
@@ -215,7 +215,7 @@ class Scored:
 
     @property
     def calibration(self) -> list[Picture]:
-        return [read_picture(pair.picture) for pair in self._calibrate_on]
+        return [read_picture(pair.picture, pair.reading) for pair in self._calibrate_on]
 
     def drop_of(self, model: EfficientViT) -> float:
         """In points of mIoU."""

@@ -85,7 +85,7 @@ def export_best(
 
     Raises: ExportError where nothing runs; what `export` raises for bad data or pictures.
     """
-    first = read_picture(pictures[0]) if pictures else example_pictures()[0]
+    first = read_picture(pictures[0], manifest.reading) if pictures else example_pictures()[0]
     fitting = manifest.preprocess if size is None else replace(manifest.preprocess, fixed=size)
     image = fitting.apply(first)[None]
     scored = None if data is None else Scored(network, replace(manifest, preprocess=fitting), data, tell)

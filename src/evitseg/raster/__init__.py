@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import FileError, PictureError
+from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.raster.window import (
     MAX_BLOCK_BYTES,
@@ -35,7 +36,9 @@ _ZARR = (".zarray", ".zgroup", "zarr.json")
 
 
 @contextmanager
-def open_source(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None) -> Iterator[Source]:
+def open_source(
+    path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None, options: ReadOptions = AS_STATED
+) -> Iterator[Source]:
     """A picture file that is read window by window; the format is told by its content.
 
     Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in wide compressed strips) are decoded

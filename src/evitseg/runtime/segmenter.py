@@ -16,7 +16,7 @@ from evitseg import image as pictures
 from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import Engine, EngineInfo
 from evitseg.errors import ConfigError, PictureError
-from evitseg.image import Mask, Picture, Reduced, Size, read_picture, read_reduced, resampled
+from evitseg.image import AS_STATED, Mask, Picture, ReadOptions, Reduced, Size, read_picture, read_reduced, resampled
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
 from evitseg.runtime.upsample import argmax_upsampled
@@ -33,16 +33,18 @@ class Prediction:
         mask: (H, W) class index per pixel, at the picture's own size; uint8, or uint16 for more than 255 classes.
         source: the picture's file, or its pixels.
         labels: the classes.
+        reading: how its file is read.
     """
 
     mask: Mask
     source: Path | Picture
     labels: LabelSpace
+    reading: ReadOptions = AS_STATED
 
     @cached_property
     def picture(self) -> Picture:
         """(H, W, 3) uint8 RGB, upright. Raises: PictureError where its file has gone since."""
-        return self.source if isinstance(self.source, np.ndarray) else read_picture(self.source)
+        return self.source if isinstance(self.source, np.ndarray) else read_picture(self.source, self.reading)
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -76,11 +78,12 @@ class Segmenter:
         engine: see `evitseg.engine.Engine`.
         size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
             the rule in the model's manifest.
+        reading: how files are read; None for what the model's manifest says.
 
     Raises: ConfigError for a size no network can work at.
     """
 
-    def __init__(self, engine: Engine, size: Size = None) -> None:
+    def __init__(self, engine: Engine, size: Size = None, reading: ReadOptions | None = None) -> None:
         if isinstance(size, str) and size != "native":
             raise ConfigError(f'size {size!r} is unknown; give the short side in pixels, or "native".')
         if size is not None and not isinstance(size, str):
@@ -89,6 +92,7 @@ class Segmenter:
             engine.manifest.preprocess.fit((1, 1), size)  # says that there is but one
         self.engine = engine
         self.size = size
+        self.reading = engine.manifest.reading if reading is None else reading
 
     @property
     def info(self) -> EngineInfo:
@@ -125,7 +129,7 @@ class Segmenter:
         Raises: PictureError for a picture that cannot be read.
         """
         fit = self.engine.manifest.preprocess.fit
-        reduced = read_reduced(source, lambda size: fit(size, self.size), name)
+        reduced = read_reduced(source, lambda size: fit(size, self.size), name, self.reading)
         logits = self.engine(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0]
         return argmax_upsampled(logits, reduced.size), reduced
 
@@ -141,7 +145,7 @@ class Segmenter:
             return Prediction(self.mask(picture), picture, self.labels)
         mask, reduced = self.mask_of_file(source)
         whole = reduced.pixels.shape[:2] == reduced.size
-        return Prediction(mask, reduced.pixels if whole else Path(source), self.labels)
+        return Prediction(mask, reduced.pixels if whole else Path(source), self.labels, self.reading)
 
     def batch(self, sources: Iterable[Source], size: int = 8) -> Iterator[Prediction]:
         """Predictions in order; up to `size` neighbours of the same working size go through the engine together.
@@ -153,7 +157,7 @@ class Segmenter:
         group: list[tuple[Picture, Picture]] = []
         for source in sources:
             try:
-                picture = read_picture(source)
+                picture = read_picture(source, self.reading)
             except PictureError:
                 if group:
                     yield from self._run(group)

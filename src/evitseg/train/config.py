@@ -13,7 +13,7 @@ import cattrs
 
 from evitseg.config import BACKBONES, STRIDE
 from evitseg.errors import ConfigError, TrainError, unknown
-from evitseg.image import check_size
+from evitseg.image import ReadOptions, check_size
 
 CONFIG_FILE = "config.json"
 """In a run's folder."""
@@ -36,6 +36,8 @@ class TrainConfig:
         epochs: passes over the training pictures.
         batch: pictures a step, over all processes.
 
+        bands, value_range, page: how the images' files are read, as the options --bands, --range and --page say it; ""
+            and 0 leave it to the files. The model reads files in the same way afterwards.
         crop: (height, width) of the pieces that are trained on, in pixels; both divisible by 32.
         size: short side to which pictures are scaled before anything else; None for their own. The model works at
             this size afterwards.
@@ -82,6 +84,9 @@ class TrainConfig:
     epochs: int = 100
     batch: int = 8
 
+    bands: str = ""
+    value_range: str = ""
+    page: int = 0
     crop: tuple[int, int] = (512, 512)
     size: int | None = None
     scale: tuple[float, float] = (0.5, 2.0)
@@ -134,6 +139,7 @@ class TrainConfig:
             raise ConfigError(f"crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
         if not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
             raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, 0.01 to 100.")
+        ReadOptions.parse(self.bands, self.value_range, self.page or None)
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {low} to {high}.")
@@ -148,6 +154,11 @@ class TrainConfig:
         if not self.freeze_norm and self.batch * self.crop[0] * self.crop[1] < 2 * STRIDE**2:
             raise ConfigError("batch norm needs two values to normalise; give a larger batch or crop.")
 
+    @property
+    def reading(self) -> ReadOptions:
+        """How the images' files are read."""
+        return ReadOptions.parse(self.bands, self.value_range, self.page or None)
+
 
 _SHARE = (0, 1)
 _RANGES: dict[str, tuple[float, float]] = {
@@ -157,7 +168,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "drop_path": (0, 0.9), "cross_entropy": (0, 100), "dice": (0, 100), "lovasz": (0, 100), "lovasz_from": _SHARE,
     "boundary": (0, 100), "ohem": (1e-6, 1), "auxiliary": (0, 100), "distill": (0, 100), "temperature": (0.1, 100),
     "loss_stride": (1, 8), "workers": (0, 256), "measure_every": (1, 1_000_000), "save_every": (1, 1_000_000_000),
-    "seed": (0, 2**31),
+    "seed": (0, 2**31), "page": (0, 10**9),
 }  # fmt: skip
 
 _NAMES = [field.name for field in fields(TrainConfig)]

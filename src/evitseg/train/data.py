@@ -54,7 +54,7 @@ class Crops(Dataset[Sample]):
 
     def _piece(self, number: int, rng: np.random.Generator) -> tuple[Picture, Mask]:
         pair, config = self.pairs[number], self._config
-        picture, truth = read_picture(pair.picture), read_truth(pair.mask, self._labels)
+        picture, truth = read_picture(pair.picture, pair.reading), read_truth(pair.mask, self._labels)
         picture, truth = cropped(picture, truth, config, self._labels.ignore_index, rng)
         if rng.random() < 0.5:
             picture, truth = picture[:, ::-1], truth[:, ::-1]

@@ -147,7 +147,7 @@ def predictions(pairs: Sequence[Pair], mask_of: Callable[[Picture], Mask], label
     rows = []
     for pair in pairs:
         try:
-            picture, truth = read_picture(pair.picture), read_truth(pair.mask, labels)
+            picture, truth = read_picture(pair.picture, pair.reading), read_truth(pair.mask, labels)
         except EvitsegError:
             continue
         step = max(1, picture.shape[1] // _WIDTH)

@@ -128,7 +128,7 @@ def fit(
         if labels is not None and labels != start[1].labels:
             raise TrainError(f"{folder}: cannot go on with other classes; leave out --labels, the run has its own.")
         labels = start[1].labels
-    dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels)
+    dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels, config.reading)
     inspection = inspect(dataset, check_workers)
     if any(finding.stranger for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
@@ -461,6 +461,7 @@ class _Training:
             ),
             accuracy=accuracy,
             evitseg_version=__version__,
+            reading=self.config.reading,
         )
 
     def save_state(self) -> None:

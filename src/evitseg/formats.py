@@ -1,0 +1,166 @@
+"""The image formats: how their names end, how their files begin, what reads them, and how they are turned."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image
+
+ORIENTATION = 0x0112
+"""EXIF's and TIFF's tag."""
+_MOST_BLOCKS = 100_000
+_LARGEST_EXIF = 2**20
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format that is read.
+
+    Attributes:
+        name: Pillow's for it, "" where Pillow never reads it.
+        title: what people call it.
+        endings: of file names.
+        magic: pattern of a file's first 64 bytes.
+        gdal: driver of GDAL that reads windows of files too large to be read whole, "" if there is none.
+        plugin: the package that adds the format to Pillow, where Pillow's own wheels lack it.
+        has_frames: whether a file may hold several images that `ReadOptions.page` chooses from.
+    """
+
+    name: str
+    title: str
+    endings: tuple[str, ...]
+    magic: bytes
+    gdal: str = ""
+    plugin: str = ""
+    has_frames: bool = False
+
+
+FORMATS = (
+    ImageFormat("JPEG", "JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".jif"), rb"\xff\xd8\xff", gdal="JPEG"),
+    ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", gdal="PNG", has_frames=True),
+    ImageFormat("WEBP", "WebP", (".webp",), rb"RIFF....WEBP", has_frames=True),
+    ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II\*\0|MM\0\*|II\+\0|MM\0\+", gdal="GTiff"),
+    ImageFormat("BMP", "BMP", (".bmp", ".dib"), rb"BM", gdal="BMP"),
+    ImageFormat("GIF", "GIF", (".gif",), rb"GIF8[79]a", has_frames=True),
+    ImageFormat("AVIF", "AVIF", (".avif",), rb"....ftyp(avif|avis)", plugin="pillow>=11.3", has_frames=True),
+    ImageFormat("HEIF", "HEIC", (".heic", ".heif", ".hif"), rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", plugin="pillow-heif"),
+    ImageFormat(
+        "JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", plugin="pillow",
+    ),
+)  # fmt: skip
+EXTENSIONS = frozenset(ending for row in FORMATS for ending in row.endings)
+"""Endings of image files that are read."""
+UNREAD_EXTENSIONS = frozenset(
+    ".3fr .arw .cr2 .cr3 .crw .dcm .dds .dng .ecw .eps .erf .exr .fits .hdr .ico .iiq .img .jxl .jxr .mrw .nef .nii .nrw "
+    ".orf .pbm .pcx .pef .pgm .pnm .ppm .psd .raf .raw .rw2 .sid .sr2 .srw .svg .tga .vrt .wdp .xcf".split()
+)
+"""Endings of image files that are not read, so that a search of a folder can report them."""
+RAW_EXTENSIONS = frozenset(".3fr .arw .cr2 .dng .erf .iiq .nef .nrw .orf .pef .rw2 .sr2 .srw".split())
+"""Of them those of cameras' raw files, which are TIFFs whose first page is a thumbnail."""
+READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC and JPEG 2000 can be read"
+
+
+def format_of(start: bytes) -> ImageFormat | None:
+    """The format of a file, from its first 64 bytes."""
+    return next((row for row in FORMATS if re.match(row.magic, start, re.DOTALL)), None)
+
+
+def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
+    """How a JPEG, PNG or WebP is turned, 1 (upright) to 8, from EXIF or else XMP; 1 where it does not say.
+
+    Only the file's blocks are looked at, never the pixels. A damaged EXIF block says nothing: the pixels may be whole.
+    """
+    finders = {"JPEG": _jpeg_blocks, "PNG": _png_blocks, "WEBP": _webp_blocks}
+    if kind.name not in finders:
+        return 1
+    xmp = 1
+    for what, data in finders[kind.name](stream):
+        value = _from_exif(data) if what == "exif" else _from_xmp(data)
+        if what == "exif" and value != 1:
+            return value
+        xmp = value if what == "xmp" else xmp
+    return xmp
+
+
+def _from_exif(data: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(data if data.startswith(b"Exif\0\0") else b"Exif\0\0" + data)
+        value = exif.get(ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+        return 1
+    # Only a whole number is one of the eight: a fraction, text or several numbers are damage.
+    return value if type(value) is int and value in range(1, 9) else 1
+
+
+def _from_xmp(data: bytes) -> int:
+    found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]", data)
+    return int(found[1]) if found else 1
+
+
+def _jpeg_blocks(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    stream.seek(2)
+    for _ in range(_MOST_BLOCKS):
+        marker = stream.read(2)
+        while marker == b"\xff\xff":  # fill bytes
+            marker = b"\xff" + stream.read(1)
+        if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xDA, 0xD9):
+            return
+        if marker[1] == 0x01 or 0xD0 <= marker[1] <= 0xD8:
+            continue
+        length = int.from_bytes(stream.read(2), "big")
+        if length < 2:
+            return
+        data = stream.read(length - 2)
+        if marker[1] == 0xE1 and data.startswith(b"Exif\0"):
+            yield "exif", b"Exif\0\0" + data[6:]
+        elif marker[1] == 0xE1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            yield "xmp", data
+
+
+def _png_blocks(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    stream.seek(8)
+    for _ in range(_MOST_BLOCKS):
+        head = stream.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        length = int.from_bytes(head[:4], "big")
+        wanted = head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt") and length <= _LARGEST_EXIF
+        if wanted:
+            data = stream.read(length)
+            if head[4:] == b"eXIf":
+                yield "exif", data
+            elif head[4:] == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0\0"):
+                yield "xmp", data
+            elif data.startswith((b"Raw profile type exif\0", b"Raw profile type APP1\0")):
+                yield "exif", _raw_profile(data.partition(b"\0")[2], is_packed=head[4:] == b"zTXt")
+        stream.seek(4 if wanted else length + 4, 1)
+
+
+def _raw_profile(text: bytes, is_packed: bool) -> bytes:
+    """EXIF as ImageMagick writes it into a PNG's text: its length, then hexadecimal digits."""
+    try:
+        if is_packed:
+            text = zlib.decompressobj().decompress(text[1:], _LARGEST_EXIF)
+        return bytes.fromhex("".join(text.decode("ascii").split()[2:]))
+    except (ValueError, zlib.error):
+        return b""
+
+
+def _webp_blocks(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    stream.seek(12)
+    for _ in range(_MOST_BLOCKS):
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        (length,) = struct.unpack("<I", head[4:])
+        wanted = head[:4] in (b"EXIF", b"XMP ") and length <= _LARGEST_EXIF
+        if wanted:
+            yield ("exif" if head[:4] == b"EXIF" else "xmp"), stream.read(length)
+        stream.seek((0 if wanted else length) + length % 2, 1)

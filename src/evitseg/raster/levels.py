@@ -1,0 +1,202 @@
+"""How stored numbers become 8 bits: the one rule for every format, whole or in windows.
+
+1. `--range LOW,HIGH` maps LOW to 0 and HIGH to 255, linearly, rounded half up, and clips (as `gdal_translate -scale`).
+   `--range auto` takes the smallest and largest valid value of the bands that are read, together; `--range percentile`
+   their 2nd and 98th percentile. Both look at every pixel of an image of up to `SAMPLED_PIXELS`, and at cells spread
+   evenly over a larger one, so that an image has the same range whole and in windows. Nodata, NaN and infinities do
+   not count.
+2. Without `--range`, unsigned integers of up to 16 bits are read by their significant bits, which are those that the
+   file states: TIFF's BitsPerSample, GDAL's NBITS, OME's SignificantBits, an OME-Zarr window from 0 to 2^N - 1. Of N
+   bits, N >= 8, the upper 8 count: value >> (N - 8). Fewer are scaled to 255: value * 255 // (2^N - 1). Larger values
+   become 255.
+3. 16 bits without a statement are 16 significant bits. If the largest value (of the same pixels as in 1) is less than
+   half the range, a warning says so: the image would come out at less than half its brightness, or black.
+4. Signed, floating-point and wider integers have no agreed range: they are refused without `--range`. Complex numbers
+   always are.
+5. Where white is stored as 0 (TIFF's PhotometricInterpretation 0) the result is inverted: 255 - level.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import EvitsegWarning, PictureError
+from evitseg.image import ReadOptions
+
+PERCENTILES = (2, 98)
+CELL = 512
+"""Side of the parts of a large image that are looked at, in pixels."""
+CELLS = 64
+SAMPLED_PIXELS = CELLS * CELL**2
+Sample = Callable[[], Iterable[NDArray[Any]]]
+"""Gives the valid stored values of the bands that are read, cell by cell."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The map from stored values to 8 bits.
+
+    Attributes:
+        bits: significant ones, where `span` is None.
+        span: the stored values that become 0 and 255.
+        is_inverted: 0 is white.
+    """
+
+    bits: int = 8
+    span: tuple[float, float] | None = None
+    is_inverted: bool = False
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Levels of the same shape."""
+        if values.dtype == np.bool_:
+            values = values.astype(np.uint8)
+        if self.span is None and self.bits == 8 and values.dtype == np.uint8:
+            levels: NDArray[np.uint8] = values
+        elif values.dtype.kind in "ui" and values.dtype.itemsize <= 2 and values.size > 2**16:
+            # Every value that there can be, once: several times as fast for a whole image.
+            every = np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.uint32)
+            unsigned = np.dtype(f"u{values.dtype.itemsize}")
+            table = self._map(every.astype(unsigned).view(values.dtype.newbyteorder("=")))
+            levels = table[values.astype(values.dtype.newbyteorder("="), copy=False).view(unsigned)]
+        else:
+            levels = self._map(values)
+        return 255 - levels if self.is_inverted else levels
+
+    def _map(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if self.span is not None:
+            low, high = self.span
+            with np.errstate(all="ignore"):
+                scaled = np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
+            # NaN is no number to convert: it is black, and not valid.
+            return np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255).astype(np.uint8)
+        if self.bits >= 8:
+            return np.minimum(values >> (self.bits - 8), 255).astype(np.uint8)
+        most = 2**self.bits - 1
+        return np.asarray(np.minimum(values, most).astype(np.uint16) * 255 // most).astype(np.uint8)
+
+
+def choose_levels(
+    name: str,
+    dtype: np.dtype[Any] | str,
+    options: ReadOptions,
+    sample: Sample,
+    stated_bits: int | None = None,
+    is_inverted: bool = False,
+) -> Levels:
+    """The map for a file, by the rule above.
+
+    Args:
+        name: of the file, for messages.
+        dtype: of the stored values.
+        sample: is called only where values must be looked at; see `cells`.
+        stated_bits: significant bits that the file states; None where it does not.
+        is_inverted: 0 is white.
+
+    Raises: PictureError.
+    """
+    dtype = np.dtype(dtype)
+    check_range(name, dtype, options)
+    if isinstance(options.value_range, str):
+        return Levels(span=_stretched(name, dtype, sample, options.value_range), is_inverted=is_inverted)
+    if options.value_range is not None:
+        return Levels(span=options.value_range, is_inverted=is_inverted)
+    width = 1 if dtype.kind == "b" else 8 * dtype.itemsize
+    if stated_bits is None and width == 16:
+        warn_if_dark(name, max((int(values.max()) for values in sample() if values.size), default=65_535))
+    return Levels(bits=min(stated_bits or width, width), is_inverted=is_inverted)
+
+
+def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> None:
+    """Raises: PictureError for numbers without an agreed range, if there is no --range."""
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "buif":
+        raise PictureError(f"{name}: {dtype.name} pixels are not read; convert them to real numbers first.")
+    if options.value_range is None and (dtype.kind not in "bu" or dtype.itemsize > 2):
+        raise PictureError(
+            f"{name}: {dtype.name} pixels have no agreed range; choose one with --range LOW,HIGH, --range auto or "
+            "--range percentile, or convert the image to 8 or 16 bits (gdal_translate -ot Byte -scale)."
+        )
+
+
+def warn_if_dark(name: str, largest: int) -> None:
+    """Of 16-bit values without a stated range."""
+    if largest < 2**15:
+        warnings.warn(
+            f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read nearly "
+            "black; --range LOW,HIGH, --range auto or --range percentile stretches it."
+            if largest < 2**13
+            else f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read dark; "
+            "--range LOW,HIGH, --range auto or --range percentile stretches it.",
+            EvitsegWarning,
+            stacklevel=3,
+        )
+
+
+def _stretched(name: str, dtype: np.dtype[Any], sample: Sample, how: str) -> tuple[float, float]:
+    if dtype.kind in "bu" and dtype.itemsize <= 2:
+        counts = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
+        for values in sample():
+            counts += np.bincount(values.ravel(), minlength=len(counts))
+        total, known = int(counts.sum()), np.flatnonzero(counts)
+        if total and how == "auto":
+            low, high = float(known[0]), float(known[-1])
+        elif total:
+            # The smallest value that so many of the pixels do not exceed.
+            low, high = (float(np.searchsorted(counts.cumsum(), total * p / 100)) for p in PERCENTILES)
+    else:
+        parts = [_finite(values) for values in sample()]
+        total = sum(part.size for part in parts)
+        if total and how == "auto":
+            low = min(float(part.min()) for part in parts if part.size)
+            high = max(float(part.max()) for part in parts if part.size)
+        elif total:
+            step = -(-total // SAMPLED_PIXELS)
+            every = np.concatenate([part[::step] for part in parts])
+            low, high = (float(v) for v in np.percentile(every, PERCENTILES, method="inverted_cdf"))
+    if not total:
+        raise PictureError(f"{name}: has no valid pixel, so --range {how} finds no range; give --range LOW,HIGH.")
+    if low == high:
+        warnings.warn(
+            f"{name}: --range {how} finds the single value {low:g}, so the image is read black.",
+            EvitsegWarning,
+            stacklevel=4,
+        )
+        high = low + max(1.0, abs(low))
+    return low, high
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    values = values.ravel()
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values
+
+
+def cells(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """(top, left, height, width) of the parts that are looked at, row by row: all of them, or `CELLS` spread evenly."""
+    rows, columns = (-(-side // CELL) for side in size)
+    step_y = step_x = 1
+    while -(-rows // step_y) * -(-columns // step_x) > CELLS:
+        if rows // step_y >= columns // step_x:
+            step_y += 1
+        else:
+            step_x += 1
+    for row in range((step_y - 1) // 2 if rows > step_y else 0, rows, step_y):
+        for column in range((step_x - 1) // 2 if columns > step_x else 0, columns, step_x):
+            top, left = row * CELL, column * CELL
+            yield top, left, min(CELL, size[0] - top), min(CELL, size[1] - left)
+
+
+def cells_of(values: NDArray[Any]) -> Sample:
+    """The sample of an image in memory, (H, W, bands) or (H, W)."""
+    size = (values.shape[0], values.shape[1])
+
+    def sample() -> Iterator[NDArray[Any]]:
+        for top, left, height, width in cells(size):
+            yield values[top : top + height, left : left + width].ravel()
+
+    return sample

@@ -48,7 +48,9 @@ FORMATS = (
     ImageFormat("BMP", "BMP", (".bmp", ".dib"), rb"BM", gdal="BMP"),
     ImageFormat("GIF", "GIF", (".gif",), rb"GIF8[79]a", has_frames=True),
     ImageFormat("AVIF", "AVIF", (".avif",), rb"....ftyp(avif|avis)", plugin="pillow>=11.3", has_frames=True),
-    ImageFormat("HEIF", "HEIC", (".heic", ".heif", ".hif"), rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", plugin="pillow-heif"),
+    ImageFormat(
+        "HEIF", "HEIC", (".heic", ".heif", ".hif"), rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", plugin="pillow-heif"
+    ),
     ImageFormat(
         "JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
         rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", plugin="pillow",
@@ -56,13 +58,14 @@ FORMATS = (
 )  # fmt: skip
 EXTENSIONS = frozenset(ending for row in FORMATS for ending in row.endings)
 """Endings of image files that are read."""
-UNREAD_EXTENSIONS = frozenset(
-    ".3fr .arw .cr2 .cr3 .crw .dcm .dds .dng .ecw .eps .erf .exr .fits .hdr .ico .iiq .img .jxl .jxr .mrw .nef .nii .nrw "
-    ".orf .pbm .pcx .pef .pgm .pnm .ppm .psd .raf .raw .rw2 .sid .sr2 .srw .svg .tga .vrt .wdp .xcf".split()
+_RAW = "3fr arw cr2 dng erf iiq nef nrw orf pef rw2 sr2 srw"
+_OTHERS = (
+    "cr3 crw dcm dds ecw eps exr fits hdr ico img jxl jxr mrw nii pbm pcx pgm pnm ppm psd raf raw sid svg tga wdp xcf"
 )
+RAW_EXTENSIONS = frozenset(f".{ending}" for ending in _RAW.split())
+"""Endings of cameras' raw files, which are TIFFs whose first page is a thumbnail."""
+UNREAD_EXTENSIONS = RAW_EXTENSIONS | {f".{ending}" for ending in (*_OTHERS.split(), "vrt")}
 """Endings of image files that are not read, so that a search of a folder can report them."""
-RAW_EXTENSIONS = frozenset(".3fr .arw .cr2 .dng .erf .iiq .nef .nrw .orf .pef .rw2 .sr2 .srw".split())
-"""Of them those of cameras' raw files, which are TIFFs whose first page is a thumbnail."""
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC and JPEG 2000 can be read"
 
 

@@ -46,7 +46,8 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
     if options.bands is not None:
         if max(options.bands) > len(bands):
             raise PictureError(
-                f"{name}: has {len(bands)} band{'s' * (len(bands) > 1)}; there is no band {max(options.bands)} (--bands)."
+                f"{name}: there is no band {max(options.bands)} (--bands); it has {len(bands)} "
+                f"band{'s' * (len(bands) > 1)}."
             )
         return tuple(number - 1 for number in options.bands)
     stated = _each_once([band.color if band.color in _COLORS else "" for band in bands])

@@ -21,7 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,17 +66,18 @@ class Levels:
             levels = table[values.astype(values.dtype.newbyteorder("="), copy=False).view(unsigned)]
         else:
             levels = self._map(values)
-        return 255 - levels if self.is_inverted else levels
+        return np.subtract(255, levels, dtype=np.uint8) if self.is_inverted else levels
 
     def _map(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         if self.span is not None:
             low, high = self.span
             with np.errstate(all="ignore"):
-                scaled = np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5)
+                scaled = np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5)
             # NaN is no number to convert: it is black, and not valid.
-            return np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255).astype(np.uint8)
+            scaled = np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)
+            return cast("NDArray[np.uint8]", scaled.astype(np.uint8))
         if self.bits >= 8:
-            return np.minimum(values >> (self.bits - 8), 255).astype(np.uint8)
+            return cast("NDArray[np.uint8]", np.minimum(values >> (self.bits - 8), 255).astype(np.uint8))
         most = 2**self.bits - 1
         return np.asarray(np.minimum(values, most).astype(np.uint16) * 255 // most).astype(np.uint8)
 
@@ -127,11 +128,9 @@ def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> 
 def warn_if_dark(name: str, largest: int) -> None:
     """Of 16-bit values without a stated range."""
     if largest < 2**15:
+        how = "nearly black" if largest < 2**13 else "dark"
         warnings.warn(
-            f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read nearly "
-            "black; --range LOW,HIGH, --range auto or --range percentile stretches it."
-            if largest < 2**13
-            else f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read dark; "
+            f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read {how}; "
             "--range LOW,HIGH, --range auto or --range percentile stretches it.",
             EvitsegWarning,
             stacklevel=3,

@@ -30,9 +30,9 @@ from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.image import mask_png, read_picture
 from evitseg.raster import open_source
-from evitseg.runtime.artefact import physical_cores
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.streaming import Network, segment_huge
+from evitseg.system.machine import physical_cores
 
 
 def geotiff(path: Path, side: int) -> None:

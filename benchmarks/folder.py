@@ -29,9 +29,9 @@ from evitseg.cli.predict import predict_one
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.image import read_picture
-from evitseg.runtime.artefact import physical_cores
 from evitseg.runtime.engines import OpenVinoEngine
 from evitseg.runtime.overlap import overlapped
+from evitseg.system.machine import physical_cores
 
 FOLDERS = {
     # (height, width) of the files, working size

@@ -24,8 +24,8 @@ import evitseg
 from evitseg.bundled import EXAMPLE_PICTURE
 from evitseg.engine import processor_name
 from evitseg.files import replacing
-from evitseg.runtime.artefact import physical_cores
 from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.system.machine import physical_cores
 
 SIZE, TURNS = (1024, 2048), 15
 NOISE = (0.0, 0.05, 0.1, 0.25, 1.0)

@@ -38,7 +38,7 @@ from evitseg.bundled import EXAMPLE_PICTURE
 from evitseg.cli.predict import MAX_STREAMS
 from evitseg.engine import processor_name
 from evitseg.files import replacing
-from evitseg.runtime.artefact import physical_cores
+from evitseg.system.machine import physical_cores
 from evitseg.video.frames import drawn_over, frame_mask, new_frame, plane_of, yuv_colors
 
 HEIGHT, WIDTH, RATE, SECONDS = 540, 960, 30, 10

@@ -25,7 +25,8 @@ import evitseg
 from evitseg.cli import app
 from evitseg.raster import open_sink, open_source
 from evitseg.runtime.blending import blend
-from evitseg.runtime.streaming import Network, whole_memory
+from evitseg.runtime.memory import whole_memory
+from evitseg.runtime.streaming import Network
 
 IGNORE = 255
 UTM = "EPSG:32633"

@@ -7,7 +7,6 @@ engine's threads disturb another's. The processes take turns, one at a time.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import statistics
@@ -32,6 +31,7 @@ from evitseg.config import softmax_macs
 from evitseg.engine import PRECISIONS, Precision, processor_name
 from evitseg.errors import ConfigError, EngineError, EvitsegError
 from evitseg.image import check_sides, read_picture
+from evitseg.system.machine import logical_cores, peak_memory, physical_cores
 
 if TYPE_CHECKING:
     from evitseg.runtime.segmenter import Segmenter
@@ -68,10 +68,8 @@ def machine() -> Machine:
     """The one at hand."""
     import platform
 
-    from evitseg.runtime.artefact import physical_cores
-
     system = f"{platform.system()} {platform.machine()}"
-    return Machine(processor_name(), physical_cores(), os.cpu_count() or physical_cores(), system)
+    return Machine(processor_name(), physical_cores(), logical_cores(), system)
 
 
 @dataclass(frozen=True)
@@ -448,14 +446,6 @@ def work(subject: str, jpeg: str) -> None:
 
 
 def peak_mib() -> float:
-    """Most memory this process ever held; on Linux without what its parent held when it began, which getrusage adds."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
-    except OSError:
-        pass
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    """Most memory this process ever held; not a number where it cannot be told."""
+    peak = peak_memory()
+    return float("nan") if peak is None else peak / 1024**2

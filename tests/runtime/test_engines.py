@@ -18,11 +18,11 @@ import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.image import Preprocess
-from evitseg.runtime.artefact import physical_cores
 from evitseg.runtime.cutting import IMAGE
 from evitseg.runtime.engines import ENGINES, _openvino_precision, open_engine, read_manifest
 from evitseg.runtime.streaming import Network
 from evitseg.runtime.windows import Window
+from evitseg.system.machine import physical_cores
 
 BUNDLED = bundled_models()["b0-camvid"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +40,7 @@ def check(
     from evitseg.dataset import contact_sheet, find_dataset, inspect
     from evitseg.image import AS_STATED, EXTENSIONS, save_picture
     from evitseg.labels import load_labels
+    from evitseg.system.machine import logical_cores
 
     if sheet is not None and sheet.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{sheet} must end in .png", param_hint="--sheet")
@@ -48,7 +48,7 @@ def check(
     dataset = find_dataset(data, load_labels(labels) if labels else None, reading)
     console = Console(stderr=as_json, highlight=False)
     with progress_bar("reading", len(dataset.pairs()), console) as advance:
-        inspection = inspect(dataset, workers or os.cpu_count() or 1, advance)
+        inspection = inspect(dataset, workers or logical_cores(), advance)
     if as_json:
         print(json.dumps(_inspection_numbers(inspection), indent=2))
     else:

@@ -187,7 +187,7 @@ def predict(
     jobs = [(source, target) for source, target in outputs if isinstance(source, Path) and not is_video(source)]
 
     from evitseg.loading import load
-    from evitseg.runtime.artefact import physical_cores
+    from evitseg.system.machine import physical_cores
 
     left = [job for job in jobs if not (skip_existing and is_done(job[1], overlay))]
     if len(left) < len(jobs):
@@ -242,12 +242,14 @@ class _Done:
     is_huge: bool = False
 
 
-def predict_one(segment: Segmenter, source: Path, target: Path, overlay: bool, tiles: Tiles | None = None) -> _Done:
+def predict_one(
+    segment: Segmenter, source: Path, target: Path, overlay: bool, tiles: Tiles | None = None, at_once: int = 1
+) -> _Done:
     """Write one picture's results, the mask last: where it is, all is. A picture that does not fit is left as it is."""
     from evitseg.image import MAX_JPEG_SIDE, save_picture
 
     try:
-        if tiles is not None and not tiles.fit(segment, source):
+        if tiles is not None and not tiles.fit(segment, source, at_once):
             return _Done(source, is_huge=True)
         prediction = segment(source)
         (mask_path,), *more = result_paths(target, overlay)
@@ -286,7 +288,7 @@ def _predict_all(
     # One more than the engine runs at a time: while it has the cores, another picture is read or written.
     workers = segment.info.streams + 1 if len(jobs) > 1 else 1
     with progress_bar("segmenting", len(jobs), console, unit="pictures") as advance:
-        finished = overlapped(jobs, lambda job: predict_one(segment, *job, overlay, tiles), workers)
+        finished = overlapped(jobs, lambda job: predict_one(segment, *job, overlay, tiles, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
             if done.is_huge:

@@ -52,11 +52,11 @@ class Tiles:
     verify: bool
     for_one: ForOne
 
-    def fit(self, segment: Segmenter, source: Path) -> bool:
-        """Whether a picture can go through whole. Raises: PictureError, ConfigError."""
+    def fit(self, segment: Segmenter, source: Path, at_once: int = 1) -> bool:
+        """Whether a picture can go through whole, `at_once` of them in hand. Raises: PictureError, ConfigError."""
         from evitseg.image import TooManyPixelsError, picture_size
         from evitseg.raster import SLIDE_ENDINGS
-        from evitseg.runtime.streaming import free_memory, whole_memory
+        from evitseg.runtime.memory import fits
 
         if source.is_dir() or source.suffix.lower() in SLIDE_ENDINGS:
             return False
@@ -68,7 +68,7 @@ class Tiles:
         if segment.info.engine != "OpenVINO" or segment.manifest.preprocess.fixed is not None:
             return True
         working = segment.manifest.preprocess.fit(size, self.size)
-        return whole_memory(segment.manifest.model, size, working) <= (self.memory or free_memory() // 4)
+        return fits(segment.manifest.model, size, working, self.memory, at_once)
 
 
 def check_blend(window: int, tiles: Tiles, exact: bool, ray: str | None) -> None:
@@ -215,7 +215,8 @@ def _segment_in_tiles(
     from evitseg.image import MAX_PIXELS
     from evitseg.loading import load
     from evitseg.raster import check_place, open_sink, part_of
-    from evitseg.runtime.streaming import Context, Progress, free_memory, render, segment_huge
+    from evitseg.runtime.memory import default_memory
+    from evitseg.runtime.streaming import Context, Progress, render, segment_huge
     from evitseg.runtime.streaming import verify as compare
     from evitseg.runtime.windows import tiles_of
 
@@ -224,7 +225,8 @@ def _segment_in_tiles(
         with contextlib.suppress(OSError):  # told where it is used
             folder.mkdir(parents=True, exist_ok=True)
     damages: list[str] = []
-    with _windows_of(path, scratch, tiles.memory or free_memory() // 4) as source:
+    memory = default_memory() if tiles.memory is None else tiles.memory
+    with _windows_of(path, scratch, memory) as source:
         result: dict[str, Any] = {"picture": str(path), "mask": str(place), "size": source.size}
         region = for_one.region
         if for_one.context is not None and region is not None:

@@ -97,6 +97,7 @@ def train(
     from evitseg.config import PUBLISHED_SEGMENTATION
     from evitseg.dataset import find_dataset
     from evitseg.labels import load_labels
+    from evitseg.system.machine import logical_cores
     from evitseg.train.config import FRESH, read_config, read_recipe, structured
 
     if resume:
@@ -129,7 +130,7 @@ def train(
             out,
             resume=resume,
             labels=load_labels(labels) if labels else None,
-            check_workers=os.cpu_count() or 1,
+            check_workers=logical_cores(),
             watch=watch,
         )
     if quiet:

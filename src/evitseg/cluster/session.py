@@ -15,7 +15,8 @@ from typing import Any
 import evitseg
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
 from evitseg.loading import artefact_of
-from evitseg.runtime.artefact import first_line, manifest_file, physical_cores, read
+from evitseg.runtime.artefact import first_line, manifest_file, read
+from evitseg.system.machine import physical_cores
 
 RETRIES = 5
 """How often a task is begun again whose worker or machine died; more deaths mean that it kills them."""

@@ -23,6 +23,7 @@ from evitseg.engine import Precision
 from evitseg.errors import ConfigError, EngineError, PictureError
 from evitseg.image import Size
 from evitseg.runtime.cutting import Piece
+from evitseg.runtime.memory import share_of
 from evitseg.runtime.scratch import Layout
 from evitseg.runtime.streaming import (
     GROUP,
@@ -36,11 +37,11 @@ from evitseg.runtime.streaming import (
     Sums,
     _deliver,
     added,
-    free_memory,
     make_plan,
     summed,
 )
 from evitseg.runtime.windows import ArraySource, Damage, Sink, Source, Window, held_by
+from evitseg.system.machine import free_memory
 
 Values = NDArray[Any]
 
@@ -196,9 +197,8 @@ def segment_huge(
     if path is None and not isinstance(source, ArraySource):
         raise ConfigError("a picture that is not in memory needs its path, for the workers to open it.")
     try:
-        plan = make_plan(
-            network, source.size, size, memory or free_memory() // 4 // many, context, tile, held_by(source)
-        )
+        memory = share_of(free_memory()) // many if memory is None else memory
+        plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
         order = _Order(
             plan=plan,
             model=Model.sent(network.path),

@@ -12,6 +12,7 @@ from evitseg.engine import PRECISIONS, EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, unknown
 from evitseg.manifest import Manifest
 from evitseg.model.network import Deployed, EfficientViT
+from evitseg.system.machine import logical_cores
 
 
 class TorchEngine:
@@ -19,7 +20,7 @@ class TorchEngine:
 
     Args:
         precision: "auto" is float32, which is what was trained.
-        threads: at most, for this whole process; None leaves PyTorch's setting.
+        threads: at most, for this whole process; None for PyTorch's setting, but no more than may run here.
         device: as PyTorch names it.
     """
 
@@ -37,6 +38,8 @@ class TorchEngine:
             if threads < 1:
                 raise EngineError(f"threads is {threads}; give 1 or more.")
             torch.set_num_threads(threads)
+        elif torch.get_num_threads() > logical_cores():  # PyTorch does not know of a container's quota
+            torch.set_num_threads(logical_cores())
         chosen = "float32" if precision == "auto" else precision
         self.manifest = manifest
         self._device = torch.device(device)

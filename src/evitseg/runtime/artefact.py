@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -105,19 +104,6 @@ def check_graph(
             f"{artefact}: its graph is not what its manifest says (uint8 pictures of {sizes} in, {classes} classes "
             "out); export it again."
         )
-
-
-def physical_cores() -> int:
-    """Cores this process may use, threads of one core counted once where that can be told."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for cpu in allowed:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            siblings.add(path.read_text(encoding="ascii"))
-        except OSError:
-            siblings.add(str(cpu))
-    return max(1, len(siblings))
 
 
 def first_line(error: Exception) -> str:

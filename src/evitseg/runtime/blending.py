@@ -16,16 +16,14 @@ from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Size
 from evitseg.runtime.cutting import IMAGE, LOGITS
+from evitseg.runtime.memory import BASE_BYTES, default_memory, mib
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.streaming import (
-    BASE_BYTES,
     Network,
     Plan,
     Progress,
     class_counts,
-    free_memory,
     mask_window,
-    mib,
     working_size,
 )
 from evitseg.runtime.upsample import Side
@@ -75,7 +73,7 @@ def blend(
     Args:
         window: pixels of a window's side, a multiple of 64.
         size: as in `evitseg.load`.
-        memory: bytes the process may hold; None for a quarter of what is free.
+        memory: bytes the process may hold; None for what is free, see `default_memory`.
         watch: called after every window.
 
     Raises: ConfigError for a window that does not fit the network and where the memory is too little, EngineError.
@@ -86,7 +84,7 @@ def blend(
     rows, lefts = _rows(plan, height, sink), _starts(plan.working[1], width)
     held_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
     needed = held_by(source) + _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
-    memory = free_memory() // 4 if memory is None else memory
+    memory = default_memory(held_by(source)) if memory is None else memory
     if needed > memory:
         raise ConfigError(
             f"{mib(memory)} of memory are too little: windows of {window} pixels in a picture {plan.working[1]} pixels "

@@ -22,7 +22,8 @@ from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError, MissingPackageError, WeightsError
 from evitseg.manifest import Manifest
 from evitseg.noise import silenced
-from evitseg.runtime.artefact import first_line, manifest_beside, physical_cores, read
+from evitseg.runtime.artefact import first_line, manifest_beside, read
+from evitseg.system.machine import physical_cores
 
 INPUT, LOGITS = "in0", "out0"
 """The names pnnx gives the input and the output of an ncnn network."""

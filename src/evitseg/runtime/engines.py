@@ -24,11 +24,11 @@ from evitseg.runtime.artefact import (
     first_line,
     manifest_beside,
     manifest_inside,
-    physical_cores,
     read,
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
 from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
+from evitseg.system.machine import physical_cores
 
 if TYPE_CHECKING:
     import openvino

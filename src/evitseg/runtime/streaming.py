@@ -27,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.config import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
+from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import ConfigError, EngineError, FileError, WeightsError
 from evitseg.files import TEMPORARY, replacing, temporary_name
 from evitseg.image import Size
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
-from evitseg.runtime.artefact import first_line, physical_cores, read
+from evitseg.runtime.artefact import first_line, read
 from evitseg.runtime.cutting import (
     ALONE,
     EPS,
@@ -50,6 +50,7 @@ from evitseg.runtime.cutting import (
     Cut,
     Piece,
 )
+from evitseg.runtime.memory import BASE_BYTES, default_memory, mib
 from evitseg.runtime.openvino_graph import fast_graph, writes_fast
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.pieces import fast_piece
@@ -68,6 +69,7 @@ from evitseg.runtime.windows import (
     tiles_of,
     valid_window,
 )
+from evitseg.system.machine import physical_cores
 
 if TYPE_CHECKING:
     import openvino
@@ -86,8 +88,6 @@ LARGEST_FIRST_TILE = 2048
 WORKERS = 2
 """Tiles in hand at once, each with half of the threads, so that none waits for another's numpy and disk; with all
 threads on one tile the whole took a fifteenth longer."""
-BASE_BYTES = 185 * 1024**2
-"""What a process holds beside its source and its tiles: Python, OpenVINO, a small network."""
 _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
 _SMALLEST_PART = 256
@@ -659,7 +659,7 @@ def segment_huge(
             an error; after a kill or an interrupt, and where the sink fails, it stays, and the same call goes on from
             there. One process at a time works in it.
         size: as in `evitseg.load`.
-        memory: bytes the process may hold; None for a quarter of what is free.
+        memory: bytes the process may hold; None for what is free, see `default_memory`.
         context: "global" for attention over the whole picture; or pixels: over three by three tiles of a third of
             that, which is no longer the same as the whole, but closer to what training saw.
         tile: pixels of a tile's side, a multiple of 32; None for the largest that the memory allows.
@@ -774,7 +774,7 @@ def make_plan(
     Raises: ConfigError where none do.
     """
     working, pieces = working_size(picture, network.manifest, size), network.cut.pieces
-    memory = memory or free_memory() // 4
+    memory = default_memory(held) if memory is None else memory
     if context != "global":
         tile = round(context / 3 / STRIDE) * STRIDE
         if tile < STRIDE:
@@ -830,29 +830,6 @@ def _bytes_per_pixel(network: Network, piece: Piece, scale: tuple[float, ...] = 
     return piece.bytes_per_pixel + 4 * 2 * (features + logits) + image
 
 
-def whole_memory(config: ModelConfig, picture: tuple[int, int], working: tuple[int, int]) -> int:
-    """Estimate of the bytes that the process holds at its fullest where a picture goes through whole, in float32.
-
-    What lies before attention runs in tiles there, too; so what counts is a block's features from stride 8 on, and the
-    picture, twice while it is decoded, and its mask.
-    """
-    values: dict[str, float] = {}
-    for placed in placed_convs(config):
-        if placed.stride >= LOGIT_STRIDE:
-            values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
-    pixels, inputs = picture[0] * picture[1], working[0] * working[1]
-    return int(BASE_BYTES + 8 * pixels + inputs * (3 + 4 * max(values.values(), default=0.0)))
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free on this machine, as far as it can be told."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
-    except (OSError, StopIteration):
-        return 4 * 1024**3  # a quarter of which any machine has that runs this
-
-
 def _identity(network: Network, source: Source, plan: Plan, context: ContextMode) -> dict[str, Any]:
     """What must be the same for interrupted work to go on."""
     return {
@@ -883,11 +860,6 @@ def _folder_name(identity: dict[str, Any]) -> str:
     return f"{TEMPORARY}{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
 
 
-def mib(count: float) -> str:
-    """Bytes in words, rounded up: so much is enough."""
-    return f"{math.ceil(count / 1024**2)} MiB"
-
-
 def render(
     source: Source, network: Network, context: Context, region: Window, memory: int | None = None
 ) -> tuple[NDArray[np.integer], tuple[Damage, ...]]:
@@ -895,7 +867,7 @@ def render(
 
     Args:
         region: in the picture's pixels.
-        memory: bytes the process may hold; None for a quarter of what is free.
+        memory: bytes the process may hold; None for what is free, see `default_memory`.
 
     Returns: the mask, and what of the picture in the region and around it could not be read.
 
@@ -914,7 +886,9 @@ def render(
     ):
         raise ConfigError(f"the region is not inside the picture of {width}×{height} pixels.")
     plan = Plan(context.picture, context.working, ())
-    parts, size, at_once = _parts(region, network, plan, held_by(source), memory or free_memory() // 4)
+    held = held_by(source)
+    memory = default_memory(held) if memory is None else memory
+    parts, size, at_once = _parts(region, network, plan, held, memory)
     resampled = Resampled(source, plan.working)
     given: Arrays = {}
     for i, (sums, attention) in enumerate(zip(context.sums, network.cut.attentions, strict=True)):

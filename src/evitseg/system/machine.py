@@ -1,0 +1,191 @@
+"""Cores and memory that this process may use: those of the machine, or of the container that it runs in."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+UNKNOWN_MEMORY = 4 * 1024**3
+"""Assumed to be free where no system call tells."""
+
+ROOT = Path("/")
+"""Where /proc and /sys are; tests put a made-up machine in its place."""
+
+
+def physical_cores() -> int:
+    """Cores this process may use: its affinity and its container's quota count, hardware threads of a core do not."""
+    if sys.platform == "darwin":
+        return _darwin_number("hw.physicalcpu") or os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = {
+        _read(ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
+    }
+    return math.ceil(max(1, min(len(siblings), cpu_quota())))
+
+
+def logical_cores() -> int:
+    """Hardware threads this process may use, and no more than its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(max(1, min(allowed, cpu_quota())))
+
+
+def cpu_quota() -> float:
+    """Cores' worth of time that the process's control groups allow it; infinite without a limit."""
+    quotas = [math.inf]
+    for folder in _control_groups("cpu"):
+        # Version 2: "200000 100000" or "max 100000"; version 1 has a file for each of the two, and -1 for no limit.
+        numbers = _read(folder / "cpu.max").split() or [
+            _read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+        ]
+        quota, period = ([_number(text) for text in numbers] + [None, None])[:2]
+        if quota is not None and period and quota > 0:
+            quotas.append(quota / period)
+    return min(quotas)
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: what the machine has free, its control groups and its limits leave."""
+    return max(0, int(min(_machine_memory(), _control_group_memory(), _own_limits())))
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds; 0 where it cannot be told."""
+    return 1024 * (_field(_read(ROOT / "proc/self/status"), "VmRSS") or 0)
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process held at its fullest, None where it cannot be told.
+
+    On Linux without what its parent held when it began, which getrusage adds.
+    """
+    peak = _field(_read(ROOT / "proc/self/status"), "VmHWM")
+    if peak is not None:
+        return 1024 * peak
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _machine_memory() -> int:
+    available = _field(_read(ROOT / "proc/meminfo"), "MemAvailable")
+    if available is not None:
+        return 1024 * available
+    if sys.platform == "win32":
+        return _windows_free()
+    try:  # macOS says how much there is, not how much of it programs could have
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return UNKNOWN_MEMORY
+
+
+def _control_group_memory() -> float:
+    free = [math.inf]
+    for folder in _control_groups("memory"):
+        limit, used = (
+            next((n for name in names if (n := _number(_read(folder / name))) is not None), None)
+            for names in (("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes"))
+        )
+        if limit is None or used is None:
+            continue
+        # Cached files that nothing has looked at for a while count as used, but are given up first.
+        statistics = _read(folder / "memory.stat")
+        cached = _field(statistics, "total_inactive_file") or _field(statistics, "inactive_file") or 0
+        free.append(limit - max(0, used - cached))
+    return min(free)
+
+
+def _own_limits() -> float:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.inf
+    status, free = _read(ROOT / "proc/self/status"), [math.inf]
+    for limit, held in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            free.append(soft - 1024 * (_field(status, held) or 0))
+    return min(free)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the groups that a controller puts this process in, the innermost first."""
+    mounts = _mounts(controller)
+    for line in _read(ROOT / "proc/self/cgroup").splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        mount = mounts.get(number == "0" and not controllers)
+        if mount is None or (controllers and controller not in controllers.split(",")):
+            continue
+        # A container may see its own group mounted at the top, and still be told the path that the host knows.
+        folder, top = mount
+        inner = path.removeprefix(top.rstrip("/")) if path.startswith(top) else "/"
+        parts = [part for part in inner.split("/") if part not in ("", "..")]
+        for count in range(len(parts), -1, -1):
+            yield folder.joinpath(*parts[:count])
+
+
+def _mounts(controller: str) -> dict[bool, tuple[Path, str]]:
+    """Where control groups are mounted, and which group is the top there: of version 2 (True) and 1 (False)."""
+    found: dict[bool, tuple[Path, str]] = {}
+    for line in _read(ROOT / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.partition(" ")
+        fields = before.split()
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split()[-1].split(",")):
+            found.setdefault(kind == "cgroup2", (ROOT / fields[4].lstrip("/"), fields[3]))
+    return found
+
+
+def _read(path: Path) -> str:
+    """A small file's text; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    """None for "max" and for what is no number."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _field(text: str, name: str) -> int | None:
+    """The number behind a name, in the way of /proc/meminfo and of memory.stat."""
+    found = (line.split() for line in text.splitlines())
+    return next((_number(words[1]) for words in found if len(words) > 1 and words[0].rstrip(":") == name), None)
+
+
+def _darwin_number(name: str) -> int | None:
+    """What sysctl says."""
+    value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    except (AttributeError, OSError):
+        return None
+    return None if failed else value.value
+
+
+def _windows_free() -> int:
+    class Status(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            *((name, ctypes.c_uint64) for name in (
+                "total", "free", "total_page", "free_page", "total_virtual", "free_virtual", "free_extended"
+            )),
+        )  # fmt: skip
+
+    status = Status(length=ctypes.sizeof(Status))
+    windows = getattr(ctypes, "windll", None)
+    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return UNKNOWN_MEMORY
+    return int(status.free)

@@ -28,7 +28,8 @@ import evitseg
 from evitseg import cluster
 from evitseg.engine import processor_name
 from evitseg.files import replacing
-from evitseg.image import mask_png, read_picture
+from evitseg.image import read_picture
+from evitseg.masks import mask_png
 from evitseg.raster import open_source
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.streaming import Network, segment_huge

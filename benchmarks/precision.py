@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from evitseg import export, load_checkpoint
 from evitseg.engine import Engine, Precision, processor_name
 from evitseg.files import replacing
-from evitseg.image import Picture, Preprocess, read_mask, read_picture
+from evitseg.image import Picture, Preprocess, read_picture
 from evitseg.labels import load_labels
+from evitseg.masks import read_mask
 from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
 from evitseg.runtime.engines import open_engine

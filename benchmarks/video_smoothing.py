@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 import evitseg
 from evitseg.files import replacing
-from evitseg.image import Mask, read_picture, read_raw_mask
+from evitseg.image import Mask, read_picture
+from evitseg.masks import read_raw_mask
 from evitseg.metrics import iou
 from evitseg.runtime.upsample import argmax_upsampled
 

@@ -24,7 +24,8 @@ from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.config import STRIDE
 from evitseg.engine import processor_name
 from evitseg.files import replacing
-from evitseg.image import Picture, read_mask, read_picture
+from evitseg.image import Picture, read_picture
+from evitseg.masks import read_mask
 from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.runtime.engines import open_engine
 

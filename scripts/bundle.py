@@ -21,10 +21,11 @@ from evitseg.errors import EngineError
 from evitseg.exporters import export
 from evitseg.exporters.onnx import set_onnx_manifest
 from evitseg.files import replacing
-from evitseg.image import Preprocess, read_mask
+from evitseg.image import Preprocess
 from evitseg.labels import load_labels
 from evitseg.loading import load
 from evitseg.manifest import Accuracy, Manifest, Training
+from evitseg.masks import read_mask
 from evitseg.metrics import confusion_matrix, iou, mean_iou
 from evitseg.model.weights import load_checkpoint
 from evitseg.runtime.engines import read_manifest

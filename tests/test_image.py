@@ -19,18 +19,9 @@ from PIL import Image
 
 from evitseg.errors import ConfigError, FileError, PictureError
 from evitseg.files import replacing
-from evitseg.image import (
-    MAX_PIXELS,
-    Preprocess,
-    class_fractions,
-    overlay,
-    picture_size,
-    read_mask,
-    read_picture,
-    save_mask,
-    save_picture,
-)
+from evitseg.image import MAX_PIXELS, Preprocess, class_fractions, overlay, picture_size, read_picture, save_picture
 from evitseg.labels import load_labels, numbered
+from evitseg.masks import read_mask, save_mask
 
 Array = NDArray[np.uint8]
 
@@ -378,3 +369,11 @@ def test_a_picture_that_is_stored_turned_is_turned_once(orientation: int, ending
     ][orientation - 1]  # fmt: skip
     np.testing.assert_array_equal(read_picture(tmp_path / f"a.{ending}")[..., 0], upright)
     assert picture_size(tmp_path / f"a.{ending}") == upright.shape
+
+
+def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [10, 255]], np.uint8)
+    save_mask(mask, tmp_path / "a.png", load_labels("camvid"), "gray")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), mask)

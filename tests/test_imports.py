@@ -22,6 +22,7 @@ OUTSIDE = {
     "bundled": LIGHT,
     "system": LIGHT,
     "cli": LIGHT,
+    "data": LIGHT,
     "cluster": LIGHT,
     "raster": LIGHT,
     "runtime": LIGHT,
@@ -31,10 +32,11 @@ OUTSIDE = {
     "train": LIGHT | {"torch"},
 }
 INSIDE = {
-    ".": {"."},
+    ".": {".", "data"},
     "system": {"system"},
     "bundled": {".", "bundled"},
     "cli": {".", "cli"},
+    "data": {".", "data"},
     "cluster": {".", "cluster", "runtime", "bundled"},
     "raster": {".", "raster"},
     "runtime": {".", "runtime", "bundled"},
@@ -87,7 +89,9 @@ def test_importing_a_module_needs_only_what_its_folder_says(module: Path) -> Non
             assert folder_of(name) in {*INSIDE[place(module)], "system"}, name
         else:
             assert folder_of(name) in (
-                {".", "bundled", "system", "cli"} if module.name == "__main__.py" else {".", "bundled", "system"}
+                {".", "bundled", "data", "system", "cli"}
+                if module.name == "__main__.py"
+                else {".", "bundled", "data", "system"}
             ), name
 
 

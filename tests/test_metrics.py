@@ -13,8 +13,8 @@ from torchmetrics import JaccardIndex
 
 from evitseg.dataset import Pair
 from evitseg.errors import ConfigError, DatasetError
-from evitseg.image import read_mask, save_mask
 from evitseg.labels import load_labels, numbered
+from evitseg.masks import read_mask, save_mask
 from evitseg.metrics import (
     PredictedMasks,
     boundary_band,

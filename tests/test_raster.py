@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.errors import ConfigError, FileError, PictureError
-from evitseg.image import read_mask, read_picture
+from evitseg.image import read_picture
 from evitseg.labels import LabelSpace, load_labels, numbered
+from evitseg.masks import read_mask
 from evitseg.raster import Sink, Source, open_sink, open_source, outlines
 from evitseg.raster.gdal import quiet_open
 from evitseg.raster.outlines import polygons
@@ -449,6 +450,20 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
         with Image.open(path) as image:
             assert image.mode == "P"
             assert image.getpalette()[3:6] == list(labels.classes[1].color)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "ome.tif"])
+def test_a_gray_mask_file_has_no_palette(ending: str, tmp_path: Path) -> None:
+    mask = np.random.default_rng(6).integers(0, 11, SIZE).astype(np.uint8)
+
+    class Picture:
+        size = SIZE
+
+    with open_sink(tmp_path / f"m.{ending}", Picture(), CAMVID, "gray") as sink:
+        write_all(sink, mask, seed=7)
+    with quiet_open(tmp_path / f"m.{ending}") as dataset:
+        assert [i.name for i in dataset.colorinterp] == ["gray"]
+        np.testing.assert_array_equal(dataset.read(1), mask)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "ome.tif", "zarr"])

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from evitseg.errors import DatasetError, MissingPackageError
 from evitseg.files import replacing
-from evitseg.image import MAX_PIXELS, save_mask
+from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, mask_dtype
+from evitseg.masks import save_mask
 
 BACKGROUND = "background"
 

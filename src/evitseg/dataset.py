@@ -18,24 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evitseg.data.lists import Pair, decoded, read_pairs
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError, unknown
-from evitseg.image import AS_STATED, EXTENSIONS, Mask, ReadOptions, read_picture, read_raw_mask, tinted, with_legend
+from evitseg.image import AS_STATED, EXTENSIONS, Mask, ReadOptions, read_picture, tinted, with_legend
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
+from evitseg.masks import read_raw_mask
 
 MAX_WORKERS = 61
 """Processes at most; Windows waits for no more."""
 KILLED = "a process was ended from outside, mostly for want of memory; try --workers 1."
+__all__ = [
+    "ALL", "Dataset", "Finding", "Inspection", "Pair", "contact_sheet", "find_dataset", "find_pairs", "infer_labels",
+    "inspect", "pair_files", "read_truth", "split_pairs",
+]  # fmt: skip
 ALL = "all"
 """The name of the only split, where the data has none."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A picture and its mask, and how the picture's file is read."""
-
-    picture: Path
-    mask: Path
-    reading: ReadOptions = AS_STATED
 
 
 @dataclass(frozen=True)
@@ -138,16 +135,9 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
     if (folder / "labels.json").is_file():
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
-        names = [line.strip() for line in _lines(folder / "classes.txt")]
+        names = [line.strip() for line in decoded(folder / "classes.txt").splitlines()]
         return _named(folder.resolve().name, [name for name in names if name])
     return None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
 def _named(name: str, names: Sequence[str]) -> LabelSpace:
@@ -313,20 +303,7 @@ def _trees(root: Path) -> Dataset | None:
 
 
 def _from_list(path: Path) -> Dataset:
-    """A picture and a mask on each line, separated by a comma, a tab or blanks; relative to the list's folder."""
-    pairs = []
-    for number, line in enumerate(_lines(path), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        separator = next((s for s in (",", "\t") if s in line), None)
-        parts = [part.strip() for part in line.split(separator)]
-        if len(parts) != 2:
-            raise DatasetError(f"{path}, line {number}: {line!r} is not a picture and a mask, separated by a comma.")
-        if number == 1 and not any(Path(part).suffix for part in parts):
-            continue  # a table's header
-        pairs.append(Pair(path.parent / parts[0], path.parent / parts[1]))
-    return Dataset(path, "a list of pairs", {ALL: tuple(pairs)}, None, ())
+    return Dataset(path, "a list of pairs", {ALL: read_pairs(path)}, None, ())
 
 
 _YAML_KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")

@@ -9,7 +9,6 @@ import contextlib
 import io
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,32 +286,6 @@ def picture_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED)
         return _upright_size(image)
 
 
-def read_mask(path: str | os.PathLike[str]) -> Mask:
-    """(H, W) integers as a mask file stores them: grey levels, 16-bit levels or palette indices, never colours.
-
-    Raises: PictureError.
-    """
-    mask = read_raw_mask(path)
-    if mask.ndim != 2:
-        raise PictureError(f"{path}: a mask holds one number a pixel, but this picture has colours.")
-    return mask
-
-
-def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
-    """(H, W) integers as a mask file stores them, or (H, W, 3) uint8 where it holds colours.
-
-    Raises: PictureError.
-    """
-    with _open(Path(path)) as image:
-        if image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        if image.mode in ("RGB", "RGBA"):
-            return np.array(image)[..., :3]
-        if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
-            raise PictureError(f"{path}: a mask holds numbers or RGB colours, but this picture has mode {image.mode}.")
-        return np.array(image)
-
-
 @contextlib.contextmanager
 def _open(source: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
     """The file, opened; everything Pillow may say about a bad one becomes a PictureError."""
@@ -414,28 +387,6 @@ def _from_array(array: NDArray[np.integer]) -> Picture:
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise PictureError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
     return cast(Picture, array)
-
-
-def save_mask(mask: Mask, path: str | os.PathLike[str], labels: LabelSpace) -> None:
-    """Class indices as a PNG: 8 bits with the classes' colours as palette, or 16 bits for more than 255 classes.
-
-    Raises: PictureError for a name that does not end in .png, FileError for a place that cannot be written.
-    """
-    if Path(path).suffix.lower() != ".png":
-        raise PictureError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
-    with replacing(path) as file:
-        file.write(mask_png(mask, labels))
-
-
-def mask_png(mask: Mask, labels: LabelSpace) -> bytes:
-    """What `save_mask` writes."""
-    image = Image.fromarray(mask)
-    if mask.dtype == np.uint8:
-        image.putpalette(labels.palette.tobytes())
-    content = io.BytesIO()
-    # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
-    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return content.getvalue()
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:

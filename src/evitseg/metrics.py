@@ -301,7 +301,7 @@ class PredictedMasks:
 
     def __call__(self, pair: Pair) -> Mask:
         """Raises: PictureError where the picture has no mask here, or several."""
-        from evitseg.image import read_mask
+        from evitseg.masks import read_mask
 
         found = self._masks.get(pair.picture.stem, [])
         # Folders below ours are those that the picture lies in; so a mask of the same name from elsewhere is no match.

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import evitseg
-from evitseg.image import Preprocess, read_mask, read_picture
+from evitseg.image import Preprocess, read_picture
 from evitseg.labels import load_labels
+from evitseg.masks import read_mask
 from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
 from evitseg.model.weights import load_checkpoint

@@ -15,7 +15,8 @@ from evitseg.cluster.session import Model, kept, require_ray, slots
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, MissingPackageError, PictureError
 from evitseg.files import TEMPORARY, temporary_name
-from evitseg.image import EXTENSIONS, Size, mask_png
+from evitseg.image import EXTENSIONS, Size
+from evitseg.masks import mask_png
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,6 +11,7 @@ from pathlib import Path
 from evitseg.errors import FileError, PictureError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
+from evitseg.masks import MaskFormat
 from evitseg.raster.window import (
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
@@ -109,12 +110,17 @@ def kind_of(file: Path, name: str) -> str:
 
 
 @contextmanager
-def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -> Iterator[Sink]:
+def open_sink(
+    path: str | os.PathLike[str], like: HasSize, labels: LabelSpace, mask_format: MaskFormat = "palette"
+) -> Iterator[Sink]:
     """A mask file of `like`'s size that is written window by window, and appears once the block ends.
 
     The format is that of the name's ending: .tif or .tiff is a GeoTIFF with `like`'s georeference (a COG where `like`
     is one), or a tiled pyramidal OME-TIFF where `like` is a microscope's picture or the ending is .ome.tif; .png; .zarr
     in `like`'s layout. After a failure nothing is left. What is not written has `labels.ignore_index`.
+
+    Args:
+        mask_format: of PNG and TIFF; Zarr holds numbers without colours in both.
 
     Raises: PictureError for another ending, FileError for a place that cannot be written, MissingPackageError.
     """
@@ -124,7 +130,7 @@ def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -
     if ending == ".png":
         from evitseg.raster.png import png_sink
 
-        with png_sink(file, like.size, labels) as sink:
+        with png_sink(file, like.size, labels, mask_format) as sink:
             yield sink
     elif ending == ".zarr":
         from evitseg.raster.zarrs import zarr_sink
@@ -134,12 +140,12 @@ def open_sink(path: str | os.PathLike[str], like: HasSize, labels: LabelSpace) -
     elif _is_slide(file, origin):
         from evitseg.raster.slides import slide_sink
 
-        with slide_sink(file, name, like.size, origin, labels) as sink:
+        with slide_sink(file, name, like.size, origin, labels, mask_format) as sink:
             yield sink
     else:
         from evitseg.raster.gdal import geotiff_sink
 
-        with geotiff_sink(file, name, like.size, origin, labels) as sink:
+        with geotiff_sink(file, name, like.size, origin, labels, mask_format) as sink:
             yield sink
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from evitseg.errors import FileError, MissingPackageError, PictureError
 from evitseg.files import replacing, temporary_name
 from evitseg.labels import LabelSpace
+from evitseg.masks import MaskFormat
 from evitseg.raster.window import (
     CACHE_BYTES,
     TILE,
@@ -342,7 +343,12 @@ def telling(name: str) -> Iterator[None]:
 
 @contextmanager
 def geotiff_sink(
-    path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace
+    path: Path,
+    name: str,
+    size: tuple[int, int],
+    origin: Origin,
+    labels: LabelSpace,
+    mask_format: MaskFormat = "palette",
 ) -> Iterator[GeoTiffSink]:
     """A tiled, compressed GeoTIFF with the classes' colours and names, the picture's place and its overviews."""
     rasterio = import_rasterio()
@@ -360,7 +366,7 @@ def geotiff_sink(
             dataset = quiet_open(temporary, "w", **profile)
         try:
             with environment(), telling(name):
-                _describe(dataset, place, labels)
+                _describe(dataset, place, labels, mask_format)
             yield GeoTiffSink(name, dataset, labels)
         finally:
             with environment(), telling(name):
@@ -386,14 +392,14 @@ def geotiff_sink(
                     file_left.unlink()
 
 
-def _describe(dataset: Any, place: Georeference, labels: LabelSpace) -> None:
+def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format: MaskFormat) -> None:
     if place.gcps is not None:
         dataset.gcps = place.gcps
     if place.rpcs is not None:
         dataset.rpcs = place.rpcs
     if place.area_or_point is not None:
         dataset.update_tags(AREA_OR_POINT=place.area_or_point)
-    if labels.dtype == np.uint8:
+    if labels.dtype == np.uint8 and mask_format == "palette":
         dataset.write_colormap(1, {i: (*map(int, color), 255) for i, color in enumerate(labels.palette)})
     dataset.set_band_description(1, f"class index, {labels.name}")
     dataset.update_tags(1, EVITSEG_CLASSES=json.dumps(class_table(labels), ensure_ascii=False))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evitseg.errors import PictureError
 from evitseg.files import replacing
 from evitseg.labels import LabelSpace
+from evitseg.masks import MaskFormat
 from evitseg.raster.window import TILE
 
 _MAX_SIDE = 2**31 - 1
@@ -24,7 +25,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class PngSink:
-    """8 bits with the classes' colours as palette, or 16 bits of grey for more than 255 classes, as `save_mask` writes.
+    """What `evitseg.masks.save_mask` writes: 8 bits with a palette or plain grey, 16 bits for more than 255 classes.
 
     Holds the rows of one row of tiles.
     """
@@ -32,7 +33,9 @@ class PngSink:
     tile = (TILE, TILE)
     ordered = True
 
-    def __init__(self, file: BinaryIO, size: tuple[int, int], labels: LabelSpace) -> None:
+    def __init__(
+        self, file: BinaryIO, size: tuple[int, int], labels: LabelSpace, mask_format: MaskFormat = "palette"
+    ) -> None:
         self._file, self._size = file, size
         self._dtype = np.dtype(labels.dtype)
         self._ignored = labels.ignore_index
@@ -44,7 +47,7 @@ class PngSink:
         self._lock = threading.Lock()
         height, width = size
         file.write(b"\x89PNG\r\n\x1a\n")
-        kind = _INDEXED if self._dtype == np.uint8 else _GREY
+        kind = _INDEXED if self._dtype == np.uint8 and mask_format == "palette" else _GREY
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * self._dtype.itemsize, kind, 0, 0, 0))
         if kind == _INDEXED:
             self._chunk(b"PLTE", labels.palette.tobytes())
@@ -91,10 +94,12 @@ class PngSink:
 
 
 @contextmanager
-def png_sink(file: Path, size: tuple[int, int], labels: LabelSpace) -> Iterator[PngSink]:
+def png_sink(
+    file: Path, size: tuple[int, int], labels: LabelSpace, mask_format: MaskFormat = "palette"
+) -> Iterator[PngSink]:
     if max(size) > _MAX_SIDE:
         raise PictureError(f"{file}: a PNG has at most {_MAX_SIDE:,} pixels a side; write a .tif.")
     with replacing(file) as stream:
-        sink = PngSink(stream, size, labels)
+        sink = PngSink(stream, size, labels, mask_format)
         yield sink
         sink.finish()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from evitseg.errors import MissingPackageError, PictureError
 from evitseg.files import replacing
 from evitseg.labels import LabelSpace
+from evitseg.masks import MaskFormat
 from evitseg.raster.window import (
     CACHE_BYTES,
     TILE,
@@ -295,7 +296,14 @@ class SlideSink:
 
 
 @contextmanager
-def slide_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace) -> Iterator[SlideSink]:
+def slide_sink(
+    path: Path,
+    name: str,
+    size: tuple[int, int],
+    origin: Origin,
+    labels: LabelSpace,
+    mask_format: MaskFormat = "palette",
+) -> Iterator[SlideSink]:
     """A tiled, compressed OME-TIFF with as many levels as the picture, the classes' colours, names and pixel size."""
     tifffile = import_tifffile()
     raw = RawFile(name, (*size, 1), labels.dtype, path.parent)
@@ -303,13 +311,19 @@ def slide_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, lab
         sink = SlideSink(raw, size, labels)
         yield sink
         with writing(name), replacing(path) as stream:
-            _write_pyramid(tifffile, stream, sink, size, origin, labels)
+            _write_pyramid(tifffile, stream, sink, size, origin, labels, mask_format)
     finally:
         raw.close()
 
 
 def _write_pyramid(
-    tifffile: ModuleType, stream: Any, sink: SlideSink, size: tuple[int, int], origin: Origin, labels: LabelSpace
+    tifffile: ModuleType,
+    stream: Any,
+    sink: SlideSink,
+    size: tuple[int, int],
+    origin: Origin,
+    labels: LabelSpace,
+    mask_format: MaskFormat,
 ) -> None:
     levels = max(1, min(origin.levels, min(size).bit_length()))
     metadata: dict[str, Any] = {
@@ -320,7 +334,7 @@ def _write_pyramid(
         for axis, length in zip("YX", origin.pixel_size_um, strict=True):
             metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "µm"}
     options: dict[str, Any] = {"dtype": labels.dtype, "tile": (TILE, TILE), "compression": "zlib"}
-    if labels.dtype == np.uint8:
+    if labels.dtype == np.uint8 and mask_format == "palette":
         options |= {"photometric": "palette", "colormap": labels.palette.T.astype(np.uint16) * 257}
     else:
         options |= {"photometric": "minisblack"}

@@ -19,6 +19,7 @@ from evitseg.errors import ConfigError, PictureError
 from evitseg.image import AS_STATED, Mask, Picture, ReadOptions, Reduced, Size, read_picture, read_reduced, resampled
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
+from evitseg.masks import MaskFormat, save_mask
 from evitseg.runtime.upsample import argmax_upsampled
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -59,12 +60,16 @@ class Prediction:
         """The picture in the classes' colours, with a legend below."""
         return pictures.overlay(self.picture, self.mask, self.labels)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as a PNG of class indices, with the classes' colours as its palette.
+    def save(self, path: str | os.PathLike[str], mask_format: MaskFormat = "palette") -> None:
+        """Write the mask as a PNG of class indices.
+
+        Args:
+            mask_format: "palette" adds the classes' colours as a palette; "gray" writes plain grey levels, for
+                programs such as OpenCV that turn a palette into colours.
 
         Raises: PictureError for another ending than .png, FileError for a place that cannot be written.
         """
-        pictures.save_mask(self.mask, path, self.labels)
+        save_mask(self.mask, path, self.labels, mask_format)
 
 
 TTA_SCALES = (0.75, 1.0, 1.25)

@@ -1,0 +1,127 @@
+"""Lists of pairs: an image and its mask on each line, as people and `evitseg convert` write them."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from evitseg.errors import DatasetError
+from evitseg.files import replacing
+from evitseg.image import AS_STATED, ReadOptions
+
+MAX_LIST_BYTES = 256 * 2**20
+_FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?:,|$)|([^,]*)(?:,|$)')
+"""A field quoted as in CSV, a quote in it doubled, or a plain one, and what ends it."""
+_OPENS = re.compile(r'(?:^|,)\s*"')
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its mask, and how the picture's file is read."""
+
+    picture: Path
+    mask: Path
+    reading: ReadOptions = AS_STATED
+
+
+def write_pairs(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> None:
+    """Write a list that `read_pairs` reads back, whatever the files are called.
+
+    The files are named relative to the list's folder, quoted as in CSV where a comma, a quote, a line break or blanks
+    require it.
+
+    Raises: FileError where the place cannot be written.
+    """
+    path = Path(path)
+    base = os.path.realpath(path.parent)
+    lines = [f"{_quoted(pair.picture, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
+    with replacing(path) as file:
+        # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
+        file.write("".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def _quoted(file: Path, base: str) -> str:
+    # The folder is resolved, because ".." after a link leads elsewhere; the file's own name stays.
+    place = Path(os.path.realpath(file.parent)) / file.name
+    try:
+        name = os.path.relpath(place, base)
+    except ValueError:  # on another drive
+        name = str(place)
+    if name.startswith("#"):
+        name = f".{os.sep}{name}"
+    if set(name) & set(',"\r\n\t') or name != " ".join(name.split()):
+        return '"' + name.replace('"', '""') + '"'
+    return name
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """An image and a mask on each line, separated by a comma, a tab or blanks; relative to the list's folder.
+
+    Names may be quoted as in CSV. Lines that begin with # are comments, and a first line without file names is a
+    header.
+
+    Raises: DatasetError that names the line.
+    """
+    pairs: list[Pair] = []
+    for number, row in _rows(decoded(path, "surrogateescape")):
+        fields = _fields(row)
+        if len(fields) == 1:
+            fields = [part.strip() for part in row.split("\t" if "\t" in row else None)]
+        if len(fields) != 2 or not all(fields):
+            raise DatasetError(f"{path}, line {number}: {row!r} is not a picture and a mask, separated by a comma.")
+        if number == 1 and not any(Path(field).suffix for field in fields):
+            continue  # a table's header
+        pairs.append(Pair(path.parent / fields[0], path.parent / fields[1]))
+    return tuple(pairs)
+
+
+def _rows(text: str) -> Iterator[tuple[int, str]]:
+    """Rows that are neither blank nor comments, with the number of their first line."""
+    row, first = "", 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        if row:
+            row += f"\n{line}"
+        elif line.strip() and not line.lstrip().startswith("#"):
+            row, first = line, number
+        # A quoted name may hold a line break.
+        if row and not (_OPENS.search(row) and row.count('"') % 2):
+            yield first, row.strip()
+            row = ""
+    if row:
+        yield first, row.strip()
+
+
+def _fields(row: str) -> list[str]:
+    fields, at = [], 0
+    while at <= len(row):
+        found = _FIELD.match(row, at)
+        assert found is not None
+        quoted, plain = found.groups()
+        fields.append(plain.strip() if quoted is None else quoted.replace('""', '"'))
+        at = found.end() + (found.end() == len(row) and not found[0].endswith(","))
+    return fields
+
+
+def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> str:
+    """The text of a file that a person or a tool wrote, without a byte order mark.
+
+    Raises: DatasetError for a file that is not UTF-8 text, cannot be read, or is larger than `most` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if len(content) > most:
+        raise DatasetError(f"{path}: more than {most:,} bytes; a file of this kind is smaller.")
+    if content.startswith(_UTF16) or b"\0" in content[:4096]:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text (it looks like UTF-16); save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8.") from error

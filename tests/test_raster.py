@@ -21,8 +21,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evitseg.cli import app
-from evitseg.errors import ConfigError, FileError, PictureError
-from evitseg.image import read_picture
+from evitseg.errors import ConfigError, EvitsegWarning, FileError, PictureError
+from evitseg.image import ReadOptions, read_picture
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.masks import read_mask
 from evitseg.raster import Sink, Source, open_sink, open_source, outlines
@@ -206,7 +206,7 @@ def test_bands_are_those_that_are_called_red_green_and_blue(tmp_path: Path, pixe
     with open_source(path) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
     unnamed = geotiff(tmp_path / "b.tif", np.dstack([pixels, infrared, infrared]), photometric="minisblack")
-    with open_source(unnamed) as source:
+    with pytest.warns(EvitsegWarning, match="bands 1, 2 and 3 of 5 are read"), open_source(unnamed) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
 
 
@@ -320,10 +320,17 @@ def test_an_ome_tiff_is_read_whatever_its_axes(
         read_at_random(source, expected)
 
 
-def test_a_stack_is_no_picture(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    stack = np.stack([pixels[..., 0]] * 4)
-    tifffile.imwrite(tmp_path / "a.ome.tif", stack, photometric="minisblack", metadata={"axes": "ZYX"})
-    with pytest.raises(PictureError, match="a stack .*4 along Z"), open_source(tmp_path / "a.ome.tif"):
+def test_of_a_stack_the_first_plane_is_read_with_a_warning_or_the_chosen_one(
+    tmp_path: Path, pixels: NDArray[np.uint8]
+) -> None:
+    stack = np.stack([pixels[..., 0] // 4 * n for n in range(1, 5)])
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"})
+    with pytest.warns(EvitsegWarning, match=r"first of 4 images \(4 along Z\)"), open_source(path) as source:
+        np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[0])
+    with open_source(path, options=ReadOptions(page=3)) as source:
+        np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[2])
+    with pytest.raises(PictureError, match="no page 5"), open_source(path, options=ReadOptions(page=5)):
         pass
 
 
@@ -711,7 +718,7 @@ def test_a_mask_is_written_in_known_formats_only(tmp_path: Path, pixels: NDArray
     ("package", "name", "extra"),
     [
         ("rasterio", "a.tif", "geo"),
-        ("tifffile", "a.tif", "geo"),
+        ("tifffile", "a.svs", "geo,slides"),
         ("zarr", "a.zarr", "zarr"),
         ("pyogrio", "", "geo"),
         ("imagecodecs", "a.svs", "slides"),

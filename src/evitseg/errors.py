@@ -61,6 +61,10 @@ class MissingPackageError(EvitsegError):
         return type(self), self._given  # an exception is rebuilt from its sentence, which is not what this one takes
 
 
+class UnreadableHereError(PictureError, MissingPackageError):
+    """An image that only an optional package reads, which is not installed: other images can be read."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a name that is not in a table, with the nearest names that are."""
     known = sorted(known)

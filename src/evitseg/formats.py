@@ -53,7 +53,7 @@ FORMATS = (
     ),
     ImageFormat(
         "JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
-        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", plugin="pillow",
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", gdal="JP2OpenJPEG", plugin="pillow",
     ),
 )  # fmt: skip
 EXTENSIONS = frozenset(ending for row in FORMATS for ending in row.endings)
@@ -89,6 +89,19 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
             return value
         xmp = value if what == "xmp" else xmp
     return xmp
+
+
+def png_frames(stream: BinaryIO) -> int:
+    """How many images a PNG holds."""
+    stream.seek(8)
+    for _ in range(_MOST_BLOCKS):
+        head = stream.read(8)
+        if len(head) < 8 or head[4:] == b"IDAT":
+            return 1
+        if head[4:] == b"acTL":
+            return max(1, int.from_bytes(stream.read(4), "big"))
+        stream.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return 1
 
 
 def _from_exif(data: bytes) -> int:

@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin
 
 from evitseg.config import STRIDE
 from evitseg.errors import ConfigError, PictureError
 from evitseg.files import replacing
+from evitseg.formats import EXTENSIONS as EXTENSIONS
 from evitseg.labels import LabelSpace
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -32,23 +33,12 @@ Size: TypeAlias = int | Literal["native"] | None
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest picture that is read whole, the limit at which Pillow, too, refuses."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF's tags
-_ORIENTATION = 0x0112  # EXIF's tag, and how to undo each of its values
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 OPACITY = 0.55
 """Of the classes' colours on a picture."""
 MAX_JPEG_SIDE = 65_500
 """In pixels; what the library behind Pillow writes."""
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+"""Endings of images that are written."""
 
 
 @dataclass(frozen=True)
@@ -224,22 +214,21 @@ def read_picture(
 ) -> Picture:
     """(H, W, 3) uint8 RGB from a file, a PIL image or an array.
 
-    EXIF orientation is applied. Grey becomes three equal channels, a palette its colours; CMYK is converted, and an
-    alpha channel is dropped: the stored colours count. 16-bit pixels keep their upper 8 bits. Of several frames or
-    pages the first is read.
+    EXIF orientation is applied, but for georeferenced files. Grey becomes three equal channels, a palette its colours;
+    CMYK is converted, and an alpha channel is dropped: the stored colours count. What bands, 16 bits, pages and frames
+    mean: `evitseg.raster.bands`, `levels` and `tiff`. The file's content decides who reads it.
 
     Raises: PictureError for whatever cannot be read, with the file's name and the reason.
     """
+    from evitseg.raster.whole import of_image, read_whole
+
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, options)
     if isinstance(source, Image.Image):
-        with _decoding("the PIL image"):
-            _check_pixels(source)
-            return _from_array(_to_rgb(source, "the PIL image"))
+        return of_image(source, "the PIL image", options)
     if not isinstance(source, (str, os.PathLike)):
-        return _from_array(source)  # says what it is
-    with _open(Path(source)) as image:
-        return _to_rgb(image, str(source))
+        raise PictureError(f"a {type(source).__name__} is not a picture; give a path, a PIL image or a numpy array.")
+    return read_whole(Path(source), str(source), options).pixels
 
 
 def read_reduced(
@@ -258,13 +247,11 @@ def read_reduced(
 
     Raises: PictureError.
     """
-    name = name or ("the picture" if isinstance(source, bytes) else str(source))
-    with _open(source if isinstance(source, bytes) else Path(source), name) as image:
-        turned, size = _orientation(image) in (5, 6, 7, 8), _upright_size(image)
-        height, width = least(size)
-        if image.format == "JPEG" and 2 * height <= size[0] and 2 * width <= size[1]:
-            image.draft(None, (height, width) if turned else (width, height))
-        return Reduced(_to_rgb(image, name), size)
+    from evitseg.raster.whole import read_whole
+
+    if isinstance(source, bytes):
+        return read_whole(source, name or "the picture", options, least)
+    return read_whole(Path(source), name or str(source), options, least)
 
 
 @dataclass(frozen=True)
@@ -282,104 +269,39 @@ class Reduced:
 
 def picture_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED) -> tuple[int, int]:
     """(height, width) of a picture file as `read_picture` gives it, from its header. Raises: PictureError."""
-    with _open(Path(path)) as image:
-        return _upright_size(image)
+    from evitseg.raster.whole import size_whole
+
+    return size_whole(Path(path), str(path), options)
 
 
 @contextlib.contextmanager
-def _open(source: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
-    """The file, opened; everything Pillow may say about a bad one becomes a PictureError."""
-    where = name or str(source)
-    with _decoding(where):
-        try:
-            # No other formats: Pillow hands some of them to outside programs.
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-                _check_pixels(image)
-                if isinstance(image, TiffImagePlugin.TiffImageFile):
-                    # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
-                    image.filename = ""
-                yield image
-        except UnidentifiedImageError as error:
-            length = len(source) if isinstance(source, bytes) else source.stat().st_size
-            what = "an empty file" if length == 0 else "not a picture in a format that can be read"
-            raise PictureError(f"{where}: {what}; JPEG, PNG, WebP, TIFF and BMP can be read.") from error
+def _open(source: Path) -> Iterator[Image.Image]:
+    """A mask's file, opened; everything Pillow may say about a bad one becomes a PictureError."""
+    from evitseg.raster.whole import opened
+
+    with opened(source, str(source)) as (stream, kind):
+        if kind.name == "BMP":
+            from evitseg.raster.whole import check_bmp
+
+            check_bmp(stream, str(source))
+            stream.seek(0)
+        # No other formats: Pillow hands some of them to outside programs.
+        with Image.open(stream, formats=(kind.name,)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
+                image.filename = ""
+            yield image
 
 
-@contextlib.contextmanager
-def _decoding(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (PictureError, ConfigError):
-        raise
-    except FileNotFoundError as error:
-        raise PictureError(f"{where}: no such file.") from error
-    except IsADirectoryError as error:
-        raise PictureError(f"{where}: a folder, not a picture.") from error
-    except PermissionError as error:
-        raise PictureError(f"{where}: may not be read (permission denied).") from error
-    except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(
-            f"{where}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
-            "cut or shrink the picture first."
-        ) from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise PictureError(f"{where}: truncated or damaged ({error or type(error).__name__}).") from error
+def _from_array(array: NDArray[Any], options: ReadOptions) -> Picture:
+    from evitseg.raster.levels import cells_of, choose_levels
 
-
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
-
-
-def _orientation(image: Image.Image) -> int:
-    """What EXIF says, 1 to 8; 1, upright, where it cannot be read: the pixels may be whole all the same."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
-        return 1
-    # Pillow turns a TIFF itself, while it loads it.
-    return value if value in range(1, 9) and image.format != "TIFF" else 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened file, before it is loaded."""
-    width, height = image.size
-    orientation = _orientation(image)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Older versions of Pillow say the stored size here, Pillow 13 the upright one.
-        width, height = (int(image.tag_v2.get(tag, own)) for tag, own in ((_WIDTH, width), (_HEIGHT, height)))
-        orientation = image.tag_v2.get(_ORIENTATION, 1)
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-
-
-def _to_rgb(image: Image.Image, where: str) -> Picture:
-    turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode == "F":
-        raise PictureError(f"{where}: 32-bit float pixels have no agreed range; convert the picture to 8 or 16 bits.")
-    if image.mode.startswith("I"):
-        return _from_array(_sixteen_bits(np.asarray(image), where))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)
-
-
-def _sixteen_bits(levels: NDArray[np.integer], where: str) -> NDArray[np.uint16]:
-    if levels.size and not 0 <= levels.min() <= levels.max() <= 65_535:
-        raise PictureError(
-            f"{where}: pixels from {levels.min()} to {levels.max()} are not 16-bit; convert them to 8 or 16 bits."
-        )
-    return levels.astype(np.uint16)
-
-
-def _from_array(array: NDArray[np.integer]) -> Picture:
-    if not isinstance(array, np.ndarray):
-        raise PictureError(f"a {type(array).__name__} is not a picture; give a path, a PIL image or a numpy array.")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise PictureError(f"an array of {array.dtype} is not a picture; give uint8 (H, W, 3) in RGB order.")
+    if array.dtype != np.uint8 or options.value_range is not None:
+        if array.dtype != np.uint16 and options.value_range is None:
+            raise PictureError(f"an array of {array.dtype} is not a picture; give uint8 (H, W, 3) in RGB order.")
+        array = choose_levels("the array", array.dtype, options, cells_of(array), 16)(array)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
@@ -395,8 +317,8 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     Raises: PictureError for an ending or a size that cannot be written, FileError for a place.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in EXTENSIONS:
-        raise PictureError(f"{path}: unknown ending; {', '.join(sorted(EXTENSIONS))} can be written.")
+    if suffix not in WRITTEN:
+        raise PictureError(f"{path}: unknown ending; {', '.join(sorted(WRITTEN))} can be written.")
     if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
         raise PictureError(f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; write a PNG.")
     _save(image, path, Image.registered_extensions()[suffix], quality=90)

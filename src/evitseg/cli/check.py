@@ -38,11 +38,11 @@ def check(
     from rich.text import Text
 
     from evitseg.dataset import contact_sheet, find_dataset, inspect
-    from evitseg.image import AS_STATED, EXTENSIONS, save_picture
+    from evitseg.image import AS_STATED, WRITTEN, save_picture
     from evitseg.labels import load_labels
     from evitseg.system.machine import logical_cores
 
-    if sheet is not None and sheet.suffix.lower() not in EXTENSIONS:
+    if sheet is not None and sheet.suffix.lower() not in WRITTEN:
         raise typer.BadParameter(f"{sheet} must end in .png", param_hint="--sheet")
     reading = read_options(bands, value_range, page) or AS_STATED
     dataset = find_dataset(data, load_labels(labels) if labels else None, reading)

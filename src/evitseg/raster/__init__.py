@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import FileError, PictureError
+from evitseg.formats import READABLE, format_of
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
@@ -20,17 +21,16 @@ from evitseg.raster.window import (
     Origin,
     Sink,
     Source,
+    WholeSource,
+    identity_of,
     origin_of,
 )
 
 __all__ = [
     "MASK_ENDINGS", "MAX_BLOCK_BYTES", "MAX_PIXELS", "SLIDE_ENDINGS", "Georeference", "Origin", "Part", "Sink",
-    "Source", "check_place", "is_zarr", "mask_ending", "open_sink", "open_source", "part_of",
+    "Source", "WholeSource", "check_place", "is_zarr", "mask_ending", "open_sink", "open_source", "part_of",
 ]  # fmt: skip
 
-_READABLE = "GeoTIFF and other TIFF, OME-TIFF, SVS, NDPI, Zarr, PNG, JPEG and BMP are read window by window"
-_GDAL_DRIVERS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"BM", "BMP"))
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MASK_ENDINGS = (".tif", ".tiff", ".png", ".zarr")
 SLIDE_ENDINGS = (".svs", ".ndpi", ".scn", ".bif", ".qptiff")
 _ZARR = (".zarray", ".zgroup", "zarr.json")
@@ -38,44 +38,95 @@ _ZARR = (".zarray", ".zgroup", "zarr.json")
 
 @contextmanager
 def open_source(
-    path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None, options: ReadOptions = AS_STATED
+    path: str | os.PathLike[str],
+    scratch: str | os.PathLike[str] | None = None,
+    options: ReadOptions = AS_STATED,
+    name: str | None = None,
 ) -> Iterator[Source]:
-    """A picture file that is read window by window; the format is told by its content.
+    """An image file that is read window by window, with the pixels that `evitseg.image.read_picture` gives.
 
-    Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in wide compressed strips) are decoded
-    once, while opening, to a file on disk of 3 or 4 bytes a pixel that disappears with the source.
+    The format is told by the content. Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in
+    wide compressed strips) are decoded once, while opening, to a file on disk of 3 or 4 bytes a pixel that disappears
+    with the source. WebP, GIF, AVIF and HEIC are held in memory.
 
     Args:
         scratch: the folder for that file; None takes the system's.
+        options: which bands, range and page.
+        name: of the file in messages; None for its path.
 
     Raises: PictureError for what cannot be read or is larger than `MAX_PIXELS`, FileError where the decoded copy finds
     no room, MissingPackageError.
     """
     # Absolute, so that no beginning of a name can mean anything but a folder to the libraries below.
     file = Path(os.path.abspath(path))
-    name = str(path)
+    name = name or str(path)
     kind = kind_of(file, name)
     if kind == "zarr":
         from evitseg.raster.zarrs import open_zarr
 
-        with open_zarr(file, name) as source:
+        with open_zarr(file, name, options) as source:
             yield source
     elif kind == "tiff":
-        from evitseg.raster.slides import is_slide, open_slide
+        with _open_tiff(file, name, scratch, options) as source:
+            yield source
+    elif kind == "whole":
+        from evitseg.raster.whole import read_whole
 
-        if is_slide(file, name):
-            with open_slide(file, name) as source:
-                yield source
-        else:
-            from evitseg.raster.gdal import open_gdal
+        yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
+    else:
+        from evitseg.formats import orientation_of, png_frames
+        from evitseg.raster.gdal import open_gdal
+        from evitseg.raster.whole import check_bmp
 
-            with open_gdal(file, name, "GTiff", scratch) as source:
-                yield source
+        with open(file, "rb") as stream:
+            row = format_of(stream.read(64))
+            orientation = orientation_of(stream, row) if row is not None else 1
+            frames = 1
+            if row is not None and row.name == "BMP":
+                check_bmp(stream, name)
+            elif row is not None and row.name == "PNG":
+                frames = png_frames(stream)
+        if options.page is not None and options.page > 1:
+            if frames == 1:
+                raise PictureError(f"{name}: there is no page {options.page} (--page); it has 1.")
+            raise PictureError(f"{name}: frames of a PNG are read whole only; save frame {options.page} as a file.")
+        if frames > 1 and options.page is None:
+            from evitseg.raster.tiff import warn_first
+
+            warn_first(name, str(frames), "frames")
+        with open_gdal(file, name, kind, scratch, options, None, orientation) as source:
+            yield source
+
+
+@contextmanager
+def _open_tiff(file: Path, name: str, scratch: str | os.PathLike[str] | None, options: ReadOptions) -> Iterator[Source]:
+    from evitseg.raster import tiff
+
+    tiff.no_raw(file, name)
+    with _reading(name), open(file, "rb") as stream:
+        about = tiff.read_tiff(stream, name)
+        page = about.first
+        if not tiff.is_for_tifffile(about):
+            ifd = tiff.choose_page(name, about, options)
+            page = page if ifd == page.ifd else tiff.read_page(stream, name, ifd)
+    if tiff.is_for_tifffile(about):
+        from evitseg.raster.slides import open_slide
+
+        with open_slide(file, name, options) as source:
+            yield source
     else:
         from evitseg.raster.gdal import open_gdal
 
-        with open_gdal(file, name, kind, scratch) as source:
+        with open_gdal(file, name, "GTiff", scratch, options, page) as source:
             yield source
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PictureError(f"{name}: cannot be read ({error.strerror or error}).") from error
 
 
 def is_zarr(path: str | os.PathLike[str]) -> bool:
@@ -84,29 +135,29 @@ def is_zarr(path: str | os.PathLike[str]) -> bool:
 
 
 def kind_of(file: Path, name: str) -> str:
-    """ "zarr", "tiff", or the driver of GDAL that reads it. Raises: PictureError."""
+    """ "zarr", "tiff", the driver of GDAL that reads it, or "whole" where there is none. Raises: PictureError."""
     try:
         if file.is_dir():
             if is_zarr(file):
                 return "zarr"
             raise PictureError(f"{name}: a folder, but not Zarr; give a picture file.")
+        if file.exists() and not file.is_file():
+            raise PictureError(f"{name}: not a regular file.")  # opening a named pipe waits for its other end
         with open(file, "rb") as stream:
             start = stream.read(64)
     except FileNotFoundError as error:
         raise PictureError(f"{name}: no such file.") from error
     except (OSError, ValueError) as error:
         raise PictureError(f"{name[:200]}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    if start.startswith(_TIFF):
-        return "tiff"
-    for magic, driver in _GDAL_DRIVERS:
-        if start.startswith(magic):
-            return driver
+    found = format_of(start)
+    if found is not None:
+        return "tiff" if found.name == "TIFF" else found.gdal or "whole"
     if start.lstrip().startswith(b"<VRTDataset") or file.suffix.lower() == ".vrt":
         raise PictureError(
             f"{name}: a VRT names other files, which are not opened on a file's word; make one file of it: "
             "gdal_translate -of COG MOSAIC.vrt MOSAIC.tif."
         )
-    raise PictureError(f"{name}: not in a format that can be read; {_READABLE}.")
+    raise PictureError(f"{name}: not in a format that can be read; {READABLE}, and Zarr.")
 
 
 @contextmanager

@@ -19,8 +19,12 @@ from numpy.typing import NDArray
 
 from evitseg.errors import FileError, MissingPackageError, PictureError
 from evitseg.files import replacing, temporary_name
+from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
+from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.levels import cells, check_range, choose_levels
+from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, SEPARATED, Page, cmyk_to_rgb, refusal
 from evitseg.raster.window import (
     CACHE_BYTES,
     TILE,
@@ -28,13 +32,11 @@ from evitseg.raster.window import (
     Origin,
     RawFile,
     Upright,
-    bands_used,
     check_block,
-    check_picture,
+    check_size,
     check_window,
     class_table,
     damaged,
-    eight_bits,
     identity_of,
     rgb,
     writing,
@@ -53,6 +55,7 @@ _HELD = 40 * 2**20 + CACHE_BYTES
 _WIDE = 8192
 """Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
 _COPY_BYTES = 8 * 2**20
+_STREAMS = ("PNG", "JPEG")
 _STREAM_ROWS = 16
 """Of the pieces that a format without pieces is said to be made of."""
 _open_lock = threading.Lock()
@@ -67,7 +70,7 @@ def import_rasterio() -> ModuleType:
     return cast(ModuleType, rasterio)
 
 
-def quiet_open(path: Path, *arguments: Any, **options: Any) -> Any:
+def quiet_open(path: Path | str, *arguments: Any, **options: Any) -> Any:
     """`rasterio.open`, without its warning that a photograph has no georeference."""
     rasterio = import_rasterio()
     # Filters of warnings belong to the process: one thread at a time changes them.
@@ -84,8 +87,10 @@ def environment() -> Any:
 class _Handles:
     """Opened datasets: a dataset may be used by one thread at a time."""
 
-    def __init__(self, path: Path, driver: str) -> None:
-        self._path, self._driver = path, driver
+    def __init__(self, path: Path, driver: str, ifd: int = 0) -> None:
+        # Pages after the first are named by GDAL's own scheme, in which they count from 1.
+        self._path = f"GTIFF_DIR:{ifd + 1}:{path}" if ifd else path
+        self._driver = driver
         self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._all: list[Any] = []
@@ -116,14 +121,27 @@ class GdalSource:
 
     held = _HELD
 
-    def __init__(self, name: str, handles: _Handles, driver: str, identity: str) -> None:
+    def __init__(
+        self, name: str, handles: _Handles, driver: str, identity: str, options: ReadOptions, page: Page | None
+    ) -> None:
+        """`page`: what the tags of a TIFF say."""
         self._name, self._handles, self.identity = name, handles, identity
         rasterio = import_rasterio()
+        if page is not None and refusal(page):
+            raise PictureError(f"{name}: {refusal(page)}.")
         with handles.one() as dataset:
             self.size = (dataset.height, dataset.width)
-            interpretations = [i.name for i in dataset.colorinterp]
-            self._bands = self._choose(interpretations)
-            check_picture(name, self.size, np.result_type(*(dataset.dtypes[b - 1] for b in self._bands)))
+            check_size(name, self.size)
+            bands = _bands_of(dataset, page)
+            self._is_cmyk = page is not None and page.photometric == SEPARATED and options.bands is None
+            places = (0, 1, 2, 3) if self._is_cmyk else choose_bands(name, bands, options)
+            self._bands = tuple(place + 1 for place in places)
+            dtype = np.result_type(*(dataset.dtypes[b - 1] for b in self._bands))
+            self._colors = self._palette(dataset, page) if bands[places[0]].color == "palette" else None
+            if self._colors is None:
+                check_range(name, dtype, options)
+            elif options.value_range is not None:
+                raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
             height, width = dataset.block_shapes[0]
             image = dataset.tags(ns="IMAGE_STRUCTURE")
             together = dataset.count if image.get("INTERLEAVE") == "PIXEL" else 1
@@ -135,12 +153,11 @@ class GdalSource:
             flags = [flag for b in self._bands for flag in dataset.mask_flag_enums[b - 1]]
             # In a photograph, stored colours count also where they are transparent, as in `read_picture`.
             self.has_nodata = driver == "GTiff" and any(f.name != "all_valid" for f in flags)
-            self._colors = self._palette(dataset) if interpretations[self._bands[0] - 1] == "palette" else None
+            self.is_float = dtype.kind == "f"
             grey = dataset.tags(1, ns="IMAGE_STRUCTURE")
-            self._brightest = 2 ** int(grey.get("NBITS", 8)) - 1
-            self._is_inverted = image.get("MINISWHITE") == "YES" or grey.get("MINISWHITE") == "YES"
+            bits = page.stated_bits if page is not None else int(grey.get("NBITS", 0)) or None
+            inverted = page is not None and page.photometric == MIN_IS_WHITE
             tags = dataset.tags()
-            self.orientation = int(tags.get("EXIF_Orientation", "1") or 1) if driver == "JPEG" else 1
             points, points_crs = dataset.gcps
             identity = rasterio.Affine.identity()
             place = Georeference(
@@ -160,38 +177,58 @@ class GdalSource:
                 levels=1 + len(overviews),
             )
 
-    def _choose(self, interpretations: list[str]) -> tuple[int, ...]:
-        """Numbers of the bands to read: those called red, green and blue, else the first three, or the only one."""
-        if {"cyan", "magenta", "yellow"} <= set(interpretations) or {"hue", "saturation"} <= set(interpretations):
-            raise PictureError(f"{self._name}: its bands are {', '.join(interpretations)}; convert it to RGB first.")
-        if {"red", "green", "blue"} <= set(interpretations):
-            return tuple(interpretations.index(color) + 1 for color in ("red", "green", "blue"))
-        colors = [i + 1 for i, what in enumerate(interpretations) if what != "alpha"]
-        return tuple(colors[i] for i in bands_used(self._name, len(colors)))
+        self._is_stream = driver in _STREAMS
+        self._levels = None
+        if self._colors is None:
+            self._levels = choose_levels(name, dtype, options, self._sample, bits, inverted)
 
-    def _palette(self, dataset: Any) -> NDArray[np.uint8]:
+    def _sample(self) -> Iterator[NDArray[Any]]:
+        """Valid stored values, for the range."""
+        band: NDArray[Any] | None = None  # of rows, of a format that is decoded from its beginning
+        row = -1
+        for top, left, height, width in cells(self.size):
+            try:
+                if self._is_stream:
+                    if band is None or row != top:
+                        band, row = self._stored(top, 0, height, self.size[1]), top
+                    yield band[:, left : left + width].reshape(-1)
+                    continue
+                values = self._stored(top, left, height, width)
+                valid = self.valid(top, left, height, width)
+                yield values.reshape(-1) if valid is None else values[valid].reshape(-1)
+            except PictureError:
+                continue  # a damaged part is reported where it is read
+
+    def _palette(self, dataset: Any, page: Page | None) -> NDArray[np.uint8]:
+        if dataset.dtypes[0] not in ("uint8", "uint16"):
+            raise PictureError(f"{self._name}: a palette of {dataset.dtypes[0]} indices is not read.")
         colors = np.zeros((2 ** (8 * np.dtype(dataset.dtypes[0]).itemsize), 3), np.uint8)
+        if page is not None and page.colormap is not None:
+            colors[: len(page.colormap)] = page.colormap[: len(colors)]
+            return colors
         for index, color in dataset.colormap(self._bands[0]).items():
             if 0 <= index < len(colors):
                 colors[index] = color[:3]
         return colors
 
+    def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        """(height, width, bands) as the file holds them."""
+        window = import_rasterio().windows.Window(left, top, width, height)
+        with self._handles.one() as dataset, self._decoding(top, left, height, width):
+            return np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
+
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
-        rasterio = import_rasterio()
-        window = rasterio.windows.Window(left, top, width, height)
-        with self._handles.one() as dataset, self._decoding(top, left, height, width):
-            levels = np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
+        stored = self._stored(top, left, height, width)
         if self._colors is not None:
-            return np.asarray(self._colors[levels[..., 0]])
-        if self._brightest < 255 and len(self._bands) == 1:  # 1, 2 or 4 bits
-            levels = (levels * (255 // self._brightest)).astype(np.uint8)
-        levels = eight_bits(levels)
-        return rgb(255 - levels if self._is_inverted else levels)
+            return np.asarray(self._colors[stored[..., 0]])
+        assert self._levels is not None
+        levels = self._levels(stored)
+        return cmyk_to_rgb(levels) if self._is_cmyk else rgb(levels)
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)
-        if not self.has_nodata:
+        if not self.has_nodata and not self.is_float:
             return None
         try:
             valid = self._mask(top, left, height, width)
@@ -211,7 +248,12 @@ class GdalSource:
         window = import_rasterio().windows.Window(left, top, width, height)
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
             # By band, a pixel with a value in any of them is valid: black that is nodata in one band may be a colour.
-            return np.asarray(dataset.dataset_mask(window=window) != 0)
+            valid = np.full((height, width), True)
+            if self.has_nodata:
+                valid = np.asarray(dataset.dataset_mask(window=window) != 0)
+            if self.is_float:
+                valid &= np.isfinite(dataset.read(self._bands, window=window)).all(0)
+            return valid
 
     @contextmanager
     def _decoding(self, top: int, left: int, height: int, width: int) -> Iterator[None]:
@@ -232,8 +274,8 @@ class Decoded:
         self.size, self.origin, self.identity, self._name = source.size, source.origin, source.identity, name
         self.tile = (_STREAM_ROWS, source.size[1]) if is_stream else source.tile
         height, width = source.size
-        self._has_nodata = source.has_nodata
-        self._pixels = RawFile(name, (height, width, 4 if source.has_nodata else 3), np.uint8, scratch)
+        self._has_nodata = source.has_nodata or source.is_float
+        self._pixels = RawFile(name, (height, width, 4 if self._has_nodata else 3), np.uint8, scratch)
         self._broken: list[tuple[int, int, PictureError]] = []  # first row, row after the last, why
         try:
             self._fill(source, is_stream)
@@ -288,28 +330,56 @@ class Decoded:
         self._pixels.close()
 
 
+def _bands_of(dataset: Any, page: Page | None) -> list[Band]:
+    bands = []
+    for interpretation, description in zip(dataset.colorinterp, dataset.descriptions, strict=True):
+        color = {"gray": "grey", "undefined": "", "Y": "ycbcr", "Cb": "ycbcr", "Cr": "ycbcr"}.get(
+            interpretation.name, interpretation.name
+        )
+        # GDAL makes a palette of white as 0, and of two levels of grey.
+        is_grey = page is not None and (
+            page.photometric == MIN_IS_WHITE or (page.photometric == MIN_IS_BLACK and page.bits[0] == 1)
+        )
+        if color == "palette" and is_grey:
+            color = "grey"
+        bands.append(Band(color, description or ""))
+    if page is not None and page.photometric == PALETTE:
+        bands[0] = Band("palette", bands[0].name)
+    return bands
+
+
 @contextmanager
 def open_gdal(
-    path: Path, name: str, driver: str, scratch: str | os.PathLike[str] | None
+    path: Path,
+    name: str,
+    driver: str,
+    scratch: str | os.PathLike[str] | None,
+    options: ReadOptions = AS_STATED,
+    page: Page | None = None,
+    orientation: int = 1,
 ) -> Iterator[GdalSource | Decoded | Upright]:
-    """Windows of a file in the format of one driver of GDAL's. Raises: PictureError, FileError, MissingPackageError."""
+    """Windows of a file in the format of one driver of GDAL's.
+
+    Args:
+        page: the directory of a TIFF that is read.
+        orientation: how a photograph is turned, 1 to 8.
+
+    Raises: PictureError, FileError, MissingPackageError.
+    """
     rasterio = import_rasterio()
-    handles = _Handles(path, driver)
+    handles = _Handles(path, driver, page.ifd if page is not None else 0)
     with contextlib.ExitStack() as stack:
         stack.callback(handles.close)
         try:
-            source = GdalSource(name, handles, driver, identity_of(path))
+            source = GdalSource(name, handles, driver, identity_of(path), options, page)
         except rasterio.errors.RasterioError as error:
             raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
         result: GdalSource | Decoded = source
-        if driver != "GTiff" or (source.is_striped and source.size[1] > _WIDE):
-            result = Decoded(name, source, driver in ("PNG", "JPEG"), scratch)
+        if driver in (*_STREAMS, "BMP") or (driver == "GTiff" and source.is_striped and source.size[1] > _WIDE):
+            result = Decoded(name, source, driver in _STREAMS, scratch)
             stack.callback(result.close)
-        orientation = source.orientation
-        if driver == "GTiff" and source.origin.georeference is None:
-            from evitseg.raster.slides import tiff_orientation
-
-            orientation = tiff_orientation(path, name)
+        if page is not None and source.origin.georeference is None:
+            orientation = page.orientation
         yield Upright(result, orientation) if orientation in range(2, 9) else result
 
 

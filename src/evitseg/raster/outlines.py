@@ -141,6 +141,8 @@ def _open_mask(path: Path, name: str) -> Iterator[_Mask]:
         with open_zarr(path, name) as source:
             yield _Mask(name, source.size, source.indices, _labels(source.attributes.get("evitseg")))
         return
+    if kind == "whole":
+        raise PictureError(f"{name}: a mask is a TIFF, a PNG or a Zarr.")
     rasterio = import_rasterio()
     try:
         with environment(), quiet_open(path, driver="GTiff" if kind == "tiff" else kind) as dataset:

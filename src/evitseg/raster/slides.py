@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import re
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,20 +23,22 @@ from numpy.typing import NDArray
 
 from evitseg.errors import MissingPackageError, PictureError
 from evitseg.files import replacing
+from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
+from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.levels import Levels, cells, check_range, choose_levels
+from evitseg.raster.tiff import warn_first
 from evitseg.raster.window import (
     CACHE_BYTES,
     TILE,
     Origin,
     RawFile,
-    bands_used,
     check_block,
-    check_picture,
+    check_size,
     check_window,
     class_table,
     damaged,
-    eight_bits,
     identity_of,
     rgb,
     writing,
@@ -44,8 +49,10 @@ _MICROSCOPES = ("bif", "indica", "ndpi", "ome", "philips", "qpi", "scn", "svs")
 _NONE, _JPEG = 1, (6, 7, 34892)
 _COMPRESSIONS = {_NONE, 5, 8, 32773, 32946, 33003, 33005, 34712, 50000, *_JPEG}
 """TIFF's numbers: none, LZW, deflate, PackBits, JPEG 2000, Zstandard, JPEG; each bounded by the size of its tile."""
+_IMAGES = (*_JPEG, 33003, 33005, 34712)
+"""Of them those whose tiles are images with a size of their own."""
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-_ORIENTATION, _PLANES_APART = 274, 2
+_PLANES_APART = 2
 
 
 _LIBRARY_BYTES = 8 * 2**20
@@ -86,21 +93,6 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
         yield file
 
 
-def is_slide(path: Path, name: str) -> bool:
-    """Whether a TIFF without georeference is a microscope's, or a pyramid in sub-images; GDAL reads all others."""
-    with _opened(path, name) as file, _parsing(name):
-        if file.is_geotiff:
-            return False
-        return any(getattr(file, f"is_{kind}") for kind in _MICROSCOPES) or bool(file.pages.first.subifds)
-
-
-def tiff_orientation(path: Path, name: str) -> int:
-    """How a TIFF's rows and columns lie, 1 (upright) to 8."""
-    with _opened(path, name) as file, _parsing(name):
-        value = file.pages.first.tags.valueof(_ORIENTATION, 1)
-        return value if value in range(1, 9) else 1
-
-
 @contextmanager
 def _parsing(name: str) -> Iterator[None]:
     try:
@@ -114,22 +106,12 @@ def _parsing(name: str) -> Iterator[None]:
 class SlideSource:
     """Windows of the largest picture in the file, at its full size."""
 
-    def __init__(self, name: str, file: Any, identity: str) -> None:
+    def __init__(self, name: str, file: Any, identity: str, options: ReadOptions = AS_STATED) -> None:
         self._name, self._file, self.identity = name, file, identity
-        series = max(file.series, key=lambda s: s.levels[0].size)
-        level = series.levels[0]
-        axes = [(axis, length) for axis, length in zip(level.axes, level.shape, strict=True)]
-        extra = [f"{length} along {axis}" for axis, length in axes if axis not in "YXSC" and length > 1]
-        if extra or "Y" not in level.axes or "X" not in level.axes:
-            raise PictureError(f"{name}: a stack ({', '.join(extra) or level.axes}), not one picture; choose a plane.")
-        lengths = dict(axes)
-        if lengths.get("S", 1) > 1 and lengths.get("C", 1) > 1:
-            raise PictureError(f"{name}: several colour pictures in one ({level.axes}, {level.shape}); choose one.")
+        series, level, planes, bands = _choose(name, file, options)
+        lengths = dict(zip(level.axes, level.shape, strict=True))
         self.size = (lengths["Y"], lengths["X"])
-        check_picture(name, self.size, level.dtype)
-        bands = max(lengths.get("S", 1), lengths.get("C", 1))
-        self._bands = bands_used(name, bands)
-        self._pages = list(level.pages)
+        check_size(name, self.size)
         key = level.keyframe
         self._key = key
         if key.compression not in _COMPRESSIONS:
@@ -141,8 +123,16 @@ class SlideSource:
             raise PictureError(f"{name}: colours stored as {key.photometric!r} are not read; convert it to RGB first.")
         self._samples = 1 if key.planarconfig == _PLANES_APART else key.samplesperpixel
         self._planes_inside = key.samplesperpixel if key.planarconfig == _PLANES_APART else 1
-        if len(self._pages) * key.samplesperpixel != bands or key.imagedepth != 1 or key.bitspersample not in (8, 16):
-            raise PictureError(f"{name}: {len(self._pages)} pages of {key.samplesperpixel} bands are not one picture.")
+        if len(planes) * key.samplesperpixel != len(bands) or key.imagedepth != 1:
+            raise PictureError(f"{name}: {len(planes)} pages of {key.samplesperpixel} bands are not one picture.")
+        if key.bitspersample not in (8, 16, 32, 64) or isinstance(key.bitspersample, tuple):
+            raise PictureError(f"{name}: BitsPerSample {key.bitspersample} in a file of several planes is not read.")
+        self._pages = [level.pages[plane] for plane in planes]
+        self._bands = choose_bands(name, bands, options)
+        if key.photometric != _PALETTE:
+            check_range(name, level.dtype, options)
+        elif options.value_range is not None:
+            raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
         self._loose = key.compression == _NONE and not key.is_tiled and key.predictor == 1 and key.fillorder == 1
         if key.is_tiled:
             self.tile = (key.tilelength, key.tilewidth)
@@ -159,21 +149,37 @@ class SlideSource:
         self.held = max(CACHE_BYTES, 0 if self._loose else self._block_bytes) + _LIBRARY_BYTES
         self._cache_lock, self._file_lock = threading.Lock(), threading.Lock()
         self.origin = Origin(kind="slide", levels=len(series.levels), pixel_size_um=_pixel_size(file))
+        self._levels: Levels | None = None
+        if key.photometric != _PALETTE:
+            found = re.search(r'SignificantBits="(\d{1,2})"', file.pages.first.description)
+            bits = int(found[1]) if found and int(found[1]) else None
+            self._levels = choose_levels(
+                name, level.dtype, options, self._sample, bits, key.photometric == _MIN_IS_WHITE
+            )
+
+    def _sample(self) -> Iterator[NDArray[Any]]:
+        """Stored values, for the range."""
+        for window in cells(self.size):
+            with contextlib.suppress(PictureError):  # a damaged part is reported where it is read
+                yield self._stored(*window).reshape(-1)
+
+    def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        """(height, width, bands) as the file holds them."""
+        try:
+            if len(self._pages) * self._planes_inside == 1:
+                whole = self._plane(0, top, left, height, width)
+                return whole if self._bands == tuple(range(whole.shape[2])) else whole[..., self._bands]
+            return np.dstack([self._plane(band, top, left, height, width) for band in self._bands])
+        except Exception as error:  # a codec raises what a damaged tile makes it stumble over
+            raise damaged(self._name, top, left, height, width, error) from error
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
-        try:
-            if len(self._pages) * self._planes_inside == 1:
-                levels = self._plane(0, top, left, height, width)[..., : len(self._bands)]
-            else:
-                levels = np.dstack([self._plane(band, top, left, height, width) for band in self._bands])
-        except Exception as error:  # a codec raises what a damaged tile makes it stumble over
-            raise damaged(self._name, top, left, height, width, error) from error
-        if self._key.photometric == _PALETTE:
+        stored = self._stored(top, left, height, width)
+        if self._levels is None:
             colors: NDArray[np.uint8] = (self._key.colormap.T >> 8).astype(np.uint8)
-            return np.asarray(colors[levels[..., 0]])
-        levels = eight_bits(levels)
-        return rgb(255 - levels if self._key.photometric == _MIN_IS_WHITE else levels)
+            return np.asarray(colors[stored[..., 0]])
+        return rgb(self._levels(stored))
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)
@@ -226,6 +232,8 @@ class SlideSource:
             raise ValueError(f"{count:,} bytes for a tile of {self._block_bytes:,}")
         data = self._bytes(offset, count) if count else None
         key = self._key
+        if data is not None and key.compression in _IMAGES:
+            _check_inner(data, self.tile)
         tables = {"jpegtables": key.jpegtables, "jpegheader": key.jpegheader} if key.compression in _JPEG else {}
         decoded, _, shape = key.decode(data, index, **tables)
         if decoded is None:
@@ -238,6 +246,103 @@ class SlideSource:
             while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
+
+
+def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, Any, list[int], list[Band]]:
+    """The series to read, its full-size level, the pages that are its bands or hold them, and the bands."""
+    series = max(file.series, key=lambda s: s.levels[0].size)
+    alike = [s for s in file.series if s.levels[0].shape == series.levels[0].shape] if file.is_ome else [series]
+    level = series.levels[0]
+    lengths = dict(zip(level.axes, level.shape, strict=True))
+    if "Y" not in lengths or "X" not in lengths or len(lengths) != len(level.axes):
+        raise PictureError(f"{name}: an array of axes {level.axes}, not an image.")
+    if lengths.get("S", 1) > 1 and lengths.get("C", 1) > 1:
+        raise PictureError(f"{name}: several colour pictures in one ({level.axes}, {level.shape}); choose one.")
+    leading = [axis for axis in level.axes if axis not in "YXS"]
+    shape = [lengths[axis] for axis in leading]
+    if math.prod(shape) != len(level.pages):
+        raise PictureError(f"{name}: says it holds {math.prod(shape)} planes, but has {len(level.pages)} pages.")
+    each = math.prod(lengths[axis] for axis in leading if axis != "C")
+    total = each * len(alike)
+    page = options.page or 1
+    if page > total:
+        raise PictureError(f"{name}: there is no page {page} (--page); it has {total}.")
+    if total > 1 and options.page is None:
+        axes = ", ".join(f"{lengths[axis]} along {axis}" for axis in leading if axis != "C" and lengths[axis] > 1)
+        warn_first(name, str(total), f"images ({axes})" if axes else "images")
+    series = alike[(page - 1) // each]
+    numbers = np.arange(len(level.pages)).reshape(shape)
+    if "C" in leading:
+        numbers = np.moveaxis(numbers, leading.index("C"), -1).reshape(-1, lengths["C"])
+    else:
+        numbers = numbers.reshape(-1, 1)
+    planes = numbers[(page - 1) % each].tolist()
+    level = series.levels[0]
+    count = max(lengths.get("S", 1), lengths.get("C", 1))
+    return series, level, planes, _bands_of(file, series, level.keyframe, count)
+
+
+def _bands_of(file: Any, series: Any, key: Any, count: int) -> list[Band]:
+    if key.samplesperpixel > 1:
+        colors = ["red", "green", "blue"] if key.photometric in (_RGB, _YCBCR) else ["grey"]
+        extra = ["alpha" if value in (1, 2) else "" for value in key.extrasamples]
+        return [Band(color) for color in [*colors, *extra, *[""] * count][:count]]
+    if count == 1:
+        return [Band("palette" if key.photometric == _PALETTE else "grey")]
+    bands = [Band()] * count
+    if file.is_ome:
+        images = [e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")]
+        place = getattr(series, "index", 0)
+        pixels = images[place] if isinstance(place, int) and place < len(images) else images[0]
+        channels = [e for e in pixels.iter() if e.tag.endswith("}Channel")]
+        if len(channels) == count:
+            bands = [Band(_color_of(e.get("Color", "-1")), e.get("Name", "")) for e in channels]
+    elif file.is_imagej:
+        tables = (file.imagej_metadata or {}).get("LUTs") or []
+        if len(tables) == count:
+            bands = [Band(_color_of_table(table)) for table in tables]
+    return bands
+
+
+def _color_of(text: str) -> str:
+    """OME's signed number of four bytes: red, green, blue, alpha."""
+    try:
+        color = (int(text) & 0xFFFFFFFF) >> 8
+    except ValueError:
+        return ""
+    return {0xFF0000: "red", 0x00FF00: "green", 0x0000FF: "blue"}.get(color, "")
+
+
+def _color_of_table(table: Any) -> str:
+    red, green, blue = (int(row[-1]) for row in np.asarray(table).reshape(3, -1))
+    return {(255, 0, 0): "red", (0, 255, 0): "green", (0, 0, 255): "blue"}.get((red, green, blue), "")
+
+
+def _check_inner(data: bytes, tile: tuple[int, int]) -> None:
+    """A tile that is an image decodes to what it says itself, which must be the tile. Raises: ValueError."""
+    width = height = parts = 0
+    if data[:4] == b"\xff\x4f\xff\x51" or data[4:8] == b"jP  ":
+        start = data.find(b"\xff\x4f\xff\x51")
+        if start < 0 or len(data) < start + 44:
+            raise ValueError("a tile without a size")
+        x1, y1, x0, y0 = struct.unpack(">4I", data[start + 8 : start + 24])
+        width, height, (parts,) = x1 - x0, y1 - y0, struct.unpack(">H", data[start + 40 : start + 42])
+    elif data[:2] == b"\xff\xd8":
+        at = 2
+        while at + 9 < len(data) and data[at] == 0xFF:
+            marker = data[at + 1]
+            if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+                at += 1 if marker == 0xFF else 2
+                continue
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                height, width, parts = struct.unpack(">HHB", data[at + 5 : at + 10])
+                break
+            if marker == 0xDA:
+                break
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    # Encoders round a tile up to their blocks, no further.
+    if width > tile[1] + 64 or height > tile[0] + 64 or parts > 16:
+        raise ValueError(f"a tile of {tile[1]}×{tile[0]} pixels says that it has {width}×{height}")
 
 
 def _pixel_size(file: Any) -> tuple[float, float] | None:
@@ -259,11 +364,11 @@ def _pixel_size(file: Any) -> tuple[float, float] | None:
 
 
 @contextmanager
-def open_slide(path: Path, name: str) -> Iterator[SlideSource]:
+def open_slide(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[SlideSource]:
     """Raises: PictureError, MissingPackageError."""
     with _opened(path, name) as file:
         with _parsing(name):
-            source = SlideSource(name, file, identity_of(path))
+            source = SlideSource(name, file, identity_of(path), options)
         yield source
 
 

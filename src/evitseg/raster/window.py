@@ -54,6 +54,24 @@ class Source(Protocol):
         ...
 
 
+class WholeSource:
+    """An image in memory, as a source of windows."""
+
+    def __init__(self, pixels: NDArray[np.uint8], identity: str) -> None:
+        self._pixels, self.identity = pixels, identity
+        self.size = (pixels.shape[0], pixels.shape[1])
+        self.tile = self.size
+        self.held = pixels.nbytes
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        return np.ascontiguousarray(self._pixels[top : top + height, left : left + width])
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        return None
+
+
 class HasSize(Protocol):
     """Anything with a `size`, (height, width) in pixels."""
 
@@ -128,8 +146,8 @@ def origin_of(source: object) -> Origin:
     return source.origin if isinstance(source, _HasOrigin) else Origin()
 
 
-def check_picture(name: str, size: tuple[int, int], dtype: np.dtype[Any] | str) -> None:
-    """Raises: PictureError for a size or a type of number that cannot be read."""
+def check_size(name: str, size: tuple[int, int]) -> None:
+    """Raises: PictureError for a size that cannot be read."""
     height, width = size
     if height < 1 or width < 1:
         raise PictureError(f"{name}: claims {width}×{height} pixels; it has none to read.")
@@ -138,6 +156,11 @@ def check_picture(name: str, size: tuple[int, int], dtype: np.dtype[Any] | str) 
             f"{name}: claims {width}×{height} pixels, more than {MAX_PIXELS:,}, the limit that guards against "
             "hostile headers; cut it into parts."
         )
+
+
+def check_picture(name: str, size: tuple[int, int], dtype: np.dtype[Any] | str) -> None:
+    """Raises: PictureError for a size or a type of number that cannot be read."""
+    check_size(name, size)
     if np.dtype(dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise PictureError(
             f"{name}: {np.dtype(dtype).name} pixels have no agreed range; convert the picture to 8 or 16 bits "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import FileError, MissingPackageError, PictureError
 from evitseg.files import temporary_name
+from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.raster.window import (
     Origin,
@@ -143,9 +144,11 @@ def _axes_of(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 @contextmanager
-def open_zarr(path: Path, name: str) -> Iterator[ZarrSource]:
+def open_zarr(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[ZarrSource]:
     """Raises: PictureError, MissingPackageError."""
     zarr = import_zarr()
+    if options != AS_STATED:
+        raise PictureError(f"{name}: bands, range and page of a Zarr cannot be chosen.")
     try:
         # A store of this folder alone: a path is never taken for an address.
         root = zarr.open(zarr.storage.LocalStore(os.fspath(path), read_only=True), mode="r")

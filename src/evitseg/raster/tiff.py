@@ -1,0 +1,448 @@
+"""What a TIFF's tags say, read without decoding a pixel, and which reader gives its pixels right.
+
+Sizes of everything are limited before it is read: directories, entries, the bytes of a tag.
+
+The reader, the same whole and in windows:
+
+- tifffile for microscopes' files, and for OME-TIFF and ImageJ's files of several planes;
+- Pillow for whole images of the kinds in `pillow_reads`, which need no extra package;
+- GDAL for all others, and for windows of those that Pillow reads whole, with equal pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import EvitsegWarning, PictureError
+from evitseg.formats import RAW_EXTENSIONS
+from evitseg.image import ReadOptions
+from evitseg.raster.window import check_size
+
+MOST_PAGES = 10_000
+"""Directories that are followed."""
+_MOST_ENTRIES = 4096
+_MOST_BYTES = 2**20
+_LONGEST_TEXT = 16 * 2**20
+"""Of OME's XML."""
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
+_PHOTOMETRIC = {
+    4: "transparency mask", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "colour filter array", 32844: "LogL",
+    32845: "LogLuv", 34892: "linear raw", 51177: "depth",
+}  # fmt: skip
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_JPEG = 7
+_PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000, 50001}
+"""None, CCITT's three, LZW, JPEG, deflate, PackBits, LZMA, Zstandard, WebP."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One directory of a TIFF.
+
+    Attributes:
+        ifd: its place in the chain of directories, from 0.
+        bits, formats: BitsPerSample and SampleFormat of every sample.
+        extra: ExtraSamples, of the samples after the colours.
+        is_planar: PlanarConfiguration 2, every band apart.
+        colormap: (colours, 3) uint8.
+        nodata: GDAL's tag, "" where it is absent.
+        is_placed: it has a georeference.
+        is_reduced: a smaller copy or a mask of another page.
+    """
+
+    ifd: int
+    width: int
+    height: int
+    bits: tuple[int, ...]
+    formats: tuple[int, ...]
+    photometric: int
+    extra: tuple[int, ...]
+    is_planar: bool
+    compression: int
+    fill_order: int
+    orientation: int
+    ink_set: int
+    colormap: NDArray[np.uint8] | None
+    nodata: str
+    is_placed: bool
+    is_reduced: bool
+    description: str
+    software: str
+    metadata: str
+    has_subifds: bool
+
+    @property
+    def samples(self) -> int:
+        return len(self.bits)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as it is looked at."""
+        if self.orientation in (5, 6, 7, 8) and not self.is_placed:
+            return self.width, self.height
+        return self.height, self.width
+
+    @property
+    def stated_bits(self) -> int | None:
+        """Significant bits, where they are fewer than those of the stored numbers."""
+        if self.bits[0] not in (8, 16, 32, 64):
+            return self.bits[0]
+        found = re.search(r'SignificantBits="(\d{1,2})"', self.description)
+        return int(found[1]) if found and 1 <= int(found[1]) <= self.bits[0] else None
+
+    @property
+    def has_alpha(self) -> bool:
+        return 1 in self.extra or 2 in self.extra
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """A TIFF's directories.
+
+    Attributes:
+        kind: "slide" for a microscope's file, else who wrote it.
+        pages: the full-size images among the directories.
+        count: how many images there are; more than `pages` where several lie behind one directory.
+        is_little: its byte order.
+        is_cut: there are more than `MOST_PAGES` directories.
+    """
+
+    kind: Literal["plain", "ome", "imagej", "slide"]
+    pages: tuple[int, ...]
+    count: int
+    first: Page
+    is_little: bool
+    is_cut: bool
+
+
+class _Reader:
+    """The structure of a TIFF file: directories, entries, values."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        stream.seek(0, os.SEEK_END)
+        self.length = stream.tell()
+        start = self.bytes_at(0, 16, least=8)
+        self.order = "<" if start[:2] == b"II" else ">"
+        self.is_big = self._unpack("H", start[2:4])[0] == 43
+        if self.is_big and (len(start) < 16 or self._unpack("HH", start[4:8]) != (8, 0)):
+            raise self.damaged("not a BigTIFF")
+        self.first = self._unpack("Q", start[8:16])[0] if self.is_big else self._unpack("I", start[4:8])[0]
+
+    def damaged(self, why: str) -> PictureError:
+        return PictureError(f"{self._name}: truncated or damaged ({why}).")
+
+    def _unpack(self, code: str, data: bytes) -> tuple[int, ...]:
+        return struct.unpack(self.order + code, data)
+
+    def bytes_at(self, offset: int, count: int, least: int | None = None) -> bytes:
+        self._stream.seek(min(offset, self.length))
+        data = self._stream.read(count)
+        if len(data) < (count if least is None else least):
+            raise self.damaged("the file ends inside its directory")
+        return data
+
+    def directory(self, offset: int) -> tuple[dict[int, tuple[int, int, bytes]], int]:
+        """(type, count, value or its offset) by tag, and where the next directory lies."""
+        head, entry = (8, 20) if self.is_big else (2, 12)
+        count = self._unpack("Q" if self.is_big else "H", self.bytes_at(offset, head))[0]
+        if not 1 <= count <= _MOST_ENTRIES:
+            raise self.damaged(f"a directory of {count} entries")
+        width = 8 if self.is_big else 4
+        data = self.bytes_at(offset + head, count * entry + width, least=count * entry)
+        code = self.order + ("HHQ8s" if self.is_big else "HHI4s")
+        entries = {tag: (kind, n, value) for tag, kind, n, value in struct.iter_unpack(code, data[: count * entry])}
+        after = data[count * entry :]
+        return entries, self._unpack("Q" if self.is_big else "I", after)[0] if len(after) == width else 0
+
+    def raw(self, entry: tuple[int, int, bytes] | None, most: int = _MOST_BYTES) -> bytes:
+        """An entry's bytes; none where it is absent, too long, or not inside the file."""
+        if entry is None or entry[0] not in _SIZES:
+            return b""
+        size = entry[1] * _SIZES[entry[0]]
+        if size <= len(entry[2]):
+            return entry[2][:size]
+        offset = self._unpack("Q" if self.is_big else "I", entry[2])[0]
+        if size > most or offset + size > self.length:
+            return b""
+        return self.bytes_at(offset, size)
+
+    def numbers(self, entry: tuple[int, int, bytes] | None, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        data = self.raw(entry)
+        if not data or entry is None or entry[0] not in _CODES:
+            return default
+        return self._unpack(f"{entry[1]}{_CODES[entry[0]]}", data)
+
+    def text(self, entry: tuple[int, int, bytes] | None) -> str:
+        return self.raw(entry, _LONGEST_TEXT).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def read_tiff(stream: BinaryIO, name: str) -> Tiff:
+    """The directories of a TIFF. Raises: PictureError for a damaged one."""
+    reader = _Reader(stream, name)
+    first_entries, _ = reader.directory(reader.first)
+    sizes: list[tuple[int, int, bool]] = []  # width, height, whether it is reduced or a mask
+    offset, seen = reader.first, set[int]()
+    while offset and offset not in seen and len(seen) < MOST_PAGES:
+        seen.add(offset)
+        try:
+            entries, after = reader.directory(offset)
+        except PictureError:
+            if not sizes:
+                raise
+            break  # what comes before is whole
+        subfile = reader.numbers(entries.get(254), (0,))[0]
+        is_reduced = bool(subfile & 5) or reader.numbers(entries.get(255), (0,))[0] == 2
+        width, height = (reader.numbers(entries.get(tag), (0,))[0] for tag in (256, 257))
+        sizes.append((width, height, is_reduced))
+        offset = after
+    kind = _kind(reader, first_entries)
+    pages = _full_size(sizes)
+    first = _page(reader, name, first_entries, 0)
+    count = len(pages)
+    if kind == "imagej":
+        found = re.search(r"^images=(\d{1,9})", first.description, re.MULTILINE)
+        count = max(count, int(found[1]) if found else 1)
+    elif 33629 in first_entries:  # MetaMorph's stack
+        count = max(count, first_entries[33629][1])
+    if pages[0] != 0:
+        first = read_page(stream, name, pages[0])
+    return Tiff(kind, pages, count, first, reader.order == "<", is_cut=bool(offset) and len(seen) == MOST_PAGES)
+
+
+def read_page(stream: BinaryIO, name: str, ifd: int) -> Page:
+    """The directory at this place in the chain. Raises: PictureError."""
+    reader = _Reader(stream, name)
+    offset = reader.first
+    for _ in range(ifd):
+        _, offset = reader.directory(offset)
+    return _page(reader, name, reader.directory(offset)[0], ifd)
+
+
+def _full_size(sizes: list[tuple[int, int, bool]]) -> tuple[int, ...]:
+    """Which directories are images of their own: not the masks, nor the smaller copies of the one before."""
+    chosen = [place for place, (_, _, is_reduced) in enumerate(sizes) if not is_reduced] or [0]
+    width, height, _ = sizes[chosen[0]]
+    kept, smallest = [chosen[0]], width
+    for place in chosen[1:]:
+        # A pyramid that does not say so: sides that are the first one's, halved once or more.
+        w, h, _ = sizes[place]
+        ratio = round(width / w) if w else 0
+        halved = w < smallest and ratio > 1 and ratio & (ratio - 1) == 0
+        if halved and all(abs(side / ratio - small) <= 1 for side, small in ((width, w), (height, h))):
+            smallest = w
+            continue
+        kept.append(place)
+    return tuple(kept)
+
+
+def _kind(reader: _Reader, entries: dict[int, tuple[int, int, bytes]]) -> Literal["plain", "ome", "imagej", "slide"]:
+    """Who wrote the file, by the marks that tifffile knows, too."""
+    description, software = reader.text(entries.get(270)), reader.text(entries.get(305))
+    end = description[-20:].strip()
+    if 34735 in entries:  # a GeoTIFF is GDAL's, whoever wrote it
+        return "plain"
+    is_slide = (
+        description.startswith("Aperio ")
+        or end.endswith(("</scn>", "</DataObject>"))
+        or (65420 in entries and 271 in entries)  # NDPI
+        or software.startswith(("PerkinElmer-QPI", "IndicaLabsImageWriter"))
+        or (700 in entries and ("Ventana" in software or software.startswith("ScanOutputManager")))
+    )
+    if is_slide:
+        return "slide"
+    if end.endswith("OME>"):
+        return "ome"
+    if description.startswith("ImageJ="):
+        return "imagej"
+    return "slide" if 330 in entries else "plain"  # a pyramid in sub-images
+
+
+def _page(reader: _Reader, name: str, entries: dict[int, tuple[int, int, bytes]], ifd: int) -> Page:
+    def one(tag: int, default: int) -> int:
+        return reader.numbers(entries.get(tag), (default,))[0]
+
+    if 50706 in entries:
+        raise PictureError(f"{name}: a camera's raw file (DNG); develop it to JPEG, PNG or TIFF first.")
+    width, height = one(256, 0), one(257, 0)
+    if width < 1 or height < 1:
+        raise reader.damaged("its size is missing")
+    check_size(name, (height, width))
+    samples = one(277, 1)
+    if not 1 <= samples <= 65_535:
+        raise reader.damaged(f"{samples} samples a pixel")
+    compression = one(259, 1)
+    # Old JPEG may leave out what its stream says.
+    photometric = one(262, YCBCR if compression in (6, _JPEG) and samples == 3 else MIN_IS_WHITE)
+    bits = _each(reader.numbers(entries.get(258), (1,)), samples)
+    formats = _each(reader.numbers(entries.get(339), (_UNSIGNED,)), samples)
+    _check_pieces(reader, entries, width, height, samples if one(284, 1) == 2 else 1)
+    colormap = None
+    if photometric == PALETTE:
+        colors = np.array(reader.numbers(entries.get(320)), np.uint16)
+        if not colors.size or colors.size % 3:
+            raise reader.damaged("its colour map is missing")
+        # By the standard 16 bits; writers that put 8 there are common enough to be known.
+        colormap = (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8).reshape(3, -1).T
+    return Page(
+        ifd=ifd, width=width, height=height, bits=bits, formats=formats, photometric=photometric,
+        extra=reader.numbers(entries.get(338)), is_planar=one(284, 1) == 2 and samples > 1, compression=compression,
+        fill_order=one(266, 1), orientation=one(274, 1) if one(274, 1) in range(1, 9) else 1, ink_set=one(332, 1),
+        colormap=colormap, nodata=reader.text(entries.get(42113)).strip(),
+        is_placed=any(tag in entries for tag in (33550, 33922, 34264, 34735, 50844)),
+        is_reduced=bool(one(254, 0) & 5), description=reader.text(entries.get(270)),
+        software=reader.text(entries.get(305)), metadata=reader.text(entries.get(42112)), has_subifds=330 in entries,
+    )  # fmt: skip
+
+
+def _each(values: tuple[int, ...], samples: int) -> tuple[int, ...]:
+    """A value for every sample: writers give one for all, or too many."""
+    return values[:samples] if len(values) >= samples else (values[0],) * samples
+
+
+def _check_pieces(
+    reader: _Reader, entries: dict[int, tuple[int, int, bytes]], width: int, height: int, planes: int
+) -> None:
+    """A size that its strips or tiles cannot hold is a lie, however little the file says. Raises: PictureError."""
+    tag = 324 if 324 in entries else 273
+    if tag not in entries:
+        raise reader.damaged("it has neither strips nor tiles")
+    if tag == 324:
+        across, down = (reader.numbers(entries.get(t), (0,))[0] for t in (322, 323))
+    else:
+        across, down = width, min(height, reader.numbers(entries.get(278), (height,))[0])
+    if across < 1 or down < 1:
+        raise reader.damaged("its tiles have no size")
+    needed = planes * -(-width // across) * -(-height // down)
+    kind, count, _ = entries[tag]
+    if count < needed or count * _SIZES.get(kind, 1) > reader.length:
+        raise reader.damaged(f"{needed} strips or tiles are needed, its directory has {min(count, reader.length)}")
+
+
+def choose_page(name: str, tiff: Tiff, options: ReadOptions, quietly: bool = False) -> int:
+    """Place in the chain of the directory to read; warns where there are several. Raises: PictureError."""
+    total = f"more than {MOST_PAGES}" if tiff.is_cut else str(tiff.count)
+    if options.page is None:
+        if tiff.count > 1 and not quietly:
+            warn_first(name, total)
+        return tiff.pages[0]
+    if options.page > max(tiff.count, len(tiff.pages)):
+        raise PictureError(f"{name}: there is no page {options.page} (--page); it has {total}.")
+    if options.page > len(tiff.pages):
+        raise PictureError(
+            f"{name}: its {tiff.count} images lie behind one directory, of which only the first is read; save them as "
+            "separate files or pages first."
+        )
+    return tiff.pages[options.page - 1]
+
+
+def warn_first(name: str, total: str, what: str = "pages") -> None:
+    warnings.warn(f"{name}: the first of {total} {what} is read (--page chooses).", EvitsegWarning, stacklevel=3)
+
+
+def is_for_tifffile(tiff: Tiff) -> bool:
+    """Whether tifffile reads the file, whole and in windows."""
+    if tiff.kind in ("ome", "imagej"):
+        return len(tiff.pages) > 1 or tiff.first.has_subifds
+    return tiff.kind == "slide"
+
+
+def pillow_reads(page: Page, is_little: bool, options: ReadOptions, path: Path | None) -> bool:
+    """Whether Pillow reads the page whole, with the pixels that GDAL gives.
+
+    Args:
+        path: of the file, beside which GDAL's own metadata may lie.
+    """
+    if len(set(page.bits)) > 1 or set(page.formats) != {_UNSIGNED} or page.compression not in _PILLOW_COMPRESSIONS:
+        return False
+    bits, samples, extra = page.bits[0], page.samples, page.extra
+    if page.is_placed and page.orientation != 1:
+        return False  # which stays as it is stored
+    if 'role="colorinterp"' in page.metadata or 'role="description"' in page.metadata:
+        return False
+    has_companion = path is not None and _has_companion(path)
+    if has_companion or (isinstance(options.value_range, str) and (page.nodata or page.has_alpha)):
+        return False
+    if page.fill_order != 1 and bits != 1:
+        return False
+    if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK):
+        if samples == 1 and not extra:
+            is_known = bits in (1, 2, 4, 8) or (bits == 16 and (page.photometric == MIN_IS_BLACK or is_little))
+            return is_known and page.compression != 50001
+        return samples == 2 and bits == 8 and extra == (2,) and not page.is_planar and page.photometric == MIN_IS_BLACK
+    if page.photometric == PALETTE:
+        return samples == 1 and bits in (1, 2, 4, 8)
+    if page.photometric == RGB:
+        if samples not in (3, 4) or len(extra) != samples - 3:
+            return False
+        if page.is_planar:
+            return bits == 8 and samples == 3
+        return bits == 8 or (bits == 16 and options.value_range is None and page.stated_bits is None)
+    if page.photometric == SEPARATED:
+        return bits == 8 and samples == 4 and not extra and page.ink_set == 1 and not page.is_planar
+    return page.photometric == YCBCR and page.compression == _JPEG and samples == 3 and bits == 8 and not page.is_planar
+
+
+def _has_companion(path: Path) -> bool:
+    """Whether a file beside it says what bands, colours or nodata are: GDAL alone reads it."""
+    try:
+        with open(f"{path}.aux.xml", "rb") as file:
+            content = file.read(_MOST_BYTES)
+    except (OSError, ValueError):
+        return False
+    return any(word in content for word in (b"<ColorInterp", b"<Description", b"<NoDataValue", b"<ColorTable"))
+
+
+def refusal(page: Page) -> str:
+    """Why nobody here reads the page, by its tags; "" where GDAL does."""
+    if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR):
+        what = _PHOTOMETRIC.get(page.photometric, "unknown")
+        return f"PhotometricInterpretation {page.photometric} ({what}) is not read; convert the image to RGB first"
+    if page.photometric == YCBCR and page.compression not in (6, _JPEG):
+        return "PhotometricInterpretation 6 (YCbCr) is read from JPEG compression only; convert the image to RGB first"
+    if page.photometric == SEPARATED and (page.samples < 4 or page.ink_set != 1):
+        return "PhotometricInterpretation 5 with inks other than CMYK is not read; convert the image to RGB first"
+    if len(set(page.bits)) > 1 or len(set(page.formats)) > 1:
+        return f"BitsPerSample {page.bits} and SampleFormat {page.formats} differ by band; convert the image first"
+    if page.formats[0] == _SIGNED and page.bits[0] not in (8, 16, 32, 64):
+        return f"SampleFormat 2 (signed) with BitsPerSample {page.bits[0]} is not read; convert the image first"
+    return ""
+
+
+def kind_in_words(page: Page) -> str:
+    """The tags that make the page GDAL's, for the sentence that GDAL is missing."""
+    words = [f"{page.samples} bands of {page.bits[0]} bits"]
+    if page.formats[0] != _UNSIGNED:
+        words.append(f"SampleFormat {page.formats[0]}")
+    if page.is_planar:
+        words.append("PlanarConfiguration 2")
+    words.append(f"PhotometricInterpretation {page.photometric}")
+    if page.extra:
+        words.append(f"ExtraSamples {', '.join(map(str, page.extra))}")
+    if page.compression not in _PILLOW_COMPRESSIONS:
+        words.append(f"Compression {page.compression}")
+    return ", ".join(words)
+
+
+def cmyk_to_rgb(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) from (H, W, 4), without a colour profile, as Pillow does it."""
+    light = 255 - inks[..., 3:].astype(np.int32)
+    product = inks[..., :3].astype(np.int32) * light + 128
+    return np.clip(light - ((product >> 8) + product >> 8), 0, 255).astype(np.uint8)
+
+
+def no_raw(path: Path, name: str) -> None:
+    """Raises: PictureError for a camera's raw file, whose first page is a thumbnail."""
+    if path.suffix.lower() in RAW_EXTENSIONS:
+        raise PictureError(f"{name}: a camera's raw file; develop it to JPEG, PNG or TIFF first.")

@@ -1,0 +1,454 @@
+"""Images read whole: the decision who reads a file, and Pillow's part of it.
+
+`open_source` gives the same pixels window by window; `evitseg.raster.tiff`, `bands` and `levels` hold the rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+
+from evitseg.errors import EvitsegError, MissingPackageError, PictureError, UnreadableHereError
+from evitseg.formats import READABLE, ImageFormat, format_of, orientation_of
+from evitseg.image import AS_STATED, MAX_PIXELS, Picture, ReadOptions, Reduced, TooManyPixelsError
+from evitseg.raster import tiff
+from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.levels import cells_of, choose_levels, warn_if_dark
+from evitseg.raster.window import rgb
+
+Least = Callable[[tuple[int, int]], tuple[int, int]]
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to undo each of EXIF's orientations."""
+_RGB = (Band("red"), Band("green"), Band("blue"))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Decoded values, before bands and range are chosen.
+
+    Attributes:
+        values: (H, W, bands) as the file holds them; colours where it holds a palette or inks.
+        bands: what the file says about them.
+        colors: of a palette, (colours, 3).
+        bits: significant ones that the file states.
+        has_lost: only the upper 8 of 16 bits are left.
+    """
+
+    values: NDArray[Any]
+    bands: tuple[Band, ...]
+    colors: NDArray[np.uint8] | None = None
+    bits: int | None = None
+    is_inverted: bool = False
+    has_lost: bool = False
+
+
+def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Least | None = None) -> Reduced:
+    """The image in a file, or in its bytes.
+
+    Args:
+        name: for messages.
+        least: gives the (height, width) that is needed from the (height, width) that there is; a JPEG may then be
+            decoded at a half, a quarter or an eighth.
+
+    Raises: PictureError, MissingPackageError.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        return _through_windows(source, name, options)
+    with opened(source, name) as (stream, kind):
+        if kind.name != "TIFF":
+            return _read(stream, source, kind, name, options, least)
+        if isinstance(source, Path):
+            tiff.no_raw(source, name)
+        file = tiff.read_tiff(stream, name)
+        path = source if isinstance(source, Path) else None
+        if not tiff.is_for_tifffile(file):
+            ifd = tiff.choose_page(name, file, options, quietly=True)
+            page = file.first if ifd == file.first.ifd else tiff.read_page(stream, name, ifd)
+            _check_pixels(name, page.size)
+            if tiff.pillow_reads(page, file.is_little, options, path):
+                tiff.choose_page(name, file, options)
+                stored = _tiff(stream, name, page, len(file.pages))
+                return _whole(_rendered(stored, name, options))
+            if why := tiff.refusal(page):
+                raise PictureError(f"{name}: {why}.")
+            reason = f"{name}: reading a TIFF of this kind ({tiff.kind_in_words(page)})"
+        else:
+            reason = f"{name}: reading a TIFF of several planes or levels"
+    with _needing("geo", reason):
+        return _through_windows(source, name, options)
+
+
+def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[int, int]:
+    """(height, width) of the image that `read_whole` gives, from the file's header. Raises: PictureError."""
+    if isinstance(source, Path) and source.is_dir():
+        from evitseg.raster import open_source
+
+        with open_source(source, options=options) as windows:
+            _check_pixels(name, windows.size)
+            return windows.size
+    with opened(source, name) as (stream, kind):
+        if kind.name == "TIFF":
+            file = tiff.read_tiff(stream, name)
+            if tiff.is_for_tifffile(file):
+                size = file.first.size
+            else:
+                ifd = tiff.choose_page(name, file, options, quietly=True)
+                size = (file.first if ifd == file.first.ifd else tiff.read_page(stream, name, ifd)).size
+            _check_pixels(name, size)
+            return size
+        with _pillow(stream, kind, name) as image:
+            return _upright(image.size, _orientation(stream, kind, image))
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes, name: str) -> Iterator[tuple[BinaryIO, ImageFormat]]:
+    """The file and its format. Raises: PictureError for what is no image."""
+    with decoding(name), contextlib.ExitStack() as stack:
+        stream: BinaryIO
+        if isinstance(source, bytes):
+            stream = io.BytesIO(source)
+        else:
+            # Only regular files: opening a named pipe waits for its other end.
+            mode = os.stat(source).st_mode  # noqa: PTH116  # a Path of what is not UTF-8 is fine, too
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(mode):
+                raise PictureError(f"{name}: not a regular file.")
+            stream = stack.enter_context(open(source, "rb"))
+        start = stream.read(64)
+        stream.seek(0)
+        kind = format_of(start)
+        if kind is None:
+            what = "an empty file" if not start else "not a picture in a format that can be read"
+            raise PictureError(f"{name}: {what}; {READABLE}.")
+        yield stream, kind
+
+
+@contextlib.contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Whatever may be said about a bad file becomes a PictureError."""
+    try:
+        yield
+    except EvitsegError:
+        raise
+    except FileNotFoundError as error:
+        raise PictureError(f"{name}: no such file.") from error
+    except IsADirectoryError as error:
+        raise PictureError(f"{name}: a folder, not a picture.") from error
+    except PermissionError as error:
+        raise PictureError(f"{name}: may not be read (permission denied).") from error
+    except Image.DecompressionBombError as error:
+        raise _too_many(name) from error
+    except Warning:
+        raise  # where warnings are errors
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise PictureError(f"{name[:200]}: truncated or damaged ({error or type(error).__name__}).") from error
+
+
+@contextlib.contextmanager
+def _needing(extra: str, what: str) -> Iterator[None]:
+    """A package that is missing makes the file unreadable here, no more: others can be read."""
+    try:
+        yield
+    except UnreadableHereError:
+        raise
+    except MissingPackageError as error:
+        raise UnreadableHereError(what, extra if "[geo]" in str(error) else "geo,slides") from error
+
+
+def _through_windows(source: Path | bytes, name: str, options: ReadOptions) -> Reduced:
+    from evitseg.raster import open_source
+
+    if isinstance(source, bytes):
+        # GDAL and tifffile read files.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "image")
+            path.write_bytes(source)
+            with open_source(path, options=options, name=name) as windows:
+                _check_pixels(name, windows.size)
+                return _whole(windows.read(0, 0, *windows.size))
+    with open_source(source, options=options, name=name) as windows:
+        _check_pixels(name, windows.size)
+        return _whole(windows.read(0, 0, *windows.size))
+
+
+def _whole(pixels: Picture) -> Reduced:
+    return Reduced(pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def _too_many(name: str) -> TooManyPixelsError:
+    return TooManyPixelsError(
+        f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
+        "cut or shrink the picture first."
+    )
+
+
+def _check_pixels(name: str, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _too_many(name)
+
+
+@contextlib.contextmanager
+def _pillow(stream: BinaryIO, kind: ImageFormat, name: str) -> Iterator[Image.Image]:
+    _check_plugin(kind, name)
+    if kind.name == "BMP":
+        check_bmp(stream, name)
+    stream.seek(0)
+    # No other format: Pillow hands some of them to outside programs.
+    with Image.open(stream, formats=(kind.name,)) as image:
+        _check_pixels(name, (image.height, image.width))
+        yield image
+
+
+def _check_plugin(kind: ImageFormat, name: str) -> None:
+    """Raises: PictureError where Pillow lacks the format."""
+    if kind.name == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError as error:
+            raise PictureError(
+                f"{name}: reading HEIC needs a package that is not installed: python -m pip install pillow-heif."
+            ) from error
+        pillow_heif.register_heif_opener()
+    elif kind.plugin:
+        Image.init()
+        if kind.name not in Image.OPEN or not _supports(kind.name):
+            raise PictureError(
+                f"{name}: this build of Pillow does not read {kind.title}: python -m pip install --upgrade "
+                f"'{kind.plugin}'."
+            )
+
+
+def _supports(format_name: str) -> bool:
+    from PIL import features
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of older versions, which do not know the feature's name
+        return bool(features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}[format_name]))
+
+
+def check_bmp(stream: BinaryIO, name: str) -> None:
+    """An uncompressed BMP must have the bytes that its header promises. Raises: PictureError."""
+    stream.seek(0)
+    head = stream.read(34)
+    length = stream.seek(0, os.SEEK_END)
+    if len(head) < 34 or int.from_bytes(head[14:18], "little") < 40:
+        return
+    width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
+    bits, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
+    needed = int.from_bytes(head[10:14], "little") + (width * bits + 31) // 32 * 4 * abs(height)
+    if compression in (0, 3) and needed > length:
+        raise PictureError(
+            f"{name}: truncated or damaged (its header promises {width}×{abs(height)} pixels, which take {needed:,} "
+            f"bytes; the file has {length:,})."
+        )
+
+
+def _orientation(stream: BinaryIO, kind: ImageFormat, image: Image.Image) -> int:
+    if kind.name in ("JPEG", "PNG", "WEBP"):
+        place = stream.tell()
+        value = orientation_of(stream, kind)
+        stream.seek(place)
+        return value
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # as in `orientation_of`
+        return 1
+    return value if type(value) is int and value in range(1, 9) else 1
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) from Pillow's (width, height)."""
+    width, height = size
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _read(
+    stream: BinaryIO,
+    source: Path | bytes,
+    kind: ImageFormat,
+    name: str,
+    options: ReadOptions,
+    least: Least | None,
+) -> Reduced:
+    """A file that is no TIFF."""
+    with _pillow(stream, kind, name) as image:
+        orientation = _orientation(stream, kind, image)
+        size = _upright(image.size, orientation)
+        _choose_frame(image, kind, name, options)
+        # What Pillow leaves of 16-bit colours is their upper half.
+        has_lost = kind.name == "PNG" and image.mode not in ("I;16", "I") and _is_16_bit(image)
+        if not (has_lost and options.value_range is not None):
+            if kind.name == "JPEG" and least is not None and image.format == "JPEG":
+                height, width = least(size)
+                if 2 * height <= size[0] and 2 * width <= size[1]:
+                    image.draft(None, (width, height) if orientation < 5 else (height, width))
+            stored = _stored(_loaded(image), name)
+            turn = _TURNS.get(orientation)
+            if turn is not None:
+                stored = replace(stored, values=_turned(stored.values, turn))
+            return Reduced(_rendered(replace(stored, has_lost=has_lost), name, options), size)
+    with _needing("geo", f"{name}: a range for a PNG with 16-bit colours"):
+        return _through_windows(source, name, options)
+
+
+def _choose_frame(image: Image.Image, kind: ImageFormat, name: str, options: ReadOptions) -> None:
+    count = getattr(image, "n_frames", 1) if kind.has_frames else 1
+    if options.page is None:
+        if count > 1:
+            tiff.warn_first(name, str(count), "frames")
+    elif options.page > count:
+        raise PictureError(f"{name}: there is no page {options.page} (--page); it has {count}.")
+    elif options.page > 1:
+        image.seek(options.page - 1)
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    tiles: Any = getattr(image, "tile", ())
+    return any(";16B" in str(part[3]) for part in tiles)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
+def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) -> Picture:
+    """(H, W, 3) of an image in Pillow's hands, turned as its EXIF says. Raises: PictureError."""
+    with decoding(name):
+        _check_pixels(name, (image.height, image.width))
+        if not image.width or not image.height:
+            raise PictureError(f"{name}: has no pixels.")
+        try:
+            value = image.getexif().get(0x0112, 1)
+        except Exception:  # as in `orientation_of`
+            value = 1
+        turn = _TURNS.get(value) if type(value) is int and image.format != "TIFF" else None
+        if turn is not None:
+            image = image.transpose(turn)
+        return _rendered(_stored(image, name), name, options)
+
+
+def _stored(image: Image.Image, name: str) -> _Stored:
+    """What an image of a format other than TIFF holds."""
+    mode = image.mode
+    if mode == "RGB":
+        return _Stored(np.asarray(image), _RGB)
+    if mode == "RGBA":
+        return _Stored(np.asarray(image), (*_RGB, Band("alpha")))
+    if mode in ("L", "1"):
+        return _Stored(np.asarray(image.convert("L"))[..., None], (Band("grey"),))
+    if mode == "LA":
+        return _Stored(np.asarray(image), (Band("grey"), Band("alpha")))
+    if mode.startswith("I;16"):
+        return _Stored(np.asarray(image).astype(np.uint16)[..., None], (Band("grey"),))
+    if mode == "I":
+        values = np.asarray(image)
+        if image.format == "PNG":  # which older versions of Pillow widen
+            values = values.astype(np.uint16)
+        return _Stored(values[..., None], (Band("grey"),))
+    if mode == "F":
+        return _Stored(np.asarray(image)[..., None], (Band("grey"),))
+    if mode in ("P", "PA"):
+        return _Stored(np.asarray(image.convert("RGB")), (Band("palette"),))
+    return _Stored(np.asarray(image.convert("RGB")), _RGB)
+
+
+def _turned(values: NDArray[Any], turn: Image.Transpose) -> NDArray[Any]:
+    turned = {
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda a: a[:, ::-1],
+        Image.Transpose.ROTATE_180: lambda a: a[::-1, ::-1],
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda a: a[::-1],
+        Image.Transpose.TRANSPOSE: lambda a: a.swapaxes(0, 1),
+        Image.Transpose.ROTATE_270: lambda a: a[::-1].swapaxes(0, 1),
+        Image.Transpose.TRANSVERSE: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        Image.Transpose.ROTATE_90: lambda a: a.swapaxes(0, 1)[::-1],
+    }
+    return np.ascontiguousarray(turned[turn](values))
+
+
+def _rendered(stored: _Stored, name: str, options: ReadOptions) -> Picture:
+    """(H, W, 3): the bands that are chosen, in 8 bits."""
+    is_cmyk = stored.bands[0].color == "cyan" and options.bands is None
+    places = (0, 1, 2, 3) if is_cmyk else choose_bands(name, stored.bands, options)
+    values = stored.values
+    if stored.bands[places[0]].color == "palette":
+        if options.value_range is not None:
+            raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
+        return np.ascontiguousarray(values if stored.colors is None else stored.colors[values[..., 0]])
+    if places != tuple(range(values.shape[2])):
+        values = values[..., places[0] : places[0] + 1] if len(places) == 1 else values[..., list(places)]
+    if stored.has_lost:
+        warn_if_dark(name, max(int(part.max()) for part in cells_of(values)()) << 8 | 255)
+    levels = choose_levels(name, values.dtype, options, cells_of(values), stored.bits, stored.is_inverted)(values)
+    return tiff.cmyk_to_rgb(levels) if is_cmyk else rgb(levels)
+
+
+def _tiff(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> _Stored:
+    """A page of a kind that Pillow reads right."""
+    stream.seek(0)
+    with Image.open(stream, formats=("TIFF",)) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
+        image.filename = ""
+        if page.ifd:
+            image.seek(page.ifd)
+        _keep_premultiplied(image)
+        image.load()
+        values = np.asarray(image)
+        bits, mode = page.bits[0], image.mode
+    if values.ndim == 2:
+        values = values[..., None]
+    inverted = page.photometric == tiff.MIN_IS_WHITE
+    if page.photometric == tiff.PALETTE:
+        assert page.colormap is not None
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(page.colormap)] = page.colormap[:256]
+        return _Stored(values, (Band("palette"),), colors)
+    if page.photometric == tiff.SEPARATED:
+        return _Stored(values, (Band("cyan"), Band("magenta"), Band("yellow"), Band("black")))
+    if page.photometric in (tiff.MIN_IS_WHITE, tiff.MIN_IS_BLACK):
+        bands = (Band("grey"), Band("alpha"))[: values.shape[2]]
+        if mode == "1":
+            values = values.astype(np.uint8)
+        elif bits < 8:
+            values = values // np.uint8(255 // (2**bits - 1))  # as stored: Pillow scales them
+        if inverted and bits <= 8:  # Pillow inverts these
+            values = np.subtract(2**bits - 1, values, dtype=np.uint8)
+        return _Stored(values, bands, None, page.stated_bits, inverted)
+    extra = (Band("alpha") if page.has_alpha else Band(),) if values.shape[2] == 4 else ()
+    return _Stored(values, (*_RGB, *extra), None, page.stated_bits, has_lost=bits == 16)
+
+
+def _keep_premultiplied(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Stored colours count: Pillow would divide those with associated alpha by it."""
+    tiles: Any = image.tile
+
+    def plain(value: Any) -> Any:
+        return re.sub("^RGBa", "RGBA", value) if isinstance(value, str) else value
+
+    image.tile = [
+        tile._replace(args=tuple(map(plain, tile.args)) if isinstance(tile.args, tuple) else plain(tile.args))
+        for tile in tiles
+    ]

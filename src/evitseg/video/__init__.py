@@ -52,7 +52,8 @@ class Progress:
 
     Attributes:
         frames: written.
-        total: in the whole video, as its header says or its duration and rate suggest; None where neither is known.
+        total: in the whole video, as its header says or its duration and rate suggest; None where neither is known, or
+            was too little.
         dropped: of a live source, because newer ones had come.
         latency_ms: of a live source, of the last frame; see `VideoResult`.
     """
@@ -192,12 +193,14 @@ def write_video(
                 if video.live:
                     written_at.append(time.monotonic() - float(done.frame.time))
                 late = 1000 * (written_at[-1] - video.soonest) if written_at else None
-                watch(Progress(frames, video.total, video.dropped, late))
+                # Headers tell too little of files that were joined.
+                total = video.total if video.total is None or frames <= video.total else None
+                watch(Progress(frames, total, video.dropped, late))
         took = time.monotonic() - began
         if frames == 0:
             raise VideoError(video.damage or f"{video.name}: no frame can be decoded.")
-    late_ms = sorted(1000 * (at - video.soonest) for at in written_at)
-    total = max(1, int(counts.sum()))
+    late_ms = [1000 * (at - video.soonest) for at in written_at]
+    pixels = max(1, int(counts.sum()))
     return VideoResult(
         source=video.name,
         written={kind: sink.path for kind, sink in zip(kinds, sinks, strict=True)},
@@ -206,12 +209,12 @@ def write_video(
         fps=frames / took,
         size=video.size,
         fractions={
-            segment.labels.names[i]: float(counts[i] / total) for i in np.argsort(-counts, kind="stable") if counts[i]
+            segment.labels.names[i]: float(counts[i] / pixels) for i in np.argsort(-counts, kind="stable") if counts[i]
         },
         live=video.live,
         dropped=video.dropped,
         latency_ms=statistics.median(late_ms) if late_ms else None,
-        p90_latency_ms=late_ms[int(0.9 * (len(late_ms) - 1))] if late_ms else None,
+        p90_latency_ms=float(np.percentile(late_ms, 90)) if late_ms else None,
         damage=video.damage,
     )
 

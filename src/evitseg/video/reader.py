@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -12,11 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from evitseg.errors import MissingPackageError, VideoError
+from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
 from evitseg.runtime.overlap import overlapped
 from evitseg.video.frames import TRANSPOSED, turn_of
 from evitseg.video.sources import CAMERAS, FILE_FORMATS, LIVE, TIMEOUT_S, Source, is_stream, told
+from evitseg.video.times import Timeline, frame_rate
 
 if TYPE_CHECKING:
     import av
@@ -30,12 +32,19 @@ class Frame:
 
     Attributes:
         time: seconds from the video's beginning.
-        duration: seconds it is shown, as the source says; 0 where it does not.
+        duration: seconds it is shown, as the source says, else one step of its rate.
     """
 
     image: av.VideoFrame
     time: Fraction
     duration: Fraction
+
+
+def checked_duration(duration_s: float) -> Fraction:
+    """A duration as it was meant, 1/5 for 0.2. Raises: ConfigError where it is not more than 0 and finite."""
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise ConfigError(f"a duration of {duration_s} s is none; give seconds above 0.")
+    return max(Fraction(1, 1_000_000), Fraction(duration_s).limit_denominator(1_000_000))
 
 
 class VideoReader:
@@ -60,11 +69,11 @@ class VideoReader:
         self.name = told(source)
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
-        self._limit = None if duration_s is None else Fraction(duration_s)
+        self._limit = None if duration_s is None else checked_duration(duration_s)
         self.audio: deque[av.Packet[Any]] = deque()
         self.damage: str | None = None
         self.dropped, self.soonest = 0, float("inf")
-        self._corrupt, self._ended_at, self._last = 0, Fraction(0), Fraction(-1)
+        self._corrupt = 0
         text = str(source)
         streams = is_stream(text)
         self._container = self._open(text, streams)
@@ -83,12 +92,11 @@ class VideoReader:
             self._check_size(context.width, context.height)
             # One thread: it decodes beside the network, which has the cores. A very large picture takes it too long.
             context.thread_count = 1 if context.width * context.height <= 2**21 or self.live else 2
-            self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+            self.rate = frame_rate(self.stream.average_rate, self.stream.guessed_rate)
             self.time_base = self.stream.time_base or Fraction(1, 90_000)
-            start = self._container.start_time
-            # In whole ticks, so that no frame's time is rounded.
-            ticks = round(Fraction(max(0, start or 0), 1_000_000) / self.time_base)
-            self._offset = None if self.live else ticks * self.time_base
+            self._times = Timeline(
+                self.rate, self.time_base, self._container.format.name, self.live, bool(context.has_b_frames)
+            )
             self._stored: tuple[int, int] | None = None
             self._ahead = self._decoded()
             first = next(self._ahead, None)
@@ -179,10 +187,9 @@ class VideoReader:
 
     def place(self, packet: av.Packet[Any]) -> bool:
         """Move a packet of audio to its time in the result; False if it lies outside."""
-        assert self._offset is not None
         assert packet.pts is not None
         assert packet.dts is not None
-        ticks = round(self._offset / packet.time_base)
+        ticks = round((self._times.offset or 0) / packet.time_base)
         packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
         if self.live and packet.pts < 0:
             return False
@@ -229,16 +236,17 @@ class VideoReader:
         known = [self.stream, *self.audio_streams]
         try:
             for packet in self._container.demux(*known):
-                if packet.pts is not None and packet.time_base is not None:
-                    self._ended_at = max(self._ended_at, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                self._times.continued(packet, packet.stream is self.stream)
                 if packet.stream is not self.stream:
-                    if packet.dts is not None and packet.pts is not None and self._offset is not None:
+                    waits = not self.live or self._times.offset is not None  # before the first frame nothing takes it
+                    if packet.dts is not None and packet.pts is not None and waits:
                         self.audio.append(packet)
                     continue
                 try:
                     images = cast("list[VideoFrame]", packet.decode())
                 except av.FFmpegError:
                     self._corrupt += 1
+                    self._times.lost(packet)
                     continue
                 for image in images:
                     frame = self._timed(image)
@@ -252,28 +260,18 @@ class VideoReader:
                 return
             silent = isinstance(error, av.error.ExitError)
             reason = f"nothing came for {TIMEOUT_S:.0f} s" if silent else reason_of(error)
-            self.damage = f"{self.name}: could not be read further than {float(self._last):.1f} s ({reason})."
+            last_s = float(self._times.last or 0)
+            self.damage = f"{self.name}: could not be read further than {last_s:.1f} s ({reason})."
             return
         if not self.live:
             self._look_for_damage()
 
     def _timed(self, image: av.VideoFrame) -> Frame:
-        base = image.time_base or self.time_base
         now = time.monotonic()
-        if image.pts is not None:
-            at = image.pts * base
-        elif self.live:
-            at = Fraction(now).limit_denominator(90_000)
-        else:
-            at = self._last + (self._offset or 0) + 1 / self.rate
-        if self._offset is None:
-            self._offset = at
-        self.soonest = min(self.soonest, now - float(at - self._offset))
+        at, duration = self._times.place(image)
+        self.soonest = min(self.soonest, now - float(at))
         self._corrupt += bool(image.is_corrupt)
-        at = at - self._offset
-        if at <= self._last:  # stamps that stand still or go back, which no file can have
-            at = self._last + self.time_base
-        return Frame(image, at, (image.duration or 0) * base)
+        return Frame(image, at, duration)
 
     def _fits(self, image: av.VideoFrame, frame: Frame) -> bool:
         """Whether a frame can follow the ones before."""
@@ -284,17 +282,16 @@ class VideoReader:
                 f"{float(frame.time):.1f} s; up to there it is done; cut the video there, and do the rest by itself."
             )
             return False
-        self._last = frame.time
         return True
 
     def _look_for_damage(self) -> None:
-        offset = self._offset or Fraction(0)
-        if self.declared_s is not None and self._ended_at - offset < self.declared_s - max(
-            Fraction(1, 2), self.declared_s / 50
-        ):
+        # Some formats count a duration from the first frame, others from 0: the latter is never too much.
+        read_s = self._times.ended_at
+        declared_s = Fraction(0) if self._times.joined else self.declared_s or Fraction(0)
+        if read_s < declared_s - max(Fraction(1, 2), declared_s / 50):
             self.damage = (
-                f"{self.name}: damaged or cut off: it ends at {float(self._ended_at - offset):.1f} s of "
-                f"{float(self.declared_s):.1f} s; up to there it is done."
+                f"{self.name}: damaged or cut off: it ends at {float(read_s):.1f} s of "
+                f"{float(declared_s):.1f} s; up to there it is done."
             )
         elif self._corrupt:
             self.damage = f"{self.name}: damaged: {self._corrupt} frames could not be decoded, or not whole."

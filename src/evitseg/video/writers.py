@@ -115,7 +115,8 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterato
             while video.audio:
                 packet = video.audio.popleft()
                 track = tracks[packet.stream.index]
-                if video.place(packet):
+                # Matroska knows no time before 0, and would move the frames.
+                if video.place(packet) and ((packet.pts or 0) >= 0 or ending != ".mkv"):
                     packet.stream = track
                     container.mux(packet)
 
@@ -139,7 +140,7 @@ def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[S
             packet: av.Packet[Any] = av.Packet(done.png)
             packet.stream, packet.time_base, packet.is_keyframe = stream, base, True
             packet.pts = packet.dts = round(done.frame.time / base)
-            packet.duration = round((done.frame.duration or 1 / video.rate) / base)
+            packet.duration = round(done.frame.duration / base)
             container.mux(packet)
 
         yield Sink(path, write)

@@ -6,7 +6,7 @@ from evitseg.cli.app import app
 from evitseg.cli.average import average
 from evitseg.cli.bench import bench
 from evitseg.cli.check import check
-from evitseg.cli.convert import convert_coco
+from evitseg.cli.convert import convert, convert_coco
 from evitseg.cli.evaluate import evaluate
 from evitseg.cli.export import export
 from evitseg.cli.info import info
@@ -19,6 +19,7 @@ __all__ = ["app"]
 app.command()(predict)
 app.command()(export)
 app.command()(check)
+app.command()(convert)
 app.command(name="convert-coco")(convert_coco)
 app.command(name="eval")(evaluate)
 app.command()(train)

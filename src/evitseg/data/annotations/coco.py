@@ -1,0 +1,222 @@
+"""COCO: objects as polygons or run lengths (and panoptic ones as PNGs), in one JSON file for many images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evitseg.data.annotations import regions
+from evitseg.data.annotations.objects import (
+    ALL,
+    AnnotatedImage,
+    Annotations,
+    Damaged,
+    ImageFolder,
+    Item,
+    Polygons,
+    Shape,
+    class_name,
+    image_name,
+    short,
+    whole,
+)
+from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.errors import DatasetError
+from evitseg.image import MAX_PIXELS
+
+Id = int | str
+_KEYS = {"images", "categories", "annotations"}
+FORM = (
+    "it has images (id, file_name, height, width), categories (id, name) and annotations (image_id, category_id, "
+    "segmentation)"
+)
+
+
+def is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and set(content) >= _KEYS
+
+
+def read_coco(content: Any, path: Path, images: Path | None, split: str | None = None) -> Annotations:
+    """Objects of a COCO file; the smaller ones lie above the larger.
+
+    Args:
+        content: what its JSON holds.
+        path: the file, for messages and to find the images near it.
+        images: the folder that file names start from; None to look for it.
+        split: of all its images; None for the one its name tells.
+
+    Raises: DatasetError for a file that is not COCO's.
+    """
+    if not is_coco(content) or not all(isinstance(content[key], list) for key in _KEYS):
+        raise DatasetError(f"{path}: not COCO's form; {FORM}.")
+    found = Annotations("COCO annotations", path, [], [], larger_first=True)
+    name_of = _categories(content["categories"], found)
+    kept = _images(content["images"], found)
+    objects: dict[Id, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    as_text = 0
+    ids: set[Id] = {key for key, *_ in kept}
+    for i, annotation in enumerate(content["annotations"]):
+        if not isinstance(annotation, dict):
+            found.problems.append(f"{path}: annotations[{i}] is no object ({short(annotation)}).")
+            continue
+        where = f"annotation {short(annotation['id'])}" if "id" in annotation else f"annotations[{i}]"
+        image_id = annotation.get("image_id")
+        key = _known(image_id, ids)
+        if key is None:
+            found.problems.append(f"{path}: {where} has the image_id {short(image_id)}, which no usable image has.")
+            continue
+        as_text += isinstance(image_id, str) and isinstance(key, int)
+        objects[key].append((where, annotation))
+    if as_text:
+        found.notes.append(f"{as_text} annotations give the number of their image as text; it is taken as a number.")
+    stem = path.stem
+    folder = ImageFolder(path.parent, images, _usual_folders(stem))
+    for key, name, size in kept:
+        found.images.append(
+            AnnotatedImage(
+                name,
+                f"{path}: image {key}",
+                size,
+                partial(_items, objects.get(key, []), name_of, path),
+                split or split_of(stem),
+                folder.find(name),
+            )
+        )
+    return found
+
+
+def split_of(stem: str) -> str:
+    """The split that a file's name tells: instances_train2017."""
+    words = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    told = {words[word] for word in re.findall(r"[a-z]+", stem.lower()) if word in words}
+    return told.pop() if len(told) == 1 else ALL
+
+
+def _usual_folders(stem: str) -> list[str]:
+    """Where images lie by the annotations' name: instances_train2017.json beside train2017/, images/train2017/."""
+    last = stem.split("_")[-1]
+    return [f"{prefix}{name}" for name in dict.fromkeys((last, stem)) for prefix in ("", "images/")]
+
+
+def _id(value: Any) -> Id:
+    """An id; one of digits is a number, also where it is written as text. Raises: DatasetError."""
+    if isinstance(value, str) and value and value.isprintable() and not value.strip().isdecimal():
+        return value
+    return whole(value, "id")
+
+
+def _known(value: Any, ids: Container[Id]) -> Id | None:
+    try:
+        key = _id(value)
+    except DatasetError:
+        return None
+    return key if key in ids else None
+
+
+def _categories(categories: list[Any], found: Annotations) -> dict[Id, str]:
+    name_of: dict[Id, str] = {}
+    entries = []
+    for i, category in enumerate(categories):
+        try:
+            if not isinstance(category, dict):
+                raise DatasetError(f"is no object ({short(category)})")
+            key = _id(category.get("id"))
+            entries.append((key, class_name(category.get("name"))))
+        except DatasetError as error:
+            found.problems.append(f"{found.source}: categories[{i}] {error}.")
+    for key, name in sorted(entries, key=lambda entry: (isinstance(entry[0], str), entry[0])):
+        if name_of.setdefault(key, name) != name:
+            raise DatasetError(
+                f"{found.source}: category {key} is both {name_of[key]!r} and {name!r}; ids must differ."
+            )
+    found.names += name_of.values()  # two categories of one name are one class
+    return name_of
+
+
+def _images(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tuple[int, int]]]:
+    """Id, name and (height, width) of the images that can be used."""
+    kept: dict[Id, tuple[Id, str, tuple[int, int]]] = {}
+    twice: dict[Id, set[str]] = defaultdict(set)
+    for i, entry in enumerate(entries):
+        try:
+            if not isinstance(entry, dict):
+                raise DatasetError(f"is no object ({short(entry)})")
+            key = _id(entry.get("id"))
+            twice[key].add(short(entry.get("file_name")))
+            image = (
+                key,
+                image_name(entry.get("file_name")),
+                (
+                    whole(entry.get("height"), "height"),
+                    whole(entry.get("width"), "width"),
+                ),
+            )
+            height, width = image[2]
+            if min(height, width) <= 0 or height * width > MAX_PIXELS:
+                raise DatasetError(f"has {short(width)}×{short(height)} pixels, which cannot be")
+            kept.setdefault(key, image)
+        except DatasetError as error:
+            found.problems.append(f"{found.source}: images[{i}], id {short(_get(entry, 'id'))}, {error}.")
+    for key, names in twice.items():
+        if len(names) > 1:
+            found.problems.append(
+                f"{found.source}: image id {key} stands for {' and '.join(sorted(names))}; which one an annotation "
+                "means cannot be known, so that all of them are left out."
+            )
+            kept.pop(key, None)
+    names_of = Counter(name for _, name, _ in kept.values())
+    for name in [name for name, count in names_of.items() if count > 1]:
+        same = [key for key, other, _ in kept.values() if other == name]
+        found.problems.append(
+            f"{found.source}: images {', '.join(map(str, same))} are all {name}; each has only a part of its objects, "
+            "so that it is left out."
+        )
+        for key in same:
+            kept.pop(key)
+    return list(kept.values())
+
+
+def _get(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _items(annotations: Iterable[tuple[str, dict[str, Any]]], name_of: dict[Id, str], path: Path) -> Iterable[Item]:
+    for where, annotation in annotations:
+        where = f"{path}: {where}"
+        category = annotation.get("category_id")
+        key = _known(category, name_of)
+        if key is None:
+            yield Item(where, None, Damaged(f"has the category_id {short(category)}, which is no category's"))
+        else:
+            yield Item(where, name_of[key], _shape(annotation.get("segmentation")))
+
+
+def _shape(segmentation: Any) -> Shape:
+    if isinstance(segmentation, dict):
+        return RunLengths(segmentation.get("counts"), segmentation.get("size"))
+    if isinstance(segmentation, list):
+        return Polygons(segmentation)
+    return Damaged(f"has no segmentation of polygons or run lengths ({short(segmentation)})")
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """COCO's run lengths, as numbers or as text."""
+
+    counts: Any
+    size: Any
+
+    def runs(self, size: tuple[int, int]) -> Runs:
+        if self.size != list(size):
+            raise ShapeError(f"has run lengths for {short(self.size)} pixels, in an image of {list(size)}")
+        counts = self.counts
+        if isinstance(counts, (str, bytes)):
+            counts = regions.compressed_run_lengths(counts)
+        elif not isinstance(counts, list):
+            raise ShapeError(f"has run lengths that are no list and no text ({short(counts)})")
+        return regions.run_lengths(counts, size)

@@ -1,0 +1,363 @@
+"""Masks, a list of pairs and the classes, from any annotations."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count
+from evitseg.data.annotations.regions import Runs, ShapeError, paint
+from evitseg.errors import DatasetError, EvitsegError
+from evitseg.files import replacing
+from evitseg.image import MAX_PIXELS, picture_size, save_mask
+from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
+
+BACKGROUND = "background"
+BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
+"""Names by which tools call pixels of no object."""
+IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
+"""Names by which tools call pixels that do not count."""
+MARK = "# written by evitseg convert"
+"""First line of a list of pairs; only a folder whose list begins so is written to again."""
+_MOST_CLASSES = 65_535
+_DARK = (40, 40, 40)
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        tool: what wrote the annotations, in words.
+        lists: the lists of pairs; `find_dataset` takes them, and the folder they are in.
+        pairs: images with a mask.
+        objects: shapes drawn.
+        problems: sentences about what was wrong and is left out of the masks.
+        notes: sentences about what is not wrong but worth knowing.
+    """
+
+    tool: str
+    lists: tuple[Path, ...]
+    pairs: int
+    objects: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def write_masks(
+    found: Annotations,
+    out: str | os.PathLike[str],
+    *,
+    labels: LabelSpace | None = None,
+    ignore_background: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Conversion:
+    """Write a mask for every image, lists of pairs, and the classes.
+
+    Pixels of no object are the class "background", the first, unless they are to be ignored. In an image of which an
+    object is damaged they are ignored, because some of them belong to that object.
+
+    Args:
+        found: what `read_annotations` gives.
+        out: gets `masks/`, `labels.json` and `pairs.txt`, or one list a split: `train.txt`, `val.txt`, `test.txt`.
+        labels: the classes and their order; None for those of the annotations.
+        progress: called with 1 for every image done.
+
+    Raises: DatasetError where no image is left, or `out` holds something else; FileError for a place that cannot be
+    written.
+    """
+    out = Path(out)
+    _check_free(out)
+    space, value_of = _label_space(found, labels, ignore_background)
+    fill = next((value_of[name] for name in BACKGROUNDS if name in value_of), space.ignore_index)
+    if ignore_background:
+        fill = space.ignore_index
+    work = _Work(space, value_of, fill, found.larger_first)
+    lines: dict[str, list[tuple[str, str]]] = {}
+    images = [image for image in found.images if image.file is not None]
+    missing = [image for image in found.images if image.file is None]
+    work.problems += [
+        f"{image.where} ({image.name}): no such image in or near the annotations; --images names the folder."
+        for image in missing
+    ]
+    for image, mask_name in zip(images, _mask_names([image.name for image in images]), strict=True):
+        assert image.file is not None
+        try:
+            mask = work.mask(image, image.file)
+        except EvitsegError as error:
+            work.problems.append(str(error))
+            mask = None
+        if mask is not None:
+            save_mask(mask, out / "masks" / mask_name, space)
+            lines.setdefault(image.split, []).append((_relative(image.file, out), f"masks/{mask_name}"))
+        progress(1)
+    problems = [*found.problems, *work.problems]
+    if not lines:
+        _explain_nothing(found, missing, problems)
+    if not work.objects:
+        for _, mask_name in (pair for pairs in lines.values() for pair in pairs):
+            (out / mask_name).unlink()
+        raise DatasetError(
+            f"{found.source}: {found.tool}, but it has no object with an area to draw"
+            + (f": {problems[0]}" if problems else "; " + " ".join(found.notes) if found.notes else ".")
+        )
+    _write_labels(space, out)
+    lists = tuple(_write_list(out, split, pairs) for split, pairs in sorted(lines.items()))
+    return Conversion(
+        found.tool,
+        lists,
+        sum(map(len, lines.values())),
+        work.objects,
+        tuple(problems),
+        (*found.notes, *work.notes()),
+    )
+
+
+def _explain_nothing(found: Annotations, missing: Sequence[AnnotatedImage], problems: Sequence[str]) -> None:
+    if missing and len(missing) == len(found.images):
+        raise DatasetError(
+            f"{found.source}: {found.tool}, but none of its {len(missing)} images ({missing[0].name}, ...) lies in or "
+            "near it; --images names the folder that their names start from."
+        )
+    raise DatasetError(
+        f"{found.source}: {found.tool}, but no image is left to write a mask for"
+        + (f" (first of {count(len(problems), 'problem')}: {problems[0]})" if problems else ".")
+    )
+
+
+class _Work:
+    """Draws masks, and remembers what happened."""
+
+    def __init__(self, space: LabelSpace, value_of: Mapping[str, int], fill: int, larger_first: bool) -> None:
+        self._space, self._value_of, self._fill, self._larger_first = space, value_of, fill, larger_first
+        self.problems: list[str] = []
+        self.objects = 0
+        self._unknown: Counter[str] = Counter()
+        self._empty: list[str] = []
+        self._turned: list[str] = []
+        self._blank: list[str] = []
+        self._partial = 0
+
+    def mask(self, image: AnnotatedImage, file: Path) -> NDArray[np.integer] | None:
+        """(H, W) class indices; None where every pixel is ignored. Raises: EvitsegError."""
+        upright = picture_size(file)
+        size = image.size or upright
+        if not 0 < size[0] * size[1] <= MAX_PIXELS or min(size) <= 0:
+            raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which cannot be.")
+        turn = None
+        if size != upright:
+            turn = _TURNS.get(_orientation(file)) if size == upright[::-1] else None
+            if turn is None:
+                raise DatasetError(
+                    f"{image.where} ({image.name}): its annotations are for {size[1]}×{size[0]} pixels, but the image "
+                    f"has {upright[1]}×{upright[0]}; give --images the folder of the images that were annotated."
+                )
+            self._turned.append(image.name)
+        drawn, lost = self._drawn(image, size)
+        fill = self._space.ignore_index if lost else self._fill
+        if fill == self._space.ignore_index and all(value == fill or not runs.area for runs, value in drawn):
+            if not lost:
+                self._blank.append(image.name)
+            return None
+        self._partial += lost and self._fill != self._space.ignore_index
+        canvas = np.full(size[0] * size[1], fill, self._space.dtype)
+        for runs, value in drawn:
+            paint(canvas, runs, value)
+        mask = np.ascontiguousarray(canvas.reshape(size[::-1]).T)
+        return mask if turn is None else np.asarray(Image.fromarray(mask).transpose(turn))
+
+    def _drawn(self, image: AnnotatedImage, size: tuple[int, int]) -> tuple[list[tuple[Runs, int]], bool]:
+        """Regions and their values in the order of drawing, and whether an object is lost."""
+        drawn, lost = [], False
+        for item in image.items():
+            try:
+                runs = item.shape.runs(size)
+            except ShapeError as error:
+                self.problems.append(f"{item.where} ({image.name}) {error}.")
+                lost = True
+                continue
+            value = self._space.ignore_index
+            if item.label is not None:
+                if item.label in self._value_of:
+                    value = self._value_of[item.label]
+                    self.objects += bool(runs.area)
+                else:
+                    self._unknown[item.label] += 1
+            if not runs.area:
+                self._empty.append(item.where)
+            drawn.append((runs, value))
+        if self._larger_first:
+            drawn.sort(key=lambda pair: -pair[0].area)
+        return drawn, lost
+
+    def notes(self) -> list[str]:
+        told = []
+        for name, times in self._unknown.most_common():
+            told.append(f"{count(times, 'object')} of class {name!r}, which --labels does not have: ignored.")
+        if self._partial:
+            told.append(
+                f"{count(self._partial, 'image')} with damaged objects: pixels outside the other objects are ignored, "
+                "because some of them belong to the damaged ones."
+            )
+        if self._empty:
+            told.append(f"{count(len(self._empty), 'object')} without a pixel, the first {self._empty[0]}.")
+        if self._blank:
+            told.append(f"{count(len(self._blank), 'image')} without an object left out, the first {self._blank[0]}.")
+        if self._turned:
+            told.append(
+                f"{count(len(self._turned), 'image')} annotated as stored, not as EXIF turns it, the first "
+                f"{self._turned[0]}; the masks are turned like the images."
+            )
+        return told
+
+
+def _orientation(file: Path) -> int:
+    """EXIF's, of a file that `picture_size` could read."""
+    try:
+        with Image.open(file) as image:
+            value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _label_space(
+    found: Annotations, given: LabelSpace | None, ignore_background: bool
+) -> tuple[LabelSpace, dict[str, int]]:
+    """The classes of the masks, and the index of every name; ignored names have none."""
+    if given is not None:
+        value_of = {name: i for i, name in enumerate(given.names)}
+        background = next((name for name in BACKGROUNDS if name in value_of), None)
+        if background is not None:
+            value_of |= dict.fromkeys(BACKGROUNDS, value_of[background])
+        value_of |= dict.fromkeys(IGNORED - set(value_of), given.ignore_index)
+        own = tuple(LabelClass(c.name, (i,), c.color) for i, c in enumerate(given.classes))
+        return LabelSpace(given.name, own, (given.ignore_index,)), value_of
+    explicit = any(name in BACKGROUNDS for name in found.names)
+    names = [BACKGROUND] if explicit or not ignore_background else []
+    seen = {*BACKGROUNDS, *IGNORED}
+    for name in found.names:
+        if name not in seen:
+            names.append(name)
+            seen.add(name)
+    if len(names) > _MOST_CLASSES:
+        raise DatasetError(f"{found.source}: {len(names):,} classes; a mask holds at most {_MOST_CLASSES:,}.")
+    if not names:
+        raise DatasetError(f"{found.source}: {found.tool}, but it names no classes.")
+    classes = tuple(
+        LabelClass(name, (i,), found.colors.get(name) or (_DARK if name == BACKGROUND else distinct_color(i)))
+        for i, name in enumerate(names)
+    )
+    ignored = int(np.iinfo(mask_dtype(len(classes))).max)
+    value_of = {name: i for i, name in enumerate(names)}
+    if BACKGROUND in value_of:
+        value_of |= dict.fromkeys(BACKGROUNDS, value_of[BACKGROUND])
+    value_of |= dict.fromkeys(IGNORED, ignored)
+    return LabelSpace(found.source.resolve().stem or "annotations", classes, (ignored,)), value_of
+
+
+def labels_for(name_or_path: str) -> LabelSpace:
+    """The classes that a person names: as `load_labels`, or a text file with a name on each line."""
+    path = Path(name_or_path)
+    if path.suffix.lower() != ".txt":
+        return load_labels(name_or_path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read as a list of class names ({error}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    names = [BACKGROUND if name in BACKGROUNDS else name for name in names if name not in IGNORED]
+    return LabelSpace(
+        path.stem,
+        tuple(LabelClass(n, (i,), _DARK if n == BACKGROUND else distinct_color(i)) for i, n in enumerate(names)),
+    )
+
+
+def _mask_names(names: Sequence[str]) -> list[str]:
+    """A path for every image's mask, no two alike, also where case does not count: a.png, or a.jpg.png beside it."""
+    stems = [_stem(name) for name in names]
+    often = Counter(stem.casefold() for stem in stems)
+    taken: set[str] = set()
+    result = []
+    for name, stem in zip(names, stems, strict=True):
+        base = stem if often[stem.casefold()] == 1 else name
+        candidate, number = base, 1
+        while f"{candidate}.png".casefold() in taken:
+            number += 1
+            candidate = f"{base}_{number}"
+        taken.add(f"{candidate}.png".casefold())
+        result.append(f"{candidate}.png")
+    return result
+
+
+def _stem(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    stem = file.rpartition(".")[0] or file
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _check_free(out: Path) -> None:
+    """Raises: DatasetError where the place holds what this did not write."""
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"{out}: a file; --out is the folder that masks and lists are written to.")
+    names = ("pairs.txt", "train.txt", "val.txt", "test.txt")
+    lists = [out / name for name in names if (out / name).exists()]
+    if any(_is_ours(path) for path in lists):
+        return
+    there = next((p for p in (*lists, out / "labels.json", out / "masks") if p.exists()), None)
+    if there is not None:
+        raise DatasetError(f"{there}: is there already, and evitseg convert did not write it; choose another --out.")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MARK)) == MARK.encode()
+    except OSError:
+        return False
+
+
+def _relative(file: Path, out: Path) -> str:
+    try:
+        return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
+    except ValueError:  # another drive
+        return file.resolve().as_posix()
+
+
+def _write_labels(labels: LabelSpace, out: Path) -> None:
+    space = {
+        "name": labels.name,
+        "ignored_ids": list(labels.ignored_ids),
+        "classes": [asdict(c) for c in labels.classes],
+    }
+    with replacing(out / "labels.json") as file:
+        file.write((json.dumps(space, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _write_list(out: Path, split: str, pairs: Sequence[tuple[str, str]]) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for image, mask in pairs:
+        # A line that begins with # would be a comment.
+        writer.writerow(("./" + image if image.startswith("#") else image, mask))
+    path = out / ("pairs.txt" if split == ALL else f"{split}.txt")
+    with replacing(path) as file:
+        file.write(f"{MARK}: image, mask\n{text.getvalue()}".encode())
+    return path

@@ -1,0 +1,223 @@
+"""What every annotation format becomes: images with objects, each a class's name and a shape."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from evitseg.data.annotations import regions
+from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.errors import DatasetError
+
+ALL = "all"
+"""The split of data that has none."""
+MAX_FILES = 200_000
+"""Files looked at in search of images."""
+
+
+class Shape(Protocol):
+    def runs(self, size: tuple[int, int]) -> Runs:
+        """Its pixels in an image of this (height, width). Raises: ShapeError."""
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """The pixels inside any of the rings, each a list of x and y by turns or of pairs."""
+
+    rings: Sequence[Any]
+
+    def runs(self, size: tuple[int, int]) -> Runs:
+        if not self.rings:
+            raise ShapeError("has no polygon")
+        return regions.union([regions.polygon(regions.coordinates(ring, size), size) for ring in self.rings])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A shape that a function draws."""
+
+    draw: Callable[[tuple[int, int]], Runs]
+
+    def runs(self, size: tuple[int, int]) -> Runs:
+        return self.draw(size)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A shape or class that cannot be known, and why."""
+
+    reason: str
+
+    def runs(self, size: tuple[int, int]) -> Runs:
+        raise ShapeError(self.reason)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object of an image.
+
+    Attributes:
+        where: what messages call it, such as "annotation 17".
+        label: its class; None for pixels to be ignored.
+        shape: its pixels.
+    """
+
+    where: str
+    label: str | None
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image and the objects on it.
+
+    Attributes:
+        name: its path as the format gives it, with forward slashes.
+        where: what messages call it.
+        size: (height, width) that the format states, or None.
+        items: gives the objects in the order in which they are drawn.
+        split: "train", "val", "test" or "all".
+        file: where it lies, if that is known.
+    """
+
+    name: str
+    where: str
+    size: tuple[int, int] | None
+    items: Callable[[], Iterable[Item]]
+    split: str = ALL
+    file: Path | None = None
+
+
+@dataclass
+class Annotations:
+    """A source, read.
+
+    Attributes:
+        tool: what wrote it, in words.
+        source: the file or folder.
+        names: classes in their order, without a background that nobody named.
+        images: every image that can be used.
+        larger_first: whether objects are drawn by area instead of in their order.
+        colors: of the classes that have one.
+        problems: sentences about what is wrong and was left out.
+        notes: sentences about what is not wrong but worth knowing.
+    """
+
+    tool: str
+    source: Path
+    names: list[str]
+    images: list[AnnotatedImage]
+    larger_first: bool = False
+    colors: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def whole(value: Any, what: str) -> int:
+    """A whole number, also one written as 640.0 or "640". Raises: DatasetError that names what it is."""
+    if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 2**53:
+        raise DatasetError(f"has a {what} that is no number ({short(value)})")
+    if value != int(value):
+        raise DatasetError(f"has a {what} that is no whole number ({short(value)})")
+    return int(value)
+
+
+def short(value: Any) -> str:
+    """A value in a message."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 object", "2 objects"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def image_name(value: Any) -> str:
+    """A path below the folder of images. Raises: DatasetError whose text continues "image 7"."""
+    if not isinstance(value, str):
+        raise DatasetError(f"has a file name that is no text ({short(value)})")
+    if not value.isprintable():  # also halves of surrogate pairs, which no file system takes
+        raise DatasetError(f"has a file name with characters that cannot be printed ({short(value)})")
+    name = value.replace("\\", "/")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or (len(name) > 1 and name[1] == ":"):
+        raise DatasetError(f"has the file name {short(value)}, which leads out of the folder of images")
+    if any(len(part.encode()) > 250 for part in path.parts):
+        raise DatasetError(f"has a file name that is too long ({short(value)})")
+    return str(path)
+
+
+def class_name(value: Any) -> str:
+    """A class's name. Raises: DatasetError whose text continues "category 7"."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise DatasetError(f"has a name that is no printable text ({short(value)})")
+    return value.strip()
+
+
+class ImageFolder:
+    """Finds image files by the names that annotations give them.
+
+    Names are looked up below a given folder, or else below the usual folders near the annotations; at last any file
+    of that name near them is taken, if there is only one.
+    """
+
+    def __init__(self, near: Path, given: Path | None = None, inside: Sequence[str] = ()) -> None:
+        """
+        Args:
+            near: the folder of the annotations.
+            given: the folder that a person named; then no other is looked at.
+            inside: further folders, relative to `near`.
+
+        Raises: DatasetError where the given folder is none.
+        """
+        if given is not None and not given.is_dir():
+            raise DatasetError(
+                f"{given}: no such folder of images; --images names the folder that file names start from."
+            )
+        above = near.parent
+        usual = ("", "images", "image", "imgs", "photos", "data", "JPEGImages", "img")
+        self.folders = (
+            [given]
+            if given is not None
+            else [*(near / name for name in (*inside, *usual)), *(above / name for name in (*inside, *usual))]
+        )
+        self._roots = (
+            [given] if given is not None else [near] + ([above] if near.name.lower().startswith("annot") else [])
+        )
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def find(self, name: str) -> Path | None:
+        """The file, or None where there is none or more than one could be meant."""
+        for folder in self.folders:
+            if (folder / name).is_file():
+                return folder / name
+        if self._by_name is None:
+            self._by_name = self._index()
+        found = self._by_name.get(PurePosixPath(name).name, [])
+        return found[0] if len(found) == 1 else None
+
+    def _index(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        seen = 0
+        walks = itertools.chain.from_iterable(os.walk(root) for root in self._roots)
+        real: set[str] = set()
+        for place, folders, names in walks:
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            if os.path.realpath(place) in real:
+                continue
+            real.add(os.path.realpath(place))
+            for name in sorted(names):
+                found.setdefault(name, []).append(Path(place, name))
+            seen += len(names)
+            if seen > MAX_FILES:
+                break
+        return found

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from evitseg.cli import app
+from evitseg.data.annotations.conversion import Conversion, write_masks
+from evitseg.data.annotations.reading import read_annotations
+from evitseg.dataset import find_dataset, inspect, read_truth
+from evitseg.errors import DatasetError
+
+SIZE = (6, 8)
+
+
+def square(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def runs(region: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Uncompressed run lengths, column by column, beginning with zeros."""
+    flat, counts, value = region.T.ravel().tolist(), [0], False
+    for pixel in flat:
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(region.shape), "counts": counts}
+
+
+def write(
+    folder: Path,
+    annotations: list[dict[str, Any]],
+    names: tuple[str, ...] = ("deep/a.png",),
+    size: tuple[int, int] = SIZE,
+    **changes: Any,
+) -> Path:
+    """A COCO file; images have the ids 7, 8, ..., annotations 100, 101, ... and image 7 unless they say otherwise."""
+    for name in names:
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size[::-1]).save(folder / "photos" / name)
+    content = {
+        "images": [
+            {"id": 7 + i, "file_name": name, "height": size[0], "width": size[1]} for i, name in enumerate(names)
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}],
+        "annotations": [{"id": 100 + i, "image_id": 7, "category_id": 3} | a for i, a in enumerate(annotations)],
+    }
+    (folder / "coco.json").write_text(json.dumps(content | changes))
+    return folder / "coco.json"
+
+
+def convert(folder: Path, **options: Any) -> Conversion:
+    return write_masks(read_annotations(folder / "coco.json", folder / "photos"), folder / "out", **options)
+
+
+def truth_of(folder: Path, **options: Any) -> np.ndarray[Any, Any]:
+    convert(folder, **options)
+    dataset = find_dataset(folder / "out/pairs.txt")
+    assert dataset.labels is not None
+    assert inspect(dataset, 0).problems == []
+    return read_truth(dataset.pairs()[0].mask, dataset.labels)
+
+
+@pytest.mark.parametrize("form", ["polygon", "runs", "compressed"])
+def test_a_region_is_drawn_where_it_is(form: str, tmp_path: Path) -> None:
+    region = np.zeros(SIZE, bool)
+    region[1:4, 2:7] = True
+    segmentation: Any = {"polygon": square(1, 2, 4, 7), "runs": runs(region)}.get(form)
+    if form == "compressed":
+        from pycocotools import mask
+
+        segmentation = mask.encode(np.asfortranarray(region.astype(np.uint8)))
+        segmentation["counts"] = segmentation["counts"].decode()
+    write(tmp_path, [{"category_id": 90, "segmentation": segmentation}])
+    np.testing.assert_array_equal(truth_of(tmp_path), np.where(region, 2, 0))
+
+
+def test_the_smaller_object_lies_above_and_background_can_be_ignored(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [
+            {"category_id": 90, "segmentation": square(2, 2, 4, 4)},
+            {"category_id": 3, "segmentation": square(1, 1, 6, 8)},
+        ],
+    )
+    expected = np.full(SIZE, 255)
+    expected[1:6, 1:8] = 0
+    expected[2:4, 2:4] = 1
+    np.testing.assert_array_equal(truth_of(tmp_path, ignore_background=True), expected)
+
+
+BAD = [
+    ({"segmentation": [[float("nan"), 1, 20, 20, 30, 5]]}, "not finite"),
+    ({"segmentation": [[float("inf"), 1, 20, 20, 30, 5]]}, "not finite"),
+    ({"segmentation": [[1e300, 1, 20, 20, 30, 5]]}, "far outside"),
+    ({"segmentation": [[100000000, 1, 20, 20, 30, 5]]}, "far outside"),
+    ({"segmentation": [[10, 10, 30, 10, 30, 30, 10]]}, "7 numbers"),
+    ({"segmentation": [[0, 0]]}, "at least 3"),
+    ({"segmentation": [[1, 1, 3, 3]]}, "at least 3"),  # pycocotools takes four numbers for a box
+    ({"segmentation": [{}]}, "no list of numbers"),
+    ({"segmentation": []}, "no polygon"),
+    ({"segmentation": None}, "no segmentation"),
+    ({"segmentation": "nothing"}, "no segmentation"),
+    ({"segmentation": {"size": [6, 8], "counts": [1, 2]}}, "add up to 3 pixels"),
+    ({"segmentation": {"size": [6, 8], "counts": [-1, 49]}}, "negative"),
+    ({"segmentation": {"size": [6, 8], "counts": "zzzzz~~~"}}, "do not belong"),
+    ({"segmentation": {"size": [6, 8], "counts": "0"}}, "add up to 0 pixels"),
+    ({"segmentation": {"size": [6, 8], "counts": 5}}, "no list and no text"),
+    ({"segmentation": {"size": [600, 8], "counts": [4800]}}, "run lengths for"),
+    ({"segmentation": {"counts": [48]}}, "run lengths for"),
+    ({"segmentation": square(1, 1, 3, 3), "category_id": 5}, "category_id 5"),
+    ({"segmentation": square(1, 1, 3, 3), "category_id": None}, "category_id None"),
+    ({"segmentation": square(1, 1, 3, 3), "category_id": [3]}, "category_id"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD, ids=range(len(BAD)))
+def test_a_damaged_annotation_is_reported_by_its_id_and_the_others_are_drawn(
+    bad: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    good = {"category_id": 90, "segmentation": square(1, 2, 4, 7)}
+    write(tmp_path, [good, bad, good | {"image_id": 8}], ("a.png", "b.png"))
+    done = convert(tmp_path)
+    (problem,) = done.problems
+    assert "annotation 101 (a.png) has" in problem
+    assert reason in problem
+    assert "\n" not in problem
+    assert (done.objects, done.pairs) == (2, 2)
+    whole, partial = (np.asarray(Image.open(tmp_path / f"out/masks/{name}.png")) for name in "ba")
+    expected = np.zeros(SIZE)
+    expected[1:4, 2:7] = 2
+    np.testing.assert_array_equal(whole, expected)
+    # Some of the other pixels belong to the damaged object; as background they would be wrong.
+    np.testing.assert_array_equal(partial, np.where(expected, 2, 255))
+
+
+def test_the_command_reports_what_it_leaves_out_with_status_1(tmp_path: Path) -> None:
+    good, bad = {"segmentation": square(1, 2, 4, 7)}, {"segmentation": [[1, 1, 2]]}
+    source = write(tmp_path, [good, *[bad] * 30])
+    run = CliRunner().invoke(app, ["convert", str(source), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 1, run.output
+    assert "annotation 101 (deep/a.png) has a polygon of 3 numbers" in run.output
+    assert "and 10 more" in run.output
+    assert "1 object on 1 image" in run.output
+    again = CliRunner().invoke(app, ["check", str(tmp_path / "out/pairs.txt"), "--workers", "1"])
+    assert "cat" in again.output
+
+
+def test_images_are_found_near_the_annotations(tmp_path: Path) -> None:
+    source = write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}])
+    for place in ("annotations/instances_train2017.json", "photos/_annotations.coco.json"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(source.read_text())
+    (tmp_path / "train2017").symlink_to(tmp_path / "photos")
+    for i, place in enumerate(("coco.json", "annotations/instances_train2017.json", "photos/_annotations.coco.json")):
+        found = read_annotations(tmp_path / place)
+        assert found.images[0].file is not None, place
+        assert found.images[0].split == ("train" if i == 1 else "all")
+        assert write_masks(found, tmp_path / f"out{i}").pairs == 1
+
+
+def test_two_images_never_share_a_mask(tmp_path: Path) -> None:
+    names = ("a.jpg", "a.png", "A.jpeg", "a.jpg.jpg", "b.png", "d/a.png")
+    write(
+        tmp_path,
+        [
+            {"image_id": 7 + i, "category_id": 3 if i % 2 else 90, "segmentation": square(0, 0, 6, 1 + i)}
+            for i in range(6)
+        ],
+        names,
+    )
+    assert convert(tmp_path).pairs == 6
+    pairs = find_dataset(tmp_path / "out/pairs.txt").pairs()
+    assert len({str(pair.mask).lower() for pair in pairs}) == 6
+    for pair in pairs:
+        i = names.index(str(pair.picture.resolve().relative_to((tmp_path / "photos").resolve())))
+        mask = np.asarray(Image.open(pair.mask))
+        assert set(np.unique(mask[:, : 1 + i])) == {1 if i % 2 else 2}, names[i]
+        assert set(np.unique(mask[:, 1 + i :])) == {0}, names[i]
+
+
+def test_ids_as_text_are_matched_and_strangers_reported(tmp_path: Path) -> None:
+    shape = {"segmentation": square(1, 2, 4, 7)}
+    write(tmp_path, [shape | {"image_id": "7", "category_id": "90"}, shape | {"image_id": 99}])
+    done = convert(tmp_path)
+    assert ["annotation 101 has the image_id 99" in problem for problem in done.problems] == [True]
+    assert any("as text" in note for note in done.notes)
+    assert np.asarray(Image.open(tmp_path / "out/masks/deep/a.png"))[2, 3] == 2
+
+
+def test_an_id_of_two_images_leaves_both_out(tmp_path: Path) -> None:
+    size: dict[str, Any] = {"height": SIZE[0], "width": SIZE[1]}
+    images = [{"id": 7, "file_name": n} | size for n in ("a.png", "b.png")] + [{"id": 9, "file_name": "c.png"} | size]
+    shape = {"segmentation": square(1, 2, 4, 7)}
+    write(tmp_path, [shape, shape | {"image_id": 9}], ("a.png", "b.png", "c.png"), images=images)
+    done = convert(tmp_path)
+    assert any("image id 7 stands for 'a.png' and 'b.png'" in problem for problem in done.problems)
+    assert [p.name for p in (tmp_path / "out/masks").iterdir()] == ["c.png"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"file_name": "../a.png"}, "leads out of the folder"),
+        ({"file_name": "/etc/a.png"}, "leads out of the folder"),
+        ({"file_name": "C:\\a.png"}, "leads out of the folder"),
+        ({"file_name": "deep/../../a.png"}, "leads out of the folder"),
+        ({"file_name": ""}, "leads out of the folder"),
+        ({"file_name": 5}, "no text"),
+        ({"file_name": None}, "no text"),
+        ({"file_name": "a\ud800.png"}, "cannot be printed"),
+        ({"file_name": "a\0.png"}, "cannot be printed"),
+        ({"file_name": "x" * 5000}, "too long"),
+        ({"file_name": "absent.png"}, "no such image"),
+        ({"height": float("inf")}, "no number"),
+        ({"height": 6.5}, "no whole number"),
+        ({"height": 10**30}, "no number"),
+        ({"height": -6, "width": -8}, "cannot be"),
+        ({"height": 10**9}, "cannot be"),
+        ({"height": 0}, "cannot be"),
+        ({"height": None}, "no number"),
+        ({"height": 12, "width": 16}, "for 16×12 pixels, but the image has 8×6"),
+        ({"id": None}, "no number"),
+        ({"id": []}, "no number"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_reported_and_the_others_are_done(
+    entry: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    images = [{"id": 8, "file_name": "b.png"} | size | entry, {"id": 7, "file_name": "a.png"} | size, 5]
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("a.png", "b.png"), images=images)
+    done = convert(tmp_path)
+    assert any(reason in problem for problem in done.problems), done.problems
+    assert all("\n" not in problem for problem in done.problems)
+    assert [p.name for p in (tmp_path / "out/masks").iterdir()] == ["a.png"]
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_damaged_category_or_annotation_entry_is_reported(tmp_path: Path) -> None:
+    categories = [
+        {"id": 3, "name": "cat"},
+        {"id": 4, "name": "a\nb"},
+        {"id": "x y", "name": "dog"},
+        None,
+        {"name": "q"},
+    ]
+    shape = {"segmentation": square(1, 2, 4, 7)}
+    source = write(tmp_path, [shape, shape | {"category_id": "x y"}], categories=categories)
+    content = json.loads(source.read_text())
+    content["annotations"].append([1])
+    source.write_text(json.dumps(content))
+    done = convert(tmp_path)
+    assert len(done.problems) == 4
+    assert done.objects == 2
+    write(tmp_path, [shape], categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}])
+    with pytest.raises(DatasetError, match="category 3 is both 'cat' and 'dog'"):
+        convert(tmp_path)
+
+
+def test_an_image_annotated_as_it_is_stored_gets_a_mask_turned_like_it(tmp_path: Path) -> None:
+    source = write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("a.jpg",))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos/a.jpg", exif=exif)
+    done = write_masks(read_annotations(source), tmp_path / "out")
+    assert any("not as EXIF turns it" in note for note in done.notes)
+    stored = np.zeros(SIZE, int)
+    stored[1:4, 2:7] = 1
+    # Orientation 6: the stored rows are the upright image's columns, from right to left.
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/masks/a.png")), np.rot90(stored, -1))
+    assert inspect(find_dataset(tmp_path / "out/pairs.txt")).problems == []
+
+
+def test_a_folder_with_other_lists_or_masks_is_not_written_to(tmp_path: Path) -> None:
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}])
+    convert(tmp_path)
+    convert(tmp_path)  # its own may be written again
+    for theirs in ("masks/x.png", "labels.json", "pairs.txt", "train.txt"):
+        place = tmp_path / theirs.replace("/", "_") / theirs
+        place.parent.mkdir(parents=True)
+        place.write_text("mine")
+        with pytest.raises(DatasetError, match="did not write it"):
+            write_masks(read_annotations(tmp_path / "coco.json"), tmp_path / theirs.replace("/", "_"))
+        assert place.read_text() == "mine"
+
+
+def test_2000_objects_take_the_memory_of_a_mask(tmp_path: Path) -> None:
+    size = (3000, 4000)
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 2000, (2000, 2)).tolist()
+    write(tmp_path, [{"segmentation": square(y, x, y + 900, x + 1200)} for y, x in corners], ("a.png",), size)
+    tracemalloc.start()
+    started = time.perf_counter()
+    assert convert(tmp_path).objects == 2000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * size[0] * size[1]  # 24 GB as bitmaps; runs are 40 MB, the mask and its PNG 12 each
+    assert time.perf_counter() - started < 30
+
+
+def test_70000_categories_are_counted_before_anything_else(tmp_path: Path) -> None:
+    write(tmp_path, [], categories=[{"id": i, "name": f"c{i}"} for i in range(70_000)])
+    with pytest.raises(DatasetError, match="70,001 classes; a mask holds at most 65,535"):
+        convert(tmp_path)
+
+
+def test_files_that_are_not_coco_are_one_sentence(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", "[" * 100_000, '{"images": 1, "categories": 2, "annotations": 3}', "9" * 9999):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(DatasetError, match=r"a\.json: not") as error:
+            read_annotations(tmp_path / "a.json")
+        assert "\n" not in str(error.value)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_annotations(tmp_path / "absent.json")
+
+
+def test_a_file_without_a_usable_image_or_object_is_an_error(tmp_path: Path) -> None:
+    source = write(tmp_path, [])
+    with pytest.raises(DatasetError, match="no object with an area"):
+        convert(tmp_path)
+    assert not list(tmp_path.glob("out/**/*.png"))
+    with pytest.raises(DatasetError, match="none of its 1 images"):
+        (tmp_path / "empty").mkdir()
+        write_masks(read_annotations(source, tmp_path / "empty"), tmp_path / "new")
+    with pytest.raises(DatasetError, match="no such folder of images"):
+        read_annotations(source, tmp_path / "absent")

@@ -297,7 +297,7 @@ def test_2000_objects_take_the_memory_of_a_mask(tmp_path: Path) -> None:
     size = (3000, 4000)
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 2000, (2000, 2)).tolist()
-    write(tmp_path, [{"segmentation": square(y, x, y + 900, x + 1200)} for y, x in corners], ("a.png",), size)
+    write(tmp_path, [{"segmentation": square(y, x, y + 90, x + 120)} for y, x in corners], ("a.png",), size)
     tracemalloc.start()
     started = time.perf_counter()
     assert convert(tmp_path).objects == 2000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 from evitseg.data.annotations import regions
 from evitseg.data.annotations.objects import (
-    ALL,
     AnnotatedImage,
     Annotations,
     Damaged,
@@ -23,6 +21,7 @@ from evitseg.data.annotations.objects import (
     class_name,
     image_name,
     short,
+    split_of,
     whole,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
@@ -88,13 +87,6 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
             )
         )
     return found
-
-
-def split_of(stem: str) -> str:
-    """The split that a file's name tells: instances_train2017."""
-    words = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    told = {words[word] for word in re.findall(r"[a-z]+", stem.lower()) if word in words}
-    return told.pop() if len(told) == 1 else ALL
 
 
 def _usual_folders(stem: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count
+from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count, text_lines
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.files import replacing
@@ -31,6 +31,7 @@ MARK = "# written by evitseg convert"
 """First line of a list of pairs; only a folder whose list begins so is written to again."""
 _MOST_CLASSES = 65_535
 _DARK = (40, 40, 40)
+_SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"}
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     5: Image.Transpose.TRANSPOSE,
@@ -91,22 +92,22 @@ def write_masks(
         fill = space.ignore_index
     work = _Work(space, value_of, fill, found.larger_first)
     lines: dict[str, list[tuple[str, str]]] = {}
-    images = [image for image in found.images if image.file is not None]
-    missing = [image for image in found.images if image.file is None]
+    images = [image for image in found.images if image.file is not None or image.embedded is not None]
+    missing = [image for image in found.images if image.file is None and image.embedded is None]
     work.problems += [
         f"{image.where} ({image.name}): no such image in or near the annotations; --images names the folder."
         for image in missing
     ]
     for image, mask_name in zip(images, _mask_names([image.name for image in images]), strict=True):
-        assert image.file is not None
         try:
-            mask = work.mask(image, image.file)
+            file = image.file or _unpacked(image, out / "images" / mask_name)
+            mask = work.mask(image, file)
         except EvitsegError as error:
             work.problems.append(str(error))
             mask = None
         if mask is not None:
             save_mask(mask, out / "masks" / mask_name, space)
-            lines.setdefault(image.split, []).append((_relative(image.file, out), f"masks/{mask_name}"))
+            lines.setdefault(image.split, []).append((_relative(file, out), f"masks/{mask_name}"))
         progress(1)
     problems = [*found.problems, *work.problems]
     if not lines:
@@ -128,6 +129,16 @@ def write_masks(
         tuple(problems),
         (*found.notes, *work.notes()),
     )
+
+
+def _unpacked(image: AnnotatedImage, place: Path) -> Path:
+    """The image that the annotations hold, as a file of its own."""
+    assert image.embedded is not None
+    data = image.embedded()
+    file = place.with_suffix(_SUFFIXES.get(data[:2], ".jpg"))
+    with replacing(file) as copy:
+        copy.write(data)
+    return file
 
 
 def _explain_nothing(found: Annotations, missing: Sequence[AnnotatedImage], problems: Sequence[str]) -> None:
@@ -278,11 +289,7 @@ def labels_for(name_or_path: str) -> LabelSpace:
     path = Path(name_or_path)
     if path.suffix.lower() != ".txt":
         return load_labels(name_or_path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as a list of class names ({error}).") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line for line in text_lines(path) if line]
     names = [BACKGROUND if name in BACKGROUNDS else name for name in names if name not in IGNORED]
     return LabelSpace(
         path.stem,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -82,6 +84,7 @@ class AnnotatedImage:
         items: gives the objects in the order in which they are drawn.
         split: "train", "val", "test" or "all".
         file: where it lies, if that is known.
+        embedded: gives the image file that the annotations hold themselves, for want of another.
     """
 
     name: str
@@ -90,6 +93,7 @@ class AnnotatedImage:
     items: Callable[[], Iterable[Item]]
     split: str = ALL
     file: Path | None = None
+    embedded: Callable[[], bytes] | None = None
 
 
 @dataclass
@@ -134,6 +138,19 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def split_of(name: str) -> str:
+    """The split that the name of a file, folder or subset tells, such as instances_train2017; else "all"."""
+    told = {_SPLITS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in _SPLITS}
+    return told.pop() if len(told) == 1 else ALL
+
+
 def count(number: int, noun: str) -> str:
     """ "1 object", "2 objects"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -161,6 +178,28 @@ def class_name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise DatasetError(f"has a name that is no printable text ({short(value)})")
     return value.strip()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises: DatasetError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise DatasetError(f"{path}: not a regular file.")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not JSON ({error}).") from error
+
+
+def text_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file without blanks at their ends. Raises: DatasetError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise DatasetError(f"{path}: not a regular file.")
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
 class ImageFolder:

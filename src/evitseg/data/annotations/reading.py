@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evitseg.data.annotations.coco import FORM, is_coco, read_coco
-from evitseg.data.annotations.objects import Annotations
+from evitseg.data.annotations import cvat, label_studio, labelme, yolo
+from evitseg.data.annotations.coco import is_coco, read_coco
+from evitseg.data.annotations.objects import ALL, Annotations, read_json, split_of
 from evitseg.errors import DatasetError
+
+Reader = Callable[[Path | None], Annotations]
+"""Reads the source that it was recognised from; given the folder of its images, or None to look for them."""
+
+_PNG_EXPORT = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.*-\d+\.(png|npy)")
+_KNOWN_BUT_UNREAD = (
+    ("meta.json", "a Supervisely project", "COCO"),
+    ("classes/classes.json", "a SuperAnnotate project", "COCO"),
+    ("via_region_data.json", "a VGG Image Annotator project", "COCO"),
+)
+"""A file that tells the tool, its name, and the format it can export that is read here."""
+TOOLS = "COCO, CVAT for images, Labelme, Label Studio, YOLO segmentation"
 
 
 def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Annotations:
@@ -20,20 +37,141 @@ def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[s
 
     Raises: DatasetError for what no known tool writes, with what was looked for.
     """
-    source, images = Path(source), Path(images) if images is not None else None
-    content = read_json(source)
-    if is_coco(content):
-        return read_coco(content, source, images)
-    raise DatasetError(f"{source}: not COCO's form; {FORM}.")
+    source = Path(source)
+    if not source.exists():
+        raise DatasetError(f"{source}: cannot be read (no such file or folder).")
+    recognised = recognise(source)
+    if recognised is None:
+        raise DatasetError(f"{source}: {_unknown(source)}")
+    return recognised[1](Path(images) if images is not None else None)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises: DatasetError."""
+def advice(source: Path) -> str | None:
+    """For a source that `find_dataset` cannot take: what it is, and the command that makes masks from it."""
     try:
-        if path.exists() and not path.is_file():
-            raise DatasetError(f"{path}: not a regular file.")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}).") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}).") from error
+        recognised = recognise(source)
+    except DatasetError as error:
+        return str(error)
+    if recognised is None:
+        named = _named_only(source)
+        return f"{source}: {named}" if named else None
+    return (
+        f"{source}: {recognised[0]}, which holds shapes, not masks; run: evitseg convert {shlex.quote(str(source))} "
+        "--out DATA, and use DATA."
+    )
+
+
+def recognise(source: Path) -> tuple[str, Reader] | None:
+    """The tool, in words, and what reads the source. Raises: DatasetError for a source that is damaged."""
+    return _recognise_folder(source) if source.is_dir() else _recognise_file(source)
+
+
+def _recognise_file(path: Path) -> tuple[str, Reader] | None:
+    kind = path.suffix.lower()
+    if kind in (".yaml", ".yml"):
+        return (yolo.TOOL, partial(yolo.read_yolo, path)) if yolo.is_yolo_yaml(path) else None
+    if kind == ".xml":
+        return (cvat.TOOL, partial(cvat.read_cvat, path)) if cvat.is_cvat(path) else None
+    if kind == ".zip":
+        raise DatasetError(f"{path}: an archive; unpack it and give the folder.")
+    if kind != ".json":
+        return None
+    content = read_json(path)
+    if is_coco(content):
+        return "COCO annotations", partial(read_coco, content, path)
+    if labelme.is_labelme(content):
+        return labelme.TOOL, partial(labelme.read_labelme, [path], path)
+    if label_studio.is_label_studio(content):
+        return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
+    return None
+
+
+def _recognise_folder(root: Path) -> tuple[str, Reader] | None:
+    for path in sorted(root.glob("*.xml")):
+        if cvat.is_cvat(path):
+            return cvat.TOOL, partial(cvat.read_cvat, path)
+    if yolo.find_yaml(root) is not None or yolo.is_yolo_folder(root):
+        return yolo.TOOL, partial(yolo.read_yolo, root)
+    coco = _coco_files(root)
+    if coco:
+        return "COCO annotations", partial(_read_coco_files, coco, root)
+    for path in sorted(root.glob("*.json")):
+        content = _json_or_none(path)
+        if label_studio.is_label_studio(content):
+            return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
+    files = sorted(
+        p for p in root.rglob("*.json") if not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
+    if any(labelme.is_labelme(_json_or_none(path)) for path in files[:50]):
+        return labelme.TOOL, partial(labelme.read_labelme, files, root)
+    return None
+
+
+def _coco_files(root: Path) -> list[tuple[Path, Any]]:
+    """COCO's files in a folder: beside the images, in annotations/, or one in each split's folder."""
+    places = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
+    found = [(path, content) for path in sorted(places) if is_coco(content := _json_or_none(path))]
+    # COCO's key points and captions lie beside its instances.
+    return [f for f in found if f[0].stem.startswith("instances")] or found
+
+
+def _json_or_none(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DatasetError:
+        return None
+
+
+def _read_coco_files(files: list[tuple[Path, Any]], root: Path, images: Path | None) -> Annotations:
+    """Several files are one dataset, a split each."""
+    whole: Annotations | None = None
+    splits: dict[str, Path] = {}
+    for path, content in files:
+        split = split_of(path.stem)
+        if split == ALL and path.parent != root:
+            split = split_of(path.parent.name)
+        if split in splits:
+            raise DatasetError(
+                f"{root}: {splits[split].name} and {path.name} are both COCO annotations of "
+                f"{'no split' if split == ALL else split}; give one of the files."
+            )
+        splits[split] = path
+        part = read_coco(content, path, images, split)
+        if whole is None:
+            whole = part
+            continue
+        whole.names += [name for name in part.names if name not in set(whole.names)]
+        whole.images += part.images
+        whole.problems += part.problems
+        whole.notes += part.notes
+    assert whole is not None
+    if len(files) > 1:  # images of two splits may share a name
+        whole.images = [replace(image, name=f"{image.split}/{image.name}") for image in whole.images]
+    whole.source = root
+    return whole
+
+
+def _named_only(source: Path) -> str | None:
+    """A sentence about a tool that is recognised, but not read."""
+    if not source.is_dir():
+        return None
+    if any(_PNG_EXPORT.fullmatch(p.name) for p in source.iterdir()):
+        return (
+            "Label Studio's export of brush labels as images, which does not tell the images' names; export JSON "
+            "instead and give that file to evitseg convert."
+        )
+    for name, tool, other in _KNOWN_BUT_UNREAD:
+        if (source / name).is_file():
+            return f"{tool}, whose own format is not read; export {other} from it and give that to evitseg convert."
+    return None
+
+
+def _unknown(source: Path) -> str:
+    named = _named_only(source)
+    if named:
+        return named
+    from evitseg.data.annotations.layouts import mask_layout
+
+    if source.is_dir() and (layout := mask_layout(source)) is not None:
+        return f"{layout.layout} hold masks already; use the folder as it is: evitseg check {shlex.quote(str(source))}"
+    return f"not an export of a known tool; read are {TOOLS}. docs/annotations.md shows what each one writes."

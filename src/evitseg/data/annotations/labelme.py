@@ -1,0 +1,209 @@
+"""Labelme: a JSON file for each image, mostly beside it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.data.annotations import regions
+from evitseg.data.annotations.objects import (
+    AnnotatedImage,
+    Annotations,
+    Damaged,
+    Drawn,
+    ImageFolder,
+    Item,
+    Polygons,
+    Shape,
+    class_name,
+    count,
+    read_json,
+    short,
+    split_of,
+    text_lines,
+    whole,
+)
+from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.errors import DatasetError, EvitsegError
+from evitseg.image import MAX_PIXELS
+
+TOOL = "Labelme annotations"
+_NO_AREA = ("line", "linestrip", "point", "points")
+
+
+def is_labelme(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+
+
+def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> Annotations:
+    """Shapes of Labelme's files; later ones lie above earlier ones, as Labelme draws them.
+
+    Classes are in the order of `labels.txt` in the source's folder, then in that of their names.
+
+    Args:
+        files: the JSON files; others among them are reported.
+        source: what the person gave.
+        images: the folder of the images; None for the places that the files name.
+
+    Raises: DatasetError where no file is Labelme's.
+    """
+    root = source if source.is_dir() else source.parent
+    found = Annotations(TOOL, source, [], [])
+    seen: set[str] = set()
+    without_area: Counter[str] = Counter()
+    folder = ImageFolder(root, images)
+    for file in files:
+        try:
+            content = read_json(file)
+            if not is_labelme(content):
+                raise DatasetError(f"{file}: no Labelme file (it has no shapes and imagePath).")
+            image = _image(content, file, root, folder, images is not None)
+        except EvitsegError as error:
+            found.problems.append(str(error))
+            continue
+        items = []
+        for i, shape in enumerate(content["shapes"]):
+            where = f"{file}: shapes[{i}]"
+            kind = shape.get("shape_type") if isinstance(shape, dict) else None
+            if kind in _NO_AREA:
+                without_area[kind] += 1
+                continue
+            item = _item(shape, where)
+            if item.label is not None:
+                seen.add(item.label)
+            items.append(item)
+        found.images.append(replace(image, items=partial(list, items)))
+    if not found.images and not found.problems:
+        raise DatasetError(f"{source}: no Labelme file in it.")
+    for kind, number in without_area.items():
+        found.notes.append(f"{count(number, 'shape')} of type {kind} left out: it has no area.")
+    listed = []
+    if (root / "labels.txt").is_file():
+        listed = [line for line in text_lines(root / "labels.txt") if line]
+        found.notes.append(f"the classes are in the order of {root / 'labels.txt'}.")
+    found.names += [*listed, *sorted(seen - set(listed))]
+    return found
+
+
+def _image(content: dict[str, Any], file: Path, root: Path, folder: ImageFolder, given: bool) -> AnnotatedImage:
+    size = None
+    try:
+        if content.get("imageHeight") is not None or content.get("imageWidth") is not None:
+            size = whole(content.get("imageHeight"), "imageHeight"), whole(content.get("imageWidth"), "imageWidth")
+    except DatasetError as error:
+        raise DatasetError(f"{file} {error}.") from error
+    path = content["imagePath"]
+    if not isinstance(path, str) or not path.isprintable():
+        raise DatasetError(f"{file} has an imagePath that is no printable text ({short(path)}).")
+    path = path.replace("\\", "/")
+    name = PurePosixPath(path).name or f"{file.stem}.jpg"
+    below = file.relative_to(root).parent
+    # Relative to the JSON file, from which it may well lead upwards: the image is only read.
+    place = None if given or not path or len(path) > 4000 else _if_file(file.parent / path)
+    place = (
+        place
+        or (None if given else _if_file(file.parent / name))
+        or folder.find(str(below / name))
+        or folder.find(name)
+    )
+    data = content.get("imageData")
+    embedded = partial(_embedded, file) if isinstance(data, str) and data else None
+    # Named after the JSON file, of which there is but one.
+    own = (below / f"{file.stem}{PurePosixPath(name).suffix or '.jpg'}").as_posix()
+    return AnnotatedImage(own, str(file), size, list, split_of(below.as_posix()), place, embedded)
+
+
+def _if_file(path: Path) -> Path | None:
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a name that is too long
+        return None
+
+
+def _embedded(file: Path) -> bytes:
+    try:
+        return base64.b64decode(read_json(file)["imageData"], validate=False)
+    except (binascii.Error, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{file}: the imageData is not base64 ({error}).") from error
+
+
+def _item(shape: Any, where: str) -> Item:
+    if not isinstance(shape, dict):
+        return Item(where, None, Damaged(f"is no object ({short(shape)})"))
+    try:
+        label = class_name(shape.get("label"))
+    except DatasetError:
+        return Item(where, None, Damaged(f"has a label that is no printable text ({short(shape.get('label'))})"))
+    return Item(where, label, _shape(shape))
+
+
+def _shape(shape: dict[str, Any]) -> Shape:
+    points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
+    if kind in ("polygon", "oriented_rectangle"):
+        return Polygons([points])
+    draws: dict[str, Callable[[Any, tuple[int, int]], Runs]] = {
+        "rectangle": _rectangle,
+        "circle": _circle,
+        "mask": partial(_mask, shape.get("mask")),
+    }
+    draw = draws.get(str(kind))
+    return Drawn(partial(draw, points)) if draw else Damaged(f"has the unknown shape_type {short(kind)}")
+
+
+def _two(points: Any, size: tuple[int, int], what: str) -> NDArray[np.float64]:
+    corners = regions.coordinates(points, size)
+    if len(corners) != 2:
+        raise ShapeError(f"is a {what} of {len(corners)} points; it needs 2")
+    return corners
+
+
+def _rectangle(points: Any, size: tuple[int, int]) -> Runs:
+    if isinstance(points, list) and len(points) == 4:
+        return regions.polygon(regions.coordinates(points, size), size)
+    (x, y), (right, bottom) = _two(points, size, "rectangle")
+    return regions.box(x, y, right, bottom, size)
+
+
+def _circle(points: Any, size: tuple[int, int]) -> Runs:
+    (x, y), (on_x, on_y) = _two(points, size, "circle")
+    radius = math.hypot(on_x - x, on_y - y)
+    return regions.ellipse(x, y, radius, radius, 0, size)
+
+
+def _mask(png: Any, points: Any, size: tuple[int, int]) -> Runs:
+    (left, top), (right, bottom) = np.trunc(_two(points, size, "mask")).astype(int)
+    region = png_mask(png)
+    if region.shape != (bottom - top + 1, right - left + 1):
+        raise ShapeError(
+            f"has a mask of {region.shape[1]}×{region.shape[0]} pixels in a box of "
+            f"{right - left + 1}×{bottom - top + 1}"
+        )
+    return regions.bitmap(region, int(top), int(left), size)
+
+
+def png_mask(text: Any) -> NDArray[np.bool_]:
+    """(H, W) of a PNG in base64: where it is not zero. Raises: ShapeError."""
+    if not isinstance(text, str):
+        raise ShapeError(f"has a mask that is no text ({short(text)})")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ShapeError("has a mask of more pixels than an image may have")
+            pixels = np.asarray(image)
+    except ShapeError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise ShapeError(f"has a mask that is no PNG in base64 ({type(error).__name__})") from None
+    return np.asarray(pixels.reshape(*pixels.shape[:2], -1).any(axis=2), bool)

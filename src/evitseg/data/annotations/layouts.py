@@ -1,0 +1,216 @@
+"""Folders of masks as annotation tools export them: PASCAL VOC, CVAT, labelme2voc, CamVid, Roboflow."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from evitseg.data.annotations.objects import ALL, class_name, short, split_of, text_lines
+from evitseg.dataset import Dataset, Pair
+from evitseg.errors import DatasetError
+from evitseg.image import EXTENSIONS
+from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
+
+_ORDER = ("train", "val", "test", ALL)
+VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def mask_layout(root: Path) -> Dataset | None:
+    """A folder of masks that an annotation tool exported, or None.
+
+    Raises: DatasetError for one that is recognised but lacks something.
+    """
+    found = (layout(root) for layout in (_voc, _camvid, _roboflow))
+    return next((dataset for dataset in found if dataset is not None), None)
+
+
+def voc_color(index: int) -> Color:
+    """PASCAL VOC's colour of a class index: its bits, dealt out to red, green and blue by turns, highest first."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return channels[0], channels[1], channels[2]
+
+
+def _voc(root: Path) -> Dataset | None:
+    """PASCAL VOC's folders; also CVAT's "Segmentation mask" with labelmap.txt, and labelme2voc's output."""
+    names = ("SegmentationClassPNG", "SegmentationClass")  # labelme2voc writes arrays to the second
+    masks = next((root / name for name in names if any((root / name).rglob("*.png"))), None)
+    if masks is None:
+        return None
+    labels, layout = _voc_labels(root)
+    images = root / "JPEGImages"
+    if not images.is_dir():
+        raise DatasetError(
+            f"{root}: {layout}, but without the folder JPEGImages; export it again together with its images."
+        )
+    by_image = _by_place(images)
+    by_mask = _by_place(masks)
+    sets = _image_sets(root / "ImageSets" / "Segmentation") or {ALL: sorted(by_mask)}
+    splits: dict[str, tuple[Pair, ...]] = {}
+    unpaired = []
+    for split in sorted(sets, key=_ORDER.index):
+        pairs = [Pair(by_image[n], by_mask[n]) for n in sets[split] if n in by_image and n in by_mask]
+        unpaired += [
+            by_mask.get(n) or by_image.get(n, images / n) for n in sets[split] if not (n in by_image and n in by_mask)
+        ]
+        splits[split] = tuple(pairs)
+    return Dataset(root, layout, splits, labels, tuple(unpaired))
+
+
+def _voc_labels(root: Path) -> tuple[LabelSpace | None, str]:
+    if (root / "labelmap.txt").is_file():
+        return _colored(root / "labelmap.txt", _labelmap(root / "labelmap.txt")), 'CVAT\'s "Segmentation mask"'
+    if (root / "class_names.txt").is_file():
+        names = [line for line in text_lines(root / "class_names.txt") if line]
+        names = ["background" if name == "_background_" else name for name in names if name != "__ignore__"]
+        return _named(root, names), "labelme2voc's folders"
+    if (root / "Annotations").is_dir():
+        return _named(root, VOC_NAMES), "PASCAL VOC"
+    return None, "PASCAL VOC's folders"
+
+
+def _named(root: Path, names: Sequence[str]) -> LabelSpace:
+    classes = tuple(LabelClass(name, (i,), voc_color(i)) for i, name in enumerate(names))
+    return LabelSpace(root.resolve().name or "voc", classes)
+
+
+def _labelmap(path: Path) -> list[tuple[str, Color]]:
+    """CVAT's lines `name:red,green,blue:parts:actions`."""
+    rows = []
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line or line.startswith("#"):
+            continue
+        found = re.fullmatch(r"(.+?):(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})(:.*)?", line)
+        if found is None:
+            raise DatasetError(f"{path}, line {number}: {short(line)} is not NAME:RED,GREEN,BLUE::.")
+        rows.append((found[1], (int(found[2]), int(found[3]), int(found[4]))))
+    return rows
+
+
+def _colored(path: Path, rows: Iterable[tuple[str, Color]]) -> LabelSpace:
+    classes: list[LabelClass] = []
+    for name, color in rows:
+        try:
+            classes.append(LabelClass(class_name(name), (len(classes),), color))
+        except DatasetError as error:
+            raise DatasetError(f"{path}: a class {error}.") from error
+    colors = [c.color for c in classes]
+    twice = next((c for c in classes if colors.count(c.color) > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{path}: several classes have the colour {twice.color}, such as {twice.name!r}.")
+    return LabelSpace(path.resolve().parent.name or "labels", tuple(classes))
+
+
+def _image_sets(folder: Path) -> dict[str, list[str]]:
+    """Names by split. VOC's trainval holds train and val again and counts only without them."""
+    found = {path.stem: [n for n in text_lines(path) if n] for path in sorted(folder.glob("*.txt"))}
+    if {"train", "val"} & set(found):
+        found.pop("trainval", None)
+    sets: dict[str, list[str]] = {}
+    for stem, names in found.items():
+        # Some lists have a number behind the name, or a mark.
+        split = split_of(stem) if stem != "trainval" else ALL
+        sets.setdefault(split, []).extend(dict.fromkeys(name.strip('"') for name in names))
+    return {split: names for split, names in sets.items() if names}
+
+
+def _by_place(folder: Path) -> dict[str, Path]:
+    """Image files by their path below the folder, without its ending."""
+    files = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def _camvid(root: Path) -> Dataset | None:
+    """CamVid with label_colors.txt and lists, whose paths begin at a root of their own, as CVAT and SegNet write."""
+    colors = root / "label_colors.txt"
+    lists = [path for path in sorted(root.glob("*.txt")) if path != colors]
+    if not colors.is_file() or not lists:
+        return None
+    rows = []
+    for number, line in enumerate(text_lines(colors), start=1):
+        if not line or line.startswith("#"):
+            continue
+        found = re.fullmatch(r"(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\s+(.+)", line)
+        if found is None:
+            raise DatasetError(f"{colors}, line {number}: {short(line)} is not RED GREEN BLUE NAME.")
+        rows.append((found[4], (int(found[1]), int(found[2]), int(found[3]))))
+    splits: dict[str, list[Pair]] = {}
+    unpaired: list[Path] = []
+    for path in lists:
+        for number, line in enumerate(text_lines(path), start=1):
+            if not line:
+                continue
+            parts = re.findall(r'"([^"]*)"|(\S+)', line)
+            files = [_below(root, quoted or plain) for quoted, plain in parts]
+            if len(files) == 1 or (len(files) == 2 and str(parts[1][0] or parts[1][1]) in ("/", ".")):
+                unpaired.append(files[0])  # an image that nobody annotated
+            elif len(files) == 2:
+                splits.setdefault(split_of(path.stem), []).append(Pair(*files))
+            else:
+                raise DatasetError(f"{path}, line {number}: {short(line)} is not an image and a mask.")
+    if not splits:
+        return None
+    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=_ORDER.index)}
+    return Dataset(root, "CamVid with label_colors.txt", ordered, _colored(colors, rows), tuple(unpaired))
+
+
+def _below(root: Path, name: str) -> Path:
+    """A list's path, which starts at a root that may have been another machine's: its longest end that is here."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for i in range(len(parts)):
+        if root.joinpath(*parts[i:]).is_file():
+            return root.joinpath(*parts[i:])
+    return root.joinpath(*parts)
+
+
+def _roboflow(root: Path) -> Dataset | None:
+    """Roboflow's "Semantic Segmentation Masks": x.jpg and x_mask.png side by side, and _classes.csv in each split."""
+    tables = [path for path in (root / "_classes.csv", *sorted(root.glob("*/_classes.csv"))) if path.is_file()]
+    if not tables:
+        return None
+    spaces = [_roboflow_classes(path) for path in tables]
+    for path, rows in zip(tables, spaces, strict=True):
+        if rows != spaces[0]:
+            raise DatasetError(f"{path}: has other classes than {tables[0]}; the splits of one dataset have the same.")
+    splits: dict[str, list[Pair]] = {}
+    unpaired: list[Path] = []
+    for folder in (path.parent for path in tables):
+        split = split_of(folder.name) if folder != root else ALL
+        files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in EXTENSIONS}
+        masks = {stem.removesuffix("_mask"): p for stem, p in files.items() if stem.endswith("_mask")}
+        images = {stem: p for stem, p in files.items() if p not in masks.values()}
+        splits.setdefault(split, []).extend(Pair(images[s], masks[s]) for s in images if s in masks)
+        unpaired += [p for both in (images, masks) for s, p in both.items() if not (s in images and s in masks)]
+    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=_ORDER.index)}
+    return Dataset(root, "Roboflow's semantic segmentation masks", ordered, _numbered(root, spaces[0]), tuple(unpaired))
+
+
+def _roboflow_classes(path: Path) -> dict[int, str]:
+    rows: dict[int, str] = {}
+    for number, row in enumerate(csv.reader(text_lines(path)), start=1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or (number == 1 and not cells[0].isdecimal()):
+            continue  # the header
+        if len(cells) != 2 or not cells[0].isdecimal() or int(cells[0][:6]) > 65_535 or int(cells[0][:6]) in rows:
+            raise DatasetError(f"{path}, line {number}: {short(','.join(row))} is not a pixel value and a class.")
+        try:
+            rows[int(cells[0])] = class_name(cells[1])
+        except DatasetError as error:
+            raise DatasetError(f"{path}, line {number}: {error}.") from error
+    if not rows:
+        raise DatasetError(f"{path}: names no class.")
+    return rows
+
+
+def _numbered(root: Path, rows: Mapping[int, str]) -> LabelSpace:
+    classes = tuple(
+        LabelClass(name, (value,), distinct_color(i)) for i, (value, name) in enumerate(sorted(rows.items()))
+    )
+    return LabelSpace(root.resolve().name or "roboflow", classes, () if 255 in rows else (255,))

@@ -1,0 +1,234 @@
+"""YOLO segmentation: a text file of normalised polygons for each image, and a YAML file with the classes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evitseg.data.annotations import regions
+from evitseg.data.annotations.objects import (
+    ALL,
+    AnnotatedImage,
+    Annotations,
+    Damaged,
+    Drawn,
+    Item,
+    class_name,
+    count,
+    short,
+    text_lines,
+)
+from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.errors import DatasetError
+from evitseg.image import EXTENSIONS
+
+TOOL = "a YOLO segmentation dataset"
+_SPLITS = ("train", "val", "test")
+_MAX_YAML = 1 << 20
+
+
+def find_yaml(folder: Path) -> Path | None:
+    """The YAML file of a YOLO dataset in this folder."""
+    names = ("data.yaml", "data.yml", "dataset.yaml")
+    files = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.y*ml"))
+    return next((file for file in files if is_yolo_yaml(file)), None)
+
+
+def is_yolo_yaml(path: Path) -> bool:
+    try:
+        content = _read_yaml(path)
+    except DatasetError:
+        return False
+    return "names" in content and "masks_dir" not in content and any(split in content for split in _SPLITS)
+
+
+def is_yolo_folder(folder: Path) -> bool:
+    """Whether a folder without YAML has labels/*.txt and classes.txt, as Label Studio and labelImg write."""
+    return (folder / "classes.txt").is_file() and any((folder / "labels").glob("*.txt"))
+
+
+def read_yolo(source: Path, images: Path | None) -> Annotations:
+    """Polygons of a dataset's YAML file, or of a folder with images/, labels/ and classes.txt; later ones lie above.
+
+    Raises: DatasetError where no label file is found, or all of them hold boxes.
+    """
+    found = Annotations(TOOL, source, [], [])
+    if source.is_dir() and find_yaml(source) is None:
+        names = [line for line in text_lines(source / "classes.txt") if line]
+        found.names += names
+        splits = {ALL: _below(images or source / "images")}
+    else:
+        yaml_file = source if source.is_file() else find_yaml(source)
+        assert yaml_file is not None
+        content = _read_yaml(yaml_file)
+        names = _names(content.get("names"), yaml_file)
+        found.names += names
+        splits = _splits(content, yaml_file, images, found)
+    kinds = Counter[str]()
+    labelled = 0
+    root = source if source.is_dir() else source.parent
+    for split, files in splits.items():
+        for file in files:
+            label_file = _label_file(file, root)
+            labelled += label_file is not None
+            items = _items(label_file, names, kinds) if label_file else []
+            name = _short_name(file, root)
+            where = str(label_file or file)
+            found.images.append(AnnotatedImage(name, where, None, partial(list, items), split, file))
+    if not labelled:
+        raise DatasetError(
+            f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image."
+        )
+    if kinds["box"] and not kinds["polygon"]:
+        raise DatasetError(
+            f"{source}: YOLO labels of boxes (5 numbers a line), not polygons; boxes do not tell which pixels are an "
+            "object's. Export the dataset for segmentation."
+        )
+    without = len(found.images) - labelled
+    if without:
+        found.notes.append(f"{count(without, 'image')} without a label file: all background.")
+    return found
+
+
+def _items(file: Path, names: list[str], kinds: Counter[str]) -> list[Item]:
+    items = []
+    try:
+        lines = text_lines(file)
+    except DatasetError as error:
+        return [Item(str(file), None, Damaged(f"cannot be used: {error}"))]
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}: line {number}"
+        parts = line.split()
+        if not parts:
+            continue
+        try:
+            values = [float(part) for part in parts]
+        except ValueError:
+            items.append(Item(where, None, Damaged(f"is not a class and coordinates ({short(line)})")))
+            continue
+        index = values[0]
+        if not (index == index and 0 <= index < len(names)) or index != int(index):
+            items.append(Item(where, None, Damaged(f"has the class {parts[0]}, of {count(len(names), 'name')}")))
+        elif len(values) == 5:
+            kinds["box"] += 1
+            items.append(Item(where, None, Damaged("is a box, which does not tell its pixels")))
+        else:
+            kinds["polygon"] += 1
+            items.append(Item(where, names[int(index)], Drawn(partial(_polygon, values[1:]))))
+    return items
+
+
+def _polygon(values: list[float], size: tuple[int, int]) -> Runs:
+    points = regions.coordinates(values, size)
+    if points.size and (points.min() < -0.5 or points.max() > 1.5):
+        raise ShapeError("has coordinates that are not fractions of the image's width and height")
+    return regions.polygon(points * (size[1], size[0]), size)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_YAML:
+            raise DatasetError(f"{path}: no YAML file of less than a megabyte.")
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, OSError, ValueError, RecursionError, OverflowError) as error:
+        raise DatasetError(
+            f"{path}: not a YAML file that can be read ({' '.join(str(error).split())[:160]})."
+        ) from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: not the YAML file of a dataset; it has names, train and val.")
+    return content
+
+
+def _names(names: Any, path: Path) -> list[str]:
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or set(names) != set(range(len(names))) or not names:
+        raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
+    if any(not isinstance(name, str) for name in names.values()):
+        strange = next(name for name in names.values() if not isinstance(name, str))
+        raise DatasetError(f"{path}: the name {short(strange)} is no text to YAML; put it in quotes.")
+    try:
+        return [class_name(names[i]) for i in range(len(names))]
+    except DatasetError as error:
+        raise DatasetError(f"{path}: a class {error}.") from error
+
+
+def _splits(content: dict[str, Any], path: Path, images: Path | None, found: Annotations) -> dict[str, list[Path]]:
+    base = path.parent / str(content.get("path") or ".")
+    bases = [images] if images else [base, path.parent, path.parent / Path(str(content.get("path") or ".")).name]
+    splits: dict[str, list[Path]] = {}
+    for split in _SPLITS:
+        value = content.get(split)
+        if not value:
+            continue
+        entries = value if isinstance(value, list) else [value]
+        for entry in entries:
+            place = _place(str(entry), bases)
+            if place is None:
+                found.problems.append(f"{path}: {split} leads to {short(entry)}, which is not there.")
+                continue
+            files = _below(place) if place.is_dir() else _listed(place, bases, found)
+            splits.setdefault(split, []).extend(files)
+    return splits
+
+
+def _place(entry: str, bases: list[Path]) -> Path | None:
+    """A folder or list, also where the path is one of another machine: Roboflow writes ../train/images."""
+    entry = entry.replace("\\", "/")
+    tries = [entry, entry.lstrip("./"), entry.removeprefix("/")]
+    for text in dict.fromkeys(tries):
+        for base in bases:
+            try:
+                if (base / text).exists():
+                    return base / text
+            except OSError:
+                continue
+    return None
+
+
+def _listed(path: Path, bases: list[Path], found: Annotations) -> list[Path]:
+    files = []
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line:
+            continue
+        # CVAT's lists begin with data/, which is not in its archive.
+        place = _place(line, [path.parent, *bases]) or _place(line.removeprefix("data/"), [path.parent, *bases])
+        if place is None or not place.is_file():
+            found.problems.append(f"{path}: line {number} leads to {short(line)}, which is not there.")
+        else:
+            files.append(place)
+    return files
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+    )
+
+
+def _label_file(image: Path, root: Path) -> Path | None:
+    """The text file in the place of the image where `images` is `labels`, or beside the image."""
+    parts = list(image.parts)
+    for i in reversed(range(len(root.parts), len(parts) - 1)):
+        if parts[i] == "images":
+            other = Path(*parts[:i], "labels", *parts[i + 1 :]).with_suffix(".txt")
+            if other.is_file():
+                return other
+            break
+    beside = image.with_suffix(".txt")
+    return beside if beside.is_file() else None
+
+
+def _short_name(file: Path, root: Path) -> str:
+    try:
+        return file.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return file.name

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -81,3 +82,71 @@ def photograph() -> NDArray[np.uint8]:
 def b0_checkpoint(shared: Callable[[str], Path]) -> Path:
     """The published B0, trained on Cityscapes."""
     return shared("weights/efficientvit_seg_b0_cityscapes.pt")
+
+
+EXPORT_SIZE = (40, 60)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `evitseg convert` printed and wrote, and `evitseg check` accepted."""
+
+    status: int
+    output: str
+    names: tuple[str, ...]
+    masks: dict[str, NDArray[np.integer]]
+    splits: dict[str, list[str]]
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> Callable[..., Converted]:
+    """Runs `evitseg convert` and reads its folder as `check`, `eval` and `train` do."""
+
+    from typer.testing import CliRunner
+
+    from evitseg.cli import app
+    from evitseg.dataset import find_dataset, inspect, read_truth
+
+    def run(source: Path, *options: str) -> Converted:
+        out = tmp_path / "converted"
+        done = CliRunner().invoke(app, ["convert", str(source), "--out", str(out), *options])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+        if not list(out.glob("*.txt")):
+            return Converted(done.exit_code, done.output, (), {}, {})
+        dataset = find_dataset(out)
+        assert dataset.labels is not None
+        assert inspect(dataset).problems == []
+        return Converted(
+            done.exit_code,
+            done.output,
+            dataset.labels.names,
+            {pair.picture.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()},
+            {split: [pair.picture.name for pair in pairs] for split, pairs in dataset.splits.items()},
+        )
+
+    return run
+
+
+@pytest.fixture
+def photo() -> Callable[..., Path]:
+    """Writes an image of 60×40 pixels."""
+
+    def write(path: Path, level: int = 90) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", EXPORT_SIZE[::-1], (level, level, level)).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def square() -> Callable[..., NDArray[np.integer]]:
+    """A mask of zeros with rectangles: (top, left, bottom, right, value), later ones above."""
+
+    def draw(*boxes: tuple[int, int, int, int, int]) -> NDArray[np.integer]:
+        mask = np.zeros(EXPORT_SIZE, np.uint8)
+        for top, left, bottom, right, value in boxes:
+            mask[top:bottom, left:right] = value
+        return mask
+
+    return draw

@@ -96,24 +96,30 @@ def find_dataset(
 
     Raises: DatasetError where there are no pairs, with what was looked for.
     """
+    from evitseg.data.annotations.layouts import mask_layout
+
     root = Path(path)
     if not root.exists():
         raise DatasetError(f"{root}: no such file or folder.")
     if root.is_file():
         readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
+        if root.suffix not in readers or root.suffix in (".yaml", ".yml"):
+            _refuse_shapes(root)
         if root.suffix not in readers:
             raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
         found = readers[root.suffix](root)
     else:
-        layouts = (_cityscapes, _ade20k, _segnet, _trees)
+        layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees)
         recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
         if recognised is None:
+            _refuse_shapes(root)
             raise DatasetError(
                 f"{root}: no pictures with masks found; arrange them as {root}/images/NAME.jpg and "
                 f"{root}/masks/NAME.png, or give a list of pairs (.txt) or a .yaml file."
             )
         found = recognised
     if not found.pairs():
+        _refuse_shapes(root)
         examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
         raise DatasetError(
             f"{root}: {found.layout}, but no picture has a mask of the same name (unpaired: {examples}, ...)."
@@ -123,6 +129,15 @@ def find_dataset(
     own = labels or _labels_beside(root if root.is_dir() else root.parent) or found.labels
     splits = {split: tuple(replace(pair, reading=reading) for pair in pairs) for split, pairs in found.splits.items()}
     return replace(found, labels=own, splits=splits)
+
+
+def _refuse_shapes(root: Path) -> None:
+    """Raises: DatasetError for an annotation tool's polygons, with the command that makes masks from them."""
+    from evitseg.data.annotations.reading import advice
+
+    sentence = advice(root)
+    if sentence is not None:
+        raise DatasetError(sentence)
 
 
 def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[Pair, ...]:

@@ -29,17 +29,21 @@ class Pair:
     reading: ReadOptions = AS_STATED
 
 
-def write_pairs(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> None:
+def write_pairs(path: str | os.PathLike[str], pairs: Iterable[Pair], comment: str = "") -> None:
     """Write a list that `read_pairs` reads back, whatever the files are called.
 
     The files are named relative to the list's folder, quoted as in CSV where a comma, a quote, a line break or blanks
     require it.
 
+    Args:
+        comment: the first line, which begins with #.
+
     Raises: FileError where the place cannot be written.
     """
     path = Path(path)
     base = os.path.realpath(path.parent)
-    lines = [f"{_quoted(pair.picture, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
+    lines = [f"{comment}\n"] if comment else []
+    lines += [f"{_quoted(pair.picture, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
     with replacing(path) as file:
         # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
         file.write("".join(lines).encode("utf-8", "surrogateescape"))

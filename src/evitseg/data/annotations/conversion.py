@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections import Counter
@@ -17,10 +15,12 @@ from PIL import Image
 
 from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count, text_lines
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
+from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.files import replacing
-from evitseg.image import MAX_PIXELS, picture_size, save_mask
+from evitseg.image import MAX_PIXELS, picture_size
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
+from evitseg.masks import save_mask
 
 BACKGROUND = "background"
 BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
@@ -91,7 +91,7 @@ def write_masks(
     if ignore_background:
         fill = space.ignore_index
     work = _Work(space, value_of, fill, found.larger_first)
-    lines: dict[str, list[tuple[str, str]]] = {}
+    lines: dict[str, list[Pair]] = {}
     images = [image for image in found.images if image.file is not None or image.embedded is not None]
     missing = [image for image in found.images if image.file is None and image.embedded is None]
     work.problems += [
@@ -107,14 +107,14 @@ def write_masks(
             mask = None
         if mask is not None:
             save_mask(mask, out / "masks" / mask_name, space)
-            lines.setdefault(image.split, []).append((_relative(file, out), f"masks/{mask_name}"))
+            lines.setdefault(image.split, []).append(Pair(file, out / "masks" / mask_name))
         progress(1)
     problems = [*found.problems, *work.problems]
     if not lines:
         _explain_nothing(found, missing, problems)
     if not work.objects:
-        for _, mask_name in (pair for pairs in lines.values() for pair in pairs):
-            (out / mask_name).unlink()
+        for pair in (pair for pairs in lines.values() for pair in pairs):
+            pair.mask.unlink()
         raise DatasetError(
             f"{found.source}: {found.tool}, but it has no object with an area to draw"
             + (f": {problems[0]}" if problems else "; " + " ".join(found.notes) if found.notes else ".")
@@ -341,13 +341,6 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _relative(file: Path, out: Path) -> str:
-    try:
-        return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
-    except ValueError:  # another drive
-        return file.resolve().as_posix()
-
-
 def _write_labels(labels: LabelSpace, out: Path) -> None:
     space = {
         "name": labels.name,
@@ -358,13 +351,7 @@ def _write_labels(labels: LabelSpace, out: Path) -> None:
         file.write((json.dumps(space, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _write_list(out: Path, split: str, pairs: Sequence[tuple[str, str]]) -> Path:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for image, mask in pairs:
-        # A line that begins with # would be a comment.
-        writer.writerow(("./" + image if image.startswith("#") else image, mask))
+def _write_list(out: Path, split: str, pairs: Sequence[Pair]) -> Path:
     path = out / ("pairs.txt" if split == ALL else f"{split}.txt")
-    with replacing(path) as file:
-        file.write(f"{MARK}: image, mask\n{text.getvalue()}".encode())
+    write_pairs(path, pairs, f"{MARK}: image, mask")
     return path

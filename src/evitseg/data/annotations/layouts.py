@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evitseg.data.annotations.objects import ALL, class_name, short, split_of, text_lines
-from evitseg.dataset import Dataset, Pair
+from evitseg.data.lists import Pair, read_pairs
+from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError
 from evitseg.image import EXTENSIONS
 from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
@@ -25,8 +26,21 @@ def mask_layout(root: Path) -> Dataset | None:
 
     Raises: DatasetError for one that is recognised but lacks something.
     """
-    found = (layout(root) for layout in (_voc, _camvid, _roboflow))
+    found = (layout(root) for layout in (_lists, _voc, _camvid, _roboflow))
     return next((dataset for dataset in found if dataset is not None), None)
+
+
+def _lists(root: Path) -> Dataset | None:
+    """Lists of pairs in a folder, as `evitseg convert` writes them: pairs.txt, or train.txt, val.txt and test.txt."""
+    for names in ((ALL,), ("train", "val", "test")):
+        files = {name: root / f"{'pairs' if name == ALL else name}.txt" for name in names}
+        try:
+            splits = {name: read_pairs(file) for name, file in files.items() if file.is_file()}
+        except DatasetError:
+            continue  # a list of something else
+        if any(splits.values()) and all(p.mask.is_file() for pairs in splits.values() for p in pairs[:1]):
+            return Dataset(root, "lists of pairs", splits, None, ())
+    return None
 
 
 def voc_color(index: int) -> Color:
@@ -152,7 +166,7 @@ def _camvid(root: Path) -> Dataset | None:
             if len(files) == 1 or (len(files) == 2 and str(parts[1][0] or parts[1][1]) in ("/", ".")):
                 unpaired.append(files[0])  # an image that nobody annotated
             elif len(files) == 2:
-                splits.setdefault(split_of(path.stem), []).append(Pair(*files))
+                splits.setdefault(split_of(path.stem), []).append(Pair(files[0], files[1]))
             else:
                 raise DatasetError(f"{path}, line {number}: {short(line)} is not an image and a mask.")
     if not splits:

@@ -18,7 +18,10 @@ LOGIT_STRIDE = 8
 """Image pixels one logit spans: the stride of the finest stage a segmentation head looks at."""
 
 # A manifest comes from outside: no number in it may ask for more than a machine has.
-MAX_WIDTH, MAX_DEPTH, MAX_EXPAND = 16_384, 1_000, 256
+MAX_WIDTH, MAX_DEPTH, MAX_EXPAND, MAX_KERNELS = 16_384, 1_000, 256, 16
+MAX_PARAMETERS = 2**31
+"""Eight times those of the largest variant."""
+MAX_CLASSES = 65_535
 
 Activation = Literal["hardswish", "gelu_tanh"]
 BlockKind = Literal["depthwise", "mbconv", "fused_mbconv", "resblock"]
@@ -82,7 +85,7 @@ class Backbone:
         _check_range("stem_width", self.stem_width, 1, MAX_WIDTH)
         _check_range("stem_depth", self.stem_depth, 0, MAX_DEPTH)
         _check_range("head_dim", self.head_dim, 1, MAX_WIDTH)
-        _check_range("number of attention_kernels", len(self.attention_kernels), 0, MAX_DEPTH)
+        _check_range("number of attention_kernels", len(self.attention_kernels), 0, MAX_KERNELS)
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.attention_kernels):
             raise ConfigError(f"attention_kernels {self.attention_kernels} must be odd and positive, as (3, 5) is.")
         for stage in self.stages:
@@ -129,6 +132,8 @@ class ClassificationHead:
     num_classes: int
 
     def __post_init__(self) -> None:
+        for width in self.widths:
+            _check_range("head's width", width, 1, MAX_WIDTH)
         _check_num_classes(self.num_classes)
 
 
@@ -141,8 +146,8 @@ def _check_range(what: str, value: int, low: int, high: int) -> None:
 
 
 def _check_num_classes(num_classes: int) -> None:
-    if not 1 <= num_classes <= 65_535:
-        raise ConfigError(f"num_classes is {num_classes}; a mask holds 1 to 65535 classes.")
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ConfigError(f"num_classes is {num_classes}; a mask holds 1 to {MAX_CLASSES} classes.")
 
 
 @dataclass(frozen=True)

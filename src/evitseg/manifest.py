@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evitseg.config import Cost, ModelConfig, cost
+from evitseg.config import MAX_PARAMETERS, Cost, ModelConfig, cost
 from evitseg.errors import ConfigError
 from evitseg.image import Preprocess, ReadOptions
 from evitseg.labels import LabelSpace
@@ -116,6 +116,8 @@ class Manifest:
     reading: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
+        if self.cost.parameters > MAX_PARAMETERS:
+            raise ConfigError(f"the network has {self.cost.parameters} parameters; {MAX_PARAMETERS} are supported.")
         if len(self.labels.classes) != self.model.num_classes:
             raise ConfigError(
                 f"label space {self.labels.name!r} has {len(self.labels.classes)} classes, "

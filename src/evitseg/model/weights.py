@@ -7,27 +7,26 @@ import hashlib
 import itertools
 import logging
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from evitseg.config import (
     BACKBONES,
     CLASSIFICATION_HEADS,
+    MAX_CLASSES,
     PUBLISHED_SEGMENTATION,
     SEGMENTATION_HEADS,
     ClassificationHead,
     ModelConfig,
     SegmentationHead,
     cost,
+    placed_convs,
     short_name,
 )
 from evitseg.errors import ConfigError, MissingPackageError, WeightsError, unknown
@@ -36,8 +35,7 @@ from evitseg.image import Preprocess
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
 from evitseg.model.network import EfficientViT
-
-State = dict[str, Tensor]
+from evitseg.model.state import COUNTER, State, check_numbers, read_state, reason, state_in
 
 
 @dataclass(frozen=True)
@@ -207,78 +205,51 @@ def _own_key(key: str, config: ModelConfig) -> str:
 _NAMINGS = {"ours": _own_key, "the authors'": official_key, "timm's": timm_key}
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
-    """The tensors of a .safetensors, .pt or .pth file, and its metadata (empty but for safetensors).
+def _fitted(config: ModelConfig, state: State, naming: str, where: object) -> EfficientViT:
+    """The network with these weights, which is only made if they fit and are finite.
 
-    A pickle can run code when it is read; ours is read with `weights_only=True`, which refuses anything but tensors.
-
-    Raises: WeightsError.
+    Raises: WeightsError that names what is missing, left over, misshapen or not finite.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                names = file.keys()  # the file itself cannot be iterated over
-                return {key: file.get_tensor(key) for key in names}, dict(file.metadata() or {})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was written; what matters is raised
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file.") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: not a file of tensors alone, so it is not loaded: it could run code.") from error
-    except ImportError as error:
-        raise MissingPackageError("reading safetensors", "torch") from error
-    except Exception as error:  # a damaged file makes torch's unpickler raise whatever its stack machine stumbles over
-        raise WeightsError(f"{path}: damaged, or not a checkpoint ({_reason(error)}).") from error
-    return _tensors(content, path), {}
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message, which may be empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _tensors(content: Any, where: object) -> State:
-    """A state dict, bare or under "state_dict"; numpy arrays become tensors."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{where}: holds no state dict (names and tensors).")
-    state: State = {}
-    for key, value in content.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        if not isinstance(value, Tensor):
-            raise WeightsError(f"{where}: {key!r} is a {type(value).__name__}, not a tensor.")
-        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        if not plain or value.is_complex():
-            raise WeightsError(f"{where}: {key!r} is not a plain tensor of real numbers.")
-        state[str(key)] = value
-    return state
-
-
-def _fill(model: EfficientViT, state: State, naming: str, where: object) -> None:
-    """Copy the tensors into the model. Raises: WeightsError that names what is missing, left over or misshapen."""
-    key_of = _NAMINGS[naming]
-    own = {key_of(key, model.config): (key, tensor) for key, tensor in model.state_dict().items()}
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} has shape {tuple(state[key].shape)}, the network's has {tuple(tensor.shape)}"
-        for key, (_, tensor) in own.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    problems = [
-        f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-        for what, found in (("missing", missing), ("left over", extra), ("of the wrong shape", misshapen))
-        if found
-    ]
+    convolutions = sum(1 for _ in placed_convs(config))
+    if convolutions > len(state):  # said without making a network of any depth
+        raise WeightsError(
+            f"{where}: these weights do not fit {_describe(config)}; it has {convolutions} convolutions, "
+            f"the file {len(state)} tensors."
+        )
+    problems = _misfits(config, state, naming)
     if problems:
-        raise WeightsError(f"{where}: these weights do not fit {_describe(model.config)}; {'; '.join(problems)}.")
-    model.load_state_dict({key: state[name] for name, (key, _) in own.items()})
+        raise WeightsError(f"{where}: these weights do not fit {_describe(config)}; {_told(problems)}.")
+    check_numbers(state, where)
+    model = EfficientViT(config)
+    names = {key: _NAMINGS[naming](key, config) for key in model.state_dict()}
+    counters = {key: torch.tensor(0) for key, name in names.items() if name not in state}
+    model.load_state_dict({key: state[name] for key, name in names.items() if name in state} | counters)
+    return model
+
+
+Misfits = dict[str, list[str]]
+
+
+def _misfits(config: ModelConfig, state: State, naming: str) -> Misfits:
+    """Names that are missing and left over, and shapes that differ; batch norm's counters do not matter."""
+    own = {_NAMINGS[naming](key, config): shape for key, shape in _shapes(config).items()}
+    found = {
+        "missing": [key for key in own if key not in state and not key.endswith(COUNTER)],
+        "left over": [key for key in state if key not in own and not key.endswith(COUNTER)],
+        "of the wrong shape": [
+            f"{key} has shape {tuple(state[key].shape)}, the network's has {tuple(shape)}"
+            for key, shape in own.items()
+            if key in state and state[key].shape != shape and not key.endswith(COUNTER)
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
+
+
+def _told(problems: Misfits) -> str:
+    return "; ".join(
+        f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in problems.items()
+    )
 
 
 def _describe(config: ModelConfig) -> str:
@@ -286,17 +257,18 @@ def _describe(config: ModelConfig) -> str:
     return f"the {config.variant} {kind} with {config.num_classes} classes"
 
 
-def _last_layer(config: ModelConfig, naming: str) -> str:
-    last = "head.outputs.classify.conv.bias" if isinstance(config.head, SegmentationHead) else "head.classify.bias"
-    return _NAMINGS[naming](last, config)
+def _last_layer(config: ModelConfig, naming: str) -> list[str]:
+    """Names of its bias and its weight."""
+    last = "head.outputs.classify.conv" if isinstance(config.head, SegmentationHead) else "head.classify"
+    return [_NAMINGS[naming](f"{last}.{part}", config) for part in ("bias", "weight")]
 
 
 def _with_classes_of(config: ModelConfig, state: State, naming: str) -> ModelConfig:
     """The configuration with as many classes as the file's last layer has."""
-    bias = state.get(_last_layer(config, naming))
-    if bias is None or bias.ndim != 1:
+    last = next((state[name] for name in _last_layer(config, naming) if name in state), None)
+    if last is None or not last.ndim or not 1 <= len(last) <= MAX_CLASSES:
         return config
-    return replace(config, head=replace(config.head, num_classes=len(bias)))
+    return replace(config, head=replace(config.head, num_classes=len(last)))
 
 
 def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> EfficientViT:
@@ -313,11 +285,10 @@ def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] 
     name = published_name(name)
     if source is None:
         source = download(name)
-    state = _tensors(source, "the state dict") if isinstance(source, Mapping) else read_state(source)[0]
+    state = state_in(source, "the state dict") if isinstance(source, Mapping) else read_state(source)[0]
     naming = "timm's" if "_" in name else "the authors'"
-    model = EfficientViT(_with_classes_of(PUBLISHED[name].config, state, naming))
-    _fill(model, state, naming, name if isinstance(source, Mapping) else source)
-    return model.eval()
+    config = _with_classes_of(PUBLISHED[name].config, state, naming)
+    return _fitted(config, state, naming, name if isinstance(source, Mapping) else source).eval()
 
 
 def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.PathLike[str]) -> None:
@@ -347,12 +318,11 @@ def load_checkpoint(
     sha256 = file_sha256(path)
     if METADATA_KEY in metadata:
         manifest = parse_manifest(metadata[METADATA_KEY], Path(path))
-        model = EfficientViT(manifest.model)
-        _fill(model, state, "ours", path)
+        model = _fitted(manifest.model, state, "ours", path)
         manifest = replace(manifest, checkpoint_sha256=sha256)
     else:
-        model, naming = _recognise(state, path)
-        _fill(model, state, naming, path)
+        config, naming = _recognise(state, path)
+        model = _fitted(config, state, naming, path)
         classes = model.config.num_classes
         data = {19: "cityscapes", 150: "ade20k"}.get(classes)
         manifest = Manifest(
@@ -421,47 +391,72 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpac
     """
     state, metadata = read_state(path)
     if METADATA_KEY not in metadata:
-        for name, published in PUBLISHED.items():
-            naming = "timm's" if "_" in name else "the authors'"
-            if _is_classifier(published.config):
-                config = _with_classes_of(published.config, state, naming)
-                shapes = {_NAMINGS[naming](key, config): shape for key, shape in _shapes(config).items()}
-                if shapes == {key: tensor.shape for key, tensor in state.items()}:
-                    model = EfficientViT(config)
-                    _fill(model, state, naming, path)
-                    return model.eval(), None
+        for config, naming in _classifiers(state):
+            if not _misfits(config, state, naming):
+                return _fitted(config, state, naming, path).eval(), None
     network, manifest = load_checkpoint(path)
     return network, manifest.labels
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {key: tensor.shape for key, tensor in EfficientViT(config).state_dict().items()}
 
 
-def _recognise(state: State, where: object) -> tuple[EfficientViT, str]:
-    """An empty segmentation network whose weights have the names and shapes of these, and whose names they are."""
-    shapes = {key: tensor.shape for key, tensor in state.items()}
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    parameters = sum(shape.numel() for key, shape in shapes.items() if not key.endswith(statistics))
+def _recognise(state: State, where: object) -> tuple[ModelConfig, str]:
+    """The segmentation network whose weights have the names and shapes of these, and whose names they are.
+
+    Raises: WeightsError that says what is missing from, or left over for, the nearest network.
+    """
+    statistics = ("running_mean", "running_var", COUNTER)
+    parameters = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(statistics))
     heads = dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values())
-    for naming in ("the authors'", "ours"):
-        for backbone, head in itertools.product(BACKBONES.values(), heads):
-            config = _with_classes_of(ModelConfig(backbone, head), state, naming)
-            if cost(config).parameters != parameters:
-                continue
-            model = EfficientViT(config)
-            if {_NAMINGS[naming](key, config): tensor.shape for key, tensor in model.state_dict().items()} == shapes:
-                return model, naming
-    if any(cost(p.config).parameters == parameters for p in PUBLISHED.values() if _is_classifier(p.config)):
+    known = [
+        (_with_classes_of(ModelConfig(backbone, head), state, naming), naming)
+        for naming in ("the authors'", "ours")
+        for backbone, head in itertools.product(BACKBONES.values(), heads)
+    ]
+    # Nearest in size first: one whose weights these are has the very number.
+    away = sorted(
+        ((abs(cost(config).parameters - parameters), config, naming) for config, naming in known + _classifiers(state)),
+        key=lambda one: one[0],
+    )
+    nearest = []
+    for _, config, naming in away[:_COMPARED]:
+        problems = _misfits(config, state, naming)
+        if not problems and _is_classifier(config):
+            raise WeightsError(
+                f"{where}: looks like a classifier, which has no masks to give; give a segmentation network."
+            )
+        if not problems:
+            return config, naming
+        if not _is_classifier(config):
+            nearest.append((problems, config, naming))
+    wrong = len(state)
+    if nearest:
+        problems, config, naming = min(nearest, key=lambda one: sum(map(len, one[0].values())))
+        wrong = sum(map(len, problems.values()))
+    if wrong > len(state) // 2:
         raise WeightsError(
-            f"{where}: looks like a classifier, which has no masks to give; give a segmentation network."
+            f"{where}: the weights' names and shapes are those of no network here, nor near to one's ({len(state)} "
+            f"tensors, the first is {next(iter(state), 'none')!r}); give a checkpoint of evitseg, or one with the "
+            "authors' names."
         )
     raise WeightsError(
-        f"{where}: the weights' names and shapes are those of no network here; "
-        "give a checkpoint of evitseg, or one with the authors' names."
+        f"{where}: the weights' names and shapes are those of no network here; the nearest is {_describe(config)}, "
+        f"by {naming} names, and differs: {_told(problems)}."
     )
+
+
+_COMPARED = 24
+"""Networks of about the right size whose names and shapes are compared."""
+
+
+def _classifiers(state: State) -> list[tuple[ModelConfig, str]]:
+    """The published ones, with as many classes as these weights have, and whose names theirs are."""
+    named = [("timm's" if "_" in name else "the authors'", published.config) for name, published in PUBLISHED.items()]
+    return [(_with_classes_of(config, state, naming), naming) for naming, config in named if _is_classifier(config)]
 
 
 def _is_classifier(config: ModelConfig) -> bool:
@@ -509,7 +504,7 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
         except Exception as error:  # also whatever the HTTP library beneath raises when a connection breaks
             raise WeightsError(
                 f"{short_name(name)}: {published.file} could not be downloaded from {published.repository} on the hub "
-                f"({_reason(error).rstrip('.')}). Check the network; or fetch the file elsewhere and "
+                f"({reason(error).rstrip('.')}). Check the network; or fetch the file elsewhere and "
                 "give its path as the model."
             ) from error
         finally:

@@ -25,7 +25,9 @@ from PIL import Image
 import evitseg
 from evitseg.bench import peak_mib
 from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.cli.predict import predict_one
+from evitseg.cli.jobs import Job
+from evitseg.cli.predict_whole import predict_one
+from evitseg.cli.request import Mode, Request
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.image import read_picture
@@ -74,11 +76,13 @@ def alone(segment: evitseg.Segmenter, picture: Path, count: int, settings: dict[
 
 
 def whole(segment: evitseg.Segmenter, pictures: list[Path], out: Path, overlay: bool) -> Callable[[], float]:
+    request = Request((), out, Mode.whole, frozenset(), overlay=overlay, overwrite=True)
+
     def run() -> float:
         start = time.perf_counter()
         for done in overlapped(
             pictures,
-            lambda picture: predict_one(segment, picture, out / picture.stem, overlay),
+            lambda picture: predict_one(segment, Job(picture, Mode.whole, out / picture.stem), request),
             segment.info.streams + 1,
         ):
             assert not done.problem, done.problem

@@ -35,7 +35,7 @@ from PIL import Image
 import evitseg
 from evitseg import video
 from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.cli.predict import MAX_STREAMS
+from evitseg.cli.predict_whole import MAX_STREAMS
 from evitseg.engine import processor_name
 from evitseg.files import replacing
 from evitseg.system.machine import physical_cores

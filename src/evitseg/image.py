@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, TiffImagePlugin
 
+from evitseg.authorship import SOFTWARE
 from evitseg.config import STRIDE
 from evitseg.errors import ConfigError, PictureError
 from evitseg.files import replacing
@@ -321,7 +322,16 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
         raise PictureError(f"{path}: unknown ending; {', '.join(sorted(WRITTEN))} can be written.")
     if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
         raise PictureError(f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; write a PNG.")
-    _save(image, path, Image.registered_extensions()[suffix], quality=90)
+    kind = Image.registered_extensions()[suffix]
+    marks: dict[str, dict[str, Any]] = {"JPEG": {"comment": SOFTWARE}, "PNG": {"pnginfo": png_mark()}}
+    _save(image, path, kind, quality=90, **marks.get(kind, {}))
+
+
+def png_mark() -> PngImagePlugin.PngInfo:
+    """By which `evitseg.authorship` knows our own files."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    return mark
 
 
 def _save(image: Image.Image, path: str | os.PathLike[str], kind: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evitseg.errors import PictureError
 from evitseg.files import replacing
-from evitseg.image import Mask, _open
+from evitseg.image import Mask, _open, png_mark
 from evitseg.labels import LabelSpace
 
 MaskFormat: TypeAlias = Literal["palette", "gray"]
@@ -67,5 +67,5 @@ def mask_png(mask: Mask, labels: LabelSpace, mask_format: MaskFormat = "palette"
         image.putpalette(labels.palette.tobytes())
     content = io.BytesIO()
     # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
-    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=png_mark())
     return content.getvalue()

@@ -8,16 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from evitseg.cli.console import FAILED, INTERRUPTED, fail
-from evitseg.errors import EvitsegError, EvitsegWarning
+from evitseg.cli.console import FAILED, fail, sentence_of, set_debugging
+from evitseg.cli.signals import as_interrupts, received
+from evitseg.errors import EvitsegWarning
 
-if TYPE_CHECKING:
-    pass
-
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]
+"""Click's own errors, which typer hides."""
 
 app = typer.Typer(
     name="evitseg",
@@ -29,26 +29,38 @@ app = typer.Typer(
 
 
 def plain_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """Our errors as one line and exit status 1; an interrupt as one line and 130."""
+    """Whatever goes wrong as one sentence and exit status 1; an interrupt as one and 130, or 143 for SIGTERM."""
 
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            verb(*args, **kwargs)
-        except EvitsegError as error:
-            fail(error)
+            with as_interrupts():
+                verb(*args, **kwargs)
+                sys.stdout.flush()
+        except (typer.Exit, typer.Abort, _Usage):
+            raise
         except KeyboardInterrupt as interrupt:
             print(str(interrupt) or "interrupted.", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(128 + received()) from None
         except BrokenPipeError:
             # Whoever read our output has enough, as head has; nothing is left to say, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
-        except OSError as error:  # ours are EvitsegErrors: what is left is a standard output on a full disk
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            fail(f"the output cannot be written ({error.strerror or error}).")
+        except Exception as error:  # no traceback, ever: a bug of ours is a sentence, too
+            if isinstance(error, OSError) and error.filename is None and not _stdout_works():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                fail(f"the output cannot be written ({error.strerror or error}).")
+            fail(sentence_of(error))
 
     return run
+
+
+def _stdout_works() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 class _WarnOnce:
@@ -77,7 +89,9 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
+    set_debugging(debug)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console without × or █ shows something else, and goes on

@@ -1,118 +1,177 @@
-"""From arguments to files, and the names of their results."""
+"""From arguments to files: folders, patterns, and what in them is left out, with the reason."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
+from evitseg.cli.console import printable
+from evitseg.cli.outcome import Outcome
 
 RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
+OURS = "evitseg wrote them"
+NOT_REGULAR = "neither files nor folders (pipes, sockets, devices)"
 
 
-def is_done(target: Path, overlay: bool) -> bool:
-    if any(target.with_name(f"{target.name}_mask{ending}").exists() for ending in (".tif", ".tiff", ".zarr")):
-        return True  # of a picture that went in tiles
-    return all(any(path.is_file() for path in names) for names in result_paths(target, overlay))
+@dataclass(frozen=True)
+class Found:
+    """An input.
+
+    Attributes:
+        place: its place below the folder it was found in.
+        is_named: by the person, not found in a folder or by a pattern.
+    """
+
+    path: Path
+    place: Path
+    is_named: bool = True
 
 
-def mask_place(source: Path, target: Path) -> Path:
-    """Where the mask of a picture that goes in tiles is written: of the picture's kind."""
-    from evitseg.raster import mask_ending
-
-    return target.with_name(f"{target.name}_mask{mask_ending(source)}")
-
-
-def is_huge(path: Path) -> bool:
-    """Whether a picture is too large to be read whole. Raises: PictureError."""
-    from evitseg.image import TooManyPixelsError, picture_size
-
-    try:
-        picture_size(path)
-    except TooManyPixelsError:
-        return True
-    return False
-
-
-def find_inputs(inputs: list[str], out: Path, problems: list[str]) -> Iterator[tuple[Path, Path]]:
-    """Every picture with its place below the input it was found in; what cannot be found goes to `problems`."""
+def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
+    """Every image and video; what cannot be found fails, and what is left out is noted, in `outcome`."""
     from evitseg.raster import is_zarr
 
+    found: list[Found] = []
     for given in inputs:
         path = Path(given)
         try:
-            if path.is_dir() and not is_zarr(path):
-                files = _pictures_in(path, out)
+            mode = path.stat().st_mode if path.exists() else None
+            if mode is not None and stat.S_ISDIR(mode) and not is_zarr(path):
+                files = [Found(file, file.relative_to(path), False) for file in _files_in(path, out, outcome)]
                 if not files:
-                    from evitseg.image import EXTENSIONS
-                    from evitseg.video import EXTENSIONS as VIDEOS
-
-                    endings = ", ".join([*sorted(EXTENSIONS), *sorted(VIDEOS)])
-                    problems.append(f"{given}: a folder without pictures or videos ({endings}).")
-                yield from ((p, p.relative_to(path)) for p in files)
-            elif not path.exists() and glob.has_magic(given):
-                matches = [Path(match) for match in sorted(glob.glob(given, recursive=True)) if Path(match).is_file()]
+                    outcome.fail(given, f"{given}: a folder without pictures or videos ({', '.join(_endings())}).")
+                found += files
+            elif mode is None and glob.has_magic(given):
+                matches = list(_matches(given, out, outcome))
                 if not matches:
-                    problems.append(f"{given}: no file matches this pattern.")
-                yield from ((match, Path(match.name)) for match in matches)
+                    outcome.fail(given, f"{given}: no file matches this pattern.")
+                found += matches
+            elif mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)):
+                outcome.fail(given, f"{given}: a device or a socket, not a file; give a file.")
             else:
-                yield path, Path(path.name)
-        except OSError as error:
-            problems.append(f"{given[:200]}: cannot be looked at ({error.strerror or error}).")
+                found.append(Found(path, Path(path.name)))
+        except (OSError, ValueError) as error:
+            outcome.fail(given, f"{printable(given)}: cannot be read ({getattr(error, 'strerror', None) or error}).")
+    return list(dict.fromkeys(found))
 
 
-def _pictures_in(folder: Path, out: Path) -> list[Path]:
-    """Pictures and videos below a folder, but for hidden files and for our own results."""
-    from evitseg.image import EXTENSIONS as PICTURES
-    from evitseg.raster import SLIDE_ENDINGS, is_zarr
+def _endings() -> list[str]:
+    from evitseg.image import EXTENSIONS as IMAGES
     from evitseg.video import EXTENSIONS as VIDEOS
+
+    return [*sorted(IMAGES), *sorted(VIDEOS)]
+
+
+def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
+    """Files that a pattern names, each once, whatever links lead to it."""
+    from evitseg.raster import is_zarr
+
+    seen = set()
+    for match in sorted(glob.glob(pattern, recursive=True), key=lambda name: (name.count(os.sep), name)):
+        path = Path(match)
+        if path.is_dir() and not is_zarr(path):
+            continue
+        about = path.stat() if path.exists() else None
+        key = (about.st_dev, about.st_ino) if about else match
+        if key in seen:
+            continue
+        seen.add(key)
+        if about and not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+            outcome.skip(match, NOT_REGULAR)
+        elif _is_result(path, out):
+            outcome.skip(match, OURS)
+        else:
+            yield Found(path, Path(path.name), False)
+
+
+def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
+    """Images and videos below a folder, sorted; hidden files and folders are not looked at."""
+    from evitseg import formats
+    from evitseg.image import EXTENSIONS as IMAGES
+    from evitseg.raster import SLIDE_ENDINGS
+    from evitseg.video import EXTENSIONS as VIDEOS
+
+    known = IMAGES | VIDEOS | {*SLIDE_ENDINGS}
+    unread = (formats.UNREAD_EXTENSIONS | formats.EXTENSIONS) - known
+    found: list[Path] = []
+    for path, is_folder in walk(folder, outcome):
+        ending = path.suffix.lower()
+        if not is_folder:
+            if ending in unread:
+                outcome.skip(path, f"{ending} is not read")
+            if ending not in known:
+                continue
+            if _is_special(path):  # never opened: a pipe would wait for ever
+                outcome.skip(path, NOT_REGULAR)
+                continue
+        if _is_result(path, out):
+            outcome.skip(path, OURS)
+        else:
+            found.append(path)
+    return sorted(found)
+
+
+def walk(folder: Path, outcome: Outcome) -> Iterator[tuple[Path, bool]]:
+    """Files below a folder, and the folders of Zarr (True); every folder once, whatever links lead to it."""
+    from evitseg.raster import is_zarr
+
+    seen: set[tuple[int, int]] = set()
+    links: list[Path] = [folder]
+    while links:  # what is there itself comes before what a link leads to
+        waiting = [links.pop(0)]
+        while waiting:
+            place = waiting.pop()
+            try:
+                about = place.stat()
+                if (about.st_dev, about.st_ino) in seen:
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+                with os.scandir(place) as entries:
+                    content = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                if place == folder:
+                    raise
+                outcome.fail(place, f"{place}: the folder cannot be read ({error.strerror or error}).")
+                continue
+            for entry in content:
+                if entry.name.startswith("."):
+                    continue
+                path = place / entry.name
+                if not _is_folder(entry):
+                    yield path, False
+                elif is_zarr(path):
+                    yield path, True
+                elif entry.is_symlink():
+                    links.append(path)
+                else:
+                    waiting.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: told by whoever reads it
+        return False
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a socket or a device; what cannot be looked at is told by whoever reads it."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    """Whether evitseg wrote it: looked at only where its name or its place suggests so."""
+    from evitseg.authorship import is_ours
     from evitseg.video import is_result
 
     inside = Path(os.path.abspath(out))
-    below = Path(os.path.abspath(folder)) in inside.parents
-    found = []
-    for path in sorted(folder.rglob("*")):
-        endings = PICTURES | VIDEOS | {*SLIDE_ENDINGS, ".zarr"}
-        if path.name.startswith(".") or path.suffix.lower() not in endings or (path.is_dir() and not is_zarr(path)):
-            continue
-        ours = (
-            inside in Path(os.path.abspath(path)).parents
-            if below
-            else path.name.endswith(RESULT_ENDINGS) or is_result(path)
-        )
-        if not ours:
-            found.append(path)
-    return found
-
-
-def name_outputs(found: list[tuple[Path | str, Path]], out: Path) -> list[tuple[Path | str, Path]]:
-    """For every picture or video the beginning of its results' names; two never get the same."""
-    found = list(dict.fromkeys(found))
-    # Compared without case, because some file systems do.
-    stems = Counter(str(place.with_suffix("")).casefold() for _, place in found)
-    taken: set[str] = set()
-    outputs = []
-    for source, place in found:
-        stem = place.with_suffix("")
-        if stems[str(stem).casefold()] > 1:  # street.jpg beside street.png
-            stem = stem.with_name(place.name.replace(".", "_"))
-        name, count = stem, 1
-        while str(name).casefold() in taken:  # the same name from two folders
-            count += 1
-            name = stem.with_name(f"{stem.name}_{count}")
-        taken.add(str(name).casefold())
-        outputs.append((source, out / name))
-    return outputs
-
-
-def result_paths(target: Path, overlay: bool) -> list[list[Path]]:
-    """Where a picture's results may lie: for each of them the names it may have."""
-    mask = [target.with_name(f"{target.name}_mask.png")]
-    drawn = [target.with_name(f"{target.name}_overlay.{ending}") for ending in ("jpg", "png")]
-    return [mask, drawn] if overlay else [mask]
+    place = Path(os.path.abspath(path))
+    suggests = path.name.lower().endswith(RESULT_ENDINGS) or is_result(path) or inside in place.parents
+    return suggests and is_ours(path)

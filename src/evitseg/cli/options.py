@@ -45,6 +45,11 @@ class VideoName(str, Enum):
     frames = "frames"
 
 
+class MaskFormatName(str, Enum):
+    palette = "palette"
+    gray = "gray"
+
+
 class DeviceName(str, Enum):
     here = "here"
 
@@ -55,6 +60,29 @@ class WeightsName(str, Enum):
     int8 = "int8"
 
 
+def given_options(context: typer.Context) -> frozenset[str]:
+    """The options of a verb that were given, as they are typed: of a pair such as --overlay/--no-overlay, the one."""
+    found = set()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name in ("DEFAULT", "DEFAULT_MAP") or not parameter.opts[0].startswith("-"):
+            continue
+        off = context.params.get(parameter.name or "") is False and parameter.secondary_opts
+        names = parameter.secondary_opts if off else parameter.opts
+        found.add(next(name for name in names if name.startswith("--")))
+    return frozenset(found)
+
+
+def whole_number(text: str) -> int:
+    """Of up to ten of the digits 0 to 9; Python's own reading takes other scripts' and fails at thousands of digits.
+
+    Raises: ValueError.
+    """
+    if not re.fullmatch(r"[0-9]{1,10}", text.strip()):
+        raise ValueError(f"{text[:40]!r} is not a whole number")
+    return int(text)
+
+
 def parse_size(text: str, forms: str = "'native'") -> Size:
     from evitseg.errors import ConfigError
     from evitseg.image import check_size
@@ -62,9 +90,9 @@ def parse_size(text: str, forms: str = "'native'") -> Size:
     if text == "native":
         return "native"
     try:
-        return check_size(int(text))
+        return check_size(whole_number(text))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a number of pixels nor {forms}") from None
+        raise typer.BadParameter(f"{text[:40]!r} is neither a number of pixels nor {forms}") from None
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -75,12 +103,21 @@ def parse_export_size(text: str) -> Size | tuple[int, int]:
     from evitseg.image import check_sides
 
     sides = text.lower().replace("×", "x").split("x")
-    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+    try:
+        height, width = map(whole_number, sides)
+    except ValueError:
         return parse_size(text, "'native' nor HEIGHTxWIDTH")
     try:
-        return check_sides((int(sides[0]), int(sides[1])))
+        return check_sides((height, width))
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _not_empty(value: str | None) -> str | None:
+    """An empty value is a shell variable that is not set, never a wish for the default."""
+    if value == "":
+        raise typer.BadParameter("is empty; give a name or a file, or leave the option out")
+    return value
 
 
 Model = Annotated[
@@ -89,6 +126,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
+        callback=_not_empty,
         help="An artefact (.onnx, .xml, .tflite, .pte, .param), a checkpoint (.safetensors, .pt), or "
         "a bundled or published model's name; "
         "evitseg info lists the names. (default: the bundled model)",
@@ -136,25 +174,39 @@ Precision = Annotated[
 ]
 
 
+MaskFormat = Annotated[
+    MaskFormatName,
+    typer.Option(
+        help="How a mask keeps its class indices: with the classes' colours as a palette, or as plain grey levels, for "
+        "programs such as OpenCV that turn a palette into colours."
+    ),
+]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def parse_bytes(text: str) -> int:
     """A number of bytes, as 800MiB or 1.5GB."""
     units = {"": 1, "k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kmgt]i?)?b?", text.strip().lower())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 1GiB", param_hint="--memory")
-    return int(float(found[1]) * units[found[2] or ""])
+        raise typer.BadParameter(f"{text[:40]!r} is not a size in bytes, such as 1GiB", param_hint="--memory")
+    count = int(float(found[1]) * units[found[2] or ""])
+    if count == 0:
+        raise typer.BadParameter("0 bytes are no memory; give a size such as 1GiB", param_hint="--memory")
+    return count
 
 
 def parse_region(text: str) -> Window:
     from evitseg.runtime.windows import Window
 
-    numbers = text.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
-        raise typer.BadParameter(f"{text!r} is not X,Y,WIDTH,HEIGHT in pixels", param_hint="--region")
-    x, y, width, height = map(int, numbers)
+    try:
+        x, y, width, height = map(whole_number, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text[:60]!r} is not X,Y,WIDTH,HEIGHT in pixels", param_hint="--region") from None
+    if not width or not height:
+        raise typer.BadParameter(f"{text[:60]!r} has no pixels", param_hint="--region")
     return Window(y, x, height, width)
 
 

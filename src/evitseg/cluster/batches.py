@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from evitseg.cluster.session import Model, kept, require_ray, slots
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, MissingPackageError, PictureError
-from evitseg.files import TEMPORARY, temporary_name
+from evitseg.files import replacing
 from evitseg.image import EXTENSIONS, Size
 from evitseg.masks import mask_png
 
@@ -264,22 +264,14 @@ def _inside(name: Any) -> str:
 
 def _write(filesystem: FileSystem, root: str, name: str, content: bytes) -> None:
     place = posixpath.join(root, name)
-    folder = posixpath.dirname(place)
-    temporary = posixpath.join(folder, temporary_name())
-    assert posixpath.basename(temporary).startswith(TEMPORARY)
+    if filesystem.type_name == "local":
+        with replacing(place) as file:
+            file.write(content)
+        return
     try:
-        filesystem.create_dir(folder, recursive=True)
-        if filesystem.type_name != "local":  # object stores show a file when it is complete, and rename by copying
-            with filesystem.open_output_stream(place) as stream:
-                stream.write(content)
-            return
-        try:
-            with filesystem.open_output_stream(temporary) as stream:
-                stream.write(content)
-            filesystem.move(temporary, place)
-        except OSError:
-            if filesystem.get_file_info(temporary).is_file:
-                filesystem.delete_file(temporary)
-            raise
+        filesystem.create_dir(posixpath.dirname(place), recursive=True)
+        # Object stores show a file when it is complete, and rename by copying.
+        with filesystem.open_output_stream(place) as stream:
+            stream.write(content)
     except OSError as error:
         raise FileError(f"{place}: cannot be written ({error}).") from error

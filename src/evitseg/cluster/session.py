@@ -14,6 +14,7 @@ from typing import Any
 
 import evitseg
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
+from evitseg.files import temporary_folder
 from evitseg.loading import artefact_of
 from evitseg.runtime.artefact import first_line, manifest_file, read
 from evitseg.system.machine import physical_cores
@@ -78,9 +79,7 @@ def connected(
     try:
         if scratch is not None:
             Path(scratch).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".evitseg-", dir=scratch or folder, ignore_cleanup_errors=True
-        ) as spill:
+        with temporary_folder(Path(scratch or folder)) as spill:
             ray.init(
                 address="local",
                 num_cpus=workers or physical_cores(),

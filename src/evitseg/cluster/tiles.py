@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from evitseg.cluster.session import RETRIES, Model, kept, machine, require_ray, slots, told
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, EngineError, PictureError
-from evitseg.image import Size
+from evitseg.image import AS_STATED, ReadOptions, Size
 from evitseg.runtime.cutting import Piece
 from evitseg.runtime.memory import share_of
 from evitseg.runtime.scratch import Layout
@@ -35,8 +35,8 @@ from evitseg.runtime.streaming import (
     Progress,
     Streamed,
     Sums,
-    _deliver,
     added,
+    deliver,
     make_plan,
     summed,
 )
@@ -62,7 +62,7 @@ class _Order:
         precision: that the network must run in.
         threads: of a task.
         path: of the picture; None where its pixels are sent.
-        identity: of that file.
+        identity, reading: of that file, and how it is read.
         pixels: references to the pixels and to where they are valid.
     """
 
@@ -73,6 +73,7 @@ class _Order:
     threads: int
     path: str | None
     identity: str
+    reading: ReadOptions
     pixels: tuple[Any, Any] | None
 
 
@@ -176,6 +177,7 @@ def segment_huge(
     context: ContextMode = "global",
     tile: int | None = None,
     watch: Callable[[Progress], None] | None = None,
+    reading: ReadOptions = AS_STATED,
 ) -> Streamed:
     """`evitseg.runtime.streaming.segment_huge` on the cluster that the process is connected to (`connected`).
 
@@ -187,6 +189,7 @@ def segment_huge(
         network: of this machine; the workers open their own, in the same precision.
         path: of the latter kind of picture, in a place that all machines share.
         threads: of a task; a machine of n cores does n / threads tiles at once.
+        reading: how the workers read the file at `path`.
         memory: bytes that a worker may hold, beside Ray's own store of objects; None for its share of a quarter of
             what is free here.
 
@@ -207,6 +210,7 @@ def segment_huge(
             threads=threads,
             path=None if path is None else os.path.abspath(path),
             identity=str(getattr(source, "identity", "")),
+            reading=reading,
             pixels=None if path is not None else _sent(ray, source),
         )
         return _segment(ray, order, Job(network, source, plan, _Cluster()), sink, context != "global", watch)
@@ -258,7 +262,7 @@ def _segment(
         for f in cut.features:
             if f.used_by == piece.number:
                 del store.made[f.name]  # the last reference: Ray lets go of them
-    counts = _deliver(job, sink)
+    counts = deliver(job, sink)
     with told():
         found = tuple(ray.get(sums))
     return Streamed(
@@ -300,7 +304,9 @@ def _work(
 ) -> tuple[Any, ...]:  # fmt: skip
     """On a worker: one tile of one piece. What it found damaged, and what it leaves, in `_names_left`'s order."""
     network = kept("network", (order.digest, order.precision, order.threads), lambda _: _opened(order))
-    source = kept("source", (order.path, order.identity, order.pixels), lambda stack: _source(order, stack))
+    source = kept(
+        "source", (order.path, order.identity, order.reading, order.pixels), lambda stack: _source(order, stack)
+    )
     held = _Held([(name, place, part) for (name, place), part in zip(places, values, strict=True)])
     job = Job(network, source, order.plan, held)
     job.damages = {damage.window: damage for damage in damages}
@@ -330,7 +336,7 @@ def _source(order: _Order, stack: ExitStack) -> Source:
     from evitseg.raster import open_source
 
     try:
-        source = stack.enter_context(open_source(Path(order.path)))
+        source = stack.enter_context(open_source(Path(order.path), None, order.reading))
     except PictureError as error:
         raise PictureError(
             f"{error} That was on {machine()}: the picture must lie where all machines find it."

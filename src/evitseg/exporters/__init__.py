@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from evitseg.exporters.ncnn import write_ncnn
 from evitseg.exporters.onnx import set_onnx_manifest, write_onnx
 from evitseg.exporters.openvino import set_openvino_manifest, write_openvino
 from evitseg.exporters.verify import example_pictures, miou, verify
-from evitseg.files import temporary_name
+from evitseg.files import temporary_folder
 from evitseg.image import Picture, Preprocess, read_picture
 from evitseg.labels import LabelSpace
 from evitseg.loading import network_of
@@ -179,9 +178,8 @@ def export(
     tell(f"converting {manifest.name} to {to}")
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=temporary_name()) as folder:
-            temporary = Path(folder) / out.name
+        with temporary_folder(out.parent) as folder:
+            temporary = folder / out.name
             form.write(model, manifest, temporary)
             form.set_manifest(temporary, manifest)
             engine = form.run(temporary)
@@ -192,7 +190,7 @@ def export(
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
                 if final.is_dir():  # which cannot be replaced in one step
-                    final.replace(Path(folder) / "old")
+                    final.replace(folder / "old")
                 new.replace(final)  # the artefact last: it is what makes the others one
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, EvitsegError, ExportError, FileError
 from evitseg.exporters import FORMATS, Scored, export
 from evitseg.exporters.verify import example_pictures
-from evitseg.files import temporary_name
+from evitseg.files import temporary_folder
 from evitseg.image import read_picture
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
@@ -92,18 +92,18 @@ def export_best(
     tried: list[Candidate] = []
     running: list[tuple[Candidate, Engine]] = []
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=stem.parent, prefix=temporary_name())
+        stack = contextlib.ExitStack()
+        folder = stack.enter_context(temporary_folder(stem.parent))
     except OSError as error:
         raise FileError(f"{stem.parent}: cannot be written to ({error.strerror or error}).") from error
-    with scratch as folder:
+    with stack:
         for to, runs in RUNS.items():
             form = FORMATS[to]
             for weights in form.weights if data is not None else [w for w in form.weights if w != "int8"]:
                 for precision in PRECISIONS if scored is not None and runs == "openvino" else PRECISIONS[:1]:
                     candidate = Candidate(to, weights, runs, precision)
                     tried.append(candidate)
-                    path = form.name(Path(folder) / f"{to}-{weights}")
+                    path = form.name(folder / f"{to}-{weights}")
                     try:
                         if form.one_size and size is None:
                             raise ExportError("takes one size, and none was given")

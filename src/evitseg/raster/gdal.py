@@ -17,8 +17,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.authorship import SOFTWARE
 from evitseg.errors import FileError, MissingPackageError, PictureError
-from evitseg.files import replacing, temporary_name
+from evitseg.files import replacing, temporary_folder
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
@@ -429,9 +430,10 @@ def geotiff_sink(
         "nodata": labels.ignore_index,
     }  # fmt: skip
     profile |= {key: value for key, value in (("crs", place.crs), ("transform", place.transform)) if value is not None}
-    temporary = path.with_name(temporary_name())
-    ready = path.with_name(temporary_name())
-    try:
+    with contextlib.ExitStack() as stack:
+        with writing(name):
+            folder = stack.enter_context(temporary_folder(path.parent))
+        temporary, ready = folder / "mask.tif", folder / "cog.tif"
         with environment(), telling(name):
             dataset = quiet_open(temporary, "w", **profile)
         try:
@@ -455,11 +457,6 @@ def geotiff_sink(
         # GeoTIFF itself has no place for the names of classes; QGIS and GDAL look for them here.
         with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
             file.write(_category_names(labels).encode())
-    finally:
-        for left in (temporary, ready):
-            for file_left in (left, left.with_name(f"{left.name}.aux.xml"), left.with_name(f"{left.name}.ovr")):
-                with contextlib.suppress(OSError):
-                    file_left.unlink()
 
 
 def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format: MaskFormat) -> None:
@@ -472,6 +469,7 @@ def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format
     if labels.dtype == np.uint8 and mask_format == "palette":
         dataset.write_colormap(1, {i: (*map(int, color), 255) for i, color in enumerate(labels.palette)})
     dataset.set_band_description(1, f"class index, {labels.name}")
+    dataset.update_tags(TIFFTAG_SOFTWARE=SOFTWARE)
     dataset.update_tags(1, EVITSEG_CLASSES=json.dumps(class_table(labels), ensure_ascii=False))
 
 

@@ -7,7 +7,6 @@ outlines of the regions that go on below it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
@@ -23,8 +22,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.authorship import POLYGONS
 from evitseg.errors import ConfigError, FileError, MissingPackageError, PictureError, unknown
-from evitseg.files import replacing, temporary_name
+from evitseg.files import replacing, temporary_folder
 from evitseg.labels import LabelClass, LabelSpace
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
@@ -416,7 +416,7 @@ def _geojson(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer
     from rasterio.warp import transform as to_crs
 
     with replacing(out) as file:
-        start: dict[str, Any] = {"type": "FeatureCollection", "name": layer}
+        start: dict[str, Any] = {"type": "FeatureCollection", "description": POLYGONS, "name": layer}
         if crs is None:
             start["coordinates"] = "pixels, x to the right, y downwards"
         file.write((json.dumps(start, ensure_ascii=False)[:-1] + ', "features": [').encode())
@@ -465,31 +465,28 @@ def _import_pyogrio() -> ModuleType:
 
 def _geopackage(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer: str) -> None:
     pyogrio = _import_pyogrio()
-    # GDAL complains of a GeoPackage that is called otherwise.
-    temporary = out.with_name(f"{temporary_name()}.gpkg")
     names = ("class", "name", "pixels")
-    options: dict[str, Any] = {"driver": "GPKG", "layer": layer, "geometry_type": "Polygon"}
+    options: dict[str, Any] = {
+        "driver": "GPKG", "layer": layer, "geometry_type": "Polygon", "layer_options": {"DESCRIPTION": POLYGONS},
+    }  # fmt: skip
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        is_begun = False
-        for batch in _batches(features, transform):
-            columns = (
-                np.array([f[0] for f in batch], np.int32),
-                np.array([f[1] for f in batch], object),
-                np.array([f[2] for f in batch], np.int64),
-            )
-            _append(pyogrio, temporary, [_wkb(f[3]) for f in batch], columns, names, crs, is_begun, options)
-            is_begun = True
-        if not is_begun:  # a layer without polygons is a layer
-            columns = (np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.int64))
-            _append(pyogrio, temporary, [], columns, names, crs, False, options)
-        temporary.replace(out)
+        with temporary_folder(out.parent) as folder:
+            temporary = folder / "polygons.gpkg"  # GDAL complains of a GeoPackage that is called otherwise
+            is_begun = False
+            for batch in _batches(features, transform):
+                columns = (
+                    np.array([f[0] for f in batch], np.int32),
+                    np.array([f[1] for f in batch], object),
+                    np.array([f[2] for f in batch], np.int64),
+                )
+                _append(pyogrio, temporary, [_wkb(f[3]) for f in batch], columns, names, crs, is_begun, options)
+                is_begun = True
+            if not is_begun:  # a layer without polygons is a layer
+                columns = (np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.int64))
+                _append(pyogrio, temporary, [], columns, names, crs, False, options)
+            temporary.replace(out)
     except (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise FileError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error}).") from error
-    finally:
-        for ending in ("", "-journal", "-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                temporary.with_name(temporary.name + ending).unlink()
 
 
 def _append(

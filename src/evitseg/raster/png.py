@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.authorship import png_chunk
 from evitseg.errors import PictureError
 from evitseg.files import replacing
 from evitseg.labels import LabelSpace
@@ -51,6 +52,7 @@ class PngSink:
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * self._dtype.itemsize, kind, 0, 0, 0))
         if kind == _INDEXED:
             self._chunk(b"PLTE", labels.palette.tobytes())
+        self._chunk(b"tEXt", png_chunk())
 
     def _empty(self, height: int) -> NDArray[np.integer]:
         return np.full((height, self._size[1]), self._ignored, self._dtype)

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.authorship import SOFTWARE
 from evitseg.errors import MissingPackageError, PictureError
 from evitseg.files import replacing
 from evitseg.image import AS_STATED, ReadOptions
@@ -448,5 +449,7 @@ def _write_pyramid(
         for level in range(levels):
             step = 2**level
             shape = tuple(-(-side // step) for side in size)
-            own = {"subifds": levels - 1, "metadata": metadata} if level == 0 else {"subfiletype": 1}
+            own: dict[str, Any] = {"subfiletype": 1}
+            if level == 0:
+                own = {"subifds": levels - 1, "metadata": metadata, "software": SOFTWARE}
             writer.write(sink.tiles(step), shape=shape, **own, **options)

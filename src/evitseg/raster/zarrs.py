@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import FileError, MissingPackageError, PictureError
-from evitseg.files import temporary_name
+from evitseg.files import temporary_folder
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.raster.window import (
@@ -180,12 +179,12 @@ class ZarrSink:
 def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace) -> Iterator[ZarrSink]:
     """A chunked, compressed array, or an OME-Zarr of labels where the picture is an OME-Zarr."""
     zarr = import_zarr()
-    temporary = path.with_name(temporary_name())
     axes = origin.axes or ("y", "x")
     lengths = {"y": size[0], "x": size[1]}
     about = {"evitseg": {"classes": class_table(labels), "ignore_index": labels.ignore_index}}
-    try:
+    with contextlib.ExitStack() as stack:
         with writing(name):
+            temporary = stack.enter_context(temporary_folder(path.parent)) / "mask.zarr"
             store = zarr.storage.LocalStore(os.fspath(temporary))
 
             def array_of(place: str | None, step: int) -> Any:
@@ -214,9 +213,6 @@ def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labe
                 if path.exists():
                     raise FileError(f"{name}: appeared meanwhile, and folders are never replaced.") from error
                 raise
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
 
 
 def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import FileError
-from evitseg.files import replacing
+from evitseg.files import LOCK, STATE, replacing
 from evitseg.runtime.windows import Window
 
-STATE, LOCK, SHARED = "state.json", "lock", "features"
+SHARED = "features"
 _MAX_STATE_BYTES = 64 * 1024**2
 
 

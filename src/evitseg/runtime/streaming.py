@@ -682,7 +682,7 @@ def segment_huge(
             store.close()
         try:
             with sink if isinstance(sink, AbstractContextManager) else nullcontext(sink) as opened:
-                counts = _deliver(job, opened)
+                counts = deliver(job, opened)
         except FileError as error:
             raise FileError(
                 f"{error} The mask is done and kept in {store.folder}; the same call goes on there."
@@ -730,7 +730,7 @@ def _segment(
     return job, resumed
 
 
-def _deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
+def deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     """Hand the finished mask to the sink, in order; counts of its class indices."""
     height, width = job.plan.picture
     ignore = job.network.labels.ignore_index

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from evitseg import __version__
 from evitseg.dataset import ALL, Dataset, Inspection, Pair, find_dataset, inspect, split_pairs
 from evitseg.errors import DatasetError, MissingPackageError, TrainError, unknown
-from evitseg.files import TEMPORARY, replacing
+from evitseg.files import replacing, sweep
 from evitseg.image import Picture, Preprocess
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Accuracy, Manifest, Training
@@ -269,8 +269,7 @@ class _Training:
         """What a run that goes on needs to know, before the first step."""
         if not self.accelerator.is_main_process:
             return
-        for leftover in self.folder.glob(f"{TEMPORARY}*"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        sweep(self.folder)  # what a run that was killed while it wrote left
         if not (self.folder / START).exists():
             self.measured.load_state_dict(self.start)
             save_checkpoint(self.measured, self._manifest(None), self.folder / START)

@@ -144,6 +144,7 @@ def write_video(
     duration_s: float | None = None,
     workers: int = 2,
     watch: Callable[[Progress], None] = lambda progress: None,
+    file: str | PathLike[str] | None = None,
 ) -> VideoResult:
     """Segment a video into files.
 
@@ -158,6 +159,7 @@ def write_video(
         source, segment, live, duration_s, workers: as for `segment_video`.
         stem: the beginning of the results' names, with their folder.
         watch: called after every frame.
+        file: the name of the only kind's file, .mp4, .mov or .mkv, instead of one made of `stem`.
 
     Raises: VideoError for what cannot be read at all, FileError for places that cannot be written.
     """
@@ -166,7 +168,10 @@ def write_video(
         if kind not in KINDS:
             raise unknown("kind of video", kind, KINDS)
     with VideoReader(source, live, duration_s, "overlay" in kinds) as video, contextlib.ExitStack() as stack:
-        sinks: list[Sink] = [stack.enter_context(SINKS[kind](video, Path(stem), segment.labels)) for kind in kinds]
+        named = None if file is None else Path(file)
+        sinks: list[Sink] = [
+            stack.enter_context(SINKS[kind](video, Path(stem), segment.labels, named)) for kind in kinds
+        ]
         needs_png = any(kind != "overlay" for kind in kinds)
         colors = yuv_colors(segment.labels, new_frame(yuv(video.first), 2, 2)) if "overlay" in kinds else None
         classes = len(segment.labels.classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.authorship import VIDEO_COMMENT
 from evitseg.errors import FileError, VideoError
-from evitseg.files import replacing, temporary_name
+from evitseg.files import replacing, temporary_folder
 from evitseg.labels import LabelSpace
 from evitseg.video.frames import TRANSPOSED, new_frame, yuv
 from evitseg.video.reader import Frame, VideoReader, reason_of
@@ -70,14 +70,15 @@ def _container(path: Path) -> Iterator[OutputContainer]:
 
     with replacing(path) as file:
         try:
-            with av.open(file, "w", format=_CONTAINERS[path.suffix]) as container:
+            with av.open(file, "w", format=_CONTAINERS[path.suffix.lower()]) as container:
+                container.metadata["comment"] = VIDEO_COMMENT
                 yield container
         except av.FFmpegError as error:
             raise VideoError(f"{path}: cannot be written ({reason_of(error)}).") from error
 
 
 @contextlib.contextmanager
-def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
+def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
     import av
 
     codecs = {stream.codec_context.name for stream in video.audio_streams}
@@ -85,7 +86,12 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterato
     encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
     if encoder is None:
         raise VideoError(f"this FFmpeg can write neither of {', '.join(ENCODERS)}; install PyAV from its own wheels.")
-    path = stem.with_name(f"{stem.name}_overlay{ending}")
+    path = file or stem.with_name(f"{stem.name}_overlay{ending}")
+    if not codecs <= AUDIO_IN.get(path.suffix.lower(), codecs):
+        raise VideoError(
+            f"{path}: players do not find its audio ({', '.join(sorted(codecs))}) in a {path.suffix} file; end the "
+            f"name in {ending}."
+        )
     with _container(path) as container:
         options = ENCODERS[encoder] | ({"tune": "zerolatency"} if video.live and encoder == "libx264" else {})
         stream = cast("VideoStream", container.add_stream(encoder, video.rate, options))
@@ -126,11 +132,11 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterato
 
 
 @contextlib.contextmanager
-def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
+def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
     import av
 
     # .mov, because it keeps times to the tick where .mkv rounds them to milliseconds.
-    path = stem.with_name(f"{stem.name}_mask.mov")
+    path = file or stem.with_name(f"{stem.name}_mask.mov")
     with _container(path) as container:
         height, width = video.size
         stream = container.add_mux_stream("png", video.rate, height=height, width=width)
@@ -147,27 +153,26 @@ def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[S
 
 
 @contextlib.contextmanager
-def _frames_sink(video: VideoReader, stem: Path, labels: LabelSpace) -> Iterator[Sink]:
-    path = stem.with_name(f"{stem.name}{FRAMES_ENDING}")
+def _frames_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
+    path = file or stem.with_name(f"{stem.name}{FRAMES_ENDING}")
     if path.exists():
         raise FileError(f"{path}: is there already; remove it, or choose another place.")
-    folder = path.with_name(temporary_name())
     times = ["frame,time_s"]
     try:
-        folder.mkdir(parents=True)
+        with temporary_folder(path.parent) as temporary:
+            folder = temporary / "frames"
+            folder.mkdir()
 
-        def write(done: Done) -> None:
-            name = f"{len(times) - 1:06}.png"
-            (folder / name).write_bytes(done.png)
-            times.append(f"{name},{float(done.frame.time):.6f}")
+            def write(done: Done) -> None:
+                name = f"{len(times) - 1:06}.png"
+                (folder / name).write_bytes(done.png)
+                times.append(f"{name},{float(done.frame.time):.6f}")
 
-        yield Sink(path, write)
-        (folder / TIMES_FILE).write_text("\n".join(times) + "\n", encoding="utf-8")
-        folder.rename(path)
+            yield Sink(path, write)
+            (folder / TIMES_FILE).write_text("\n".join(times) + "\n", encoding="utf-8")
+            folder.rename(path)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already, where it was renamed
 
 
 SINKS = {"overlay": _overlay_sink, "mask": _mask_sink, "frames": _frames_sink}

@@ -78,6 +78,8 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
             name = _short_name(file, root)
             where = str(label_file or file)
             found.images.append(AnnotatedImage(name, where, None, partial(list, items), split, file))
+    if not found.images and found.problems:
+        raise DatasetError(found.problems[0])
     if not labelled:
         raise DatasetError(
             f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image."

@@ -102,6 +102,9 @@ def _labelmap(path: Path) -> list[tuple[str, Color]]:
         if not line or line.startswith("#"):
             continue
         found = re.fullmatch(r"(.+?):(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})(:.*)?", line)
+        if found is None and re.fullmatch(r"[^:]+:::", line):  # a label without a colour has the one of its place
+            rows.append((line[:-3], voc_color(len(rows))))
+            continue
         if found is None:
             raise DatasetError(f"{path}, line {number}: {short(line)} is not NAME:RED,GREEN,BLUE::.")
         rows.append((found[1], (int(found[2]), int(found[3]), int(found[4]))))
@@ -162,8 +165,8 @@ def _camvid(root: Path) -> Dataset | None:
             if not line:
                 continue
             parts = re.findall(r'"([^"]*)"|(\S+)', line)
-            files = [_below(root, quoted or plain) for quoted, plain in parts]
-            if len(files) == 1 or (len(files) == 2 and str(parts[1][0] or parts[1][1]) in ("/", ".")):
+            files = [_below(root, quoted or plain) for quoted, plain in parts if quoted or plain]
+            if len(files) == 1:
                 unpaired.append(files[0])  # an image that nobody annotated
             elif len(files) == 2:
                 splits.setdefault(split_of(path.stem), []).append(Pair(files[0], files[1]))

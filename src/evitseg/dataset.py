@@ -45,6 +45,8 @@ class Dataset:
         splits: pairs by the split's name, "train", "val" and "test" or only "all"; in the order of their names.
         labels: the classes, where the data says them.
         unpaired: pictures without a mask, and masks without a picture.
+        problems: sentences about annotations that are wrong and were left out.
+        notes: sentences about what is not wrong but worth knowing.
     """
 
     root: Path
@@ -52,6 +54,8 @@ class Dataset:
     splits: Mapping[str, tuple[Pair, ...]]
     labels: LabelSpace | None
     unpaired: tuple[Path, ...]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
         """One split's pairs, or all. Raises: DatasetError for a split that there is not."""
@@ -104,22 +108,26 @@ def find_dataset(
     if root.is_file():
         readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
         if root.suffix not in readers or root.suffix in (".yaml", ".yml"):
-            _refuse_shapes(root)
+            drawn = _drawn(root, labels, reading)
+            if drawn is not None:
+                return drawn
         if root.suffix not in readers:
             raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
         found = readers[root.suffix](root)
     else:
         layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees)
         recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
+        if recognised is None or not recognised.pairs():
+            drawn = _drawn(root, labels, reading)
+            if drawn is not None:
+                return drawn
         if recognised is None:
-            _refuse_shapes(root)
             raise DatasetError(
                 f"{root}: no pictures with masks found; arrange them as {root}/images/NAME.jpg and "
                 f"{root}/masks/NAME.png, or give a list of pairs (.txt) or a .yaml file."
             )
         found = recognised
     if not found.pairs():
-        _refuse_shapes(root)
         examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
         raise DatasetError(
             f"{root}: {found.layout}, but no picture has a mask of the same name (unpaired: {examples}, ...)."
@@ -127,17 +135,22 @@ def find_dataset(
             else f"{root}: {found.layout}, but it holds no pictures."
         )
     own = labels or _labels_beside(root if root.is_dir() else root.parent) or found.labels
-    splits = {split: tuple(replace(pair, reading=reading) for pair in pairs) for split, pairs in found.splits.items()}
-    return replace(found, labels=own, splits=splits)
+    return _read_as(replace(found, labels=own), reading)
 
 
-def _refuse_shapes(root: Path) -> None:
-    """Raises: DatasetError for an annotation tool's polygons, with the command that makes masks from them."""
-    from evitseg.data.annotations.reading import advice
+def _drawn(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Dataset | None:
+    """Polygons and brush strokes of an annotation tool, drawn. Raises: DatasetError."""
+    from evitseg.data.annotations.reading import drawn_dataset
 
-    sentence = advice(root)
-    if sentence is not None:
-        raise DatasetError(sentence)
+    found = drawn_dataset(root, labels)
+    return _read_as(found, reading) if found is not None else None
+
+
+def _read_as(dataset: Dataset, reading: ReadOptions) -> Dataset:
+    pairs_of = dataset.splits.items()
+    return replace(
+        dataset, splits={s: tuple(replace(pair, reading=reading) for pair in pairs) for s, pairs in pairs_of}
+    )
 
 
 def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[Pair, ...]:
@@ -485,7 +498,7 @@ class Inspection:
         strangers = [f.problem for f in self.findings if f.stranger]
         others = [f.problem for f in self.findings if f.problem and not f.stranger]
         alone = [f"{path}: has no partner, a mask or picture of the same name." for path in self.dataset.unpaired]
-        return strangers + others + alone
+        return [*strangers, *others, *self.dataset.problems, *alone]
 
     @property
     def leaks(self) -> list[tuple[Finding, Finding]]:

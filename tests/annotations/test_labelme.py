@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evitseg.cli import app
+from evitseg.dataset import find_dataset, read_truth
+from evitseg.errors import DatasetError
 
 
 def shape(label: Any, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
@@ -178,11 +182,47 @@ def test_labels_txt_gives_the_order_of_classes_and_so_does_the_option(
     assert (done.masks["a.jpg"][[5, 15, 30], [5, 15, 30]] == [255, 0, 1]).all()
 
 
-def test_check_names_the_tool_and_the_command(photo: Callable[..., Path], tmp_path: Path) -> None:
-    photo(tmp_path / "my data/a.jpg")
-    write(tmp_path / "my data/a.json", [shape("x", box(1, 1, 9, 9))])
-    run = CliRunner().invoke(app, ["check", str(tmp_path / "my data")])
-    assert run.exit_code == 1
-    assert f"Labelme annotations, which holds shapes, not masks; run: evitseg convert '{tmp_path}/my data' --out" in (
-        run.output.replace("\n", " ")
+def test_check_reads_the_folder_as_it_is_and_names_the_command_that_keeps_the_masks(
+    photo: Callable[..., Path], square: Callable[..., Any], tmp_path: Path
+) -> None:
+    for level, name in enumerate("abc"):
+        photo(tmp_path / f"my data/{name}.jpg", level)
+        write(tmp_path / f"my data/{name}.json", [shape("x", box(1, 1, 9, 9))] + [shape("y", [[1, 1]])] * (name == "c"))
+    run = CliRunner().invoke(app, ["check", str(tmp_path / "my data"), "--workers", "1"])
+    assert run.exit_code == 0, run.output
+    assert "Labelme annotations" in run.output
+    assert "ready to train" in run.output
+    assert "c.json: shapes[1] (c.jpg) has a polygon of 1 points" in run.output
+    assert f"to keep them: evitseg convert '{tmp_path}/my data' --out DATA" in run.output
+    assert sorted(path.name for path in (tmp_path / "my data").iterdir()) == [
+        f"{n}.{e}" for n in "abc" for e in ("jpg", "json")
+    ]
+    dataset = find_dataset(tmp_path / "my data")
+    assert dataset.labels is not None
+    first = dataset.pairs()[0]
+    assert first.picture == tmp_path / "my data/a.jpg"
+    np.testing.assert_array_equal(read_truth(first.mask, dataset.labels), square((1, 1, 9, 9, 1)))
+
+
+def test_masks_drawn_for_a_run_are_gone_after_it(photo: Callable[..., Path], tmp_path: Path) -> None:
+    photo(tmp_path / "d/a.jpg")
+    write(tmp_path / "d/a.json", [shape("x", box(1, 1, 9, 9))])
+    code = (
+        f"from evitseg import find_pairs; mask = find_pairs({str(tmp_path / 'd')!r})[0].mask; "
+        "print(mask, mask.is_file())"
     )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mask, was_there = run.stdout.rsplit(maxsplit=1)
+    assert was_there == "True"
+    assert not Path(mask).parents[1].exists()
+
+
+def test_many_images_are_to_be_converted_once(
+    photo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evitseg.data.annotations.reading.MOST_DRAWN", 1)
+    for name in "ab":
+        photo(tmp_path / f"d/{name}.jpg")
+        write(tmp_path / f"d/{name}.json", [shape("x", box(1, 1, 9, 9))])
+    with pytest.raises(DatasetError, match=f"draw them once with: evitseg convert {tmp_path}/d --out DATA"):
+        find_dataset(tmp_path / "d")

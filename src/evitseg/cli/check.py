@@ -77,6 +77,7 @@ def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:
         "labels": inspection.labels.name,
         "splits": splits,
         "problems": inspection.problems,
+        "notes": inspection.dataset.notes,
         "duplicates": [[str(f.pair.picture) for f in leak] for leak in inspection.leaks],
     }
 
@@ -88,7 +89,8 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
     from evitseg.dataset import ALL
 
     dataset, labels = inspection.dataset, inspection.labels
-    console.print(Text(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})"))
+    heading = Text(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})")
+    console.print(heading, soft_wrap=True)
     table = Table(box=None, padding=(0, 1))
     table.add_column("class")
     for split in dataset.splits:
@@ -114,6 +116,8 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
         complain(f"{second.pair.picture}: the same picture as {first.pair.picture}, which is in {first.split}.")
     for problem in inspection.problems:
         complain(problem)
+    for note in dataset.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
     if inspection.trains:
         left_out = len(inspection.findings) - len(inspection.usable)
         console.print("ready to train" + (f"; {left_out} pairs will be left out" if left_out else ""))

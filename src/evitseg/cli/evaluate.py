@@ -84,6 +84,8 @@ def evaluate(
 
     space_given = load_labels(labels) if labels else None
     dataset = find_dataset(data, space_given, reading or AS_STATED)
+    for problem in dataset.problems:
+        complain(problem)
     split = split or next((name for name in ("val", "test") if name in dataset.splits), None)
     pairs = dataset.pairs(split)
     settings = {"data": str(dataset.root), "split": split or "all"}

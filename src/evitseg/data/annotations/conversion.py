@@ -29,6 +29,7 @@ IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
 """Names by which tools call pixels that do not count."""
 MARK = "# written by evitseg convert"
 """First line of a list of pairs; only a folder whose list begins so is written to again."""
+_ORDER = ("train", "val", "test", ALL)
 _MOST_CLASSES = 65_535
 _DARK = (40, 40, 40)
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"}
@@ -48,7 +49,8 @@ class Conversion:
     Attributes:
         tool: what wrote the annotations, in words.
         lists: the lists of pairs; `find_dataset` takes them, and the folder they are in.
-        pairs: images with a mask.
+        splits: images and masks by the split's name.
+        labels: the classes of the masks.
         objects: shapes drawn.
         problems: sentences about what was wrong and is left out of the masks.
         notes: sentences about what is not wrong but worth knowing.
@@ -56,10 +58,16 @@ class Conversion:
 
     tool: str
     lists: tuple[Path, ...]
-    pairs: int
+    splits: Mapping[str, tuple[Pair, ...]]
+    labels: LabelSpace
     objects: int
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Images with a mask."""
+        return sum(map(len, self.splits.values()))
 
 
 def write_masks(
@@ -95,7 +103,8 @@ def write_masks(
     images = [image for image in found.images if image.file is not None or image.embedded is not None]
     missing = [image for image in found.images if image.file is None and image.embedded is None]
     work.problems += [
-        f"{image.where} ({image.name}): no such image in or near the annotations; --images names the folder."
+        f"{image.where} ({image.name}): no such image in or near the annotations; evitseg convert --images DIR names "
+        "its folder."
         for image in missing
     ]
     for image, mask_name in zip(images, _mask_names([image.name for image in images]), strict=True):
@@ -124,7 +133,8 @@ def write_masks(
     return Conversion(
         found.tool,
         lists,
-        sum(map(len, lines.values())),
+        {split: tuple(pairs) for split, pairs in sorted(lines.items(), key=lambda item: _ORDER.index(item[0]))},
+        space,
         work.objects,
         tuple(problems),
         (*found.notes, *work.notes()),
@@ -145,7 +155,7 @@ def _explain_nothing(found: Annotations, missing: Sequence[AnnotatedImage], prob
     if missing and len(missing) == len(found.images):
         raise DatasetError(
             f"{found.source}: {found.tool}, but none of its {len(missing)} images ({missing[0].name}, ...) lies in or "
-            "near it; --images names the folder that their names start from."
+            "near it; evitseg convert --images DIR names the folder that their names start from."
         )
     raise DatasetError(
         f"{found.source}: {found.tool}, but no image is left to write a mask for"

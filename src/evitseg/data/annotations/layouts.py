@@ -97,7 +97,7 @@ def _named(root: Path, names: Sequence[str]) -> LabelSpace:
 
 def _labelmap(path: Path) -> list[tuple[str, Color]]:
     """CVAT's lines `name:red,green,blue:parts:actions`."""
-    rows = []
+    rows: list[tuple[str, Color]] = []
     for number, line in enumerate(text_lines(path), start=1):
         if not line or line.startswith("#"):
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,8 +16,11 @@ from typing import Any
 
 from evitseg.data.annotations import cvat, label_studio, labelme, yolo
 from evitseg.data.annotations.coco import is_coco, read_coco
+from evitseg.data.annotations.conversion import write_masks
 from evitseg.data.annotations.objects import ALL, Annotations, read_json, split_of
+from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError
+from evitseg.labels import LabelSpace
 
 Reader = Callable[[Path | None], Annotations]
 """Reads the source that it was recognised from; given the folder of its images, or None to look for them."""
@@ -26,6 +32,8 @@ _KNOWN_BUT_UNREAD = (
     ("via_region_data.json", "a VGG Image Annotator project", "COCO"),
 )
 """A file that tells the tool, its name, and the format it can export that is read here."""
+MOST_DRAWN = 2_000
+"""Images whose masks are drawn for every run; it takes some 20 s."""
 TOOLS = "COCO, CVAT for images, Labelme, Label Studio, YOLO segmentation"
 
 
@@ -46,19 +54,47 @@ def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[s
     return recognised[1](Path(images) if images is not None else None)
 
 
-def advice(source: Path) -> str | None:
-    """For a source that `find_dataset` cannot take: what it is, and the command that makes masks from it."""
-    try:
-        recognised = recognise(source)
-    except DatasetError as error:
-        return str(error)
+def drawn_dataset(source: Path, labels: LabelSpace | None) -> Dataset | None:
+    """The images of a tool's annotations, with masks that are drawn now and deleted when the process ends.
+
+    Args:
+        labels: the classes; None for those of the annotations.
+
+    Returns: None for what no known tool writes.
+
+    Raises: DatasetError for annotations that cannot be used, for a tool whose files are not read, and for so many
+    images that drawing them for each run would be waste.
+    """
+    recognised = recognise(source)
     if recognised is None:
         named = _named_only(source)
-        return f"{source}: {named}" if named else None
-    return (
-        f"{source}: {recognised[0]}, which holds shapes, not masks; run: evitseg convert {shlex.quote(str(source))} "
-        "--out DATA, and use DATA."
-    )
+        if named:
+            raise DatasetError(f"{source}: {named}")
+        return None
+    tool, read = recognised
+    found = read(None)
+    command = f"evitseg convert {shlex.quote(str(source))} --out DATA"
+    if len(found.images) > MOST_DRAWN:
+        raise DatasetError(
+            f"{source}: {tool} for {len(found.images):,} images. Masks are drawn for every run only for up to "
+            f"{MOST_DRAWN:,}; draw them once with: {command}, and use DATA."
+        )
+    done = write_masks(found, _temporary_folder(), labels=labels)
+    note = f"masks were drawn from the annotations, for this run only; to keep them: {command}"
+    return Dataset(source, tool, done.splits, done.labels, (), done.problems, (*done.notes, note))
+
+
+def _temporary_folder() -> Path:
+    """A new folder that is removed when this process ends."""
+    folder = tempfile.mkdtemp(prefix="evitseg-masks-")
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a process that was forked from it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
 
 
 def recognise(source: Path) -> tuple[str, Reader] | None:

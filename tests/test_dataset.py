@@ -260,7 +260,7 @@ def test_classes_of_unnamed_masks_are_inferred(tmp_path: Path) -> None:
         pairs = [Pair(tmp_path, mask(tmp_path / "d.png", np.array([ids], np.uint16)))]
         with pytest.raises(DatasetError, match="which do not number classes"):
             infer_labels(pairs)
-    Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "c.png")
+    Image.new("RGB", (3, 3), (9, 9, 8)).save(tmp_path / "c.png")
     with pytest.raises(DatasetError, match="a mask in colours"):
         infer_labels([Pair(tmp_path, tmp_path / "c.png")])
 
@@ -290,7 +290,7 @@ def test_inspection_names_every_bad_pair(workers: int, tmp_path: Path) -> None:
     assert len(inspection.usable) == 56
     assert inspection.trains
     assert len(inspection.problems) == 4
-    for name, reason in (("3", "an empty file"), ("4", "not a picture"), ("5", "5×5 pixels"), ("6", "is ignored")):
+    for name, reason in (("3", "an empty file"), ("4", "not a mask"), ("5", "5×5 pixels"), ("6", "is ignored")):
         assert sum(f"000000{name}.png: " in p and reason in p for p in inspection.problems) == 1
     assert inspection.frequencies().sum() == pytest.approx(1)
 

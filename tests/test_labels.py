@@ -59,7 +59,10 @@ def test_a_file_may_leave_out_ids_and_colours(tmp_path: Path) -> None:
         ('{"name": "a", "classes": []}', "has no classes"),
         ('{"name": "a", "classes": [{"nmae": "b"}]}', "nmae"),
         ('{"name": "a", "classes": [{"name": "b"}, {"name": "b"}]}', "class name 'b' occurs twice"),
-        ('{"name": "a", "classes": [{"name": "b", "raw_ids": [255]}]}', "raw id 255 occurs twice"),
+        (
+            '{"name": "a", "classes": [{"name": "b", "raw_ids": [255]}], "ignored_ids": [255]}',
+            "raw id 255 occurs twice",
+        ),
         ('{"name": "a", "classes": [{"name": "b", "color": [1, 2, 300]}]}', "levels 0 to 255"),
         ('{"name": "a", "classes": [{"name": "b", "raw_ids": [-1]}]}', "from 0 to 65535"),
         ('{"name": "a", "classes": [{"name": "b", "raw_ids": [100000000000000]}]}', "from 0 to 65535"),

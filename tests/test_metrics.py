@@ -185,7 +185,7 @@ def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
     np.testing.assert_array_equal(again.counts.confusion, expected.counts.confusion)
     save_mask(np.full((32, 40), 9, np.uint8), folder / "out/1_mask.png", labels)
     report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
-    assert "1_mask.png: holds 9, but class indices end at 2" in report.skipped[0]
+    assert "1_mask.png: palette index 9 of colour (0, 0, 0) is neither" in report.skipped[0]
     (folder / "out/1_mask.png").unlink()
     (folder / "out/elsewhere").mkdir()
     (folder / "out/3_mask.png").rename(folder / "out/elsewhere/3_mask.png")

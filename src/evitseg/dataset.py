@@ -12,17 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evitseg.data.folders import Skipped, image_files
 from evitseg.data.lists import Pair, decoded, read_pairs
-from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError, unknown
-from evitseg.image import AS_STATED, EXTENSIONS, Mask, ReadOptions, read_picture, tinted, with_legend
-from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, numbered
-from evitseg.masks import read_raw_mask
+from evitseg.data.truth import Survey, class_counts, settled_for, settled_labels
+from evitseg.data.yaml_file import read_yaml, yaml_labels
+from evitseg.errors import ConfigError, DatasetError, EvitsegError
+from evitseg.formats import ORIENTATION, format_of, orientation_of
+from evitseg.image import AS_STATED, ReadOptions, read_picture, tinted, with_legend
+from evitseg.labels import LabelSpace, load_labels, named
+from evitseg.masks import Held, read_mask_file, read_truth
 
 MAX_WORKERS = 61
 """Processes at most; Windows waits for no more."""
@@ -47,6 +50,7 @@ class Dataset:
         unpaired: pictures without a mask, and masks without a picture.
         problems: sentences about annotations that are wrong and were left out.
         notes: sentences about what is not wrong but worth knowing.
+        skipped: files that look like images or masks and are not read.
     """
 
     root: Path
@@ -56,6 +60,7 @@ class Dataset:
     unpaired: tuple[Path, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
         """One split's pairs, or all. Raises: DatasetError for a split that there is not."""
@@ -100,20 +105,34 @@ def find_dataset(
 
     Raises: DatasetError where there are no pairs, with what was looked for.
     """
+    root = Path(path)
+    try:
+        exists = root.exists()
+    except ValueError as error:  # a name that no file can have
+        raise DatasetError(f"{str(root)[:200]!r}: no such file or folder ({error}).") from error
+    except OSError as error:
+        raise DatasetError(f"{str(root)[:200]}: cannot be read ({error.strerror or error}).") from error
+    if not exists:
+        raise DatasetError(f"{root}: no such file or folder.")
+    try:
+        return _found(root, labels, reading)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or root}: cannot be read ({error.strerror or error}).") from error
+
+
+def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Dataset:
     from evitseg.data.annotations.layouts import mask_layout
 
-    root = Path(path)
-    if not root.exists():
-        raise DatasetError(f"{root}: no such file or folder.")
     if root.is_file():
         readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
-        if root.suffix not in readers or root.suffix in (".yaml", ".yml"):
+        ending = root.suffix.lower()
+        if ending not in readers or ending in (".yaml", ".yml"):
             drawn = _drawn(root, labels, reading)
             if drawn is not None:
                 return drawn
-        if root.suffix not in readers:
+        if ending not in readers:
             raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
-        found = readers[root.suffix](root)
+        found = readers[ending](root)
     else:
         layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees)
         recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
@@ -164,26 +183,8 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
         names = [line.strip() for line in decoded(folder / "classes.txt").splitlines()]
-        return _named(folder.resolve().name, [name for name in names if name])
+        return named(folder.resolve().name, [name for name in names if name])
     return None
-
-
-def _named(name: str, names: Sequence[str]) -> LabelSpace:
-    return LabelSpace(name, tuple(LabelClass(n, (i,), distinct_color(i)) for i, n in enumerate(names)))
-
-
-def _files(folder: Path) -> list[Path]:
-    """Pictures at any depth, through linked folders, too, but not in hidden ones."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # links may lead in a circle
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, n) for n in names if Path(n).suffix.lower() in EXTENSIONS and not n.startswith(".")]
-    return sorted(found)
 
 
 def _child(folder: Path, names: Iterable[str]) -> Path | None:
@@ -204,14 +205,14 @@ def _splits_of(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _pair_trees(pictures: Path, masks: Path) -> tuple[list[Pair], list[Path]]:
+def _pair_trees(pictures: Path, masks: Path, skipped: list[Skipped]) -> tuple[list[Pair], list[Path]]:
     """Pairs of two trees by place and stem, and what has no partner."""
     taken: list[dict[Path, Path]] = []
     doubles = []
     for root in (pictures, masks):
         places: dict[Path, Path] = {}
         # Of files that differ in their ending alone a PNG comes first: it keeps numbers exactly.
-        for path in sorted(_files(root), key=lambda p: (p.suffix.lower() != ".png", p)):
+        for path in sorted(image_files(root, skipped), key=lambda p: (p.suffix.lower() != ".png", p)):
             place = path.relative_to(root).with_suffix("")
             if place in places:
                 doubles.append(path)
@@ -275,12 +276,15 @@ def _without(place: Path, suffixes: Iterable[str]) -> Path:
 
 def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], labels: str | None) -> Dataset:
     """A dataset of tree pairs, one a split."""
-    splits, unpaired = {}, []
+    splits: dict[str, tuple[Pair, ...]] = {}
+    unpaired: list[Path] = []
+    skipped: list[Skipped] = []
     for split in sorted(parts, key=["train", "val", "test", ALL].index):
-        pairs, alone = _pair_trees(*parts[split])
+        pairs, alone = _pair_trees(*parts[split], skipped)
         splits[split] = tuple(pairs)
         unpaired += alone
-    return Dataset(root, layout, splits, load_labels(labels) if labels else None, tuple(unpaired))
+    space = load_labels(labels) if labels else None
+    return Dataset(root, layout, splits, space, tuple(unpaired), skipped=tuple(skipped))
 
 
 def _cityscapes(root: Path) -> Dataset | None:
@@ -305,7 +309,7 @@ def _ade20k(root: Path) -> Dataset | None:
 def _with_rest(dataset: Dataset, pictures: Path, masks: Path, parts: Mapping[str, tuple[Path, Path]]) -> Dataset:
     """The dataset, with what lies in no split's folder among the files without a partner."""
     kept = {folder for both in parts.values() for folder in both}
-    rest = [path for path in (*_files(pictures), *_files(masks)) if not kept & set(path.parents)]
+    rest = [path for path in (*image_files(pictures), *image_files(masks)) if not kept & set(path.parents)]
     return replace(dataset, unpaired=(*dataset.unpaired, *rest))
 
 
@@ -334,39 +338,34 @@ def _from_list(path: Path) -> Dataset:
     return Dataset(path, "a list of pairs", {ALL: read_pairs(path)}, None, ())
 
 
-_YAML_KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")
-
-
 def _from_yaml(path: Path) -> Dataset:
-    import yaml
-
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{path}: not a YAML file that can be read ({reason[:160]}).") from error
-    if not isinstance(content, dict) or "masks_dir" not in content:
-        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
-    strange = next((key for key in content if key not in _YAML_KEYS), None)
-    if strange is not None:
-        raise DatasetError(f"{path}: {unknown('key', strange, _YAML_KEYS)}")
-    base = path.parent / str(content.get("path") or ".")
+    content = read_yaml(path)
+    base = path.parent / (content.get("path") or ".")
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
+    skipped: list[Skipped] = []
     for split in ("train", "val", "test"):
-        if not content.get(split):
+        where = content.get(split)
+        if not where:
             continue
-        if not isinstance(content[split], str):
+        if not isinstance(where, str):
             raise DatasetError(f"{path}: {split} must be one folder; put the pictures below one.")
-        pictures = base / str(content[split])
-        masks = _mask_folder(base, Path(str(content[split])), str(content["masks_dir"]))
+        pictures = base / where
+        masks = _mask_folder(base, Path(where), content["masks_dir"])
         for folder in (pictures, masks):
-            if not folder.is_dir():
-                raise DatasetError(f"{path}: {split} leads to {folder}, which is not a folder.")
-        pairs, alone = _pair_trees(pictures, masks)
+            if not _is_folder(folder):
+                raise DatasetError(f"{path}: {split} leads to {str(folder)[:200]}, which is not a folder.")
+        pairs, alone = _pair_trees(pictures, masks, skipped)
         splits[split] = tuple(pairs)
         unpaired += alone
-    return Dataset(path, "a YAML file", splits, _yaml_labels(path, content), tuple(unpaired))
+    return Dataset(path, "a YAML file", splits, yaml_labels(path, content), tuple(unpaired), skipped=tuple(skipped))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _mask_folder(base: Path, pictures: Path, masks: str) -> Path:
@@ -378,78 +377,9 @@ def _mask_folder(base: Path, pictures: Path, masks: str) -> Path:
     return base / masks / pictures
 
 
-def _yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
-    names = content.get("names")
-    if names is None:
-        return None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or set(names) != set(range(len(names))):
-        raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
-    mapping = content.get("label_mapping") or {i: i for i in names}
-    try:
-        raw_ids: dict[int, list[int]] = {i: [] for i in names}
-        ignored = {255}
-        for raw, index in mapping.items():
-            if int(index) in raw_ids:
-                raw_ids[int(index)].append(int(raw))
-            elif int(index) == 255 or int(index) < 0:
-                ignored.add(int(raw))
-            else:
-                raise ValueError(index)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id.") from error
-    ignored -= {raw for raws in raw_ids.values() for raw in raws}
-    classes = tuple(LabelClass(str(names[i]), tuple(raw_ids[i]), distinct_color(i)) for i in sorted(names))
-    return LabelSpace(path.stem, classes, tuple(sorted(i for i in ignored if i >= 0)))
-
-
-def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
-    """(H, W) class indices of a mask file that holds raw ids, or the classes' colours.
-
-    Raises: PictureError for a file that cannot be read, DatasetError that names an id or colour without a class.
-    """
-    raw = read_raw_mask(path)
-    try:
-        return labels.encode(raw) if raw.ndim == 2 else labels.encode_colors(raw)
-    except ConfigError as error:
-        raise DatasetError(f"{path}: {error}") from error
-
-
 def infer_labels(pairs: Sequence[Pair]) -> LabelSpace:
-    """Numbered classes for masks that nobody named, from the ids that occur.
-
-    Masks of 0 and 255 alone are background and foreground. Otherwise classes are the ids from 0 to the largest below
-    255, and 255 is ignored.
-
-    Raises: DatasetError for masks in colours, and for ids of which most occur nowhere: such classes have to be named.
-    """
-    ids: set[int] = set()
-    for pair in pairs:
-        try:
-            raw = read_raw_mask(pair.mask)
-        except PictureError:
-            continue  # inspection names it
-        if raw.ndim == 3:
-            raise DatasetError(
-                f"{pair.mask}: a mask in colours; say which colour is which class in a .json file, --labels FILE: "
-                '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}.'
-            )
-        ids |= set(np.unique(raw).tolist())
-    if not ids:
-        raise DatasetError("no mask can be read; evitseg check names the reasons.")
-    if ids == {0, 255}:
-        names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
-        return LabelSpace("binary", names, ignored_ids=())
-    classes = max([i for i in ids if i != 255], default=0) + 1
-    if classes > max(8, 3 * len(ids)) or any(pair.mask.suffix.lower() in (".jpg", ".jpeg") for pair in pairs):
-        found = ", ".join(map(str, sorted(ids)[:12])) + ", ..." * (len(ids) > 12)
-        raise DatasetError(
-            f"{pairs[0].mask.parent}: masks hold the ids {found}, which do not number classes; say what they mean in a "
-            '.json file, --labels FILE: {"name": "mine", "classes": [{"name": "wheat", "raw_ids": [128]}]}. '
-            "A JPEG blurs ids: save masks as PNG."
-        )
-    return numbered(classes)
+    """Numbered classes for masks that nobody named; see `evitseg.data.truth`. Raises: DatasetError."""
+    return settled_for([pair.mask for pair in pairs], None)
 
 
 @dataclass(frozen=True)
@@ -462,7 +392,8 @@ class Finding:
         stranger: whether the problem is an id or colour outside the label space, which would stop training.
         size: (height, width).
         counts: pixels of every class.
-        digest, mask_digest: of the picture's pixels, and of the mask's classes.
+        digest, mask_digest: of the picture's pixels, and of the mask's stored values.
+        turned: whether the picture is stored turned, and shown upright as its EXIF orientation says.
     """
 
     split: str
@@ -473,6 +404,7 @@ class Finding:
     counts: tuple[int, ...] = ()
     digest: str = ""
     mask_digest: str = ""
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -512,11 +444,30 @@ class Inspection:
         return leaks
 
     @property
+    def obstacle(self) -> str:
+        """Why training cannot begin, as a sentence; "" where it can."""
+        splits = Counter(finding.split for finding in self.usable)
+        if any(f.stranger for f in self.findings):
+            return "masks have ids without a class; add them with --labels, or mend the masks."
+        if not ((splits["train"] and splits["val"]) or splits["train"] + splits[ALL] >= 2):  # two, to hold one out
+            return "there is no usable pair to train on."
+        return self.sameness
+
+    @property
+    def sameness(self) -> str:
+        """A sentence where all masks hold one class of several; "" where there is something to tell apart."""
+        occurring = np.flatnonzero(self.frequencies())
+        if len(occurring) != 1 or len(self.labels.classes) == 1:
+            return ""
+        return (
+            f"every counted pixel is {self.labels.names[occurring[0]]!r}, so there is nothing to tell apart; say in a "
+            "labels.json which numbers of the masks (raw_ids) stand for which class."
+        )
+
+    @property
     def trains(self) -> bool:
         """Whether training would run: no mask has an id without a class, and there are pictures to train on."""
-        splits = Counter(finding.split for finding in self.usable)
-        enough = (splits["train"] and splits["val"]) or splits["train"] + splits[ALL] >= 2  # two, to hold one out
-        return bool(enough) and not any(f.stranger for f in self.findings)
+        return not self.obstacle
 
     def frequencies(self, split: str | None = None) -> NDArray[np.float64]:
         """Share of every class among the counted pixels."""
@@ -534,41 +485,80 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
             `if __name__ == "__main__":` around it.
         progress: called with 1 for every pair done.
     """
-    labels = dataset.labels or infer_labels(dataset.pairs())
-    jobs = [(split, pair, labels) for split, pairs in dataset.splits.items() for pair in pairs]
+    jobs = [(split, pair) for split, pairs in dataset.splits.items() for pair in pairs]
     workers = min(MAX_WORKERS, len(jobs), workers)
-    findings = []
+    read: list[tuple[Finding, Held | None]] = []
     if workers > 1:
         try:
             # Fresh processes, not forks, which copy a program in the middle of what its threads do.
             with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                for finding in pool.map(_inspect, jobs, chunksize=8):
-                    findings.append(finding)
+                for result in pool.map(_inspect, jobs, chunksize=8):
+                    read.append(result)
                     progress(1)
         except BrokenProcessPool as error:
             raise DatasetError(f"{dataset.root}: {KILLED}") from error
     else:
         for job in jobs:
-            findings.append(_inspect(job))
+            read.append(_inspect(job))
             progress(1)
-    return Inspection(dataset, labels, tuple(findings))
+    held = [Survey(finding.pair.mask, held) for finding, held in read if held is not None]
+    if not held and dataset.labels is None:
+        raise DatasetError(f"no mask can be read: {read[0][0].problem if read else 'there is none.'}")
+    # What the numbers mean can depend on all masks; every file is read once all the same.
+    labels = settled_labels(held, dataset.labels)
+    return Inspection(dataset, labels, tuple(_counted(finding, held, labels) for finding, held in read))
 
 
-def _inspect(job: tuple[str, Pair, LabelSpace]) -> Finding:
-    split, pair, labels = job
+def _inspect(job: tuple[str, Pair]) -> tuple[Finding, Held | None]:
+    split, pair = job
+    held = None
     try:
         picture = read_picture(pair.picture, pair.reading)
-        truth = read_truth(pair.mask, labels)
+        file = read_mask_file(pair.mask)
+        held = file.held
     except EvitsegError as error:
-        return Finding(split, pair, str(error), stranger=isinstance(error, DatasetError))
-    if picture.shape[:2] != truth.shape:
-        sizes = [f"{width}×{height}" for height, width in (picture.shape[:2], truth.shape)]
-        return Finding(split, pair, f"{pair.mask}: {sizes[1]} pixels, but its picture has {sizes[0]}.")
-    counts = np.bincount(truth[truth != labels.ignore_index], minlength=len(labels.classes))
-    if not counts.any():
-        return Finding(split, pair, f"{pair.mask}: every pixel is ignored; there is nothing to learn from it.")
-    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (picture, truth)]
-    return Finding(split, pair, "", False, truth.shape, tuple(counts.tolist()), *digests)
+        return Finding(split, pair, str(error)), held
+    size, mask_size = picture.shape[:2], file.values.shape
+    turned = _is_turned(pair.picture)
+    if size != mask_size:
+        problem = f"{pair.mask}: {mask_size[1]}×{mask_size[0]} pixels, but its picture has {size[1]}×{size[0]}"
+        if turned and mask_size == size[::-1]:
+            problem += (
+                "; the picture is turned by its EXIF orientation, and the mask has the stored size: turn the mask "
+                "likewise, or take the orientation out of the picture"
+            )
+        return Finding(split, pair, f"{problem}."), held
+    digest = hashlib.sha256(picture.tobytes()).hexdigest()
+    stored = hashlib.sha256(file.values.tobytes() + repr((held.kind, held.colors)).encode()).hexdigest()
+    return Finding(split, pair, "", False, size, (), digest, stored, turned), held
+
+
+def _counted(finding: Finding, held: Held | None, labels: LabelSpace) -> Finding:
+    """The finding with the pixels of every class."""
+    if held is None or finding.problem:
+        return finding
+    try:
+        counts = class_counts(held, labels)
+    except ConfigError as error:
+        return replace(finding, problem=f"{finding.pair.mask}: {error}", stranger=True)
+    if not any(counts):
+        return replace(
+            finding, problem=f"{finding.pair.mask}: every pixel is ignored; there is nothing to learn from it."
+        )
+    return replace(finding, counts=counts)
+
+
+def _is_turned(picture: Path) -> bool:
+    """Whether a picture's file says that it is stored turned."""
+    try:
+        with open(picture, "rb") as stream:
+            kind = format_of(stream.read(64))
+            if kind is not None and kind.name == "TIFF":
+                with Image.open(picture, formats=("TIFF",)) as image:
+                    return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+            return kind is not None and orientation_of(stream, kind) != 1
+    except Exception:  # what cannot be read is named elsewhere
+        return False
 
 
 def split_pairs(pairs: Sequence[Pair], share: float = 0.2, seed: int = 0) -> dict[str, tuple[Pair, ...]]:

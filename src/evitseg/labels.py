@@ -5,7 +5,8 @@ from __future__ import annotations
 import colorsys
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import ConfigError, unknown
+from evitseg.errors import ConfigError, DatasetError, unknown
 
 Color = tuple[int, int, int]
+_MAX_BYTES = 16 * 2**20
 _LARGEST_ID = 65_535  # what a 16-bit mask holds
 
 
@@ -47,11 +49,14 @@ class LabelSpace:
         name: such as "camvid".
         classes: a class's place is its class index.
         ignored_ids: raw ids that neither training nor measuring counts.
+        assumed: which of "raw_ids" and "ignored_ids" nobody stated, so that masks may show something else: in masks
+            of 0 and 255, two bare names are background and foreground.
     """
 
     name: str
     classes: tuple[LabelClass, ...]
     ignored_ids: tuple[int, ...] = (255,)
+    assumed: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -163,6 +168,19 @@ def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
     return LabelSpace(data.name, tuple(own[name] for name in model.names), data.ignored_ids)
 
 
+def named(name: str, names: Sequence[str]) -> LabelSpace:
+    """Classes of which nothing but their names is known: masks number them from 0, unless they show something else."""
+    classes = tuple(LabelClass(n, (i,), distinct_color(i)) for i, n in enumerate(names))
+    ignored = (int(np.iinfo(mask_dtype(len(classes))).max),)
+    return LabelSpace(name, classes, ignored, frozenset({"raw_ids", "ignored_ids"}))
+
+
+def by_index(labels: LabelSpace) -> LabelSpace:
+    """The label space of masks of class indices, as they are predicted."""
+    classes = tuple(replace(c, raw_ids=(index,)) for index, c in enumerate(labels.classes))
+    return LabelSpace(labels.name, classes, ignored_ids=())
+
+
 def numbered(num_classes: int) -> LabelSpace:
     """Classes nobody has named."""
     classes = tuple(LabelClass(f"class {i}", (i,), distinct_color(i)) for i in range(num_classes))
@@ -189,12 +207,14 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
     elif Path(name_or_path).suffix != ".json":
         raise unknown("label space", name_or_path, [*names, "the path of a .json file"])
     else:
+        from evitseg.data.lists import decoded
+
         try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name_or_path}: cannot be read as a label space ({error}).") from error
+            text = decoded(Path(name_or_path), most=_MAX_BYTES)
+        except DatasetError as error:
+            raise ConfigError(str(error)) from error
     try:
-        return _parse(json.loads(text))
+        return _parse(json.loads(text, object_pairs_hook=_without_twins))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"{name_or_path}: not a label space ({type(error).__name__}: {error}); it looks like "
@@ -212,7 +232,18 @@ def _parse(content: Any) -> LabelSpace:
     for i, entry in enumerate(content["classes"]):
         red, green, blue = _integers(entry.get("color") or list(distinct_color(i)))
         classes.append(LabelClass(entry["name"], _integers(entry.get("raw_ids", [i])), (red, green, blue)))
-    return LabelSpace(str(content["name"]), tuple(classes), _integers(content.get("ignored_ids", [255])))
+    ids = {raw_id for c in classes for raw_id in c.raw_ids}
+    ignored = _integers(content["ignored_ids"]) if "ignored_ids" in content else tuple({255} - ids)
+    stated = {"raw_ids"} if any("raw_ids" in entry for entry in content["classes"]) else set()
+    assumed = frozenset({"raw_ids", "ignored_ids"} - stated - set(content))
+    return LabelSpace(str(content["name"]), tuple(classes), ignored, assumed)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} occurs twice")
+    return dict(pairs)
 
 
 def _integers(values: Any) -> tuple[int, ...]:

@@ -130,7 +130,9 @@ class Manifest:
         return cost(self.model)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        content = asdict(self)
+        del content["labels"]["assumed"]  # about a data set, not about a model
+        return json.dumps(content, ensure_ascii=False)
 
 
 def parse_manifest(text: str, where: str | Path) -> Manifest:

@@ -1,24 +1,201 @@
-"""Mask files: what numbers they hold, and how evitseg writes its own."""
+"""Mask files: what they hold, which class each value means, and how evitseg writes its own."""
 
 from __future__ import annotations
 
 import io
 import os
+import stat
+import struct
 import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from evitseg.errors import PictureError
+from evitseg.errors import ConfigError, DatasetError, PictureError
 from evitseg.files import replacing
-from evitseg.image import Mask, _open, png_mark
+from evitseg.formats import format_of, orientation_of
+from evitseg.image import MAX_PIXELS, Mask, png_mark
 from evitseg.labels import LabelSpace
 
 MaskFormat: TypeAlias = Literal["palette", "gray"]
 """How a mask of at most 255 classes is written: class indices with the classes' colours as a palette, or as plain grey
 levels for programs that turn a palette into colours. Masks of more classes are 16-bit grey levels in both."""
+
+LARGEST_ID = 65_535
+_EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
+_LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
+_SAVE_AS_PNG = "save masks as PNG, which keeps every number"
+_BLACK, _WHITE = 0, 0xFFFFFF
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBFILE, _SAMPLE_FORMAT = 258, 259, 262, 277, 284, 254, 339
+_LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34892: "JPEG"}
+# What Pillow decodes exactly: bits and sample format (1 unsigned, 2 signed, 3 float) of one band.
+_PILLOW_READS = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (16, 2), (32, 2), (32, 3)}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """The distinct values of a mask.
+
+    Attributes:
+        kind: "levels" of grey, "palette" indices, or "colors".
+        values: ascending: grey levels, palette indices, or colours as 0xRRGGBB.
+        counts: pixels of each value.
+        colors: what each value looks like, as 0xRRGGBB. A level of fewer than 8 bits is shown stretched: 3 of 2 bits is
+            white.
+        is_gray: whether nothing but grey can be shown: of a palette, all of its entries are grey.
+        depth: bits of a level.
+    """
+
+    kind: Literal["levels", "palette", "colors"]
+    values: tuple[int, ...]
+    counts: tuple[int, ...]
+    colors: tuple[int, ...]
+    is_gray: bool
+    depth: int = 8
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The grey levels: as stored, or of grey colours."""
+        return self.values if self.kind == "levels" else tuple(color & 255 for color in self.colors)
+
+    @property
+    def shown_levels(self) -> tuple[int, ...]:
+        """The grey levels as a viewer shows them."""
+        return tuple(color & 255 for color in self.colors) if self.depth < 8 else self.levels
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask as its file stores it.
+
+    Attributes:
+        values: (H, W) integers, of the kind that `held` says.
+        held: the distinct ones.
+    """
+
+    values: NDArray[np.integer]
+    held: Held
+
+    def classes(self, labels: LabelSpace) -> Mask:
+        """(H, W) class indices. Raises: ConfigError that names a value without a class."""
+        indices: Mask = class_indices(self.held, labels).astype(labels.dtype)
+        if self.held.kind == "colors":
+            return np.asarray(indices[np.searchsorted(np.array(self.held.values), self.values)])
+        table = np.zeros(self.held.values[-1] + 1, labels.dtype)
+        table[list(self.held.values)] = indices
+        return np.asarray(table[self.values])
+
+
+def class_indices(held: Held, labels: LabelSpace) -> NDArray[np.int64]:
+    """The class index, or `ignore_index`, of every value of a mask.
+
+    Colours that are all of classes are read by colour, whatever their palette indices are; grey, also of a palette, by
+    its level; another palette by index.
+
+    Raises: ConfigError that names a value without a class.
+    """
+    by_id = dict.fromkeys(labels.ignored_ids, labels.ignore_index)
+    by_id |= {raw: index for index, label in enumerate(labels.classes) for raw in label.raw_ids}
+    by_color = colors_of(labels)
+    for reading in _readings(held, labels, by_id, by_color):
+        if None not in reading:
+            return np.array(reading, np.int64)
+    raise ConfigError(_stranger(held, labels, by_id, by_color))
+
+
+def _readings(
+    held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]
+) -> Iterator[list[int | None]]:
+    """What the values may mean, the most certain first; None for one that means nothing."""
+    # Two palette indices of one colour: the colours say nothing.
+    is_telling = len(set(held.colors)) == len(held.colors)
+    if held.kind != "levels" and is_telling:
+        yield [by_color.get(color) for color in held.colors]
+    if held.is_gray and is_telling:
+        stored, shown = held.levels, held.shown_levels
+        # Of two classes, white of 1 bit is the second; among more it is 255, where that means something.
+        if held.depth == 1 and len(labels.classes) != 2 and 255 in by_id:
+            stored, shown = shown, stored
+        yield [by_id.get(level) for level in stored]
+        yield [by_id.get(level) for level in shown]
+    if held.kind != "levels" and is_telling:
+        void = dict.fromkeys((_BLACK, _WHITE), labels.ignore_index)
+        if held.kind == "colors" or any(color in by_color for color in held.colors):
+            yield [(void | by_color).get(color) for color in held.colors]
+    if held.kind == "palette" and not (held.is_gray and is_telling):
+        yield _by_index(held, labels, by_id, by_color if is_telling else {})
+    if held.kind == "levels":
+        yield [by_color.get(color) for color in held.colors]
+
+
+def colors_of(labels: LabelSpace) -> dict[int, int]:
+    """Class indices by colour, 0xRRGGBB, of colours that one class alone has."""
+    codes = [code_of(c.color) for c in labels.classes]
+    often = Counter(codes)
+    return {code: index for index, code in enumerate(codes) if often[code] == 1}
+
+
+def code_of(color: Sequence[int]) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def color_of(code: int) -> tuple[int, int, int]:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def _by_index(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]) -> list[int | None]:
+    indices = [by_id.get(value) for value in held.values]
+    if None in indices:
+        return indices
+    for value, color, index in zip(held.values, held.colors, indices, strict=True):
+        shown = by_color.get(color)
+        if shown is not None and shown != index:
+            other = "an ignored id" if index == labels.ignore_index else f"the id of {labels.names[index or 0]!r}"
+            raise ConfigError(
+                f"palette index {value} has the colour of {labels.names[shown]!r} but is {other} in label space "
+                f"{labels.name!r}; give every class the colour that it has in the palette."
+            )
+    return indices
+
+
+def _stranger(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]) -> str:
+    numbers = held.levels if held.is_gray else held.values
+    if held.kind == "levels" or held.is_gray:
+        known = sorted(raw for c in labels.classes for raw in c.raw_ids)
+        ids = f"ids {known[0]} to {known[-1]}" if known else "without ids"
+        stranger = next((number for number in numbers if number not in by_id), numbers[0])
+        return (
+            f"id {stranger} is not in label space {labels.name!r} ({ids}, ignored "
+            f"{', '.join(map(str, labels.ignored_ids)) or 'none'}); add it to a class's raw_ids or to ignored_ids."
+        )
+    known_colors = {_BLACK, _WHITE, *by_color}
+    at = next((at for at, color in enumerate(held.colors) if color not in known_colors), 0)
+    color = color_of(held.colors[at])
+    if held.kind == "palette":
+        return (
+            f"palette index {held.values[at]} of colour {color} is neither an id nor a class's colour in label space "
+            f"{labels.name!r}; add the colour to its class, or the index to raw_ids."
+        )
+    return (
+        f"colour {color} is no class's in label space {labels.name!r}; add it, or save the mask without smoothing if "
+        "its colours are blurred."
+    )
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
@@ -37,14 +214,253 @@ def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
 
     Raises: PictureError.
     """
-    with _open(Path(path)) as image:
-        if image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        if image.mode in ("RGB", "RGBA"):
-            return np.array(image)[..., :3]
-        if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
-            raise PictureError(f"{path}: a mask holds numbers or RGB colours, but this picture has mode {image.mode}.")
-        return np.array(image)
+    file = read_mask_file(path)
+    if file.held.kind != "colors":
+        return file.values
+    return np.stack([file.values >> shift & 255 for shift in (16, 8, 0)], axis=2).astype(np.uint8)
+
+
+def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
+    """(H, W) class indices of a mask file; see `class_indices`.
+
+    Raises: PictureError for a file that cannot be read, DatasetError that names a value without a class.
+    """
+    file = read_mask_file(path)
+    try:
+        return file.classes(labels)
+    except ConfigError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
+    """A mask file: PNG, TIFF, BMP, GIF or lossless WebP, of any whole numbers up to 65535, a palette, or colours.
+
+    Raises: PictureError with the file's name and the reason.
+    """
+    name = str(path)
+    with _opened(Path(path), name) as (stream, start, image):
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            if not _pillow_reads(name, image):
+                return _read_with_gdal(Path(path), name)
+            depth = int(image.tag_v2.get(_BITS, (1,))[0])
+        else:
+            place = stream.tell()
+            depth = _depth(name, start, stream, image)
+            kind = format_of(start)
+            turn = _TURNS.get(orientation_of(stream, kind)) if kind is not None else None
+            stream.seek(place)  # Pillow goes on where it stopped
+            if turn is not None:
+                image = image.transpose(turn)
+        return _mask_of(name, image, depth)
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a PNG of 8- or 16-bit grey levels, which mean the same whatever other masks hold."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return False
+        with open(path, "rb") as stream:
+            start = stream.read(26)
+    except (OSError, ValueError):
+        return False
+    return start.startswith(b"\x89PNG") and start[24:26] in (b"\x08\0", b"\x10\0")
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[Any, bytes, Image.Image]]:
+    """The file, its first bytes and the image in it; what goes wrong becomes a PictureError."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PictureError(f"{name}: not a regular file; give a mask file.")
+        with open(path, "rb") as stream:
+            start = stream.read(64)
+            kind = format_of(start)
+            if kind is not None and kind.name in _LOSSY:
+                raise PictureError(f"{name}: {kind.title} changes numbers when it compresses; {_SAVE_AS_PNG}.")
+            stream.seek(0)
+            with Image.open(stream, formats=_EXACT) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                frames = getattr(image, "n_frames", 1) if image.format != "TIFF" else _pages(image)
+                if frames > 1:
+                    raise PictureError(f"{name}: holds {frames} images; a mask file holds one.")
+                yield stream, start, image
+    except PictureError:
+        raise
+    except FileNotFoundError as error:
+        raise PictureError(f"{name}: no such file.") from error
+    except PermissionError as error:
+        raise PictureError(f"{name}: may not be read (permission denied).") from error
+    except UnidentifiedImageError as error:
+        what = "an empty file" if not start else "not a mask in a format that can be read"
+        raise PictureError(f"{name}: {what}; {_SAVE_AS_PNG}.") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise PictureError(f"{name}: truncated or damaged ({error or type(error).__name__}).") from error
+
+
+def _pages(image: Any) -> int:
+    """Images of a TIFF in full size: a pyramid's smaller copies and transparency masks are not counted."""
+    full = 0
+    for page in range(image.n_frames):
+        image.seek(page)
+        full += not int(image.tag_v2.get(_SUBFILE, 0)) & 0b101
+    image.seek(0)
+    return full
+
+
+def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
+    """Bits of a grey level. Raises: PictureError for what Pillow would read with other numbers than the file's."""
+    if image.format == "PNG":
+        depth, color_type = start[24], start[25]
+        if depth == 16 and color_type != 0:
+            raise PictureError(f"{name}: 16-bit colours are no class numbers or colours; {_SAVE_AS_PNG} of 8 bits.")
+        return depth
+    if image.format == "WEBP" and not _is_lossless_webp(stream):
+        raise PictureError(f"{name}: lossy WebP changes numbers when it compresses; {_SAVE_AS_PNG}.")
+    return 1 if image.mode == "1" else 8
+
+
+def _is_lossless_webp(stream: Any) -> bool:
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", head)
+        if kind in (b"VP8 ", b"VP8L"):
+            return bool(kind == b"VP8L")
+        stream.seek(length + length % 2, os.SEEK_CUR)
+    return False
+
+
+def _pillow_reads(name: str, image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow decodes a TIFF's numbers as they are stored. Raises: PictureError for what is no mask."""
+    tags = image.tag_v2
+    lossy = _LOSSY_TIFF.get(int(tags.get(_COMPRESSION, 1)))
+    if lossy:
+        raise PictureError(f"{name}: {lossy} compression changes numbers; store the mask without loss (deflate, LZW).")
+    photometric = tags.get(_PHOTOMETRIC, 1)
+    if photometric == 0:
+        raise PictureError(
+            f"{name}: white is 0 in it (PhotometricInterpretation 0), so that a shown and a stored number differ; "
+            f"{_SAVE_AS_PNG}."
+        )
+    if photometric not in (1, 2, 3):
+        raise PictureError(f"{name}: neither grey, a palette nor RGB (PhotometricInterpretation {photometric}).")
+    bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+    samples = int(tags.get(_SAMPLES, 1))
+    if samples == 1:
+        return (int(bits[0]), int(formats[0])) in _PILLOW_READS
+    return photometric == 2 and set(bits) == {8} and set(formats) == {1} and int(tags.get(_PLANAR, 1)) == 1
+
+
+def _read_with_gdal(path: Path, name: str) -> MaskFile:
+    """A TIFF of numbers that Pillow does not decode exactly. Raises: PictureError, MissingPackageError."""
+    from evitseg.raster.gdal import environment, import_rasterio, quiet_open
+
+    rasterio = import_rasterio()
+    try:
+        with environment(), quiet_open(Path(os.path.abspath(path)), driver="GTiff") as dataset:
+            if dataset.height * dataset.width * dataset.count > MAX_PIXELS:
+                raise PictureError(f"{name}: more than {MAX_PIXELS:,} numbers; it is no mask that is read whole.")
+            if dataset.count == 1:
+                return _levels(name, dataset.read(1), 8)
+            if dataset.count not in (3, 4) or set(dataset.dtypes) != {"uint8"}:
+                raise PictureError(
+                    f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; a mask has one band of whole numbers, or "
+                    "8-bit RGB colours."
+                )
+            return _colors(name, np.moveaxis(dataset.read(), 0, 2))
+    except rasterio.errors.RasterioError as error:
+        raise PictureError(f"{name}: truncated or damaged ({error}).") from error
+
+
+def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
+    if image.mode == "P":
+        return _indexed(np.array(image), np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3))
+    if image.mode == "PA":
+        raise PictureError(f"{name}: a palette with a channel of transparency; {_SAVE_AS_PNG}.")
+    if image.mode in ("RGB", "RGBA", "RGBX"):
+        return _colors(name, np.asarray(image))
+    if image.mode in ("LA", "La"):
+        pixels = np.asarray(image)
+        return _levels(name, _without_alpha(name, pixels[..., 0].astype(np.int32), pixels[..., 1]), 8)
+    if image.mode == "1":
+        return _levels(name, np.asarray(image).astype(np.uint8), 1)
+    if image.mode not in ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
+        raise PictureError(f"{name}: a mask holds numbers or RGB colours, but this one has mode {image.mode}.")
+    levels = np.array(image)
+    if image.mode == "L" and depth in (2, 4):
+        levels //= 255 // (2**depth - 1)  # Pillow stretches them to 8 bits
+        return _levels(name, levels, depth)
+    return _levels(name, levels, 8)
+
+
+def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFile:
+    counts = np.bincount(indices.ravel())
+    values = np.flatnonzero(counts)
+    # An index beyond the palette's end is shown black.
+    full = np.zeros((max(len(palette), int(values[-1]) + 1), 3), np.int64)
+    full[: len(palette)] = palette
+    codes = full @ np.array([1 << 16, 1 << 8, 1])
+    is_gray = bool((full == full[:, :1]).all())
+    held = Held(
+        "palette", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(codes[values].tolist()), is_gray
+    )
+    return MaskFile(indices, held)
+
+
+def _levels(name: str, levels: NDArray[Any], depth: int) -> MaskFile:
+    """Raises: PictureError for levels that are no whole numbers from 0 to 65535."""
+    if levels.dtype.kind not in "uif":
+        raise PictureError(f"{name}: holds {levels.dtype} numbers; class numbers are whole, from 0 to {LARGEST_ID}.")
+    if levels.dtype.kind == "f":
+        is_whole = levels == np.floor(levels)
+        if not is_whole.all():  # nan, too
+            raise PictureError(
+                f"{name}: holds {levels[~is_whole][0]:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+            )
+    low, high = levels.min(), levels.max()
+    if low < 0 or high > LARGEST_ID:
+        raise PictureError(
+            f"{name}: holds {low if low < 0 else high:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+        )
+    if levels.dtype != np.uint8:
+        levels = levels.astype(np.uint16 if high > 255 or levels.dtype.itemsize == 2 else np.uint8)
+    counts = np.bincount(levels.ravel())
+    values = np.flatnonzero(counts)
+    shown = values * (255 // (2**depth - 1)) if depth < 8 else values
+    # Levels above 255 look like nothing that a class's colour could be.
+    colors = np.where(shown < 256, shown * 0x010101, -1 - shown)
+    held = Held("levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth)
+    return MaskFile(levels, held)
+
+
+def _colors(name: str, pixels: NDArray[np.uint8]) -> MaskFile:
+    codes = pixels[..., 0].astype(np.int32) << 16
+    codes |= pixels[..., 1].astype(np.int32) << 8
+    codes |= pixels[..., 2]
+    if pixels.shape[2] == 4:
+        codes = _without_alpha(name, codes, pixels[..., 3])
+    values, counts = np.unique(codes, return_counts=True)
+    if len(values) > LARGEST_ID:
+        raise PictureError(f"{name}: {len(values):,} different colours; this is a photograph, not a mask.")
+    is_gray = bool(np.isin(values, np.arange(256) * 0x010101).all())
+    found = tuple(values.tolist())
+    return MaskFile(codes, Held("colors", found, tuple(counts.tolist()), found, is_gray))
+
+
+def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Transparency is left out where it says nothing that the colour does not say. Raises: PictureError."""
+    if alpha.min() != alpha.max():
+        both = codes.astype(np.int64) << 8 | alpha
+        if len(np.unique(both)) != len(np.unique(codes)):
+            raise PictureError(
+                f"{name}: pixels of one colour differ in transparency; flatten the mask first, so that every class has "
+                "one opaque colour."
+            )
+    return codes
 
 
 def save_mask(

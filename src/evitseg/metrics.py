@@ -10,15 +10,17 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.dataset import KILLED, MAX_WORKERS, Pair, read_truth
+from evitseg.data.truth import settled_for
+from evitseg.dataset import KILLED, MAX_WORKERS, Dataset, Pair, find_dataset, read_truth
 from evitseg.errors import ConfigError, DatasetError, PictureError
 from evitseg.image import Mask, Picture, read_picture
-from evitseg.labels import LabelSpace
+from evitseg.labels import LabelSpace, aligned, by_index
+from evitseg.masks import read_mask_file
 
 BOUNDARY_SHARE = 0.02
 """Width of the band that boundary IoU looks at, as a share of the picture's diagonal (arXiv:2103.16562)."""
@@ -218,26 +220,76 @@ MaskFunction = Callable[[Picture], Mask]
 
 
 def evaluate(
-    mask_of: MaskFunction | Callable[[Pair], Mask],
-    pairs: Sequence[Pair],
-    labels: LabelSpace,
+    mask_of: Callable[[Any], Any],
+    data: str | os.PathLike[str] | Dataset | Sequence[Pair],
+    labels: LabelSpace | None = None,
     *,
+    split: str | None = None,
     settings: dict[str, str] | None = None,
     by_pair: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Measure any function from a picture to a mask.
+    """Measure a model, or any function from an image to a mask.
 
     Args:
-        mask_of: gives a picture's mask; a `Segmenter`'s `mask` is one.
-        by_pair: `mask_of` takes the pair instead of the picture, as a folder of predicted masks does.
+        mask_of: a `Segmenter`, which reads the files itself, as `evitseg eval` measures it; or a function from an image
+            (H, W, 3), uint8 RGB, to (H, W) class indices.
+        data: what `find_dataset` takes or gives, or pairs as `find_pairs` gives them.
+        labels: the classes; None takes the data's, in the order of the segmenter's, or else the segmenter's.
+        split: of a dataset; None takes val, else test, else all there is.
+        by_pair: `mask_of` takes the pair instead of the image, as a folder of predicted masks does.
         settings: noted in the report.
         progress: called with 1 for every pair done.
 
-    Raises: DatasetError where no pair can be read, and for a mask with an id that has no class.
+    Raises: DatasetError where no pair can be read, and for a mask with an id that has no class; ConfigError where the
+    data's classes are not the segmenter's.
     """
-    outcomes = (measured(mask_of, pair, labels, by_pair, progress) for pair in pairs)
+    own: LabelSpace | None = getattr(mask_of, "labels", None) if labels is None else None
+    if isinstance(data, (str, os.PathLike, Dataset)):
+        dataset = data if isinstance(data, Dataset) else find_dataset(data, labels)
+        pairs = dataset.pairs(split or default_split(dataset))
+        labels = settled_split(dataset, pairs, labels or dataset.labels, own)
+    else:
+        if split is not None:
+            raise ConfigError(f"split {split!r} of pairs: give the data itself to choose a split of it.")
+        pairs = tuple(data)
+        labels = settled_for([pair.mask for pair in pairs], labels or own)
+    function = mask_of
+    if isinstance(mask_of, ReadsFiles) and not by_pair:
+        # From the file, as `evitseg predict` does it: large JPEGs are decoded in a smaller size.
+        reads: Callable[[Any], Any] = mask_of
+        function, by_pair = (lambda pair: reads(pair.picture).mask), True
+    outcomes = (measured(function, pair, labels, by_pair, progress) for pair in pairs)
     return summarise(outcomes, labels, settings or {})
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A segmenter: called with a file it gives a prediction."""
+
+    @property
+    def labels(self) -> LabelSpace: ...
+
+    def mask_tta(self, picture: Picture) -> Mask: ...
+
+
+def default_split(dataset: Dataset) -> str | None:
+    """The split that is measured where none is asked for: val, else test, else all there is."""
+    return next((name for name in ("val", "test") if name in dataset.splits), None)
+
+
+def settled_split(
+    dataset: Dataset, pairs: Sequence[Pair], labels: LabelSpace | None, model: LabelSpace | None
+) -> LabelSpace:
+    """The classes of a split's masks, in the order of a model's where there is one.
+
+    Raises: DatasetError, and ConfigError where the data's classes are not the model's.
+    """
+    labels = labels or model
+    # Whether 255 is the second of two classes can show in another split.
+    is_binary = labels is not None and len(labels.classes) <= 2
+    settled = settled_for([pair.mask for pair in (dataset.pairs() if is_binary else pairs)], labels)
+    return aligned(settled, model) if model is not None and settled.names != model.names else settled
 
 
 def measured(
@@ -286,13 +338,14 @@ class PredictedMasks:
 
     Args:
         folder: with NAME.png or NAME_mask.png for every picture NAME, at any depth.
-        labels: the classes; masks hold class indices, as `evitseg predict` writes them.
+        labels: the classes; masks hold class indices or the classes' colours, as `evitseg predict` writes them.
 
     Raises: DatasetError for a folder without masks.
     """
 
     def __init__(self, folder: str | os.PathLike[str], labels: LabelSpace) -> None:
         self.folder, self.labels = Path(folder), labels
+        self._indices = by_index(labels)
         self._masks: dict[str, list[Path]] = {}
         for path in sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in (".png", ".tif", ".tiff", ".bmp")):
             self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
@@ -301,8 +354,6 @@ class PredictedMasks:
 
     def __call__(self, pair: Pair) -> Mask:
         """Raises: PictureError where the picture has no mask here, or several."""
-        from evitseg.masks import read_mask
-
         found = self._masks.get(pair.picture.stem, [])
         # Folders below ours are those that the picture lies in; so a mask of the same name from elsewhere is no match.
         found = [p for p in found if _ends_with(pair.picture.parent.parts, p.relative_to(self.folder).parent.parts)]
@@ -311,13 +362,16 @@ class PredictedMasks:
         if len(found) != 1:
             reason = "no mask" if not found else f"{len(found)} masks"
             raise PictureError(f"{pair.picture}: {reason} of its name in {self.folder}.")
-        mask = read_mask(found[0])
-        if mask.size and not 0 <= mask.min() <= mask.max() < len(self.labels.classes):
+        try:
+            mask = read_mask_file(found[0]).classes(self._indices)
+            if self.labels.ignore_index in mask:
+                raise ConfigError("has pixels without a class.")
+            return mask
+        except ConfigError as error:
             raise PictureError(
-                f"{found[0]}: holds {mask.max()}, but class indices end at {len(self.labels.classes) - 1}; predicted "
-                "masks hold class indices, as evitseg predict writes them."
-            )
-        return mask
+                f"{found[0]}: {error} Predicted masks hold class indices, 0 to {len(self.labels.classes) - 1}, or the "
+                "classes' colours, as evitseg predict writes them."
+            ) from error
 
 
 def _ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:

@@ -122,11 +122,4 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
         left_out = len(inspection.findings) - len(inspection.usable)
         console.print("ready to train" + (f"; {left_out} pairs will be left out" if left_out else ""))
     else:
-        complain(
-            "training would fail: "
-            + (
-                "masks have ids without a class; add them with --labels, or mend the masks."
-                if any(f.stranger for f in inspection.findings)
-                else "there is no usable pair to train on."
-            )
-        )
+        complain(f"training would fail: {inspection.obstacle}")

@@ -76,22 +76,22 @@ def evaluate(
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.dataset import find_dataset, infer_labels
+    from evitseg.dataset import find_dataset
     from evitseg.image import AS_STATED, read_picture
-    from evitseg.labels import aligned, load_labels
+    from evitseg.labels import load_labels
+    from evitseg.metrics import default_split, evaluate_in_processes, settled_split
     from evitseg.metrics import evaluate as measure
-    from evitseg.metrics import evaluate_in_processes
 
     space_given = load_labels(labels) if labels else None
     dataset = find_dataset(data, space_given, reading or AS_STATED)
     for problem in dataset.problems:
         complain(problem)
-    split = split or next((name for name in ("val", "test") if name in dataset.splits), None)
+    split = split or default_split(dataset)
     pairs = dataset.pairs(split)
     settings = {"data": str(dataset.root), "split": split or "all"}
     make: Callable[[], tuple[Callable[[Any], Any], bool]]
     if masks is not None:
-        space = dataset.labels or infer_labels(pairs)
+        space = settled_split(dataset, pairs, dataset.labels, None)
         make = partial(_masks_to_measure, masks, space)
         settings["masks"] = str(masks)
     else:
@@ -100,7 +100,7 @@ def evaluate(
         if segment.reading != AS_STATED:
             dataset = find_dataset(data, space_given, segment.reading)
             pairs = dataset.pairs(split)
-        space = aligned(dataset.labels, segment.labels) if dataset.labels else segment.labels
+        space = settled_split(dataset, pairs, dataset.labels, segment.labels)
         make = partial(_model_to_measure, *choice)
         if dataset.labels is None:
             settings["classes"] = "the model's, by number: the data names none"

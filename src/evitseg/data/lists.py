@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> s
     Raises: DatasetError for a file that is not UTF-8 text, cannot be read, or is larger than `most` bytes.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(f"{path}: not a regular file.")
         with open(path, "rb") as file:
             content = file.read(most + 1)
     except OSError as error:

@@ -14,7 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from evitseg.authorship import POLYGONS
 from evitseg.errors import ConfigError, FileError, MissingPackageError, PictureError, unknown
 from evitseg.files import replacing, temporary_folder
-from evitseg.labels import LabelClass, LabelSpace
+from evitseg.labels import LabelClass, LabelSpace, by_index
+from evitseg.masks import Held, class_indices, code_of, color_of
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
 
@@ -89,6 +90,7 @@ def polygons(
         labels = labels or mask.labels
         if labels is None:
             raise ConfigError(f"{mask_path}: does not say what its classes are; give their label space (--labels).")
+        mask = replace(mask, read=_class_reader(mask, labels))
         wanted = _wanted(labels, classes)
         counts = dict.fromkeys((labels.names[i] for i in wanted), 0)
 
@@ -118,6 +120,35 @@ def _wanted(labels: LabelSpace, classes: Iterable[str] | None) -> tuple[int, ...
 # The mask.
 
 
+def _class_reader(mask: _Mask, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
+    """Class indices by rows, also of a mask whose palette a PNG optimiser has put in another order."""
+    colors = [code_of(c.color) for c in labels.classes]
+    is_own = mask.palette is not None and [mask.palette.get(index) for index in range(len(colors))] == colors
+    if is_own or (mask.palette is None and not mask.is_png):
+        return mask.read
+    height, width = mask.size
+    rows = max(1, min(height, _BAND_BYTES // width))
+    counts = np.zeros(2**16, np.int64)
+    for top in range(0, height, rows):
+        counts += np.bincount(mask.read(top, min(rows, height - top)).ravel(), minlength=len(counts))
+    values = tuple(np.flatnonzero(counts).tolist())
+    shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
+    held = Held(
+        "levels" if mask.palette is None else "palette", values, tuple(counts[list(values)].tolist()),
+        tuple(shown.get(value, -1 - value) for value in values),
+        mask.palette is None or all(len(set(color_of(code))) == 1 for code in mask.palette.values()),
+    )  # fmt: skip
+    try:
+        indices = class_indices(held, replace(by_index(labels), ignored_ids=(labels.ignore_index,)))
+    except ConfigError as error:
+        if held.kind == "levels":
+            return mask.read  # which is told where it is read
+        raise ConfigError(f"{mask.name}: {error} Give the label space that it was made with.") from error
+    table = np.zeros(values[-1] + 1, labels.dtype)
+    table[list(values)] = indices
+    return lambda top, count: np.asarray(table[mask.read(top, count)])
+
+
 @dataclass(frozen=True)
 class _Mask:
     """Class indices, row by row, and what the file says of them."""
@@ -128,6 +159,8 @@ class _Mask:
     labels: LabelSpace | None
     crs: Any = None
     transform: Any = None
+    palette: dict[int, int] | None = None  # colours as 0xRRGGBB by stored number
+    is_png: bool = False
 
 
 @contextmanager
@@ -166,7 +199,11 @@ def _open_mask(path: Path, name: str) -> Iterator[_Mask]:
             described = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
             labels = _labels(_parsed(said)) if said else _labels(_from_ome(described))
             is_placed = dataset.crs is not None and dataset.transform != rasterio.Affine.identity()
-            yield _Mask(name, size, read, labels, dataset.crs, dataset.transform if is_placed else None)
+            transform = dataset.transform if is_placed else None
+            palette = None
+            if dataset.colorinterp[0].name == "palette":
+                palette = {index: code_of(color) for index, color in dataset.colormap(1).items()}
+            yield _Mask(name, size, read, labels, dataset.crs, transform, palette, kind == "PNG")
     except rasterio.errors.RasterioError as error:
         raise PictureError(f"{name}: truncated or damaged ({error}).") from error
 

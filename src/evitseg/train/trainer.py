@@ -132,6 +132,8 @@ def fit(
     inspection = inspect(dataset, check_workers)
     if any(finding.stranger for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
+    if inspection.usable and inspection.sameness:
+        raise DatasetError(f"{dataset.root}: {inspection.sameness}")
     train, val = _splits(inspection, config)
     training = _Training(folder, config, inspection, train, val, watch, start[0] if start else None)
     if state is not None:

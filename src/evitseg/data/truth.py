@@ -1,0 +1,258 @@
+"""What the numbers of a whole set of masks mean: decided once over all files, so that none is read differently."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from evitseg.errors import ConfigError, DatasetError, PictureError
+from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
+from evitseg.masks import Held, class_indices, color_of, colors_of, is_plain, read_mask_file
+
+_BLACK_OR_WHITE = {0, 0xFFFFFF}
+_EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}'
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A mask file, and what it holds."""
+
+    path: Path
+    held: Held
+
+
+def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done: None) -> list[Survey]:
+    """Every mask that can be read; the others are named where they are used."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(PictureError):
+            found.append(Survey(path, read_mask_file(path).held))
+        progress(1)
+    return found
+
+
+def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> LabelSpace:
+    """The label space by which every mask of a set can be read on its own; see `evitseg.masks.class_indices`.
+
+    Args:
+        labels: the classes, or None for masks that nobody named: then they are numbered from the values that occur.
+
+    Raises: DatasetError, with the files, where masks of the set contradict each other or say nothing certain.
+    """
+    if labels is None:
+        return _inferred(surveys)
+    _refuse_single_name(surveys, labels)
+    _refuse_mixed_depths(surveys, labels)
+    labels = _binary(surveys, labels)
+    labels = _by_color(surveys, labels)
+    _refuse_contradicting_palettes([s for s in surveys if s.held.kind == "palette" and _is_by_index(s.held, labels)])
+    return replace(labels, assumed=frozenset())
+
+
+def _is_by_index(held: Held, labels: LabelSpace) -> bool:
+    by_color = colors_of(labels)
+    known = {*by_color, *_BLACK_OR_WHITE}
+    is_by_color = set(held.colors) <= known and any(color in by_color for color in held.colors)
+    return not held.is_gray and not is_by_color
+
+
+def _refuse_single_name(surveys: Sequence[Survey], labels: LabelSpace) -> None:
+    if len(labels.classes) > 1 or "ignored_ids" not in labels.assumed:
+        return
+    levels: set[int] = set()
+    colors: set[int] = set()
+    for each in surveys:
+        if each.held.kind == "colors" and not each.held.is_gray:
+            colors |= set(each.held.colors)
+        else:
+            levels |= set(each.held.levels if each.held.is_gray else each.held.values)
+        if len(levels) + len(colors) > 1:
+            numbers = " and ".join(map(str, sorted(levels)[:2]))
+            raise DatasetError(
+                f"{each.path}: masks hold {numbers if len(levels) > 1 else 'several colours'}, but "
+                f"{labels.names[0]!r} is the only class; give two names, the background first (background, "
+                f"{labels.names[0]})."
+            )
+
+
+def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -> None:
+    """An image optimiser stores levels in fewer bits if they look the same: then 3 of 2 bits was 255.
+
+    In a set of one depth the stored numbers count. In a set of several a file whose two readings differ is refused.
+    """
+    levels = [each for each in surveys if each.held.kind == "levels"]
+    if len({each.held.depth for each in levels}) < 2:
+        if labels is not None and levels and levels[0].held.depth == 1 and len(levels) == len(surveys):
+            ids = {raw for c in labels.classes for raw in c.raw_ids}
+            both = next((each for each in levels if 1 in each.held.values), None)
+            if len(labels.classes) > 2 and both and 1 in ids and 255 in {*ids, *labels.ignored_ids}:
+                raise DatasetError(
+                    f"{both.path}: masks of 1 bit show two values, but label space {labels.name!r} has "
+                    f"{len(labels.classes)} classes, and white could be id 1 or 255; save masks with 8 bits."
+                )
+        return
+    for each in levels:
+        held = each.held
+        if held.depth >= 8 or held.values == held.shown_levels:
+            continue
+        other = next(e for e in levels if e.held.depth != held.depth)
+        if held.depth == 1:
+            wide = {value for e in levels if e.held.depth >= 8 for value in e.held.values}
+            if labels is not None and (len(labels.classes) > 2 or not {1, 255} <= wide):
+                continue  # white of 1 bit is 255, or the second of two classes
+            if labels is None and 1 not in wide:
+                continue
+        if labels is not None:
+            ids = {*labels.ignored_ids, *(raw for c in labels.classes for raw in c.raw_ids)}
+            if not (set(held.values) <= ids and set(held.shown_levels) <= ids):
+                continue  # one of the two readings
+        value, shown = max(zip(held.values, held.shown_levels, strict=True))
+        raise DatasetError(
+            f"{each.path}: stores {value} in {held.depth} bits, which is shown as {shown}, while {other.path} has "
+            f"{other.held.depth} bits; an image optimiser may have changed the number. Save all masks with 8 bits."
+        )
+
+
+def _gray_levels(surveys: Sequence[Survey]) -> list[tuple[Survey, set[int]]]:
+    """Files of grey levels, and their levels; white of 1 bit is left to `class_indices`."""
+    return [(s, set(s.held.levels)) for s in surveys if s.held.is_gray and s.held.depth != 1]
+
+
+def _binary(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
+    """Two classes that are 0 and 1 by assumption are 0 and 255 in masks that hold nothing else."""
+    by_place = len(labels.classes) == 2 and [c.raw_ids for c in labels.classes] == [(0,), (1,)]
+    if not by_place or 255 not in labels.ignored_ids or "ignored_ids" not in labels.assumed:
+        return labels
+    files = _gray_levels(surveys)
+    with_white = next((s for s, levels in files if 255 in levels), None)
+    with_one = next((s for s, levels in files if 1 in levels), None)
+    if with_white is None:
+        return labels
+    first, second = labels.classes
+    if with_one is not None:
+        if not any({1, 255} <= levels for _, levels in files):
+            raise DatasetError(
+                f"{with_one.path} holds 1, {with_white.path} holds 255, and no mask holds both: either may be "
+                f'{second.name!r}. Say in a labels.json which: "raw_ids": [1, 255], or "ignored_ids": [255].'
+            )
+        return labels
+    if "raw_ids" not in labels.assumed:
+        raise DatasetError(
+            f"{with_white.path}: masks hold 255 and never 1, the id of {second.name!r} in label space "
+            f'{labels.name!r}; give it "raw_ids": [255], or say "ignored_ids": [255].'
+        )
+    return LabelSpace(labels.name, (first, replace(second, raw_ids=(255,))), ())
+
+
+def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
+    """Grey files among coloured ones are the coloured ones' black and white, where their levels are those.
+
+    An optimiser stores a colour mask that is all black as grey.
+    """
+    by_color = colors_of(labels)
+    colored = any(
+        s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *_BLACK_OR_WHITE}
+        and not _is_by_index(s.held, labels)
+        for s in surveys
+    )  # fmt: skip
+    gray = [s for s in surveys if s.held.is_gray]
+    if not colored or not gray:
+        return labels
+    meaning = dict.fromkeys(_BLACK_OR_WHITE, labels.ignore_index) | by_color
+    if not {color for s in gray for color in s.held.colors} <= set(meaning):
+        return labels
+    if all(_means(s.held, labels) == [meaning[color] for color in s.held.colors] for s in gray):
+        return labels
+    levels = {index: code & 255 for code, index in by_color.items() if len(set(color_of(code))) == 1}
+    classes = tuple(
+        replace(c, raw_ids=(levels[index],) if index in levels else ()) for index, c in enumerate(labels.classes)
+    )
+    return LabelSpace(labels.name, classes, tuple(sorted({0, 255} - set(levels.values()))))
+
+
+def _means(held: Held, labels: LabelSpace) -> list[int] | None:
+    try:
+        return [int(index) for index in class_indices(held, labels)]
+    except ConfigError:
+        return None
+
+
+def _refuse_contradicting_palettes(surveys: Sequence[Survey]) -> None:
+    colors: dict[int, tuple[int, Survey]] = {}
+    indices: dict[int, tuple[int, Survey]] = {}
+    for each in surveys:
+        is_telling = len(set(each.held.colors)) == len(each.held.colors)
+        for index, color in zip(each.held.values, each.held.colors, strict=True):
+            other_color, first = colors.setdefault(index, (color, each))
+            other_index, second = indices.setdefault(color, (index, each)) if is_telling else (index, each)
+            other = first if other_color != color else second if other_index != index else None
+            if other is not None:
+                names = ", ".join(f'{{"name": ..., "color": {list(color_of(code))}}}' for code in sorted(indices)[:3])
+                raise DatasetError(
+                    f"{each.path} and {other.path}: their palettes differ (index {index} is {color_of(color)} in the "
+                    "one), so that indices do not say which class is meant; say it by colour in a labels.json: "
+                    f'{{"name": "mine", "classes": [{names}, ...]}}.'
+                )
+
+
+def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
+    """Numbered classes for masks that nobody named.
+
+    Masks of 0 and 255 alone are background and foreground. Otherwise classes are the ids from 0 to the largest below
+    255, and 255 is ignored.
+    """
+    if not surveys:
+        raise DatasetError("no mask can be read.")
+    _refuse_mixed_depths(surveys, None)
+    ids: set[int] = set()
+    for each in surveys:
+        if each.held.kind == "colors" and not each.held.is_gray:
+            raise DatasetError(
+                f"{each.path}: a mask in colours; say which colour is which class in a .json file, --labels FILE: "
+                f"{_EXAMPLE}."
+            )
+        ids |= set(each.held.levels if each.held.is_gray else each.held.values)
+    _refuse_contradicting_palettes([s for s in surveys if s.held.kind == "palette" and not s.held.is_gray])
+    wide = {level for _, levels in _gray_levels(surveys) for level in levels}
+    if 255 in wide and 1 not in wide and any(s.held.depth == 1 for s in surveys):
+        ids.discard(1)  # white of 1 bit
+    if ids == {0, 255}:
+        names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
+        return LabelSpace("binary", names, ignored_ids=())
+    classes = max([i for i in ids if i != 255], default=0) + 1
+    if classes > max(8, 3 * len(ids)):
+        found = ", ".join(map(str, sorted(ids)[:12])) + ", ..." * (len(ids) > 12)
+        raise DatasetError(
+            f"{surveys[0].path.parent}: masks hold the ids {found}, which do not number classes; say what they mean in "
+            'a .json file, --labels FILE: {"name": "mine", "classes": [{"name": "wheat", "raw_ids": [128]}]}.'
+        )
+    return numbered(classes)
+
+
+def class_counts(held: Held, labels: LabelSpace) -> tuple[int, ...]:
+    """Pixels of every class. Raises: ConfigError that names a value without a class."""
+    indices = class_indices(held, labels)
+    counts = np.zeros(len(labels.classes), np.int64)
+    counted = indices != labels.ignore_index
+    np.add.at(counts, indices[counted], np.array(held.counts)[counted])
+    return tuple(counts.tolist())
+
+
+def settled_for(paths: Sequence[Path], labels: LabelSpace | None) -> LabelSpace:
+    """`settled_labels` of mask files, read only where their headers leave a question. Raises: DatasetError."""
+    if labels is not None and len(labels.classes) > 2 and all(map(is_plain, paths)):
+        return replace(labels, assumed=frozenset())
+    surveys = survey(paths)
+    if not surveys and labels is not None:
+        return replace(labels, assumed=frozenset())
+    if not surveys:
+        try:
+            for path in paths[:1]:
+                read_mask_file(path)
+        except PictureError as error:
+            raise DatasetError(f"no mask can be read: {error}") from error
+    return settled_labels(surveys, labels)

@@ -1,0 +1,115 @@
+"""YAML files that describe a dataset, read as text: names stay as they are written, and nothing is constructed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evitseg.data.lists import decoded
+from evitseg.errors import DatasetError, unknown
+from evitseg.labels import LabelClass, LabelSpace, distinct_color, named
+
+KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")
+_MAX_BYTES = 4 * 2**20
+_MAX_DEPTH = 20
+_MAX_EVENTS = 1_000_000
+_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a dataset's YAML file; every scalar is the text as written, and "" for nothing.
+
+    Raises: DatasetError for what cannot be read, nests deeply, or has other keys than `KEYS`.
+    """
+    import yaml
+
+    text = decoded(path, most=_MAX_BYTES)
+    try:
+        _check_shape(path, text)
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path}: not a YAML file that can be read ({reason[:160]}).") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+    content: dict[str, Any] = {}
+    for key_node, value in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+        if key not in KEYS:
+            raise DatasetError(f"{path}: {unknown('key', key[:80], KEYS)}")
+        if key in content:
+            raise DatasetError(f"{path}: the key {key} occurs twice; keep one.")
+        content[key] = None if key == "download" else _plain(path, value, 0)
+    if not isinstance(content.get("masks_dir"), str) or not content["masks_dir"]:
+        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+    for key in ("path", "nc"):
+        if not isinstance(content.get(key, ""), str):
+            raise DatasetError(f"{path}: {key} must be one value.")
+    return content
+
+
+def _check_shape(path: Path, text: str) -> None:
+    """Before anything is built of it. Raises: DatasetError, YAMLError."""
+    import yaml
+
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.BaseLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH or number > _MAX_EVENTS:
+            raise DatasetError(f"{path}: nests more than {_MAX_DEPTH} levels deep or is too long for a dataset's YAML.")
+
+
+def _plain(path: Path, node: Any, depth: int) -> Any:
+    """Text, a list of texts, or a mapping from text to text: nothing here goes deeper."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        is_null = node.style is None and node.value in ("", "~", "null", "Null", "NULL")
+        return "" if is_null and depth == 0 else node.value
+    if depth:
+        raise DatasetError(f"{path}, line {node.start_mark.line + 1}: a list or mapping, where one value is expected.")
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(path, item, 1) for item in node.value]
+    mapping: dict[str, str] = {}
+    for key, value in node.value:
+        name = _plain(path, key, 1)
+        if name in mapping:
+            raise DatasetError(f"{path}, line {key.start_mark.line + 1}: the key {name} occurs twice; keep one.")
+        mapping[name] = _plain(path, value, 1)
+    return mapping
+
+
+def yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
+    """The classes that `names`, `nc` and `label_mapping` describe. Raises: DatasetError."""
+    names: Any = content.get("names") or None
+    if names is None:
+        return None
+    if isinstance(names, list):
+        names = {str(i): name for i, name in enumerate(names)}
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
+    ordered = [names[str(i)] for i in range(len(names))]
+    if content.get("nc") and content["nc"] != str(len(ordered)):
+        raise DatasetError(f"{path}: nc is {content['nc'][:20]}, but there are {len(ordered)} names; make them agree.")
+    mapping: Any = content.get("label_mapping") or None
+    if mapping is None:
+        return named(path.stem, ordered)
+    if not isinstance(mapping, dict) or not all(
+        _NUMBER.fullmatch(number) for pair in mapping.items() for number in pair
+    ):
+        raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id.")
+    raw_ids: list[list[int]] = [[] for _ in ordered]
+    ignored = set()
+    for raw, index in ((int(raw), int(index)) for raw, index in mapping.items()):
+        if 0 <= index < len(ordered):
+            raw_ids[index].append(raw)
+        elif index == 255 or index < 0:
+            ignored.add(raw)
+        else:
+            raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id, not {index}.")
+    assumed = frozenset() if ignored else frozenset({"ignored_ids"})
+    ignored |= {255} - {raw for raws in raw_ids for raw in raws}
+    classes = tuple(LabelClass(name, tuple(raw_ids[i]), distinct_color(i)) for i, name in enumerate(ordered))
+    return LabelSpace(path.stem, classes, tuple(sorted(i for i in ignored if i >= 0)), assumed)

@@ -186,7 +186,7 @@ def _stranger(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: d
         )
     known_colors = {_BLACK, _WHITE, *by_color}
     at = next((at for at, color in enumerate(held.colors) if color not in known_colors), 0)
-    color = color_of(held.colors[at])
+    color = color_of(held.colors[at]) if held.colors[at] >= 0 else "none"
     if held.kind == "palette":
         return (
             f"palette index {held.values[at]} of colour {color} is neither an id nor a class's colour in label space "
@@ -400,11 +400,9 @@ def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
 def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFile:
     counts = np.bincount(indices.ravel())
     values = np.flatnonzero(counts)
-    # An index beyond the palette's end is shown black.
-    full = np.zeros((max(len(palette), int(values[-1]) + 1), 3), np.int64)
-    full[: len(palette)] = palette
-    codes = full @ np.array([1 << 16, 1 << 8, 1])
-    is_gray = bool((full == full[:, :1]).all())
+    is_gray = bool((palette == palette[:, :1]).all())
+    codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # an index beyond the palette's end has no colour
+    codes[: len(palette)] = palette @ np.array([1 << 16, 1 << 8, 1])
     held = Held(
         "palette", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(codes[values].tolist()), is_gray
     )

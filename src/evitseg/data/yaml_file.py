@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     text = decoded(path, most=_MAX_BYTES)
     try:
-        _check_shape(path, text)
+        check_shape(path, text)
         node = yaml.compose(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -50,8 +50,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_shape(path: Path, text: str) -> None:
-    """Before anything is built of it. Raises: DatasetError, YAMLError."""
+def check_shape(path: Path, text: str) -> None:
+    """Before anything is built of it. Raises: DatasetError for deep nesting and aliases, YAMLError."""
     import yaml
 
     depth = 0
@@ -59,6 +59,9 @@ def _check_shape(path: Path, text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH or number > _MAX_EVENTS:
             raise DatasetError(f"{path}: nests more than {_MAX_DEPTH} levels deep or is too long for a dataset's YAML.")
+        if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise DatasetError(f"{path}, line {line}: an alias (*{event.anchor}), which is not read; write it out.")
 
 
 def _plain(path: Path, node: Any, depth: int) -> Any:

@@ -22,6 +22,7 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.data.yaml_file import check_shape
 from evitseg.errors import DatasetError
 from evitseg.image import EXTENSIONS
 
@@ -136,7 +137,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_YAML:
             raise DatasetError(f"{path}: no YAML file of less than a megabyte.")
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        check_shape(path, text)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, OSError, ValueError, RecursionError, OverflowError) as error:
         raise DatasetError(
             f"{path}: not a YAML file that can be read ({' '.join(str(error).split())[:160]})."

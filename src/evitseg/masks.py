@@ -12,17 +12,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from evitseg.errors import ConfigError, DatasetError, PictureError
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError
 from evitseg.files import replacing
 from evitseg.formats import format_of, orientation_of
 from evitseg.image import MAX_PIXELS, Mask, png_mark
 from evitseg.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from evitseg.raster.tiff import Page
 
 MaskFormat: TypeAlias = Literal["palette", "gray"]
 """How a mask of at most 255 classes is written: class indices with the classes' colours as a palette, or as plain grey
@@ -33,10 +36,8 @@ _EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
 _LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
 _SAVE_AS_PNG = "save masks as PNG, which keeps every number"
 _BLACK, _WHITE = 0, 0xFFFFFF
-_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBFILE, _SAMPLE_FORMAT = 258, 259, 262, 277, 284, 254, 339
-_LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34892: "JPEG"}
-# What Pillow decodes exactly: bits and sample format (1 unsigned, 2 signed, 3 float) of one band.
-_PILLOW_READS = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (16, 2), (32, 2), (32, 3)}
+_LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
+_PILLOW_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -238,20 +239,18 @@ def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
     Raises: PictureError with the file's name and the reason.
     """
     name = str(path)
-    with _opened(Path(path), name) as (stream, start, image):
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            if not _pillow_reads(name, image):
-                return _read_with_gdal(Path(path), name)
-            depth = int(image.tag_v2.get(_BITS, (1,))[0])
-        else:
+    with _opened(Path(path), name) as (stream, start):
+        kind = format_of(start)
+        if kind is not None and kind.name == "TIFF":
+            return _read_tiff(Path(path), stream, name)
+        with _decoded(stream) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise PictureError(f"{name}: holds {image.n_frames} images; a mask file holds one.")  # type: ignore[attr-defined]
             place = stream.tell()
             depth = _depth(name, start, stream, image)
-            kind = format_of(start)
             turn = _TURNS.get(orientation_of(stream, kind)) if kind is not None else None
             stream.seek(place)  # Pillow goes on where it stopped
-            if turn is not None:
-                image = image.transpose(turn)
-        return _mask_of(name, image, depth)
+            return _mask_of(name, image if turn is None else image.transpose(turn), depth)
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:
@@ -267,8 +266,9 @@ def is_plain(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[tuple[Any, bytes, Image.Image]]:
-    """The file, its first bytes and the image in it; what goes wrong becomes a PictureError."""
+def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
+    """The file and its first bytes; what goes wrong with it becomes a PictureError."""
+    start = b""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError(f"{name}: not a regular file; give a mask file.")
@@ -278,14 +278,8 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Any, bytes, Image.Image]]:
             if kind is not None and kind.name in _LOSSY:
                 raise PictureError(f"{name}: {kind.title} changes numbers when it compresses; {_SAVE_AS_PNG}.")
             stream.seek(0)
-            with Image.open(stream, formats=_EXACT) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                frames = getattr(image, "n_frames", 1) if image.format != "TIFF" else _pages(image)
-                if frames > 1:
-                    raise PictureError(f"{name}: holds {frames} images; a mask file holds one.")
-                yield stream, start, image
-    except PictureError:
+            yield stream, start
+    except EvitsegError:
         raise
     except FileNotFoundError as error:
         raise PictureError(f"{name}: no such file.") from error
@@ -302,14 +296,12 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Any, bytes, Image.Image]]:
         raise PictureError(f"{name}: truncated or damaged ({error or type(error).__name__}).") from error
 
 
-def _pages(image: Any) -> int:
-    """Images of a TIFF in full size: a pyramid's smaller copies and transparency masks are not counted."""
-    full = 0
-    for page in range(image.n_frames):
-        image.seek(page)
-        full += not int(image.tag_v2.get(_SUBFILE, 0)) & 0b101
-    image.seek(0)
-    return full
+@contextmanager
+def _decoded(stream: BinaryIO) -> Iterator[Image.Image]:
+    with Image.open(stream, formats=_EXACT) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        yield image
 
 
 def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
@@ -334,46 +326,73 @@ def _is_lossless_webp(stream: Any) -> bool:
     return False
 
 
-def _pillow_reads(name: str, image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether Pillow decodes a TIFF's numbers as they are stored. Raises: PictureError for what is no mask."""
-    tags = image.tag_v2
-    lossy = _LOSSY_TIFF.get(int(tags.get(_COMPRESSION, 1)))
-    if lossy:
-        raise PictureError(f"{name}: {lossy} compression changes numbers; store the mask without loss (deflate, LZW).")
-    photometric = tags.get(_PHOTOMETRIC, 1)
-    if photometric == 0:
+def _read_tiff(path: Path, stream: BinaryIO, name: str) -> MaskFile:
+    """A TIFF by its tags. Raises: PictureError, MissingPackageError."""
+    from evitseg.raster.tiff import read_tiff
+
+    file = read_tiff(stream, name)
+    page = file.first
+    if file.count > 1:
+        raise PictureError(f"{name}: holds {file.count} images; a mask file holds one.")
+    if page.compression in _LOSSY_TIFF:
         raise PictureError(
-            f"{name}: white is 0 in it (PhotometricInterpretation 0), so that a shown and a stored number differ; "
+            f"{name}: its compression ({_LOSSY_TIFF[page.compression]}) changes numbers; store the mask without loss "
+            "(deflate, LZW)."
+        )
+    if page.photometric == 0:
+        raise PictureError(
+            f"{name}: white is 0 in it (PhotometricInterpretation 0), so that the shown and the stored number differ; "
             f"{_SAVE_AS_PNG}."
         )
-    if photometric not in (1, 2, 3):
-        raise PictureError(f"{name}: neither grey, a palette nor RGB (PhotometricInterpretation {photometric}).")
-    bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
-    samples = int(tags.get(_SAMPLES, 1))
-    if samples == 1:
-        return (int(bits[0]), int(formats[0])) in _PILLOW_READS
-    return photometric == 2 and set(bits) == {8} and set(formats) == {1} and int(tags.get(_PLANAR, 1)) == 1
+    if page.photometric not in (1, 2, 3):
+        raise PictureError(f"{name}: neither grey, a palette nor RGB (PhotometricInterpretation {page.photometric}).")
+    if page.width * page.height * page.samples > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    bits, is_unsigned = page.bits[0], set(page.formats) == {1}
+    is_plain_tiff = page.fill_order == 1 and page.compression in _PILLOW_TIFF and is_unsigned
+    is_upright = page.orientation == 1 or not page.is_placed
+    is_single = page.samples == 1 and bits in ((1, 2, 4, 8) if page.photometric == 3 else (1, 2, 4, 8, 16))
+    is_colored = page.photometric == 2 and set(page.bits) == {8} and not page.is_planar and page.samples in (3, 4)
+    if is_plain_tiff and is_upright and (is_single or is_colored):
+        stream.seek(0)
+        with _decoded(stream) as image:
+            return _mask_of(name, image, bits)
+    return _read_with_gdal(path, name, page)
 
 
-def _read_with_gdal(path: Path, name: str) -> MaskFile:
-    """A TIFF of numbers that Pillow does not decode exactly. Raises: PictureError, MissingPackageError."""
+def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
+    """A TIFF that Pillow does not decode exactly. Raises: PictureError, MissingPackageError."""
     from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 
     rasterio = import_rasterio()
     try:
         with environment(), quiet_open(Path(os.path.abspath(path)), driver="GTiff") as dataset:
-            if dataset.height * dataset.width * dataset.count > MAX_PIXELS:
-                raise PictureError(f"{name}: more than {MAX_PIXELS:,} numbers; it is no mask that is read whole.")
-            if dataset.count == 1:
-                return _levels(name, dataset.read(1), 8)
-            if dataset.count not in (3, 4) or set(dataset.dtypes) != {"uint8"}:
+            if dataset.count not in (1, 3, 4) or (dataset.count > 1 and set(dataset.dtypes) != {"uint8"}):
                 raise PictureError(
                     f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; a mask has one band of whole numbers, or "
                     "8-bit RGB colours."
                 )
-            return _colors(name, np.moveaxis(dataset.read(), 0, 2))
+            pixels = np.moveaxis(dataset.read(), 0, 2)
     except rasterio.errors.RasterioError as error:
         raise PictureError(f"{name}: truncated or damaged ({error}).") from error
+    if not page.is_placed and page.orientation != 1:
+        pixels = _turned(pixels, page.orientation)
+    if pixels.shape[2] > 1:
+        return _colors(name, pixels)
+    if page.colormap is not None and pixels.dtype.kind == "u":
+        return _indexed(pixels[..., 0], page.colormap.astype(np.int64))
+    if pixels.dtype == np.uint8 and page.formats[0] == 2:
+        pixels = pixels.view(np.int8)  # as GDAL before 3.7 gives signed numbers
+    return _levels(name, pixels[..., 0], 8)
+
+
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo TIFF's orientation: flips first, then rows and columns are exchanged."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
 
 
 def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:

@@ -89,7 +89,10 @@ def open_source(
         if options.page is not None and options.page > 1:
             if frames == 1:
                 raise PictureError(f"{name}: there is no page {options.page} (--page); it has 1.")
-            raise PictureError(f"{name}: frames of a PNG are read whole only; save frame {options.page} as a file.")
+            from evitseg.raster.whole import read_whole
+
+            yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
+            return
         if frames > 1 and options.page is None:
             from evitseg.raster.tiff import warn_first
 

@@ -25,7 +25,7 @@ from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import cells, check_range, choose_levels
-from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, SEPARATED, Page, cmyk_to_rgb, refusal
+from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, Page, cmyk_to_rgb, refusal
 from evitseg.raster.window import (
     CACHE_BYTES,
     TILE,
@@ -133,8 +133,12 @@ class GdalSource:
         with handles.one() as dataset:
             self.size = (dataset.height, dataset.width)
             check_size(name, self.size)
+            if driver == "JPEG":
+                # Damaged EXIF, over which GDAL stumbles with the first question, leaves the pixels whole.
+                with contextlib.suppress(rasterio._err.CPLE_BaseError):
+                    _ = dataset.colorinterp
             bands = _bands_of(dataset, page)
-            self._is_cmyk = page is not None and page.photometric == SEPARATED and options.bands is None
+            self._is_cmyk = bands[0].color == "cyan" and len(bands) >= 4 and options.bands is None
             places = (0, 1, 2, 3) if self._is_cmyk else choose_bands(name, bands, options)
             self._bands = tuple(place + 1 for place in places)
             dtype = np.result_type(*(dataset.dtypes[b - 1] for b in self._bands))
@@ -261,7 +265,7 @@ class GdalSource:
         rasterio = import_rasterio()
         try:
             yield
-        except rasterio.errors.RasterioError as error:
+        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
             raise damaged(self._name, top, left, height, width, error.__cause__ or error) from error
 
 
@@ -373,7 +377,7 @@ def open_gdal(
         stack.callback(handles.close)
         try:
             source = GdalSource(name, handles, driver, identity_of(path), options, page)
-        except rasterio.errors.RasterioError as error:
+        except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
             raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
         result: GdalSource | Decoded = source
         if driver in (*_STREAMS, "BMP") or (driver == "GTiff" and source.is_striped and source.size[1] > _WIDE):

@@ -42,8 +42,8 @@ _PHOTOMETRIC = {
 }  # fmt: skip
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _JPEG = 7
-_PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000, 50001}
-"""None, CCITT's three, LZW, JPEG, deflate, PackBits, LZMA, Zstandard, WebP."""
+_PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
+"""None, CCITT's three, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
 
 
 @dataclass(frozen=True)
@@ -378,8 +378,7 @@ def pillow_reads(page: Page, is_little: bool, options: ReadOptions, path: Path |
         return False
     if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK):
         if samples == 1 and not extra:
-            is_known = bits in (1, 2, 4, 8) or (bits == 16 and (page.photometric == MIN_IS_BLACK or is_little))
-            return is_known and page.compression != 50001
+            return bits in (1, 2, 4, 8) or (bits == 16 and (page.photometric == MIN_IS_BLACK or is_little))
         return samples == 2 and bits == 8 and extra == (2,) and not page.is_planar and page.photometric == MIN_IS_BLACK
     if page.photometric == PALETTE:
         return samples == 1 and bits in (1, 2, 4, 8)
@@ -436,10 +435,9 @@ def kind_in_words(page: Page) -> str:
 
 
 def cmyk_to_rgb(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) from (H, W, 4), without a colour profile, as Pillow does it."""
-    light = 255 - inks[..., 3:].astype(np.int32)
-    product = inks[..., :3].astype(np.int32) * light + 128
-    return np.clip(light - ((product >> 8) + product >> 8), 0, 255).astype(np.uint8)
+    """(H, W, 3) from (H, W, 4), without a colour profile, as libtiff, and so GDAL, does it."""
+    light = 255 - inks.astype(np.uint32)
+    return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
 
 
 def no_raw(path: Path, name: str) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -86,7 +87,9 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
             ifd = tiff.choose_page(name, file, options, quietly=True)
             page = file.first if ifd == file.first.ifd else tiff.read_page(stream, name, ifd)
             _check_pixels(name, page.size)
-            if tiff.pillow_reads(page, file.is_little, options, path):
+            # GDAL's JPEG library smooths colours of half the resolution otherwise than Pillow's.
+            is_gdals = page.photometric == tiff.YCBCR and importlib.util.find_spec("rasterio") is not None
+            if not is_gdals and tiff.pillow_reads(page, file.is_little, options, path):
                 tiff.choose_page(name, file, options)
                 stored = _tiff(stream, name, page, len(file.pages))
                 return _whole(_rendered(stored, name, options))

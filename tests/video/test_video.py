@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -665,3 +668,151 @@ def test_streams_and_results_are_known_by_their_names(tmp_path: Path) -> None:
     assert is_result(Path("a_overlay.mkv"))
     assert not is_result(Path("a_overlays.mp4"))
     assert not is_result(Path("a_frames/000001.png"))
+
+
+# Addresses, legends, interrupts.
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which it is served."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def play_list(path: Path, part: str) -> None:
+    path.write_text(
+        f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\n{part}\n#EXT-X-ENDLIST\n", encoding="utf-8"
+    )
+
+
+def test_an_address_gives_every_frame_and_a_play_list_opens_no_files(
+    website: tuple[Path, str], segment: Segmenter, tmp_path: Path
+) -> None:
+    folder, address = website
+    clip = make(folder / "clip.ts", street(12), options={"qp": "8", "bf": "0"})
+    play_list(folder / "web.m3u8", "clip.ts")
+    play_list(folder / "file.m3u8", clip.as_uri())
+    play_list(folder / "path.m3u8", str(clip))
+    play_list(folder / "joined.m3u8", f"concat:{clip}|{clip}")
+    (folder / "script.txt").write_text("ffconcat version 1.0\nfile clip.ts\n")
+    expected = [i / 25 for i in range(12)]
+    for name in ("clip.ts", "web.m3u8"):
+        assert [at for at, _ in segment_video(f"{address}/{name}", segment, live=False)] == pytest.approx(expected)
+    for name in ("file.m3u8", "path.m3u8", "joined.m3u8", "script.txt"):
+        with pytest.raises(VideoError, match=f"{name}: cannot be opened"):
+            write_video(f"{address}/{name}", tmp_path / "out", segment)
+    with pytest.raises(VideoError, match="not a video"):
+        write_video(folder / "web.m3u8", tmp_path / "out", segment)
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("rtsp://[bad", "not an address"),
+        ("rtsp://", "rtsp://HOST:PORT/PATH is one"),
+        ("http://host:99999/x", "not an address"),
+        ("file:///clip.m3u8", "file:// are not read; give the path itself"),
+        ("concat://a", "concat:// are not read; known are http"),
+        ("rtsp://me:secret@[bad/x?key=secret", "not an address"),
+    ],
+)
+def test_what_is_no_address_is_told(address: str, sentence: str, segment: Segmenter, tmp_path: Path) -> None:
+    assert is_stream(address)
+    assert stream_name(address)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        write_video(address, tmp_path / "out", segment)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("duration", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_duration_that_is_none_is_told(duration: float, segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(2))
+    with pytest.raises(ConfigError, match="seconds above 0"):
+        write_video(clip, tmp_path / "out", segment, duration_s=duration)
+
+
+@pytest.mark.parametrize("tags", [{"colorspace": 1, "color_range": 1}, {"colorspace": 5, "color_range": 2}])
+def test_a_legend_shows_every_class_that_occurs_in_its_colour(
+    tags: dict[str, int], segment: Segmenter, tmp_path: Path
+) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3, (480, 640)), tags=tags)
+    plain = rgb(decoded(write_video(clip, tmp_path / "plain", segment).written["overlay"])[-1]).astype(int)
+    result = write_video(clip, tmp_path / "named", segment, legend=True)
+    named = rgb(decoded(result.written["overlay"])[-1]).astype(int)
+    changed = np.abs(named - plain).max(2) > 60
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    # In the upper left, at most half of both sides.
+    assert rows.max() < 240
+    assert columns.max() < 320
+    assert changed.any()
+    np.testing.assert_allclose(named[240:, 320:], plain[240:, 320:], atol=12)
+    # A square of every class's own colour, at full strength: 12 pixels of text, 6 of margin.
+    colors = {c.name: c.color for c in segment.labels.classes}
+    expected = [name for name in segment.labels.names if result.fractions.get(name, 0) > 0.002]
+    shown = [named[12 + 18 * i, 12] for i in range(len(result.fractions))]
+    for name in expected:
+        assert min(np.abs(np.array(color) - colors[name]).max() for color in shown) < 12, name
+
+
+def test_a_legend_that_has_no_room_is_cut_or_left_out(segment: Segmenter, tmp_path: Path) -> None:
+    for size in ((64, 96), (16, 16), (24, 400)):
+        clip = make(tmp_path / "clip.mkv", street(2, size), codec="ffv1", form="yuv444p")
+        result = write_video(clip, tmp_path / "clip", segment, legend=True)
+        assert result.frames == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_an_interrupt_cuts_no_frame_in_two(segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It comes when the first kind has a frame that the second has not.
+    clip = make(tmp_path / "clip.mp4", street(20))
+    real = writers.SINKS["mask"]
+
+    @contextlib.contextmanager
+    def interrupting(*arguments: Any, **more: Any) -> Iterator[writers.Sink]:
+        with real(*arguments, **more) as sink:
+            written = 0
+
+            def write(done: writers.Done) -> None:
+                nonlocal written
+                sink.write(done)
+                written += 1
+                if written == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.05)
+
+            yield writers.Sink(sink.path, write)
+
+    monkeypatch.setitem(writers.SINKS, "mask", interrupting)
+    slow = Segmenter(Slow(segment.engine, 0.02), 64)
+    result = write_video(clip, tmp_path / "clip", slow, ["mask", "frames"], live=True)
+    assert result.interrupted
+    assert result.frames == len(decoded(result.written["mask"])) == 1
+    assert len(list(result.written["frames"].glob("*.png"))) == 1
+    assert len((result.written["frames"] / "times.csv").read_text().splitlines()) == 2
+    with pytest.raises(KeyboardInterrupt):
+        write_video(clip, tmp_path / "other", slow, ["mask", "frames"])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("other", ".evitseg"))]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_latencies_of_few_frames_are_in_order(frames: int, segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(frames))
+    result = write_video(clip, tmp_path / "clip", segment, live=True)
+    assert result.latency_ms is not None
+    assert result.p90_latency_ms is not None
+    if result.frames == 1:
+        assert result.p90_latency_ms == result.latency_ms
+    else:
+        assert result.p90_latency_ms > result.latency_ms

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from os import PathLike
@@ -22,6 +23,7 @@ from evitseg.errors import VideoError, unknown
 from evitseg.masks import mask_png
 from evitseg.runtime.segmenter import Prediction, Segmenter
 from evitseg.video.frames import drawn_over, frame_mask, new_frame, rgb, upright, yuv, yuv_colors
+from evitseg.video.legend import Legend
 from evitseg.video.reader import Frame, VideoReader
 from evitseg.video.sources import EXTENSIONS, Source, is_stream, is_video, stream_name
 from evitseg.video.writers import KINDS, SINKS, Done, Kind, Sink, is_result
@@ -81,6 +83,7 @@ class VideoResult:
         latency_ms, p90_latency_ms: of a live source, from capture to written, median and 90th percentile. Capture is
             the frame's time stamp, on a clock set by the frame that came here soonest after its own.
         damage: a sentence where the source could not be read whole; what could is written.
+        interrupted: whether an interrupt ended a live source.
     """
 
     source: str
@@ -95,6 +98,7 @@ class VideoResult:
     latency_ms: float | None = None
     p90_latency_ms: float | None = None
     damage: str | None = None
+    interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -143,6 +147,7 @@ def write_video(
     live: bool | None = None,
     duration_s: float | None = None,
     workers: int = 2,
+    legend: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
     file: str | PathLike[str] | None = None,
 ) -> VideoResult:
@@ -158,6 +163,7 @@ def write_video(
     Args:
         source, segment, live, duration_s, workers: as for `segment_video`.
         stem: the beginning of the results' names, with their folder.
+        legend: list the classes' colours and names in a corner of the overlay, on top of the frames.
         watch: called after every frame.
         file: the name of the only kind's file, .mp4, .mov or .mkv, instead of one made of `stem`.
 
@@ -167,13 +173,18 @@ def write_video(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("kind of video", kind, KINDS)
-    with VideoReader(source, live, duration_s, "overlay" in kinds) as video, contextlib.ExitStack() as stack:
+    with (
+        VideoReader(source, live, duration_s, "overlay" in kinds) as video,
+        ThreadPoolExecutor(1, thread_name_prefix="evitseg-writer") as writing,
+        contextlib.ExitStack() as stack,
+    ):
         named = None if file is None else Path(file)
         sinks: list[Sink] = [
             stack.enter_context(SINKS[kind](video, Path(stem), segment.labels, named)) for kind in kinds
         ]
         needs_png = any(kind != "overlay" for kind in kinds)
         colors = yuv_colors(segment.labels, new_frame(yuv(video.first), 2, 2)) if "overlay" in kinds else None
+        names = Legend(segment.labels) if legend else None
         classes = len(segment.labels.classes)
 
         def work(frame: Frame) -> Done:
@@ -188,22 +199,35 @@ def write_video(
 
         frames, end, counts = 0, Fraction(0), np.zeros(classes, np.int64)
         written_at: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        interrupted = False
+
+        def record(done: Done) -> None:
+            nonlocal frames, end, counts
+            if names is not None and done.drawn is not None:
+                names.draw(done.drawn, done.counts)
+            for sink in sinks:
+                sink.write(done)
+            frames, end = frames + 1, done.frame.time + done.frame.duration
+            counts += done.counts
+            if video.live:
+                written_at.append(time.monotonic() - float(done.frame.time))
+
         began = time.monotonic()
-        with contextlib.suppress(KeyboardInterrupt) if video.live else contextlib.nullcontext():
+        try:
             for done in video.through(work, workers):
-                for sink in sinks:
-                    sink.write(done)
-                frames, end = frames + 1, done.frame.time + done.frame.duration
-                counts += done.counts
-                if video.live:
-                    written_at.append(time.monotonic() - float(done.frame.time))
+                _whole(writing, record, done)
                 late = 1000 * (written_at[-1] - video.soonest) if written_at else None
                 # Headers tell too little of files that were joined.
                 total = video.total if video.total is None or frames <= video.total else None
                 watch(Progress(frames, total, video.dropped, late))
+        except KeyboardInterrupt:
+            if not video.live or frames == 0:
+                raise
+            interrupted = True
         took = time.monotonic() - began
         if frames == 0:
             raise VideoError(video.damage or f"{video.name}: no frame can be decoded.")
+        _whole(writing, stack.close)
     late_ms = [1000 * (at - video.soonest) for at in written_at]
     pixels = max(1, int(counts.sum()))
     return VideoResult(
@@ -221,7 +245,21 @@ def write_video(
         latency_ms=statistics.median(late_ms) if late_ms else None,
         p90_latency_ms=float(np.percentile(late_ms, 90)) if late_ms else None,
         damage=video.damage,
+        interrupted=interrupted,
     )
+
+
+def _whole(thread: Executor, call: Callable[..., None], *arguments: object) -> None:
+    """Make a call that an interrupt does not cut short, but follows: only the main thread is ever interrupted."""
+    future, interrupt = thread.submit(call, *arguments), None
+    while True:
+        try:
+            future.result()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _bundled() -> Segmenter:

@@ -17,7 +17,18 @@ from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
 from evitseg.runtime.overlap import overlapped
 from evitseg.video.frames import TRANSPOSED, turn_of
-from evitseg.video.sources import CAMERAS, FILE_FORMATS, LIVE, TIMEOUT_S, Source, is_stream, told
+from evitseg.video.sources import (
+    CAMERAS,
+    FILE_FORMATS,
+    LIVE,
+    PROTOCOLS,
+    TIMEOUT_S,
+    Source,
+    address_formats,
+    check_address,
+    is_stream,
+    told,
+)
 from evitseg.video.times import Timeline, frame_rate
 
 if TYPE_CHECKING:
@@ -85,7 +96,7 @@ class VideoReader:
             self.stream = videos[0]
             self.audio_streams = list(self._container.streams.audio) if audio else []
             declared = self._container.duration
-            scheme = text.partition(":")[0]
+            scheme = text.partition(":")[0].lower()
             self.live = (streams and (scheme in LIVE or "/" in scheme or declared is None)) if live is None else live
             self.declared_s = Fraction(declared, 1_000_000) if declared and not streams else None
             context = self.stream.codec_context
@@ -117,8 +128,14 @@ class VideoReader:
         kind, name, wait = None, text, None
         if stream:
             wait = (TIMEOUT_S, TIMEOUT_S)
+            check_address(text)
             scheme, _, rest = text.partition(":")
-            options = {"fflags": "nobuffer"}
+            scheme = scheme.lower()
+            if scheme in LIVE or "/" in scheme:
+                options = {"fflags": "nobuffer"}  # which drops what was read to know the format: a file's beginning
+            if scheme in PROTOCOLS:
+                name = f"{scheme}:{rest}"  # FFmpeg knows small letters only
+                options |= {"protocol_whitelist": PROTOCOLS[scheme], "format_whitelist": address_formats(scheme)}
             if scheme in ("rtsp", "rtsps"):
                 options["rtsp_flags"] = "prefer_tcp"  # over UDP packets are lost, and pictures with them
             if scheme == "camera" or "/" in scheme:
@@ -138,7 +155,7 @@ class VideoReader:
         except (av.FFmpegError, OSError, ValueError) as error:
             if not stream and Path(text).is_file() and Path(text).stat().st_size == 0:
                 raise VideoError(f"{self.name}: an empty file.") from error
-            if not stream and isinstance(error, av.error.InvalidDataError):
+            if not stream and isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError)):
                 raise VideoError(
                     f"{self.name}: not a video in a format that can be read, or cut off before its index; "
                     "play it, or convert it to MP4, first."

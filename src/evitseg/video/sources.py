@@ -7,9 +7,12 @@ from os import PathLike
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from evitseg.errors import ConfigError
+
 EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".asf"}
-    | {".flv", ".f4v", ".ogv", ".3gp", ".mxf", ".vob", ".dv", ".y4m", ".h264", ".hevc"}
+    | {".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".vob", ".dv", ".y4m", ".h264", ".264", ".hevc", ".h265", ".265"}
+    | {".mjpeg", ".mjpg", ".ivf", ".obu", ".nut", ".qt", ".divx", ".mpe", ".m1v", ".mpv", ".rm", ".rmvb", ".wtv"}
 )
 """By which a video is known among other files."""
 FILE_FORMATS = (
@@ -19,6 +22,24 @@ FILE_FORMATS = (
 """What a file may be inside: no play lists and scripts, which would have FFmpeg open whatever they name."""
 LIVE = ("camera", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms", "mmsh")
 """Schemes of sources that do not wait for a slow reader; http is live where it says no duration."""
+_WEB = "http,https,httpproxy,tcp,tls,crypto"
+_MEDIA = "rtp,srtp,udp,tcp,tls"
+PROTOCOLS = {
+    "http": _WEB,
+    "https": _WEB,
+    "rtsp": f"rtsp,{_MEDIA},http,https",
+    "rtsps": f"rtsps,rtsp,{_MEDIA},http,https",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,rtmp,tcp,tls",
+    "rtp": _MEDIA,
+    "udp": "udp",
+    "tcp": "tcp",
+    "srt": "srt,udp",
+    "mms": "mms,mmsh,mmst,tcp,http",
+    "mmsh": "mmsh,tcp,http",
+}
+"""What may be opened on an address's behalf: never files, and no play list's other addresses but on the web."""
+_ADDRESS_FORMATS = f"{FILE_FORMATS},rtsp,sdp,rtp,mpjpeg"
 CAMERAS = {
     #        format          name of camera n
     "linux": ("v4l2", "/dev/video{}"),
@@ -32,9 +53,32 @@ Source = str | PathLike[str]
 """A file; "camera:0"; or an address such as "rtsp://host/path"."""
 
 
+def address_formats(scheme: str) -> str:
+    """What may come from an address: on the web also play lists of live streams, whose parts come from the web too."""
+    return f"{_ADDRESS_FORMATS},hls,dash" if PROTOCOLS[scheme] == _WEB else _ADDRESS_FORMATS
+
+
+def check_address(source: str) -> None:
+    """Raises: ConfigError for an address that is none, or of a kind that is not read."""
+    scheme, separator, _ = source.partition("://")
+    scheme = scheme.lower()
+    if not separator:
+        return
+    if scheme not in PROTOCOLS:
+        advice = "give the path itself" if scheme == "file" else f"known are {', '.join(PROTOCOLS)}"
+        raise ConfigError(f"{told(source)}: addresses that begin with {scheme}:// are not read; {advice}.")
+    try:
+        whole = bool(urlsplit(source).netloc) and urlsplit(source).port != 0
+    except ValueError as error:
+        raise ConfigError(f"{told(source)}: not an address ({error}).") from error
+    if not whole:
+        raise ConfigError(f"{told(source)}: not an address; {scheme}://HOST:PORT/PATH is one.")
+
+
 def is_stream(source: str) -> bool:
     """Whether this names a camera or an address, not a file."""
-    return bool(re.match(r"[a-z][a-z0-9+.-]*://|camera:", source)) or re.fullmatch(r"/dev/video\d+", source) is not None
+    address = re.match(r"[a-z][a-z0-9+.-]+://|camera:", source, re.IGNORECASE)
+    return address is not None or re.fullmatch(r"/dev/video\d+", source) is not None
 
 
 def is_video(path: Path) -> bool:
@@ -44,15 +88,15 @@ def is_video(path: Path) -> bool:
 
 def stream_name(source: str) -> str:
     """What the results of a stream are called; without the password that an address may hold."""
-    parts = urlsplit(told(source))
-    name = re.sub(r"[^\w.-]+", "_", parts.netloc + parts.path if parts.netloc else source).strip("._")
+    name = re.sub(r"[^\w.-]+", "_", told(source).partition("://")[2] or source).strip("._")
     return name[:80] or "stream"
 
 
 def told(source: Source) -> str:
     """A source as it may be printed: an address without user, password and query, which may hold a key."""
     text = str(source)
-    if "://" not in text:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return text
-    parts = urlsplit(text)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

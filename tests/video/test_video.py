@@ -632,14 +632,15 @@ def test_an_interrupted_file_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-def test_an_interrupted_live_source_leaves_a_whole_video(sender: Sender, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_live_source_leaves_a_whole_video(number: int, sender: Sender, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("predict", sender.address, "--size", 64),
         cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for(tmp_path, process)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(number)
     told, complaint = process.communicate(timeout=60)
     assert process.returncode == 0, complaint
     (name,) = files(tmp_path)
@@ -816,3 +817,35 @@ def test_latencies_of_few_frames_are_in_order(frames: int, segment: Segmenter, t
         assert result.p90_latency_ms == result.latency_ms
     else:
         assert result.p90_latency_ms > result.latency_ms
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+def test_a_stopped_service_begins_no_further_input(sender: Sender, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("predict", sender.address, "udp://127.0.0.1:9", "--size", 64),
+        cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(tmp_path, process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert complaint.strip() == "interrupted; 1 of the videos are not done."
+    (name,) = files(tmp_path)
+    assert len(decoded(tmp_path / name)) > 5
+
+
+def test_wrong_addresses_and_durations_are_usage_errors(tmp_path: Path) -> None:
+    make(tmp_path / "clip.mp4", street(2))
+    for arguments in (
+        ["clip.mp4", "--duration", "nan"],
+        ["clip.mp4", "--duration", "-1"],
+        ["clip.mp4", "--duration", "inf"],
+        ["rtsp://[bad"],
+        ["file:///clip.m3u8"],
+        ["clip.mp4", "--no-overlay", "--legend"],
+    ):
+        done = run("predict", *arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+    assert files(tmp_path) == ["clip.mp4"]

@@ -13,7 +13,7 @@ from evitseg.cli.console import fail
 from evitseg.cli.inputs import find_inputs
 from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import DESCRIBED, MASK_ENDINGS, ONE_IMAGE, VIDEO_ENDINGS, Mode, Request, check_used
-from evitseg.errors import FileError
+from evitseg.errors import ConfigError, FileError
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def plan(request: Request, outcome: Outcome) -> list[Job]:
     """The jobs that are to be done. Raises: BadParameter, Exit."""
     from evitseg.image import EXTENSIONS
     from evitseg.raster import SLIDE_ENDINGS
-    from evitseg.video import is_stream, stream_name
+    from evitseg.video import check_address, is_stream, stream_name
 
     out, ending = request.out, request.out.suffix.lower()
     if not request.is_file:
@@ -122,11 +122,11 @@ def plan(request: Request, outcome: Outcome) -> list[Job]:
         if request.method is not Mode.whole:
             raise typer.BadParameter(f"{given} is a live source, not an image", param_hint="INPUT...")
         try:
-            name = stream_name(given)
-        except ValueError as error:
-            raise typer.BadParameter(f"{given[:200]!r} is not an address ({error})", param_hint="INPUT...") from None
+            check_address(given)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error), param_hint="INPUT...") from None
         # .live, because what is behind a name's last dot is taken off.
-        sources.append((given, Path(f"{name}.live")))
+        sources.append((given, Path(f"{stream_name(given)}.live")))
     jobs = [
         Job(
             source,

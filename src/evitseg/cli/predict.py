@@ -62,6 +62,15 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    legend: Annotated[
+        bool | None,
+        typer.Option(
+            "--legend/--no-legend",
+            help="Name the classes' colours in overlays: below an image, in a corner of a video's frames. (default: "
+            "only for images; in a video it covers pixels)",
+            show_default=False,
+        ),
+    ] = None,
     skip_existing: Annotated[
         bool,
         typer.Option("--skip-existing", help="Skip inputs that already have results. Use it to resume a stopped run."),
@@ -167,6 +176,7 @@ def predict(
         model=model,
         size=parse_size(size) if size is not None else None,
         overlay=overlay,
+        legend=legend,
         skip_existing=skip_existing,
         overwrite=overwrite,
         videos=tuple(kind.value for kind in video or ()),

@@ -25,7 +25,7 @@ def predict_videos(segment: Segmenter, jobs: list[Job], request: Request, outcom
 
     console = Console(stderr=request.as_json, highlight=False)
     kinds: list[Any] = list(request.kinds)
-    for job in jobs:
+    for i, job in enumerate(jobs):
         with outcome.attempt(job.source):
             check_free([path for kind in kinds for path in job.videos(kind)], request, job.source)
             with _progress(job.stem.name, console) as watch:
@@ -36,9 +36,13 @@ def predict_videos(segment: Segmenter, jobs: list[Job], request: Request, outcom
                     kinds,
                     duration_s=request.duration,
                     workers=segment.info.streams,
+                    legend=bool(request.legend),
                     watch=watch,
                     file=job.file,
                 )
+            left = len(jobs) - i - 1
+            if result.interrupted and left:  # it is the whole run that was to end
+                raise KeyboardInterrupt(f"interrupted; {left} of the videos are not done.")
             forget()
             if result.damage is not None:
                 outcome.fail(job.source, result.damage)

@@ -188,7 +188,7 @@ def _write(prediction: Prediction, job: Job, request: Request) -> list[Path]:
     mask_path = job.mask(".png")
     written = [mask_path]
     if request.draws:
-        drawn = prediction.overlay()
+        drawn = prediction.overlay(request.legend is not False)
         written.append(job.overlay(".jpg" if max(drawn.size) <= MAX_JPEG_SIDE else ".png"))
         save_picture(drawn, written[-1])
     write_mask(prediction, mask_path, request.mask_format)

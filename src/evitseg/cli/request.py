@@ -37,6 +37,8 @@ HONOURED: dict[str, frozenset[Mode]] = {
     "--size": _ALL,
     "--overlay": frozenset({Mode.whole, Mode.video}),
     "--no-overlay": _ALL,
+    "--legend": frozenset({Mode.whole, Mode.video}),
+    "--no-legend": frozenset({Mode.whole, Mode.video}),
     "--skip-existing": _ALL,
     "--overwrite": _ALL,
     "--video": frozenset({Mode.video}),
@@ -83,7 +85,7 @@ class Request:
 
     Attributes:
         method: how images are segmented; those that do not fit in memory whole go in tiles all the same.
-        overlay: None where neither --overlay nor --no-overlay was given.
+        overlay, legend: None where neither the option nor its opposite was given.
         is_file: `out` is the name of one mask or video, not a folder.
         reading: how image files are read; None for what the model says.
         given: the options that were given, as they are typed.
@@ -97,6 +99,7 @@ class Request:
     model: str | None = None
     size: Size = None
     overlay: bool | None = None
+    legend: bool | None = None
     skip_existing: bool = False
     overwrite: bool = False
     videos: tuple[str, ...] = ()
@@ -125,6 +128,8 @@ class Request:
             raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
         if (self.context is None) != (self.region is None):
             raise typer.BadParameter("--context and --region go together", param_hint="--region")
+        if self.legend and self.overlay is False and "overlay" not in self.videos:
+            raise typer.BadParameter("is for overlays, and --no-overlay is given", param_hint="--legend")
         if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):
             raise typer.BadParameter("give a number of seconds above 0", param_hint="--duration")
         if self.blend is not None:

@@ -56,9 +56,10 @@ class Prediction:
         """Share of the pixels of every class that occurs, largest first: {"road": 0.41, ...}."""
         return pictures.class_fractions(self.mask, self.labels)
 
-    def overlay(self) -> Image.Image:
-        """The picture in the classes' colours, with a legend below."""
-        return pictures.overlay(self.picture, self.mask, self.labels)
+    def overlay(self, legend: bool = True) -> Image.Image:
+        """The image in the classes' colours, by default with a legend below."""
+        draw = pictures.overlay if legend else pictures.tinted
+        return draw(self.picture, self.mask, self.labels)
 
     def save(self, path: str | os.PathLike[str], mask_format: MaskFormat = "palette") -> None:
         """Write the mask as a PNG of class indices.

@@ -25,7 +25,7 @@ from evitseg.runtime.segmenter import Prediction, Segmenter
 from evitseg.video.frames import drawn_over, frame_mask, new_frame, rgb, upright, yuv, yuv_colors
 from evitseg.video.legend import Legend
 from evitseg.video.reader import Frame, VideoReader
-from evitseg.video.sources import EXTENSIONS, Source, is_stream, is_video, stream_name
+from evitseg.video.sources import EXTENSIONS, Source, check_address, is_stream, is_video, stream_name
 from evitseg.video.writers import KINDS, SINKS, Done, Kind, Sink, is_result
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Progress",
     "Source",
     "VideoResult",
+    "check_address",
     "is_result",
     "is_stream",
     "is_video",

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from evitseg.dataset import (
     read_truth,
     split_pairs,
 )
-from evitseg.errors import DatasetError
+from evitseg.errors import DatasetError, EvitsegWarning
 from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
 
 RNG = np.random.default_rng(0)
@@ -342,3 +345,111 @@ def test_a_contact_sheet_shows_the_pictures(tmp_path: Path) -> None:
         assert sheet.width == 6 * 80
         tiles = np.asarray(sheet)[:120].reshape(2, 60, 6, 80, 3).swapaxes(1, 2).reshape(12, -1)
         assert (tiles.std(1) > 1).sum() == 9
+
+
+def test_masks_beside_their_images_are_found(tmp_path: Path) -> None:
+    for name in ("s1", "s2", "surgical_mask"):  # the last is an image of that name
+        picture(tmp_path / "train" / f"{name}.jpg")
+    for name in ("s1_mask", "s2_mask"):
+        mask(tmp_path / "train" / f"{name}.png")
+    dataset = find_dataset(tmp_path)
+    assert names(dataset, "train") == [("s1.jpg", "s1_mask.png"), ("s2.jpg", "s2_mask.png")]
+    assert [p.name for p in dataset.unpaired] == ["surgical_mask.jpg"]
+    mask(tmp_path / "train/surgical_mask_mask.png")
+    assert ("surgical_mask.jpg", "surgical_mask_mask.png") in names(find_dataset(tmp_path), "train")
+
+
+def test_what_is_not_read_is_counted_by_reason(tmp_path: Path) -> None:
+    for name in ("a.PNG", "b c.jpg", "#d,e.png", "bad.png", "alone.png", "other.png"):
+        picture(tmp_path / "images" / name)
+    for name in ("a.Png", "b c.png", "#d,e.png", "bad.png", "other.png"):
+        mask(tmp_path / "masks" / name)
+    for name in ("raw.CR2", "layers.psd", "also.psd", ".hidden.psd", "notes.txt"):
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "images/bad.png").write_bytes(b"no image")
+    mask(tmp_path / "masks/other.png", size=(5, 5))
+    os.mkfifo(tmp_path / "images/pipe.png")
+    (tmp_path / "masks/broken.png").symlink_to(tmp_path / "nowhere.png")
+    inspection = inspect(find_dataset(tmp_path), 0)
+    assert len(inspection.usable) == 3
+    assert inspection.left_out == {
+        "images that cannot be read": 1,
+        "masks of another size than the image": 1,
+        "files without a partner": 1,
+        ".psd files, which are not read": 2,
+        ".cr2 files, which are not read": 1,
+        "files that are not regular (FIFOs, sockets, devices)": 1,
+        "files that cannot be read (No such file or directory)": 1,
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("images", "masks"):
+        picture(tmp_path / place / "a.png")
+        picture(tmp_path / place / "closed" / "b.png")
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DatasetError, match=r"images/closed: the folder cannot be read \(Permission denied\)"):
+        find_dataset(tmp_path)
+
+
+def test_a_mask_of_the_stored_size_of_a_turned_image_is_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("jpg", "png"):
+        picture(tmp_path / f"{kind}/images/a.{kind}", (8, 12))
+        with Image.open(tmp_path / f"{kind}/images/a.{kind}") as image:
+            image.save(tmp_path / f"{kind}/images/a.{kind}", exif=exif)
+        mask(tmp_path / f"{kind}/masks/a.png", size=(8, 12))
+        (problem,) = inspect(find_dataset(tmp_path / kind), 0).problems
+        assert "12×8 pixels, but its picture has 8×12; the picture is turned by its EXIF orientation" in problem
+        mask(tmp_path / f"{kind}/masks/a.png", size=(12, 8))
+        assert inspect(find_dataset(tmp_path / kind), 0).findings[0].turned
+
+
+def test_warnings_of_other_processes_are_passed_on(tmp_path: Path) -> None:
+    frames = [Image.new("L", (12, 8), level) for level in (0, 255)]
+    picture(tmp_path / "images/b.png")
+    frames[0].save(tmp_path / "images/a.tif", save_all=True, append_images=frames[1:])
+    for name in ("a", "b"):
+        mask(tmp_path / f"masks/{name}.png")
+    for workers in (0, 2):
+        with pytest.warns(EvitsegWarning, match=r"a\.tif: the first of 2 pages is read"):
+            inspect(find_dataset(tmp_path), workers)
+
+
+def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evitseg.dataset as module
+
+    for i in range(3):
+        picture(tmp_path / f"images/{i}.png")
+        mask(tmp_path / f"masks/{i}.png")
+    read: list[Path] = []
+
+    def noting(function: Callable[..., Any], path: Path, *more: Any) -> Any:
+        read.append(path)
+        return function(path, *more)
+
+    for name in ("read_picture", "read_mask_file"):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, partial(noting, function))
+    inspect(find_dataset(tmp_path), 0)  # without labels: the classes are inferred
+    assert len(read) == len(set(read)) == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_data_in_a_folder_whose_name_is_not_utf_8_can_be_inspected(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    for i in range(3):
+        picture(folder / f"images/{i}.png")
+        mask(folder / f"masks/{i}.png")
+    (folder / "classes.txt").write_text("a\nb\nc\n")
+    inspection = inspect(find_dataset(folder), 0)
+    assert inspection.trains
+    inspection.labels.name.encode()

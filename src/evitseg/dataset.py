@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.folders import Skipped, image_files
+from evitseg.data.folders import Skipped, image_files, reasons
 from evitseg.data.lists import Pair, decoded, read_pairs
 from evitseg.data.truth import Survey, class_counts, settled_for, settled_labels
 from evitseg.data.yaml_file import read_yaml, yaml_labels
-from evitseg.errors import ConfigError, DatasetError, EvitsegError
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
 from evitseg.formats import ORIENTATION, format_of, orientation_of
 from evitseg.image import AS_STATED, ReadOptions, read_picture, tinted, with_legend
 from evitseg.labels import LabelSpace, load_labels, named
@@ -134,7 +135,7 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
             raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
         found = readers[ending](root)
     else:
-        layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees)
+        layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees, _side_by_side)
         recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
         if recognised is None or not recognised.pairs():
             drawn = _drawn(root, labels, reading)
@@ -334,6 +335,35 @@ def _trees(root: Path) -> Dataset | None:
     return _dataset(root, "splits with pictures and masks in each", parts, None) if parts else None
 
 
+def _side_by_side(root: Path) -> Dataset | None:
+    """Images and masks in one folder, a mask called as its image with a usual suffix: x.jpg and x_mask.png.
+
+    A file whose name ends so is an image where none has the name before the suffix: surgical_mask.png alone.
+    """
+    parts = _splits_of(root) or {ALL: root}
+    splits: dict[str, tuple[Pair, ...]] = {}
+    unpaired: list[Path] = []
+    skipped: list[Skipped] = []
+    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+        places: dict[Path, list[Path]] = {}
+        for path in image_files(parts[split], skipped):
+            places.setdefault(path.relative_to(parts[split]).with_suffix(""), []).append(path)
+        masks = {
+            p: files
+            for p, files in places.items()
+            if _without(p, _MASK_SUFFIXES) != p and _without(p, _MASK_SUFFIXES) in places
+        }
+        if not masks:
+            return None
+        pairs, alone = pair_files(
+            {place: files[0] for place, files in places.items() if place not in masks},
+            {place: files[0] for place, files in masks.items()},
+        )
+        splits[split] = tuple(pairs)
+        unpaired += [*alone, *(path for files in places.values() for path in files[1:])]
+    return Dataset(root, "masks beside their images", splits, None, tuple(unpaired), skipped=tuple(skipped))
+
+
 def _from_list(path: Path) -> Dataset:
     return Dataset(path, "a list of pairs", {ALL: read_pairs(path)}, None, ())
 
@@ -389,11 +419,13 @@ class Finding:
     Attributes:
         split, pair: which one.
         problem: a sentence where it cannot be used, else "".
+        reason: of what kind the problem is, in a few words.
         stranger: whether the problem is an id or colour outside the label space, which would stop training.
         size: (height, width).
         counts: pixels of every class.
         digest, mask_digest: of the picture's pixels, and of the mask's stored values.
         turned: whether the picture is stored turned, and shown upright as its EXIF orientation says.
+        remarks: what reading it warned of.
     """
 
     split: str
@@ -405,6 +437,8 @@ class Finding:
     digest: str = ""
     mask_digest: str = ""
     turned: bool = False
+    reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -431,6 +465,14 @@ class Inspection:
         others = [f.problem for f in self.findings if f.problem and not f.stranger]
         alone = [f"{path}: has no partner, a mask or picture of the same name." for path in self.dataset.unpaired]
         return [*strangers, *others, *self.dataset.problems, *alone]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many pairs and files are left out, by reason."""
+        counts = Counter(finding.reason for finding in self.findings if finding.problem)
+        if self.dataset.unpaired:
+            counts["files without a partner"] = len(self.dataset.unpaired)
+        return dict(counts.most_common()) | reasons(self.dataset.skipped)
 
     @property
     def leaks(self) -> list[tuple[Finding, Finding]]:
@@ -506,18 +548,33 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
         raise DatasetError(f"no mask can be read: {read[0][0].problem if read else 'there is none.'}")
     # What the numbers mean can depend on all masks; every file is read once all the same.
     labels = settled_labels(held, dataset.labels)
+    for finding, _ in read:
+        for remark in finding.remarks:
+            warnings.warn(remark, EvitsegWarning, stacklevel=2)
     return Inspection(dataset, labels, tuple(_counted(finding, held, labels) for finding, held in read))
 
 
 def _inspect(job: tuple[str, Pair]) -> tuple[Finding, Held | None]:
-    split, pair = job
-    held = None
+    # In a process of its own a warning would be lost.
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", EvitsegWarning)
+        finding, held = _read(*job)
+    remarks = (str(warning.message) for warning in told if issubclass(warning.category, EvitsegWarning))
+    return replace(finding, remarks=tuple(remarks)), held
+
+
+def _read(split: str, pair: Pair) -> tuple[Finding, Held | None]:
+    finding = Finding(split, pair)
     try:
         picture = read_picture(pair.picture, pair.reading)
-        file = read_mask_file(pair.mask)
-        held = file.held
     except EvitsegError as error:
-        return Finding(split, pair, str(error)), held
+        return replace(finding, problem=str(error), reason="images that cannot be read"), None
+    try:
+        file = read_mask_file(pair.mask)
+    except EvitsegError as error:
+        return replace(finding, problem=str(error), reason="masks that cannot be read"), None
+    held = file.held
     size, mask_size = picture.shape[:2], file.values.shape
     turned = _is_turned(pair.picture)
     if size != mask_size:
@@ -527,24 +584,24 @@ def _inspect(job: tuple[str, Pair]) -> tuple[Finding, Held | None]:
                 "; the picture is turned by its EXIF orientation, and the mask has the stored size: turn the mask "
                 "likewise, or take the orientation out of the picture"
             )
-        return Finding(split, pair, f"{problem}."), held
+        return replace(finding, problem=f"{problem}.", reason="masks of another size than the image"), held
     digest = hashlib.sha256(picture.tobytes()).hexdigest()
     stored = hashlib.sha256(file.values.tobytes() + repr((held.kind, held.colors)).encode()).hexdigest()
-    return Finding(split, pair, "", False, size, (), digest, stored, turned), held
+    return replace(finding, size=size, digest=digest, mask_digest=stored, turned=turned), held
 
 
 def _counted(finding: Finding, held: Held | None, labels: LabelSpace) -> Finding:
     """The finding with the pixels of every class."""
     if held is None or finding.problem:
         return finding
+    where = finding.pair.mask
     try:
         counts = class_counts(held, labels)
     except ConfigError as error:
-        return replace(finding, problem=f"{finding.pair.mask}: {error}", stranger=True)
+        return replace(finding, problem=f"{where}: {error}", stranger=True, reason="masks with ids without a class")
     if not any(counts):
-        return replace(
-            finding, problem=f"{finding.pair.mask}: every pixel is ignored; there is nothing to learn from it."
-        )
+        problem = f"{where}: every pixel is ignored; there is nothing to learn from it."
+        return replace(finding, problem=problem, reason="masks of which every pixel is ignored")
     return replace(finding, counts=counts)
 
 

@@ -59,6 +59,8 @@ class LabelSpace:
     assumed: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
+        # Named for a folder whose name is not UTF-8, it still goes into files that are.
+        object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
         if not self.classes:
             raise ConfigError(f"label space {self.name!r} has no classes; it needs at least one.")
         names: list[Any] = [c.name for c in self.classes]

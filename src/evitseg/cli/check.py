@@ -77,6 +77,7 @@ def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:
         "labels": inspection.labels.name,
         "splits": splits,
         "problems": inspection.problems,
+        "left_out": inspection.left_out,
         "notes": inspection.dataset.notes,
         "duplicates": [[str(f.pair.picture) for f in leak] for leak in inspection.leaks],
     }
@@ -114,8 +115,18 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
         console.print("no split: training holds out a fifth, the same one for the same --seed")
     for first, second in inspection.leaks:
         complain(f"{second.pair.picture}: the same picture as {first.pair.picture}, which is in {first.split}.")
+    turned = sum(finding.turned for finding in inspection.usable)
+    if turned:
+        console.print(
+            f"note: {turned} images are turned by their EXIF orientation; their masks must be drawn on the upright "
+            "image (--sheet shows both)",
+            soft_wrap=True,
+        )
     for problem in inspection.problems:
         complain(problem)
+    if inspection.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in inspection.left_out.items())
+        console.print(Text(f"left out: {counts}"), soft_wrap=True)
     for note in dataset.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if inspection.trains:

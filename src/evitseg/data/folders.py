@@ -53,7 +53,7 @@ def image_files(folder: Path, skipped: list[Skipped] | None = None) -> list[Path
             if name.startswith(".") or ending not in EXTENSIONS | UNREAD_EXTENSIONS:
                 continue
             path = Path(place, name)
-            reason = f"{ending} is not read" if ending not in EXTENSIONS else _irregular(path)
+            reason = f"{ending} files, which are not read" if ending not in EXTENSIONS else _irregular(path)
             if not reason:
                 found.append(path)
             elif skipped is not None:
@@ -65,8 +65,8 @@ def _irregular(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    return "" if stat.S_ISREG(mode) else "not a regular file"
+        return f"files that cannot be read ({error.strerror or error})"
+    return "" if stat.S_ISREG(mode) else "files that are not regular (FIFOs, sockets, devices)"
 
 
 def reasons(skipped: Iterable[Skipped]) -> dict[str, int]:

@@ -155,6 +155,11 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def _readable(name: str) -> str:
+    """A file's name for files that are UTF-8, which names need not be."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def _root(data: str | os.PathLike[str] | Dataset) -> str | os.PathLike[str]:
     return data.root if isinstance(data, Dataset) else data
 
@@ -451,12 +456,12 @@ class _Training:
             )
             accuracy = (measured_on,)
         return Manifest(
-            name=f"{self.config.variant}-{self.inspection.dataset.root.name}",
+            name=f"{self.config.variant}-{_readable(self.inspection.dataset.root.name)}",
             model=self.average.config,
             labels=self.labels,
             preprocess=self.preprocess,
             training=Training(
-                data=f"{self.inspection.dataset.root.name}: {len(self.crops)} pictures",
+                data=f"{_readable(self.inspection.dataset.root.name)}: {len(self.crops)} pictures",
                 licence="yours to say",
                 recipe=f"evitseg {__version__}, step {self.step} of {self.steps}, start {self.config.start}",
             ),

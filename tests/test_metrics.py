@@ -217,3 +217,59 @@ def test_errors_are_drawn_where_they_are() -> None:
     assert (drawn[0, 0] == 0).all()
     assert drawn[0, 1, 0] > 100 > drawn[0, 1, 1]
     assert (drawn[1, 0] > 100).all()
+
+
+def optimised(path: Path, to: Path) -> None:
+    """Write a PNG mask as an optimiser does: the same colours, the palette sorted and cut."""
+    with Image.open(path) as image:
+        shown = np.asarray(image.convert("RGB"))
+    colors, indices = np.unique(shown.reshape(-1, 3), axis=0, return_inverse=True)
+    result = Image.fromarray(indices.reshape(shown.shape[:2]).astype(np.uint8))
+    result.putpalette(colors.tobytes())
+    result.save(to, bits=4)
+
+
+def test_predicted_masks_are_measured_alike_after_an_optimiser(folder: Path) -> None:
+    labels = load_labels("camvid")
+    own, rewritten = folder / "own", folder / "rewritten"
+    own.mkdir()
+    rewritten.mkdir()
+    pairs = pairs_of(folder)
+    rng = np.random.default_rng(0)
+    for pair in pairs:
+        with Image.open(pair.mask) as image:
+            mask = rng.choice([0, 1, 2, 8, 10], image.size[::-1]).astype(np.uint8)
+        save_mask(mask, own / f"{pair.picture.stem}_mask.png", labels)
+        optimised(own / f"{pair.picture.stem}_mask.png", rewritten / f"{pair.picture.stem}_mask.png")
+    found = [
+        evaluate(PredictedMasks(place, labels), pairs, labels, by_pair=True).counts.confusion
+        for place in (own, rewritten)
+    ]
+    assert found[0].any()
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_evaluate_takes_a_segmenter_and_a_folder(tmp_path: Path, photograph: NDArray[np.uint8]) -> None:
+    """As DESIGN.md promises, with the pixels and classes that `evitseg eval` takes."""
+    import evitseg
+
+    for split, shift in (("train", 0), ("val", 40)):
+        for place in ("images", "masks"):
+            (tmp_path / split / place).mkdir(parents=True)
+        Image.fromarray(np.roll(photograph, shift, 1)).save(tmp_path / split / "images/a.jpg", quality=95)
+        Image.fromarray(np.full(photograph.shape[:2], 3, np.uint8)).save(tmp_path / split / "masks/a.png")
+    segment = evitseg.load()
+    report = evitseg.evaluate(segment, tmp_path, split="val")
+    expected = np.bincount(segment(tmp_path / "val/images/a.jpg").mask.ravel(), minlength=11)
+    np.testing.assert_array_equal(report.counts.confusion[3], expected)
+    assert report.labels == segment.labels
+    by_pairs = evitseg.evaluate(segment, evitseg.find_pairs(tmp_path, "val"))
+    np.testing.assert_array_equal(by_pairs.counts.confusion, report.counts.confusion)
+    assert evitseg.evaluate(segment, tmp_path).counts.confusion.sum() == photograph[..., 0].size  # val alone
+    # The data's own classes, in another order, come in the model's.
+    (tmp_path / "classes.txt").write_text("\n".join(reversed(segment.labels.names)))
+    own = evitseg.evaluate(segment, tmp_path, split="val")
+    assert own.labels.names == segment.labels.names
+    np.testing.assert_array_equal(own.counts.confusion[10 - 3], expected)
+    with pytest.raises(ConfigError, match="split 'val' of pairs"):
+        evitseg.evaluate(segment, evitseg.find_pairs(tmp_path), split="val")

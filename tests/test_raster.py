@@ -886,3 +886,28 @@ def test_the_verb_outlines_a_mask(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["polygons", str(tmp_path / "absent.tif"), "--out", str(tmp_path / "p.gpkg")])
     assert run.exit_code == 1
     assert "no such file" in run.output
+
+
+def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> None:
+    """An optimiser sorts and cuts the palette; the colours still say the classes."""
+    from evitseg.masks import save_mask
+
+    mask = np.kron(np.random.default_rng(0).choice([0, 1, 3, 8, 10], (6, 5)), np.ones((9, 9))).astype(np.uint8)
+    save_mask(mask, tmp_path / "m.png", CAMVID)
+    with Image.open(tmp_path / "m.png") as image:
+        shown = np.asarray(image.convert("RGB"))
+    colors, indices = np.unique(shown.reshape(-1, 3), axis=0, return_inverse=True)
+    optimised = Image.fromarray(indices.reshape(mask.shape).astype(np.uint8))
+    optimised.putpalette(colors.tobytes())
+    optimised.save(tmp_path / "o.png", bits=4)
+    save_mask(np.full((4, 4), 1, np.uint8), tmp_path / "gray.png", CAMVID)  # building is grey 70
+    Image.new("L", (4, 4), 70).save(tmp_path / "gray_o.png")
+    for name, other in (("m", "o"), ("gray", "gray_o")):
+        found = [json.loads(outlined(tmp_path / f"{n}.png", tmp_path / "p.geojson")) for n in (name, other)]
+        assert found[0]["features"]
+        assert found[0]["features"] == found[1]["features"]
+
+
+def outlined(mask: Path, out: Path) -> str:
+    polygons(mask, out, CAMVID)
+    return out.read_text()

@@ -1,0 +1,77 @@
+/* evitseg: a small engine for one family of networks, EfficientViT for semantic segmentation.
+ *
+ * A program (bytes made by evitseg/runtime/program.py) describes a network as segments of operations and holds its
+ * weights. The engine runs it on 8-bit RGB images of any size that 32 divides and returns logits at an eighth of it.
+ *
+ * Rules that hold for every function:
+ *   - No function throws, prints, exits or keeps global state. Errors come back as codes; evs_error_text explains them.
+ *   - Sizes are in pixels, rows before columns. Memory is in bytes.
+ *   - A model is read-only after loading: several threads may run it at once, each with a runner of its own.
+ *   - The caller owns every buffer it passes in. What evs_*_load/new returns is freed by evs_*_free.
+ */
+#ifndef EVITSEG_H
+#define EVITSEG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define EVS_API __declspec(dllexport)
+#else
+#define EVS_API __attribute__((visibility("default")))
+#endif
+
+/* Error codes; 0 is success. */
+enum {
+    EVS_OK = 0,
+    EVS_BAD_PROGRAM = 1, /* damaged, truncated, or made by another version */
+    EVS_BAD_SIZE = 2,    /* an image side that 32 does not divide, or that is too large */
+    EVS_NO_MEMORY = 3,
+    EVS_BAD_ARGUMENT = 4
+};
+
+typedef struct evs_model evs_model;
+typedef struct evs_runner evs_runner;
+
+/* One English sentence for a code, without its full stop; never NULL. */
+EVS_API const char *evs_error_text(int code);
+
+/* The instruction sets compiled in that this processor runs, best first, separated by blanks ("avx512 avx2 sse4"). */
+EVS_API const char *evs_instruction_sets(void);
+
+/* Reads a program. The bytes are copied; they may be freed afterwards. isa names one of evs_instruction_sets(), NULL
+ * takes the best. On success *model is set and must be freed with evs_model_free. */
+EVS_API int evs_model_load(const void *bytes, size_t size, const char *isa, evs_model **model);
+EVS_API void evs_model_free(evs_model *model);
+
+/* Channels of the logits. */
+EVS_API int evs_model_classes(const evs_model *model);
+/* Name of the instruction set the model runs with. */
+EVS_API const char *evs_model_isa(const evs_model *model);
+
+/* A runner holds the threads and the memory of one run at a time; it may be used by one thread at a time. It sleeps
+ * between runs. threads counts the caller's own thread: 1 starts none. */
+EVS_API int evs_runner_new(const evs_model *model, int threads, evs_runner **runner);
+EVS_API void evs_runner_free(evs_runner *runner);
+
+/* Bytes a run at this size needs beside the model, the image and the logits; 0 for a size that cannot be run. */
+EVS_API size_t evs_runner_memory(const evs_runner *runner, int height, int width);
+
+/* Starts (wanted != 0) or ends measuring the time of every operation, over all runs and threads from now on. */
+EVS_API int evs_runner_profile(evs_runner *runner, int wanted);
+/* The times so far, in nanoseconds, of the program's operations in their order; count must be their number. */
+EVS_API int evs_runner_times(const evs_runner *runner, int64_t *nanoseconds, int count);
+
+/* Runs the whole network.
+ *   image: height rows of width RGB pixels of 3 bytes, row_bytes apart.
+ *   logits: (classes, height / 8, width / 8) float32, written by the call. */
+EVS_API int evs_run(evs_runner *runner, const uint8_t *image, int height, int width, size_t row_bytes, float *logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,502 @@
+// Runs a part of a segment, row by row: every operation asks the one before it for the rows it needs and keeps only
+// those in memory. Compiled once per instruction set.
+#include "chain.h"
+
+#include <time.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "ops/attention.h"
+#include "ops/dense.h"
+#include "ops/depthwise.h"
+#include "ops/upsample.h"
+#include "ops/vector.h"
+
+namespace evs::EVS_ISA {
+namespace {
+
+constexpr int kRing = kMaxKernel;
+
+struct Node {
+    const Op *op;
+    Node *source;
+    int height, width;  // of its output, whole
+    int x0, x1;         // the columns it gives
+    int blocks;         // of its output
+    int reach;          // rows around an output row's centre that it reads: the half of its kernel
+    int low;            // column of its input that its rings begin with; may lie outside
+    int span;           // columns in a ring
+    int have;           // last input row that is in the rings
+    Window own;         // what of its output belongs to this window alone: a tee stores it
+    Row input[kRing];   // input rows as given by the source, or space for them
+    Row space[kRing];
+    Row ring[kRing];    // expanded rows, with zeros around the image
+    Row line;           // one row of intermediate results
+    Row extra[4];       // further intermediate rows
+    int columns() const { return x1 - x0; }
+};
+
+// Hands out memory in whole cache lines; with no memory it only counts.
+struct Arena {
+    char *base;
+    size_t used = 0;
+    float *floats(size_t n) {
+        const size_t at = used;
+        used += (n * sizeof(float) + 63) / 64 * 64;
+        return base == nullptr ? nullptr : reinterpret_cast<float *>(base + at);
+    }
+    Row row(int blocks, int pixels) {
+        return {floats(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
+    }
+};
+
+int mod(int y, int n) { return ((y % n) + n) % n; }
+
+const float *at(const Run &run, int64_t offset) { return run.program->weights + offset; }
+
+// The columns of its input that a node reads.
+void input_window(const Node &n, int &x0, int &x1) {
+    const int s = n.op->stride;
+    x0 = s * n.x0 - n.reach;
+    x1 = s * (n.x1 - 1) + n.reach + 1;
+}
+
+int reach_of(const Op &op) {
+    switch (op.kind) {
+        case Kind::conv3:
+        case Kind::inverted:
+        case Kind::fused: return 1;
+        case Kind::residual: return 2;
+        case Kind::sums: {
+            int most = 0;
+            for (int i = 0; i < op.scales; i++) most = op.kernels[i] / 2 > most ? op.kernels[i] / 2 : most;
+            return most;
+        }
+        default: return 0;
+    }
+}
+
+// Builds the nodes of a window, from the end to the source, and gives them their memory.
+int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *nodes) {
+    const Op *ops = run.program->ops + segment.first;
+    int x0 = w.x0, x1 = w.x1, stride = segment.stride;
+    for (int i = segment.count - 1; i >= 0; i--) {
+        Node &n = nodes[i];
+        n = Node{};
+        n.op = &ops[i];
+        const int times = segment.stride / stride;
+        n.own = {w.y0 * times, w.y1 * times, w.x0 * times, w.x1 * times};
+        n.source = i > 0 ? &nodes[i - 1] : nullptr;
+        n.height = run.height / stride, n.width = run.width / stride;
+        n.x0 = x0, n.x1 = x1;
+        n.blocks = blocks_of(n.op->out);
+        n.reach = reach_of(*n.op);
+        n.have = INT32_MIN;
+        input_window(n, n.low, x1);
+        n.span = x1 - n.low;
+        if (i > 0) stride /= n.op->stride;
+        const int width = run.width / stride;
+        x0 = n.low < 0 ? 0 : n.low;
+        x1 = x1 > width ? width : x1;
+    }
+    for (int i = 0; i < segment.count; i++) {
+        Node &n = nodes[i];
+        const Op &op = *n.op;
+        const int in = i > 0 ? nodes[i - 1].blocks : 0, given = i > 0 ? nodes[i - 1].columns() : 0;
+        const int mid = blocks_of(op.mid);
+        switch (op.kind) {
+            case Kind::image:
+            case Kind::value: break;
+            case Kind::attend: n.line = arena.row(op.heads * op.head_dim * (1 + op.scales) / kBlock, n.columns()); break;
+            case Kind::conv3:
+                for (int r = 0; r < 3; r++) {
+                    if (n.source->op->kind == Kind::image) {  // 3 floats per pixel
+                        n.ring[r] = {arena.floats(size_t(n.span) * 3), 0};
+                    } else {
+                        n.ring[r] = arena.row(in, n.span);
+                    }
+                }
+                break;
+            case Kind::inverted:
+                for (int r = 0; r < 3; r++) {
+                    n.ring[r] = arena.row(mid, n.span);
+                    if (op.expands) n.space[r] = arena.row(in, given);
+                }
+                n.line = arena.row(mid, n.columns());
+                break;
+            case Kind::fused:
+                for (int r = 0; r < 3; r++) n.ring[r] = arena.row(in, n.span);
+                n.line = arena.row(mid, n.columns());
+                break;
+            case Kind::residual:  // rings hold the input; extra the rows between the two convolutions, 2 columns more
+                for (int r = 0; r < 5; r++) n.ring[r] = arena.row(in, n.span);
+                for (int r = 0; r < 3; r++) n.extra[r] = arena.row(mid, n.columns() + 2);
+                break;
+            case Kind::pointwise: n.space[0] = arena.row(in, given); break;
+            case Kind::upsum: {
+                int a, b, c, d;
+                cubic_window(n.x0, n.x1, 4, n.width / 4, a, b);
+                cubic_window(n.x0, n.x1, 2, n.width / 2, c, d);
+                n.line = arena.row(n.blocks, (b - a) > (d - c) ? (b - a) : (d - c));
+                break;
+            }
+            case Kind::tee: break;
+            case Kind::store: n.space[0] = arena.row(n.blocks, n.columns()); break;
+            case Kind::sums: {
+                const int tokens = 3 * op.heads * op.head_dim / kBlock;
+                for (int r = 0; r < 2 * n.reach + 1; r++) {
+                    n.ring[r] = arena.row(tokens, n.span);
+                    n.space[r] = arena.row(in, given);
+                }
+                n.line = arena.row(tokens, n.columns());
+                n.extra[0] = arena.row(tokens, n.columns());
+                break;
+            }
+            case Kind::pool: break;
+        }
+    }
+    return segment.count;
+}
+
+Row pull(const Run &run, Node &n, int y, Row space);
+
+void zero(Row row, int blocks, int first, int count) {
+    for (int b = 0; b < blocks; b++) memset(row.p + b * row.block + ptrdiff_t(first) * kBlock, 0, size_t(count) * kBlock * sizeof(float));
+}
+
+void copy(Row from, Row to, int blocks, int pixels) {
+    for (int b = 0; b < blocks; b++) memcpy(to.p + b * to.block, from.p + b * from.block, size_t(pixels) * kBlock * sizeof(float));
+}
+
+// Where the source's columns lie in a ring, and zeros beside them.
+int pad(const Node &n, Row ring, int blocks) {
+    const int before = n.source->x0 - n.low, after = n.span - before - n.source->columns();
+    if (before > 0) zero(ring, blocks, 0, before);
+    if (after > 0) zero(ring, blocks, n.span - after, after);
+    return before;
+}
+
+// Brings input rows up to `last` into the rings: `fill(row, slot)` for rows of the image, zeros for others.
+template <typename Fill>
+void advance(Node &n, int first, int last, int rows, int blocks, Fill fill) {
+    if (n.have == INT32_MIN || n.have < first - 1) n.have = first - 1;
+    while (n.have < last) {
+        const int y = ++n.have, slot = mod(y, rows);
+        if (y < 0 || y >= n.source->height) {
+            zero(n.ring[slot], blocks, 0, n.span);
+        } else {
+            fill(y, slot);
+        }
+    }
+}
+
+// Rows of the source, as they are, in the rings.
+void advance_plain(const Run &run, Node &n, int first, int last, int rows) {
+    const int blocks = n.source->blocks;
+    advance(n, first, last, rows, blocks, [&](int y, int slot) {
+        const Row to = n.ring[slot].from(pad(n, n.ring[slot], blocks));
+        const Row got = pull(run, *n.source, y, to);
+        if (got.p != to.p) copy(got, to, blocks, n.source->columns());
+    });
+}
+
+// --- operations -----------------------------------------------------------------------------------------------------
+
+// A row of normalised pixels, 3 floats each, with zeros outside the image.
+void image_row(const Run &run, const Op &op, int y, int low, int span, float *out) {
+    const float *scale = at(run, op.w1), *shift = scale + 4;
+    if (y < 0 || y >= run.height) {
+        memset(out, 0, size_t(span) * 3 * sizeof(float));
+        return;
+    }
+    const int first = low < 0 ? 0 : low, last = low + span < run.width ? low + span : run.width;
+    memset(out, 0, size_t(first - low) * 3 * sizeof(float));
+    memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(float));
+    const uint8_t *in = run.image + y * run.row_bytes + ptrdiff_t(first) * 3;
+    out += ptrdiff_t(first - low) * 3;
+    int left = (last - first) * 3;
+    // 16 pixels at a time: 48 numbers, whose channels repeat in the same places.
+    constexpr int kStep = 3 * kBlock;
+    float scales[kStep], shifts[kStep];
+    for (int i = 0; i < kStep; i++) scales[i] = scale[i % 3], shifts[i] = shift[i % 3];
+    for (; left >= kStep; left -= kStep, in += kStep, out += kStep)
+        for (int i = 0; i < kStep; i++) out[i] = shifts[i] + float(in[i]) * scales[i];
+    for (int i = 0; i < left; i++) out[i] = shifts[i] + float(in[i]) * scales[i];
+}
+
+Row conv3_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int first = op.stride * y - 1;
+    Dense d{at(run, op.w1), at(run, op.b1), op.in, n.blocks, 9, {}, 0, op.stride * kBlock, {nullptr, 0}};
+    if (n.source->op->kind == Kind::image) {
+        if (n.have == INT32_MIN) n.have = first - 1;
+        while (n.have < first + 2) {
+            n.have++;
+            image_row(run, *n.source->op, n.have, n.low, n.span, n.ring[mod(n.have, 3)].p);
+        }
+        // The three taps of a row lie side by side: together they are one tap of 9 channels.
+        d.step = op.stride * 3, d.taps = 3, d.inputs = 9;
+        for (int t = 0; t < 3; t++) d.from[t] = n.ring[mod(first + t, 3)].p;
+    } else {
+        advance_plain(run, n, first, first + 2, 3);
+        d.block = n.ring[0].block;
+        for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
+    }
+    dense(d, op.act, n.columns(), out);
+    return out;
+}
+
+Row inverted_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int first = op.stride * y - 1, mid = blocks_of(op.mid);
+    advance(n, first, first + 2, 3, mid, [&](int row, int slot) {
+        const Row to = n.ring[slot].from(pad(n, n.ring[slot], mid));
+        const int given = n.source->columns();
+        if (op.expands) {
+            n.input[slot] = pull(run, *n.source, row, n.space[slot]);
+            pointwise(n.input[slot], op.in, at(run, op.w1), at(run, op.b1), op.act, given, to, mid, {nullptr, 0});
+        } else {
+            n.input[slot] = to;
+            const Row got = pull(run, *n.source, row, to);
+            if (got.p != to.p) copy(got, to, mid, given);
+        }
+    });
+    const Row rows[3] = {n.ring[mod(first, 3)], n.ring[mod(first + 1, 3)], n.ring[mod(first + 2, 3)]};
+    depthwise3(op.stride, op.act, rows, mid, at(run, op.w2), at(run, op.b2), n.columns(), n.line);
+    const Row residual = op.residual ? n.input[mod(y, 3)].from(n.x0 - n.source->x0) : Row{nullptr, 0};
+    pointwise(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, n.columns(), out, n.blocks, residual);
+    return out;
+}
+
+Row fused_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int first = op.stride * y - 1;
+    advance_plain(run, n, first, first + 2, 3);
+    Dense d{at(run, op.w1), at(run, op.b1), op.in, blocks_of(op.mid), 9, {}, n.ring[0].block, op.stride * kBlock, {nullptr, 0}};
+    for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
+    dense(d, op.act, n.columns(), n.line);
+    const Row residual = op.residual ? n.ring[mod(y, 3)].from(n.x0 - n.low) : Row{nullptr, 0};
+    pointwise(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, n.columns(), out, n.blocks, residual);
+    return out;
+}
+
+Row residual_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int mid = blocks_of(op.mid), columns = n.columns() + 2;
+    // Rows y - 1 to y + 1 between the convolutions, made anew for every output row but for the two that are there.
+    for (int row = (n.extra[3].block == y - 1 && n.extra[3].p != nullptr) ? y + 1 : y - 1; row <= y + 1; row++) {
+        const Row to = n.extra[mod(row, 3)];
+        if (row < 0 || row >= n.height) {
+            zero(to, mid, 0, columns);
+            continue;
+        }
+        advance_plain(run, n, row - 1, row + 1, 5);
+        Dense d{at(run, op.w1), at(run, op.b1), op.in, mid, 9, {}, n.ring[0].block, kBlock, {nullptr, 0}};
+        for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(row - 1 + t / 3, 5)].p + t % 3 * kBlock;
+        dense(d, op.act, columns, to);
+        if (n.x0 == 0) zero(to, mid, 0, 1);  // outside the image
+        if (n.x1 == n.width) zero(to, mid, columns - 1, 1);
+    }
+    n.extra[3] = {n.extra[0].p, y};  // remembers the last row made
+    Dense d{at(run, op.w3), at(run, op.b3), op.mid, n.blocks, 9, {}, n.extra[0].block, kBlock, n.ring[mod(y, 5)].from(n.x0 - n.low)};
+    for (int t = 0; t < 9; t++) d.from[t] = n.extra[mod(y - 1 + t / 3, 3)].p + t % 3 * kBlock;
+    dense(d, Act::none, n.columns(), out);
+    return out;
+}
+
+Row stored(const Run &run, int value, int width, int blocks, int y, int x) {
+    return {run.values[value] + (ptrdiff_t(y) * blocks * width + x) * kBlock, ptrdiff_t(width) * kBlock};
+}
+
+Row attend_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int per_head = op.head_dim / kBlock, heads = op.heads * (1 + op.scales);
+    const Row queries = stored(run, op.value2, n.width, heads * per_head, y, n.x0);
+    for (int h = 0; h < heads; h++) {
+        const Row q{queries.p + h * per_head * queries.block, queries.block};
+        const Row to{n.line.p + h * per_head * n.line.block, n.line.block};
+        answers(q, op.head_dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(op.head_dim), op.eps, n.columns(), to);
+    }
+    const Row input = stored(run, op.value, n.width, n.blocks, y, n.x0);
+    pointwise(n.line, heads * op.head_dim, at(run, op.w1), at(run, op.b1), Act::none, n.columns(), out, n.blocks, input);
+    return out;
+}
+
+// The next row of a node: `out` is space for it, but a source may answer with memory of its own.
+Row row_of(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    switch (op.kind) {
+        case Kind::value: return stored(run, op.value, n.width, n.blocks, y, n.x0);
+        case Kind::attend: return attend_row(run, n, y, out);
+        case Kind::conv3: return conv3_row(run, n, y, out);
+        case Kind::inverted: return inverted_row(run, n, y, out);
+        case Kind::fused: return fused_row(run, n, y, out);
+        case Kind::residual: return residual_row(run, n, y, out);
+        case Kind::pointwise: {
+            const Row in = pull(run, *n.source, y, n.space[0]);
+            pointwise(in, op.in, at(run, op.w1), at(run, op.b1), op.act, n.columns(), out, n.blocks, {nullptr, 0});
+            return out;
+        }
+        case Kind::upsum: {
+            const Row got = pull(run, *n.source, y, out);
+            if (got.p != out.p) copy(got, out, n.blocks, n.columns());
+            const int h = n.height, w = n.width;
+            add_enlarged(run.values[op.value], h / 4, w / 4, n.blocks, 4, y, n.x0, n.x1, n.line.p, out);
+            add_enlarged(run.values[op.value2], h / 2, w / 2, n.blocks, 2, y, n.x0, n.x1, n.line.p, out);
+            return out;
+        }
+        case Kind::tee: {
+            const Row got = pull(run, *n.source, y, out);
+            if (y >= n.own.y0 && y < n.own.y1)
+                copy(got.from(n.own.x0 - n.x0), stored(run, op.value, n.width, n.blocks, y, n.own.x0), n.blocks, n.own.x1 - n.own.x0);
+            return got;
+        }
+        case Kind::image:
+        case Kind::store:
+        case Kind::sums:
+        case Kind::pool: break;
+    }
+    return out;
+}
+
+int64_t now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+Row pull(const Run &run, Node &n, int y, Row out) {
+    if (run.times == nullptr) return row_of(run, n, y, out);
+    const int64_t start = now();
+    const Row row = row_of(run, n, y, out);
+    run.times[n.op - run.program->ops] += now() - start;
+    return row;
+}
+
+// Queries to memory, keys and values into the sums of the block of tokens they belong to.
+void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
+    const Op &op = *n.op;
+    const int dim = op.head_dim, per_head = dim / kBlock, heads = op.heads * (1 + op.scales);
+    const Row queries = stored(run, op.value2, n.width, heads * per_head, y, n.x0);
+    const int across = (n.width + kSumColumns - 1) / kSumColumns;
+    for (int h = 0; h < op.heads; h++) {
+        const int head = scale * op.heads + h;
+        auto part = [&](int which) { return Row{qkv.p + (3 * h + which) * per_head * qkv.block, qkv.block}; };
+        const Row q = part(0), k = part(1), v = part(2);
+        for (int b = 0; b < per_head; b++) {
+            float *to = queries.p + (head * per_head + b) * queries.block;
+            const float *from = q.p + b * q.block;
+            for (int i = 0; i < n.columns() * kBlock; i += kLanes) store(to + i, relu(load(from + i)));
+        }
+        for (int x = n.x0; x < n.x1; x += kSumColumns) {
+            const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
+            const ptrdiff_t block = ptrdiff_t(y / kSumRows) * across + x / kSumColumns;
+            float *sums = run.partials[op.value3] + (block * heads + head) * sums_of_head(dim);
+            if (y % kSumRows == 0) memset(sums, 0, sizeof(float) * sums_of_head(dim));
+            add_sums(k.from(x - n.x0), v.from(x - n.x0), dim, count, sums);
+        }
+    }
+}
+
+void sums_row(const Run &run, Node &n, int y) {
+    const Op &op = *n.op;
+    const int tokens = 3 * op.heads * op.head_dim / kBlock, rows = 2 * n.reach + 1;
+    advance(n, y - n.reach, y + n.reach, rows, tokens, [&](int row, int slot) {
+        const Row to = n.ring[slot].from(pad(n, n.ring[slot], tokens));
+        const Row in = pull(run, *n.source, row, n.space[slot]);
+        pointwise(in, op.in, at(run, op.w1), at(run, op.b1), Act::none, n.source->columns(), to, tokens, {nullptr, 0});
+    });
+    take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
+    const int per_head = op.head_dim / kBlock;
+    for (int i = 0; i < op.scales; i++) {
+        const int reach = op.kernels[i] / 2;
+        Row window[kMaxKernel];
+        for (int t = 0; t < op.kernels[i]; t++) window[t] = n.ring[mod(y - reach + t, rows)].from(n.x0 - n.low - reach);
+        depthwise_any(op.kernels[i], window, tokens, at(run, op.wa[i]), at(run, op.ba[i]), n.columns(), n.line);
+        // Each of the groups mixes the channels of one head's queries, keys or values.
+        for (int g = 0; g < 3 * op.heads; g++) {
+            const Row in{n.line.p + g * per_head * n.line.block, n.line.block};
+            const Row out{n.extra[0].p + g * per_head * n.extra[0].block, n.extra[0].block};
+            pointwise(in, op.head_dim, at(run, op.wg[i]) + ptrdiff_t(g) * op.head_dim * op.head_dim,
+                      at(run, op.bg[i]) + g * op.head_dim, Act::none, n.columns(), out, per_head, {nullptr, 0});
+        }
+        take_tokens(run, n, n.extra[0], 1 + i, y);
+    }
+}
+
+size_t space(const Run &run, const Segment &segment, Window w) {
+    Node nodes[kMaxNodes];
+    Arena arena{nullptr};
+    build(run, segment, w, arena, nodes);
+    return arena.used;
+}
+
+void run(const Run &run, const Segment &segment, Window w, float *memory) {
+    Node nodes[kMaxNodes];
+    Arena arena{reinterpret_cast<char *>(memory)};
+    const int count = build(run, segment, w, arena, nodes);
+    Node &end = nodes[count - 1];
+    const int64_t start = run.times == nullptr ? 0 : now();
+    for (int y = w.y0; y < w.y1; y++) {
+        if (end.op->kind == Kind::sums) {
+            sums_row(run, end, y);
+        } else {
+            const Row to = stored(run, end.op->value, end.width, end.blocks, y, end.x0);
+            const Row got = pull(run, *end.source, y, to);
+            if (got.p != to.p) copy(got, to, end.blocks, end.columns());
+        }
+    }
+    if (run.times != nullptr) run.times[end.op - run.program->ops] += now() - start;
+}
+
+void reduce(const Run &run, const Segment &segment) {
+    const Op &op = run.program->ops[segment.first + segment.count - 1];
+    const int height = run.height / segment.stride, width = run.width / segment.stride;
+    const ptrdiff_t size = ptrdiff_t(op.heads) * (1 + op.scales) * sums_of_head(op.head_dim);
+    const int count = ((height + kSumRows - 1) / kSumRows) * ((width + kSumColumns - 1) / kSumColumns);
+    float *partials = run.partials[op.value3];
+    // A tree over the blocks in their order: neighbours first.
+    for (int step = 1; step < count; step *= 2)
+        for (int b = 0; b + step < count; b += 2 * step)
+            for (ptrdiff_t i = 0; i < size; i += kLanes) {
+                float *to = partials + b * size + i;
+                store(to, load(to) + load(to + step * size));
+            }
+    memcpy(run.sums[op.value3], partials, size_t(size) * sizeof(float));
+}
+
+#if defined(__x86_64__) && EVS_WIDTH > 4
+// Whether the processor has bits of a register of leaf 7, and the system keeps the registers they need (of XCR0).
+bool has(unsigned leaf7_ebx, unsigned leaf1_ecx, unsigned kept) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf1_ecx) != leaf1_ecx) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & leaf7_ebx) != leaf7_ebx) return false;
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & kept) == kept;
+}
+#endif
+
+bool runs_here() {
+#if defined(__x86_64__) && EVS_WIDTH > 4
+    constexpr unsigned fma_osxsave_avx = 1u << 12 | 1u << 27 | 1u << 28, avx2 = 1u << 5;
+#if EVS_WIDTH == 16
+    constexpr unsigned avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    return has(avx2 | avx512_f_dq_bw_vl, fma_osxsave_avx, 0xe6);
+#else
+    return has(avx2, fma_osxsave_avx, 0x06);
+#endif
+#else
+    return true;
+#endif
+}
+
+}  // namespace
+
+#define EVS_TEXT_(x) #x
+#define EVS_TEXT(x) EVS_TEXT_(x)
+extern const Isa isa;
+const Isa isa = {EVS_TEXT(EVS_ISA), runs_here, space, run, reduce};
+
+}  // namespace evs::EVS_ISA

@@ -1,0 +1,37 @@
+// What the parts compiled for each instruction set offer to the rest.
+#pragma once
+#include "program.h"
+
+namespace evs {
+
+// One run: the image and where the feature maps lie.
+struct Run {
+    const Program *program;
+    const uint8_t *image;
+    ptrdiff_t row_bytes;
+    int height, width;       // pixels
+    float *const *values;    // per value: rows of blocks x width pixels
+    float *const *partials;  // per value used as a sums slot: one set of sums per block of tokens
+    float *const *sums;      // the same, added up
+    int64_t *times;          // per operation, in nanoseconds, of the calling thread; null where nobody asks
+};
+
+// A part of a segment: rows and columns of its end, in its own pixels.
+struct Window {
+    int y0, y1, x0, x1;
+};
+
+// Tokens whose sums are added one after the other; parts of a segment never cut through such a block.
+constexpr int kSumRows = 4, kSumColumns = 64;
+
+struct Isa {
+    const char *name;
+    bool (*runs_here)();
+    // Bytes of working memory for a window.
+    size_t (*space)(const Run &, const Segment &, Window);
+    void (*run)(const Run &, const Segment &, Window, float *space);  // adds to run.times
+    // Adds up the partial sums of a segment that ends in sums.
+    void (*reduce)(const Run &, const Segment &);
+};
+
+}  // namespace evs

@@ -1,0 +1,120 @@
+// Dense convolutions of one output row: sums over taps (1 for 1x1, 9 for 3x3) and input channels.
+//
+// A tile of kPixels pixels by kBlocks blocks of 16 output channels stays in registers; each step broadcasts one input
+// number per pixel and multiplies it by the weights of the tile's channels.
+// Weights: [output block][tap][input channel][16].
+#pragma once
+#include "vector.h"
+
+namespace evs::EVS_ISA {
+
+constexpr int kMaxTaps = 9;
+
+struct Dense {
+    const float *weights, *bias;
+    int inputs;        // channels
+    int outputs;       // blocks
+    int taps;
+    const float *from[kMaxTaps];  // first pixel of the row each tap reads
+    ptrdiff_t block;   // of the input
+    int step;          // floats between the inputs of neighbouring output pixels
+    Row residual;      // p is null where there is none
+};
+
+template <int kPixels, int kBlocks, Act A>
+static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int block, Row out) {
+    V sum[kPixels][kBlocks * kPerBlock];
+    const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
+    const float *w = d.weights + block * per_block;
+    for (int j = 0; j < kBlocks * kPerBlock; j++) {
+        const V b = load(d.bias + block * kBlock + j * kLanes);
+        for (int q = 0; q < kPixels; q++) sum[q][j] = b;
+    }
+    for (int t = 0; t < d.taps; t++) {
+        const float *x = d.from[t] + ptrdiff_t(pixel) * d.step;
+        int left = d.inputs;
+        auto channel = [&](int c) __attribute__((always_inline)) {
+            V k[kBlocks * kPerBlock];
+            for (int j = 0; j < kBlocks * kPerBlock; j++)
+                k[j] = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+            for (int q = 0; q < kPixels; q++) {
+                const V in = all(x[q * ptrdiff_t(d.step) + c]);
+                for (int j = 0; j < kBlocks * kPerBlock; j++) sum[q][j] = sum[q][j] + in * k[j];
+            }
+            w += kBlock;
+        };
+        for (; left >= kBlock; left -= kBlock, x += d.block) {
+#pragma GCC unroll 4
+            for (int c = 0; c < kBlock; c++) channel(c);
+        }
+        for (int c = 0; c < left; c++) channel(c);
+    }
+    for (int j = 0; j < kBlocks * kPerBlock; j++) {
+        const ptrdiff_t channel = (j % kPerBlock) * kLanes;
+        const int b = block + j / kPerBlock;
+        for (int q = 0; q < kPixels; q++) {
+            V v = activated<A>(sum[q][j]);
+            const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock + channel;
+            if (d.residual.p != nullptr) v = v + load(d.residual.p + b * d.residual.block + at);
+            store(out.p + b * out.block + at, v);
+        }
+    }
+}
+
+// The tiles that fill the registers: 32 of 16 floats, 16 of 8, 32 or 16 of 4.
+#if EVS_WIDTH == 16
+constexpr int kTileBlocks = 4;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 14, 12, 8, 6};
+#elif EVS_WIDTH == 8
+constexpr int kTileBlocks = 1;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 6};
+#elif defined(__aarch64__)
+constexpr int kTileBlocks = 1;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 6};
+#else
+constexpr int kTileBlocks = 1;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 3};
+#endif
+
+template <int kBlocks, Act A>
+static void dense_blocks(const Dense &d, int pixels, int block, Row out) {
+    constexpr int kPixels = kTilePixels[kBlocks];
+    int q = 0;
+    for (; q + kPixels <= pixels; q += kPixels) dense_tile<kPixels, kBlocks, A>(d, q, block, out);
+    if (q == pixels) return;
+    if (pixels >= kPixels && d.residual.p != out.p) {  // the last tile overlaps the one before: the same sums again
+        dense_tile<kPixels, kBlocks, A>(d, pixels - kPixels, block, out);
+        return;
+    }
+    for (; q + 4 <= pixels; q += 4) dense_tile<4, kBlocks, A>(d, q, block, out);
+    for (; q < pixels; q++) dense_tile<1, kBlocks, A>(d, q, block, out);
+}
+
+template <Act A>
+static void dense_act(const Dense &d, int pixels, Row out) {
+    int block = 0;
+#if EVS_WIDTH == 16
+    for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, A>(d, pixels, block, out);
+    for (; d.outputs - block >= 3; block += 3) dense_blocks<3, A>(d, pixels, block, out);
+    for (; d.outputs - block >= 2; block += 2) dense_blocks<2, A>(d, pixels, block, out);
+#endif
+    for (; block < d.outputs; block++) dense_blocks<1, A>(d, pixels, block, out);
+}
+
+// Writes `pixels` pixels of one row.
+EVS_INLINE void dense(const Dense &d, Act act, int pixels, Row out) {
+    switch (act) {
+        case Act::none: return dense_act<Act::none>(d, pixels, out);
+        case Act::hardswish: return dense_act<Act::hardswish>(d, pixels, out);
+        case Act::gelu: return dense_act<Act::gelu>(d, pixels, out);
+    }
+}
+
+// The 1x1 case.
+EVS_INLINE void pointwise(Row in, int inputs, const float *weights, const float *bias, Act act, int pixels, Row out,
+                          int out_blocks, Row residual) {
+    const Dense d{weights, bias, inputs, out_blocks, 1, {in.p}, in.block, kBlock, residual};
+    dense(d, act, pixels, out);
+}
+
+}  // namespace evs::EVS_ISA

@@ -1,0 +1,75 @@
+// A program as the engine sees it after reading: plain tables that point into one block of weights.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace evs {
+
+constexpr int kBlock = 16;     // channels are stored in blocks of this many, padded with zeros
+constexpr int kMaxNodes = 64;   // operations of a segment
+constexpr int kMaxScales = 4;  // aggregation scales of one attention
+
+enum class Kind : int32_t {
+    image,      // source: normalised pixels from bytes
+    value,      // source: a stored feature map
+    attend,     // source: attention applied to stored queries, projected, added to the stored input
+    conv3,      // dense 3x3 convolution
+    inverted,   // [1x1 expansion], 3x3 depthwise, 1x1 projection, [residual]
+    fused,      // dense 3x3 expansion, 1x1 projection, [residual]
+    residual,   // two dense 3x3 convolutions, residual
+    pointwise,  // 1x1 convolution
+    upsum,      // adds two coarser feature maps, bicubically enlarged
+    tee,        // stores rows on their way
+    store,      // end: stores rows
+    sums,       // end: queries, and sums of keys and values, for attention
+    pool,       // end: sums over all pixels, for a classifier
+};
+
+enum class Act : int32_t { none, hardswish, gelu };
+
+// One operation of a segment. Weight offsets count floats from the start of the weights.
+struct Op {
+    Kind kind;
+    Act act;            // after the first convolution (conv3, pointwise), or inside the block
+    int32_t in, mid, out;  // channels
+    int32_t stride;
+    int32_t residual;
+    int32_t value, value2, value3;  // feature maps that are read or written
+    int32_t heads, head_dim, scales;
+    int32_t kernels[kMaxScales];
+    int32_t expands;    // whether an inverted block has its 1x1 expansion
+    int64_t w1, b1, w2, b2, w3, b3;
+    int64_t wa[kMaxScales], ba[kMaxScales], wg[kMaxScales], bg[kMaxScales];  // aggregation: depthwise, grouped
+    float eps;
+    int32_t reserved;
+};
+
+struct Value {
+    int32_t channels;
+    int32_t stride;
+};
+
+struct Segment {
+    int32_t first, count;  // operations
+    int32_t stride;        // of its end, in image pixels
+};
+
+struct Program {
+    int32_t classes = 0;
+    int32_t num_ops = 0, num_values = 0, num_segments = 0;
+    const Op *ops = nullptr;
+    const Value *values = nullptr;
+    const Segment *segments = nullptr;
+    const float *weights = nullptr;
+    int64_t num_weights = 0;
+    int32_t logits = 0;  // the value that holds them
+    void *memory = nullptr;  // owns all of the above
+};
+
+inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
+
+// Reads and checks everything, so that running needs no check. Returns an EVS_ code.
+int read_program(const void *bytes, size_t size, Program &program);
+void free_program(Program &program);
+
+}  // namespace evs

@@ -1,0 +1,46 @@
+/* Runs a program on an image and writes the logits: logits PROGRAM IMAGE.rgb HEIGHT WIDTH THREADS OUT.f32 [ISA] */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "../include/evitseg.h"
+
+static void *read_file(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return NULL;
+    fseek(file, 0, SEEK_END);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    void *bytes = malloc(*size ? *size : 1);
+    if (bytes != NULL && fread(bytes, 1, *size, file) != *size) *size = 0;
+    fclose(file);
+    return bytes;
+}
+
+static int fail(const char *what, int code) {
+    fprintf(stderr, "%s: %s\n", what, evs_error_text(code));
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 7) return fail(argv[0], EVS_BAD_ARGUMENT);
+    size_t program_size = 0, image_size = 0;
+    void *program = read_file(argv[1], &program_size), *image = read_file(argv[2], &image_size);
+    const int height = atoi(argv[3]), width = atoi(argv[4]);
+    if (program == NULL || image == NULL || image_size < (size_t)height * (size_t)width * 3) return fail(argv[2], EVS_BAD_ARGUMENT);
+    evs_model *model = NULL;
+    evs_runner *runner = NULL;
+    int code = evs_model_load(program, program_size, argc > 7 ? argv[7] : NULL, &model);
+    if (code != EVS_OK) return fail(argv[1], code);
+    code = evs_runner_new(model, atoi(argv[5]), &runner);
+    if (code != EVS_OK) return fail(argv[1], code);
+    const size_t count = (size_t)evs_model_classes(model) * (size_t)(height / 8) * (size_t)(width / 8);
+    float *logits = malloc(count * sizeof(float));
+    code = evs_run(runner, image, height, width, (size_t)width * 3, logits);
+    if (code != EVS_OK) return fail(argv[2], code);
+    FILE *out = fopen(argv[6], "wb");
+    if (out == NULL || fwrite(logits, sizeof(float), count, out) != count || fclose(out) != 0) return fail(argv[6], EVS_BAD_ARGUMENT);
+    evs_runner_free(runner);
+    evs_model_free(model);
+    free(logits), free(program), free(image);
+    return 0;
+}

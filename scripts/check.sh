@@ -10,8 +10,8 @@ venv=${EVITSEG_VENV:-.venv-check}
 echo "installing into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 
-"$venv/bin/ruff" format --check --quiet src tests benchmarks scripts
-"$venv/bin/ruff" check --quiet src tests benchmarks scripts
+"$venv/bin/ruff" format --check --quiet src tests benchmarks scripts core hatch_build.py
+"$venv/bin/ruff" check --quiet src tests benchmarks scripts core hatch_build.py
 "$venv/bin/mypy"
 "$venv/bin/python" benchmarks/tables.py --check
 PYTHON="$venv/bin/python" bash scripts/base_install.sh

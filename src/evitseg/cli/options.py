@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class EngineName(str, Enum):
     openvino = "openvino"
     onnxruntime = "onnxruntime"
+    native = "native"
     litert = "litert"
     executorch = "executorch"
     ncnn = "ncnn"

@@ -27,6 +27,7 @@ from evitseg.runtime.artefact import (
     read,
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
+from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
 from evitseg.system.machine import physical_cores
 
@@ -253,6 +254,7 @@ class EngineKind:
 ENGINES: dict[str, EngineKind] = {
     "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine, has_streams=True),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
+    "native": EngineKind((".onnx",), NativeEngine, has_streams=True),
     "litert": EngineKind((".tflite",), LiteRtEngine),
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
     "ncnn": EngineKind((".param",), NcnnEngine),

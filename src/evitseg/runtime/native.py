@@ -1,0 +1,157 @@
+"""Our own core (`core/`) as an engine, through its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.config import LOGIT_STRIDE
+from evitseg.engine import EngineInfo, Precision, processor_name
+from evitseg.errors import EngineError
+from evitseg.runtime.program import compile_program
+from evitseg.system.machine import physical_cores
+
+LIBRARY = Path(__file__).with_name(
+    {"win32": "evitseg.dll", "darwin": "libevitseg.dylib"}.get(sys.platform, "libevitseg.so")
+)
+"""Compiled while the package is installed."""
+ISA_VARIABLE = "EVITSEG_ISA"
+"""Environment variable that names the instruction set to run with, for tests and comparisons."""
+
+
+@cache
+def library(path: Path = LIBRARY) -> ctypes.CDLL:
+    """The core's functions, with their types. Raises: EngineError where it was not compiled or does not load."""
+    if not path.is_file():
+        raise EngineError(
+            "the native engine is missing from this installation, because no C++ compiler was found when evitseg was "
+            "installed; install one (Debian: apt install g++) and install evitseg again."
+        )
+    try:
+        core = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"{path}: the native engine cannot be loaded ({error}); install evitseg again.") from error
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, result, arguments in (
+        ("evs_error_text", ctypes.c_char_p, [number]),
+        ("evs_instruction_sets", ctypes.c_char_p, []),
+        ("evs_model_load", number, [ctypes.c_char_p, size, ctypes.c_char_p, ctypes.POINTER(pointer)]),
+        ("evs_model_free", None, [pointer]),
+        ("evs_model_classes", number, [pointer]),
+        ("evs_model_isa", ctypes.c_char_p, [pointer]),
+        ("evs_runner_new", number, [pointer, number, ctypes.POINTER(pointer)]),
+        ("evs_runner_free", None, [pointer]),
+        ("evs_runner_memory", size, [pointer, number, number]),
+        ("evs_run", number, [pointer, pointer, number, number, size, pointer]),
+    ):
+        function = getattr(core, name)
+        function.restype, function.argtypes = result, arguments
+    return core
+
+
+def instruction_sets(path: Path = LIBRARY) -> list[str]:
+    """Those that are compiled in and that this processor runs, best first. Raises: EngineError."""
+    names: bytes = library(path).evs_instruction_sets()
+    return names.decode().split()
+
+
+class Core:
+    """A program, ready to run; several threads may call it at the same time.
+
+    Args:
+        program: as `evitseg.runtime.program.compile_program` makes it.
+        threads: of every run, the caller's own included.
+        streams: runs at the same time; further callers wait.
+        isa: one of `instruction_sets()`; None for the best.
+        path: of the core's library.
+
+    Raises: EngineError for a program that is damaged, and an instruction set that this processor does not run.
+    """
+
+    def __init__(
+        self, program: bytes, threads: int = 1, streams: int = 1, isa: str | None = None, path: Path = LIBRARY
+    ) -> None:
+        self._core, self._model = library(path), ctypes.c_void_p()
+        self._runners: list[ctypes.c_void_p] = []
+        known = instruction_sets(path)
+        if isa is not None and isa not in known:
+            raise EngineError(f"{ISA_VARIABLE}={isa}: this processor runs {', '.join(known)}.")
+        name = isa.encode() if isa else None
+        self._check(self._core.evs_model_load(program, len(program), name, ctypes.byref(self._model)))
+        self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
+        for _ in range(streams):
+            runner = ctypes.c_void_p()
+            self._check(self._core.evs_runner_new(self._model, threads, ctypes.byref(runner)))
+            self._runners.append(runner)
+            self._free.put(runner)
+        self.classes = int(self._core.evs_model_classes(self._model))
+        self.isa: str = self._core.evs_model_isa(self._model).decode()
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise EngineError(f"the native engine: {self._core.evs_error_text(code).decode()}.")
+
+    def memory(self, height: int, width: int) -> int:
+        """Bytes that a run at this size needs beside the weights, the image and the logits."""
+        return int(self._core.evs_runner_memory(self._runners[0], height, width))
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; h and w multiples of 32. Raises: EngineError."""
+        image = np.ascontiguousarray(image)
+        height, width, _ = image.shape
+        logits = np.empty((self.classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32)
+        runner = self._free.get()
+        try:
+            self._check(
+                self._core.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
+            )
+        finally:
+            self._free.put(runner)
+        return logits
+
+    def __del__(self) -> None:
+        for runner in self._runners:
+            self._core.evs_runner_free(runner)
+        self._core.evs_model_free(self._model)
+
+
+class NativeEngine:
+    """An ONNX artefact in our own core, in float32: the same bits on every processor with fused multiply-add.
+
+    Args:
+        threads: at most, for all streams together; None for every physical core.
+        streams: images that run at the same time, each with its part of the threads.
+    """
+
+    def __init__(
+        self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+    ) -> None:
+        if precision not in ("auto", "float32"):
+            raise EngineError(f"the native engine computes in float32, not in {precision}; use --engine openvino.")
+        from evitseg.runtime.engines import openvino_graph
+        from evitseg.runtime.openvino_graph import read_weights
+
+        _, model, weights, self.manifest, _ = openvino_graph(artefact, "float32")
+        weights = weights or read_weights(model, self.manifest.model, artefact)
+        program = compile_program(self.manifest.model, self.manifest.preprocess, weights)
+        threads = threads or physical_cores()
+        self._core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
+        self.info = EngineInfo(
+            engine=f"evitseg core ({self._core.isa})",
+            version=metadata.version("evitseg"),
+            precision="float32",
+            threads=threads,
+            device=processor_name(),
+            streams=streams,
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.stack([self._core(image) for image in images])

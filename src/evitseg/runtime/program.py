@@ -1,0 +1,264 @@
+"""Compiles a network into a program for the core: operations, feature maps and packed weights, as bytes.
+
+All knowledge of EfficientViT is here. The core (`core/`) knows a dozen operations and runs segments of them; a segment
+begins at the image, at stored feature maps or at an attention whose sums are known, and ends where features are stored
+or where the next attention needs sums over the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.config import (
+    AttentionBlock,
+    Block,
+    ConvBlock,
+    ModelConfig,
+    SegmentationHead,
+    head_plan,
+    placed_convs,
+    stage_plans,
+    stem_plan,
+)
+from evitseg.errors import ConfigError
+from evitseg.image import Preprocess
+from evitseg.runtime.openvino_graph import Weights
+
+MAGIC = b"EVITSEG1"
+BLOCK = 16
+"""Channels that lie together in the core's memory; numbers of channels are padded to a multiple."""
+MAX_SCALES = 4
+
+(IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS) = range(12)
+_ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
+
+_OP = np.dtype(
+    [(name, "<i4") for name in ("kind", "act", "in", "mid", "out", "stride", "residual", "value", "value2", "value3",
+                                "heads", "head_dim", "scales")]
+    + [("kernels", "<i4", MAX_SCALES), ("expands", "<i4")]
+    + [(name, "<i8") for name in ("w1", "b1", "w2", "b2", "w3", "b3")]
+    + [(name, "<i8", MAX_SCALES) for name in ("wa", "ba", "wg", "bg")]
+    + [("eps", "<f4"), ("reserved", "<i4")]
+)  # fmt: skip
+_HEADER = np.dtype(
+    [("magic", "S8"), ("op_bytes", "<i4"), ("ops", "<i4"), ("values", "<i4"), ("segments", "<i4"), ("classes", "<i4"),
+     ("logits", "<i4"), ("weights", "<i8")]
+)  # fmt: skip
+
+
+def compile_program(config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights]) -> bytes:
+    """The program of a segmentation network, with the normalisation of `preprocess` inside.
+
+    Args:
+        weights: of every convolution, batch norm folded in, in the order of `evitseg.config.placed_convs`.
+
+    Raises: ConfigError for a network that the core does not run.
+    """
+    if not isinstance(config.head, SegmentationHead):
+        raise ConfigError("the native engine runs segmentation networks only.")
+    if config.backbone.head_dim % BLOCK:
+        raise ConfigError(
+            f"the native engine needs a head_dim that is a multiple of {BLOCK}, not {config.backbone.head_dim}."
+        )
+    if len(config.backbone.attention_kernels) > MAX_SCALES or any(k > 7 for k in config.backbone.attention_kernels):
+        raise ConfigError("the native engine aggregates at up to four scales, with kernels up to 7.")
+    return _Compiler(config, preprocess, weights).program()
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // BLOCK)
+
+
+@dataclass
+class _Compiler:
+    config: ModelConfig
+    preprocess: Preprocess
+    weights: Sequence[Weights]
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    values: list[tuple[int, int]] = field(default_factory=list)
+    segments: list[tuple[int, int, int]] = field(default_factory=list)
+    packed: list[NDArray[np.float32]] = field(default_factory=list)
+    size: int = 0
+    first: int = 0  # operation of the segment being written
+
+    def __post_init__(self) -> None:
+        names = [(placed.block, placed.name) for placed in placed_convs(self.config)]
+        self.by_name = dict(zip(names, self.weights, strict=True))
+        self.act = _ACTIVATIONS[self.config.backbone.activation]
+
+    # --- weights ---
+
+    def _pack(self, numbers: NDArray[Any]) -> int:
+        """Where the numbers lie among the weights."""
+        at = self.size
+        flat = np.ascontiguousarray(numbers, np.float32).reshape(-1)
+        self.packed.append(np.pad(flat, (0, -len(flat) % BLOCK)))
+        self.size += len(self.packed[-1])
+        return at
+
+    def _bias(self, weights: Weights, outputs: int) -> int:
+        bias = np.zeros(_blocks(outputs) * BLOCK, np.float32)
+        if weights.bias is not None:
+            bias[:outputs] = weights.bias
+        return self._pack(bias)
+
+    def _dense(self, block: str, name: str) -> tuple[int, int]:
+        """[output block][tap][input channel][16]."""
+        weights = self.by_name[block, name]
+        outputs, inputs, height, width = weights.kernel.shape
+        kernel = np.zeros((_blocks(outputs) * BLOCK, inputs, height, width), np.float32)
+        kernel[:outputs] = weights.kernel
+        kernel = kernel.reshape(-1, BLOCK, inputs, height * width).transpose(0, 3, 2, 1)
+        return self._pack(kernel), self._bias(weights, outputs)
+
+    def _depthwise(self, block: str, name: str) -> tuple[int, int]:
+        """[block][tap][16]."""
+        weights = self.by_name[block, name]
+        channels, _, height, width = weights.kernel.shape
+        kernel = np.zeros((_blocks(channels) * BLOCK, height * width), np.float32)
+        kernel[:channels] = weights.kernel.reshape(channels, -1)
+        return self._pack(kernel.reshape(-1, BLOCK, height * width).transpose(0, 2, 1)), self._bias(weights, channels)
+
+    def _grouped(self, block: str, name: str, dim: int) -> tuple[int, int]:
+        """[group][output block][input channel][16]."""
+        weights = self.by_name[block, name]
+        kernel = weights.kernel.reshape(-1, dim // BLOCK, BLOCK, dim).transpose(0, 1, 3, 2)
+        return self._pack(kernel), self._bias(weights, len(weights.kernel))
+
+    # --- operations ---
+
+    def _op(self, kind: int, **fields: Any) -> None:
+        self.ops.append({"kind": kind, "stride": 1, **fields})
+
+    def _value(self, channels: int, stride: int) -> int:
+        self.values.append((channels, stride))
+        return len(self.values) - 1
+
+    def _end(self, stride: int) -> None:
+        self.segments.append((self.first, len(self.ops) - self.first, stride))
+        self.first = len(self.ops)
+
+    def _store(self, channels: int, stride: int) -> int:
+        value = self._value(channels, stride)
+        self._op(STORE, **{"in": channels}, out=channels, value=value)
+        self._end(stride)
+        return value
+
+    def _load(self, value: int) -> None:
+        channels = self.values[value][0]
+        self._op(VALUE, **{"in": channels}, out=channels, value=value)
+
+    def _block(self, where: str, block: ConvBlock) -> None:
+        convs = block.convs
+        first, last = next(iter(convs.values())), next(reversed(convs.values()))
+        fields: dict[str, Any] = {
+            "in": first.inputs, "out": last.outputs, "stride": block.stride, "residual": int(block.residual),
+            "act": self.act,
+        }  # fmt: skip
+        if set(convs) == {"conv"}:
+            w1, b1 = self._dense(where, "conv")
+            self._op(CONV3, **fields | {"act": self.act * first.act}, w1=w1, b1=b1)
+        elif "depthwise" in convs:
+            expands = "expand" in convs
+            w1, b1 = self._dense(where, "expand") if expands else (0, 0)
+            w2, b2 = self._depthwise(where, "depthwise")
+            w3, b3 = self._dense(where, "pointwise")
+            self._op(INVERTED, **fields, mid=convs["depthwise"].outputs, expands=int(expands), w1=w1, b1=b1, w2=w2,
+                     b2=b2, w3=w3, b3=b3)  # fmt: skip
+        else:
+            names = list(convs)
+            w1, b1 = self._dense(where, names[0])
+            w3, b3 = self._dense(where, names[1])
+            kind = FUSED if names == ["spatial", "pointwise"] else RESIDUAL
+            if kind == RESIDUAL and not block.residual:
+                raise ConfigError("the native engine runs no residual block that changes its size.")
+            self._op(kind, **fields, mid=first.outputs, w1=w1, b1=b1, w3=w3, b3=b3)
+
+    def _pointwise(self, block: str, name: str, inputs: int, outputs: int, act: bool = False) -> None:
+        w1, b1 = self._dense(block, name)
+        self._op(POINTWISE, **{"in": inputs}, out=outputs, act=self.act * act, w1=w1, b1=b1)
+
+    def _attention(self, where: str, block: AttentionBlock, stride: int) -> None:
+        """Ends a segment with this attention's sums, and begins the next with its application."""
+        width, dim, scales = block.width, block.head_dim, len(block.kernels)
+        tee, queries = self._value(width, stride), self._value(width * (1 + scales), stride)
+        self._op(TEE, **{"in": width}, out=width, value=tee)
+        where = f"{where}.attention"
+        w1, b1 = self._dense(where, "qkv")
+        places: dict[str, list[int]] = {name: [0] * MAX_SCALES for name in ("wa", "ba", "wg", "bg", "kernels")}
+        for i, kernel in enumerate(block.kernels):
+            places["kernels"][i] = kernel
+            places["wa"][i], places["ba"][i] = self._depthwise(where, f"aggregate.{i}.depthwise")
+            places["wg"][i], places["bg"][i] = self._grouped(where, f"aggregate.{i}.pointwise", dim)
+        slot = len(self.segments)
+        about = {"heads": block.heads_per_scale, "head_dim": dim, "scales": scales, "value2": queries, "value3": slot}
+        self._op(SUMS, **{"in": width}, out=width, w1=w1, b1=b1, **about, **places)
+        self._end(stride)
+        w1, b1 = self._dense(where, "proj")
+        self._op(ATTEND, **{"in": width}, out=width, value=tee, eps=block.eps, w1=w1, b1=b1, **about)
+
+    def _blocks_of(self, blocks: Sequence[Block], where: str, stride: int) -> int:
+        for i, block in enumerate(blocks):
+            stride *= block.stride
+            if isinstance(block, AttentionBlock):
+                self._attention(f"{where}.block{i}", block, stride)
+                self._block(f"{where}.block{i}.local", block.local)
+            else:
+                self._block(f"{where}.block{i}", block)
+        return stride
+
+    def program(self) -> bytes:
+        backbone, head = self.config.backbone, self.config.head
+        assert isinstance(head, SegmentationHead)
+        scale = 1 / (255 * np.array(self.preprocess.std, np.float64))
+        shift = -np.array(self.preprocess.mean, np.float64) / np.array(self.preprocess.std, np.float64)
+        self._op(IMAGE, out=3, w1=self._pack(np.concatenate([scale, [0], shift, [0]])))
+        for i, block in enumerate(stem_plan(backbone)):
+            self._block(f"stem.block{i}", block)
+        stride, features = 2, {}
+        for number, blocks in enumerate(stage_plans(backbone), 1):
+            stride = self._blocks_of(blocks, f"stage{number}", stride)
+            width = backbone.stages[number - 1].width
+            if number == 4:
+                features[number] = self._store(width, stride)
+            elif number > 1:
+                features[number] = self._value(width, stride)
+                self._op(TEE, **{"in": width}, out=width, value=features[number])
+        plan = head_plan(backbone, head)
+        coarse = {}
+        for number, conv in zip((4, 3), plan.inputs, strict=False):
+            self._load(features[number])
+            self._pointwise(f"head.from_stage{number}", "conv", conv.inputs, conv.outputs)
+            coarse[number] = self._store(head.width, 2 ** (number + 1))
+        self._load(features[2])
+        self._pointwise("head.from_stage2", "conv", plan.inputs[2].inputs, head.width)
+        self._op(UPSUM, **{"in": head.width}, out=head.width, value=coarse[4], value2=coarse[3])
+        for i, block in enumerate(plan.blocks):
+            self._block(f"head.block{i}", block)
+        for name, conv in plan.outputs.items():
+            self._pointwise("head.outputs", name, conv.inputs, conv.outputs, conv.act)
+        logits = self._store(head.num_classes, 8)
+        return self._bytes(head.num_classes, logits)
+
+    def _bytes(self, classes: int, logits: int) -> bytes:
+        ops = np.zeros(len(self.ops), _OP)
+        for row, op in zip(ops, self.ops, strict=True):
+            for name, value in op.items():
+                row[name] = value
+        tables = b"".join(
+            [ops.tobytes(), np.array(self.values, "<i4").tobytes(), np.array(self.segments, "<i4").tobytes()]
+        )
+        header = np.zeros((), _HEADER)
+        for name, value in zip(
+            _HEADER.names or (),
+            (MAGIC, _OP.itemsize, len(ops), len(self.values), len(self.segments), classes, logits, self.size),
+            strict=True,
+        ):
+            header[name] = value
+        start = header.tobytes() + tables
+        return b"".join([start, bytes(-len(start) % 64), *(part.astype("<f4").tobytes() for part in self.packed)])

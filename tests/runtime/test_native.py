@@ -1,0 +1,182 @@
+"""Our own core: right against PyTorch, the same bits however it runs, safe on damaged programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
+from evitseg.config import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
+from evitseg.errors import ConfigError, EngineError
+from evitseg.exporters.fold import folded
+from evitseg.image import Preprocess, read_picture
+from evitseg.model.layers import ConvNormAct
+from evitseg.model.network import Deployed, EfficientViT
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.native import Core, instruction_sets
+from evitseg.runtime.openvino_graph import Weights
+from evitseg.runtime.program import compile_program
+
+CORE = Path(__file__).parents[2] / "core"
+FUSED = [name for name in instruction_sets() if name != "sse4"]  # those with fused multiply-add
+
+
+def network(config: ModelConfig) -> EfficientViT:
+    """Random weights, with batch norms that do something."""
+    torch.manual_seed(0)
+    made = EfficientViT(config).eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    return made
+
+
+def program_of(made: EfficientViT) -> bytes:
+    weights = []
+    for module in made.modules():
+        if isinstance(module, ConvNormAct):
+            kernel, bias = folded(module)
+            weights.append(Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32)))
+    return compile_program(made.config, Preprocess(), weights)
+
+
+def image(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def torch_logits(made: EfficientViT, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = Deployed(made, Preprocess())(torch.from_numpy(pixels)[None])[0].numpy()
+    return logits
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SEGMENTATION)
+def test_every_published_network_gives_pytorchs_logits(name: str) -> None:
+    made, pixels = network(PUBLISHED_SEGMENTATION[name]), image(64, 96)
+    expected = torch_logits(made, pixels)
+    difference = np.abs(Core(program_of(made))(pixels) - expected).max() / np.abs(expected).max()
+    assert difference < 1e-5  # float32, summed in another order
+
+
+@pytest.mark.parametrize("variant", ["b0", "l0"])
+@pytest.mark.parametrize("size", [(32, 32), (256, 96), (160, 1088), (544, 64)])
+def test_threads_and_instruction_sets_give_the_same_bytes(variant: str, size: tuple[int, int]) -> None:
+    made, pixels = network(model_config(variant, 5)), image(*size)
+    program = program_of(made)
+    expected = Core(program, isa=FUSED[-1])(pixels)
+    np.testing.assert_allclose(expected, torch_logits(made, pixels), atol=1e-5 * np.abs(expected).max())
+    for isa in FUSED:
+        for threads in (1, 2, 3):
+            assert Core(program, threads, isa=isa)(pixels).tobytes() == expected.tobytes(), (isa, threads)
+
+
+def test_arm_gives_the_same_bytes(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
+    pixels, program = image(64, 96), program_of(network(model_config("b0", 5)))
+    (tmp_path / "program").write_bytes(program)
+    (tmp_path / "image").write_bytes(pixels.tobytes())
+    library = tmp_path / "libevitseg.so"
+    subprocess.run([sys.executable, CORE / "build.py", library, compiler], check=True)
+    link = ["-x", "c", str(CORE / "tests" / "logits.c"), "-x", "none", str(library), f"-Wl,-rpath,{tmp_path}", "-lm"]
+    subprocess.run([compiler, *link, "-o", str(tmp_path / "logits")], check=True)
+    arguments = ["program", "image", "64", "96", "2", "out"]
+    subprocess.run([emulator, "-L", "/usr/aarch64-linux-gnu", "./logits", *arguments], check=True, cwd=tmp_path)
+    assert (tmp_path / "out").read_bytes() == Core(program, isa=FUSED[-1])(pixels).tobytes()
+
+
+def test_a_custom_network_runs_if_the_core_knows_its_parts() -> None:
+    late = Stage(32, 1, "mbconv", True, 4, 4, True)
+    stages = (Stage(8, 1, "fused_mbconv", False, 2, 4, False), Stage(24, 0, "mbconv", False, 4, 3, False), late, late)
+    config = model_config("b0", 3)
+    custom = ModelConfig(Backbone(8, 1, "resblock", stages, 16, (3, 5), 1e-5, "gelu_tanh"), config.head)
+    made, pixels = network(custom), image(96, 160)
+    expected = torch_logits(made, pixels)
+    np.testing.assert_allclose(Core(program_of(made))(pixels), expected, atol=1e-5 * np.abs(expected).max())
+    small_heads = ModelConfig(Backbone(8, 1, "depthwise", stages, 8), config.head)
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        program_of(network(small_heads))
+
+
+def test_streams_run_side_by_side_and_a_fork_has_threads_of_its_own() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    core, pixels = Core(program_of(network(model_config("b0", 5))), threads=2, streams=2), image(128, 128)
+    expected = core(pixels)
+    with ThreadPoolExecutor(4) as pool:
+        assert all((logits == expected).all() for logits in pool.map(core, [pixels] * 12))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (core(pixels) == expected).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_engine_agrees_with_openvino() -> None:
+    artefact = bundled_models()["b0-camvid"]
+    pixels = read_picture(EXAMPLE_PICTURE)[:512, :640]
+    own, other = (open_engine(artefact, engine, "float32") for engine in ("native", "openvino"))
+    assert own.info.precision == "float32"
+    expected = other(pixels[None])
+    np.testing.assert_allclose(own(pixels[None]), expected, atol=2e-5 * np.abs(expected).max())
+    with pytest.raises(EngineError, match="float32"):
+        open_engine(artefact, "native", "bfloat16")
+
+
+@pytest.mark.parametrize("size", [(0, 32), (32, 33), (16, 64)])
+def test_a_size_that_32_does_not_divide_is_refused(size: tuple[int, int]) -> None:
+    core = Core(program_of(network(model_config("b0", 5))))
+    with pytest.raises(EngineError, match="multiples of 32"):
+        core(np.zeros((*size, 3), np.uint8))
+
+
+DAMAGE = """
+import sys
+import numpy as np
+from evitseg.errors import EngineError
+from evitseg.runtime.native import Core
+
+program = open(sys.argv[1], "rb").read()
+pixels, rng = np.zeros((64, 64, 3), np.uint8), np.random.default_rng(0)
+tables = int(sys.argv[2])
+refused = 0
+for turn in range(1500):
+    damaged = bytearray(program)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(0, tables // 4)) * 4
+        values = [0, 1, 2, -1, 16, 2**31 - 1, -2**31, rng.integers(0, 2**16), rng.integers(0, 64)]
+        value = values[rng.integers(0, len(values))]
+        damaged[at:at + 4] = int(value).to_bytes(4, "little", signed=True)
+    if turn % 10 == 0:
+        damaged = damaged[: int(rng.integers(0, len(damaged)))]
+    try:
+        Core(bytes(damaged), 1)(pixels)
+    except EngineError:
+        refused += 1
+print(refused)
+"""
+
+
+def test_damaged_programs_are_refused_and_crash_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    program = program_of(network(model_config("b0", 5)))
+    path.write_bytes(program)
+    tables = len(program) - 4 * int(np.frombuffer(program, "<i8", 1, 32)[0])
+    run = subprocess.run(
+        [sys.executable, "-c", DAMAGE, path, str(tables)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout) > 500

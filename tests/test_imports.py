@@ -174,7 +174,7 @@ def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], ext
         "import evitseg.cli; evitseg.cli.app()"
     )
     assert run.returncode == 1
-    assert f"pip install 'evitseg[{extra}]'" in run.stderr
+    assert f"pip install '.[{extra}]'" in run.stderr
     assert "Traceback" not in run.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 

@@ -741,7 +741,7 @@ def test_what_is_not_installed_is_named(
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("evitseg.errors.MissingPackageError"), run.stderr
-    assert f"evitseg[{extra}" in last
+    assert f"pip install '.[{extra}" in last
 
 
 # Polygons.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -54,7 +55,11 @@ class MissingPackageError(EvitsegError):
     """An optional package that the call needs is not installed."""
 
     def __init__(self, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs packages that are not installed: python -m pip install 'evitseg[{extra}]'.")
+        pip = "python -m pip install"
+        names = " ".join(map(repr, _missing(extra)))
+        ways = [f"{pip} {names}"] if names else []
+        ways.append(f"{'in a clone of evitseg, ' * bool(ways)}{pip} '.[{extra}]'")
+        super().__init__(f"{purpose} needs packages that are not installed: {'; or, '.join(ways)}.")
         self._given = purpose, extra
 
     def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
@@ -63,6 +68,44 @@ class MissingPackageError(EvitsegError):
 
 class UnreadableHereError(PictureError, MissingPackageError):
     """An image that only an optional package reads, which is not installed: other images can be read."""
+
+
+def _missing(extras: str) -> list[str]:
+    """What pip has to install for extras: requirements that are not there, or all of them if each seems to be.
+
+    evitseg's own name would do only where it comes from an index.
+    """
+    from importlib import metadata
+
+    try:
+        stated = metadata.requires("evitseg") or []
+    except metadata.PackageNotFoundError:  # run from its source
+        return []
+    wanted, known, found = extras.split(","), set[str](), list[str]()
+    while wanted:
+        extra = wanted.pop()
+        known.add(extra)
+        for line in stated:
+            requirement, _, condition = line.partition(";")
+            if not re.search(rf"extra == ['\"]{re.escape(extra)}['\"]", condition):
+                continue
+            ours = re.fullmatch(r"evitseg\[([\w,-]+)\]", requirement.strip())
+            if ours:
+                wanted += [name for name in ours[1].split(",") if name not in known]
+            else:
+                found.append(requirement.strip())
+    found = sorted(set(found))
+    return [requirement for requirement in found if not _is_installed(requirement)] or found
+
+
+def _is_installed(requirement: str) -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.distribution(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:

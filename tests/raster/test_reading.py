@@ -478,7 +478,7 @@ def test_without_extras_ordinary_tiffs_are_read_and_others_name_tags_and_extra(d
     run = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "PlanarConfiguration 2" in run.stdout
-    assert "pip install 'evitseg[geo]'" in run.stdout
+    assert "pip install '.[geo]'" in run.stdout
 
 
 def bmp(width: int, height: int, length: int) -> bytes:

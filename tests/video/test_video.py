@@ -447,7 +447,10 @@ def test_what_is_missing_is_named_with_its_extra(
     segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'evitseg\[video\]'"):
+    with pytest.raises(
+        MissingPackageError,
+        match=r"pip install 'av>=17.0'; or, in a clone of evitseg, python -m pip install '.\[video\]'",
+    ):
         write_video(tmp_path / "clip.mp4", tmp_path / "clip", segment)
 
 

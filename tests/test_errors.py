@@ -1,0 +1,58 @@
+"""Sentences for people."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from importlib import metadata
+
+import pytest
+
+from evitseg.errors import MissingPackageError
+
+STATED = [
+    "numpy>=1.24",
+    'rasterio>=1.4; extra == "geo"',
+    "tifffile>=2025.5; extra == 'slides'",
+    'evitseg[torch,bench]; extra == "train"',
+    'torch>=2.6; extra == "torch"',
+    'ray[data]>=2.60; extra == "bench"',
+]
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the packages that are there; evitseg itself is, with the requirements above."""
+    names: set[str] = set()
+
+    def distribution(name: str) -> None:
+        if name not in names:
+            raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", lambda name: STATED)
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    return names
+
+
+def test_missing_packages_are_named_as_pip_takes_them(installed: set[str]) -> None:
+    assert str(MissingPackageError("x", "geo,slides")) == (
+        "x needs packages that are not installed: python -m pip install 'rasterio>=1.4' 'tifffile>=2025.5'; or, in a "
+        "clone of evitseg, python -m pip install '.[geo,slides]'."
+    )
+    installed.add("rasterio")
+    assert "'rasterio" not in str(MissingPackageError("x", "geo,slides"))
+    assert "'ray[data]>=2.60' 'torch>=2.6'" in str(MissingPackageError("x", "train"))
+    assert str(pickle.loads(pickle.dumps(MissingPackageError("x", "geo")))) == str(MissingPackageError("x", "geo"))
+
+
+def test_without_metadata_the_clone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert str(MissingPackageError("x", "geo")).endswith("not installed: python -m pip install '.[geo]'.")
+
+
+def test_every_extra_has_packages() -> None:
+    for extra in metadata.metadata("evitseg").get_all("Provides-Extra") or []:
+        assert re.search(r"install '[\w-]+", str(MissingPackageError("x", extra))), extra

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check: format, lint, types, the base install, tests. Installs what it needs into .venv-check.
+# Every check: format, lint, types, the base install, tests, two minutes of fuzzing. Installs what it needs into .venv-check.
 #   scripts/check.sh               everything
 #   scripts/check.sh tests/model   everything, but of the tests only these
 set -euo pipefail
@@ -24,4 +24,5 @@ else
     "$venv/bin/python" -m pytest tests/train
     "$venv/bin/python" -m pytest tests/test_cluster.py
     "$venv/bin/python" -m pytest --ignore=tests/train --ignore=tests/test_cluster.py
+    "$venv/bin/python" scripts/fuzz.py --seconds 120
 fi

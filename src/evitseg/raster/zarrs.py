@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, cast
@@ -14,19 +18,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import FileError, MissingPackageError, PictureError
+from evitseg.errors import EvitsegWarning, FileError, MissingPackageError, PictureError
 from evitseg.files import temporary_folder
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
+from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.levels import cells, choose_levels
 from evitseg.raster.window import (
     Origin,
-    bands_used,
     check_block,
-    check_picture,
+    check_size,
     check_window,
     class_table,
     damaged,
-    eight_bits,
     identity_of,
     rgb,
     writing,
@@ -35,8 +39,12 @@ from evitseg.raster.window import (
 _CHUNK = 1024
 _HELD = 32 * 2**20
 """Bytes of memory: zarr, what it brings, and the chunks in hand."""
+_MOST_BANDS = 65_536
 _ORDERS = {2: ("y", "x"), 4: ("c", "z", "y", "x"), 5: ("t", "c", "z", "y", "x")}
 """What the axes of an array are, where it does not say; three may be in either order."""
+_COLORS = {"FF0000": "red", "00FF00": "green", "008000": "green", "0000FF": "blue"}
+_BRIGHTEST = {2**bits - 1: bits for bits in range(9, 17)}
+"""Significant bits by the largest value that they hold."""
 
 
 def import_zarr() -> ModuleType:
@@ -52,41 +60,63 @@ class ZarrSource:
 
     held = _HELD
 
-    def __init__(self, name: str, root: Any, identity: str) -> None:
+    def __init__(self, name: str, root: Any, identity: str, options: ReadOptions = AS_STATED) -> None:
+        from evitseg.raster.zarr_codecs import bounded
+
         self._name, self.identity = name, identity
-        array, axes, multiscale, levels = _choose(name, root)
+        array, axes, multiscale, levels, omero = _choose(name, root)
         if not axes:
             axes = _axes_of(name, array.shape)
         lengths = dict(zip(axes, array.shape, strict=True))
-        extra = [f"{length} along {axis}" for axis, length in lengths.items() if axis not in "cyx" and length > 1]
-        if extra or not {"y", "x"} <= set(axes):
-            raise PictureError(f"{name}: a stack ({', '.join(extra) or axes}), not one picture; choose a plane.")
+        if not {"y", "x"} <= set(axes):
+            raise PictureError(f"{name}: its axes are {', '.join(axes)}; an image has y and x.")
         self.size = (lengths["y"], lengths["x"])
+        check_size(name, self.size)
+        self._plane = _plane(name, lengths, options)
         self.tile = (array.chunks[axes.index("y")], array.chunks[axes.index("x")])
-        check_picture(name, self.size, array.dtype)
         check_block(name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
-        self._bands = bands_used(name, lengths.get("c", 1))
-        self._array, self._axes = array, axes
+        self._array, self._axes = bounded(name, array), axes
+        if lengths.get("c", 1) > _MOST_BANDS:
+            raise PictureError(f"{name}: claims {lengths['c']:,} bands; up to {_MOST_BANDS:,} are read.")
+        channels = _channels(omero, lengths.get("c", 1))
+        self._bands = choose_bands(name, [channel.band for channel in channels], options)
+        stated = [channels[band].bits for band in self._bands]
+        bits = max((number for number in stated if number), default=None) if all(stated) else None
+        self._levels = choose_levels(name, array.dtype, options, self._sample, bits)
         self.attributes: dict[str, Any] = {**root.attrs}
+        if multiscale is not None:
+            _check_transformations(name, multiscale, len(axes))
         self.origin = Origin(
             kind="zarr", levels=levels, zarr_format=array.metadata.zarr_format,
             axes=axes if multiscale else (), multiscale=multiscale,
         )  # fmt: skip
 
+    def _sample(self) -> Iterator[NDArray[Any]]:
+        """Stored values, spread over the image."""
+        for window in cells(self.size):
+            yield self._window(*window).ravel()
+
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
+        return rgb(self._levels(self._window(top, left, height, width)))
+
+    def _window(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        """(height, width, bands) as stored: the bands that are read, in their order."""
+        first, last = min(self._bands), max(self._bands)
         choice: dict[str, Any] = {
-            "y": slice(top, top + height), "x": slice(left, left + width), "c": slice(0, len(self._bands)),
+            "y": slice(top, top + height), "x": slice(left, left + width), "c": slice(first, last + 1),
         }  # fmt: skip
-        levels = self._stored(choice, top, left, height, width)
+        values = self._stored(choice, top, left, height, width)
         kept = [axis for axis in self._axes if axis in choice]
         if "c" not in kept:
-            kept, levels = [*kept, "c"], levels[..., None]
-        return rgb(eight_bits(levels.transpose([kept.index(axis) for axis in "yxc"])))
+            kept, values = [*kept, "c"], values[..., None]
+        values = values.transpose([kept.index(axis) for axis in "yxc"])
+        return np.asarray(values[..., [band - first for band in self._bands]])
 
     def _stored(self, choice: dict[str, Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
+        place = tuple(choice.get(axis, self._plane.get(axis, 0)) for axis in self._axes)
         try:
-            return np.asarray(self._array[tuple(choice.get(axis, 0) for axis in self._axes)])
+            return np.asarray(self._array[place])
         except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
             raise damaged(self._name, top, left, height, width, error) from error
 
@@ -101,14 +131,14 @@ class ZarrSource:
         return None
 
 
-def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] | None, int]:
-    """The array to read, its axes if it says, OME's entry for it, and how many sizes it is there in."""
+def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] | None, int, object]:
+    """The array to read, its axes if it says, OME's entry for it, how many sizes it is there in, OME's channels."""
     zarr = import_zarr()
     if isinstance(root, zarr.Array):
-        return root, (), None, 1
+        return root, (), None, 1, None
     try:
         if "bioformats2raw.layout" in root.attrs and "multiscales" not in root.attrs:
-            root = root["0"]  # its first picture
+            root = root["0"]  # its first image
         attributes: Any = root.attrs.get("ome", root.attrs)
         entry = cast("dict[str, Any]", attributes["multiscales"][0])
         first = str(entry["datasets"][0]["path"])
@@ -123,15 +153,86 @@ def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] 
             axes,
             {"version": attributes.get("version", entry.get("version")), **entry},
             len(entry["datasets"]),
+            attributes.get("omero"),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         arrays = [key for key, _ in root.arrays()]
         if len(arrays) == 1:
-            return root[arrays[0]], (), None, 1
+            return root[arrays[0]], (), None, 1, None
         raise PictureError(
             f"{name}: a Zarr group, but not OME-Zarr (no multiscales); give the path of one array in it "
             f"({', '.join(arrays[:5]) or 'it has none at its top'})."
         ) from error
+
+
+def _plane(name: str, lengths: dict[str, int], options: ReadOptions) -> dict[str, int]:
+    """Which plane of a stack is read: its place along every axis but those of the image. Raises: PictureError."""
+    extra = {axis: length for axis, length in lengths.items() if axis not in "cyx"}
+    count = math.prod(extra.values())
+    if count > 1 and options.page is None:
+        stack = ", ".join(f"{length} along {axis}" for axis, length in extra.items() if length > 1)
+        raise PictureError(f"{name}: a stack ({stack}), not one image; choose a plane with --page 1 to {count}.")
+    page = options.page or 1
+    if page > count:
+        raise PictureError(f"{name}: there is no page {page} (--page); it has {count}.")
+    places = np.unravel_index(page - 1, tuple(extra.values())) if extra else ()
+    return {axis: int(place) for axis, place in zip(extra, places, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """What OME-Zarr says about a band: what it shows, and its significant bits where it says them."""
+
+    band: Band = field(default_factory=Band)
+    bits: int | None = None
+
+
+def _channels(omero: object, count: int) -> list[_Channel]:
+    """One for each band; without a word where the metadata are of another image or damaged."""
+    entries = omero.get("channels") if isinstance(omero, dict) else None
+    if not isinstance(entries, list) or len(entries) != count:
+        return [_Channel()] * count
+    channels = []
+    for entry in entries:
+        about = entry if isinstance(entry, dict) else {}
+        label, color, window = (about.get(key) for key in ("label", "color", "window"))
+        shown = _COLORS.get(color.lstrip("#").upper(), "") if isinstance(color, str) else ""
+        band = Band(shown, label if isinstance(label, str) else "")
+        channels.append(_Channel(band, _significant_bits(window if isinstance(window, dict) else {})))
+    return channels
+
+
+def _significant_bits(window: dict[str, Any]) -> int | None:
+    """N where a window goes from 0 to 2^N - 1: what is shown (start, end), or what there can be (min, max)."""
+    found = []
+    for low, high in (("min", "max"), ("start", "end")):
+        start, end = window.get(low, 0), window.get(high)
+        if start == 0 and isinstance(end, (int, float)) and not isinstance(end, bool) and end in _BRIGHTEST:
+            found.append(_BRIGHTEST[end])
+    # Many writers give the type's whole range as what there can be: then what is shown tells more.
+    return found[-1] if found[:1] == [16] else found[0] if found else None
+
+
+def _check_transformations(name: str, multiscale: dict[str, Any], axes: int) -> None:
+    """Raises: PictureError for a scale or a translation of another number of axes, or of no numbers."""
+    transformations = multiscale["datasets"][0].get("coordinateTransformations", [])
+    if not isinstance(transformations, list) or not all(isinstance(t, dict) for t in transformations):
+        raise PictureError(f"{name}: its coordinateTransformations are not a list of objects; mend its OME metadata.")
+    for entry in transformations:
+        kind = entry.get("type")
+        numbers = entry.get(kind) if kind in ("scale", "translation") else None
+        if kind not in ("scale", "translation") or (numbers is None and "path" in entry):
+            continue  # the numbers lie elsewhere, or it is the identity
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != axes
+            or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+        ):
+            told = json.dumps(numbers)
+            raise PictureError(
+                f"{name}: the {kind} of its OME metadata is {told if len(told) < 60 else told[:57] + '...'}, but it "
+                f"needs {axes} numbers, one for each axis."
+            )
 
 
 def _axes_of(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -142,20 +243,24 @@ def _axes_of(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     return _ORDERS[len(shape)]
 
 
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextmanager
 def open_zarr(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[ZarrSource]:
     """Raises: PictureError, MissingPackageError."""
     zarr = import_zarr()
-    if options != AS_STATED:
-        raise PictureError(f"{name}: bands, range and page of a Zarr cannot be chosen.")
+    from evitseg.raster.zarr_codecs import store_class
+
     try:
         # A store of this folder alone: a path is never taken for an address.
-        root = zarr.open(zarr.storage.LocalStore(os.fspath(path), read_only=True), mode="r")
-        source = ZarrSource(name, root, identity_of(path))
-    except PictureError:
+        root = zarr.open(store_class()(os.fspath(path), read_only=True), mode="r")
+        source = ZarrSource(name, root, identity_of(path), options)
+    except (PictureError, EvitsegWarning):
         raise
     except Exception as error:  # zarr raises whatever damaged metadata make it stumble over
-        raise PictureError(f"{name}: not a Zarr that can be read ({str(error) or type(error).__name__}).") from error
+        raise PictureError(f"{name}: not a Zarr that can be read ({_told(error)}).") from error
     yield source
 
 
@@ -181,10 +286,12 @@ def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labe
     zarr = import_zarr()
     axes = origin.axes or ("y", "x")
     lengths = {"y": size[0], "x": size[1]}
+    levels = max(1, min(origin.levels, max(size).bit_length())) if origin.multiscale is not None else 1
     about = {"evitseg": {"classes": class_table(labels), "ignore_index": labels.ignore_index}}
     with contextlib.ExitStack() as stack:
         with writing(name):
             temporary = stack.enter_context(temporary_folder(path.parent)) / "mask.zarr"
+            stack.callback(_remove, temporary)
             store = zarr.storage.LocalStore(os.fspath(temporary))
 
             def array_of(place: str | None, step: int) -> Any:
@@ -200,12 +307,12 @@ def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labe
             if origin.multiscale is None:
                 array = array_of(None, 1)
             else:
-                attributes = about | _ome(origin.multiscale, origin.levels, axes, labels)
+                attributes = about | _ome(origin.multiscale, levels, axes, labels)
                 zarr.create_group(store, zarr_format=origin.zarr_format, attributes=attributes)
                 array = array_of("0", 1)
         yield ZarrSink(name, array, axes)
         with writing(name):
-            for level in range(1, origin.levels if origin.multiscale is not None else 1):
+            for level in range(1, levels):
                 _reduce(array, array_of(str(level), 2**level), axes, 2**level)
             try:
                 temporary.rename(path)
@@ -213,6 +320,15 @@ def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labe
                 if path.exists():
                     raise FileError(f"{name}: appeared meanwhile, and folders are never replaced.") from error
                 raise
+
+
+def _remove(folder: Path) -> None:
+    """After a failure, chunks that other threads still write may appear while the folder is removed."""
+    for attempt in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.01 * attempt)
 
 
 def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:
@@ -240,8 +356,8 @@ def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:
 def _ome(multiscale: dict[str, Any], levels: int, axes: tuple[str, ...], labels: LabelSpace) -> dict[str, Any]:
     """OME-Zarr's metadata for labels: the picture's axes and scales, the classes' colours and names."""
     first = multiscale["datasets"][0].get("coordinateTransformations", [])
-    scale = next((t["scale"] for t in first if isinstance(t, dict) and t.get("type") == "scale"), [1.0] * len(axes))
-    others = [t for t in first if isinstance(t, dict) and t.get("type") == "translation"]
+    scale = next((t["scale"] for t in first if t.get("type") == "scale" and "scale" in t), [1.0] * len(axes))
+    others = [t for t in first if t.get("type") == "translation"]
     datasets = [
         {
             "path": str(level),

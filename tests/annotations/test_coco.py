@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -333,3 +334,50 @@ def test_a_file_without_a_usable_image_or_object_is_an_error(tmp_path: Path) -> 
         write_masks(read_annotations(source, tmp_path / "empty"), tmp_path / "new")
     with pytest.raises(DatasetError, match="no such folder of images"):
         read_annotations(source, tmp_path / "absent")
+
+
+def test_an_interrupted_conversion_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("a.png", "b.png"))
+
+    def interrupt(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path, progress=interrupt)
+    with pytest.raises(DatasetError):
+        find_dataset(tmp_path / "out")
+    assert convert(tmp_path).pairs == 2
+    (tmp_path / "coco.json").rename(tmp_path / "train.json")
+    write_masks(read_annotations(tmp_path / "train.json", tmp_path / "photos"), tmp_path / "out")
+    assert list(find_dataset(tmp_path / "out").splits) == ["train"]  # the list of the earlier conversion is gone
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_not_taken(tmp_path: Path) -> None:
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("cam2/0001.png", "b.png"))
+    content = json.loads((tmp_path / "coco.json").read_text())
+    content["images"][0]["file_name"] = "cam1/0001.png"
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    assert [image.file is None for image in read_annotations(tmp_path / "coco.json").images] == [True, False]
+
+
+def test_names_with_commas_quotes_and_hashes_come_through_the_list(tmp_path: Path) -> None:
+    names = ("a, b.png", "#c.png", '"d".png', " e .png", "f'g.png", "Ü/ü.png")
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], names)
+    assert convert(tmp_path).pairs == 6
+    dataset = find_dataset(tmp_path / "out")
+    assert [pair.picture.name for pair in dataset.pairs()] == [Path(name).name for name in names]
+    assert inspect(dataset).problems == []
+
+
+def test_data_in_a_folder_whose_name_is_not_text_works(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"n\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    write(folder, [{"segmentation": square(1, 2, 4, 7)}])
+    (folder / "coco.json").rename(folder / os.fsdecode(b"\xfe.json"))
+    source = folder / os.fsdecode(b"\xfe.json")
+    run = CliRunner().invoke(app, ["convert", str(source), "--out", str(folder / "out")])
+    assert run.exit_code == 0, run.output
+    assert inspect(find_dataset(folder / "out")).problems == []

@@ -171,9 +171,14 @@ def test_labels_txt_gives_the_order_of_classes_and_so_does_the_option(
 ) -> None:
     photo(tmp_path / "d/a.jpg")
     write(tmp_path / "d/a.json", [shape("x", box(1, 1, 9, 9)), shape("y", box(10, 10, 20, 20))])
+    photo(tmp_path / "d/later.jpg")
+    (tmp_path / "d/settings.json").write_text('{"theme": "dark"}')
     labels = tmp_path / "d/labels.txt"
     labels.write_text("__ignore__\n_background_\ny\nx\n")
-    assert convert(tmp_path / "d").names == ("background", "y", "x")
+    done = convert(tmp_path / "d")
+    assert (done.status, done.names) == (0, ("background", "y", "x"))
+    assert "1 image without a JSON file left out" in done.output
+    assert "1 JSON file of another kind left out" in done.output
     shutil.move(labels, tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("y\n_background_\n")
     done = convert(tmp_path / "d", "--labels", str(tmp_path / "names.txt"))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count, text_lines
+from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count, space_name, text_lines
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
@@ -29,6 +29,7 @@ IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
 """Names by which tools call pixels that do not count."""
 MARK = "# written by evitseg convert"
 """First line of a list of pairs; only a folder whose list begins so is written to again."""
+_LISTS = ("pairs.txt", "train.txt", "val.txt", "test.txt")
 _ORDER = ("train", "val", "test", ALL)
 _MOST_CLASSES = 65_535
 _DARK = (40, 40, 40)
@@ -93,12 +94,20 @@ def write_masks(
     written.
     """
     out = Path(out)
-    _check_free(out)
     space, value_of = _label_space(found, labels, ignore_background)
     fill = next((value_of[name] for name in BACKGROUNDS if name in value_of), space.ignore_index)
     if ignore_background:
         fill = space.ignore_index
-    work = _Work(space, value_of, fill, found.larger_first)
+    _begin(out)
+    try:
+        return _write(found, out, _Work(space, value_of, fill, found.larger_first), progress)
+    except EvitsegError:
+        _remove_lists(out, ())
+        raise
+
+
+def _write(found: Annotations, out: Path, work: _Work, progress: Callable[[int], None]) -> Conversion:
+    space = work.space
     lines: dict[str, list[Pair]] = {}
     images = [image for image in found.images if image.file is not None or image.embedded is not None]
     missing = [image for image in found.images if image.file is None and image.embedded is None]
@@ -130,6 +139,7 @@ def write_masks(
         )
     _write_labels(space, out)
     lists = tuple(_write_list(out, split, pairs) for split, pairs in sorted(lines.items()))
+    _remove_lists(out, lists)
     return Conversion(
         found.tool,
         lists,
@@ -167,7 +177,7 @@ class _Work:
     """Draws masks, and remembers what happened."""
 
     def __init__(self, space: LabelSpace, value_of: Mapping[str, int], fill: int, larger_first: bool) -> None:
-        self._space, self._value_of, self._fill, self._larger_first = space, value_of, fill, larger_first
+        self.space, self._value_of, self._fill, self._larger_first = space, value_of, fill, larger_first
         self.problems: list[str] = []
         self.objects = 0
         self._unknown: Counter[str] = Counter()
@@ -192,13 +202,13 @@ class _Work:
                 )
             self._turned.append(image.name)
         drawn, lost = self._drawn(image, size)
-        fill = self._space.ignore_index if lost else self._fill
-        if fill == self._space.ignore_index and all(value == fill or not runs.area for runs, value in drawn):
+        fill = self.space.ignore_index if lost else self._fill
+        if fill == self.space.ignore_index and all(value == fill or not runs.area for runs, value in drawn):
             if not lost:
                 self._blank.append(image.name)
             return None
-        self._partial += lost and self._fill != self._space.ignore_index
-        canvas = np.full(size[0] * size[1], fill, self._space.dtype)
+        self._partial += lost and self._fill != self.space.ignore_index
+        canvas = np.full(size[0] * size[1], fill, self.space.dtype)
         for runs, value in drawn:
             paint(canvas, runs, value)
         mask = np.ascontiguousarray(canvas.reshape(size[::-1]).T)
@@ -214,7 +224,7 @@ class _Work:
                 self.problems.append(f"{item.where} ({image.name}) {error}.")
                 lost = True
                 continue
-            value = self._space.ignore_index
+            value = self.space.ignore_index
             if item.label is not None:
                 if item.label in self._value_of:
                     value = self._value_of[item.label]
@@ -291,7 +301,7 @@ def _label_space(
     if BACKGROUND in value_of:
         value_of |= dict.fromkeys(BACKGROUNDS, value_of[BACKGROUND])
     value_of |= dict.fromkeys(IGNORED, ignored)
-    return LabelSpace(found.source.resolve().stem or "annotations", classes, (ignored,)), value_of
+    return LabelSpace(space_name(found.source), classes, (ignored,)), value_of
 
 
 def labels_for(name_or_path: str) -> LabelSpace:
@@ -330,17 +340,27 @@ def _stem(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
-def _check_free(out: Path) -> None:
-    """Raises: DatasetError where the place holds what this did not write."""
+def _begin(out: Path) -> None:
+    """Mark the folder as written to by us, so that it may be written to again after an interrupt.
+
+    Raises: DatasetError where the place holds what this did not write.
+    """
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out}: a file; --out is the folder that masks and lists are written to.")
-    names = ("pairs.txt", "train.txt", "val.txt", "test.txt")
-    lists = [out / name for name in names if (out / name).exists()]
+    lists = [out / name for name in _LISTS if (out / name).exists()]
     if any(_is_ours(path) for path in lists):
         return
     there = next((p for p in (*lists, out / "labels.json", out / "masks") if p.exists()), None)
     if there is not None:
         raise DatasetError(f"{there}: is there already, and evitseg convert did not write it; choose another --out.")
+    write_pairs(out / _LISTS[0], (), f"{MARK}, which was interrupted")
+
+
+def _remove_lists(out: Path, kept: Sequence[Path]) -> None:
+    """Delete lists of an earlier or interrupted conversion."""
+    for path in (out / name for name in _LISTS):
+        if path not in kept and _is_ours(path):
+            path.unlink()
 
 
 def _is_ours(path: Path) -> bool:

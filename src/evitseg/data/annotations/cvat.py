@@ -41,6 +41,8 @@ _HEAD = 4096
 def is_cvat(path: Path) -> bool:
     """Whether an XML file's root is that of CVAT's own format."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return re.search(rb"<annotations[\s>]", file.read(_HEAD)) is not None
     except OSError:

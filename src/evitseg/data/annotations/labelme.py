@@ -37,7 +37,7 @@ from evitseg.data.annotations.objects import (
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
 from evitseg.errors import DatasetError, EvitsegError
-from evitseg.image import MAX_PIXELS
+from evitseg.image import EXTENSIONS, MAX_PIXELS
 
 TOOL = "Labelme annotations"
 _NO_AREA = ("line", "linestrip", "point", "points")
@@ -63,10 +63,14 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
     found = Annotations(TOOL, source, [], [])
     seen: set[str] = set()
     without_area: Counter[str] = Counter()
+    others: list[Path] = []
     folder = ImageFolder(root, images)
     for file in files:
         try:
             content = read_json(file)
+            if isinstance(content, dict) and not {"shapes", "imagePath"} & set(content):
+                others.append(file)
+                continue
             if not is_labelme(content):
                 raise DatasetError(f"{file}: no Labelme file (it has no shapes and imagePath).")
             image = _image(content, file, root, folder, images is not None)
@@ -89,6 +93,18 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
         raise DatasetError(f"{source}: no Labelme file in it.")
     for kind, number in without_area.items():
         found.notes.append(f"{count(number, 'shape')} of type {kind} left out: it has no area.")
+    if others:
+        found.notes.append(f"{count(len(others), 'JSON file')} of another kind left out, the first {others[0]}.")
+    used = {image.file.resolve() for image in found.images if image.file is not None}
+    folders = {file.parent for file in used} if source.is_dir() else ()
+    alone = [
+        path
+        for place in sorted(folders)
+        for path in sorted(place.iterdir())
+        if path.suffix.lower() in EXTENSIONS and path.resolve() not in used
+    ]
+    if alone:
+        found.notes.append(f"{count(len(alone), 'image')} without a JSON file left out, the first {alone[0]}.")
     listed = []
     if (root / "labels.txt").is_file():
         listed = [line for line in text_lines(root / "labels.txt") if line]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from evitseg.data.annotations.objects import ALL, class_name, short, split_of, text_lines
+from evitseg.data.annotations.objects import ALL, class_name, files_below, short, space_name, split_of, text_lines
 from evitseg.data.lists import Pair, read_pairs
 from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError
@@ -92,7 +92,7 @@ def _voc_labels(root: Path) -> tuple[LabelSpace | None, str]:
 
 def _named(root: Path, names: Sequence[str]) -> LabelSpace:
     classes = tuple(LabelClass(name, (i,), voc_color(i)) for i, name in enumerate(names))
-    return LabelSpace(root.resolve().name or "voc", classes)
+    return LabelSpace(space_name(root), classes)
 
 
 def _labelmap(path: Path) -> list[tuple[str, Color]]:
@@ -122,7 +122,7 @@ def _colored(path: Path, rows: Iterable[tuple[str, Color]]) -> LabelSpace:
     twice = next((c for c in classes if colors.count(c.color) > 1), None)
     if twice is not None:
         raise DatasetError(f"{path}: several classes have the colour {twice.color}, such as {twice.name!r}.")
-    return LabelSpace(path.resolve().parent.name or "labels", tuple(classes))
+    return LabelSpace(space_name(path.parent), tuple(classes))
 
 
 def _image_sets(folder: Path) -> dict[str, list[str]]:
@@ -140,7 +140,7 @@ def _image_sets(folder: Path) -> dict[str, list[str]]:
 
 def _by_place(folder: Path) -> dict[str, Path]:
     """Image files by their path below the folder, without its ending."""
-    files = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    files = files_below(folder, EXTENSIONS)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
@@ -230,4 +230,4 @@ def _numbered(root: Path, rows: Mapping[int, str]) -> LabelSpace:
     classes = tuple(
         LabelClass(name, (value,), distinct_color(i)) for i, (value, name) in enumerate(sorted(rows.items()))
     )
-    return LabelSpace(root.resolve().name or "roboflow", classes, () if 255 in rows else (255,))
+    return LabelSpace(space_name(root), classes, () if 255 in rows else (255,))

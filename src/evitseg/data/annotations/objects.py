@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -151,6 +150,12 @@ def split_of(name: str) -> str:
     return told.pop() if len(told) == 1 else ALL
 
 
+def space_name(source: Path) -> str:
+    """What the classes of this file or folder are called; without characters that no text file can hold."""
+    name = source.resolve().stem or "annotations"
+    return "".join(c if c.isprintable() else "_" for c in name)
+
+
 def count(number: int, noun: str) -> str:
     """ "1 object", "2 objects"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -236,27 +241,46 @@ class ImageFolder:
 
     def find(self, name: str) -> Path | None:
         """The file, or None where there is none or more than one could be meant."""
-        for folder in self.folders:
-            if (folder / name).is_file():
-                return folder / name
+        try:
+            for folder in self.folders:
+                if (folder / name).is_file():
+                    # The others are mostly there, too.
+                    self.folders.remove(folder)
+                    self.folders.insert(0, folder)
+                    return folder / name
+        except OSError:  # a name that is too long
+            return None
         if self._by_name is None:
-            self._by_name = self._index()
-        found = self._by_name.get(PurePosixPath(name).name, [])
+            self._by_name = {}
+            for root in self._roots:
+                for path in files_below(root):
+                    self._by_name.setdefault(path.name, []).append(path)
+        wanted = PurePosixPath(name).parts
+        found = [path for path in self._by_name.get(wanted[-1], []) if path.parts[-len(wanted) :] == wanted]
         return found[0] if len(found) == 1 else None
 
-    def _index(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        seen = 0
-        walks = itertools.chain.from_iterable(os.walk(root) for root in self._roots)
-        real: set[str] = set()
-        for place, folders, names in walks:
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            if os.path.realpath(place) in real:
-                continue
-            real.add(os.path.realpath(place))
-            for name in sorted(names):
-                found.setdefault(name, []).append(Path(place, name))
-            seen += len(names)
-            if seen > MAX_FILES:
-                break
-        return found
+
+def files_below(folder: Path, suffixes: Container[str] | None = None) -> list[Path]:
+    """Files at any depth, in order; through linked folders once, never hidden ones, and at most `MAX_FILES` of them.
+
+    Args:
+        suffixes: only files with these endings, in lower case.
+    """
+    found: list[Path] = []
+    real: set[str] = set()
+    seen = 0
+    for place, folders, names in os.walk(folder, followlinks=True):
+        resolved = os.path.realpath(place)
+        folders[:] = [] if resolved in real else sorted(f for f in folders if not f.startswith("."))
+        if resolved in real:  # links may lead in a circle
+            continue
+        real.add(resolved)
+        seen += len(names)
+        found += [
+            Path(place, name)
+            for name in names
+            if not name.startswith(".") and (suffixes is None or Path(name).suffix.lower() in suffixes)
+        ]
+        if seen > MAX_FILES:
+            break
+    return sorted(found)

@@ -17,7 +17,7 @@ from typing import Any
 from evitseg.data.annotations import cvat, label_studio, labelme, yolo
 from evitseg.data.annotations.coco import is_coco, read_coco
 from evitseg.data.annotations.conversion import write_masks
-from evitseg.data.annotations.objects import ALL, Annotations, read_json, split_of
+from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of
 from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError
 from evitseg.labels import LabelSpace
@@ -135,9 +135,7 @@ def _recognise_folder(root: Path) -> tuple[str, Reader] | None:
         content = _json_or_none(path)
         if label_studio.is_label_studio(content):
             return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
-    files = sorted(
-        p for p in root.rglob("*.json") if not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
+    files = files_below(root, (".json",))
     if any(labelme.is_labelme(_json_or_none(path)) for path in files[:50]):
         return labelme.TOOL, partial(labelme.read_labelme, files, root)
     return None

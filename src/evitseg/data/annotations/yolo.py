@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from evitseg.data.annotations.objects import (
     Item,
     class_name,
     count,
+    files_below,
     short,
     text_lines,
 )
@@ -60,7 +60,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
     if source.is_dir() and find_yaml(source) is None:
         names = [line for line in text_lines(source / "classes.txt") if line]
         found.names += names
-        splits = {ALL: _below(images or source / "images")}
+        splits = {ALL: files_below(images or source / "images", EXTENSIONS)}
     else:
         yaml_file = source if source.is_file() else find_yaml(source)
         assert yaml_file is not None
@@ -177,7 +177,7 @@ def _splits(content: dict[str, Any], path: Path, images: Path | None, found: Ann
             if place is None:
                 found.problems.append(f"{path}: {split} leads to {short(entry)}, which is not there.")
                 continue
-            files = _below(place) if place.is_dir() else _listed(place, bases, found)
+            files = files_below(place, EXTENSIONS) if place.is_dir() else _listed(place, bases, found)
             splits.setdefault(split, []).extend(files)
     return splits
 
@@ -208,15 +208,6 @@ def _listed(path: Path, bases: list[Path], found: Annotations) -> list[Path]:
         else:
             files.append(place)
     return files
-
-
-def _below(folder: Path) -> list[Path]:
-    return sorted(
-        Path(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-    )
 
 
 def _label_file(image: Path, root: Path) -> Path | None:

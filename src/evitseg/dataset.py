@@ -115,6 +115,8 @@ def find_dataset(
         raise DatasetError(f"{str(root)[:200]}: cannot be read ({error.strerror or error}).") from error
     if not exists:
         raise DatasetError(f"{root}: no such file or folder.")
+    if not (root.is_file() or root.is_dir()):
+        raise DatasetError(f"{root}: neither a file nor a folder.")
     try:
         return _found(root, labels, reading)
     except OSError as error:
@@ -184,7 +186,10 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
         names = [line.strip() for line in decoded(folder / "classes.txt").splitlines()]
-        return named(folder.resolve().name, [name for name in names if name])
+        try:
+            return named(folder.resolve().name, [name for name in names if name])
+        except ConfigError as error:
+            raise DatasetError(f"{folder / 'classes.txt'}: {error}") from error
     return None
 
 

@@ -217,6 +217,8 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
             raise ConfigError(str(error)) from error
     try:
         return _parse(json.loads(text, object_pairs_hook=_without_twins))
+    except ConfigError as error:
+        raise ConfigError(f"{name_or_path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"{name_or_path}: not a label space ({type(error).__name__}: {error}); it looks like "

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg.data.folders import image_files
 from evitseg.data.truth import settled_for
 from evitseg.dataset import KILLED, MAX_WORKERS, Dataset, Pair, find_dataset, read_truth
 from evitseg.errors import ConfigError, DatasetError, PictureError
@@ -347,14 +348,17 @@ class PredictedMasks:
         self.folder, self.labels = Path(folder), labels
         self._indices = by_index(labels)
         self._masks: dict[str, list[Path]] = {}
-        for path in sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in (".png", ".tif", ".tiff", ".bmp")):
-            self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+        for path in image_files(self.folder) if self.folder.is_dir() else []:
+            if path.suffix.lower() in (".png", ".tif", ".tiff", ".bmp"):
+                self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
         if not self._masks:
             raise DatasetError(f"{folder}: no masks (.png) found; evitseg predict writes them.")
 
     def __call__(self, pair: Pair) -> Mask:
         """Raises: PictureError where the picture has no mask here, or several."""
-        found = self._masks.get(pair.picture.stem, [])
+        # Of street.jpg beside street.png, the masks are street_jpg_mask.png and street_png_mask.png.
+        names = (pair.picture.name.replace(".", "_"), pair.picture.stem)
+        found = next((self._masks[name] for name in names if name in self._masks), [])
         # Folders below ours are those that the picture lies in; so a mask of the same name from elsewhere is no match.
         found = [p for p in found if _ends_with(pair.picture.parent.parts, p.relative_to(self.folder).parent.parts)]
         deepest = max((len(p.parts) for p in found), default=0)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from evitseg.dataset import find_dataset, infer_labels, inspect, read_truth
-from evitseg.errors import DatasetError
+from evitseg.errors import DatasetError, EvitsegError
 from evitseg.labels import LabelSpace, by_index, numbered
 from evitseg.masks import read_mask_file, save_mask
 
@@ -211,3 +211,27 @@ def test_own_masks_of_gray_classes_are_read_by_colour(tmp_path: Path) -> None:
     indexed([(121,) * 3, (120,) * 3], 1, 0, 1, bits=1).save(tmp_path / "optimised.png", bits=1)
     for name in ("m.png", "optimised.png"):
         assert read_mask_file(tmp_path / name).classes(by_index(labels))[0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("classes.txt", "a\nb\na\n"), ("labels.json", '{"name": "x", "classes": [{"name": "a"}, {"name": "a"}]}'),
+    ("labels.json", '{"name": "x", "name": "y", "classes": [{"name": "a"}]}'),
+    ("labels.json", "[" * 100_000), ("labels.json", '{"name": "x", "classes": [{"name": "a", "raw_ids": [1e400]}]}'),
+    ("labels.json", '{"name": "x", "classes": [{"name": "a", "raw_ids": [' + "9" * 5000 + "]}]}"),
+])  # fmt: skip
+def test_a_bad_file_of_classes_is_named(name: str, content: str, tmp_path: Path) -> None:
+    folder = data(tmp_path, [gray(0, 1)] * 2)
+    (folder / name).write_text(content)
+    with pytest.raises(EvitsegError, match=name) as error:
+        find_dataset(folder)
+    assert len(str(error.value)) < 700
+
+
+def test_files_of_classes_that_windows_wrote_are_read(tmp_path: Path) -> None:
+    folder = data(tmp_path, [gray(0, 1)] * 2)
+    (folder / "classes.txt").write_bytes("\ufeffgröße\r\n b \r\n".encode())
+    labels = find_dataset(folder).labels
+    assert labels is not None
+    assert labels.names == ("größe", "b")
+    (folder / "labels.json").write_text(space({"name": "größe"}, {"name": "b"}), encoding="utf-8-sig")
+    assert find_dataset(folder).labels == LabelSpace("x", labels.classes)

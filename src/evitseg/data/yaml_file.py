@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evitseg.data.lists import decoded
-from evitseg.errors import DatasetError, unknown
+from evitseg.errors import ConfigError, DatasetError, unknown
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, named
 
 KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")
@@ -86,6 +86,13 @@ def _plain(path: Path, node: Any, depth: int) -> Any:
 
 def yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
     """The classes that `names`, `nc` and `label_mapping` describe. Raises: DatasetError."""
+    try:
+        return _labels(path, content)
+    except ConfigError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
     names: Any = content.get("names") or None
     if names is None:
         return None

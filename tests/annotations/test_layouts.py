@@ -242,11 +242,21 @@ def test_tools_whose_files_are_not_read_are_named(photo: Callable[..., Path], tm
         assert run.output.count("error:") == 1
 
 
-def test_convert_of_masks_says_that_they_can_be_used_as_they_are(
-    photo: Callable[..., Path], square: Callable[..., Any], tmp_path: Path
+def test_folders_of_masks_are_converted_too(
+    convert: Callable[..., Any], photo: Callable[..., Path], square: Callable[..., Any], tmp_path: Path
 ) -> None:
-    photo(tmp_path / "JPEGImages/a.jpg")
-    save_palette(tmp_path / "SegmentationClass/a.png", square((5, 5, 20, 20, 1)))
-    run = CliRunner().invoke(app, ["convert", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert run.exit_code == 1
-    assert f"evitseg check {tmp_path}" in run.output.replace("\n", " ")
+    root = tmp_path / "task"
+    mask = square((5, 5, 20, 20, 1), (20, 20, 30, 30, 2))
+    colors = [(176, 112, 32), (0, 0, 0), (48, 112, 32)]
+    for name in ("seq/a", "seq/b"):
+        photo(root / f"JPEGImages/{name}.png")
+        save_colors(root / f"SegmentationClass/{name}.png", mask[:30] if name == "seq/b" else mask, colors)
+    (root / "labelmap.txt").write_text("cat:48,112,32::\nbackground:0,0,0::\ndog:176,112,32::\n")
+    done = convert(root)
+    assert done.status == 1
+    assert "60×30 pixels, but its image has 60×40" in done.output
+    assert done.names == ("background", "cat", "dog")
+    np.testing.assert_array_equal(done.masks["a.png"], np.array([2, 0, 1])[mask])
+    again = find_dataset(tmp_path / "converted").labels
+    assert again is not None
+    assert again.classes[2].color == (176, 112, 32)

@@ -54,8 +54,8 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
     if not is_coco(content) or not all(isinstance(content[key], list) for key in _KEYS):
         raise DatasetError(f"{path}: not COCO's form; {FORM}.")
     found = Annotations("COCO annotations", path, [], [], larger_first=True)
-    name_of = _categories(content["categories"], found)
-    kept = _images(content["images"], found)
+    name_of = categories_of(content["categories"], found)
+    kept = images_of(content["images"], found)
     objects: dict[Id, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     as_text = 0
     ids: set[Id] = {key for key, *_ in kept}
@@ -65,7 +65,7 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
             continue
         where = f"annotation {short(annotation['id'])}" if "id" in annotation else f"annotations[{i}]"
         image_id = annotation.get("image_id")
-        key = _known(image_id, ids)
+        key = known_id(image_id, ids)
         if key is None:
             found.problems.append(f"{path}: {where} has the image_id {short(image_id)}, which no usable image has.")
             continue
@@ -95,29 +95,29 @@ def _usual_folders(stem: str) -> list[str]:
     return [f"{prefix}{name}" for name in dict.fromkeys((last, stem)) for prefix in ("", "images/")]
 
 
-def _id(value: Any) -> Id:
+def id_of(value: Any) -> Id:
     """An id; one of digits is a number, also where it is written as text. Raises: DatasetError."""
     if isinstance(value, str) and value and value.isprintable() and not value.strip().isdecimal():
         return value
     return whole(value, "id")
 
 
-def _known(value: Any, ids: Container[Id]) -> Id | None:
+def known_id(value: Any, ids: Container[Id]) -> Id | None:
     try:
-        key = _id(value)
+        key = id_of(value)
     except DatasetError:
         return None
     return key if key in ids else None
 
 
-def _categories(categories: list[Any], found: Annotations) -> dict[Id, str]:
+def categories_of(categories: list[Any], found: Annotations) -> dict[Id, str]:
     name_of: dict[Id, str] = {}
     entries = []
     for i, category in enumerate(categories):
         try:
             if not isinstance(category, dict):
                 raise DatasetError(f"is no object ({short(category)})")
-            key = _id(category.get("id"))
+            key = id_of(category.get("id"))
             entries.append((key, class_name(category.get("name"))))
         except DatasetError as error:
             found.problems.append(f"{found.source}: categories[{i}] {error}.")
@@ -130,7 +130,7 @@ def _categories(categories: list[Any], found: Annotations) -> dict[Id, str]:
     return name_of
 
 
-def _images(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tuple[int, int]]]:
+def images_of(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tuple[int, int]]]:
     """Id, name and (height, width) of the images that can be used."""
     kept: dict[Id, tuple[Id, str, tuple[int, int]]] = {}
     twice: dict[Id, set[str]] = defaultdict(set)
@@ -138,7 +138,7 @@ def _images(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tuple
         try:
             if not isinstance(entry, dict):
                 raise DatasetError(f"is no object ({short(entry)})")
-            key = _id(entry.get("id"))
+            key = id_of(entry.get("id"))
             twice[key].add(short(entry.get("file_name")))
             image = (
                 key,
@@ -181,7 +181,7 @@ def _items(annotations: Iterable[tuple[str, dict[str, Any]]], name_of: dict[Id, 
     for where, annotation in annotations:
         where = f"{path}: {where}"
         category = annotation.get("category_id")
-        key = _known(category, name_of)
+        key = known_id(category, name_of)
         if key is None:
             yield Item(where, None, Damaged(f"has the category_id {short(category)}, which is no category's"))
         else:

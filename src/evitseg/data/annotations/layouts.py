@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from evitseg.data.annotations.objects import ALL, class_name, files_below, short, space_name, split_of, text_lines
+import numpy as np
+
+from evitseg.data.annotations.objects import (
+    ALL,
+    AnnotatedImage,
+    Annotations,
+    Drawn,
+    Item,
+    class_name,
+    files_below,
+    short,
+    space_name,
+    split_of,
+    text_lines,
+)
+from evitseg.data.annotations.regions import Runs, ShapeError, bitmap
 from evitseg.data.lists import Pair, read_pairs
-from evitseg.dataset import Dataset
+from evitseg.dataset import Dataset, infer_labels, read_truth
 from evitseg.errors import DatasetError
 from evitseg.image import EXTENSIONS
 from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
@@ -28,6 +45,34 @@ def mask_layout(root: Path) -> Dataset | None:
     """
     found = (layout(root) for layout in (_lists, _voc, _camvid, _roboflow))
     return next((dataset for dataset in found if dataset is not None), None)
+
+
+def read_masks(dataset: Dataset) -> Annotations:
+    """The masks of a folder as objects, one per class that an image has, so that they are written like any others."""
+    labels = dataset.labels or infer_labels(dataset.pairs())
+    found = Annotations(dataset.layout, dataset.root, list(labels.names), [])
+    found.colors |= {c.name: c.color for c in labels.classes}
+    found.notes += [f"{path}: has no partner, a mask or image of the same name." for path in dataset.unpaired]
+    for split, pairs in dataset.splits.items():
+        for pair in pairs:
+            name = Path(os.path.relpath(pair.picture, dataset.root)).as_posix()
+            name = name if ".." not in name.split("/") else pair.picture.name
+            items = partial(_classes_of, pair.mask, labels)
+            found.images.append(AnnotatedImage(name, str(pair.mask), None, items, split, pair.picture))
+    return found
+
+
+def _classes_of(mask: Path, labels: LabelSpace) -> Iterator[Item]:
+    truth = read_truth(mask, labels)  # an error is the image's
+
+    def draw(value: int, size: tuple[int, int]) -> Runs:
+        if truth.shape != size:
+            raise ShapeError(f"has {truth.shape[1]}×{truth.shape[0]} pixels, but its image has {size[1]}×{size[0]}")
+        return bitmap(truth == value, 0, 0, size)
+
+    for value in np.unique(truth).tolist():
+        label = labels.names[value] if value < len(labels.classes) else None
+        yield Item(str(mask), label, Drawn(partial(draw, value)))
 
 
 def _lists(root: Path) -> Dataset | None:

@@ -18,6 +18,7 @@ from evitseg.data.annotations import cvat, label_studio, labelme, yolo
 from evitseg.data.annotations.coco import is_coco, read_coco
 from evitseg.data.annotations.conversion import write_masks
 from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of
+from evitseg.data.annotations.panoptic import TOOL, is_panoptic, read_panoptic
 from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError
 from evitseg.labels import LabelSpace
@@ -50,7 +51,12 @@ def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[s
         raise DatasetError(f"{source}: cannot be read (no such file or folder).")
     recognised = recognise(source)
     if recognised is None:
-        raise DatasetError(f"{source}: {_unknown(source)}")
+        from evitseg.data.annotations.layouts import mask_layout, read_masks
+
+        masks = mask_layout(source) if source.is_dir() else None
+        if masks is None or not masks.pairs():
+            raise DatasetError(f"{source}: {_unknown(source)}")
+        return read_masks(masks)
     return recognised[1](Path(images) if images is not None else None)
 
 
@@ -114,7 +120,14 @@ def _recognise_file(path: Path) -> tuple[str, Reader] | None:
         return None
     content = read_json(path)
     if is_coco(content):
-        return "COCO annotations", partial(read_coco, content, path)
+        return (
+            (TOOL, partial(read_panoptic, content, path))
+            if is_panoptic(content)
+            else (
+                "COCO annotations",
+                partial(read_coco, content, path),
+            )
+        )
     if labelme.is_labelme(content):
         return labelme.TOOL, partial(labelme.read_labelme, [path], path)
     if label_studio.is_label_studio(content):
@@ -170,7 +183,8 @@ def _read_coco_files(files: list[tuple[Path, Any]], root: Path, images: Path | N
                 f"{'no split' if split == ALL else split}; give one of the files."
             )
         splits[split] = path
-        part = read_coco(content, path, images, split)
+        panoptic = is_panoptic(content)
+        part = read_panoptic(content, path, images) if panoptic else read_coco(content, path, images, split)
         if whole is None:
             whole = part
             continue
@@ -204,8 +218,4 @@ def _unknown(source: Path) -> str:
     named = _named_only(source)
     if named:
         return named
-    from evitseg.data.annotations.layouts import mask_layout
-
-    if source.is_dir() and (layout := mask_layout(source)) is not None:
-        return f"{layout.layout} hold masks already; use the folder as it is: evitseg check {shlex.quote(str(source))}"
     return f"not an export of a known tool; read are {TOOLS}. docs/annotations.md shows what each one writes."

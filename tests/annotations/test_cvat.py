@@ -134,6 +134,8 @@ def test_a_damaged_image_does_not_stop_the_others(
         (HEAD.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "b">]><annotations>'), "entities"),
         (HEAD + "<track></track>", "CVAT for images 1.1"),
         (HEAD + "<image", "not XML"),
+        (HEAD.replace("utf-8", "utfN8"), "not XML"),
+        (HEAD.replace("utf-8", "utf-7"), "not XML"),
         ("<annotations>", "no image is left"),
     ],
 )

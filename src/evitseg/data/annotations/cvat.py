@@ -74,7 +74,7 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
             elif element.tag == "image":
                 _image(element, found, folder, without_area, where_label)
                 element.clear()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # of an encoding that there is not
         raise DatasetError(f"{path}: not XML that can be read ({error}).") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error

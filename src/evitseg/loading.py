@@ -37,7 +37,8 @@ def load(
         model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml, .tflite,
             .pte, .param) or a checkpoint (.safetensors, .pt, .pth); or a published model's name, such as
             "b0-cityscapes", which is downloaded on first use.
-        engine: "openvino" (the default) or "onnxruntime" for an ONNX file; every other kind of file has one engine.
+        engine: "openvino" (the default), "onnxruntime" or "native" for an ONNX file; "torch" (the default) or "native"
+            for a checkpoint; every other kind of file has one engine.
         threads: at most; None for every physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
         size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
@@ -64,8 +65,14 @@ def _engine(
         if engine == "torch":
             raise EngineError(f"{path}: torch runs checkpoints, not artefacts; leave out the engine.")
         return open_engine(path, engine, precision, threads, streams)
+    if engine == "native" and Path(model or DEFAULT_MODEL).suffix == ".safetensors":
+        from evitseg.runtime.engines import open_engine
+
+        return open_engine(Path(str(model)), engine, precision, threads, streams)
     if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
-        raise EngineError(f"{model}: a checkpoint runs in torch; for {engine}, make an artefact with evitseg export.")
+        raise EngineError(
+            f"{model}: a checkpoint runs in torch or, as .safetensors, in native; for {engine}, export it first."
+        )
     network, manifest = network_of(model or DEFAULT_MODEL)
     from evitseg.model.engine import TorchEngine
 

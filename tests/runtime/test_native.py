@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
 from evitseg.config import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
-from evitseg.errors import ConfigError, EngineError
+from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.exporters.fold import folded
 from evitseg.image import Preprocess, read_picture
+from evitseg.labels import numbered
+from evitseg.loading import load
+from evitseg.manifest import Manifest, Training
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.weights import save_checkpoint
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.native import Core, instruction_sets
 from evitseg.runtime.openvino_graph import Weights
@@ -134,6 +138,21 @@ def test_the_engine_agrees_with_openvino() -> None:
     np.testing.assert_allclose(own(pixels[None]), expected, atol=2e-5 * np.abs(expected).max())
     with pytest.raises(EngineError, match="float32"):
         open_engine(artefact, "native", "bfloat16")
+
+
+@pytest.mark.parametrize("variant", ["b0", "l0"])
+def test_a_checkpoint_runs_as_it_is(variant: str, tmp_path: Path) -> None:
+    made, pixels = network(model_config(variant, 5)), image(64, 96)
+    manifest = Manifest(f"{variant}-test", made.config, numbered(5), Preprocess(), Training("none", "Apache-2.0"))
+    save_checkpoint(made, manifest, tmp_path / "run.safetensors")
+    segment = load(tmp_path / "run.safetensors", engine="native", size="native")
+    np.testing.assert_array_equal(segment.logits(pixels), Core(program_of(made))(pixels))
+    assert segment.manifest.name == manifest.name
+    bad = made.state_dict()
+    bad["head.outputs.classify.conv.weight"][0, 0] = float("nan")
+    save_checkpoint(made, manifest, tmp_path / "nan.safetensors")
+    with pytest.raises(WeightsError, match="not finite"):
+        load(tmp_path / "nan.safetensors", engine="native")
 
 
 @pytest.mark.parametrize("size", [(0, 32), (32, 33), (16, 64)])

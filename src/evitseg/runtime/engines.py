@@ -254,7 +254,7 @@ class EngineKind:
 ENGINES: dict[str, EngineKind] = {
     "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine, has_streams=True),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
-    "native": EngineKind((".onnx",), NativeEngine, has_streams=True),
+    "native": EngineKind((".onnx", ".safetensors"), NativeEngine, has_streams=True),
     "litert": EngineKind((".tflite",), LiteRtEngine),
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
     "ncnn": EngineKind((".param",), NcnnEngine),
@@ -374,6 +374,12 @@ def openvino_graph(
     if chosen == "bfloat16":
         _keep_biases(model)
     return core, model, weights, manifest, settings
+
+
+def openvino_weights(artefact: Path) -> tuple[Manifest, list[Weights]]:
+    """The manifest and the convolutions' weights of an exported file. Raises: EngineError, WeightsError."""
+    _, model, weights, manifest, _ = openvino_graph(artefact, "float32")
+    return manifest, weights or read_weights(model, manifest.model, artefact)
 
 
 def _keep_biases(model: openvino.Model) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evitseg.config import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError
+from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.program import compile_program
 from evitseg.system.machine import physical_cores
 
@@ -124,7 +125,9 @@ class Core:
 
 
 class NativeEngine:
-    """An ONNX artefact in our own core, in float32: the same bits on every processor with fused multiply-add.
+    """A checkpoint (.safetensors) or an ONNX file in our own core, in float32.
+
+    Its logits are the same bits on every processor with fused multiply-add, for any number of threads.
 
     Args:
         threads: at most, for all streams together; None for every physical core.
@@ -136,11 +139,12 @@ class NativeEngine:
     ) -> None:
         if precision not in ("auto", "float32"):
             raise EngineError(f"the native engine computes in float32, not in {precision}; use --engine openvino.")
-        from evitseg.runtime.engines import openvino_graph
-        from evitseg.runtime.openvino_graph import read_weights
+        if artefact.suffix == ".safetensors":
+            self.manifest, weights = read_checkpoint(artefact)
+        else:
+            from evitseg.runtime.engines import openvino_weights
 
-        _, model, weights, self.manifest, _ = openvino_graph(artefact, "float32")
-        weights = weights or read_weights(model, self.manifest.model, artefact)
+            self.manifest, weights = openvino_weights(artefact)
         program = compile_program(self.manifest.model, self.manifest.preprocess, weights)
         threads = threads or physical_cores()
         self._core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)

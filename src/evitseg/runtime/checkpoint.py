@@ -1,0 +1,85 @@
+"""Checkpoints of evitseg without PyTorch: their manifest, and the convolutions' weights with batch norm folded in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.config import PlacedConv, placed_convs
+from evitseg.errors import MissingPackageError, WeightsError
+from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
+from evitseg.runtime.openvino_graph import Weights
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weights]]:
+    """The manifest of a .safetensors file, and its convolutions in the order of `evitseg.config.placed_convs`.
+
+    Raises: WeightsError for a file that is damaged, was not written by evitseg, or holds numbers that are not finite;
+    MissingPackageError.
+    """
+    path = Path(path)
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingPackageError("reading checkpoints", "torch") from error
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            if METADATA_KEY not in metadata:
+                raise WeightsError(
+                    f"{path}: has no manifest of evitseg, so its classes and sizes are not known; run it with "
+                    "--engine torch, or export it."
+                )
+            manifest = parse_manifest(metadata[METADATA_KEY], path)
+            names = set(file.keys())
+
+            def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+                if name not in names:
+                    raise WeightsError(f"{path}: {name} is missing from the weights.")
+                if (stored := tuple(file.get_slice(name).get_shape())) != shape:
+                    raise WeightsError(f"{path}: {name} has the shape {stored}; its network needs {shape}.")
+                values = np.asarray(file.get_tensor(name), np.float64)
+                if not np.isfinite(values).all():
+                    raise WeightsError(f"{path}: {name} holds numbers that are not finite; the training diverged.")
+                return values
+
+            eps = manifest.model.backbone.norm_eps
+            return manifest, [_folded(tensor, placed, eps) for placed in placed_convs(manifest.model)]
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file.") from error
+    except (SafetensorError, OSError, TypeError) as error:
+        raise WeightsError(f"{path}: damaged, or not a checkpoint ({error}).") from error
+
+
+def _folded(tensor: Any, placed: PlacedConv, eps: float) -> Weights:
+    """One convolution with its batch norm inside, computed in float64."""
+    conv, name = placed.conv, _state_name(placed)
+    kernel = tensor(f"{name}.conv.weight", (conv.outputs, conv.inputs // conv.groups, conv.kernel, conv.kernel))
+    bias = tensor(f"{name}.conv.bias", (conv.outputs,)) if conv.bias else None
+    if conv.norm:
+        weight, shift, mean, variance = (
+            tensor(f"{name}.norm.{part}", (conv.outputs,)) for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        factor = weight / np.sqrt(variance + eps)
+        kernel = kernel * factor[:, None, None, None]
+        bias = shift + ((0 if bias is None else bias) - mean) * factor
+    return Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32))
+
+
+def _state_name(placed: PlacedConv) -> str:
+    """The convolution's name in a checkpoint of evitseg."""
+    where = placed.block.split(".")
+    if where[0] == "stem":
+        return f"backbone.stem.{where[1].removeprefix('block')}.{placed.name}"
+    if where[0] == "head":
+        if where[1].startswith("from_stage"):
+            return f"head.inputs.{4 - int(where[1].removeprefix('from_stage'))}"
+        if where[1] == "outputs":
+            return f"head.outputs.{placed.name}"
+        return f"head.blocks.{where[1].removeprefix('block')}.{placed.name}"
+    stage, block = int(where[0].removeprefix("stage")) - 1, where[1].removeprefix("block")
+    return ".".join(["backbone.stages", str(stage), block, *where[2:], placed.name])

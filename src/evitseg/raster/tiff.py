@@ -414,6 +414,11 @@ def refusal(page: Page) -> str:
         return "PhotometricInterpretation 5 with inks other than CMYK is not read; convert the image to RGB first"
     if len(set(page.bits)) > 1 or len(set(page.formats)) > 1:
         return f"BitsPerSample {page.bits} and SampleFormat {page.formats} differ by band; convert the image first"
+    if page.photometric in (PALETTE, SEPARATED, YCBCR) and page.formats[0] != _UNSIGNED:
+        return (
+            f"SampleFormat {page.formats[0]} with PhotometricInterpretation {page.photometric} is not read; convert "
+            "the image to RGB first"
+        )
     if page.formats[0] == _SIGNED and page.bits[0] not in (8, 16, 32, 64):
         return f"SampleFormat 2 (signed) with BitsPerSample {page.bits[0]} is not read; convert the image first"
     return ""

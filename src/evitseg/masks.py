@@ -98,8 +98,12 @@ class MaskFile:
         indices: Mask = class_indices(self.held, labels).astype(labels.dtype)
         if self.held.kind == "colors":
             return np.asarray(indices[np.searchsorted(np.array(self.held.values), self.values)])
-        table = np.zeros(self.held.values[-1] + 1, labels.dtype)
+        is_small = self.values.dtype == np.uint8 and labels.dtype == np.uint8
+        table = np.zeros(256 if is_small else self.held.values[-1] + 1, labels.dtype)
         table[list(self.held.values)] = indices
+        if is_small:  # several times as fast as numpy's indexing
+            found = np.frombuffer(bytearray(self.values.tobytes().translate(table.tobytes())), np.uint8)
+            return found.reshape(self.values.shape)
         return np.asarray(table[self.values])
 
 
@@ -417,7 +421,7 @@ def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
 
 
 def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFile:
-    counts = np.bincount(indices.ravel())
+    counts = _counts(indices)
     values = np.flatnonzero(counts)
     is_gray = bool((palette == palette[:, :1]).all())
     codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # an index beyond the palette's end has no colour
@@ -445,13 +449,20 @@ def _levels(name: str, levels: NDArray[Any], depth: int) -> MaskFile:
         )
     if levels.dtype != np.uint8:
         levels = levels.astype(np.uint16 if high > 255 or levels.dtype.itemsize == 2 else np.uint8)
-    counts = np.bincount(levels.ravel())
+    counts = _counts(levels)
     values = np.flatnonzero(counts)
     shown = values * (255 // (2**depth - 1)) if depth < 8 else values
     # Levels above 255 look like nothing that a class's colour could be.
     colors = np.where(shown < 256, shown * 0x010101, -1 - shown)
     held = Held("levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth)
     return MaskFile(levels, held)
+
+
+def _counts(values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pixels of every value, by the value."""
+    if values.dtype == np.uint8:
+        return np.array(Image.fromarray(values).histogram(), np.int64)  # several times as fast as bincount
+    return np.bincount(values.ravel())
 
 
 def _colors(name: str, pixels: NDArray[np.uint8]) -> MaskFile:

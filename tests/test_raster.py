@@ -911,3 +911,13 @@ def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> N
 def outlined(mask: Path, out: Path) -> str:
     polygons(mask, out, CAMVID)
     return out.read_text()
+
+
+def test_polygons_of_a_mask_of_0_and_255_are_refused_not_empty(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "m.png")
+    stated = '{"name": "x", "classes": [{"name": "bg"}, {"name": "fg", "raw_ids": [255]}]}'
+    bare = '{"name": "x", "classes": [{"name": "bg"}, {"name": "fg"}]}'
+    for text, reason in ((stated, "holds 255, the raw id of 'fg'"), (bare, "holds 255 and never 1")):
+        (tmp_path / "labels.json").write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            polygons(tmp_path / "m.png", tmp_path / "p.geojson", load_labels(tmp_path / "labels.json"))

@@ -132,6 +132,11 @@ def _class_reader(mask: _Mask, labels: LabelSpace) -> Callable[[int, int], NDArr
     for top in range(0, height, rows):
         counts += np.bincount(mask.read(top, min(rows, height - top)).ravel(), minlength=len(counts))
     values = tuple(np.flatnonzero(counts).tolist())
+    if len(labels.classes) == 2 and "ignored_ids" in labels.assumed and 255 in values and 1 not in values:
+        raise ConfigError(
+            f"{mask.name}: holds 255 and never 1, the class index of {labels.names[1]!r}; polygons are made of class "
+            "indices, in which 255 is no class."
+        )
     shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
     held = Held(
         "levels" if mask.palette is None else "palette", values, tuple(counts[list(values)].tolist()),
@@ -306,7 +311,14 @@ def whole_regions(
 def _checked(mask: _Mask, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
     indices = mask.read(top, count)
     found = np.flatnonzero(np.bincount(indices.ravel()))
-    strange = found[(found >= len(labels.classes)) & (found != np.iinfo(indices.dtype).max)]
+    void = int(np.iinfo(indices.dtype).max)
+    for label in labels.classes:
+        if void in label.raw_ids and void in found:
+            raise ConfigError(
+                f"{mask.name}: holds {void}, the raw id of {label.name!r}, but polygons are made of class indices, in "
+                f"which {void} is no class; give a mask as evitseg predict writes it."
+            )
+    strange = found[(found >= len(labels.classes)) & (found != void)]
     if strange.size:
         raise ConfigError(
             f"{mask.name}: holds {int(strange[0])}, which is no class of {labels.name!r} "

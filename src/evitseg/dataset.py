@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.data.folders import Skipped, image_files, reasons
-from evitseg.data.lists import Pair, decoded, read_pairs
+from evitseg.data.lists import Pair, decoded
 from evitseg.data.truth import Survey, class_counts, settled_for, settled_labels
 from evitseg.data.yaml_file import read_yaml, yaml_labels
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
@@ -370,7 +370,9 @@ def _side_by_side(root: Path) -> Dataset | None:
 
 
 def _from_list(path: Path) -> Dataset:
-    return Dataset(path, "a list of pairs", {ALL: read_pairs(path)}, None, ())
+    from evitseg.data.annotations.layouts import pair_list
+
+    return pair_list(path)
 
 
 def _from_yaml(path: Path) -> Dataset:

@@ -93,11 +93,13 @@ def test_cvats_segmentation_mask_is_read_by_the_colours_of_labelmap(
         find_dataset(root)
 
 
-def test_masks_exported_without_their_images_are_said(tmp_path: Path) -> None:
+def test_masks_exported_without_their_images_are_said(photo: Callable[..., Path], tmp_path: Path) -> None:
     save_colors(tmp_path / "SegmentationClass/a.png", np.zeros((40, 60), int), [(0, 0, 0)])
     (tmp_path / "labelmap.txt").write_text("background:0,0,0::\n")
     with pytest.raises(DatasetError, match="without the folder JPEGImages"):
         find_dataset(tmp_path)
+    photo(tmp_path / "images/a.png")
+    assert [pair.picture.name for pair in find_dataset(tmp_path).pairs()] == ["a.png"]
 
 
 @pytest.mark.parametrize("folder", ["SegmentationClassPNG", "SegmentationClass"])
@@ -150,6 +152,10 @@ def test_a_list_whose_paths_begin_at_the_root_of_another_machine_is_followed(
     dataset, found = truths(tmp_path)
     assert names(dataset) == {"train": ["a.png"]}
     np.testing.assert_array_equal(found["a.png"], square((5, 5, 20, 20, 1)))
+    assert truths(tmp_path / "train.txt")[1].keys() == {"a.png"}
+    (tmp_path / "label_colors.txt").unlink()
+    (pair,) = find_dataset(tmp_path / "train.txt").pairs()
+    assert pair.mask == tmp_path / "trainannot/a.png"
 
 
 def test_roboflows_semantic_masks_are_paired_side_by_side(

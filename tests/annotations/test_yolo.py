@@ -45,11 +45,12 @@ def test_a_dataset_as_roboflow_writes_it(
         (root / folder / "labels").mkdir()
         (root / folder / f"labels/{name}.txt").write_text(AREA)
     (root / "data.yaml").write_text(
-        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['road', 'car']\n\n"
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: [no, 1.50]\n\n"
         "roboflow:\n  workspace: w\n  project: p\n  version: 1\n"
     )
     done = convert(root)
     assert done.status == 0, done.output
+    assert done.names == ("background", "no", "1.50")  # as written, not as YAML's truth values and numbers
     assert done.splits == {"train": ["a_jpg.rf.1f.jpg"], "val": ["b_jpg.rf.2e.jpg"], "test": ["c_jpg.rf.3d.jpg"]}
     np.testing.assert_array_equal(done.masks["a_jpg.rf.1f.jpg"], square((10, 6, 30, 30, 2)))
 
@@ -76,6 +77,9 @@ def test_a_dataset_as_label_studio_writes_it(
     (root / "classes.txt").write_text("road\ncar\n")
     (root / "notes.json").write_text('{"categories": [{"id": 0, "name": "road"}], "info": {}}')
     done = convert(root)
+    assert (done.status, list(done.masks)) == (0, ["0a1b2c3d-a.jpg"]), done.output
+    (root / "images").rename(tmp_path / "photos")
+    done = convert(root, "--images", str(tmp_path / "photos"))
     assert (done.status, list(done.masks)) == (0, ["0a1b2c3d-a.jpg"]), done.output
 
 
@@ -117,6 +121,7 @@ def test_what_cannot_be_converted_is_one_sentence(photo: Callable[..., Path], tm
     root = tmp_path / "data"
     photo(root / "images/a.png")
     (root / "labels").mkdir()
+    (root / "empty").mkdir()
 
     def error(yaml: str, text: str | None) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -129,10 +134,10 @@ def test_what_cannot_be_converted_is_one_sentence(photo: Callable[..., Path], tm
         assert isinstance(run.exception, SystemExit), run.exception
         return run.output
 
+    assert "evitseg convert --images DIR" in error("train: empty\nnames: [x]\n", None)
     assert "labels of boxes" in error("train: images\nnames: [x]\n", "0 0.5 0.5 0.1 0.1\n")
     assert "no image has a label file" in error("train: images\nnames: [x]\n", None)
     assert "without gaps" in error("train: images\nnames: {0: x, 2: y}\n", AREA)
-    assert "put it in quotes" in error("train: images\nnames: [no, yes]\n", AREA)
     assert "which is not there" in error("train: absent\nnames: [x, y]\n", AREA)
 
 

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from evitseg.errors import DatasetError
 from evitseg.image import EXTENSIONS
 from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
 
+_VOC_IMAGES = ("JPEGImages", "images", "Images", "imgs", "img")
+"""PASCAL VOC's folder, and where people put images that were exported without."""
 _ORDER = ("train", "val", "test", ALL)
 VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -104,8 +107,10 @@ def _voc(root: Path) -> Dataset | None:
     if masks is None:
         return None
     labels, layout = _voc_labels(root)
-    images = root / "JPEGImages"
-    if not images.is_dir():
+    images = next((root / name for name in _VOC_IMAGES if (root / name).is_dir()), None)
+    if images is None:
+        if labels is None:
+            return None
         raise DatasetError(
             f"{root}: {layout}, but without the folder JPEGImages; export it again together with its images."
         )
@@ -193,8 +198,29 @@ def _camvid(root: Path) -> Dataset | None:
     """CamVid with label_colors.txt and lists, whose paths begin at a root of their own, as CVAT and SegNet write."""
     colors = root / "label_colors.txt"
     lists = [path for path in sorted(root.glob("*.txt")) if path != colors]
-    if not colors.is_file() or not lists:
-        return None
+    return _camvid_lists(root, lists) if colors.is_file() and lists else None
+
+
+def pair_list(path: Path) -> Dataset:
+    """A list of pairs; one of CamVid's, whose paths begin at a root of their own, with its colours.
+
+    Raises: DatasetError.
+    """
+    if (path.parent / "label_colors.txt").is_file() and path.suffix == ".txt":
+        camvid = _camvid_lists(path.parent, [path])
+        if camvid is not None:
+            return replace(camvid, root=path)
+    pairs = [
+        pair
+        if pair.picture.is_file() or pair.mask.is_file()
+        else replace(pair, picture=_below(path.parent, str(pair.picture)), mask=_below(path.parent, str(pair.mask)))
+        for pair in read_pairs(path)
+    ]
+    return Dataset(path, "a list of pairs", {ALL: tuple(pairs)}, None, ())
+
+
+def _camvid_lists(root: Path, lists: Sequence[Path]) -> Dataset | None:
+    colors = root / "label_colors.txt"
     rows = []
     for number, line in enumerate(text_lines(colors), start=1):
         if not line or line.startswith("#"):
@@ -229,7 +255,7 @@ def _below(root: Path, name: str) -> Path:
     for i in range(len(parts)):
         if root.joinpath(*parts[i:]).is_file():
             return root.joinpath(*parts[i:])
-    return root.joinpath(*parts)
+    return Path(name) if Path(name).is_absolute() else root.joinpath(*parts)
 
 
 def _roboflow(root: Path) -> Dataset | None:

@@ -22,6 +22,7 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.data.lists import decoded
 from evitseg.data.yaml_file import check_shape
 from evitseg.errors import DatasetError
 from evitseg.image import EXTENSIONS
@@ -71,9 +72,10 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
     kinds = Counter[str]()
     labelled = 0
     root = source if source.is_dir() else source.parent
+    by_stem = _labels_by_stem(root)
     for split, files in splits.items():
         for file in files:
-            label_file = _label_file(file, root)
+            label_file = _label_file(file, root) or by_stem.get(file.stem)
             labelled += label_file is not None
             items = _items(label_file, names, kinds) if label_file else []
             name = _short_name(file, root)
@@ -81,6 +83,10 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
             found.images.append(AnnotatedImage(name, where, None, partial(list, items), split, file))
     if not found.images and found.problems:
         raise DatasetError(found.problems[0])
+    if not found.images:
+        raise DatasetError(
+            f"{source}: {TOOL}, but without its images; evitseg convert --images DIR names the folder they are in."
+        )
     if not labelled:
         raise DatasetError(
             f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image."
@@ -134,13 +140,13 @@ def _polygon(values: list[float], size: tuple[int, int]) -> Runs:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
+    if not path.is_file():
+        raise DatasetError(f"{path}: not a regular file.")
+    text = decoded(path, most=_MAX_YAML)
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_YAML:
-            raise DatasetError(f"{path}: no YAML file of less than a megabyte.")
-        text = path.read_text(encoding="utf-8-sig")
         check_shape(path, text)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError, OverflowError) as error:
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar is the text as written: "no" is a name
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: not a YAML file that can be read ({' '.join(str(error).split())[:160]})."
         ) from error
@@ -151,14 +157,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _names(names: Any, path: Path) -> list[str]:
     if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or set(names) != set(range(len(names))) or not names:
+        names = {str(i): name for i, name in enumerate(names)}
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
         raise DatasetError(f"{path}: names must be a list, or number the classes from 0 without gaps.")
-    if any(not isinstance(name, str) for name in names.values()):
-        strange = next(name for name in names.values() if not isinstance(name, str))
-        raise DatasetError(f"{path}: the name {short(strange)} is no text to YAML; put it in quotes.")
     try:
-        return [class_name(names[i]) for i in range(len(names))]
+        return [class_name(names[str(i)]) for i in range(len(names))]
     except DatasetError as error:
         raise DatasetError(f"{path}: a class {error}.") from error
 
@@ -169,7 +172,7 @@ def _splits(content: dict[str, Any], path: Path, images: Path | None, found: Ann
     splits: dict[str, list[Path]] = {}
     for split in _SPLITS:
         value = content.get(split)
-        if not value:
+        if not value or value in ("null", "~"):
             continue
         entries = value if isinstance(value, list) else [value]
         for entry in entries:
@@ -221,6 +224,15 @@ def _label_file(image: Path, root: Path) -> Path | None:
             break
     beside = image.with_suffix(".txt")
     return beside if beside.is_file() else None
+
+
+def _labels_by_stem(root: Path) -> dict[str, Path]:
+    """Label files by their names, where no two have the same: for images that lie elsewhere."""
+    found: dict[str, list[Path]] = {}
+    for file in files_below(root, (".txt",)):
+        if "labels" in file.relative_to(root).parts[:-1]:
+            found.setdefault(file.stem, []).append(file)
+    return {stem: files[0] for stem, files in found.items() if len(files) == 1}
 
 
 def _short_name(file: Path, root: Path) -> str:

@@ -20,7 +20,7 @@ from evitseg.data.annotations.conversion import write_masks
 from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of
 from evitseg.data.annotations.panoptic import TOOL, is_panoptic, read_panoptic
 from evitseg.dataset import Dataset
-from evitseg.errors import DatasetError
+from evitseg.errors import DatasetError, EvitsegError
 from evitseg.labels import LabelSpace
 
 Reader = Callable[[Path | None], Annotations]
@@ -85,7 +85,12 @@ def drawn_dataset(source: Path, labels: LabelSpace | None) -> Dataset | None:
             f"{source}: {tool} for {len(found.images):,} images. Masks are drawn for every run only for up to "
             f"{MOST_DRAWN:,}; draw them once with: {command}, and use DATA."
         )
-    done = write_masks(found, _temporary_folder(), labels=labels)
+    folder = _temporary_folder()
+    try:
+        done = write_masks(found, folder, labels=labels)
+    except EvitsegError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     note = f"masks were drawn from the annotations, for this run only; to keep them: {command}"
     return Dataset(source, tool, done.splits, done.labels, (), done.problems, (*done.notes, note))
 

@@ -124,8 +124,7 @@ def _encoded(part: NDArray[Any], kind: TiffKind) -> bytes:
         return bytes(imagecodecs.webp_encode(pixels, lossless=True))
     if kind.compression == "jpeg2000":
         return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, mct=False))
-    spaces = {"ycbcr": ("RGB", "YCBCR"), "rgb": ("RGB", "RGB")}
-    inside, outside = spaces.get(kind.photometric, (None, None)) if pixels.ndim == 3 else (None, None)
+    inside, outside = ("RGB", "YCBCR" if kind.photometric == "ycbcr" else "RGB") if pixels.ndim == 3 else (None, None)
     return bytes(imagecodecs.jpeg_encode(pixels, level=95, subsampling="444", colorspace=inside, outcolorspace=outside))
 
 
@@ -231,9 +230,10 @@ REFUSED = Reading((), may_refuse=True)
 def to_eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """The stated rule: the upper 8 bits, and fewer than 8 stretched to 255."""
     if bits < 8:
-        return (values.astype(np.uint8) * (255 // (2**bits - 1))).astype(np.uint8)
-    levels: NDArray[np.uint8] = (values >> (bits - 8)).astype(np.uint8)
-    return levels
+        levels = values.astype(np.uint16) * (255 // (2**bits - 1))
+    else:
+        levels = values >> (bits - 8)
+    return np.asarray(levels).astype(np.uint8)
 
 
 def stretched(values: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:

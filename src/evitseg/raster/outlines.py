@@ -132,7 +132,8 @@ def _class_reader(mask: _Mask, labels: LabelSpace) -> Callable[[int, int], NDArr
     for top in range(0, height, rows):
         counts += np.bincount(mask.read(top, min(rows, height - top)).ravel(), minlength=len(counts))
     values = tuple(np.flatnonzero(counts).tolist())
-    if len(labels.classes) == 2 and "ignored_ids" in labels.assumed and 255 in values and 1 not in values:
+    is_assumed = "ignored_ids" in labels.assumed and labels.classes[-1].raw_ids == (1,)
+    if len(labels.classes) == 2 and is_assumed and 255 in values and 1 not in values:
         raise ConfigError(
             f"{mask.name}: holds 255 and never 1, the class index of {labels.names[1]!r}; polygons are made of class "
             "indices, in which 255 is no class."

@@ -311,7 +311,8 @@ class _Training:
         )
         if self.accelerator.is_main_process:
             with replacing(self.folder / COMMANDS) as file:
-                file.write("".join(f"{command}\n" for command in commands).encode())
+                # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
+                file.write("".join(f"{command}\n" for command in commands).encode("utf-8", "surrogateescape"))
         return Run(self.folder, best, last, self.best, tuple(self.inspection.problems), commands)
 
     def _rest_of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,6 +30,7 @@ from evitseg.masks import Held, read_mask_file, read_truth
 
 MAX_WORKERS = 61
 """Processes at most; Windows waits for no more."""
+_MAX_NAMES_BYTES = 4 * 2**20
 KILLED = "a process was ended from outside, mostly for want of memory; try --workers 1."
 __all__ = [
     "ALL", "Dataset", "Finding", "Inspection", "Pair", "contact_sheet", "find_dataset", "find_pairs", "infer_labels",
@@ -185,7 +186,7 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
     if (folder / "labels.json").is_file():
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
-        names = [line.strip() for line in decoded(folder / "classes.txt").splitlines()]
+        names = [line.strip() for line in decoded(folder / "classes.txt", most=_MAX_NAMES_BYTES).splitlines()]
         try:
             return named(folder.resolve().name, [name for name in names if name])
         except ConfigError as error:

@@ -35,7 +35,8 @@ LARGEST_ID = 65_535
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
 _LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
 _SAVE_AS_PNG = "save masks as PNG, which keeps every number"
-_BLACK, _WHITE = 0, 0xFFFFFF
+VOID_COLORS = frozenset({0, 0xFFFFFF, 0xE0E0C0})
+"""Black, white and the border of PASCAL VOC's objects: ignored, unless a class has the colour."""
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
 _PILLOW_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _TURNS = {
@@ -140,7 +141,7 @@ def _readings(
         yield [by_id.get(level) for level in stored]
         yield [by_id.get(level) for level in shown]
     if held.kind != "levels" and is_telling:
-        void = dict.fromkeys((_BLACK, _WHITE), labels.ignore_index)
+        void = dict.fromkeys(VOID_COLORS, labels.ignore_index)
         if held.kind == "colors" or any(color in by_color for color in held.colors):
             yield [(void | by_color).get(color) for color in held.colors]
     if held.kind == "palette" and not (held.is_gray and is_telling):
@@ -189,7 +190,7 @@ def _stranger(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: d
             f"id {stranger} is not in label space {labels.name!r} ({ids}, ignored "
             f"{', '.join(map(str, labels.ignored_ids)) or 'none'}); add it to a class's raw_ids or to ignored_ids."
         )
-    known_colors = {_BLACK, _WHITE, *by_color}
+    known_colors = {*VOID_COLORS, *by_color}
     at = next((at for at, color in enumerate(held.colors) if color not in known_colors), 0)
     color = color_of(held.colors[at]) if held.colors[at] >= 0 else "none"
     if held.kind == "palette":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,12 @@ def test_lists_of_other_programs_are_read(tmp_path: Path) -> None:
     ):
         (tmp_path / "pairs.csv").write_bytes(content)
         assert read_pairs(tmp_path / "pairs.csv") == (Pair(tmp_path / "a.jpg", tmp_path / "b.png"),)
+
+
+def test_a_quote_that_nothing_closes_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text('"a.jpg,b.png\n' + "c.jpg,d.png\n" * 300_000)
+    start = time.perf_counter()
+    with pytest.raises(DatasetError, match="line 1: ") as error:
+        read_pairs(tmp_path / "pairs.txt")
+    assert time.perf_counter() - start < 5
+    assert len(str(error.value)) < 600

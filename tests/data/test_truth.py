@@ -16,6 +16,7 @@ from evitseg.dataset import find_dataset, infer_labels, inspect, read_truth
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.labels import LabelSpace, by_index, numbered
 from evitseg.masks import read_mask_file, save_mask
+from evitseg.metrics import evaluate
 
 Palette = Sequence[tuple[int, int, int]]
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)
@@ -235,3 +236,22 @@ def test_files_of_classes_that_windows_wrote_are_read(tmp_path: Path) -> None:
     assert labels.names == ("größe", "b")
     (folder / "labels.json").write_text(space({"name": "größe"}, {"name": "b"}), encoding="utf-8-sig")
     assert find_dataset(folder).labels == LabelSpace("x", labels.classes)
+
+
+def test_the_border_of_pascal_voc_is_ignored_in_any_order(tmp_path: Path) -> None:
+    border = (224, 224, 192)
+    masks = [indexed([border, RED, BLACK], 2, 1, 0), colored(BLACK, GREEN, border)]
+    assert truths(data(tmp_path, masks, labels_json=COLORS)) == [[0, 1, 255], [0, 2, 255]]
+
+
+def test_eval_reads_masks_as_check_does(tmp_path: Path) -> None:
+    white_is_1 = lambda image: (image[..., 0] * 0 + 1).astype(np.uint8)  # noqa: E731
+    report = evaluate(white_is_1, data(tmp_path / "a", [gray(0, 255, 255)] * 2, classes_txt=NAMES["two"]))
+    assert report.counts.confusion.tolist() == [[0, 8], [0, 16]]
+    masks = [indexed([GREEN, BLACK, RED], 1, 2, 0), indexed([RED, GREEN], 0, 1, 1, bits=1)]
+    report = evaluate(white_is_1, data(tmp_path / "b", masks, labels_json=COLORS))
+    assert report.counts.confusion[:, 1].tolist() == [4, 8, 12]
+    with pytest.raises(DatasetError, match="give two names"):
+        evaluate(white_is_1, data(tmp_path / "c", [gray(0, 255)] * 2, classes_txt="fg\n"))
+    with pytest.raises(DatasetError, match="their palettes differ"):
+        evaluate(white_is_1, data(tmp_path / "d", masks, classes_txt=NAMES["three"]))

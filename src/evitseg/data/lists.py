@@ -15,6 +15,7 @@ from evitseg.files import replacing
 from evitseg.image import AS_STATED, ReadOptions
 
 MAX_LIST_BYTES = 256 * 2**20
+_LONGEST_ROW = 20_000
 _FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?:,|$)|([^,]*)(?:,|$)')
 """A field quoted as in CSV, a quote in it doubled, or a plain one, and what ends it."""
 _OPENS = re.compile(r'(?:^|,)\s*"')
@@ -78,7 +79,9 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         if len(fields) == 1:
             fields = [part.strip() for part in row.split("\t" if "\t" in row else None)]
         if len(fields) != 2 or not all(fields):
-            raise DatasetError(f"{path}, line {number}: {row!r} is not a picture and a mask, separated by a comma.")
+            raise DatasetError(
+                f"{path}, line {number}: {row[:200]!r} is not a picture and a mask, separated by a comma."
+            )
         if number == 1 and not any(Path(field).suffix for field in fields):
             continue  # a table's header
         pairs.append(Pair(path.parent / fields[0], path.parent / fields[1]))
@@ -93,8 +96,8 @@ def _rows(text: str) -> Iterator[tuple[int, str]]:
             row += f"\n{line}"
         elif line.strip() and not line.lstrip().startswith("#"):
             row, first = line, number
-        # A quoted name may hold a line break.
-        if row and not (_OPENS.search(row) and row.count('"') % 2):
+        # A quoted name may hold a line break; a quote that nothing closes does not swallow the file.
+        if len(row) > _LONGEST_ROW or (row and not (_OPENS.search(row) and row.count('"') % 2)):
             yield first, row.strip()
             row = ""
     if row:

@@ -11,9 +11,8 @@ import numpy as np
 
 from evitseg.errors import ConfigError, DatasetError, PictureError
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
-from evitseg.masks import Held, class_indices, color_of, colors_of, is_plain, read_mask_file
+from evitseg.masks import VOID_COLORS, Held, class_indices, color_of, colors_of, is_plain, read_mask_file
 
-_BLACK_OR_WHITE = {0, 0xFFFFFF}
 _EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}'
 
 
@@ -55,7 +54,7 @@ def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> Labe
 
 def _is_by_index(held: Held, labels: LabelSpace) -> bool:
     by_color = colors_of(labels)
-    known = {*by_color, *_BLACK_OR_WHITE}
+    known = {*by_color, *VOID_COLORS}
     is_by_color = set(held.colors) <= known and any(color in by_color for color in held.colors)
     return not held.is_gray and not is_by_color
 
@@ -155,14 +154,14 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     """
     by_color = colors_of(labels)
     colored = any(
-        s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *_BLACK_OR_WHITE}
+        s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *VOID_COLORS}
         and not _is_by_index(s.held, labels)
         for s in surveys
     )  # fmt: skip
     gray = [s for s in surveys if s.held.is_gray]
     if not colored or not gray:
         return labels
-    meaning = dict.fromkeys(_BLACK_OR_WHITE, labels.ignore_index) | by_color
+    meaning = dict.fromkeys(VOID_COLORS, labels.ignore_index) | by_color
     if not {color for s in gray for color in s.held.colors} <= set(meaning):
         return labels
     if all(_means(s.held, labels) == [meaning[color] for color in s.held.colors] for s in gray):

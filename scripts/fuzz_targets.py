@@ -519,7 +519,7 @@ def openvino_files() -> Tree:
     from evitseg.exporters import export
 
     with folder() as place, contextlib.redirect_stdout(io.StringIO()):
-        export(DEFAULT_MODEL, "openvino", place / "m.xml")
+        export(DEFAULT_MODEL, "openvino", place / "m")
         return {p.name: p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
 
 

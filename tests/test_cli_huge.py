@@ -120,8 +120,7 @@ def test_without_exact_a_mask_file_is_what_predict_gives(photograph: NDArray[np.
     for out in ("o", "mask.tif"):
         run = predict("a.tif", *common, "--out", out, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
-    with Image.open(tmp_path / "o/a_mask.png") as mask:
-        assert (np.asarray(mask) != read_geotiff(tmp_path / "mask.tif")).mean() < 1e-3
+    np.testing.assert_array_equal(read_geotiff(tmp_path / "o/a_mask.tif"), read_geotiff(tmp_path / "mask.tif"))
 
 
 def test_a_slide_becomes_a_pyramid_of_the_whole_pictures_mask(
@@ -287,7 +286,7 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     limit = whole_memory(network.manifest.model, (4060, 4900), (608, 736)) - 1
     run = predict("data", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
     assert run.returncode == 1
-    assert "torn.tif: not a picture" in run.stderr
+    assert "error: data/torn.tif: truncated or damaged" in run.stderr
     names = sorted(path.name for path in (tmp_path / "o").iterdir())
     assert names == ["a_png_mask.png", "a_png_overlay.jpg", "a_tif_mask.tif", "a_tif_mask.tif.aux.xml"]
     assert read_geotiff(tmp_path / "o/a_tif_mask.tif").shape == (4060, 4900)
@@ -338,7 +337,7 @@ def test_every_kind_of_picture_in_a_folder_is_blended_at_its_own_size_but_those_
     common = ("data", "--blend", "192", "--precision", "float32", "--memory", "1GiB", "--out", "o")
     run = predict(*common, cwd=tmp_path)
     assert run.returncode == 1
-    assert "error: data/torn.tif: truncated or damaged (there is no picture in it)." in run.stderr.splitlines()
+    assert "error: data/torn.tif: truncated or damaged" in run.stderr
     assert "tifffile" not in run.stderr
     assert "a.png, 700×580, in blended windows" in run.stdout
     with Image.open(tmp_path / "o/a_mask.png") as image:

@@ -21,6 +21,7 @@ STATE, LOCK = "state.json", "lock"
 """Files of a folder with interrupted work, which a later call resumes."""
 _OURS = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{12}")
 
+_ATTEMPTS = 4
 _swept: set[Path] = set()
 """Folders that this process has looked through for what others left."""
 
@@ -147,7 +148,7 @@ def _remove_file(path: str) -> None:
 
 def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
     """A new hidden file, locked."""
-    while True:
+    for attempt in range(_ATTEMPTS):
         temporary = folder / temporary_name()
         # Not tempfile's: its files are private, and a result has the rights of any new file.
         file = open(temporary, "xb")  # noqa: SIM115  # closed by the caller, where its errors are told
@@ -157,7 +158,10 @@ def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
         with contextlib.suppress(OSError):
             if os.path.samestat(temporary.stat(), os.fstat(file.fileno())):
                 return file, temporary
+        if attempt == _ATTEMPTS - 1:
+            return file, temporary
         file.close()  # another process's `sweep` came in between
+    raise AssertionError
 
 
 def _held_open(file: int) -> int | None:

@@ -29,7 +29,7 @@ class Outcome:
         self._videos: list[dict[str, Any]] = []
         self._failed: list[dict[str, str]] = []
         self._skipped: list[dict[str, str]] = []
-        self._had_videos = False
+        self._partly = 0
 
     def fail(self, source: object, error: object) -> None:
         """An input that was not done, or not whole."""
@@ -43,6 +43,7 @@ class Outcome:
 
     def image(self, result: dict[str, Any]) -> None:
         self.images_done += 1
+        self._partly += any(each["input"] == result["picture"] for each in self._failed)
         if self.as_json:
             self._images.append(result)
 
@@ -77,6 +78,6 @@ class Outcome:
         if self._failed:
             count = len({each["input"] for each in self._failed})
             done = f"pictures done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
-            if count > 1 or self.images_done or self.videos_done:
+            if count - self._partly + self.images_done + self.videos_done > 1:
                 complain(f"{count} of the inputs failed; {done}.")
             raise typer.Exit(FAILED)

@@ -93,6 +93,8 @@ def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptio
     from evitseg.formats import format_of
     from evitseg.image import TooManyPixelsError, picture_size, read_picture
     from evitseg.raster import open_source
+    from evitseg.raster.places import place_of
+    from evitseg.raster.window import identity_of
     from evitseg.runtime.windows import ArraySource
 
     kind = None
@@ -104,7 +106,8 @@ def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptio
         with contextlib.suppress(TooManyPixelsError):
             height, width = picture_size(path, reading)
             if 8 * height * width <= memory // 4 or not kind.gdal:
-                yield ArraySource(read_picture(path, reading)), False
+                picture = read_picture(path, reading)
+                yield ArraySource(picture, None, identity_of(path.absolute()), place_of(path, reading).origin), False
                 return
     with open_source(path, scratch, reading) as source:
         yield source, True

@@ -12,11 +12,11 @@ from evitseg.cli.console import note, progress_bar, sentence_of, tell_fractions
 from evitseg.cli.jobs import Job, check_free
 from evitseg.cli.outcome import Outcome
 from evitseg.cli.request import Mode, Request
-from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.masks import MaskFormat
+    from evitseg.raster import Origin
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 MAX_STREAMS = 4
@@ -150,22 +150,26 @@ def predict_one(segment: Segmenter, job: Job, request: Request, at_once: int | N
     Args:
         at_once: images in hand at the same time; None where every image is to go through whole.
     """
+    import numpy as np
+
+    from evitseg.raster.places import place_of
+
     assert isinstance(job.source, Path)
     try:
         if at_once is not None and (too_large := _too_large(segment, job.source, request.memory, at_once)):
             return Done(job.source, too_large=too_large)
-        check_free(_results(job, request), request, job.source)
+        place = place_of(job.source, segment.reading)
+        mask_path = job.mask(".tif" if place.origin.kind == "tiff" else ".png")
+        extra = [request.polygons] if request.polygons is not None else []
+        check_free([mask_path, *(job.overlays if request.draws else []), *extra], request, job.source)
         prediction = segment(job.source)
-        written = _write(prediction, job, request)
-    except EvitsegError as error:
-        return Done(job.source, problem=str(error))
+        if place.valid is not None:
+            mask = np.where(place.valid, prediction.mask, prediction.mask.dtype.type(prediction.labels.ignore_index))
+            prediction = replace(prediction, mask=mask)
+        written = _write(prediction, job, mask_path, place.origin, request)
     except Exception as error:  # one image must never stop the others
         return Done(job.source, problem=sentence_of(error))
     return Done(job.source, written, prediction.mask.shape, prediction.fractions())
-
-
-def _results(job: Job, request: Request) -> list[Path]:
-    return [job.mask(".png"), *(job.overlays if request.draws else [])]
 
 
 def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int) -> str:
@@ -182,18 +186,16 @@ def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int)
     return "" if fits(segment, size, memory, at_once) else "does not fit in memory whole"
 
 
-def _write(prediction: Prediction, job: Job, request: Request) -> list[Path]:
+def _write(prediction: Prediction, job: Job, mask_path: Path, origin: Origin, request: Request) -> list[Path]:
     from evitseg.image import MAX_JPEG_SIDE, save_picture
 
-    mask_path = job.mask(".png")
     written = [mask_path]
     if request.draws:
         drawn = prediction.overlay(request.legend is not False)
         written.append(job.overlay(".jpg" if max(drawn.size) <= MAX_JPEG_SIDE else ".png"))
         save_picture(drawn, written[-1])
-    write_mask(prediction, mask_path, request.mask_format)
+    write_mask(prediction, mask_path, origin, request.mask_format)
     if request.polygons is not None:
-        check_free([request.polygons], request, job.source)
         from evitseg.cli.polygons import write_polygons
 
         # A PNG has no place for the names of its classes.
@@ -203,18 +205,17 @@ def _write(prediction: Prediction, job: Job, request: Request) -> list[Path]:
     return written
 
 
-def write_mask(prediction: Prediction, path: Path, mask_format: MaskFormat) -> None:
+def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: MaskFormat) -> None:
     """A mask in memory, in the format that its name's ending says."""
     from evitseg.raster import Part, open_sink
-    from evitseg.raster.window import Origin
     from evitseg.runtime.windows import tiles_of
 
-    if path.suffix.lower() == ".png":
+    if path.suffix.lower() == ".png" and origin.georeference is None:
         prediction.save(path, mask_format)
         return
     mask = prediction.mask
     size = (mask.shape[0], mask.shape[1])
-    with open_sink(path, Part(size, Origin()), prediction.labels, mask_format) as sink:
+    with open_sink(path, Part(size, origin), prediction.labels, mask_format) as sink:
         for window in tiles_of(size, sink.tile):
             sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
 

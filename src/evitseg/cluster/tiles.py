@@ -265,9 +265,7 @@ def _segment(
     counts = deliver(job, sink)
     with told():
         found = tuple(ray.get(sums))
-    return Streamed(
-        plan, Context(found, job.network.digest, plan.picture, plan.working), tuple(job.damages.values()), counts, 0
-    )
+    return Streamed(plan, Context.of(found, job), tuple(job.damages.values()), counts, 0)
 
 
 def _names_left(job: Job, piece: Piece) -> list[str]:

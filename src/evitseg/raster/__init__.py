@@ -186,6 +186,10 @@ def open_sink(
 
         with png_sink(file, like.size, labels, mask_format) as sink:
             yield sink
+            if origin.georeference is not None:
+                from evitseg.raster.places import write_beside_png
+
+                write_beside_png(file, origin.georeference, labels)
     elif ending == ".zarr":
         from evitseg.raster.zarrs import zarr_sink
 
@@ -258,14 +262,10 @@ class Part:
 
 
 def part_of(source: object, top: int, left: int, height: int, width: int) -> Part:
-    """What a mask of a part of a picture takes over from it: its place, where a transform says so, and its kind."""
+    """What a mask of a part of an image takes over from it: its place on earth, its kind and the size of a pixel."""
+    from evitseg.raster.places import shifted
+
     origin = origin_of(source)
-    place = origin.georeference
-    if place is not None and place.transform is not None:
-        a, b, c, d, e, f = place.transform[:6]
-        transform = type(place.transform)(a, b, a * left + b * top + c, d, e, d * left + e * top + f)
-        place = Georeference(place.crs, transform, area_or_point=place.area_or_point)
-    else:
-        place = None
+    place = None if origin.georeference is None else shifted(origin.georeference, top, left)
     kind = "other" if origin.kind == "zarr" else origin.kind
     return Part((height, width), Origin(kind, place, pixel_size_um=origin.pixel_size_um))

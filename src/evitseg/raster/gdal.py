@@ -9,10 +9,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from evitseg.labels import LabelSpace
 from evitseg.masks import MaskFormat
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import cells, check_range, choose_levels
+from evitseg.raster.places import pam, upright
 from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, Page, cmyk_to_rgb, refusal
 from evitseg.raster.window import (
     CACHE_BYTES,
@@ -117,6 +118,38 @@ class _Handles:
                 dataset.close()
 
 
+def _georeference(dataset: Any) -> Georeference | None:
+    """Where an opened file lies on earth; None where it does not say."""
+    points, points_crs = dataset.gcps
+    place = Georeference(
+        crs=dataset.crs,
+        transform=dataset.transform if dataset.transform != import_rasterio().Affine.identity() else None,
+        gcps=(points, points_crs) if points else None,
+        rpcs=dataset.rpcs,
+        area_or_point=dataset.tags().get("AREA_OR_POINT"),
+    )
+    is_placed = any(value is not None for value in (place.crs, place.transform, place.gcps, place.rpcs))
+    return place if is_placed else None
+
+
+def georeference_of(path: Path, name: str, driver: str) -> Georeference | None:
+    """Where a PNG, JPEG or BMP lies on earth, once it is upright, from the files beside it. Raises: PictureError."""
+    from evitseg.formats import format_of, orientation_of
+
+    rasterio = import_rasterio()
+    try:
+        with environment(), quiet_open(path.absolute(), driver=driver) as dataset:
+            place, size = _georeference(dataset), (dataset.height, dataset.width)
+    except (rasterio.errors.RasterioError, UnicodeError) as error:
+        raise PictureError(
+            f"{name}: the files beside it that may say where it lies cannot be read ({error})."
+        ) from error
+    with path.open("rb") as stream:
+        row = format_of(stream.read(64))
+        orientation = orientation_of(stream, row) if row is not None else 1
+    return None if place is None else upright(place, orientation, size)
+
+
 class GdalSource:
     """Windows of a file that GDAL reads."""
 
@@ -162,21 +195,10 @@ class GdalSource:
             grey = dataset.tags(1, ns="IMAGE_STRUCTURE")
             bits = page.stated_bits if page is not None else int(grey.get("NBITS", 0)) or None
             inverted = page is not None and page.photometric == MIN_IS_WHITE
-            tags = dataset.tags()
-            points, points_crs = dataset.gcps
-            identity = rasterio.Affine.identity()
-            place = Georeference(
-                crs=dataset.crs,
-                transform=dataset.transform if dataset.transform != identity else None,
-                gcps=(points, points_crs) if points else None,
-                rpcs=dataset.rpcs,
-                area_or_point=tags.get("AREA_OR_POINT"),
-            )
-            is_placed = any(v is not None for v in (place.crs, place.transform, place.gcps, place.rpcs))
             overviews = tuple(dataset.overviews(1))
             self.origin = Origin(
                 kind="tiff" if driver == "GTiff" else "other",
-                georeference=place if is_placed else None,
+                georeference=_georeference(dataset),
                 overviews=overviews,
                 is_cog=image.get("LAYOUT") == "COG",
                 levels=1 + len(overviews),
@@ -379,13 +401,22 @@ def open_gdal(
             source = GdalSource(name, handles, driver, identity_of(path), options, page)
         except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
             raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
+        except UnicodeError as error:
+            raise PictureError(f"{name}: its name is not UTF-8, which GDAL needs; rename the file.") from error
         result: GdalSource | Decoded = source
         if driver in (*_STREAMS, "BMP") or (driver == "GTiff" and source.is_striped and source.size[1] > _WIDE):
             result = Decoded(name, source, driver in _STREAMS, scratch)
             stack.callback(result.close)
         if page is not None and source.origin.georeference is None:
             orientation = page.orientation
-        yield Upright(result, orientation) if orientation in range(2, 9) else result
+        if orientation not in range(2, 9):
+            yield result
+            return
+        turned = Upright(result, orientation)
+        if turned.origin.georeference is not None:
+            place = upright(turned.origin.georeference, orientation, result.size)
+            turned.origin = replace(turned.origin, georeference=place)
+        yield turned
 
 
 class GeoTiffSink:
@@ -460,7 +491,7 @@ def geotiff_sink(
             (ready if origin.is_cog else temporary).replace(path)
         # GeoTIFF itself has no place for the names of classes; QGIS and GDAL look for them here.
         with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
-            file.write(_category_names(labels).encode())
+            file.write(pam(labels).encode())
 
 
 def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format: MaskFormat) -> None:
@@ -475,14 +506,6 @@ def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format
     dataset.set_band_description(1, f"class index, {labels.name}")
     dataset.update_tags(TIFFTAG_SOFTWARE=SOFTWARE)
     dataset.update_tags(1, EVITSEG_CLASSES=json.dumps(class_table(labels), ensure_ascii=False))
-
-
-def _category_names(labels: LabelSpace) -> str:
-    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in labels.names)
-    return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    )
 
 
 def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:

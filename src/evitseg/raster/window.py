@@ -143,7 +143,8 @@ class _HasOrigin(Protocol):
 
 
 def origin_of(source: object) -> Origin:
-    return source.origin if isinstance(source, _HasOrigin) else Origin()
+    origin = source.origin if isinstance(source, _HasOrigin) else None
+    return origin if isinstance(origin, Origin) else Origin()
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:

@@ -158,6 +158,8 @@ class Scratch:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = open(path, "a+b")  # noqa: SIM115  # closed below
+            except FileNotFoundError:  # removed in between, by whoever had it before
+                continue
             except OSError as error:
                 raise FileError(
                     f"{self.folder}: cannot be used as scratch folder ({error.strerror or error})."
@@ -165,10 +167,11 @@ class Scratch:
             with file:
                 if not _lock(file):
                     file.seek(0)
+                    # Nothing yet, where the other one has just begun.
                     who = file.read(32).decode(errors="replace").strip()
                     raise FileError(
-                        f"{self.folder}: process {who} works on this picture there; wait for it, "
-                        "or give another scratch folder (--scratch)."
+                        f"{self.folder}: {f'process {who}' if who else 'another process'} works on this picture there; "
+                        "wait for it, or give another scratch folder (--scratch)."
                     )
                 try:  # whoever had it may have removed the folder before it let go
                     is_there = os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -8,12 +8,14 @@ work was spread or interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import queue
 import zipfile
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,7 +32,7 @@ from PIL import Image
 from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import ConfigError, EngineError, FileError, WeightsError
-from evitseg.files import TEMPORARY, replacing, temporary_name
+from evitseg.files import STATE, TEMPORARY, remove_folder, replacing, sweep_once, temporary_folder
 from evitseg.image import Size
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
@@ -92,9 +94,9 @@ _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
 _SMALLEST_PART = 256
 """Pixels of a region's part, about: what lies around it is several times that already."""
-FORMAT = 1
+FORMAT = 2
 """Of context files."""
-_SCRATCH_FORMAT = 2
+_SCRATCH_FORMAT = 3
 """Of what lies in the scratch folder."""
 GROUP = 32
 """Parts of a sum that are added one after the other."""
@@ -424,16 +426,42 @@ class Context:
         sums: one an attention layer.
         model: sha256 of the artefact.
         picture, working: (height, width) of the picture and of the network's input, in pixels.
+        looks: digests of a few parts of the image, by which it is known again; "" for those that could not be read.
+        name: of the image's file, for messages.
     """
 
     sums: tuple[Sums, ...]
     model: str
     picture: tuple[int, int]
     working: tuple[int, int]
+    looks: tuple[str, ...] = ()
+    name: str = ""
+
+    @staticmethod
+    def of(sums: tuple[Sums, ...], job: Job) -> Context:
+        """Of a finished job."""
+        source = job.source.source
+        name = Path(str(getattr(source, "identity", "")).rsplit(" ", 2)[0]).name
+        return Context(sums, job.network.digest, job.plan.picture, job.plan.working, looks_of(source), name)
+
+    def check_of(self, source: Source) -> None:
+        """Raises: ConfigError for another image than the one it was made with."""
+        whose = f"the context is of another image{f' ({self.name})' if self.name else ''}"
+        if self.picture != source.size:
+            raise ConfigError(
+                f"{whose}, of {self.picture[1]}×{self.picture[0]} pixels, not {source.size[1]}×{source.size[0]}; give "
+                "the image it was made with."
+            )
+        # A part that is damaged now or was then says nothing.
+        if any(mine and theirs and mine != theirs for mine, theirs in zip(self.looks, looks_of(source), strict=False)):
+            raise ConfigError(f"{whose} of the same size; give the image it was made with.")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a .npz file of numbers. Raises: FileError."""
-        about = {"format": FORMAT, "model": self.model, "picture": self.picture, "working": self.working}
+        about = {
+            "format": FORMAT, "model": self.model, "picture": self.picture, "working": self.working,
+            "looks": self.looks, "name": self.name,
+        }  # fmt: skip
         arrays: Arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         for i, sums in enumerate(self.sums):
             arrays |= {f"values{i}": sums.values, f"largest{i}": sums.largest, f"tokens{i}": np.array(sums.tokens)}
@@ -448,26 +476,56 @@ class Context:
         try:
             if Path(path).stat().st_size > MAX_CONTEXT_BYTES:
                 raise strange
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                about = json.loads(stored["about"].tobytes())
+            with zipfile.ZipFile(path) as stored:
+                about = json.loads(_array(stored, "about", None, "uint8").tobytes())
+                if about["format"] != FORMAT:
+                    raise strange
                 sums = tuple(
-                    Sums(stored[f"values{i}"], stored[f"largest{i}"], float(stored[f"tokens{i}"]))
-                    for i in range(len(attentions))
+                    Sums(
+                        _array(stored, f"values{i}", (a.heads, a.head_dim + 1, a.head_dim), "float64"),
+                        _array(stored, f"largest{i}", (a.heads,), "float64"),
+                        float(_array(stored, f"tokens{i}", (), "float64")),
+                    )
+                    for i, a in enumerate(attentions)
                 )
             if about["model"] != network.digest:
                 raise WeightsError(f"{path}: of another model than the one given; use the model it was made with.")
             sizes = [(int(height), int(width)) for height, width in (about["picture"], about["working"])]
-            fits = all(
-                s.values.shape == (a.heads, a.head_dim + 1, a.head_dim) and s.largest.shape == (a.heads,)
-                for s, a in zip(sums, attentions, strict=True)
-            )
-            if about["format"] != FORMAT or not fits or min(min(sizes)) < 1:
+            looks = tuple(str(each) for each in about["looks"])
+            if min(min(sizes)) < 1 or not all(np.isfinite(s.values).all() and np.isfinite(s.tokens) for s in sums):
                 raise strange
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise strange from error
-        return Context(sums, network.digest, *sizes)
+        except (NotImplementedError, RuntimeError) as error:  # compressions and encryption that zipfile has not
+            raise strange from error
+        return Context(sums, network.digest, sizes[0], sizes[1], looks, str(about["name"]))
+
+
+def _array(stored: zipfile.ZipFile, name: str, shape: tuple[int, ...] | None, dtype: str) -> NDArray[Any]:
+    """A member of a .npz file, whose header and size are looked at before any of it is unpacked.
+
+    Args:
+        shape: that it must have; None for any of one axis.
+
+    Raises: ValueError, KeyError for a member that is not there.
+    """
+    about = stored.getinfo(f"{name}.npy")
+    if about.file_size > MAX_CONTEXT_BYTES:
+        raise ValueError(f"{name} claims {about.file_size:,} bytes")
+    with stored.open(about) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{name} has version {version}")
+        found, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        if kind != np.dtype(dtype) or (len(found) != 1 if shape is None else found != shape):
+            raise ValueError(f"{name} is {kind} of {found}")
+        length = math.prod(found) * kind.itemsize
+        if length > about.file_size or (by_columns and len(found) > 1):
+            raise ValueError(f"{name} is not what it says")
+        content = file.read(length)
+    return np.frombuffer(content, kind, math.prod(found)).reshape(found)
 
 
 class Job:
@@ -539,7 +597,7 @@ class Job:
             place = core.over(f.stride)
             self.scratch.write(self.features[f.name], place, outputs[f.name])
         if LOGITS in outputs:
-            self._write_mask(outputs[LOGITS][0], core, window)
+            self._write_mask(outputs[LOGITS][0], core, window, [*self.damages.values(), *damages])
         else:
             record = record_of(outputs, float(weight.sum()))
             self.scratch.write(self.records[piece.number], Window(tile, 0, 1, 1), record[None, None])
@@ -585,11 +643,11 @@ class Job:
         weight[inner.inside(outer)] = valid
         return weight
 
-    def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window) -> None:
+    def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window, damages: list[Damage]) -> None:
         place = self.plan.mask_window(core)
         mask = mask_window(logits, self.plan, place, window)
         ignore = self.network.labels.ignore_index
-        valid = valid_window(self.source.source, place, list(self.damages.values()))
+        valid = valid_window(self.source.source, place, damages)
         if valid is not None:
             mask[~valid] = ignore
         self.scratch.write(self.mask, place, mask[..., None])
@@ -670,6 +728,9 @@ def segment_huge(
     plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
     explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
+    with contextlib.suppress(OSError):
+        sweep_once(Path(scratch))
+        remove_orphans(Path(scratch))
     store = Scratch(Path(scratch) / _folder_name(identity))
     with store.locked():
         try:
@@ -691,8 +752,8 @@ def segment_huge(
             store.close()
         sums = tuple(job.sums(i) for i in range(len(network.cut.attentions)))
         store.discard()
-    found = Context(sums, network.digest, job.plan.picture, job.plan.working)
-    return Streamed(job.plan, found, tuple(job.damages.values()), counts, resumed)
+        remove_superseded(store.folder, identity)
+    return Streamed(job.plan, Context.of(sums, job), tuple(job.damages.values()), counts, resumed)
 
 
 def _segment(
@@ -837,23 +898,53 @@ def _identity(network: Network, source: Source, plan: Plan, context: ContextMode
         "picture": list(plan.picture),
         "working": list(plan.working),
         "source": str(getattr(source, "identity", "")),
-        "looks": _digest_of(source),
+        "looks": list(looks_of(source)),
         "model": network.digest,
         "precision": network.info.precision,
         "context": context,
     }
 
 
-def _digest_of(source: Source) -> str:
-    """Of a few windows all over the picture."""
+def looks_of(source: Source) -> tuple[str, ...]:
+    """Digests of a few windows all over the image; "" for one that cannot be read whole."""
     height, width = source.size
-    digest = hashlib.sha256()
     rows, columns = min(64, height), min(64, width)
-    for i in range(4):
-        for j in range(4):
-            window = Window((height - rows) * i // 3, (width - columns) * j // 3, rows, columns)
-            digest.update(read_window(source, window)[0].tobytes())
-    return digest.hexdigest()
+    found = []
+    for i, j in product(range(4), range(4)):
+        window = Window((height - rows) * i // 3, (width - columns) * j // 3, rows, columns)
+        pixels, damages = read_window(source, window)
+        found.append("" if damages else hashlib.sha256(pixels.tobytes()).hexdigest()[:16])
+    return tuple(found)
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove interrupted work that cannot be resumed, because its image was changed or removed since."""
+    for place, identity in _interrupted(folder):
+        name, *about = str(identity.get("source", "")).rsplit(" ", 2)
+        path = Path(name)
+        if len(about) != 2 or not path.is_absolute() or not path.parent.is_dir():
+            continue  # not of a file, or of one on a disk that is not there now
+        with contextlib.suppress(OSError):
+            now = path.stat() if path.exists() else None
+            if now is None or [str(now.st_size), str(now.st_mtime_ns)] != about:
+                remove_folder(place)
+
+
+def remove_superseded(done: Path, identity: dict[str, Any]) -> None:
+    """Remove other interrupted work on the image whose mask is done, with other settings."""
+    for place, other in _interrupted(done.parent):
+        if place != done and identity["source"] and other.get("source") == identity["source"]:
+            with contextlib.suppress(OSError):
+                remove_folder(place)
+
+
+def _interrupted(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of interrupted work, and what work it is."""
+    with contextlib.suppress(OSError):
+        for place in sorted(folder.glob(f"{TEMPORARY}*/{STATE}")):
+            state = Scratch(place.parent).state()
+            if state is not None and isinstance(state.get("identity"), dict):
+                yield place.parent, state["identity"]
 
 
 def _folder_name(identity: dict[str, Any]) -> str:
@@ -874,11 +965,7 @@ def render(
     Raises: ConfigError for a region outside the picture, another picture's context or too little memory, PictureError.
     """
     height, width = source.size
-    if context.picture != source.size:
-        raise ConfigError(
-            f"the context is of a picture of {context.picture[1]}×{context.picture[0]} pixels, not of "
-            f"{width}×{height}; give the picture it was made with."
-        )
+    context.check_of(source)
     if (
         min(region.top, region.left) < 0
         or min(region.height, region.width) < 1
@@ -974,26 +1061,27 @@ def tiled_logits(
     """(classes, h / 8, w / 8) of a picture that fits in memory, computed in tiles: to compare with the whole."""
     working = working_size(source.size, network.manifest, size)
     plan = Plan(source.size, working, (tile,) * len(network.cut.pieces))
-    store = Scratch(Path(scratch) / temporary_name())
-    job = Job(network, source, plan, store)
     shape = (network.manifest.model.num_classes, *(side // LOGIT_STRIDE for side in plan.working))
     logits = np.full(shape, np.nan, np.float32)
-    try:
-        for piece in network.cut.pieces:
-            sums = job.sums(piece.number - 1) if piece.number else None
-            with network.ready(piece, plan.window(piece, 0)) as run:
-                for at in range(plan.tiles(piece.number)):
-                    if network.cut.attention_behind(piece) is not None:
-                        job.work(run, piece, at, sums)
-                        continue
-                    core, window = plan.core(piece.number, at), plan.window(piece, at)
-                    place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
-                    rows, columns = place.inside(outer)
-                    own = job.logits(run, piece, at, sums)[:, rows, columns]
-                    logits[:, place.top : place.bottom, place.left : place.right] = own
-    finally:
-        network.free()
-        store.discard()
+    with temporary_folder(Path(scratch)) as folder:
+        store = Scratch(folder)
+        job = Job(network, source, plan, store)
+        try:
+            for piece in network.cut.pieces:
+                sums = job.sums(piece.number - 1) if piece.number else None
+                with network.ready(piece, plan.window(piece, 0)) as run:
+                    for at in range(plan.tiles(piece.number)):
+                        if network.cut.attention_behind(piece) is not None:
+                            job.work(run, piece, at, sums)
+                            continue
+                        core, window = plan.core(piece.number, at), plan.window(piece, at)
+                        place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
+                        rows, columns = place.inside(outer)
+                        own = job.logits(run, piece, at, sums)[:, rows, columns]
+                        logits[:, place.top : place.bottom, place.left : place.right] = own
+        finally:
+            network.free()
+            store.close()
     return logits
 
 

@@ -92,9 +92,21 @@ class Window:
 
 
 class ArraySource:
-    """A picture in memory. (H, W, 3) uint8; `valid` (H, W), False where there is no data."""
+    """A picture in memory. (H, W, 3) uint8; `valid` (H, W), False where there is no data.
 
-    def __init__(self, picture: NDArray[np.uint8], valid: NDArray[np.bool_] | None = None) -> None:
+    Args:
+        identity: of its file, by which interrupted work recognises it.
+        origin: what its mask takes over; see `evitseg.raster.Origin`.
+    """
+
+    def __init__(
+        self,
+        picture: NDArray[np.uint8],
+        valid: NDArray[np.bool_] | None = None,
+        identity: str = "",
+        origin: object = None,
+    ) -> None:
+        self.identity, self.origin = identity, origin
         self.size = (picture.shape[0], picture.shape[1])
         self.held = picture.nbytes + (0 if valid is None else valid.nbytes)
         self._picture, self._valid = picture, valid

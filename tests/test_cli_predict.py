@@ -1,0 +1,489 @@
+"""`evitseg predict`: which options it honours, what it never replaces, what it leaves out, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from evitseg.authorship import is_ours
+from evitseg.cli import app, inputs, signals
+from evitseg.cli.outcome import Outcome
+from evitseg.cli.request import HONOURED, Mode, method_of
+
+SMALL = ("--size", "64", "--precision", "float32")
+VALUES = {
+    "--model": "b0-camvid",
+    "--out": "o",
+    "--size": "64",
+    "--video": "overlay",
+    "--duration": "1",
+    "--engine": "openvino",
+    "--precision": "float32",
+    "--threads": "1",
+    "--memory": "1GiB",
+    "--scratch": "s",
+    "--polygons": "p.geojson",
+    "--save-context": "c.npz",
+    "--context": "c.npz",
+    "--region": "0,0,9,9",
+    "--context-window": "960",
+    "--blend": "64",
+    "--ray": "auto",
+    "--bands": "1,2,3",
+    "--range": "auto",
+    "--page": "1",
+    "--mask-format": "gray",
+}
+CHOOSES = {
+    Mode.whole: (),
+    Mode.exact: ("--exact",),
+    Mode.blend: ("--blend", "64"),
+    Mode.region: ("--context", "c.npz", "--region", "0,0,9,9"),
+    Mode.ray: ("--ray", "auto"),
+}
+"""Options that choose a mode for images."""
+
+
+def street(path: Path, size: tuple[int, int] = (96, 64)) -> Path:
+    """An image file; the content is of no matter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def predict(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)], env={"COLUMNS": "400"})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def options() -> set[str]:
+    command = get_command(app).commands["predict"]  # type: ignore[attr-defined]
+    names = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    return {name for name in names if name.startswith("--") and name != "--help"}
+
+
+def test_the_table_of_options_has_every_option_of_predict_and_no_other() -> None:
+    assert set(HONOURED) == options()
+
+
+@pytest.mark.parametrize("mode", CHOOSES, ids=lambda mode: str(mode.value))
+@pytest.mark.parametrize("option", sorted(HONOURED))
+def test_an_option_that_a_mode_does_not_honour_is_a_usage_error(option: str, mode: Mode, here: Path) -> None:
+    street(here / "a.png")
+    names = frozenset(name for name in (*CHOOSES[mode], option) if name.startswith("--"))
+    if all(method_of("--exact" in names, names) in HONOURED[name] for name in names):
+        return  # one mode honours them all; tested where the option is
+    given = [option, *([VALUES[option]] if option in VALUES else [])]
+    run = predict("a.png", *CHOOSES[mode], *given)
+    assert run.exit_code == 2, run.output
+    assert "leave" in run.output
+    assert files(here) == ["a.png"]
+
+
+@pytest.mark.parametrize("how", [("--exact",), ("--blend", "64"), ("--ray", "auto")])
+def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple[str, ...], here: Path) -> None:
+    (here / "clip.mp4").write_bytes(b"video")
+    run = predict("clip.mp4", *how)
+    assert run.exit_code == 2
+    assert "clip.mp4 is a video" in run.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("a.png", "--out", "o.mp4"), "a.png is an image, whose mask is not written as .mp4"),
+        (("clip.mp4", "--out", "o.png"), "clip.mp4 is a video, which does not become a .png file"),
+        (("clip.mp4", "--out", "o.mp4", "--video", "mask"), "written as .mov"),
+        (("clip.mp4", "--out", "o.mp4", "--video", "frames"), "give a folder"),
+        (("clip.mp4", "--out", "o.mp4", "--video", "mask", "--video", "overlay"), "several files"),
+        (("clip.mp4", "--no-overlay", "--video", "overlay"), "contradicts"),
+        (("clip.mp4", "--overlay", "--video", "mask"), "needs --video overlay"),
+        (("clip.mp4", "--memory", "1GiB"), "none of the inputs is an image"),
+        (("a.png", "b.png", "--out", "m.png"), "give one picture"),
+        (("a.png", "b.png", "--polygons", "p.geojson"), "give one picture"),
+        (("a.png", "--model", ""), "is empty"),
+        (("a.png", "--memory", "0"), "0 bytes"),
+        (("a.png", "--memory", "9" * 5000), "not a size in bytes"),
+        (("a.png", "--memory", "1²MiB"), "not a size in bytes"),
+        (("a.png", "--size", "9" * 5000), "neither a number"),
+        (("a.png", "--size", "6⁴"), "neither a number"),
+        (("a.png", "--context", "c", "--region", f"0,0,{'9' * 5000},1"), "not X,Y,WIDTH,HEIGHT"),
+        (("a.png", "--context", "c", "--region", "0,0,²,1"), "not X,Y,WIDTH,HEIGHT"),
+        (("a.png", "--context", "c", "--region", "0,0,0,1"), "has no pixels"),
+        (("clip.mp4", "--duration", "nan"), "above 0"),
+        (("clip.mp4", "--duration", "inf"), "above 0"),
+        (("clip.mp4", "--duration", "-1"), "above 0"),
+        (("rtsp://[bad",), "not an address"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], sentence: str, here: Path) -> None:
+    for name in ("a.png", "b.png"):
+        street(here / name)
+    (here / "clip.mp4").write_bytes(b"video")
+    before = files(here)
+    run = predict(*arguments)
+    assert run.exit_code == 2, run.output
+    assert sentence in run.output
+    assert "Traceback" not in run.output
+    assert files(here) == before
+
+
+def test_the_name_of_the_mask_changes_nothing_but_the_format(here: Path) -> None:
+    street(here / "a.png", (300, 200))
+    assert predict("a.png", *SMALL, "--out", "o").exit_code == 0
+    for name in ("m.png", "m2_mask.png", "m.tif"):
+        run = predict("a.png", *SMALL, "--out", name)
+        assert run.exit_code == 0, run.output
+    assert {"m_overlay.jpg", "m2_overlay.jpg"} < set(files(here))
+    assert (here / "m.png").read_bytes() == (here / "o/a_mask.png").read_bytes()
+    assert (here / "m_overlay.jpg").read_bytes() == (here / "o/a_overlay.jpg").read_bytes()
+    with Image.open(here / "m.tif") as tif, Image.open(here / "m.png") as png:
+        np.testing.assert_array_equal(np.asarray(tif), np.asarray(png))
+
+
+def test_another_engine_writes_a_mask_file_too(here: Path) -> None:
+    street(here / "a.png")
+    run = predict("a.png", *SMALL, "--engine", "onnxruntime", "--out", "m.png", "--json")
+    assert run.exit_code == 0, run.output
+    assert "ONNX Runtime" in json.loads(run.stdout)["runs"]
+
+
+def test_polygons_take_the_ordinary_path_too(here: Path) -> None:
+    street(here / "a.png", (300, 200))
+    run = predict("a.png", *SMALL, "--out", "o", "--polygons", "p.geojson", "--json")
+    assert run.exit_code == 0, run.output
+    (told,) = json.loads(run.stdout)["pictures"]
+    assert told["polygons"] == "p.geojson"
+    pixels = sum(f["properties"]["pixels"] for f in json.loads((here / "p.geojson").read_text())["features"])
+    assert pixels == 300 * 200
+    assert "overlay" in told
+
+
+def test_gray_masks_have_no_palette(here: Path) -> None:
+    street(here / "a.png")
+    assert predict("a.png", *SMALL, "--out", "m.png").exit_code == 0
+    assert predict("a.png", *SMALL, "--out", "g.png", "--mask-format", "gray").exit_code == 0
+    with Image.open(here / "m.png") as palette, Image.open(here / "g.png") as gray:
+        assert (palette.mode, gray.mode) == ("P", "L")
+        np.testing.assert_array_equal(np.asarray(palette), np.asarray(gray))
+
+
+# Nothing of the user's is replaced, nothing is left out silently.
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "a_overlay.jpg"])
+@pytest.mark.parametrize("how", [(), ("--exact",)])
+def test_a_file_that_evitseg_did_not_write_is_not_replaced(name: str, how: tuple[str, ...], here: Path) -> None:
+    street(here / "a.png")
+    if how and name == "a_overlay.jpg":
+        return  # of images in tiles there is none
+    theirs = street(here / "o" / name, (5, 5)).read_bytes()
+    run = predict("a.png", *SMALL, *how, "--out", "o")
+    assert run.exit_code == 1
+    assert f"o/{name}: exists, and evitseg did not write it" in run.output
+    assert (here / "o" / name).read_bytes() == theirs
+    assert files(here) == ["a.png", f"o/{name}"]
+    assert predict("a.png", *SMALL, *how, "--out", "o", "--overwrite").exit_code == 0
+    assert is_ours(here / "o" / name)
+    assert predict("a.png", *SMALL, *how, "--out", "o").exit_code == 0
+
+
+def test_an_edited_mask_is_its_editors(here: Path) -> None:
+    street(here / "a.png")
+    assert predict("a.png", *SMALL, "--out", "o").exit_code == 0
+    with Image.open(here / "o/a_mask.png") as mask:
+        mask.load()
+        edited = mask.copy()
+    edited.info.clear()
+    edited.save(here / "o/a_mask.png")
+    assert predict("a.png", *SMALL, "--out", "o").exit_code == 1
+
+
+def test_the_input_itself_is_never_replaced(here: Path) -> None:
+    content = street(here / "a.png").read_bytes()
+    run = predict("a.png", *SMALL, "--out", "a.png", "--overwrite")
+    assert run.exit_code == 1
+    assert "is the input itself" in run.output
+    assert (here / "a.png").read_bytes() == content
+
+
+def test_a_photograph_called_mask_is_segmented_and_a_truth_mask_is_kept(here: Path) -> None:
+    street(here / "data/surgical_mask.png")
+    street(here / "data/s1.png")
+    run = predict("data", *SMALL, "--no-overlay", "--out", "o")
+    assert run.exit_code == 0, run.output
+    assert files(here / "o") == ["s1_mask.png", "surgical_mask_mask.png"]
+    truth = street(here / "data/s1_mask.png", (7, 7)).read_bytes()
+    run = predict("data", *SMALL, "--no-overlay", "--out", "data", "--json")
+    assert run.exit_code == 1
+    assert (here / "data/s1_mask.png").read_bytes() == truth
+    told = json.loads(run.stdout)
+    assert [Path(each["input"]).name for each in told["failed"]] == ["s1.png"]
+    assert [Path(each["picture"]).name for each in told["pictures"]] == ["s1_mask.png", "surgical_mask.png"]
+
+
+@pytest.mark.parametrize("out", ["data", "data/results", "o"])
+def test_results_are_left_out_and_counted_wherever_they_lie(out: str, here: Path) -> None:
+    street(here / "data/a.png")
+    street(here / "data/b.jpg")
+    assert predict("data", *SMALL, "--out", out).exit_code == 0
+    before = files(here)
+    run = predict("data", *SMALL, "--out", out)
+    assert run.exit_code == 0
+    assert files(here) == before
+    assert ("4 files are left out: evitseg wrote them." in run.output) == (out != "o")
+
+
+def test_other_formats_pipes_and_sockets_in_a_folder_are_counted(here: Path) -> None:
+    street(here / "f/a.png")
+    (here / "f/b.psd").write_bytes(b"8BPS")
+    (here / "f/c.dcm").write_bytes(b"DICM")
+    (here / "f/notes.txt").write_text("not an image, and not called one")
+    os.mkfifo(here / "f/pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("f/socket.jpg")
+        run = predict("f", *SMALL, "--no-overlay", "--out", "o", "--json")
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.stdout)
+    assert {(Path(each["input"]).name, each["reason"]) for each in told["skipped"]} == {
+        ("b.psd", ".psd is not read"),
+        ("c.dcm", ".dcm is not read"),
+        ("pipe.png", inputs.NOT_REGULAR),
+        ("socket.jpg", inputs.NOT_REGULAR),
+    }
+    assert len(told["pictures"]) == 1
+
+
+def test_linked_folders_are_followed_once_and_hidden_ones_never(here: Path) -> None:
+    street(here / "elsewhere/x.png")
+    street(here / "f/a/y.png")
+    street(here / "f/.cache/z.png")
+    (here / "f/link").symlink_to(here / "elsewhere")
+    (here / "f/loop").symlink_to(here / "f")
+    (here / "elsewhere/back").symlink_to(here / "f/a")
+    (here / "f/0first").symlink_to(here / "f/a")
+    run = predict("f", *SMALL, "--no-overlay", "--out", "o")
+    assert run.exit_code == 0, run.output
+    assert files(here / "o") == ["a/y_mask.png", "link/x_mask.png"]
+
+
+def test_a_folder_that_is_a_link_is_a_folder(here: Path) -> None:
+    street(here / "photos/a.png")
+    (here / "f").mkdir()
+    (here / "f/a").symlink_to(here / "photos")
+    assert predict("f", *SMALL, "--no-overlay", "--out", "o").exit_code == 0
+    assert files(here / "o") == ["a/a_mask.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_the_others_are_done(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    street(here / "f/a.png")
+    street(here / "f/closed/b.png")
+    real = os.scandir
+
+    def scandir(path: str | os.PathLike[str]) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    run = predict("f", *SMALL, "--no-overlay", "--out", "o")
+    assert run.exit_code == 1
+    assert "f/closed: the folder cannot be read (Permission denied)." in run.output
+    assert files(here / "o") == ["a_mask.png"]
+
+
+def test_a_pattern_takes_a_file_once_whatever_links_lead_to_it(here: Path) -> None:
+    street(here / "f/a.png")
+    (here / "f/loop").symlink_to(here / "f")
+    run = predict("f/**/*.png", *SMALL, "--no-overlay", "--out", "o")
+    assert run.exit_code == 0, run.output
+    assert files(here / "o") == ["a_mask.png"]
+
+
+@pytest.mark.parametrize("how", [(), ("--exact",)])
+def test_names_that_differ_in_case_and_ending_get_results_of_their_own(how: tuple[str, ...], here: Path) -> None:
+    street(here / "a/x.png")
+    street(here / "b/X.PNG")
+    street(here / "b/x.jpg")
+    run = predict("a/x.png", "b/X.PNG", "b/x.jpg", *SMALL, *how, "--no-overlay", "--out", "o")
+    assert run.exit_code == 0, run.output
+    names = [name.casefold() for name in files(here / "o")]
+    assert len(names) == len(set(names)) == 3
+
+
+def test_existing_results_are_skipped_in_every_mode(here: Path) -> None:
+    street(here / "a.png")
+    for how in ((), ("--exact",), ("--blend", "64")):
+        out = f"o{len(how)}"
+        assert predict("a.png", *SMALL, *how, "--out", out).exit_code == 0
+        before = {p: p.stat().st_mtime_ns for p in (here / out).iterdir()}
+        run = predict("a.png", *SMALL, *how, "--out", out, "--skip-existing")
+        assert run.exit_code == 0
+        assert "1 pictures have their results" in run.output
+        assert {p: p.stat().st_mtime_ns for p in (here / out).iterdir()} == before
+
+
+@pytest.mark.parametrize("how", [(), ("--exact",), ("--blend", "64")])
+def test_a_name_that_is_no_utf_8_does_not_stop_the_others(how: tuple[str, ...], here: Path) -> None:
+    street(here / "good.png")
+    strange = os.fsencode(here) + b"/b\xff\xfe.png"
+    with open(strange, "wb") as file:
+        file.write((here / "good.png").read_bytes())
+    (here / "good.png").rename(here / "z.png")
+    run = predict(".", *SMALL, *how, "--no-overlay", "--out", "o")
+    assert "Traceback" not in run.output
+    assert (here / "o/z_mask.png").exists()
+
+
+@pytest.mark.parametrize("how", [(), ("--exact",)])
+def test_a_bug_in_one_image_is_a_sentence_and_the_others_are_done(
+    how: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    street(here / "f/a.png")
+    street(here / "f/b.png")
+    import evitseg.image as image
+    import evitseg.raster.whole as whole
+
+    real = whole.read_whole
+
+    def broken(source: object, *rest: object, **more: object) -> object:
+        if str(source).endswith("a.png"):
+            raise ZeroDivisionError("EXIF")
+        return real(source, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(whole, "read_whole", broken)
+    assert image is not None
+    run = predict("f", *SMALL, *how, "--no-overlay", "--out", "o")
+    assert run.exit_code == 1
+    assert "f/a.png: unexpected error (ZeroDivisionError: EXIF)" in run.output
+    assert "Traceback" not in run.output
+    assert files(here / "o") == ["b_mask.png"]
+
+
+def test_an_input_that_cannot_be_read_is_named_not_the_output(here: Path) -> None:
+    run = predict("x" * 300 + ".jpg")
+    assert run.exit_code == 1
+    assert "xxx" in run.output
+    assert "cannot be written" not in run.output
+
+
+def test_failures_name_every_input_in_json(here: Path) -> None:
+    (here / "bad.jpg").write_bytes(b"\xff\xd8\xff not a JPEG")
+    street(here / "a.png")
+    run = predict("bad.jpg", "absent.png", "a.png", *SMALL, "--json")
+    told = json.loads(run.stdout)
+    assert run.exit_code == 1
+    assert [each["input"] for each in told["failed"]] == ["bad.jpg", "absent.png"]
+    assert len(told["pictures"]) == 1
+
+
+def test_the_summary_counts_an_image_that_was_done_in_part_once(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(as_json=False)
+    outcome.fail("a.tif", "a.tif: damaged")
+    outcome.image({"picture": "a.tif"})
+    with pytest.raises(Exception):  # noqa: B017,PT011  # typer's Exit
+        outcome.finish()
+    assert "of the inputs failed" not in capsys.readouterr().err
+
+
+# Interrupts.
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "evitseg", *map(str, arguments)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_folder_with_a_sentence_and_leaves_nothing_hidden(
+    number: signal.Signals, status: int, here: Path
+) -> None:
+    for i in range(60):
+        street(here / f"f/{i}.png", (640, 480))
+    process = subprocess.Popen(
+        command("predict", "f", "--out", "o"), cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not list(here.glob("o/*_mask.png")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.strip() == "interrupted; the same command with --skip-existing goes on."
+    assert not [name for name in files(here) if "/." in name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_an_interrupt_in_the_first_moments_is_a_sentence(here: Path) -> None:
+    script = (
+        "import os, signal, sys, builtins\n"
+        "real = builtins.__import__\n"
+        "def late(name, *rest):\n"
+        "    if name == 'evitseg.cli' and not done:\n"
+        "        done.append(1)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *rest)\n"
+        "done = []\n"
+        "from evitseg.__main__ import main\n"
+        "builtins.__import__ = late\n"
+        "sys.argv = ['evitseg', 'info']\n"
+        "main()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 130
+    assert run.stderr == "interrupted.\n"
+
+
+def test_a_second_interrupt_ends_at_once_and_two_in_one_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = list[int]()
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(KeyboardInterrupt), signals.as_interrupts():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            assert ended == []
+            monkeypatch.setattr(signals, "_PAUSE_S", -1.0)
+            signal.raise_signal(signal.SIGINT)
+            assert ended == [143]
+    assert signals.received() == signal.SIGTERM
+
+
+def test_handlers_are_what_they_were_after_a_verb(here: Path) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    street(here / "a.png")
+    assert predict("a.png", *SMALL).exit_code == 0
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_debug_shows_the_traceback(here: Path) -> None:
+    run = CliRunner().invoke(app, ["--debug", "predict", "absent.png"])
+    assert run.exit_code == 1
+    assert re.search(r"Traceback .*no such file", run.output, re.DOTALL)
+    run = CliRunner().invoke(app, ["predict", "absent.png"])
+    assert "Traceback" not in run.output

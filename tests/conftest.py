@@ -111,6 +111,7 @@ def convert(tmp_path: Path) -> Callable[..., Converted]:
         out = tmp_path / "converted"
         done = CliRunner().invoke(app, ["convert", str(source), "--out", str(out), *options])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+        assert "unexpected error" not in done.output
         if not list(out.glob("*.txt")):
             return Converted(done.exit_code, done.output, (), {}, {})
         dataset = find_dataset(out)

@@ -236,11 +236,12 @@ def test_tools_whose_files_are_not_read_are_named(photo: Callable[..., Path], tm
         ("b/meta.json", "Supervisely"),
         ("c/classes/classes.json", "SuperAnnotate"),
         ("d/export.zip", "unpack"),
+        ("f/labels/a.txt", "without the names of their classes"),
         ("e/x.txt", "not an export of a known tool"),
     ):
         path = tmp_path / place
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text("0 0.1 0.1 0.2 0.1 0.2 0.2\n" if path.name == "a.txt" else "{}")
         source = path if path.suffix == ".zip" else tmp_path / place[0]
         run = CliRunner().invoke(app, ["convert", str(source), "--out", str(tmp_path / "out")])
         assert run.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import re
 import shlex
@@ -14,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evitseg.data.annotations import cvat, label_studio, labelme, yolo
+from evitseg.data.annotations import cvat, label_studio, labelme, via, yolo
 from evitseg.data.annotations.coco import is_coco, read_coco
 from evitseg.data.annotations.conversion import write_masks
-from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of
+from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of, text_lines
 from evitseg.data.annotations.panoptic import TOOL, is_panoptic, read_panoptic
 from evitseg.dataset import Dataset
 from evitseg.errors import DatasetError, EvitsegError
@@ -30,12 +31,11 @@ _PNG_EXPORT = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.*-\d+\.(png|npy)")
 _KNOWN_BUT_UNREAD = (
     ("meta.json", "a Supervisely project", "COCO"),
     ("classes/classes.json", "a SuperAnnotate project", "COCO"),
-    ("via_region_data.json", "a VGG Image Annotator project", "COCO"),
 )
 """A file that tells the tool, its name, and the format it can export that is read here."""
 MOST_DRAWN = 2_000
 """Images whose masks are drawn for every run; it takes some 20 s."""
-TOOLS = "COCO, CVAT for images, Labelme, Label Studio, YOLO segmentation"
+TOOLS = "COCO, CVAT for images, Labelme, Label Studio, VGG Image Annotator, YOLO segmentation"
 
 
 def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Annotations:
@@ -137,6 +137,8 @@ def _recognise_file(path: Path) -> tuple[str, Reader] | None:
         return labelme.TOOL, partial(labelme.read_labelme, [path], path)
     if label_studio.is_label_studio(content):
         return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
+    if via.is_via(content):
+        return via.TOOL, partial(via.read_via, content, path)
     return None
 
 
@@ -153,6 +155,8 @@ def _recognise_folder(root: Path) -> tuple[str, Reader] | None:
         content = _json_or_none(path)
         if label_studio.is_label_studio(content):
             return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
+        if via.is_via(content):
+            return via.TOOL, partial(via.read_via, content, path)
     files = files_below(root, (".json",))
     if any(labelme.is_labelme(_json_or_none(path)) for path in files[:50]):
         return labelme.TOOL, partial(labelme.read_labelme, files, root)
@@ -213,10 +217,23 @@ def _named_only(source: Path) -> str | None:
             "Label Studio's export of brush labels as images, which does not tell the images' names; export JSON "
             "instead and give that file to evitseg convert."
         )
+    if any(_is_yolo_line(path) for path in itertools.islice((source / "labels").rglob("*.txt"), 5)):
+        return (
+            "YOLO label files without the names of their classes; write them, a name on each line, to classes.txt "
+            "beside labels/, or give the dataset's data.yaml."
+        )
     for name, tool, other in _KNOWN_BUT_UNREAD:
         if (source / name).is_file():
             return f"{tool}, whose own format is not read; export {other} from it and give that to evitseg convert."
     return None
+
+
+def _is_yolo_line(path: Path) -> bool:
+    try:
+        parts = next((line for line in text_lines(path) if line), "").split()
+        return len(parts) >= 5 and parts[0].isdecimal() and all(float(part) <= 1.5 for part in parts[1:])
+    except (DatasetError, ValueError):
+        return False
 
 
 def _unknown(source: Path) -> str:

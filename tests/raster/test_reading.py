@@ -573,8 +573,37 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     refused(tmp_path / "a.png", "not a regular file")
 
 
+@pytest.mark.parametrize("kind", ["tif", "planar", "png", "ome.tif"])
+def test_a_name_that_is_not_utf_8_is_read_or_a_sentence(kind: str, deep: Array, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xe9." + kind.encode())
+    if kind == "png":
+        Image.new("RGB", (9, 9)).save(path)
+    elif kind == "planar":
+        write(path, np.moveaxis(deep[..., :3], 2, 0), planarconfig="separate")
+    else:
+        tifffile.imwrite(
+            path, np.moveaxis(deep[..., :3], 2, 0) if kind == "ome.tif" else deep[..., 0], ome="ome" in kind
+        )
+    for reader in (read_picture, windows):
+        try:
+            assert reader(path).ndim == 3
+        except PictureError as error:
+            assert "names are UTF-8; rename" in str(error)
+
+
 def test_bytes_are_read_as_their_file(deep: Array) -> None:
     content = io.BytesIO()
     tifffile.imwrite(content, np.moveaxis(deep[..., :3], 2, 0), planarconfig="separate", photometric="rgb")
     found = read_reduced(content.getvalue(), lambda size: size, "upload").pixels
     np.testing.assert_array_equal(found, deep[..., :3] // 256)
+
+
+def test_pixels_are_the_callers_own_to_change(deep: Array, tmp_path: Path) -> None:
+    eight = (deep // 256).astype(np.uint8)
+    for name, mode in (("rgb", "RGB"), ("rgba", "RGBA"), ("grey", "L"), ("palette", "P"), ("bilevel", "1")):
+        for ending in ("png", "tif"):
+            path = tmp_path / f"{name}.{ending}"
+            Image.fromarray(eight[..., :3]).convert(mode).save(path)
+            pixels = read_picture(path)
+            assert pixels.flags.writeable
+            assert pixels.flags.c_contiguous

@@ -73,8 +73,16 @@ def import_rasterio() -> ModuleType:
 
 
 def quiet_open(path: Path | str, *arguments: Any, **options: Any) -> Any:
-    """`rasterio.open`, without its warning that a photograph has no georeference."""
+    """`rasterio.open`, without its warning that a photograph has no georeference.
+
+    Raises: PictureError, or FileError for writing, where GDAL cannot open a file of this name.
+    """
     rasterio = import_rasterio()
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        what = FileError if "w" in arguments else PictureError
+        raise what(f"{path}: GDAL opens only files whose names are UTF-8; rename the file or its folder.") from error
     # Filters of warnings belong to the process: one thread at a time changes them.
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -303,7 +311,7 @@ class Decoded:
         height, width = source.size
         self._has_nodata = source.has_nodata or source.is_float
         self._pixels = RawFile(name, (height, width, 4 if self._has_nodata else 3), np.uint8, scratch)
-        self._broken: list[tuple[int, int, PictureError]] = []  # first row, row after the last, why
+        self._broken: list[tuple[int, int, PictureError]] = []  # first row, row after the last, why; apart
         try:
             self._fill(source, is_stream)
         except BaseException:
@@ -323,7 +331,11 @@ class Decoded:
                     try:
                         self._copy(source, start, min(strip, height - start))
                     except PictureError as error:
-                        self._broken.append((start, height if is_stream else start + strip, error))
+                        stop = height if is_stream else start + strip
+                        if self._broken and self._broken[-1][1] == start:
+                            self._broken[-1] = (self._broken[-1][0], stop, self._broken[-1][2])
+                        else:
+                            self._broken.append((start, stop, error))
                         if is_stream:
                             if start == 0:
                                 raise

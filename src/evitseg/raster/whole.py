@@ -357,7 +357,7 @@ def _stored(image: Image.Image, name: str) -> _Stored:
     """What an image of a format other than TIFF holds."""
     mode = image.mode
     if mode == "RGB":
-        return _Stored(np.asarray(image), _RGB)
+        return _Stored(np.array(image), _RGB)
     if mode == "RGBA":
         return _Stored(np.asarray(image), (*_RGB, Band("alpha")))
     if mode in ("L", "1"):
@@ -399,13 +399,14 @@ def _rendered(stored: _Stored, name: str, options: ReadOptions) -> Picture:
     if stored.bands[places[0]].color == "palette":
         if options.value_range is not None:
             raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
-        return np.ascontiguousarray(values if stored.colors is None else stored.colors[values[..., 0]])
+        return np.array(values if stored.colors is None else stored.colors[values[..., 0]])
     if places != tuple(range(values.shape[2])):
         values = values[..., places[0] : places[0] + 1] if len(places) == 1 else values[..., list(places)]
     if stored.has_lost:
         warn_if_dark(name, max(int(part.max()) for part in cells_of(values)()) << 8 | 255)
     levels = choose_levels(name, values.dtype, options, cells_of(values), stored.bits, stored.is_inverted)(values)
-    return tiff.cmyk_to_rgb(levels) if is_cmyk else rgb(levels)
+    pixels = tiff.cmyk_to_rgb(levels) if is_cmyk else rgb(levels)
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def _tiff(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> _Stored:

@@ -216,7 +216,7 @@ def eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
 
 def rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) from (H, W, 1 or 3)."""
-    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+    return np.ascontiguousarray(levels) if levels.shape[2] == 3 else np.repeat(levels, 3, axis=2)
 
 
 def class_table(labels: LabelSpace) -> list[dict[str, Any]]:

@@ -209,6 +209,34 @@ def test_check_reads_the_folder_as_it_is_and_names_the_command_that_keeps_the_ma
     np.testing.assert_array_equal(read_truth(first.mask, dataset.labels), square((1, 1, 9, 9, 1)))
 
 
+def test_eval_measures_against_shapes_and_reports_the_damaged_ones(
+    convert: Callable[..., Any], photo: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in "ab":
+        photo(tmp_path / f"d/{name}.jpg")
+        write(tmp_path / f"d/{name}.json", [shape("x", box(1, 1, 9, 9))])
+    convert(tmp_path / "d")
+    write(tmp_path / "d/b.json", [shape("x", box(1, 1, 9, 9)), shape("x", [[1, 1]])])
+    run = CliRunner().invoke(app, ["eval", str(tmp_path / "d"), "--masks", str(tmp_path / "converted/masks"), "--json"])
+    assert run.exit_code == 0, run.output
+    assert "b.json: shapes[1] (b.jpg) has a polygon of 1 points" in run.output
+    assert json.loads(run.stdout)["miou"] == 1.0
+
+
+def test_a_label_space_without_background_ignores_it_and_says_so(
+    convert: Callable[..., Any], photo: Callable[..., Path], square: Callable[..., Any], tmp_path: Path
+) -> None:
+    photo(tmp_path / "d/a.jpg")
+    photo(tmp_path / "d/b.jpg")
+    write(tmp_path / "d/a.json", [shape("car", box(1, 1, 9, 9))])
+    write(tmp_path / "d/b.json", [shape("car", [[1, 1]])])
+    done = convert(tmp_path / "d", "--labels", "camvid")
+    assert done.status == 1
+    assert "have no background" in done.output
+    assert "1 image left out, the first b.jpg" in done.output
+    assert set(np.unique(done.masks["a.jpg"])) == {done.names.index("car"), 255}
+
+
 def test_masks_drawn_for_a_run_are_gone_after_it(photo: Callable[..., Path], tmp_path: Path) -> None:
     photo(tmp_path / "d/a.jpg")
     write(tmp_path / "d/a.json", [shape("x", box(1, 1, 9, 9))])

@@ -98,6 +98,8 @@ def write_masks(
     fill = next((value_of[name] for name in BACKGROUNDS if name in value_of), space.ignore_index)
     if ignore_background:
         fill = space.ignore_index
+    elif fill == space.ignore_index:
+        found.notes.append(f"the classes of {space.name} have no background: pixels of no object are ignored.")
     _begin(out)
     try:
         return _write(found, out, _Work(space, value_of, fill, found.larger_first), progress)
@@ -184,6 +186,7 @@ class _Work:
         self._empty: list[str] = []
         self._turned: list[str] = []
         self._blank: list[str] = []
+        self._bare: list[str] = []
         self._partial = 0
 
     def mask(self, image: AnnotatedImage, file: Path) -> NDArray[np.integer] | None:
@@ -204,8 +207,7 @@ class _Work:
         drawn, lost = self._drawn(image, size)
         fill = self.space.ignore_index if lost else self._fill
         if fill == self.space.ignore_index and all(value == fill or not runs.area for runs, value in drawn):
-            if not lost:
-                self._blank.append(image.name)
+            (self._bare if lost else self._blank).append(image.name)
             return None
         self._partial += lost and self._fill != self.space.ignore_index
         canvas = np.full(size[0] * size[1], fill, self.space.dtype)
@@ -249,6 +251,11 @@ class _Work:
             )
         if self._empty:
             told.append(f"{count(len(self._empty), 'object')} without a pixel, the first {self._empty[0]}.")
+        if self._bare:
+            told.append(
+                f"{count(len(self._bare), 'image')} left out, the first {self._bare[0]}: all objects are damaged or "
+                "ignored."
+            )
         if self._blank:
             told.append(f"{count(len(self._blank), 'image')} without an object left out, the first {self._blank[0]}.")
         if self._turned:

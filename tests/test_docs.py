@@ -1,0 +1,234 @@
+"""Every code block of README.md and docs/ runs, on small stand-ins for the files that it names.
+
+A block runs unless a comment right above it says why not: `<!-- not run: a phone's language -->`. Single lines of a
+block are left out by `<!-- lines not run: "camera:0" needs a camera; "rtsp://" needs one on the network -->`: a line is
+meant by a part of it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+from typer.testing import CliRunner
+
+from evitseg.bundled import EXAMPLE_PICTURE
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = {"sh", "python"}
+SMALLER = {
+    # What a person does with large files, done with small ones.
+    "512x1024": "64x96",
+    "736x960": "64x96",
+    "512, 1024": "64, 96",
+    "12000,8000,1024,768": "8,16,64,32",
+    "--class wheat --class barley": "--class road --class tree",
+}
+TRAINING = ["--start", "none", "--epochs", "1", "--crop", "64x64", "--size", "64", "--workers", "0", "--batch", "2"]
+"""Given last, these replace a run of hours by one of seconds."""
+EXPORTED = {"deploy.md": ("openvino", "onnx")}
+"""Files that a page's blocks take, and its text tells how to make."""
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    reason: str | None
+    left_out: tuple[str, ...]
+    file: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        comment = ""
+        for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+            if token.type == "fence" and token.map:
+                reason = re.fullmatch(r"<!-- not run: (.*) -->", comment, re.DOTALL)
+                lines = re.fullmatch(r"<!-- lines not run: (.*) -->", comment, re.DOTALL)
+                file = re.fullmatch(r"<!-- file: (.*) -->", comment)
+                yield Block(
+                    page,
+                    token.map[0] + 1,
+                    token.info.strip(),
+                    token.content,
+                    reason[1] if reason else None,
+                    tuple(re.findall(r'"([^"]+)"', lines[1])) if lines else (),
+                    file[1] if file else None,
+                )
+            comment = token.content.strip() if token.type == "html_block" else ""
+
+
+BLOCKS = list(blocks())
+
+
+def test_every_block_runs_or_says_why_not() -> None:
+    assert len(BLOCKS) > 40
+    for block in BLOCKS:
+        if block.language and block.language not in RUN:
+            assert block.reason, f"{block}: {block.language} does not run here; say why, above it"
+        if block.reason is not None:
+            assert len(block.reason.split()) > 2, f"{block}: {block.reason!r} is no reason"
+        for part in block.left_out:
+            assert part in block.code, f"{block}: no line has {part!r}"
+
+
+def test_every_extra_that_is_installed_by_the_docs_exists() -> None:
+    known = set(metadata.metadata("evitseg").get_all("Provides-Extra") or [])
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        assert "install 'evitseg" not in text, f"{page}: evitseg is on no package index; write pip install '.[extra]'"
+        for extras in re.findall(r"pip install [^`\n]*'\.\[([\w,-]+)\]'", text):
+            assert set(extras.split(",")) <= known, f"{page}: {extras}"
+
+
+# Stand-ins.
+
+
+def photograph(size: tuple[int, int] = (96, 64)) -> Image.Image:
+    with Image.open(EXAMPLE_PICTURE) as image:
+        small: Image.Image = image.convert("RGB").resize(size)
+    return small
+
+
+def clip(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("libx264", 25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for i in range(4):
+            pixels = np.roll(np.asarray(photograph()), 3 * i, 1)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def data_set(folder: Path) -> None:
+    """Photographs whose masks are the bundled model's, as CamVid's classes."""
+    import evitseg
+    from evitseg.labels import load_labels
+
+    segment = evitseg.load(size=64)
+    folder.mkdir()
+    (folder / "classes.txt").write_text("\n".join(load_labels("camvid").names) + "\n", encoding="utf-8")
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for i in range(count):
+            image = np.roll(np.asarray(photograph()), 9 * i + len(split), 1)
+            for kind in ("images", "masks"):
+                (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / "images" / split / f"{split}{i}.png")
+            segment(image).save(folder / "masks" / split / f"{split}{i}.png")
+
+
+def mosaic(path: Path) -> None:
+    import rasterio
+
+    pixels = np.asarray(photograph((160, 96)))
+    with rasterio.open(
+        path, "w", driver="GTiff", height=96, width=160, count=3, dtype="uint8", crs="EPSG:32632",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000),
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every file that the docs name."""
+    from evitseg.bundled import DEFAULT_MODEL, bundled_models
+
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("photo.jpg", "street.jpg", "folder/a.jpg", "holiday/b.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        photograph().save(folder / name)
+    for name in ("clip.mp4", "clip.mov", "holiday/c.mp4"):
+        clip(folder / name)
+    data_set(folder / "data")
+    mosaic(folder / "mosaic.tif")
+    photograph((160, 96)).save(folder / "mosaic.png")
+    (folder / "predictions").mkdir()
+    for mask in (folder / "data/masks/val").iterdir():
+        shutil.copy(mask, folder / "predictions")
+    shutil.copy(bundled_models()[DEFAULT_MODEL], folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture
+def place(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    shutil.copytree(stand_ins, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def smaller(code: str) -> str:
+    for large, small in SMALLER.items():
+        code = code.replace(large, small)
+    return code
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """Words of every command, comments and left-out lines gone."""
+    code = block.code.replace("\\\n", " ")
+    for line in code.splitlines():
+        if any(part in line for part in block.left_out):
+            continue
+        words = shlex.split(smaller(line), comments=True)
+        while "&&" in words:
+            yield words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield words
+
+
+def run(words: list[str], where: str) -> None:
+    """One command: our own in this process; an installation is checked by the test above."""
+    from evitseg.cli import app
+
+    program = words[0].removeprefix(".venv/bin/")
+    if program in ("pip", "python3") and words[1] in ("install", "-m"):
+        return
+    assert program == "evitseg", f"{where}: {program} is not known here; say why it is not run"
+    if words[1] == "train" and "--resume" not in words:
+        words = [*words, *TRAINING]
+    done = CliRunner().invoke(app, words[1:])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, f"{where}: {shlex.join(words)}\n{done.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(place), *sys.path])
+    monkeypatch.delitem(sys.modules, "street", raising=False)
+    for form in EXPORTED.get(page.name, ()):
+        run(["evitseg", "export", "b0-camvid", "--to", form, "--size", "64x96"], page.name)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in BLOCKS:
+        if block.page != page or block.language not in RUN or block.reason is not None:
+            continue
+        if block.language == "sh":
+            for words in commands(block):
+                run(words, str(block))
+            continue
+        code = smaller(block.code)
+        if block.file:
+            (place / block.file).write_text(code, encoding="utf-8")
+        exec(compile(code, str(block), "exec"), names)
+    monkeypatch.delitem(sys.modules, "street", raising=False)

@@ -26,7 +26,8 @@ from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarni
 from evitseg.formats import ORIENTATION, format_of, orientation_of
 from evitseg.image import AS_STATED, ReadOptions, read_picture, tinted, with_legend
 from evitseg.labels import LabelSpace, load_labels, named
-from evitseg.masks import Held, read_mask_file, read_truth
+from evitseg.mask_values import Held
+from evitseg.masks import read_mask_file, read_truth
 
 MAX_WORKERS = 61
 """Processes at most; Windows waits for no more."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from evitseg.errors import ConfigError, DatasetError, PictureError
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
-from evitseg.masks import VOID_COLORS, Held, class_indices, color_of, colors_of, is_plain, read_mask_file
+from evitseg.mask_values import VOID_COLORS, Held, class_indices, color_of, colors_of
+from evitseg.masks import is_plain, read_mask_file
 
 _EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}'
 
@@ -35,7 +36,7 @@ def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done:
 
 
 def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> LabelSpace:
-    """The label space by which every mask of a set can be read on its own; see `evitseg.masks.class_indices`.
+    """The label space by which every mask of a set can be read on its own; see `evitseg.mask_values.class_indices`.
 
     Args:
         labels: the classes, or None for masks that nobody named: then they are numbered from the values that occur.

@@ -26,7 +26,7 @@ from evitseg.authorship import POLYGONS
 from evitseg.errors import ConfigError, FileError, MissingPackageError, PictureError, unknown
 from evitseg.files import replacing, temporary_folder
 from evitseg.labels import LabelClass, LabelSpace, by_index
-from evitseg.masks import Held, class_indices, code_of, color_of
+from evitseg.mask_values import Held, class_indices, code_of, color_of
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
 

@@ -108,6 +108,14 @@ def _place_of(error: BaseException) -> str:
 
 def serve(name: str, seed: str, memory: int, connection: Any, place: Path) -> None:
     """A worker: cases of one target, until it is stopped."""
+    try:
+        _serve(name, seed, memory, connection, place)
+    except Exception:
+        (place / "crash.txt").write_text(traceback.format_exc(), errors="replace")
+        raise
+
+
+def _serve(name: str, seed: str, memory: int, connection: Any, place: Path) -> None:
     os.setsid()  # what a case starts is stopped with it
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)

@@ -519,7 +519,7 @@ def openvino_files() -> Tree:
     from evitseg.exporters import export
 
     with folder() as place, contextlib.redirect_stdout(io.StringIO()):
-        export(DEFAULT_MODEL, "openvino", place / "m")
+        export(DEFAULT_MODEL, "openvino", place / "m.xml")
         return {p.name: p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
 
 
@@ -613,7 +613,10 @@ def run_command(place: Path) -> None:
         argv = json.loads((place / "argv.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return
-    words = [word.encode(errors="surrogatepass").decode(errors="replace") for word in map(str, argv)]
+    words = [
+        word.encode(errors="surrogatepass").decode(errors="replace")
+        for word in map(str, argv if isinstance(argv, list) else ())
+    ]
     words = [word.replace("\0", "0")[:100_000] for word in words]
     if any(word.startswith(("camera:", "http", "/dev/", "--ray", "serve", "--epochs")) for word in words[1:]):
         words = [word for word in words if not word.startswith(("camera:", "http", "/dev/", "--ray", "--epochs"))]

@@ -271,6 +271,29 @@ def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> No
     assert json.loads(many.stdout)["pictures"][0]["fractions"]["road"] > 0.1
 
 
+def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png", "b/c/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(EXAMPLE_PICTURE) as image:
+            image.resize((96, 64)).save(tmp_path / name)
+    (tmp_path / "b/bad.png").write_bytes(b"no image")
+    given = ["predict", *(str(tmp_path / name) for name in ("a/x.png", "b", "b/*.none")), "--precision", "float32"]
+    told, masks = [], []
+    for how, out in (("--exact",), tmp_path / "one"), (("--ray", "auto"), tmp_path / "many"):
+        run = CliRunner().invoke(app, [*given, *how, "--out", str(out), "--json"])
+        assert run.exit_code == 1, run.output
+        content = json.loads(run.stdout)
+        told.append([content["failed"], content["skipped"], [Path(p["mask"]).name for p in content["pictures"]]])
+        masks.append({str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.png")})
+    assert told[0] == told[1]
+    assert masks[0] == masks[1]
+    assert sorted(masks[0]) == ["c/y_mask.png", "x_png_2_mask.png", "x_png_mask.png"]
+    run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--out", str(tmp_path / "many"), "--skip-existing"])
+    assert "1 pictures have their results" in run.output
+    run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--overlay"])
+    assert run.exit_code == 2
+
+
 def test_no_cluster_at_an_address_is_told_in_a_sentence(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "evitseg", "predict", "--example", "--ray", "127.0.0.1:1", "--out", str(tmp_path)],

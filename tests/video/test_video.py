@@ -24,6 +24,7 @@ from PIL import Image
 
 import evitseg
 from evitseg import video
+from evitseg.authorship import is_ours
 from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError
 from evitseg.image import tinted
 from evitseg.runtime.segmenter import Segmenter
@@ -609,6 +610,25 @@ def test_kinds_are_chosen_and_damage_is_a_failure(tmp_path: Path) -> None:
     results = files(tmp_path / "predictions")
     assert "clip_mask.mov" in results
     assert {"clip_frames/000000.png", "clip_frames/times.csv"} < set(results)
+
+
+@pytest.mark.parametrize(("name", "more"), [("result.mp4", ()), ("result.mkv", ()), ("m.mov", ("--video", "mask"))])
+def test_a_video_becomes_the_file_that_is_named_and_no_other(name: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3))
+    for _ in range(2):  # its own result is replaced
+        done = run("predict", clip, "--out", name, *more, "--size", 64, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert files(tmp_path) == sorted(["clip.mp4", name])
+    assert is_ours(tmp_path / name)
+    assert not is_ours(clip)
+    with av.open(tmp_path / name) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+    theirs = clip.read_bytes()
+    (tmp_path / name).write_bytes(theirs)
+    done = run("predict", clip, "--out", name, *more, "--size", 64, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{name}: exists, and evitseg did not write it" in done.stderr
+    assert (tmp_path / name).read_bytes() == theirs
 
 
 def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,171 @@
+"""Context files are checked before they are unpacked; interrupted work that cannot be resumed is removed."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evitseg.errors import ConfigError, FileError, PictureError
+from evitseg.files import STATE
+from evitseg.labels import load_labels
+from evitseg.raster.window import identity_of
+from evitseg.runtime.cutting import LOGITS
+from evitseg.runtime.scratch import Scratch
+from evitseg.runtime.streaming import (
+    Context,
+    Job,
+    Network,
+    Plan,
+    Sums,
+    looks_of,
+    remove_orphans,
+    remove_superseded,
+)
+from evitseg.runtime.windows import ArraySource, Window
+
+NETWORK = cast(
+    Network, SimpleNamespace(digest="d", cut=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))
+)
+PIXELS = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+SUMS = (Sums(np.arange(24.0).reshape(2, 4, 3), np.ones(2), 7.0),)
+
+
+def context(path: Path) -> Path:
+    source = ArraySource(PIXELS)
+    Context(SUMS, "d", source.size, (192, 288), looks_of(source), "a.tif").save(path)
+    return path
+
+
+def test_a_context_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    found = Context.load(context(tmp_path / "c.npz"), NETWORK)
+    np.testing.assert_array_equal(found.sums[0].values, SUMS[0].values)
+    assert (found.sums[0].tokens, found.picture, found.working, found.name) == (7.0, (200, 300), (192, 288), "a.tif")
+    found.check_of(ArraySource(PIXELS.copy()))
+    with pytest.raises(ConfigError, match=r"another image \(a.tif\) of the same size"):
+        found.check_of(ArraySource(PIXELS[::-1]))
+    with pytest.raises(ConfigError, match=r"another image \(a.tif\), of 300×200 pixels, not 100×200"):
+        found.check_of(ArraySource(PIXELS[:, :100]))
+
+
+def replaced(path: Path, name: str, content: bytes) -> None:
+    with zipfile.ZipFile(path) as old:
+        members = {each: old.read(each) for each in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for each, value in (members | {name: content}).items():
+            new.writestr(each, value)
+
+
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def claims(shape: str) -> bytes:
+    """A member whose header claims more than it holds."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("values0.npy", lambda: bytes(400 * 2**20)),  # of which deflate makes 400 KB
+        ("values0.npy", lambda: npy(np.zeros((2, 4, 3_000_000)))),
+        ("values0.npy", lambda: claims("(2, 4, 3)")),
+        ("values0.npy", lambda: claims("(4611686018427387904, 4)")),
+        ("values0.npy", lambda: npy(np.zeros((2, 4, 3), np.float32))),
+        ("values0.npy", lambda: npy(np.full((2, 4, 3), np.nan))),
+        ("largest0.npy", lambda: b"nonsense"),
+        ("about.npy", lambda: npy(np.frombuffer(b"[" * 100_000, np.uint8))),
+        ("about.npy", lambda: npy(np.frombuffer(json.dumps({"format": 1}).encode(), np.uint8))),
+    ],
+)
+def test_a_context_that_is_none_is_refused_before_memory_is_taken(
+    name: str, make: Callable[[], bytes], tmp_path: Path
+) -> None:
+    path = context(tmp_path / "c.npz")
+    replaced(path, name, make())
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileError, match="not a context file"):
+            Context.load(path, NETWORK)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def interrupted(folder: Path, name: str, source: str) -> Path:
+    place = folder / f".evitseg-{name:0>16}"
+    Scratch(place).save({"identity": {"source": source, "precision": name}})
+    return place
+
+
+def test_interrupted_work_on_an_image_that_changed_is_removed(tmp_path: Path) -> None:
+    image = tmp_path / "a b.tif"
+    image.write_bytes(b"one")
+    same = interrupted(tmp_path, "1", identity_of(image))
+    changed = interrupted(tmp_path, "2", f"{image} 99 1")
+    gone = interrupted(tmp_path, "3", f"{tmp_path / 'gone.tif'} 3 1")
+    elsewhere = interrupted(tmp_path, "4", f"{tmp_path / 'unmounted/x.tif'} 3 1")
+    unknown = interrupted(tmp_path, "5", "")
+    remove_orphans(tmp_path)
+    assert [p.exists() for p in (same, changed, gone, elsewhere, unknown)] == [True, False, False, True, True]
+
+
+def test_work_with_other_settings_is_removed_once_the_mask_is_done_unless_it_goes_on(tmp_path: Path) -> None:
+    done = tmp_path / ".evitseg-0000000000000009"
+    other, at_work = interrupted(tmp_path, "1", "/a.tif 1 2"), interrupted(tmp_path, "2", "/a.tif 1 2")
+    of_another = interrupted(tmp_path, "3", "/b.tif 1 2")
+    with Scratch(at_work).locked():
+        remove_superseded(done, {"source": "/a.tif 1 2"})
+        assert [p.exists() for p in (other, at_work, of_another)] == [False, True, True]
+    assert (at_work / STATE).exists()
+
+
+def test_a_second_process_on_one_image_is_told_of_the_first(tmp_path: Path) -> None:
+    with Scratch(tmp_path / "s").locked():
+        (tmp_path / "s/lock").write_bytes(b"")  # the first has not yet written its number
+        with pytest.raises(FileError, match="another process works on this picture"), Scratch(tmp_path / "s").locked():
+            pass
+
+
+class Torn(ArraySource):
+    """An image whose block at the top left cannot be read."""
+
+    tile = (32, 32)
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        if top < 32 and left < 32:
+            raise PictureError("damaged")
+        return super().read(top, left, height, width)
+
+
+def test_damage_has_no_class_in_a_network_without_attention_too(tmp_path: Path) -> None:
+    """There the first piece is the last: a tile's damage is found by the very work that writes its mask."""
+    piece = SimpleNamespace(number=0, inputs=(), outputs=(), before=0, after=0)
+    cut = SimpleNamespace(features=[], attentions=[], pieces=[piece], attention_behind=lambda piece: None)
+    network = SimpleNamespace(cut=cut, kept="float32", labels=load_labels("camvid"))
+    store = Scratch(tmp_path / "s")
+    job = Job(cast(Network, network), Torn(np.zeros((64, 64, 3), np.uint8)), Plan((64, 64), (64, 64), (64,)), store)
+
+    def run(inputs: Any, wanted: Any) -> Any:
+        return {LOGITS: np.zeros((1, 11, 8, 8), np.float32)}
+
+    damages = job.work(run, cast(Any, piece), 0, None)
+    assert [d.window for d in damages] == [Window(0, 0, 32, 32)]
+    mask = store.read(job.mask, Window(0, 0, 64, 64))[..., 0]
+    store.close()
+    expected = np.zeros((64, 64), np.uint8)
+    expected[:32, :32] = 255
+    np.testing.assert_array_equal(mask, expected)

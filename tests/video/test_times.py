@@ -180,6 +180,28 @@ def test_times_never_go_back(stamps: list[int | None], expected_ms: list[int]) -
     assert [round(1000 * times.place(image(pts))[0]) for pts in stamps] == expected_ms
 
 
+def packet(seconds: int) -> Any:
+    return SimpleNamespace(
+        pts=seconds, dts=seconds, duration=1, time_base=Fraction(1), stream_index=0, is_discard=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "live", "expected"),
+    [
+        ("matroska,webm", False, [0, 1, 61, 62]),  # a pause of a minute, and damage to a number
+        ("mpegts", False, [0, 1, 2, 3]),  # another broadcast
+        ("mpegts", True, [0, 1, 61, 10**9]),  # time has passed
+    ],
+)
+def test_a_jump_is_a_pause_or_a_new_count(form: str, live: bool, expected: list[int]) -> None:
+    times = Timeline(Fraction(1), Fraction(1), form, live, reorders=False)
+    packets = [packet(at) for at in (0, 1, 61, 10**9)]
+    for each in packets:
+        times.continued(each, is_video=True)
+    assert [each.pts for each in packets] == expected
+
+
 def test_a_frame_without_a_duration_is_shown_for_a_step() -> None:
     times = timeline()
     assert times.place(image(0, 33))[1] == Fraction(33, 1000)

@@ -28,7 +28,7 @@ from evitseg.authorship import is_ours
 from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError
 from evitseg.image import tinted
 from evitseg.runtime.segmenter import Segmenter
-from evitseg.video import is_result, is_stream, segment_video, stream_name, write_video, writers
+from evitseg.video import is_result, is_stream, is_video, segment_video, stream_name, write_video, writers
 from evitseg.video.frames import plane_of, yuv_colors
 from evitseg.video.reader import VideoReader
 
@@ -872,3 +872,53 @@ def test_wrong_addresses_and_durations_are_usage_errors(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
     assert files(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["half", "head", "tail", "zeros", "noise", "header"])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "ts", "flv", "h264", "nut"])
+def test_damaged_files_give_results_or_a_sentence(ending: str, kind: str, segment: Segmenter, tmp_path: Path) -> None:
+    whole = make(tmp_path / f"whole.{ending}", street(8))
+    content = bytearray(whole.read_bytes())
+    random = np.random.default_rng(1)
+    middle = len(content) // 2
+    if kind == "zeros":
+        content[middle : middle + middle // 4] = bytes(middle // 4)
+    for _ in range({"noise": 60, "header": 12}.get(kind, 0)):
+        content[random.integers(0, 300 if kind == "header" else len(content))] = random.integers(0, 256)
+    parts = {"half": slice(middle), "head": slice(200), "tail": slice(middle // 2, None)}
+    clip = tmp_path / f"clip{whole.suffix}"
+    clip.write_bytes(content[parts.get(kind, slice(None))])
+    try:
+        result = write_video(clip, tmp_path / "clip", segment, ["mask"])
+        assert len(decoded(result.written["mask"])) == result.frames
+        assert result.damage is None or "clip." in result.damage
+    except VideoError as error:
+        assert "clip." in str(error)
+        assert not [path for path in tmp_path.iterdir() if path not in (whole, clip)]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "ts", "flv", "mpg", "wmv", "mxf", "y4m", "ivf"])
+def test_a_video_is_known_by_its_content_whatever_its_name(ending: str, tmp_path: Path) -> None:
+    codecs = {"mpg": "mpeg2video", "wmv": "wmv2", "mxf": "mpeg2video", "y4m": "rawvideo", "ivf": "libvpx-vp9"}
+    clip = make(
+        tmp_path / f"clip.{ending}", street(3), codec=codecs.get(ending, "libx264"), options={}, base=Fraction(1, 25)
+    )
+    for name in ("clip", "clip.part", "clip.dat"):
+        assert is_video(clip.replace(tmp_path / name)), name
+        clip = tmp_path / name
+
+
+def test_what_is_no_video_is_not_taken_for_one(tmp_path: Path) -> None:
+    contents = {
+        "a.txt": b"some text, long enough to hold " * 20,
+        "a.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400),
+        "a.bin": b"G" + bytes(400),
+        "empty": b"",
+        "a.wav": b"RIFF\0\0\0\0WAVEfmt " + bytes(400),
+        "a.jpg": b"\0\0\0\x18ftypisom" + bytes(400),  # an image's name: it is read, and refused, as one
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert not is_video(tmp_path / name), name
+    assert not is_video(tmp_path / "missing")
+    assert not is_video(tmp_path)

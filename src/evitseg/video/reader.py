@@ -311,7 +311,8 @@ class VideoReader:
                 f"{float(declared_s):.1f} s; up to there it is done."
             )
         elif self._corrupt:
-            self.damage = f"{self.name}: damaged: {self._corrupt} frames could not be decoded, or not whole."
+            frames = "one frame" if self._corrupt == 1 else f"{self._corrupt} frames"
+            self.damage = f"{self.name}: damaged: {frames} could not be decoded, or not whole."
 
 
 def reason_of(error: BaseException) -> str:

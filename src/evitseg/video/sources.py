@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from evitseg.errors import ConfigError
+from evitseg.image import EXTENSIONS as IMAGES
 
 EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".asf"}
@@ -15,6 +16,33 @@ EXTENSIONS = frozenset(
     | {".mjpeg", ".mjpg", ".ivf", ".obu", ".nut", ".qt", ".divx", ".mpe", ".m1v", ".mpv", ".rm", ".rmvb", ".wtv"}
 )
 """By which a video is known among other files."""
+_BEGINNINGS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"FLV\x01",
+    b"\0\0\1\xba",  # MPEG program stream
+    b"\0\0\1\xb3",  # MPEG video
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF
+    b"\x06\x0e\x2b\x34\x02\x05\x01\x01",  # MXF
+    b"YUV4MPEG2",
+    b"DKIF",  # IVF
+    b"nut/multimedia container",
+)
+_IMAGE_BRANDS = (
+    b"avif",
+    b"avis",
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"mif1",
+    b"msf1",
+    b"crx ",
+    b"jp2 ",
+    b"jpx ",
+)
+"""Of files with the boxes of MP4 that are images."""
+_LOOKED_AT = 4 + 3 * 192
 FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,ivf,obu,asf,flv,ogg,mxf,nut,"
     "gif,apng,dv,wtv,yuv4mpegpipe,mjpeg,rm,swf,vc1,live_flv"
@@ -82,8 +110,31 @@ def is_stream(source: str) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether this file is taken for a video: by its ending, or because it is a named pipe."""
-    return path.suffix.lower() in EXTENSIONS or path.is_fifo()
+    """Whether this file is taken for a video: by its ending, as a named pipe, or by its first bytes.
+
+    A file with an image's ending is taken for an image.
+    """
+    ending = path.suffix.lower()
+    if ending in EXTENSIONS or path.is_fifo():
+        return True
+    if ending in IMAGES or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _begins_as_video(file.read(_LOOKED_AT))
+    except OSError:
+        return False  # whoever reads it says so
+
+
+def _begins_as_video(head: bytes) -> bool:
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in _IMAGE_BRANDS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"AVI "
+    # Packets of MPEG-TS have 188 bytes, or 192 with a clock before each.
+    if any(len(head) > at + 2 * size and head[at::size][:3] == b"GGG" for at, size in ((0, 188), (4, 192))):
+        return True
+    return head.startswith(_BEGINNINGS)
 
 
 def stream_name(source: str) -> str:

@@ -14,8 +14,9 @@ DEFAULT_RATE = Fraction(25)
 """Frames per second where a container says nothing, as FFmpeg has it."""
 HIGHEST_RATE = 1000
 """A stated rate above this is a count of ticks, not of frames."""
-_GOES_BACK_S, _JUMPS_S = Fraction(1, 10), 10
-"""A decoding time this far before the last one, or (MPEG streams only) this far after, begins a new count."""
+_GOES_BACK_S, _JUMPS_S, _ABSURD_S = Fraction(1, 10), 10, 30 * 3600
+"""A decoding time this far before the last one begins a new count; so does one that is this far after it: the first
+number is for broadcasts, the second for all files, whose numbers may be damaged. FFmpeg has the same limits."""
 _WITH_JUMPS = frozenset({"mpegts", "mpeg", "mpegtsraw"})
 """Formats of broadcasts, in which a splice may change the time to any other."""
 _DECODING_ONLY = "avi"
@@ -57,7 +58,8 @@ class Timeline:
         self.ended_at = Fraction(0)
         self.last: Fraction | None = None
         self.joined = False
-        self._jumps = form in _WITH_JUMPS and not live  # after a pause of a live source its time is right
+        # After a pause of a live source its time is right.
+        self._longest_s = None if live else _JUMPS_S if form in _WITH_JUMPS else _ABSURD_S
         self._shift = Fraction(0)
         self._decoding: dict[int, Fraction] = {}
         self._waiting: list[Fraction] | None = [] if reorders and not live else None
@@ -76,7 +78,7 @@ class Timeline:
             now = packet.dts * packet.time_base + self._shift
             before = self._decoding.get(packet.stream_index)
             if before is not None and (
-                now < before - _GOES_BACK_S or (self._jumps and now > max(before, self.ended_at) + _JUMPS_S)
+                now < before - _GOES_BACK_S or (self._longest_s and now > max(before, self.ended_at) + self._longest_s)
             ):
                 begins = now if packet.pts is None else packet.pts * packet.time_base + self._shift
                 self._shift += max(self.ended_at, before) - begins

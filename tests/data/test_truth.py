@@ -180,6 +180,14 @@ def test_a_colour_mask_that_became_gray_is_read_as_the_others(tmp_path: Path) ->
     assert "every pixel is ignored" in inspection.findings[1].problem
 
 
+def test_gray_numbers_beside_coloured_masks_stay_numbers(tmp_path: Path) -> None:
+    labels = space({"name": "a", "color": RED}, {"name": "b", "color": GREEN})
+    masks = [indexed([RED, GREEN], 0, 1), gray(0, 0), gray(0, 1), colored(GREEN, RED)]
+    assert truths(data(tmp_path / "a", masks, labels_json=labels)) == [[0, 1], [0, 0], [0, 1], [1, 0]]
+    masks = [indexed([RED, GREEN], 0, 1), gray(0, 0)]  # no coloured mask has black
+    assert truths(data(tmp_path / "b", masks, labels_json=labels)) == [[0, 1], [0, 0]]
+
+
 def test_a_palette_that_contradicts_the_classes_colours_is_refused(tmp_path: Path) -> None:
     folder = data(tmp_path, [indexed([RED, (9, 8, 7)], 0, 1)] * 2, labels_json=COLORS)
     (problem, _) = inspect(find_dataset(folder), 0).problems

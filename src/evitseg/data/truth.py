@@ -154,17 +154,19 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     An optimiser stores a colour mask that is all black as grey.
     """
     by_color = colors_of(labels)
-    colored = any(
-        s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *VOID_COLORS}
+    colored = [
+        s for s in surveys
+        if s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *VOID_COLORS}
         and not _is_by_index(s.held, labels)
-        for s in surveys
-    )  # fmt: skip
+    ]  # fmt: skip
     gray = [s for s in surveys if s.held.is_gray]
     if not colored or not gray:
         return labels
     meaning = dict.fromkeys(VOID_COLORS, labels.ignore_index) | by_color
-    if not {color for s in gray for color in s.held.colors} <= set(meaning):
-        return labels
+    shown = {color for s in gray for color in s.held.colors}
+    used = {color for s in colored for color in s.held.colors}
+    if not shown <= set(meaning) or not shown & VOID_COLORS <= used | set(by_color):
+        return labels  # numbers
     if all(_means(s.held, labels) == [meaning[color] for color in s.held.colors] for s in gray):
         return labels
     levels = {index: code & 255 for code, index in by_color.items() if len(set(color_of(code))) == 1}

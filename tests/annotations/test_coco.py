@@ -328,7 +328,7 @@ def test_a_file_without_a_usable_image_or_object_is_an_error(tmp_path: Path) -> 
     source = write(tmp_path, [])
     with pytest.raises(DatasetError, match="no object with an area"):
         convert(tmp_path)
-    assert not list(tmp_path.glob("out/**/*.png"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(DatasetError, match="none of its 1 images"):
         (tmp_path / "empty").mkdir()
         write_masks(read_annotations(source, tmp_path / "empty"), tmp_path / "new")

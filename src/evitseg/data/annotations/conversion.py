@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -105,6 +106,9 @@ def write_masks(
         return _write(found, out, _Work(space, value_of, fill, found.larger_first), progress)
     except EvitsegError:
         _remove_lists(out, ())
+        for place in (*(folder for folder, *_ in os.walk(out / "masks", topdown=False)), str(out)):
+            with contextlib.suppress(OSError):  # where something is in it
+                Path(place).rmdir()
         raise
 
 

@@ -190,3 +190,20 @@ def test_public_names_stay_what_they_are_after_every_import() -> None:
         assert callable(getattr(evitseg, name)), name
     with pytest.raises(AttributeError, match="nothing"):
         evitseg.nothing  # noqa: B018
+
+
+def test_names_that_need_torch_can_be_looked_at_without_it() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # as if it were not installed
+        "import evitseg, inspect\n"
+        "from evitseg import build\n"
+        "assert hasattr(evitseg, 'build') and not hasattr(evitseg, 'biuld')\n"
+        "assert 'fit' in dict(inspect.getmembers(evitseg)) and 'extra' in build.__doc__\n"
+        "from evitseg import *\n"
+        "try:\n    evitseg.TrainConfig(variant='b0')\n"
+        "except evitseg.EvitsegError as error:\n    print(error)\n"
+        "build('b0', 3)\n"
+    )
+    run = python(code)
+    assert "evitseg.TrainConfig needs packages" in run.stdout, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("evitseg.errors.MissingPackageError: evitseg.build needs packages")

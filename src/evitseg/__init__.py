@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,19 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        from evitseg.errors import MissingPackageError
+        return _missing(name, error)
 
-        raise MissingPackageError(f"evitseg.{name}", _EXTRAS.get(name, "torch")) from error
+
+def _missing(name: str, cause: Exception) -> Callable[..., Any]:
+    """What stands for a name that needs PyTorch where that is missing: it can be looked at, and says so when called."""
+    from evitseg.errors import MissingPackageError
+
+    def missing(*args: object, **settings: object) -> Any:
+        raise MissingPackageError(f"evitseg.{name}", _EXTRAS.get(name, "torch")) from cause
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = f"Needs packages that are not installed, the extra {_EXTRAS.get(name, 'torch')!r}."
+    return missing
 
 
 def __dir__() -> list[str]:

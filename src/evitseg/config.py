@@ -88,6 +88,9 @@ class Backbone:
         _check_range("number of attention_kernels", len(self.attention_kernels), 0, MAX_KERNELS)
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.attention_kernels):
             raise ConfigError(f"attention_kernels {self.attention_kernels} must be odd and positive, as (3, 5) is.")
+        for what, value in (("attention_eps", self.attention_eps), ("norm_eps", self.norm_eps)):
+            if not 0 <= value <= 1:  # nor NaN
+                raise ConfigError(f"{what} is {value}; it must be 0 to 1.")
         for stage in self.stages:
             if stage.attends and stage.width % self.head_dim:
                 raise ConfigError(f"stage width {stage.width} must be a multiple of head_dim {self.head_dim}.")

@@ -52,7 +52,13 @@ def load(
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    return Segmenter(_engine(model, engine, threads, precision, streams), size, reading)
+    segment = Segmenter(_engine(model, engine, threads, precision, streams), size, reading)
+    segment.loaded_by = {
+        "model": os.path.abspath(model) if model is not None and Path(model).is_file() else model,
+        "engine": engine, "threads": threads, "precision": precision, "size": size, "streams": streams,
+        "reading": reading,
+    }  # fmt: skip
+    return segment
 
 
 def _engine(

@@ -26,6 +26,13 @@ from evitseg.runtime.openvino_graph import Writer, tile_counts, tiles
 BUNDLED = bundled_models()["b0-camvid"]
 
 
+@pytest.fixture(autouse=True)
+def small_pictures_have_graphs_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here are graphs for a size, on pictures of few pixels."""
+    if "share_a_graph" not in request.node.name:
+        monkeypatch.setattr(engines, "OWN_GRAPH_PIXELS", 0, raising=False)
+
+
 def artefact(model: EfficientViT, path: Path, weights: str = "float32") -> Path:
     names = model.config.num_classes
     labels = load_labels("cityscapes" if names == 19 else "ade20k")
@@ -160,22 +167,31 @@ def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     assert model_config("b1", 19) != manifest.model
 
 
-def test_sizes_that_come_and_go_run_in_the_files_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "ROOM_PIXELS", 64 * 64 + 96 * 64)
+def test_a_mask_does_not_depend_on_what_was_segmented_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "OWN_GRAPH_PIXELS", 96 * 96, raising=False)
+    monkeypatch.setattr(engines, "ROOM_PIXELS", 2**14, raising=False)  # of what was there before
+    sizes = [(64, 64), (96, 96), (64, 96), (128, 96), (128, 128), (64, 64), (96, 160), (128, 128), (64, 128)]
+    images = [noise(*size) for size in sizes]
     engine = OpenVinoEngine(BUNDLED, "float32")
-    first = engine(noise(64, 64))
-    engine(noise(96, 64))
-    assert list(engine._sizes) == [(64, 64), (96, 64)]
-    assert engine._any_size is None
-    image = noise(128, 64)
-    passing = engine(image)
-    assert engine._any_size is not None
-    assert (128, 64) not in engine._sizes
-    for _ in range(engines.OFTEN):
-        own = engine(image)
-    assert list(engine._sizes) == [(128, 64)]
-    assert relative(own, passing) < 1e-4
-    np.testing.assert_array_equal(engine(noise(64, 64)).shape, first.shape)
+    monkeypatch.setattr(engine, "_room", 0, raising=False)  # every graph takes the place of the one before
+    once = [engine(image) for image in images]
+    resumed = OpenVinoEngine(BUNDLED, "float32")
+    for image, expected in reversed([*zip(images, once, strict=True)]):
+        np.testing.assert_array_equal(resumed(image), expected)
+
+
+def test_small_pictures_share_a_graph_and_those_of_large_ones_keep_their_room() -> None:
+    engine = OpenVinoEngine(BUNDLED, "float32")
+    for size in ((64, 64), (480, 512)):
+        engine(noise(*size))
+    assert not engine._sizes
+    engine._room = 2 * engine._bytes_of((512, 544))
+    for size in ((512, 512), (512, 544), (544, 512), (512, 512)):
+        engine(noise(*size))
+    assert list(engine._sizes) == [(544, 512), (512, 512)]
+    engine._room = 0
+    engine(noise(544, 544))
+    assert list(engine._sizes) == [(544, 544)]
 
 
 def test_streams_run_beside_each_other_and_give_the_same(photograph: NDArray[np.uint8]) -> None:

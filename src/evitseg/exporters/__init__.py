@@ -177,6 +177,7 @@ def export(
         manifest = replace(manifest, kept=kept)
     tell(f"converting {manifest.name} to {to}")
 
+    temporary = out
     try:
         with temporary_folder(out.parent) as folder:
             temporary = folder / out.name
@@ -192,6 +193,8 @@ def export(
                 if final.is_dir():  # which cannot be replaced in one step
                     final.replace(folder / "old")
                 new.replace(final)  # the artefact last: it is what makes the others one
+    except FileError as error:  # of the file on its way, which nobody knows
+        raise FileError(str(error).replace(os.fspath(temporary), os.fspath(out))) from error
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, manifest

@@ -6,6 +6,9 @@ ONNX reader, want this one.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from evitseg.exporters.int8 import in_steps, steps
 from evitseg.exporters.onnx import onnx_graph
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.network import EfficientViT
+from evitseg.runtime.artefact import first_line
 
 if TYPE_CHECKING:
     import openvino
@@ -75,4 +79,8 @@ def _save(graph: openvino.Model, manifest: Manifest, path: Path) -> None:
 
     graph.set_rt_info(manifest.to_json(), ["framework", METADATA_KEY])
     # The graph has its weights in the number format that was asked for.
-    openvino.save_model(graph, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # it does not say that the disk is full
+        is_full = shutil.disk_usage(path.parent).free < 2**20
+        raise OSError(errno.EIO, os.strerror(errno.ENOSPC) if is_full else first_line(error)) from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
@@ -28,8 +29,9 @@ from evitseg.runtime.artefact import (
 )
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
 from evitseg.runtime.native import NativeEngine
+from evitseg.runtime.onnx_file import check_onnx
 from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
-from evitseg.system.machine import physical_cores
+from evitseg.system.machine import free_memory, physical_cores
 
 if TYPE_CHECKING:
     import openvino
@@ -41,17 +43,26 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-ROOM_PIXELS = 2**23
-"""Of all sizes together for which `OpenVinoEngine` keeps a graph, but for the last."""
-OFTEN = 3
-"""Pictures of a size before it may take the room of another."""
+OWN_GRAPH_PIXELS = 2**18
+"""From this size on a picture runs in a graph made for its size, smaller ones in the one for any size.
+
+By the size alone, not by what came before: the two round differently, and a picture's mask must not depend on which
+others it was segmented with. A graph is made in a third of a second; for 512×512 pixels it saves a tenth to a quarter
+of the time, for smaller ones nothing that could be measured.
+"""
+GRAPHS_BYTES = 512 * 2**20
+"""Most that graphs for single sizes may hold together, but for the last; on small devices a quarter of what is free."""
+_GRAPH_BYTES, _GRAPH_BYTES_PER_PIXEL = 30 * 2**20, 24
+"""What such a graph holds, and for each pixel, for each stream; measured."""
+_SHAPES = 64
+"""For which the graph for any size keeps what it has prepared; left to itself, it keeps 5,000, of 6 MiB each."""
 
 
 class OpenVinoEngine:
     """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
 
     In float32 and bfloat16 on x86 processors it runs `openvino_graph`, made for the size of the picture at hand in a
-    quarter of a second and kept for the next; elsewhere, and for sizes that come and go, the graph in the file.
+    third of a second and kept for the next; elsewhere, and for small pictures, the graph in the file.
 
     Args:
         streams: pictures that run at the same time, each with its share of the threads, when several threads call.
@@ -72,14 +83,7 @@ class OpenVinoEngine:
         self._artefact = artefact
         try:
             self._model, self.manifest = _openvino_model(self._core, artefact)
-            (given,), (logits,) = self._model.inputs, self._model.outputs
-            check_graph(
-                given.element_type.to_string(),
-                [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
-                [None if side.is_dynamic else side.get_length() for side in logits.partial_shape],
-                self.manifest,
-                artefact,
-            )
+            _check_ends(self._model, self.manifest, artefact)
             runs = self._probe()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
@@ -97,7 +101,7 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._any_size: _Compiled | None = None
         self._sizes: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
-        self._met: Counter[tuple[int, int]] = Counter()
+        self._room = min(GRAPHS_BYTES, free_memory() // 4)
 
     def _probe(self) -> str:
         """What OpenVINO makes of the precision asked for, on this processor."""
@@ -138,23 +142,28 @@ class OpenVinoEngine:
             raise EngineError(f"{self._artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
 
     def _compiled(self, size: tuple[int, int]) -> _Compiled:
-        """For a size: its own graph if there is room for it, or if it comes often; else the one for all sizes."""
+        """For a size: its own graph, or the one for all sizes, see `OWN_GRAPH_PIXELS`."""
         with self._lock:
+            fixed = self.manifest.preprocess.fixed is not None
+            if self._weights is None or (prod(size) < OWN_GRAPH_PIXELS and not fixed):
+                self._any_size = self._any_size or _Compiled(self._compile_any_size(), self.info.streams)
+                return self._any_size
             if size in self._sizes:
                 self._sizes.move_to_end(size)
                 return self._sizes[size]
-            self._met[size] += 1
-            room = ROOM_PIXELS - sum(height * width for height, width in self._sizes)
-            fits = not self._sizes or size[0] * size[1] <= room or self._met[size] > OFTEN
-            if self._weights is None or not fits:
-                self._any_size = self._any_size or _Compiled(self.compile(None), self.info.streams)
-                return self._any_size
-            while self._sizes and size[0] * size[1] > room:
-                (height, width), _ = self._sizes.popitem(last=False)
-                room += height * width
-                self._met[height, width] = 0
+            while self._sizes and self._bytes_of(size) + sum(map(self._bytes_of, self._sizes)) > self._room:
+                self._sizes.popitem(last=False)
             self._sizes[size] = _Compiled(self.compile(size), self.info.streams)
             return self._sizes[size]
+
+    def _compile_any_size(self) -> openvino.CompiledModel:
+        try:
+            return self.compile(None, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
+        except EngineError:  # a version that does not know the setting, which is none of OpenVINO's documented ones
+            return self.compile(None)
+
+    def _bytes_of(self, size: tuple[int, int]) -> int:
+        return _GRAPH_BYTES + _GRAPH_BYTES_PER_PIXEL * self.info.streams * prod(size)
 
 
 class _Compiled:
@@ -205,6 +214,7 @@ class OnnxRuntimeEngine:
         # Said, not left at its default, so that what is reported is what runs.
         options.intra_op_num_threads = threads or physical_cores()
         content = read(artefact)
+        check_onnx(content, artefact)
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except (RuntimeError, ValueError) as error:
@@ -214,9 +224,13 @@ class OnnxRuntimeEngine:
                 raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({first_line(error)}).") from error
             raise
         self.manifest = manifest_inside(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
-        (given, *more), (logits, *others) = self._session.get_inputs(), self._session.get_outputs()
-        if more or others:
-            raise WeightsError(f"{artefact}: not an evitseg artefact, it has several inputs or outputs.")
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise WeightsError(
+                f"{artefact}: not an evitseg artefact, it has {len(inputs)} inputs and {len(outputs)} outputs, not one "
+                "of each."
+            )
+        (given,), (logits,) = inputs, outputs
         into, out = ([side if isinstance(side, int) else None for side in value.shape] for value in (given, logits))
         kind = {"tensor(uint8)": "u8"}.get(given.type, given.type)
         check_graph(kind, into, out, self.manifest, artefact)
@@ -324,7 +338,7 @@ def read_manifest(artefact: Path) -> Manifest:
 
     try:
         return _openvino_model(openvino.Core(), artefact)[1]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise EngineError(f"{artefact}: OpenVINO cannot read it ({first_line(error)}).") from error
 
 
@@ -337,10 +351,25 @@ def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model
         weights = np.frombuffer(read(artefact.with_suffix(".bin")), np.uint8)
         model = core.read_model(content, openvino.Tensor(weights))
     else:
+        check_onnx(content, artefact)
         model = core.read_model(content)
     where = ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
     return model, manifest_inside(text, artefact)
+
+
+def _check_ends(model: openvino.Model, manifest: Manifest, artefact: Path) -> None:
+    """Raises: WeightsError where a graph does not take and give what its manifest says."""
+    inputs, outputs = model.inputs, model.outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise WeightsError(
+            f"{artefact}: not an evitseg artefact, it has {len(inputs)} inputs and {len(outputs)} outputs, not one of "
+            "each."
+        )
+    given, logits = (
+        [None if side.is_dynamic else side.get_length() for side in end.partial_shape] for end in (*inputs, *outputs)
+    )
+    check_graph(inputs[0].element_type.to_string(), given, logits, manifest, artefact)
 
 
 def openvino_graph(
@@ -360,14 +389,7 @@ def openvino_graph(
         settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
     try:
         model, manifest = _openvino_model(core, artefact)
-        (given,), (logits,) = model.inputs, model.outputs
-        check_graph(
-            given.element_type.to_string(),
-            [None if side.is_dynamic else side.get_length() for side in given.partial_shape],
-            [None if side.is_dynamic else side.get_length() for side in logits.partial_shape],
-            manifest,
-            artefact,
-        )
+        _check_ends(model, manifest, artefact)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
     weights = read_weights(model, manifest.model, artefact) if writes_fast(chosen or "float32") else None

@@ -81,8 +81,12 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
     passes.register_pass(ConstantFolding())  # a bias is a small graph of its own
     passes.run_passes(model)
     found: dict[int, Weights] = {}
+    strange = WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
     for node in model.get_ops():
-        number = re.match(r"Conv_(\d+)", node.get_friendly_name())
+        try:
+            number = re.match(r"Conv_(\d+)", node.get_friendly_name())
+        except UnicodeDecodeError as error:
+            raise strange from error
         if number is None or node.get_type_name() not in ("Convolution", "GroupConvolution"):
             continue
         kernel = _value(node.input_value(1).get_node())
@@ -98,7 +102,13 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
         for own, conv in zip(weights, plan, strict=True)
     )
     if not fits:
-        raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
+        raise strange
+    for own in weights:
+        if not all(np.isfinite(values).all() for values in (own.kernel, own.bias) if values is not None):
+            raise WeightsError(
+                f"{artefact}: its weights are not finite (NaN or infinite), so every mask would be wrong; export it "
+                "again from a checkpoint that is whole."
+            )
     return weights
 
 

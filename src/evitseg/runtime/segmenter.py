@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from PIL import Image
 from evitseg import image as pictures
 from evitseg.config import LOGIT_STRIDE, STRIDE
 from evitseg.engine import Engine, EngineInfo
-from evitseg.errors import ConfigError, PictureError
+from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
 from evitseg.image import AS_STATED, Mask, Picture, ReadOptions, Reduced, Size, read_picture, read_reduced, resampled
 from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest
@@ -99,6 +100,16 @@ class Segmenter:
         self.engine = engine
         self.size = size
         self.reading = engine.manifest.reading if reading is None else reading
+        self.loaded_by: Mapping[str, Any] | None = None
+        """What `evitseg.load` was given, with which another process loads the same; None for an engine of one's own."""
+
+    def __reduce__(self) -> tuple[Callable[..., Segmenter], tuple[Mapping[str, Any]]]:
+        """For pickle: an engine cannot be copied, so it is loaded again. Raises: EngineError for one's own engine."""
+        if self.loaded_by is None:
+            raise EngineError(
+                "this segmenter was not made by evitseg.load, so it cannot be pickled; load the model in each process."
+            )
+        return _loaded_again, (self.loaded_by,)
 
     @property
     def info(self) -> EngineInfo:
@@ -116,8 +127,12 @@ class Segmenter:
     def logits(self, picture: Picture) -> NDArray[np.float32]:
         """(classes, h / 8, w / 8), where (h, w) is the working size of this picture."""
         network_input = self.engine.manifest.preprocess.apply(picture, self.size)
-        logits: NDArray[np.float32] = self.engine(network_input[None])[0]
+        logits: NDArray[np.float32] = self._logits(network_input[None])[0]
         return logits
+
+    def _logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Of a batch. Raises: WeightsError where they are not finite, which no mask can be made of."""
+        return finite(self.engine(images), self.engine.manifest, self.engine.info)
 
     def mask(self, picture: Picture) -> Mask:
         """(H, W) class indices of an (H, W, 3) picture."""
@@ -136,7 +151,7 @@ class Segmenter:
         """
         fit = self.engine.manifest.preprocess.fit
         reduced = read_reduced(source, lambda size: fit(size, self.size), name, self.reading)
-        logits = self.engine(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0]
+        logits = self._logits(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0]
         return argmax_upsampled(logits, reduced.size), reduced
 
     def __call__(self, source: Source) -> Prediction:
@@ -195,7 +210,7 @@ class Segmenter:
             resized = resampled(picture, (height, width))
             for mirrored in (False, True) if flip else (False,):
                 view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
-                logits = self.engine(view[None])[0]
+                logits = self._logits(view[None])[0]
                 shares = np.exp(logits - logits.max(0))
                 shares /= shares.sum(0)
                 shares = _resized(shares[:, :, ::-1] if mirrored else shares, grid)
@@ -204,9 +219,26 @@ class Segmenter:
         return argmax_upsampled(total, picture.shape[:2])
 
     def _run(self, group: list[tuple[Picture, Picture]]) -> Iterator[Prediction]:
-        logits = self.engine(np.stack([network_input for _, network_input in group]))
+        logits = self._logits(np.stack([network_input for _, network_input in group]))
         for (picture, _), own in zip(group, logits, strict=True):
             yield Prediction(argmax_upsampled(own, picture.shape[:2]), picture, self.labels)
+
+
+def _loaded_again(given: Mapping[str, Any]) -> Segmenter:
+    from evitseg.loading import load
+
+    return load(**given)
+
+
+def finite(logits: NDArray[np.float32], manifest: Manifest, info: EngineInfo) -> NDArray[np.float32]:
+    """The logits. Raises: WeightsError where some are not finite."""
+    # A sum is finite only if all are, and is several times as fast; it may also be too large.
+    if not np.isfinite(logits.sum()) and not np.isfinite(logits).all():
+        raise WeightsError(
+            f"the model {manifest.name!r} gives scores that are not finite (NaN or infinite) in {info.precision}: its "
+            "weights are damaged, or too large for this precision; export it again, or take float32."
+        )
+    return logits
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:

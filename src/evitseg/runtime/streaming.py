@@ -57,7 +57,7 @@ from evitseg.runtime.openvino_graph import fast_graph, writes_fast
 from evitseg.runtime.overlap import overlapped
 from evitseg.runtime.pieces import fast_piece
 from evitseg.runtime.scratch import Layout, Life, Scratch, Store, arranged
-from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.segmenter import Segmenter, finite
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.runtime.windows import (
     ArraySource,
@@ -304,6 +304,8 @@ class Network:
             try:
                 found = request.infer(given, share_inputs=True, share_outputs=True)
                 outputs = {name: found[i][(wanted or {}).get(name, ())] for i, name in enumerate(names)}
+                if LOGITS in outputs:
+                    finite(outputs[LOGITS], self.manifest, self.info)
                 return {
                     name: self._to_keep(values) if name in features else values.copy()
                     for name, values in outputs.items()

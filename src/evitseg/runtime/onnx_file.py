@@ -1,0 +1,108 @@
+"""What an ONNX file is made of, read before an engine sees it, and without the onnx package.
+
+An ONNX file may keep weights elsewhere: in other files, which are then read on its word, and for ONNX Runtime and
+OpenVINO also at an address of the process's memory, which ends it. `evitseg export` keeps all weights inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from evitseg.errors import WeightsError
+
+# Of onnx.proto: the fields of each message that hold messages, as number: kind of message.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_DIMS, _TYPE, _RAW, _EXTERNAL, _LOCATION = 1, 2, 9, 13, 14
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+"""By number of a tensor's type; float32 is 1, uint8 2, int8 3, int64 7, float16 10."""
+_DEEPEST = 32
+"""Graphs in graphs."""
+
+
+def check_onnx(content: bytes, artefact: Path) -> None:
+    """Raises: WeightsError for weights outside the file, tensors that are not as large as said, and other damage."""
+    try:
+        _check("model", memoryview(content), artefact, 0)
+    except (ValueError, IndexError) as error:
+        raise WeightsError(f"{artefact}: damaged, or not an ONNX file; export it again.") from error
+
+
+def _check(kind: str, content: memoryview, artefact: Path, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError("too deep")
+    dims: list[int] = []
+    data_type, raw = 0, None
+    for number, value in _fields(content):
+        inner = _MESSAGES[kind].get(number)
+        if inner is not None and isinstance(value, memoryview):
+            _check(inner, value, artefact, depth + 1)
+        elif kind != "tensor":
+            continue
+        elif number == _EXTERNAL or (number == _LOCATION and value):
+            raise WeightsError(
+                f"{artefact}: keeps weights in other files or in memory, which are not read; evitseg export keeps them "
+                "inside."
+            )
+        elif number == _DIMS:
+            dims += [value] if isinstance(value, int) else _packed(value)
+        elif number == _TYPE and isinstance(value, int):
+            data_type = value
+        elif number == _RAW:
+            raw = value
+    if isinstance(raw, memoryview) and data_type in _ITEM_BYTES and prod(dims) * _ITEM_BYTES[data_type] != len(raw):
+        raise WeightsError(f"{artefact}: damaged: a tensor of {prod(dims)} numbers has {len(raw)} bytes.")
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
+    """Number and value of every field: an int, or the bytes of what has a length. Raises: ValueError, IndexError."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        match key & 7:
+            case 0:
+                value, at = _varint(content, at)
+                yield key >> 3, value
+            case 2:
+                length, at = _varint(content, at)
+                if at + length > len(content):
+                    raise ValueError("longer than the file")
+                yield key >> 3, content[at : at + length]
+                at += length
+            case 1:
+                at += 8
+            case 5:
+                at += 4
+            case _:
+                raise ValueError("no such kind of field")
+
+
+def _packed(content: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(content):
+        value, at = _varint(content, at)
+        values.append(value)
+    return values
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")

@@ -333,7 +333,10 @@ def mutate_file(name: str, data: bytes, rng: random.Random, others: Sequence[byt
     mutation = _BY_ENDING.get(path.suffix.lower() or path.name)
     if mutation is None or rng.random() < 0.25:
         return mutate_bytes(data, rng, others)
-    return mutation(data, rng)
+    try:
+        return mutation(data, rng)
+    except Exception:  # the libraries that take a mutated file apart stumble over it, too
+        return mutate_bytes(data, rng, others)
 
 
 def mutate(tree: Tree, rng: random.Random, fixed: Sequence[str] = (), others: Sequence[Tree] = ()) -> Tree:
@@ -344,7 +347,7 @@ def mutate(tree: Tree, rng: random.Random, fixed: Sequence[str] = (), others: Se
         others: trees to take pieces from.
     """
     changed = dict(tree)
-    names = [name for name in changed if not name.endswith(tuple(fixed) or ("\0",))]
+    names = [name for name in changed if not name.endswith(tuple(fixed) or ("\0",))] or [*changed] or ["x"]
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         # What describes the others is changed more often than what it describes.
         about = [n for n in names if n.endswith((".json", ".yaml", ".txt", ".csv", ".xml", ".zarray", ".zattrs"))]

@@ -579,7 +579,7 @@ def run_run(place: Path) -> None:
         each(
             lambda: fit("data", TrainConfig(**RUN), "run", resume=True),
             lambda: command(["info", "run"]),
-            lambda: command(["train", "data", "--out", "run", "--resume"]) if random.Random(0).random() > 2 else None,
+            lambda: command(["train", "data", "--out", "run", "--resume"]),
         )
 
 
@@ -667,8 +667,8 @@ TARGETS: dict[str, Target] = {
     "manifests": Target(manifest_trees, run_manifest, 1, first=("evitseg.manifest",)),
     "models": Target(model_trees, run_model, 2, first=("torch", "openvino", "onnx", "onnxruntime")),
     "openvino": Target(lambda: [openvino_files()], run_openvino, 1, (".bin",), first=("torch", "openvino")),
-    "contexts": Target(context_trees, run_context, 1, (".png",), first=("openvino", "evitseg.cli")),
-    "runs": Target(run_trees, run_run, 1, (".jpg", ".png"), first=("torch", "accelerate")),
+    "contexts": Target(context_trees, run_context, 2, (".png",), first=("openvino", "evitseg.cli")),
+    "runs": Target(run_trees, run_run, 2, (".jpg", ".png"), first=("torch", "accelerate")),
     "commands": Target(command_trees, run_command, 2, (".png",), first=("openvino", "evitseg.cli")),
 }
 

@@ -922,3 +922,20 @@ def test_what_is_no_video_is_not_taken_for_one(tmp_path: Path) -> None:
         assert not is_video(tmp_path / name), name
     assert not is_video(tmp_path / "missing")
     assert not is_video(tmp_path)
+
+
+def test_one_option_puts_legends_on_videos_and_takes_them_off_images(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    make(data / "clip.mp4", street(2, (240, 320)))
+    Image.fromarray(street(1, (240, 320))[0]).save(data / "photo.png")
+    pixels, heights = {}, {}
+    for name, option in {"default": [], "with": ["--legend"], "without": ["--no-legend"]}.items():
+        done = run("predict", data, "--size", 64, "--out", tmp_path / name, *option, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        pixels[name] = rgb(decoded(tmp_path / name / "clip_overlay.mp4")[-1]).astype(int)
+        with Image.open(tmp_path / name / "photo_overlay.jpg") as image:
+            heights[name] = image.height
+    assert heights["without"] == 240 < heights["default"] == heights["with"]
+    np.testing.assert_array_equal(pixels["default"], pixels["without"])
+    assert np.abs(pixels["with"] - pixels["default"]).max() > 100

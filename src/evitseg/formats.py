@@ -51,9 +51,10 @@ FORMATS = (
     ImageFormat(
         "HEIF", "HEIC", (".heic", ".heif", ".hif"), rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", plugin="pillow-heif"
     ),
+    # Not by GDAL, whose JP2OpenJPEG (3.10) never ends on a box with a wrong length.
     ImageFormat(
         "JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
-        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", gdal="JP2OpenJPEG", plugin="pillow",
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", plugin="pillow",
     ),
 )  # fmt: skip
 EXTENSIONS = frozenset(ending for row in FORMATS for ending in row.endings)

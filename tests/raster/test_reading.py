@@ -424,6 +424,20 @@ def test_formats_are_told_by_content_and_read_alike(ending: str, tmp_path: Path)
         np.testing.assert_array_equal(read(path), np.asarray(expected.convert("RGB")))
 
 
+def test_a_jpeg_2000_with_a_wrong_box_ends_with_a_sentence_or_pixels(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (56, 40)).save(content, "JPEG2000")
+    whole = content.getvalue()
+    place = whole.index(b"colr")
+    path = tmp_path / "a.jp2"
+    path.write_bytes(whole[: place - 4] + b"\0\0\0\0\x80" + whole[place + 1 :])  # GDAL 3.10 never comes back from it
+    for reader in (read_picture, windows):
+        try:
+            reader(path)
+        except PictureError as error:
+            assert str(path) in str(error)
+
+
 def test_heic_names_the_package_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     path = tmp_path / "a.heic"

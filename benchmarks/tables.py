@@ -71,6 +71,20 @@ def training() -> str:
     return table(("", "median", "peak memory", "times faster"), rows)
 
 
+def finetune() -> str:
+    rows = sorted(
+        result("finetune")["results"].values(),
+        key=lambda row: (row["start_from"], str(row["freeze_norm"]), row["classes"], row["images"], row["epochs"]),
+    )
+    norms = {None: "", True: ", frozen norm", False: ", new statistics"}
+    cells = [
+        (row["start_from"] + norms[row["freeze_norm"]], str(row["classes"]), str(row["images"]),
+         str(row["epochs"]), str(row["chosen"]["steps"]), *(f"{row[at]:.1f}" for at in ("start", "best", "last")))
+        for row in rows
+    ]  # fmt: skip
+    return table(("start from", "classes", "images", "epochs", "steps", "start", "best", "last"), cells)
+
+
 def camvid() -> str:
     values = result("camvid")["results"]
     names = list(next(iter(values.values()))["iou"])
@@ -241,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "size-rules": size_rules,
     "short-sides": short_sides,
     "training": training,
+    "finetune": finetune,
     "camvid": camvid,
     "deploy": deploy,
     "plain": plain,

@@ -29,8 +29,8 @@ from evitseg.model.network import build
 from evitseg.train.config import TrainConfig
 from evitseg.train.data import Batches, Crops, batches
 from evitseg.train.losses import Objective
+from evitseg.train.memory import keep_freed_memory
 from evitseg.train.network import Trained, channels_last
-from evitseg.train.trainer import keep_freed_memory
 
 CLASSES = 11
 CONTESTANTS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,14 +43,17 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures. (default: 100)")] = None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="N|auto", help="Pictures a step; auto measures which number is fastest. (default: 8)"),
+        typer.Option(
+            metavar="N|auto", help="Images per step; auto measures which number is fastest. (default: by the images)"
+        ),
     ] = None,
     crop: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Pieces that are trained on, in pixels. (default: 512x512)")
+        str | None, typer.Option(metavar="HxW", help="Pieces that are trained on, in pixels. (default: by the images)")
     ] = None,
     size: WorkingSize = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="At its highest. (default: 0.001)")
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="At its highest. (default: by the images and the start)"),
     ] = None,
     labels: Labels = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
@@ -84,10 +88,10 @@ def train(
         options["batch"] = int(batch)
     if size is not None:
         working_size = parse_size(size)
-        options["size"] = working_size if isinstance(working_size, int) else "native"
+        options["size"] = working_size if isinstance(working_size, int) else 0
     try:
         from evitseg.train import fit
-        from evitseg.train.tune import tuned
+        from evitseg.train.tune import tuned, usual_size
     except ImportError as error:
         from evitseg.errors import MissingPackageError
 
@@ -111,17 +115,17 @@ def train(
     else:
         settings = read_recipe(recipe) | {name: value for name, value in options.items() if value is not None}
         settings |= read_recipe("", changes or ())
-        settings = {name: value for name, value in settings.items() if (name, value) != ("size", "native")}
+        settings |= {"size": 0} if settings.get("size") == "native" else {}
         published = f"{settings.get('variant', 'b0')}-cityscapes"
         settings.setdefault("start", published if published in PUBLISHED_SEGMENTATION else FRESH)
         config = structured(settings, recipe or "settings")
         if batch == "auto":
-            dataset = find_dataset(data)
-            pictures = sum(len(pairs) for split, pairs in dataset.splits.items() if split not in ("val", "test"))
-            config, tried = tuned(config, pictures, scale_rate="learning_rate" not in settings)
+            dataset = find_dataset(data, None, config.reading)
+            pairs = [pair for split, them in dataset.splits.items() if split not in ("val", "test") for pair in them]
+            config, tried = tuned(config, len(pairs), usual_size(pairs))
             for number, speed in tried.items():
-                print(f"batch {number:>4}: {speed:7.1f} pictures/s", file=sys.stderr)
-            print(f"taken: batch {config.batch}, learning rate {config.learning_rate:.2g}", file=sys.stderr)
+                print(f"batch {number:>4}: {speed:7.1f} images/s", file=sys.stderr)
+            print(f"chosen: batch {config.batch}", file=sys.stderr)
     quiet = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes speaks for all
     with _training_progress(quiet) as watch:
         run = fit(
@@ -132,19 +136,27 @@ def train(
             labels=load_labels(labels) if labels else None,
             check_workers=logical_cores(),
             watch=watch,
+            tell=lambda sentence: None if quiet else print(sentence, file=sys.stderr),
         )
     if quiet:
         return
     for sentence in run.left_out:
         complain(sentence)
-    print(f"best mIoU on the validation pictures {100 * run.miou:.2f}; curves and pictures are in {run.folder}")
+    print(
+        f"mIoU on the validation images: best {100 * run.miou:.2f}, start {100 * run.start_miou:.2f}, "
+        f"last {100 * run.last_miou:.2f}; curves and predictions are in {run.folder}"
+    )
     for command in run.commands:
         print(command)
 
 
+_LINE_EVERY_S = 30
+"""Between two lines of progress where there is no terminal to draw a bar on."""
+
+
 @contextlib.contextmanager
 def _training_progress(quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """A bar with loss, rate and time left; after an epoch the classes' IoU."""
+    """A bar with loss, rate and time left, without a terminal a line now and then; after an epoch every class's IoU."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -154,26 +166,44 @@ def _training_progress(quiet: bool) -> Iterator[Callable[[Event], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn(
             "loss {task.fields[loss]:.3f}, rate {task.fields[rate]:.1e}, "
-            "{task.fields[speed]:.1f} pictures/s{task.fields[miou]}"
+            "{task.fields[speed]:.1f} images/s{task.fields[miou]}"
         ),
     )  # fmt: skip
+    began = told = time.monotonic()
+    first = -1  # the step that this process begins at
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=None, loss=float("nan"), rate=0.0, speed=0.0, miou="")
 
+        def say(line: str) -> None:
+            nonlocal told
+            told = time.monotonic()
+            console.print(Text(line), soft_wrap=True)
+
         def watch(event: Event) -> None:
-            description = f"epoch {event.epoch}/{event.epochs}"
+            nonlocal first
+            first = event.step - 1 if first < 0 else first
+            description = f"epoch {event.epoch}/{event.epochs}" if event.step else "start"
             progress.update(
                 task, total=event.steps, completed=event.step, description=description, loss=event.loss,
                 rate=event.learning_rate, speed=event.pictures_per_s,
             )  # fmt: skip
+            loss = f": loss {event.loss:.3f}" if event.step else ":"
             if event.report is not None:
                 progress.update(task, miou=f", mIoU {100 * event.report.miou:.2f}")
-                line = f"{description}: loss {event.loss:.3f}, mIoU {100 * event.report.miou:.2f}"
-                console.print(Text(line), soft_wrap=True)
+                say(f"{description}{loss}{',' if event.step else ''} mIoU {100 * event.report.miou:.2f}")
                 for row in _class_rows(event.report, console.width):
                     console.print(Text(row), soft_wrap=True)
+            elif not console.is_terminal and (event.epoch_done or time.monotonic() - told >= _LINE_EVERY_S):
+                left = (time.monotonic() - began) / max(1, event.step - first) * (event.steps - event.step)
+                say(f"{description}, step {event.step}/{event.steps}{loss}, {_duration(left)} left")
 
         yield watch
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
 def _class_rows(report: Report, width: int) -> list[str]:

@@ -20,11 +20,17 @@ CONFIG_FILE = "config.json"
 FRESH = "none"
 """The `start` that is no start: random weights."""
 PRECISIONS = ("float32", "bfloat16", "float16")
+CHOSEN: Any = None
+"""A setting that `evitseg.train.defaults.settled` chooses, from the images and the start, before a run begins."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run.
+
+    `batch`, `crop`, `size`, `scale`, `learning_rate`, `warm_up`, `ema` and `freeze_norm` follow from the number and
+    size of the images and from the start where they are None (`evitseg.train.defaults` has the formulas). A running
+    training has no None.
 
     Attributes:
         variant: a row of `evitseg.config.BACKBONES`.
@@ -39,8 +45,8 @@ class TrainConfig:
         bands, value_range, page: how the images' files are read, as the options --bands, --range and --page say it; ""
             and 0 leave it to the files. The model reads files in the same way afterwards.
         crop: (height, width) of the pieces that are trained on, in pixels; both divisible by 32.
-        size: short side to which pictures are scaled before anything else; None for their own. The model works at
-            this size afterwards.
+        size: short side to which images are scaled before anything else, 0 for their own; None for the size that the
+            start works at, or their own. The model works at this size afterwards.
         scale: pictures are scaled by a random factor in this range, every factor's logarithm equally likely.
         rotate: pieces are turned by up to this many degrees.
         jitter: brightness, contrast and saturation change by up to this share.
@@ -55,7 +61,8 @@ class TrainConfig:
         keep_start: share of the starting weights in what is measured and kept (arXiv:2109.01903); it keeps what the
             start knew about pictures unlike these.
         freeze_backbone: train the head alone.
-        freeze_norm: batch norm keeps the start's statistics; the rate must then be ten times lower or more.
+        freeze_norm: batch norm keeps the start's statistics, in training and in what is kept. Training is stable only
+            at a low rate, so the default rate is ten times lower.
         drop_path: share of samples that skip the last residual block, earlier ones less (arXiv:1603.09382).
 
         cross_entropy, dice, lovasz, boundary: weights of the loss's terms; `boundary` is by how much more than
@@ -82,28 +89,28 @@ class TrainConfig:
     classes_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     train_on: tuple[str, ...] = ()
     epochs: int = 100
-    batch: int = 8
+    batch: int = CHOSEN
 
     bands: str = ""
     value_range: str = ""
     page: int = 0
-    crop: tuple[int, int] = (512, 512)
-    size: int | None = None
-    scale: tuple[float, float] = (0.5, 2.0)
+    crop: tuple[int, int] = CHOSEN
+    size: int = CHOSEN
+    scale: tuple[float, float] = CHOSEN
     rotate: float = 0.0
     jitter: float = 0.3
     blur: float = 0.0
     jpeg: float = 0.0
     classmix: float = 0.0
 
-    learning_rate: float = 1e-3
-    warm_up: float = 0.05
+    learning_rate: float = CHOSEN
+    warm_up: float = CHOSEN
     weight_decay: float = 0.05
     clip: float = 2.0
-    ema: float = 0.998
+    ema: float = CHOSEN
     keep_start: float = 0.0
     freeze_backbone: bool = False
-    freeze_norm: bool = False
+    freeze_norm: bool = CHOSEN
     drop_path: float = 0.0
 
     cross_entropy: float = 1.0
@@ -133,16 +140,17 @@ class TrainConfig:
             raise unknown("variant", self.variant, BACKBONES)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.size is not None:
+        if self.size:
             check_size(self.size)
-        if any(side % STRIDE or side < STRIDE for side in self.crop):
+        if self.crop is not CHOSEN and any(side % STRIDE or side < STRIDE for side in self.crop):
             raise ConfigError(f"crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
-        if not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
+        if self.scale is not CHOSEN and not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
             raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, 0.01 to 100.")
         ReadOptions.parse(self.bands, self.value_range, self.page or None)
         for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {low} to {high}.")
+            value = getattr(self, name)
+            if value is not CHOSEN and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; it must be {low} to {high}.")
         taught = self.distill if self.teachers else 0.0
         if not any((self.cross_entropy, self.dice, taught, self.lovasz if self.lovasz_from == 0 else 0.0)):
             raise ConfigError(
@@ -151,7 +159,8 @@ class TrainConfig:
             )
         if self.keep_start and self.start == FRESH:
             raise ConfigError("keep_start keeps weights that the run starts from; there are none with start none.")
-        if not self.freeze_norm and self.batch * self.crop[0] * self.crop[1] < 2 * STRIDE**2:
+        known = self.batch is not CHOSEN and self.crop is not CHOSEN
+        if known and not self.freeze_norm and self.batch * self.crop[0] * self.crop[1] < 2 * STRIDE**2:
             raise ConfigError("batch norm needs two values to normalise; give a larger batch or crop.")
 
     @property
@@ -172,6 +181,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 _NAMES = [field.name for field in fields(TrainConfig)]
+CHOOSABLE = tuple(field.name for field in fields(TrainConfig) if field.default is CHOSEN)
+"""Settings that follow from the data where they are None."""
 
 
 def structured(content: Any, where: str | Path) -> TrainConfig:
@@ -189,6 +200,8 @@ def structured(content: Any, where: str | Path) -> TrainConfig:
 
 def _of_kind(name: str, value: Any, where: str | Path) -> Any:
     """The value as its field's type. Raises: ConfigError where it is another's."""
+    if value is CHOSEN and name in CHOOSABLE:
+        return CHOSEN
     # A word would pass for a tuple of letters.
     words = [value, *value.values()] if isinstance(value, Mapping) else [value]
     try:
@@ -264,5 +277,8 @@ def read_config(folder: Path) -> TrainConfig:
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return structured(content["settings"], folder / CONFIG_FILE)
-    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
-        raise TrainError(f"{folder}: no run to go on with ({CONFIG_FILE} is missing or damaged).") from error
+    except FileNotFoundError as error:
+        raise TrainError(f"{folder}: there is no run to resume ({CONFIG_FILE} is missing).") from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+        reason = error if isinstance(error, ConfigError) else f"{folder / CONFIG_FILE}: damaged."
+        raise TrainError(f"{reason} The run cannot be resumed; begin a new one in another folder.") from error

@@ -67,7 +67,7 @@ def cropped(
     """A piece of the crop's size of the randomly scaled and turned picture; beyond its border black, and ignored."""
     height, width = config.crop
     factor = float(np.exp(rng.uniform(*np.log(config.scale))))
-    if config.size is not None:
+    if config.size:
         # As `Preprocess` does when the result is used, which does not enlarge without limit.
         factor *= min(config.size / min(truth.shape), Preprocess().max_enlarge)
     full = [max(1, round(side * factor)) for side in truth.shape]

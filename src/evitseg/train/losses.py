@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evitseg.dataset import Finding, Pair
 from evitseg.train.config import TrainConfig
 from evitseg.train.network import Answer
 
@@ -196,3 +199,17 @@ def _flat(logits: Tensor, truth: Tensor, ignore_index: int) -> tuple[Tensor, Ten
 
 def _mean_over(values: Tensor, which: Tensor) -> Tensor:
     return (values * which).sum() / which.sum().clamp(min=1)
+
+
+def frequencies(findings: Sequence[Finding], pairs: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Share of every class in the pictures that are trained on, and in no other."""
+    chosen = set(pairs)
+    counts = np.sum([f.counts for f in findings if f.pair in chosen], axis=0, dtype=np.float64)
+    shares: np.ndarray[Any, np.dtype[np.float64]] = counts / max(counts.sum(), 1.0)
+    return shares
+
+
+def class_weights(frequencies: np.ndarray[Any, np.dtype[np.float64]], balance: float) -> Tensor:
+    """(1 / ln(1.10 + share)) ** balance for every class, with a mean of 1 over the pixels (arXiv:1606.02147)."""
+    weights = (1 / np.log(1.10 + frequencies)) ** balance
+    return torch.from_numpy(weights / max((weights * frequencies).sum(), 1e-9)).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,28 @@ from evitseg.train.config import FRESH, TrainConfig
 LAST_LAYER = ("head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias")
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        network: before the first step.
+        known: fraction of the data's classes whose rows of the last layer come from the start; 0 for a classifier's
+            weights and random ones.
+        short_side: that the start scales images to; None for none.
+    """
+
+    network: EfficientViT
+    known: float
+    short_side: int | None
+
+
 def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
+    """See `start_of`."""
+    return start_of(config, labels).network
+
+
+def start_of(config: TrainConfig, labels: LabelSpace) -> Start:
     """The network of a run before its first step.
 
     From a start, the backbone is taken whole; of the head, every part whose shape is the same. The last layer's row
@@ -40,7 +62,7 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
     torch.manual_seed(config.seed)
     model = EfficientViT(model_config(config.variant, len(labels.classes)))
     if config.start == FRESH:
-        return model
+        return Start(model, 0.0, None)
     source, source_labels = source_of(config.start)
     if source.config.backbone.attention_eps:  # timm's weights were trained with it
         backbone = replace(model.config.backbone, attention_eps=source.config.backbone.attention_eps)
@@ -54,6 +76,7 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
             f"train with --variant {source.config.variant}, or start from other weights."
         )
     taken = {key: given[key] if key in fits else own[key] for key in own}
+    rows = 0
     if source_labels is not None and all(key in given and key in own for key in LAST_LAYER):
         shares = class_shares(labels, source_labels, config.classes_from)
         known = shares.sum(1) > 0
@@ -62,8 +85,20 @@ def starting_network(config: TrainConfig, labels: LabelSpace) -> EfficientViT:
                 taken[key] = own[key].clone()
                 means = shares[known] / shares[known].sum(1, keepdim=True) @ given[key].reshape(len(given[key]), -1)
                 taken[key][known] = means.reshape(-1, *given[key].shape[1:])
+                rows = int(known.sum())
     model.load_state_dict(taken)
-    return model
+    return Start(model, rows / len(labels.classes), _short_side(config.start))
+
+
+def _short_side(start: str) -> int | None:
+    """The short side that a start's manifest asks for; weights without a manifest of ours have none."""
+    from evitseg.bundled import bundled_models
+    from evitseg.loading import network_of
+
+    if start in bundled_models() or Path(start).suffix in (".onnx", ".safetensors"):
+        with contextlib.suppress(WeightsError):  # a classifier has no manifest
+            return network_of(start, extra="train")[1].preprocess.short_side
+    return None
 
 
 def source_of(start: str) -> tuple[EfficientViT, LabelSpace | None]:

@@ -1,4 +1,4 @@
-"""What a run writes down for people: log, curves, pictures of its predictions, TensorBoard."""
+"""What a run tells people while it works and writes down for them: events, log, curves, predictions, TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from evitseg.dataset import Pair, read_truth
-from evitseg.errors import EvitsegError, MissingPackageError
+from evitseg.errors import EvitsegError, MissingPackageError, TrainError
 from evitseg.files import replacing
 from evitseg.image import Mask, Picture, read_picture, save_picture, tinted
 from evitseg.labels import LabelSpace
+from evitseg.metrics import Report
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +40,55 @@ def trackers() -> list[str]:
     return ["tensorboard", *(["wandb"] if asked and importlib.util.find_spec("wandb") else [])]
 
 
+@dataclass(frozen=True)
+class Event:
+    """What `fit` tells while it works.
+
+    Attributes:
+        step, steps: done, and of how many; no step is done when the start has been measured.
+        epoch, epochs: likewise.
+        loss: of this step, or after an epoch its mean; nan for the start.
+        learning_rate: of this step.
+        pictures_per_s: since training began or went on.
+        report: after an epoch, the moving average measured on the validation images; before the first, the start.
+        epoch_done: whether this is after an epoch; every other event is of a step.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    learning_rate: float
+    pictures_per_s: float
+    report: Report | None = None
+    epoch_done: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with config.json, log.jsonl and the checkpoints.
+        best: the checkpoint with the highest validation mIoU; the start is one of those compared.
+        last: the one at the end.
+        miou: of the best, 0 to 1.
+        start_miou, last_miou: of the start and of the last, 0 to 1.
+        left_out: sentences about pairs that could not be used.
+        commands: to evaluate and export the best; also in the folder.
+    """
+
+    folder: Path
+    best: Path
+    last: Path
+    miou: float
+    start_miou: float
+    last_miou: float
+    left_out: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
 class Record:
     """The files of a run that people look at. Only the main process writes.
 
@@ -52,10 +103,10 @@ class Record:
         places = {round(at) for at in np.linspace(0, len(val) - 1, min(SHOWN, len(val)))}
         self._shown = [val[at] for at in sorted(places)]
 
-    def begin(self, step: int) -> None:
-        """Forget what was written after a step: it is going to be done again."""
+    def begin(self, step: int, new: bool) -> None:
+        """Forget what was written after a step, or all of it if the run is new: it is going to be done again."""
         if self._accelerator.is_main_process:
-            lines = [line for line in read_log(self.folder) if line["step"] <= step]
+            lines = [] if new else [line for line in read_log(self.folder) if line["step"] <= step]
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / LOG_FILE) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -70,7 +121,8 @@ class Record:
         """After an epoch: its line in the log, and where it was measured the curves and pictures.
 
         Args:
-            line: "epoch", "step", "loss", ...; "miou" and "iou" (class to number) where it was measured.
+            line: "epoch", "step", "loss", ...; "miou" and "iou" (class to number) where it was measured. The start's is
+            epoch 0 and has no loss.
             mask_of: the measured network; None where it was not measured.
         """
         if not self._accelerator.is_main_process:
@@ -100,17 +152,45 @@ class Record:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; one that was being written when the run was killed is left out."""
-    lines = []
+    """The lines of a run's log; one that was being written when the run was killed is left out.
+
+    Raises: TrainError where a line cannot be one that a run wrote.
+    """
     path = folder / LOG_FILE
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise TrainError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    texts = content.splitlines(keepends=True)
+    lines = []
+    for number, text in enumerate(texts, start=1):
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
+            lines.append(_log_line(json.loads(text)))
+        except (ValueError, RecursionError) as error:
+            if number == len(texts) and not text.endswith(b"\n"):
+                break
+            raise TrainError(f"{path}, line {number}: not a line of a run's log; delete it and resume.") from error
     return lines
+
+
+def _log_line(line: Any) -> dict[str, Any]:
+    """The line, if it has the fields that are drawn. Raises: ValueError."""
+
+    def number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+    sound = isinstance(line, dict) and all(
+        isinstance(line.get(name), int) and not isinstance(line[name], bool) and 0 <= line[name] < 2**53
+        for name in ("step", "epoch")
+    )
+    sound = sound and all(number(line[name]) for name in ("loss", "learning_rate", "miou") if name in line)
+    if sound and "miou" in line:
+        shares = line.get("iou")
+        sound = isinstance(shares, dict) and all(value is None or number(value) for value in shares.values())
+    if not sound:
+        raise ValueError
+    kept: dict[str, Any] = line
+    return kept
 
 
 def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
@@ -124,7 +204,8 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
     measured = [line for line in log if "miou" in line]
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([line["epoch"] for line in log], [line["loss"] for line in log], color="#1f77b4")
+    trained = [line for line in log if "loss" in line]  # the start has none
+    left.plot([line["epoch"] for line in trained], [line["loss"] for line in trained], color="#1f77b4")
     left.set(title="loss", xlabel="epoch")
     names = list(measured[0]["iou"]) if measured else []
     epochs = [line["epoch"] for line in measured]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import json
 import math
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,191 +19,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg import __version__
-from evitseg.dataset import ALL, Dataset, Inspection, Pair, find_dataset, inspect, split_pairs
-from evitseg.errors import DatasetError, MissingPackageError, TrainError, unknown
+from evitseg.dataset import Inspection, Pair
+from evitseg.errors import MissingPackageError, PictureError, TrainError
 from evitseg.files import replacing, sweep
 from evitseg.image import Picture, Preprocess
-from evitseg.labels import LabelSpace
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.metrics import Report, measured, summarise
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import file_sha256, load_checkpoint, mixed, save_checkpoint
+from evitseg.model.weights import file_sha256, mixed, save_checkpoint
 from evitseg.train.config import CONFIG_FILE, TrainConfig
 from evitseg.train.data import Batches, Crops, batches
-from evitseg.train.losses import Objective
+from evitseg.train.losses import Objective, class_weights, frequencies
+from evitseg.train.memory import keep_freed_memory
 from evitseg.train.network import (
     Teachers,
     Trained,
     channels_last,
-    check_classes_from,
     set_drop_path,
     set_modes,
-    starting_network,
 )
+from evitseg.train.norm import estimate_over
+from evitseg.train.optimizer import learning_rate, parameter_groups
+from evitseg.train.record import Event, Record, Run, trackers
+from evitseg.train.state import BEST, LAST, START, STATE, damaged
 
-START, BEST, LAST, STATE = "start.safetensors", "best.safetensors", "last.safetensors", "state.pt"
 COMMANDS = "commands.txt"
 
 
-@dataclass(frozen=True)
-class Event:
-    """What `fit` tells while it works.
-
-    Attributes:
-        step, steps: done, and of how many.
-        epoch, epochs: likewise.
-        loss: of this step.
-        learning_rate: of this step.
-        pictures_per_s: since training began or went on.
-        report: after an epoch, the moving average measured on the validation pictures.
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: int
-    loss: float
-    learning_rate: float
-    pictures_per_s: float
-    report: Report | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: with config.json, log.jsonl and the checkpoints.
-        best: the checkpoint with the highest validation mIoU.
-        last: the one at the end.
-        miou: of the best, 0 to 1.
-        left_out: sentences about pairs that could not be used.
-        commands: to evaluate and export the best; also in the folder.
-    """
-
-    folder: Path
-    best: Path
-    last: Path
-    miou: float
-    left_out: tuple[str, ...]
-    commands: tuple[str, ...]
-
-
-def fit(
-    data: str | os.PathLike[str] | Dataset,
-    config: TrainConfig | None = None,
-    out: str | os.PathLike[str] = "runs/train",
-    *,
-    resume: bool = False,
-    labels: LabelSpace | None = None,
-    check_workers: int = 0,
-    watch: Callable[[Event], None] = lambda event: None,
-) -> Run:
-    """Train a segmentation network.
-
-    All data are read once before the first step; pairs that cannot be used are left out and named. Without a
-    validation split a fifth of the pictures is held out, the same for the same seed.
-
-    Args:
-        data: what `find_dataset` takes, or what it gives.
-        out: the run's folder; it must be new, unless the run goes on.
-        resume: go on with the run in `out` from its last checkpoint. On one CPU process the weights come out as if it
-            had never stopped, bit for bit.
-        labels: the classes, where they are known better than the data says.
-        check_workers: processes that read the data before the first step; see `evitseg.dataset.inspect`.
-        watch: called after every step and every epoch.
-
-    Raises: DatasetError for data that cannot be trained on, WeightsError for a start that does not fit, TrainError
-    where the loss is no number or memory runs out, FileError where the folder cannot be written.
-    """
-    config = config or TrainConfig()
-    folder = Path(out)
-    if not resume and (folder / STATE).exists():
-        raise TrainError(f"{folder}: holds a run already; go on with it (--resume), or choose another --out.")
-    state, start = None, None
-    if resume:
-        state, start = _resumable(folder, config)
-        if labels is not None and labels != start[1].labels:
-            raise TrainError(f"{folder}: cannot go on with other classes; leave out --labels, the run has its own.")
-        labels = start[1].labels
-    dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels, config.reading)
-    inspection = inspect(dataset, check_workers)
-    if any(finding.stranger for finding in inspection.findings):
-        raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
-    if inspection.usable and inspection.sameness:
-        raise DatasetError(f"{dataset.root}: {inspection.sameness}")
-    train, val = _splits(inspection, config)
-    training = _Training(folder, config, inspection, train, val, watch, start[0] if start else None)
-    if state is not None:
-        training.restore(state)
-    training.write_settings(dataset.root)
-    try:
-        return training.run()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise TrainError(
-            f"the memory does not hold a batch of {config.batch} at {config.crop[0]}×{config.crop[1]}; "
-            f"halve --batch or --crop in a new run{training.how_to_start()}."
-        ) from error
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says that a GPU's memory, or the machine's own, is full."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _readable(name: str) -> str:
-    """A file's name for files that are UTF-8, which names need not be."""
-    return name.encode("utf-8", "replace").decode()
-
-
-def _root(data: str | os.PathLike[str] | Dataset) -> str | os.PathLike[str]:
-    return data.root if isinstance(data, Dataset) else data
-
-
-def _resumable(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], tuple[EfficientViT, Manifest]]:
-    """The state to go on from, and what the run started from."""
-    path = folder / STATE
-    if not path.is_file():
-        raise TrainError(f"{folder}: no run to go on with ({STATE} is not there); start it without --resume.")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["settings"]
-        start = load_checkpoint(folder / START)
-    except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
-        raise TrainError(f"{path}: damaged, or not a training state; start again in another folder.") from error
-    now = json.loads(json.dumps(asdict(config)))
-    changed = [key for key, value in now.items() if key not in ("workers", "save_every") and before.get(key) != value]
-    if changed:
-        differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise TrainError(f"{folder}: cannot go on with other settings ({differences}); use the run's own.")
-    return state, start
-
-
-def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    usable: dict[str, tuple[Pair, ...]] = {
-        split: tuple(f.pair for f in inspection.usable if f.split == split) for split in inspection.dataset.splits
-    }
-    root = inspection.dataset.root
-    if config.train_on:
-        if strangers := [split for split in config.train_on if split not in usable]:
-            raise unknown("split", strangers[0], usable)
-        chosen = tuple(pair for split in config.train_on for pair in usable[split])
-        if not chosen:
-            raise DatasetError(f"{root}: no usable pair to train on in {', '.join(config.train_on)}.")
-        return chosen, usable.get("val") or chosen
-    if usable.get("train") and usable.get("val"):
-        return usable["train"], usable["val"]
-    pairs = usable.get("train") or usable.get(ALL) or ()
-    if not pairs:
-        reason = inspection.problems[0] if inspection.problems else "there are none"
-        raise DatasetError(f"{root}: no usable pair to train on ({reason})")
-    parts = split_pairs(pairs, seed=config.seed)
-    return parts["train"], parts["val"]
-
-
-class _Training:
+class Trainer:
     """What a run remembers between steps."""
 
     def __init__(
@@ -216,13 +57,13 @@ class _Training:
         train: Sequence[Pair],
         val: Sequence[Pair],
         watch: Callable[[Event], None],
-        start: EfficientViT | None,
+        start: EfficientViT,
+        chosen: Sequence[str],
     ) -> None:
         try:
             from accelerate import Accelerator
             from accelerate.state import AcceleratorState
 
-            from evitseg.train.record import Record, trackers
         except ImportError as error:
             raise MissingPackageError("training", "train") from error
         self.folder, self.config, self.watch, self.val = folder, config, watch, val
@@ -241,9 +82,7 @@ class _Training:
             raise TrainError("float16 trains on a GPU only; take --precision bfloat16, or float32.")
         if self.device.type == "cpu":
             keep_freed_memory()
-        if start is None:
-            check_classes_from(config)
-        network = start or starting_network(config, self.labels)
+        network, self.chosen = start, chosen
         self.start = {key: value.clone().to(self.device) for key, value in network.state_dict().items()}
         self.average, self.measured = (
             channels_last(EfficientViT(network.config).eval().requires_grad_(False), self.device) for _ in "ab"
@@ -255,34 +94,53 @@ class _Training:
         trained = channels_last(Trained(network, config.auxiliary > 0), self.device)
         if self.device.type == "cuda" and processes > 1:
             trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
-        optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(parameter_groups(trained, config.weight_decay), lr=config.learning_rate)
         self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
         self.teachers = Teachers(config.teachers, self.labels, config.classes_from, self.device)
-        weights = class_weights(_frequencies(inspection, train), config.balance).to(self.device)
+        weights = class_weights(frequencies(inspection.usable, train), config.balance).to(self.device)
         self.objective = Objective(config, weights, self.labels.ignore_index, self._mean_over_processes)
         self.crops = Crops(train, self.labels, config)
         self.batches = Batches(self.crops, config, pinned=self.device.type == "cuda")
         self.steps_per_epoch = len(batches(config, len(train), 0))
         self.step, self.best, self.seen, self.began = 0, -1.0, 0, time.perf_counter()
+        self.start_miou = self.last_miou = math.nan
+        self.saved: int | None = None  # the step of the state on the disk
         self.losses = [0.0, 0]  # of this epoch: their sum, and how many
-        self.preprocess = Preprocess(short_side=config.size)
+        self.preprocess = Preprocess(short_side=config.size or None)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
             for values in (self.preprocess.mean, self.preprocess.std)
         )
         self.record = Record(folder, self.accelerator, val, self.labels)
 
-    def write_settings(self, data: Path) -> None:
-        """What a run that goes on needs to know, before the first step."""
+    def write_settings(self, data: Path, new: bool) -> None:
+        """What a run that goes on needs to know, before the first step.
+
+        Args:
+            new: the run's start belongs to these settings; one that another run left is replaced.
+        """
         if not self.accelerator.is_main_process:
             return
         sweep(self.folder)  # what a run that was killed while it wrote left
-        if not (self.folder / START).exists():
+        if new:
             self.measured.load_state_dict(self.start)
             save_checkpoint(self.measured, self._manifest(None), self.folder / START)
-        about = {"data": str(data), "evitseg": __version__, "settings": asdict(self.config)}
+        about = {
+            "data": str(data), "evitseg": __version__, "images": len(self.crops), "steps": self.steps,
+            "chosen": list(self.chosen), "settings": asdict(self.config),
+        }  # fmt: skip
         with replacing(self.folder / CONFIG_FILE, durable=True) as file:
             file.write((json.dumps(about, indent=2) + "\n").encode())
+
+    def what_is_left(self) -> str:
+        """A sentence for a run that is interrupted."""
+        if self.saved is None:
+            return f"interrupted before the first checkpoint of {self.folder}: start the run again without --resume."
+        epoch = self.saved // self.steps_per_epoch
+        return (
+            f"interrupted at step {self.step} of {self.steps}. {self.folder} holds the state after step {self.saved} "
+            f"(epoch {epoch} of {self.config.epochs}); --resume continues from there."
+        )
 
     @property
     def steps(self) -> int:
@@ -293,7 +151,9 @@ class _Training:
         return self.accelerator.unwrap_model(self.trained)  # type: ignore[no-any-return]
 
     def run(self) -> Run:
-        self.record.begin(self.step)
+        self.record.begin(self.step, new=self.saved is None)
+        if self.saved is None:
+            self._keep_start()
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             for images, truth in self._rest_of(epoch):
                 self._step(images, truth)
@@ -301,7 +161,7 @@ class _Training:
                 if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                     self.save_state()
             at_end = epoch + 1 == self.config.epochs
-            self._keep(epoch, self._measure(epoch) if at_end or (epoch + 1) % self.config.measure_every == 0 else None)
+            self._keep(epoch, due=at_end or (epoch + 1) % self.config.measure_every == 0)
         self.record.end()
         best, last = self.folder / BEST, self.folder / LAST
         data = str(self.inspection.dataset.root)
@@ -313,7 +173,8 @@ class _Training:
             with replacing(self.folder / COMMANDS) as file:
                 # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
                 file.write("".join(f"{command}\n" for command in commands).encode("utf-8", "surrogateescape"))
-        return Run(self.folder, best, last, self.best, tuple(self.inspection.problems), commands)
+        problems = tuple(self.inspection.problems)
+        return Run(self.folder, best, last, self.best, self.start_miou, self.last_miou, problems, commands)
 
     def _rest_of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the epoch's batches that are still to do."""
@@ -384,10 +245,10 @@ class _Training:
                 value.copy_(current[key])
         torch._foreach_lerp_(moving, towards, 1 - decay)
 
-    def _event(self, loss: float, rate: float, report: Report | None = None) -> Event:
+    def _event(self, loss: float, rate: float, report: Report | None = None, epoch_done: bool = False) -> Event:
         speed = self.seen / max(time.perf_counter() - self.began, 1e-9)
         epoch = min((self.step - 1) // self.steps_per_epoch + 1, self.config.epochs)
-        return Event(self.step, self.steps, epoch, self.config.epochs, loss, rate, speed, report)
+        return Event(self.step, self.steps, epoch, self.config.epochs, loss, rate, speed, report, epoch_done)
 
     @torch.inference_mode()
     def _mask(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.integer]]:
@@ -396,10 +257,24 @@ class _Training:
         full = F.interpolate(self.measured(pixels), picture.shape[:2], mode="bilinear", align_corners=False)
         return full[0].argmax(0).cpu().numpy().astype(self.labels.dtype)
 
-    def _measure(self, epoch: int) -> Report:
-        """The kept weights on the validation pictures, every process doing its part."""
+    def _load_kept(self) -> None:
+        """Into `measured`: the weights that are kept, with batch norm's statistics of their own."""
         share = self.config.keep_start
         self.measured.load_state_dict(mixed([self.average.state_dict(), self.start], [1 - share, share]))
+        if self.config.freeze_norm:
+            return
+        most_pixels = self.config.batch * self.config.crop[0] * self.config.crop[1]
+        frozen = "backbone." if self.config.freeze_backbone else None
+        try:
+            estimate_over(
+                self.measured, self.crops.pairs, self.preprocess, most_pixels,
+                lambda name: frozen is not None and name.startswith(frozen),
+            )  # fmt: skip
+        except PictureError as error:
+            raise self._unreadable(str(error)) from error
+
+    def _measure(self, epoch: int) -> Report:
+        """The weights in `measured` on the validation images, every process doing its part."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         if processes > 1:
             from accelerate.utils import broadcast
@@ -411,35 +286,57 @@ class _Training:
             from accelerate.utils import gather_object
 
             outcomes = gather_object(outcomes)
-        report = summarise(outcomes, self.labels, {"epoch": str(epoch + 1)})
+        report = summarise(outcomes, self.labels, {"epoch": str(epoch)})
         if report.skipped:
-            raise TrainError(
-                f"{report.skipped[0]} It was readable when the run began; mend it, and go on with --resume."
-            )
+            raise self._unreadable(report.skipped[0])
         return report
 
-    def _keep(self, epoch: int, report: Report | None) -> None:
-        """After an epoch: the log, the checkpoints, the state to go on from."""
+    def _unreadable(self, sentence: str) -> TrainError:
+        return TrainError(f"{sentence} It was readable when the run began; mend it, and go on with --resume.")
+
+    def _keep_start(self) -> None:
+        """Before the first step: the start, measured as it is, is the best so far."""
+        self.measured.load_state_dict(self.start)
+        report = self._measure(0)
+        self.best = self.start_miou = self.last_miou = report.miou
+        line = {"epoch": 0, "step": 0, "miou": report.miou, "iou": report.to_dict()["iou"]}
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.measured, self._manifest(report), self.folder / BEST)
+            self.record.epoch(line, self._mask)
+        self.save_state()
+        self.watch(self._event(math.nan, 0.0, report))
+
+    def _keep(self, epoch: int, due: bool) -> None:
+        """After an epoch: the log, the checkpoints, the state to go on from.
+
+        Args:
+            due: for a measurement.
+        """
+        report = None
+        if due:
+            self._load_kept()
+            report = self._measure(epoch + 1)
         rate = learning_rate(self.config, self.step, self.steps)
         total, count = self.losses
         loss = total / max(1, count)
         self.losses = [0.0, 0]
-        event = self._event(loss, rate, report)
+        event = self._event(loss, rate, report, epoch_done=True)
         line = {
             "epoch": epoch + 1, "step": self.step, "loss": loss, "learning_rate": rate,
             "pictures_per_s": round(event.pictures_per_s, 2),
         }  # fmt: skip
         if report is not None:
             line |= {"miou": report.miou, "iou": report.to_dict()["iou"]}
+            self.last_miou = report.miou
         better = report is not None and report.miou > self.best
         if report is not None and better:
             self.best = report.miou
         if self.accelerator.is_main_process:
-            for name, due in ((LAST, True), (BEST, better)):
-                if report is not None and due:
+            for name, wanted in ((LAST, True), (BEST, better)):
+                if report is not None and wanted:
                     save_checkpoint(self.measured, self._manifest(report), self.folder / name)
             self.record.epoch(line, None if report is None else self._mask)
-            self.save_state()
+        self.save_state()
         self.watch(event)
 
     def _manifest(self, report: Report | None) -> Manifest:
@@ -473,6 +370,7 @@ class _Training:
 
     def save_state(self) -> None:
         """Everything the next step depends on, in one file that is whole or the one before."""
+        self.saved = self.step
         if not self.accelerator.is_main_process:
             return
         content = io.BytesIO()
@@ -482,6 +380,8 @@ class _Training:
                 "step": self.step,
                 "data": self._data(),
                 "best": self.best,
+                "start": self.start_miou,
+                "last": self.last_miou,
                 "losses": self.losses,
                 "trained": self.unwrapped.state_dict(),
                 "average": self.average.state_dict(),
@@ -516,56 +416,23 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step, self.best = int(state["step"]), float(state["best"])
-            self.losses = [float(state["losses"][0]), int(state["losses"][1])]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise TrainError(
-                f"{self.folder / STATE}: not the state of this run; start again in another folder."
-            ) from error
+            self.step, self.best = state["step"], state["best"]
+            self.start_miou, self.last_miou, self.losses = state["start"], state["last"], list(state["losses"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise damaged(self.folder) from error
+        if self.step > self.steps or not self._fits(self.optimizer.state_dict()):
+            raise damaged(self.folder)
+        self.saved = self.step
+
+    def _fits(self, state: dict[str, Any]) -> bool:
+        """Whether an optimizer's moments have the shapes of the parameters: it does not look itself."""
+        shapes = [p.shape for group in self.optimizer.param_groups for p in group["params"]]
+        return all(
+            at < len(shapes) and all(m.ndim == 0 or m.shape == shapes[at] for m in moments.values())
+            for at, moments in state["state"].items()
+        )
 
 
-def keep_freed_memory() -> None:
-    """Ask the C library to keep large freed blocks for this process instead of giving them back to the system.
-
-    A step frees and asks again for the same hundreds of megabytes; fetching their pages anew took a quarter of its
-    time on a CPU (benchmarks/training.py). Only glibc has the switch; elsewhere nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
-
-
-def _frequencies(inspection: Inspection, train: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Share of every class in the pictures that are trained on, and in no other."""
-    chosen = set(train)
-    counts = np.sum([f.counts for f in inspection.usable if f.pair in chosen], axis=0, dtype=np.float64)
-    shares: np.ndarray[Any, np.dtype[np.float64]] = counts / max(counts.sum(), 1.0)
-    return shares
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Of the step that comes next: rises linearly, then falls to zero as a cosine does."""
-    rising = max(1, round(config.warm_up * steps))
-    if step < rising:
-        return config.learning_rate * (step + 1) / rising
-    share = (step - rising) / max(1, steps - rising)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def class_weights(frequencies: np.ndarray[Any, np.dtype[np.float64]], balance: float) -> Tensor:
-    """(1 / ln(1.10 + share)) ** balance for every class, with a mean of 1 over the pixels (arXiv:1606.02147)."""
-    weights = (1 / np.log(1.10 + frequencies)) ** balance
-    return torch.from_numpy(weights / max((weights * frequencies).sum(), 1e-9)).float()
-
-
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay, and those without: biases and normalisation."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _readable(name: str) -> str:
+    """A file's name for files that are UTF-8, which names need not be."""
+    return name.encode("utf-8", "replace").decode()

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from evitseg.config import model_config
-from evitseg.errors import TrainError
+from evitseg.dataset import Pair
+from evitseg.errors import EvitsegError, TrainError
+from evitseg.image import read_picture
 from evitseg.model.network import EfficientViT
 from evitseg.train.config import TrainConfig
+from evitseg.train.defaults import LARGEST_CROP, USUAL_BATCH, settled
 from evitseg.train.losses import Objective
+from evitseg.train.memory import keep_freed_memory, out_of_memory
 from evitseg.train.network import Trained, channels_last, source_of
-from evitseg.train.trainer import keep_freed_memory, out_of_memory
 
-USUAL_BATCH = 8
-"""The number that the default learning rate is for."""
 ENOUGH = 1.05
 """A larger batch must be this much faster to be taken: it sees fewer steps an epoch."""
 LARGEST = 256
@@ -27,22 +30,25 @@ CLASSES = 19
 """Stands for the data's own number, which hardly changes the time."""
 
 
-def tuned(config: TrainConfig, pictures: int, scale_rate: bool = True) -> tuple[TrainConfig, dict[int, float]]:
-    """The settings with the batch that is fastest here, and pictures per second for every number that was tried.
+def tuned(
+    config: TrainConfig, images: int, size: tuple[int, int] = (LARGEST_CROP, LARGEST_CROP)
+) -> tuple[TrainConfig, dict[int, float]]:
+    """The settings with the batch that is fastest here, and images per second for every number that was tried.
 
-    Batches are doubled until that no longer pays, or the memory is full. AdamW's rate follows the square root of the
-    batch (arXiv:2205.10287).
+    Batches are doubled until that no longer pays, or the memory is full. A learning rate that is not given follows the
+    batch (`evitseg.train.defaults`).
 
     Args:
-        pictures: that are trained on; an epoch keeps at least `MIN_STEPS` steps.
-        scale_rate: change the learning rate with the batch.
+        images: that are trained on; an epoch keeps at least `MIN_STEPS` steps.
+        size: (height, width) of the usual image, from which a crop follows that is not given.
 
     Raises: TrainError where the memory does not even hold one picture, or several processes share the work: each
     would take its own number.
     """
+    given, config = config, settled(config, [size] * max(1, images))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainError("--batch auto works in one process; give a number, the sum over all of them.")
-    largest = max(USUAL_BATCH, min(LARGEST, pictures // MIN_STEPS))
+    largest = max(USUAL_BATCH, min(LARGEST, images // MIN_STEPS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
@@ -67,8 +73,18 @@ def tuned(config: TrainConfig, pictures: int, scale_rate: bool = True) -> tuple[
         height, width = config.crop
         raise TrainError(f"the memory does not hold one picture of {height}×{width}; give a smaller --crop.")
     best = min(number for number, speed in tried.items() if speed * ENOUGH >= max(tried.values()))
-    rate = config.learning_rate * (math.sqrt(best / USUAL_BATCH) if scale_rate else 1)
-    return replace(config, batch=best, learning_rate=rate), tried
+    return replace(given, batch=best), tried
+
+
+def usual_size(pairs: Sequence[Pair], most: int = 20) -> tuple[int, int]:
+    """(height, width): the median of each over the first images that can be read; a large crop's where none can."""
+    sizes = []
+    for pair in pairs[:most]:
+        with contextlib.suppress(EvitsegError):
+            sizes.append(read_picture(pair.picture, pair.reading).shape[:2])
+    if not sizes:
+        return LARGEST_CROP, LARGEST_CROP
+    return int(np.median([size[0] for size in sizes])), int(np.median([size[1] for size in sizes]))
 
 
 def _speed(config: TrainConfig, batch: int, device: torch.device, steps: int = 3) -> float:

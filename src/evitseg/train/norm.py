@@ -1,0 +1,134 @@
+"""Batch norm's statistics, estimated over whole training images for weights that were not trained with them.
+
+The running statistics of training describe random pieces under the weights of the last tens of steps, and their moving
+average describes no network at all. Few steps are enough to make them wrong: benchmarks/finetune.py has the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evitseg.config import STRIDE
+from evitseg.dataset import Pair
+from evitseg.image import Picture, Preprocess, read_picture
+
+MOST_IMAGES = 64
+"""Images that statistics are estimated over: a mean over every pixel of these no longer changes the masks."""
+MOST_PIXELS = 8 * 512 * 512
+_FEWEST_VALUES = 16
+"""A layer that sees fewer values in all keeps the statistics it has."""
+_Norm = nn.modules.batchnorm._BatchNorm  # SyncBatchNorm, too
+
+
+def estimate_over(
+    network: nn.Module,
+    pairs: Sequence[Pair],
+    preprocess: Preprocess,
+    most_pixels: int = MOST_PIXELS,
+    keep: Callable[[str], bool] = lambda name: False,
+) -> int:
+    """`estimate` over the images of at most `MOST_IMAGES` pairs, as the network sees them when it is used.
+
+    Args:
+        most_pixels: of a batch that has more than one image.
+        keep: see `estimate`.
+
+    Returns: how many images.
+
+    Raises: PictureError for one that cannot be read.
+    """
+    device = next(network.parameters()).device
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std)
+    )
+    chosen = [pairs[at] for at in spread(len(pairs))]
+    images = (read_picture(pair.picture, pair.reading) for pair in chosen)
+    batches = whole_images(images, preprocess, most_pixels, lambda stack: (stack.to(device).float() - mean) / std)
+    estimate(network, batches, keep)
+    return len(chosen)
+
+
+def spread(count: int, most: int = MOST_IMAGES) -> list[int]:
+    """Numbers of at most `most` out of `count` images, evenly spread and always the same."""
+    return sorted({round(at) for at in np.linspace(0, count - 1, min(most, count))})
+
+
+def whole_images(
+    images: Iterable[Picture], preprocess: Preprocess, most_pixels: int, normalised: Callable[[Tensor], Tensor]
+) -> Iterable[Tensor]:
+    """Batches (n, 3, h, w) of images at the size that the network works at; images of one size go together.
+
+    Args:
+        most_pixels: of a batch that has more than one image.
+        normalised: (n, 3, h, w) uint8 -> what the network takes.
+    """
+    for _, group in groupby(map(preprocess.apply, images), key=lambda image: image.shape):
+        batch: list[Picture] = []
+        for image in group:
+            batch.append(image)
+            if (len(batch) + 1) * image.shape[0] * image.shape[1] > most_pixels:
+                yield normalised(_stacked(batch))
+                batch = []
+        if batch:
+            yield normalised(_stacked(batch))
+
+
+def _stacked(images: Sequence[Picture]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def estimate(network: nn.Module, batches: Iterable[Tensor], keep: Callable[[str], bool] = lambda name: False) -> None:
+    """Replace batch norm's running mean and variance by those of the inputs that these batches give.
+
+    Within a batch each layer normalises by the batch's own statistics, as in training. Mean and variance are those of
+    all pixels of all batches together, batches weighing as many pixels as they have. The network is in eval mode
+    afterwards.
+
+    Args:
+        keep: whether the module of this name keeps the statistics that it has.
+    """
+    network.eval()
+    norms = {name: m for name, m in network.named_modules() if isinstance(m, _Norm) and not keep(name)}
+    sums = {name: torch.zeros(3, m.num_features, dtype=torch.float64) for name, m in norms.items()}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            values = given[0].detach().float()
+            variance, mean = (part.double().cpu() for part in torch.var_mean(values, (0, 2, 3), correction=0))
+            count = values.numel() // values.shape[1]
+            sums[name] += count * torch.stack([torch.ones_like(mean), mean, variance + mean**2])
+
+        return add
+
+    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in norms.items()]
+    momenta = [module.momentum for module in norms.values()]
+    try:
+        for module in norms.values():
+            module.momentum = 0.0  # the layer normalises by the batch's own statistics, and its running ones stay
+        for batch in batches:
+            alone = len(batch) * batch.shape[2] * batch.shape[3] < 2 * STRIDE**2  # one value has no variance
+            for module in norms.values():
+                module.train(not alone)
+            network(batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for module, momentum in zip(norms.values(), momenta, strict=True):
+            module.momentum = momentum
+        network.eval()
+    for name, module in norms.items():
+        count, total, squares = sums[name]
+        if count[0] < _FEWEST_VALUES:
+            continue
+        mean = total / count
+        # Pixels of neighbouring positions are far more than channels: the unbiased variance would be the same.
+        variance = (squares / count - mean**2).clamp(min=0)
+        for buffer, value in ((module.running_mean, mean), (module.running_var, variance)):
+            assert buffer is not None
+            buffer.copy_(value)

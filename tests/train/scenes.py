@@ -1,0 +1,36 @@
+"""Data for training that anyone can make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.train import TrainConfig
+
+SMALL = TrainConfig(epochs=2, batch=4, crop=(64, 64), scale=(0.8, 1.2), workers=0)
+
+
+def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Sky, ground, squares and discs, in noisy colours: a picture and its mask of four classes."""
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    mask = (y > height * rng.uniform(0.4, 0.6)).astype(np.uint8)
+    for index in (2, 3):
+        for _ in range(2):
+            cy, cx, radius = rng.uniform(10, height - 10), rng.uniform(10, width - 10), rng.uniform(0.1, 0.2) * height
+            square = (np.abs(y - cy) < radius) & (np.abs(x - cx) < radius)
+            mask[square if index == 2 else (y - cy) ** 2 + (x - cx) ** 2 < radius**2] = index
+    colors = np.array([[120, 160, 220], [90, 90, 95], [200, 60, 50], [60, 150, 60]])
+    return np.clip(colors[mask] + rng.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8), mask
+
+
+def scenes(folder: Path, count: int, size: tuple[int, int], seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        for kind, values in zip(("images", "masks"), scene(rng, size), strict=True):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / kind / f"{i:07}.png")
+    return folder

@@ -1,0 +1,185 @@
+"""A run that starts from a network which already knows the classes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scenes import scenes
+
+from evitseg.dataset import find_dataset
+from evitseg.loading import load
+from evitseg.metrics import evaluate
+from evitseg.model.network import EfficientViT
+from evitseg.model.weights import load_checkpoint, save_checkpoint
+from evitseg.train import Event, TrainConfig, fit
+from evitseg.train.config import read_config
+from evitseg.train.record import read_log
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for seed, (split, count) in enumerate((("train", 12), ("val", 6))):
+        scenes(root / split, count, SIZE, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours that knows the data's four classes."""
+    config = TrainConfig(
+        epochs=25, batch=6, crop=SIZE, scale=(0.9, 1.3), learning_rate=3e-3, ema=0.9, workers=0, measure_every=25
+    )
+    return fit(data, config, tmp_path_factory.mktemp("start") / "run").last
+
+
+def miou(model: Path, data: Path) -> float:
+    """As `evitseg eval` measures it."""
+    dataset, segment = find_dataset(data), load(model, precision="float32")
+    return evaluate(segment.mask, dataset.pairs("val"), segment.labels).miou
+
+
+def test_the_best_is_never_below_the_start(data: Path, start: Path, tmp_path: Path) -> None:
+    """At a rate that destroys the network in its first steps."""
+    config = TrainConfig(
+        start=str(start), epochs=2, learning_rate=1.0, warm_up=0.0, ema=0.0, freeze_norm=False, workers=0
+    )
+    seen: list[Event] = []
+    run = fit(data, config, tmp_path / "run", watch=seen.append)
+    given = miou(start, data)
+    assert given > 0.5
+    assert run.start_miou == pytest.approx(given, abs=1e-6)
+    assert run.last_miou < given - 0.1
+    assert run.miou == run.start_miou
+    kept = load_checkpoint(run.best)[0].state_dict()
+    for key, tensor in load_checkpoint(start)[0].state_dict().items():
+        assert torch.equal(kept[key], tensor), key
+    assert load_checkpoint(run.best)[1].accuracy[0].miou == round(100 * given, 2)
+    first = read_log(tmp_path / "run")[0]
+    assert (first["epoch"], first["step"], first["miou"]) == (0, 0, run.start_miou)
+    assert seen[0].step == 0
+    assert seen[0].report is not None
+    assert seen[0].report.miou == run.start_miou
+
+
+def test_pieces_unlike_the_images_do_not_spoil_what_is_kept(data: Path, start: Path, tmp_path: Path) -> None:
+    """Small images on large pieces, most of which is black: batch norm's running statistics are of that black.
+
+    The rate is so low that the weights stay as they were, so all that could be worse are statistics.
+    """
+    config = TrainConfig(
+        start=str(start),
+        epochs=6,
+        batch=4,
+        crop=(192, 192),
+        scale=(0.5, 0.7),
+        learning_rate=1e-8,
+        jitter=0,
+        workers=0,
+        freeze_norm=False,
+    )
+    run = fit(data, config, tmp_path / "run")
+    assert run.last_miou > run.start_miou - 0.02
+    assert miou(run.last, data) == pytest.approx(run.last_miou, abs=1e-6)
+
+
+@pytest.mark.parametrize("change", [{}, {"keep_start": 0.5}, {"freeze_backbone": True}])
+def test_the_default_run_does_not_end_below_its_start(
+    data: Path, start: Path, tmp_path: Path, change: dict[str, float]
+) -> None:
+    losses: list[float] = []
+    config = replace(TrainConfig(start=str(start), epochs=3, workers=0), **change)  # type: ignore[arg-type]
+    run = fit(data, config, tmp_path / "run", watch=lambda event: losses.append(event.loss))
+    assert run.last_miou > run.start_miou - 0.02
+    assert run.miou >= run.start_miou
+    assert max(losses[1:]) < 3  # with frozen statistics it was 300 at the rate for others
+
+
+def test_the_mixture_with_the_start_has_statistics_of_its_own(data: Path, start: Path, tmp_path: Path) -> None:
+    config = TrainConfig(start=str(start), epochs=1, keep_start=0.5, freeze_norm=False, workers=0)
+    run = fit(data, config, tmp_path / "run")
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    kept, given = load_checkpoint(run.last)[0].state_dict(), load_checkpoint(start)[0].state_dict()
+    key = next(key for key in kept if key.endswith("running_var"))
+    assert not torch.allclose(kept[key], (state["average"][key] + given[key]) / 2, rtol=1e-3)
+
+
+def test_what_was_chosen_is_written_down_and_what_was_given_is_kept(data: Path, start: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    config = TrainConfig(start=str(start), epochs=1, crop=(32, 64), workers=0)
+    fit(data, config, tmp_path / "run", tell=told.append)
+    content = json.loads((tmp_path / "run/config.json").read_text())
+    assert content["chosen"] == ["batch", "size", "scale", "learning_rate", "warm_up", "ema", "freeze_norm"]
+    assert (content["images"], content["steps"], content["settings"]["batch"]) == (12, 6, 2)
+    assert content["settings"]["crop"] == [32, 64]
+    assert content["settings"]["freeze_norm"] is True
+    assert content["settings"]["learning_rate"] == 5e-6  # 3e-4 / 30, times the root of 2 / 8
+    assert len(told) == 1
+    assert told[0].startswith("chosen for 12 images: batch 2, size 0, scale 0.667–2, learning_rate 5e-06")
+    again = read_config(tmp_path / "run")
+    assert fit(data, again, tmp_path / "again", tell=told.append).folder.exists()
+    assert len(told) == 1  # nothing was left to choose
+    assert json.loads((tmp_path / "again/config.json").read_text())["chosen"] == []
+
+
+def test_the_size_that_the_start_works_at_is_the_runs(data: Path, start: Path, tmp_path: Path) -> None:
+    network, manifest = load_checkpoint(start)
+    larger = replace(manifest, preprocess=replace(manifest.preprocess, short_side=96))
+    save_checkpoint(network, larger, tmp_path / "start.safetensors")
+    config = TrainConfig(start=str(tmp_path / "start.safetensors"), epochs=1, workers=0)
+    run = fit(data, config, tmp_path / "run")
+    assert read_config(tmp_path / "run").size == 96
+    assert load_checkpoint(run.last)[1].preprocess.short_side == 96
+    assert run.start_miou == pytest.approx(miou(tmp_path / "start.safetensors", data), abs=1e-6)
+    fit(data, replace(config, size=0), tmp_path / "own")
+    assert load_checkpoint(tmp_path / "own/last.safetensors")[1].preprocess.short_side is None
+
+
+def test_one_image_fewer_than_a_batch_and_a_class_that_validation_lacks(tmp_path: Path, start: Path) -> None:
+    scenes(tmp_path / "data/train", 1, (40, 50))
+    scenes(tmp_path / "data/val", 1, (40, 50), seed=1)
+    mask = tmp_path / "data/val/masks/0000000.png"
+    with Image.open(mask) as image:
+        Image.fromarray(np.asarray(image).clip(0, 1)).save(mask)
+    chosen = TrainConfig(start=str(start), epochs=2, workers=0)
+    for name, config in (("chosen", chosen), ("eight", replace(chosen, batch=8))):
+        run = fit(tmp_path / "data", config, tmp_path / name)
+        assert np.isfinite([run.start_miou, run.miou, run.last_miou]).all()
+    tiny = scenes(tmp_path / "tiny", 3, (24, 30))
+    assert fit(tiny, TrainConfig(start=str(start), epochs=1, workers=0), tmp_path / "run").last.exists()
+
+
+def test_averaged_checkpoints_get_statistics_over_images(data: Path, start: Path, tmp_path: Path) -> None:
+    """Two networks that are the same but for the sign of some channels: their mean is neither."""
+    network, manifest = load_checkpoint(start)
+    for name, factor in (("one", 0.5), ("two", 1.5)):
+        changed = EfficientViT(network.config)
+        changed.load_state_dict(
+            {k: v * factor if k.endswith("running_var") else v for k, v in network.state_dict().items()}
+        )
+        save_checkpoint(changed, manifest, tmp_path / f"{name}.safetensors")
+    command = [sys.executable, "-m", "evitseg", "average", "one.safetensors", "two.safetensors", "--out"]
+    told = {}
+    for name, options in (("plain", []), ("estimated", ["--data", str(data)])):
+        done = subprocess.run(
+            [*command, f"{name}.safetensors", *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        told[name] = done.stdout
+    assert "12 images" in told["estimated"]
+    assert "--data" in told["plain"]
+    states = {name: load_checkpoint(tmp_path / f"{name}.safetensors")[0].state_dict() for name in told}
+    for key, tensor in states["plain"].items():
+        same = torch.equal(tensor, states["estimated"][key])
+        assert same != ("running_" in key or "num_batches" in key) or "num_batches" in key, key
+    assert miou(tmp_path / "estimated.safetensors", data) > miou(start, data) - 0.03

@@ -200,7 +200,8 @@ def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
         np.testing.assert_array_equal(part == IGNORE, expected == IGNORE)
         assert (part != expected).mean() < 1e-3
         counts.append(reads.count)
-    assert counts[0] > counts[1] > counts[2] == 1
+    looks = 16  # parts of the image by which the context knows it
+    assert counts[0] > counts[1] > counts[2] == looks + 1
 
 
 def test_a_region_is_that_part_of_the_mask_in_whatever_precision_runs_here(
@@ -220,7 +221,7 @@ def test_a_context_of_another_model_or_picture_is_refused(
     streamed.context.save(tmp_path / "c.npz")
     with pytest.raises(WeightsError, match="of another model"):
         Context.load(tmp_path / "c.npz", Network(artefact("b0"), "float32"))
-    with pytest.raises(ConfigError, match="not of 100×50"):
+    with pytest.raises(ConfigError, match="another image, of 515×397 pixels, not 100×50"):
         render(ArraySource(street[:50, :100]), network, streamed.context, Window(0, 0, 5, 5))
     with pytest.raises(ConfigError, match="not inside the picture"):
         render(ArraySource(street), network, streamed.context, Window(390, 0, 20, 5))

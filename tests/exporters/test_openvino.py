@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import evitseg
-from evitseg.errors import ExportError
+from evitseg.errors import ExportError, FileError
 from evitseg.exporters.verify import example_pictures, verify
 from evitseg.image import Preprocess
 from evitseg.model.weights import load_checkpoint
@@ -58,3 +58,23 @@ def test_the_command_writes_and_uses_it(b0_checkpoint: Path, tmp_path: Path) -> 
     run("predict", "--example", "--model", "b0.xml", "--out", "out")
     assert (tmp_path / "out/street_mask.png").exists()
     assert "cityscapes" in run("info", "b0.xml").stdout
+
+
+@pytest.mark.parametrize(("to", "ending"), [("openvino", ".xml"), ("onnx", ".onnx")])
+@pytest.mark.parametrize("size", ["64k", "2700k"])  # the second has room for some of the weights
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(size: str, to: str, ending: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        with pytest.raises(FileError, match=rf"^{disk}/m{ending}: cannot be written \(No space left on device\)"):
+            evitseg.export("b0-camvid", to, disk / f"m{ending}")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -105,7 +105,8 @@ def predict(
     memory: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="For one picture, as 1GiB; tiles keep to it. (default: a quarter of what is free)"
+            metavar="SIZE",
+            help="For one picture, as 1GiB; tiles keep to it. (default: a quarter of the free memory)",
         ),
     ] = None,
     scratch: Annotated[

@@ -45,7 +45,7 @@ class Published:
     Attributes:
         config: its network.
         repository, file: where the hub keeps it.
-        sha256: of the file, where it is known.
+        sha256: of the file, where it is known; of the others only names, shapes and numbers are checked.
     """
 
     config: ModelConfig
@@ -477,6 +477,9 @@ def _sha256(file: Any) -> str:
 
 def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
     """The published file of a network, from the cache if it is there, else from the hub.
+
+    A file whose sha256 is known must have it. Of the others nobody has published one: they are taken from the
+    repository's current revision, and loading checks that names, shapes and numbers are those of the network.
 
     Args:
         name: as for `load_official`.

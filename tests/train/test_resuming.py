@@ -116,7 +116,10 @@ def test_a_terminated_run_says_what_is_left_and_lines_tell_the_progress(tmp_path
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in error
     assert re.search(r"interrupted at step \d+ of 1000\. run holds .* --resume continues from there\.", error)
-    assert "chosen for 8 images: size 0, scale 1–2, learning_rate 0.00071, warm_up 0.05, ema 0.99;" in error
+    assert (
+        "chosen for 8 images: size 0, scale 1–2, learning_rate 0.00071, warm_up 0.05, ema 0.99, freeze_norm False;"
+        in error
+    )
     assert re.search(r"^start: mIoU", told, re.MULTILINE)
     assert re.search(r"^epoch 1/500, step 2/1000: loss [\d.]+, .* left$", told, re.MULTILINE)
 

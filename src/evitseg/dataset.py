@@ -554,7 +554,9 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
             progress(1)
     held = [Survey(finding.pair.mask, held) for finding, held in read if held is not None]
     if not held and dataset.labels is None:
-        raise DatasetError(f"no mask can be read: {read[0][0].problem if read else 'there is none.'}")
+        raise DatasetError(
+            f"{dataset.root}: no usable pair to train on ({read[0][0].problem if read else 'there is none'})"
+        )
     # What the numbers mean can depend on all masks; every file is read once all the same.
     labels = settled_labels(held, dataset.labels)
     for finding, _ in read:

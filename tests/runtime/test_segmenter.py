@@ -120,7 +120,7 @@ def test_models_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
         evitseg.load(tmp_path / "notes.txt")
     with pytest.raises(EngineError, match="torch runs checkpoints"):
         evitseg.load("b0-camvid", engine="torch")
-    with pytest.raises(EngineError, match="make an artefact with evitseg export"):
+    with pytest.raises(EngineError, match="export it first"):
         evitseg.load("b0-cityscapes", engine="openvino")
     with pytest.raises(ConfigError, match="size 'large' is unknown"):
         evitseg.load(size="large")  # type: ignore[arg-type]

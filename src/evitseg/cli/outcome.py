@@ -41,6 +41,10 @@ class Outcome:
         """A file that was left out; the summary counts it by its reason."""
         self._skipped.append({"input": str(source), "reason": reason})
 
+    def skipped(self, reason: str) -> int:
+        """How many files were left out for this reason."""
+        return sum(each["reason"] == reason for each in self._skipped)
+
     def image(self, result: dict[str, Any]) -> None:
         self.images_done += 1
         self._partly += any(each["input"] == result["picture"] for each in self._failed)

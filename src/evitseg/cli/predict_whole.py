@@ -10,7 +10,7 @@ import typer
 
 from evitseg.cli.console import note, progress_bar, sentence_of, tell_fractions
 from evitseg.cli.jobs import Job, check_free
-from evitseg.cli.outcome import Outcome
+from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import Mode, Request
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def predict_whole(images: list[Job], videos: list[Job], request: Request, outcom
     is_live = any(isinstance(job.source, str) for job in videos)
     at_once = 1 if is_live else min(request.threads or physical_cores(), MAX_STREAMS)
     if not videos:
-        at_once = min(at_once, max(1, len(images)))
+        # Counted with those that are done already: a resumed run cuts the threads into as many streams as one that was
+        # never stopped, since the number of threads per stream changes the last bits of a logit.
+        at_once = min(at_once, max(1, len(images) + outcome.skipped(DONE)))
     segment = load(
         request.model,
         engine=request.engine,

@@ -75,6 +75,18 @@ def format_of(start: bytes) -> ImageFormat | None:
     return next((row for row in FORMATS if re.match(row.magic, start, re.DOTALL)), None)
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to undo each of EXIF's orientations."""
+
+
 def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
     """How a JPEG, PNG or WebP is turned, 1 (upright) to 8, from EXIF or else XMP; 1 where it does not say.
 

@@ -5,18 +5,17 @@ The only place that reads a picture: training, evaluation, export and the device
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from evitseg.authorship import SOFTWARE
 from evitseg.config import STRIDE
@@ -273,27 +272,6 @@ def picture_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED)
     from evitseg.raster.whole import size_whole
 
     return size_whole(Path(path), str(path), options)
-
-
-@contextlib.contextmanager
-def _open(source: Path) -> Iterator[Image.Image]:
-    """A mask's file, opened; everything Pillow may say about a bad one becomes a PictureError."""
-    from evitseg.raster.whole import opened
-
-    with opened(source, str(source)) as (stream, kind):
-        if kind.name == "BMP":
-            from evitseg.raster.whole import check_bmp
-
-            check_bmp(stream, str(source))
-            stream.seek(0)
-        # No other formats: Pillow hands some of them to outside programs.
-        with Image.open(stream, formats=(kind.name,)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
-                image.filename = ""
-            yield image
 
 
 def _from_array(array: NDArray[Any], options: ReadOptions) -> Picture:

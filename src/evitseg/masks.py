@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, PictureError
 from evitseg.files import replacing
-from evitseg.formats import format_of, orientation_of
+from evitseg.formats import TURNS, format_of, orientation_of
 from evitseg.image import MAX_PIXELS, Mask, png_mark
 from evitseg.labels import LabelSpace
 from evitseg.mask_values import Held, class_indices
@@ -37,15 +37,6 @@ _LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
 _SAVE_AS_PNG = "save masks as PNG, which keeps every number"
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
 _PILLOW_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
                 raise PictureError(f"{name}: holds {image.n_frames} images; a mask file holds one.")  # type: ignore[attr-defined]
             place = stream.tell()
             depth = _depth(name, start, stream, image)
-            turn = _TURNS.get(orientation_of(stream, kind)) if kind is not None else None
+            turn = TURNS.get(orientation_of(stream, kind)) if kind is not None else None
             stream.seek(place)  # Pillow goes on where it stopped
             return _mask_of(name, image if turn is None else image.transpose(turn), depth)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from evitseg.errors import EvitsegError, MissingPackageError, PictureError, UnreadableHereError
-from evitseg.formats import READABLE, ImageFormat, format_of, orientation_of
+from evitseg.formats import READABLE, TURNS, ImageFormat, format_of, orientation_of
 from evitseg.image import AS_STATED, MAX_PIXELS, Picture, ReadOptions, Reduced, TooManyPixelsError
 from evitseg.raster import tiff
 from evitseg.raster.bands import Band, choose_bands
@@ -31,16 +31,6 @@ from evitseg.raster.levels import cells_of, choose_levels, warn_if_dark
 from evitseg.raster.window import rgb
 
 Least = Callable[[tuple[int, int]], tuple[int, int]]
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How to undo each of EXIF's orientations."""
 _RGB = (Band("red"), Band("green"), Band("blue"))
 
 
@@ -308,7 +298,7 @@ def _read(
                 if 2 * height <= size[0] and 2 * width <= size[1]:
                     image.draft(None, (width, height) if orientation < 5 else (height, width))
             stored = _stored(_loaded(image), name)
-            turn = _TURNS.get(orientation)
+            turn = TURNS.get(orientation)
             if turn is not None:
                 stored = replace(stored, values=_turned(stored.values, turn))
             return Reduced(_rendered(replace(stored, has_lost=has_lost), name, options), size)
@@ -347,7 +337,7 @@ def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) ->
             value = image.getexif().get(0x0112, 1)
         except Exception:  # as in `orientation_of`
             value = 1
-        turn = _TURNS.get(value) if type(value) is int and image.format != "TIFF" else None
+        turn = TURNS.get(value) if type(value) is int and image.format != "TIFF" else None
         if turn is not None:
             image = image.transpose(turn)
         return _rendered(_stored(image, name), name, options)

@@ -159,16 +159,6 @@ def check_size(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def check_picture(name: str, size: tuple[int, int], dtype: np.dtype[Any] | str) -> None:
-    """Raises: PictureError for a size or a type of number that cannot be read."""
-    check_size(name, size)
-    if np.dtype(dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise PictureError(
-            f"{name}: {np.dtype(dtype).name} pixels have no agreed range; convert the picture to 8 or 16 bits "
-            "(gdal_translate -ot Byte -scale)."
-        )
-
-
 def check_block(name: str, shape: tuple[int, ...], size_bytes: int) -> None:
     """Raises: PictureError for a piece that would take too much memory to decode."""
     if size_bytes > MAX_BLOCK_BYTES:

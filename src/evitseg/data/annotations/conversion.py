@@ -19,6 +19,7 @@ from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.files import replacing
+from evitseg.formats import ORIENTATION, TURNS
 from evitseg.image import MAX_PIXELS, picture_size
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
 from evitseg.masks import save_mask
@@ -35,13 +36,6 @@ _ORDER = ("train", "val", "test", ALL)
 _MOST_CLASSES = 65_535
 _DARK = (40, 40, 40)
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"}
-_ORIENTATION = 0x0112  # EXIF's tag
-_TURNS = {
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -201,7 +195,9 @@ class _Work:
             raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which cannot be.")
         turn = None
         if size != upright:
-            turn = _TURNS.get(_orientation(file)) if size == upright[::-1] else None
+            orientation = _orientation(file)
+            # Those from 5 on exchange rows and columns.
+            turn = TURNS[orientation] if orientation in range(5, 9) and size == upright[::-1] else None
             if turn is None:
                 raise DatasetError(
                     f"{image.where} ({image.name}): its annotations are for {size[1]}×{size[0]} pixels, but the image "
@@ -274,7 +270,7 @@ def _orientation(file: Path) -> int:
     """EXIF's, of a file that `picture_size` could read."""
     try:
         with Image.open(file) as image:
-            value = image.getexif().get(_ORIENTATION, 1)
+            value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
         return 1
     return value if isinstance(value, int) else 1

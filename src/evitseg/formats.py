@@ -105,16 +105,76 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
 
 
 def png_frames(stream: BinaryIO) -> int:
-    """How many images a PNG holds."""
+    """How many images a PNG holds: its frames, and an image that is no frame."""
     stream.seek(8)
+    count, is_animated = 1, False
     for _ in range(_MOST_BLOCKS):
         head = stream.read(8)
-        if len(head) < 8 or head[4:] == b"IDAT":
+        if len(head) < 8:
             return 1
+        if head[4:] == b"IDAT":
+            return max(1, count) + (count > 1 and not is_animated)
+        length = int.from_bytes(head[:4], "big")
         if head[4:] == b"acTL":
-            return max(1, int.from_bytes(stream.read(4), "big"))
-        stream.seek(int.from_bytes(head[:4], "big") + 4, 1)
+            count, length = int.from_bytes(stream.read(4), "big"), length - 4
+        is_animated |= head[4:] == b"fcTL"
+        stream.seek(length + 4, 1)
     return 1
+
+
+def jpeg_bits(stream: BinaryIO) -> int | None:
+    """Of a sample of a JPEG; None where its header is damaged."""
+    stream.seek(2)
+    for _ in range(_MOST_BLOCKS):
+        marker = stream.read(2)
+        while marker == b"\xff\xff":  # fill bytes
+            marker = b"\xff" + stream.read(1)
+        if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xDA, 0xD9):
+            return None
+        if marker[1] == 0x01 or 0xD0 <= marker[1] <= 0xD8:
+            continue
+        length = int.from_bytes(stream.read(2), "big")
+        if length < 2:
+            return None
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            return next(iter(stream.read(1)), None)
+        stream.seek(length - 2, 1)
+    return None
+
+
+def has_jpeg_end(stream: BinaryIO) -> bool:
+    """Whether a JPEG's mark of its end comes after the header where `jpeg_bits` stops."""
+    before = b""
+    while part := stream.read(2**20):
+        if b"\xff\xd9" in before + part:
+            return True
+        before = part[-1:]
+    return False
+
+
+def jpeg2000_bits(stream: BinaryIO) -> int:
+    """Of the deepest band of a JPEG 2000; 8 where its header is damaged."""
+    stream.seek(0)
+    place = 0
+    if stream.read(4) != b"\xff\x4f\xff\x51":
+        for _ in range(_MOST_BLOCKS):
+            stream.seek(place)
+            head = stream.read(16)
+            length = int.from_bytes(head[:4], "big")
+            begin = 16 if length == 1 else 8
+            if head[4:8] == b"jp2c":
+                place += begin
+                break
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length
+            if len(head) < 8 or length < begin:
+                return 8
+            place += length
+    stream.seek(place)
+    head = stream.read(42)
+    if len(head) < 42 or head[:4] != b"\xff\x4f\xff\x51":
+        return 8
+    bands = stream.read(3 * int.from_bytes(head[40:42], "big"))
+    return max(((depth & 0x7F) + 1 for depth in bands[::3]), default=8)
 
 
 def _from_exif(data: bytes) -> int:

@@ -280,7 +280,7 @@ def _from_array(array: NDArray[Any], options: ReadOptions) -> Picture:
     if array.dtype != np.uint8 or options.value_range is not None:
         if array.dtype != np.uint16 and options.value_range is None:
             raise PictureError(f"an array of {array.dtype} is not a picture; give uint8 (H, W, 3) in RGB order.")
-        array = choose_levels("the array", array.dtype, options, cells_of(array), 16)(array)
+        array = choose_levels("the array", array.dtype, options, cells_of(array))(array)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import rasterio
@@ -621,3 +622,86 @@ def test_pixels_are_the_callers_own_to_change(deep: Array, tmp_path: Path) -> No
             pixels = read_picture(path)
             assert pixels.flags.writeable
             assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("bits", [12, 15, 16])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_jpeg_2000_keeps_its_depth(tmp_path: Path, bits: int, bands: int) -> None:
+    values = np.tile(np.linspace(0, 2**bits - 1, 90).astype(np.uint16), (32, 1))
+    values = np.stack([values, values[:, ::-1], values], -1)[..., :bands].squeeze()
+    path = tmp_path / "deep.jp2"
+    path.write_bytes(imagecodecs.jpeg2k_encode(values, level=0, bitspersample=bits, reversible=True))
+    # Pillow turns white of several bands into black, and shifts a single band up to 16 bits.
+    expected = (values >> (bits - 8)).reshape(32, 90, bands).repeat(3 // bands, 2)
+    np.testing.assert_array_equal(read(path), expected)
+    stretched = np.floor(np.clip(values.reshape(32, 90, bands) / 3000, 0, 1) * 255 + 0.5).repeat(3 // bands, 2)
+    np.testing.assert_array_equal(read(path, ReadOptions(value_range=(0, 3000))), stretched)
+
+
+def test_a_dark_jpeg_2000_of_15_bits_warns_with_its_stored_values(tmp_path: Path) -> None:
+    path = tmp_path / "B04.jp2"
+    path.write_bytes(imagecodecs.jpeg2k_encode(np.full((32, 32), 2550, np.uint16), level=0, bitspersample=15))
+    with pytest.warns(EvitsegWarning, match="its 15-bit values end at 2550 of 32767"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.avif", "a.bmp"])
+def test_a_file_cut_off_in_its_header_is_named_without_objects_in_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.new("RGB", SIZE).save(path)
+    path.write_bytes(path.read_bytes()[:20])
+    refused(path, "truncated or damaged")
+    for reader in (read_picture, windows):
+        with pytest.raises(PictureError) as error:
+            reader(path)
+        assert "<" not in str(error.value)
+
+
+def test_a_jpeg_without_its_last_bytes_is_refused_whole_and_in_windows(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.new("RGB", SIZE).save(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    refused(path, "truncated or damaged")
+
+
+def test_a_jpeg_of_12_bits_is_refused_whole_and_in_windows(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jpg"
+    path.write_bytes(imagecodecs.jpeg8_encode(np.full((*SIZE, 3), 4000, np.uint16), bitspersample=12))
+    refused(path, "JPEG of 12 bits")
+
+
+def test_a_bmp_with_a_long_header_is_read_in_windows(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 6, 4)).astype(np.uint8)
+    masks = struct.pack("<4I", 0xFF, 0xFF00, 0xFF0000, 0xFF000000)
+    head = (
+        struct.pack("<IiiHHIIiiII", 124, 6, 8, 1, 32, 3, pixels.nbytes, 2835, 2835, 0, 0) + masks + b"BGRs" + bytes(64)
+    )
+    path = tmp_path / "long.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 138 + pixels.nbytes, 0, 0, 138) + head + pixels[::-1].tobytes())
+    np.testing.assert_array_equal(read(path), pixels[..., :3])
+
+
+def test_a_palette_with_transparent_colours_is_read_without_a_word(tmp_path: Path) -> None:
+    indices = np.random.default_rng(5).integers(0, 4, SIZE).astype(np.uint8)
+    palette = np.array([[9, 8, 7], [200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    path = tmp_path / "clear.png"
+    image.save(path, transparency=bytes([0, 128, 255, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read(path), palette[indices])
+
+
+def test_an_image_that_is_no_frame_of_an_animated_png_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", SIZE, (value, 0, 0)) for value in (10, 20, 30)]
+    path = tmp_path / "animated.png"
+    Image.new("RGB", SIZE, (99, 0, 0)).save(path, save_all=True, append_images=frames, default_image=True)
+    for reader in (read_picture, windows):
+        with pytest.warns(EvitsegWarning, match="the first of 4 frames"):
+            assert reader(path)[0, 0, 0] == 99
+
+
+def test_a_dark_array_of_16_bits_warns() -> None:
+    with pytest.warns(EvitsegWarning, match="end at 4095 of 65535"):
+        read_picture(np.full((4, 4, 3), 4095, np.uint16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def open_source(
     file = Path(os.path.abspath(path))
     name = name or str(path)
     kind = kind_of(file, name)
+    source: Source
     if kind == "zarr":
         from evitseg.raster.zarrs import open_zarr
 
@@ -75,8 +76,8 @@ def open_source(
         yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
     else:
         from evitseg.formats import orientation_of, png_frames
-        from evitseg.raster.gdal import open_gdal
-        from evitseg.raster.whole import check_bmp
+        from evitseg.raster.gdal import NotOpenedError, open_gdal
+        from evitseg.raster.whole import check_bmp, check_jpeg, read_whole
 
         with open(file, "rb") as stream:
             row = format_of(stream.read(64))
@@ -84,20 +85,24 @@ def open_source(
             frames = 1
             if row is not None and row.name == "BMP":
                 check_bmp(stream, name)
+            elif row is not None and row.name == "JPEG":
+                check_jpeg(stream, name, to_its_end=True)
             elif row is not None and row.name == "PNG":
                 frames = png_frames(stream)
         if options.page is not None and options.page > 1:
             if frames == 1:
                 raise PictureError(f"{name}: there is no page {options.page} (--page); it has 1.")
-            from evitseg.raster.whole import read_whole
-
             yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
             return
         if frames > 1 and options.page is None:
             from evitseg.raster.tiff import warn_first
 
             warn_first(name, str(frames), "frames")
-        with open_gdal(file, name, kind, scratch, options, None, orientation) as source:
+        with ExitStack() as stack:
+            try:
+                source = stack.enter_context(open_gdal(file, name, kind, scratch, options, None, orientation))
+            except NotOpenedError:  # BMPs with five parts of a header, and what is damaged
+                source = WholeSource(read_whole(file, name, options).pixels, identity_of(file))
             yield source
 
 

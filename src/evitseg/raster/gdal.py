@@ -94,6 +94,10 @@ def environment() -> Any:
     return import_rasterio().Env(**_OPTIONS)
 
 
+class NotOpenedError(PictureError):
+    """A file that GDAL does not open."""
+
+
 class _Handles:
     """Opened datasets: a dataset may be used by one thread at a time."""
 
@@ -412,7 +416,7 @@ def open_gdal(
         try:
             source = GdalSource(name, handles, driver, identity_of(path), options, page)
         except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
-            raise PictureError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
+            raise NotOpenedError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
         except UnicodeError as error:
             raise PictureError(f"{name}: its name is not UTF-8, which GDAL needs; rename the file.") from error
         result: GdalSource | Decoded = source

@@ -125,13 +125,13 @@ def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> 
         )
 
 
-def warn_if_dark(name: str, largest: int) -> None:
-    """Of 16-bit values without a stated range."""
-    if largest < 2**15:
-        how = "nearly black" if largest < 2**13 else "dark"
+def warn_if_dark(name: str, largest: int, bits: int = 16) -> None:
+    """Of values of so many bits, where no range is stated."""
+    if largest < 2 ** (bits - 1):
+        how = "nearly black" if largest < 2 ** (bits - 3) else "dark"
         warnings.warn(
-            f"{name}: its 16-bit values end at {largest} of 65535 and the file states no range, so it is read {how}; "
-            "--range LOW,HIGH, --range auto or --range percentile stretches it.",
+            f"{name}: its {bits}-bit values end at {largest} of {2**bits - 1} and the file states no range, so it is "
+            f"read {how}; --range LOW,HIGH, --range auto or --range percentile stretches it.",
             EvitsegWarning,
             stacklevel=3,
         )

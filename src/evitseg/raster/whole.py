@@ -20,10 +20,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from evitseg.errors import EvitsegError, MissingPackageError, PictureError, UnreadableHereError
-from evitseg.formats import READABLE, TURNS, ImageFormat, format_of, orientation_of
+from evitseg.formats import (
+    READABLE,
+    TURNS,
+    ImageFormat,
+    format_of,
+    has_jpeg_end,
+    jpeg2000_bits,
+    jpeg_bits,
+    orientation_of,
+)
 from evitseg.image import AS_STATED, MAX_PIXELS, Picture, ReadOptions, Reduced, TooManyPixelsError
 from evitseg.raster import tiff
 from evitseg.raster.bands import Band, choose_bands
@@ -155,8 +164,16 @@ def decoding(name: str) -> Iterator[None]:
         raise _too_many(name) from error
     except Warning:
         raise  # where warnings are errors
+    except UnidentifiedImageError as error:  # its text is the repr of an open file
+        raise PictureError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise PictureError(f"{name[:200]}: truncated or damaged ({error or type(error).__name__}).") from error
+        raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
+
+
+def _words_of(error: Exception) -> str:
+    """What a library says, in one line; its type where that tells of an object in memory."""
+    text = " ".join(str(error).split())
+    return type(error).__name__ if not text or re.search(r"<[\w.]+ [^<>]*>", text) else text
 
 
 @contextlib.contextmanager
@@ -207,6 +224,8 @@ def _pillow(stream: BinaryIO, kind: ImageFormat, name: str) -> Iterator[Image.Im
     _check_plugin(kind, name)
     if kind.name == "BMP":
         check_bmp(stream, name)
+    elif kind.name == "JPEG":
+        check_jpeg(stream, name)
     stream.seek(0)
     # No other format: Pillow hands some of them to outside programs.
     with Image.open(stream, formats=(kind.name,)) as image:
@@ -258,6 +277,21 @@ def check_bmp(stream: BinaryIO, name: str) -> None:
         )
 
 
+def check_jpeg(stream: BinaryIO, name: str, to_its_end: bool = False) -> None:
+    """A JPEG must have 8 bits, because Pillow reads no others.
+
+    Args:
+        to_its_end: whether it must also have its end, which GDAL does not miss.
+
+    Raises: PictureError.
+    """
+    bits = jpeg_bits(stream)
+    if bits not in (None, 8):
+        raise PictureError(f"{name}: a JPEG of {bits} bits is not read; convert it to PNG or TIFF first.")
+    if to_its_end and bits is not None and not has_jpeg_end(stream):
+        raise PictureError(f"{name}: truncated or damaged (its last bytes are missing).")
+
+
 def _orientation(stream: BinaryIO, kind: ImageFormat, image: Image.Image) -> int:
     if kind.name in ("JPEG", "PNG", "WEBP"):
         place = stream.tell()
@@ -297,7 +331,8 @@ def _read(
                 height, width = least(size)
                 if 2 * height <= size[0] and 2 * width <= size[1]:
                     image.draft(None, (width, height) if orientation < 5 else (height, width))
-            stored = _stored(_loaded(image), name)
+            is_jpeg2000 = kind.name == "JPEG2000"
+            stored = _jpeg2000(stream, image, name, options) if is_jpeg2000 else _stored(_loaded(image), name)
             turn = TURNS.get(orientation)
             if turn is not None:
                 stored = replace(stored, values=_turned(stored.values, turn))
@@ -364,8 +399,42 @@ def _stored(image: Image.Image, name: str) -> _Stored:
     if mode == "F":
         return _Stored(np.asarray(image)[..., None], (Band("grey"),))
     if mode in ("P", "PA"):
+        if "transparency" in image.info:  # of which Pillow would warn
+            image = image.copy()
+            del image.info["transparency"]
         return _Stored(np.asarray(image.convert("RGB")), (Band("palette"),))
     return _Stored(np.asarray(image.convert("RGB")), _RGB)
+
+
+def _jpeg2000(stream: BinaryIO, image: Image.Image, name: str, options: ReadOptions) -> _Stored:
+    """What a JPEG 2000 holds: more than 8 bits are decoded right by Pillow for a single band only."""
+    bits = jpeg2000_bits(stream)
+    if bits <= 8:
+        return _stored(_loaded(image), name)
+    if image.mode.startswith("I;16"):
+        stored = _stored(_loaded(image), name)
+        values = stored.values >> (16 - bits)  # which Pillow shifts to the left
+        stored = replace(stored, values=values, bits=bits)
+    else:
+        try:
+            import imagecodecs
+        except ImportError as error:
+            what = f"{name}: reading a JPEG 2000 of {bits} bits in several bands"
+            raise UnreadableHereError(what, "slides") from error
+        image.load()  # which tells of a file that is cut off
+        stream.seek(0)
+        values = imagecodecs.jpeg2k_decode(stream.read())
+        count = 1 if values.ndim == 2 else values.shape[2]
+        bands = (Band("grey"), Band("alpha")) if count < 3 else (*_RGB, Band("alpha"))
+        if values.dtype != np.uint16 or count > 4:
+            raise PictureError(
+                f"{name}: a JPEG 2000 with {count} bands of {values.dtype} is not read; convert it to TIFF first."
+            )
+        stored = _Stored(values.reshape(*values.shape[:2], count), bands[:count], bits=bits)
+    if options.value_range is None:  # satellites' reflectances come as 15 bits, of which they use few
+        colors = 3 if len(stored.bands) >= 3 else 1
+        warn_if_dark(name, int(stored.values[..., :colors].max()), bits)
+    return stored
 
 
 def _turned(values: NDArray[Any], turn: Image.Transpose) -> NDArray[Any]:

@@ -79,15 +79,18 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_one, jobs))
-        made = Path(folder, out.name)
-        link = [*compiler, *extra, "-shared", "-s", "-o", str(made), *objects, "-lpthread"]
-        subprocess.run(link, check=True, capture_output=True, text=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, out)
+        made = out.with_name(f".{os.getpid()}.{out.name}")  # moved at the end: a process may have the old one open
+        link = [*compiler, *extra, "-shared", "-s", "-o", str(made), *objects, "-lpthread"]
+        try:
+            subprocess.run(link, check=True, capture_output=True, text=True)
+            made.replace(out)
+        finally:
+            made.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     chosen = sys.argv[2:] or find_compiler()
     if not chosen:

@@ -62,7 +62,6 @@ struct Layout {
 
 size_t value_bytes(const Program &p, int v, int height, int width) {
     const Value &value = p.values[v];
-    if (value.stride == 0) return 0;
     return rounded(size_t(blocks_of(value.channels)) * kBlock * (height / value.stride) * (width / value.stride) * sizeof(float));
 }
 
@@ -305,7 +304,7 @@ int evs_runner_profile(evs_runner *r, int wanted) {
     free(r->times);
     r->times = nullptr;
     if (!wanted) return EVS_OK;
-    r->times = static_cast<int64_t *>(calloc(size_t(r->pool->threads()) * r->model->program.num_ops, sizeof(int64_t)));
+    r->times = static_cast<int64_t *>(calloc(size_t(r->threads) * r->model->program.num_ops, sizeof(int64_t)));
     return r->times != nullptr ? EVS_OK : EVS_NO_MEMORY;
 }
 

@@ -39,7 +39,8 @@ struct Weights {
 
 bool op_ok(const Op &op, const Program &p, const Weights &w) {
     if (op.act < Act::none || op.act > Act::gelu) return false;
-    if (op.stride != 1 && op.stride != 2) return false;
+    const bool strides = op.kind == Kind::conv3 || op.kind == Kind::inverted || op.kind == Kind::fused;
+    if (op.stride != 1 && !(strides && op.stride == 2)) return false;
     auto value_ok = [&](int32_t v, int channels) {
         return v >= 0 && v < p.num_values && p.values[v].channels == channels;
     };
@@ -51,7 +52,7 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
         case Kind::store: return channels_ok(op.out) && op.in == op.out && value_ok(op.value, op.out);
         case Kind::conv3: return channels_ok(op.in) && channels_ok(op.out) && w.dense(op.w1, op.b1, op.in, op.out, 9);
         case Kind::pointwise:
-            return op.stride == 1 && channels_ok(op.in) && channels_ok(op.out) && w.dense(op.w1, op.b1, op.in, op.out, 1);
+            return channels_ok(op.in) && channels_ok(op.out) && w.dense(op.w1, op.b1, op.in, op.out, 1);
         case Kind::inverted:
             return channels_ok(op.in) && channels_ok(op.mid) && channels_ok(op.out) && (!op.residual || same) &&
                    (op.expands ? w.dense(op.w1, op.b1, op.in, op.mid, 1) : op.in == op.mid) &&
@@ -107,6 +108,7 @@ bool segment_ok(const Segment &s, const Program &p) {
         if (op.in != channels) return false;
         if (p.ops[s.first].kind == Kind::image && i == 1 && op.kind != Kind::conv3) return false;
         stride *= op.stride;
+        if (stride > 32) return false;
         channels = op.kind == Kind::sums ? 0 : op.out;
         if ((op.kind == Kind::tee || op.kind == Kind::store) && p.values[op.value].stride != stride) return false;
         if (op.kind == Kind::sums && p.values[op.value2].stride != stride) return false;
@@ -114,7 +116,7 @@ bool segment_ok(const Segment &s, const Program &p) {
             (p.values[op.value].stride != 4 * stride || p.values[op.value2].stride != 2 * stride))
             return false;
     }
-    return stride == s.stride && stride <= 32;
+    return stride == s.stride;
 }
 
 // Whether every value is stored by an earlier segment than those that read it, and stored once.
@@ -191,7 +193,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
               p.values[h.logits].stride == 8;
     for (int i = 0; ok && i < p.num_values; i++) {
         const Value &v = p.values[i];
-        ok = channels_ok(v.channels) && (v.stride == 0 || v.stride == 8 || v.stride == 16 || v.stride == 32 || v.stride == 4);
+        ok = channels_ok(v.channels) && (v.stride == 4 || v.stride == 8 || v.stride == 16 || v.stride == 32);
     }
     for (int i = 0; ok && i < p.num_ops; i++) ok = op_ok(p.ops[i], p, weights);
     for (int i = 0; ok && i < p.num_segments; i++) ok = segment_ok(p.segments[i], p);

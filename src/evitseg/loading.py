@@ -44,8 +44,7 @@ def load(
         size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
             the rule in the model's manifest.
         streams: pictures that may be under way at the same time when several threads ask, where the engine can do that
-            (OpenVINO); together they are done sooner, each alone takes longer.
-
+            (OpenVINO, native); together they are done sooner, each alone takes longer.
         reading: how image files are read; None for what the model's manifest says.
 
     Raises: ConfigError, WeightsError, EngineError, MissingPackageError.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -25,9 +26,9 @@ from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import Deployed, EfficientViT
 from evitseg.model.weights import save_checkpoint
 from evitseg.runtime.engines import open_engine
-from evitseg.runtime.native import Core, instruction_sets
+from evitseg.runtime.native import Core, instruction_sets, library
 from evitseg.runtime.openvino_graph import Weights
-from evitseg.runtime.program import compile_program
+from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
 
 CORE = Path(__file__).parents[2] / "core"
 FUSED = [name for name in instruction_sets() if name != "sse4"]  # those with fused multiply-add
@@ -153,6 +154,64 @@ def test_a_checkpoint_runs_as_it_is(variant: str, tmp_path: Path) -> None:
     save_checkpoint(made, manifest, tmp_path / "nan.safetensors")
     with pytest.raises(WeightsError, match="not finite"):
         load(tmp_path / "nan.safetensors", engine="native")
+    bad["head.outputs.classify.conv.weight"][0, 0] = 0
+    next(values for name, values in bad.items() if name.endswith("running_var"))[0] = -1
+    save_checkpoint(made, manifest, tmp_path / "negative.safetensors")
+    with pytest.raises(WeightsError, match="negative variances"):
+        load(tmp_path / "negative.safetensors", engine="native")
+
+
+def small_program(values: list[tuple[int, int]], *segments: tuple[list[tuple[int, int]], int]) -> bytes:
+    """Of 16 channels everywhere and weights that are 0; the logits are the last value.
+
+    Args:
+        values: channels and stride of each.
+        segments: what follows the image, as (kind, stride), and the segment's stride; each stores the next value.
+    """
+    size = 256  # bytes of an operation
+    rows, places = [], []
+    for number, (steps, stride) in enumerate(segments):
+        places.append([len(rows), 1 + len(steps), stride])
+        rows.append([IMAGE, 0, 0, 0, 3, 1, 0, 0])
+        rows += [[kind, 0, 3 if i == 0 else 16, 0, 16, step, 0, number] for i, (kind, step) in enumerate(steps)]
+    ops = np.zeros((len(rows), size // 4), "<i4")
+    ops[:, :8] = rows
+    weights = 16 * 16 * 9
+    counts = np.array([size, len(ops), len(values), len(places), 16, len(values) - 1], "<i4")
+    start = b"EVITSEG1" + counts.tobytes() + np.array([weights], "<i8").tobytes() + ops.tobytes()
+    start += np.array(values, "<i4").tobytes() + np.array(places, "<i4").tobytes()
+    return start + bytes(-len(start) % 64) + bytes(4 * weights)
+
+
+HALVE, PUT = (CONV3, 2), (STORE, 1)
+
+
+def test_a_small_program_gives_the_bias() -> None:
+    logits = Core(small_program([(16, 8)], ([HALVE, HALVE, HALVE, PUT], 8)))(image(64, 32))
+    assert logits.shape == (16, 8, 4)
+    assert not logits.any()
+
+
+def test_an_operation_that_only_passes_rows_on_cannot_halve_them() -> None:
+    """It would get rows of twice the length that it has room for."""
+    with pytest.raises(EngineError, match="damaged"):
+        Core(small_program([(16, 8)], ([HALVE, HALVE, (STORE, 2)], 8)))
+
+
+def test_a_program_that_halves_the_size_until_nothing_is_left_is_refused() -> None:
+    """32 halvings overflow 32 bits: the stride is 0, by which the engine would divide."""
+    to_nothing, logits = ([*[HALVE] * 32, PUT], 0), ([HALVE, HALVE, HALVE, PUT], 8)
+    with pytest.raises(EngineError, match="damaged"):
+        Core(small_program([(16, 0), (16, 8)], to_nothing, logits))
+
+
+def test_a_missing_library_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EngineError, match="install evitseg again"):
+        library(tmp_path / "libevitseg.so")
+    with pytest.raises(EngineError, match="install evitseg again"):
+        Core(b"", path=tmp_path / "libevitseg.so")
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("size", [(0, 32), (32, 33), (16, 64)])

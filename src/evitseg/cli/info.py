@@ -40,11 +40,13 @@ def _about_package() -> dict[str, Any]:
     from evitseg import __version__
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
     from evitseg.config import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
+    from evitseg.runtime.native import LIBRARY
 
     modules = {"litert": "ai_edge_litert"}
+    installed = {name.value: find_spec(modules.get(name.value, name.value)) is not None for name in EngineName}
     return {
         "version": __version__,
-        "engines": {name.value: find_spec(modules.get(name.value, name.value)) is not None for name in EngineName},
+        "engines": installed | {"native": LIBRARY.is_file()},
         "bundled models": {name: "the default" * (name == DEFAULT_MODEL) for name in bundled_models()},
         "published models": {name: _cost(cost(config)) for name, config in PUBLISHED_SEGMENTATION.items()},
         "variants": {name: _cost(cost(model_config(name, 19))) for name in BACKBONES},

@@ -45,6 +45,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weight
                 values = np.asarray(file.get_tensor(name), np.float64)
                 if not np.isfinite(values).all():
                     raise WeightsError(f"{path}: {name} holds numbers that are not finite; the training diverged.")
+                if name.endswith("running_var") and (values < 0).any():
+                    raise WeightsError(f"{path}: {name} holds negative variances; the file is damaged.")
                 return values
 
             eps = manifest.model.backbone.norm_eps

@@ -6,13 +6,13 @@ import ctypes
 import os
 import sys
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evitseg import __version__
 from evitseg.config import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision, processor_name
 from evitseg.errors import EngineError
@@ -33,8 +33,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
     """The core's functions, with their types. Raises: EngineError where it was not compiled or does not load."""
     if not path.is_file():
         raise EngineError(
-            "the native engine is missing from this installation, because no C++ compiler was found when evitseg was "
-            "installed; install one (Debian: apt install g++) and install evitseg again."
+            f"{path}: the native engine's library is missing; install evitseg again (pip install .), which compiles it."
         )
     try:
         core = ctypes.CDLL(str(path))
@@ -80,8 +79,9 @@ class Core:
     def __init__(
         self, program: bytes, threads: int = 1, streams: int = 1, isa: str | None = None, path: Path = LIBRARY
     ) -> None:
-        self._core, self._model = library(path), ctypes.c_void_p()
         self._runners: list[ctypes.c_void_p] = []
+        self._model = ctypes.c_void_p()
+        self._core = library(path)
         known = instruction_sets(path)
         if isa is not None and isa not in known:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor runs {', '.join(known)}.")
@@ -102,7 +102,11 @@ class Core:
 
     def memory(self, height: int, width: int) -> int:
         """Bytes that a run at this size needs beside the weights, the image and the logits."""
-        return int(self._core.evs_runner_memory(self._runners[0], height, width))
+        runner = self._free.get()
+        try:
+            return int(self._core.evs_runner_memory(runner, height, width))
+        finally:
+            self._free.put(runner)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; h and w multiples of 32. Raises: EngineError."""
@@ -119,9 +123,10 @@ class Core:
         return logits
 
     def __del__(self) -> None:
-        for runner in self._runners:
-            self._core.evs_runner_free(runner)
-        self._core.evs_model_free(self._model)
+        if self._model:  # else nothing was loaded
+            for runner in self._runners:
+                self._core.evs_runner_free(runner)
+            self._core.evs_model_free(self._model)
 
 
 class NativeEngine:
@@ -130,7 +135,7 @@ class NativeEngine:
     Its logits are the same bits on every processor with fused multiply-add, for any number of threads.
 
     Args:
-        threads: at most, for all streams together; None for every physical core.
+        threads: for all streams together, of which each has one at least; None for every physical core.
         streams: images that run at the same time, each with its part of the threads.
     """
 
@@ -150,7 +155,7 @@ class NativeEngine:
         self._core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
         self.info = EngineInfo(
             engine=f"evitseg core ({self._core.isa})",
-            version=metadata.version("evitseg"),
+            version=__version__,
             precision="float32",
             threads=threads,
             device=processor_name(),

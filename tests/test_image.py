@@ -377,3 +377,10 @@ def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 4, 3, 1), (0, 4), (4, 4, 2)])
+def test_an_array_of_another_shape_is_refused_whatever_its_numbers(shape: tuple[int, ...]) -> None:
+    for dtype in (np.uint8, np.uint16):
+        with pytest.raises(PictureError, match="is not a picture"):
+            read_picture(np.zeros(shape, dtype))

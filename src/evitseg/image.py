@@ -277,16 +277,16 @@ def picture_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED)
 def _from_array(array: NDArray[Any], options: ReadOptions) -> Picture:
     from evitseg.raster.levels import cells_of, choose_levels
 
+    if (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3)) or 0 in array.shape:
+        raise PictureError(f"an array of shape {array.shape} is not a picture; give (H, W, 3) in RGB order.")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise PictureError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
     if array.dtype != np.uint8 or options.value_range is not None:
         if array.dtype != np.uint16 and options.value_range is None:
             raise PictureError(f"an array of {array.dtype} is not a picture; give uint8 (H, W, 3) in RGB order.")
         array = choose_levels("the array", array.dtype, options, cells_of(array))(array)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise PictureError(f"an array of shape {array.shape} is not a picture; give (H, W, 3) in RGB order.")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise PictureError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
     return cast(Picture, array)
 
 

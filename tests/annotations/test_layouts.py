@@ -267,3 +267,9 @@ def test_folders_of_masks_are_converted_too(
     again = find_dataset(tmp_path / "converted").labels
     assert again is not None
     assert again.classes[2].color == (176, 112, 32)
+
+
+def test_a_table_of_classes_with_a_cell_of_megabytes_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, " + "a" * 2**18)
+    with pytest.raises(DatasetError, match=r"_classes\.csv: not a table"):
+        find_dataset(tmp_path)

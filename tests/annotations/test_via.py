@@ -95,3 +95,15 @@ def test_it_must_be_clear_which_attribute_is_the_class(photo: Callable[..., Path
     run = CliRunner().invoke(app, ["convert", str(source), "--out", str(tmp_path / "out")])
     assert run.exit_code == 1
     assert "several attributes (colour, make)" in run.output.replace("\n", " ")
+
+
+def test_an_angle_longer_than_any_float_damages_its_own_region_alone(
+    convert: Callable[..., Any], photo: Callable[..., Path], tmp_path: Path
+) -> None:
+    photo(tmp_path / "d/a.png")
+    shapes = [region("ellipse", cx=45, cy=20, rx=12, ry=6, theta=10**400), GOOD]
+    done = convert(write(tmp_path / "d/x.json", {"a.png": shapes}))
+    assert done.status == 1
+    assert "region 0" in done.output
+    assert "not finite" in done.output
+    assert (done.masks["a.png"] == 1).sum() == 225

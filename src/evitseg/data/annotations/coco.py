@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -161,9 +161,12 @@ def images_of(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tup
                 "means cannot be known, so that all of them are left out."
             )
             kept.pop(key, None)
-    names_of = Counter(name for _, name, _ in kept.values())
-    for name in [name for name, count in names_of.items() if count > 1]:
-        same = [key for key, other, _ in kept.values() if other == name]
+    by_name: dict[str, list[Id]] = defaultdict(list)
+    for key, name, _ in kept.values():
+        by_name[name].append(key)
+    for name, same in by_name.items():
+        if len(same) < 2:
+            continue
         found.problems.append(
             f"{found.source}: images {', '.join(map(str, same))} are all {name}; each has only a part of its objects, "
             "so that it is left out."

@@ -329,13 +329,15 @@ def _mask_names(names: Sequence[str]) -> list[str]:
     stems = [_stem(name) for name in names]
     often = Counter(stem.casefold() for stem in stems)
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # that a name's last mask got
     result = []
     for name, stem in zip(names, stems, strict=True):
         base = stem if often[stem.casefold()] == 1 else name
-        candidate, number = base, 1
+        candidate, number = base, numbers.get(base, 1)
         while f"{candidate}.png".casefold() in taken:
             number += 1
             candidate = f"{base}_{number}"
+        numbers[base] = number
         taken.add(f"{candidate}.png".casefold())
         result.append(f"{candidate}.png")
     return result

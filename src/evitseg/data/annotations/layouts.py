@@ -182,7 +182,7 @@ def _image_sets(folder: Path) -> dict[str, list[str]]:
         found.pop("trainval", None)
     sets: dict[str, list[str]] = {}
     for stem, names in found.items():
-        # Some lists have a number behind the name, or a mark.
+        # Names with blanks are quoted.
         split = split_of(stem) if stem != "trainval" else ALL
         sets.setdefault(split, []).extend(dict.fromkeys(name.strip('"') for name in names))
     return {split: names for split, names in sets.items() if names}
@@ -282,7 +282,11 @@ def _roboflow(root: Path) -> Dataset | None:
 
 def _roboflow_classes(path: Path) -> dict[int, str]:
     rows: dict[int, str] = {}
-    for number, row in enumerate(csv.reader(text_lines(path)), start=1):
+    try:
+        table = list(csv.reader(text_lines(path)))
+    except csv.Error as error:
+        raise DatasetError(f"{path}: not a table of pixel values and classes ({error}).") from error
+    for number, row in enumerate(table, start=1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 1 and not cells[0].isdecimal()):
             continue  # the header

@@ -151,4 +151,5 @@ def _measured(kind: str, shape: dict[str, Any], size: tuple[int, int]) -> Runs:
     theta = shape.get("theta", 0)
     if isinstance(theta, bool) or not isinstance(theta, (int, float)):
         raise ShapeError(f"has the angle {short(theta)}, which is no number")
+    regions.coordinates([theta, 0], size)  # also a whole number of any length
     return regions.ellipse(a, b, c, d, math.degrees(theta), size)

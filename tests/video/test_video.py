@@ -25,11 +25,11 @@ from PIL import Image
 import evitseg
 from evitseg import video
 from evitseg.authorship import is_ours
-from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError
+from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError, WeightsError
 from evitseg.image import tinted
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.video import is_result, is_stream, is_video, segment_video, stream_name, write_video, writers
-from evitseg.video.frames import plane_of, yuv_colors
+from evitseg.video.frames import frame_mask, plane_of, yuv_colors
 from evitseg.video.reader import VideoReader
 
 
@@ -166,6 +166,14 @@ def test_audio_is_kept_packet_by_packet(
     else:
         assert [data for _, data in after] == [data for _, data in before]
         assert [float(at) for at, _ in after] == pytest.approx([float(at) for at, _ in before], abs=0.001)
+
+
+def test_audio_from_before_the_first_frame_does_not_move_frames_in_matroska(segment: Segmenter, tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(10), audio="aac")
+    assert packets(clip)[0][0] < 0  # what AAC's encoder puts before the sound
+    overlay = write_video(clip, tmp_path / "x", segment, file=tmp_path / "named.mkv").written["overlay"]
+    assert float(seconds(decoded(overlay))[0]) == 0
+    assert float(packets(overlay)[0][0]) == pytest.approx(0, abs=0.001)
 
 
 def test_a_stream_that_begins_late_begins_at_zero_with_its_audio(segment: Segmenter, tmp_path: Path) -> None:
@@ -939,3 +947,13 @@ def test_one_option_puts_legends_on_videos_and_takes_them_off_images(tmp_path: P
     assert heights["without"] == 240 < heights["default"] == heights["with"]
     np.testing.assert_array_equal(pixels["default"], pixels["without"])
     assert np.abs(pixels["with"] - pixels["default"]).max() > 100
+
+
+def test_scores_that_are_not_finite_are_an_error_in_a_video_too(segment: Segmenter) -> None:
+    def broken(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full_like(segment.engine(images), np.nan)
+
+    broken.manifest, broken.info = segment.manifest, segment.info  # type: ignore[attr-defined]
+    frame = av.VideoFrame.from_ndarray(street(1)[0], format="rgb24")
+    with pytest.raises(WeightsError, match="not finite"):
+        frame_mask(frame, Segmenter(broken))  # type: ignore[arg-type]

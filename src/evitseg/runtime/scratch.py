@@ -196,7 +196,7 @@ class Scratch:
             if path.stat().st_size > _MAX_STATE_BYTES:
                 return None
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evitseg.image import OPACITY, Mask, Picture
 from evitseg.labels import LabelSpace
-from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.segmenter import Segmenter, finite
 from evitseg.runtime.upsample import argmax_upsampled
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def rgb(image: av.VideoFrame, height: int, width: int) -> Picture:
 
 
 def frame_mask(image: av.VideoFrame, segment: Segmenter) -> Mask:
-    """As `Segmenter.mask`, but for the resampling, which is FFmpeg's."""
+    """As `Segmenter.mask`, but for the resampling, which is FFmpeg's. Raises: WeightsError."""
     size = (image.height, image.width)
     network_input = rgb(image, *segment.manifest.preprocess.fit(size, segment.size))
-    return argmax_upsampled(segment.engine(network_input[None])[0], size)
+    logits = finite(segment.engine(network_input[None])[0], segment.manifest, segment.info)
+    return argmax_upsampled(logits, size)
 
 
 TRANSPOSED, _ROWS_BACK, _COLUMNS_BACK = 4, 2, 1

@@ -64,7 +64,7 @@ class VideoReader:
     Attributes:
         name: as it may be told.
         live: frames that nobody took in time are dropped.
-        turn: what makes its frames upright, an index of `_TURNS`.
+        turn: what makes its frames upright; see `turn_of`.
         size: (height, width), upright.
         audio: packets read and not yet written, which the overlay takes.
         damage: set at the end, where not everything could be read.

@@ -122,7 +122,7 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path
                 packet = video.audio.popleft()
                 track = tracks[packet.stream.index]
                 # Matroska knows no time before 0, and would move the frames.
-                if video.place(packet) and ((packet.pts or 0) >= 0 or ending != ".mkv"):
+                if video.place(packet) and ((packet.pts or 0) >= 0 or path.suffix.lower() != ".mkv"):
                     packet.stream = track
                     container.mux(packet)
 

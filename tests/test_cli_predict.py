@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from evitseg.authorship import is_ours
 from evitseg.cli import app, inputs, signals
+from evitseg.cli.jobs import name_outputs
 from evitseg.cli.outcome import Outcome
 from evitseg.cli.request import HONOURED, Mode, method_of
 
@@ -498,3 +500,24 @@ def test_debug_shows_the_traceback(here: Path) -> None:
     assert re.search(r"Traceback .*no such file", run.output, re.DOTALL)
     run = CliRunner().invoke(app, ["predict", "absent.png"])
     assert "Traceback" not in run.output
+
+
+def test_thousands_of_files_of_one_name_get_names_in_a_moment() -> None:
+    found: list[tuple[Path | str, Path]] = [(Path(f"{i}/a.jpg"), Path("a.jpg")) for i in range(20_000)]
+    started = time.perf_counter()
+    stems = [stem.name for _, stem in name_outputs(found, Path("o"))]
+    assert stems[:3] == ["a_jpg", "a_jpg_2", "a_jpg_3"]
+    assert len(set(stems)) == 20_000
+    assert time.perf_counter() - started < 5  # trying every number for every file takes minutes
+
+
+def test_what_is_told_of_a_folder_counts_an_image_that_was_done_in_part_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outcome = Outcome(as_json=False)
+    outcome.fail("a.tif", "a.tif: one tile is damaged.")
+    for name in ("a.tif", "b.tif"):
+        outcome.image({"picture": name})
+    with pytest.raises(typer.Exit):
+        outcome.finish()
+    assert "1 of the inputs failed; pictures done: 2." in capsys.readouterr().err

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from evitseg.cli.app import plain_errors
 from evitseg.cli.options import AsJson, Engine, Precision, PrecisionName, Threads, parse_export_size
-
-if TYPE_CHECKING:
-    pass
 
 
 @plain_errors

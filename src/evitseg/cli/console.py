@@ -88,7 +88,7 @@ def progress_lines(what: str, unit: str, console: Any) -> Callable[[int, int | N
     def tell(done: int, total: int | None) -> None:
         nonlocal due
         now = time.monotonic()
-        if console.is_terminal or now < due:
+        if console.is_terminal or now < due or not done:
             return
         took = now - began
         due = now + min(_LARGEST_PAUSE_S, max(_FIRST_LINE_S, took / 2))

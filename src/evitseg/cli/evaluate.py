@@ -65,6 +65,12 @@ def evaluate(
     """Measure a model, or masks that were predicted before, on pictures with masks."""
     if masks is not None and (model is not None or tta):
         raise typer.BadParameter("predicted masks need neither a model nor --tta", param_hint="--masks")
+    if masks is not None:
+        runs = {"--size": size, "--engine": engine, "--threads": threads}
+        runs |= {"--precision": None if precision is PrecisionName.auto else precision}
+        for option, value in runs.items():
+            if value is not None:
+                raise typer.BadParameter("is for a model, not for predicted masks; leave it out", param_hint=option)
     working_size = parse_size(size) if size is not None else None
     reading = read_options(bands, value_range, page)
     if masks is not None and reading is not None and report is None:

@@ -82,6 +82,10 @@ def export(
 
     if int8 is not None and (fp16 or weights is WeightsName.float16):
         raise typer.BadParameter("--int8 excludes --fp16 and --weights float16")
+    if to is FormatName.best and (int8 is not None or fp16 or weights is not WeightsName.float32):
+        raise typer.BadParameter("--to best tries every number format; leave out --weights, --fp16 and --int8")
+    if to is not FormatName.best and threads is not None:
+        raise typer.BadParameter("is for --to best alone; leave it out", param_hint="--threads")
     stored = "int8" if int8 is not None else "float16" if fp16 else weights.value
     wanted = parse_export_size(size) if size is not None else None
     from evitseg.labels import load_labels
@@ -107,7 +111,7 @@ def export(
             out or Path(checkpoint),
             size=wanted if isinstance(wanted, tuple) else None,
             pictures=pictures or (),
-            data=int8 or data,
+            data=data,
             max_drop=max_drop,
             threads=threads,
             tell=tell,

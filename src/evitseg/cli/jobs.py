@@ -207,15 +207,17 @@ def name_outputs(found: list[tuple[Path | str, Path]], out: Path) -> list[tuple[
     # Compared without case, because some file systems do.
     stems = Counter(str(place.with_suffix("")).casefold() for _, place in found)
     taken: set[str] = set()
+    counts: dict[Path, int] = {}
     outputs = []
     for source, place in found:
         stem = place.with_suffix("")
         if stems[str(stem).casefold()] > 1:  # street.jpg beside street.png
             stem = stem.with_name(place.name.replace(".", "_"))
-        name, count = stem, 1
+        name, count = stem, counts.get(stem, 1)
         while str(name).casefold() in taken:  # the same name from two folders
             count += 1
             name = stem.with_name(f"{stem.name}_{count}")
+        counts[stem] = count
         taken.add(str(name).casefold())
         outputs.append((source, out / name))
     return outputs

@@ -164,7 +164,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="At most. (default: eve
 Engine = Annotated[
     EngineName | None,
     typer.Option(
-        help="What runs the model, where several could: openvino or onnxruntime. (default: openvino)",
+        help="What runs the model, where several could: openvino, onnxruntime or native. (default: openvino)",
         show_default=False,
     ),
 ]

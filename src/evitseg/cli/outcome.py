@@ -28,6 +28,7 @@ class Outcome:
         self._images: list[dict[str, Any]] = []
         self._videos: list[dict[str, Any]] = []
         self._failed: list[dict[str, str]] = []
+        self._failed_inputs: set[str] = set()
         self._skipped: list[dict[str, str]] = []
         self._partly = 0
 
@@ -35,6 +36,7 @@ class Outcome:
         """An input that was not done, or not whole."""
         sentence = str(error) if str(source) in str(error) else f"{source}: {error}"
         self._failed.append({"input": str(source), "error": sentence})
+        self._failed_inputs.add(str(source))
         complain(sentence)
 
     def skip(self, source: object, reason: str) -> None:
@@ -47,7 +49,7 @@ class Outcome:
 
     def image(self, result: dict[str, Any]) -> None:
         self.images_done += 1
-        self._partly += any(each["input"] == result["picture"] for each in self._failed)
+        self._partly += result["picture"] in self._failed_inputs
         if self.as_json:
             self._images.append(result)
 
@@ -80,7 +82,7 @@ class Outcome:
                 content["videos"] = self._videos
             print(json.dumps(content | {"failed": self._failed, "skipped": self._skipped}, indent=2))
         if self._failed:
-            count = len({each["input"] for each in self._failed})
+            count = len(self._failed_inputs)
             done = f"pictures done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
             if count - self._partly + self.images_done + self.videos_done > 1:
                 complain(f"{count} of the inputs failed; {done}.")

@@ -14,7 +14,17 @@ import typer
 
 from evitseg.cli.app import plain_errors
 from evitseg.cli.console import complain
-from evitseg.cli.options import Bands, Data, Labels, Page, ValueRange, WorkingSize, parse_size, read_options
+from evitseg.cli.options import (
+    Bands,
+    Data,
+    Labels,
+    Page,
+    ValueRange,
+    WorkingSize,
+    parse_size,
+    read_options,
+    whole_number,
+)  # fmt: skip
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -78,14 +88,20 @@ def train(
     read_options(bands, value_range, page)  # what cannot be read so is a usage error
     options |= {"bands": bands, "value_range": value_range, "page": page}
     if crop is not None:
-        height, _, width = crop.partition("x")
-        if not (height.isdigit() and width.isdigit()):
-            raise typer.BadParameter(f"{crop!r} is not HEIGHTxWIDTH, such as 352x480", param_hint="--crop")
-        options["crop"] = [int(height), int(width)]
+        try:
+            height, width = map(whole_number, crop.split("x"))
+        except ValueError:
+            raise typer.BadParameter(
+                f"{crop[:40]!r} is not HEIGHTxWIDTH, such as 352x480", param_hint="--crop"
+            ) from None
+        options["crop"] = [height, width]
     if batch is not None and batch != "auto":
-        if not batch.isdigit():
-            raise typer.BadParameter(f"{batch!r} is neither a number of pictures nor auto", param_hint="--batch")
-        options["batch"] = int(batch)
+        try:
+            options["batch"] = whole_number(batch)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{batch[:40]!r} is neither a number of images nor auto", param_hint="--batch"
+            ) from None
     if size is not None:
         working_size = parse_size(size)
         options["size"] = working_size if isinstance(working_size, int) else 0

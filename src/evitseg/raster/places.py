@@ -58,14 +58,8 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
         from evitseg.raster.gdal import georeference_of
 
         place = georeference_of(path, str(path), row.gdal)
-    except MissingPackageError:
-        warnings.warn(
-            EvitsegWarning(
-                f"{path}: the mask has no georeference and no nodata, because rasterio is not installed: "
-                "python -m pip install 'evitseg[geo]'."
-            ),
-            stacklevel=2,
-        )
+    except MissingPackageError as error:
+        warnings.warn(EvitsegWarning(f"{path}: the mask has no georeference and no nodata; {error}"), stacklevel=2)
         return Place()
     return Place(Origin(georeference=place))
 

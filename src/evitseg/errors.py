@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class EvitsegError(Exception):
@@ -13,6 +16,25 @@ class EvitsegError(Exception):
 
 class EvitsegWarning(UserWarning):
     """A sentence about a file that was read, but perhaps not as its owner means it; the command line prints it once."""
+
+
+_unsaid: ContextVar[bool] = ContextVar("unsaid", default=False)
+
+
+def warn(sentence: str, stacklevel: int = 2) -> None:
+    """An EvitsegWarning, as `warnings.warn`."""
+    if not _unsaid.get():
+        warnings.warn(sentence, EvitsegWarning, stacklevel=stacklevel + 1)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """What `warn` says in the block is left unsaid. Unlike `warnings.catch_warnings` for this thread alone."""
+    token = _unsaid.set(True)
+    try:
+        yield
+    finally:
+        _unsaid.reset(token)
 
 
 class ConfigError(EvitsegError):

@@ -50,7 +50,8 @@ class ReadOptions:
             the file says (colour interpretation, band descriptions, channel names), else the first one or three.
         value_range: (low, high), the stored values that become 0 and 255; "auto", the smallest and largest valid value
             of the file; "percentile", its 2nd and 98th percentile. None: the range that the file states.
-        page: 1-based page of a file that holds several images. None: the file must hold a single image.
+        page: 1-based page of a file that holds several images. None: the first, with a warning; a stack in a Zarr is
+            refused.
     """
 
     bands: tuple[int, ...] | None = None

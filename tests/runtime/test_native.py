@@ -169,7 +169,8 @@ def small_program(values: list[tuple[int, int]], *segments: tuple[list[tuple[int
         segments: what follows the image, as (kind, stride), and the segment's stride; each stores the next value.
     """
     size = 256  # bytes of an operation
-    rows, places = [], []
+    rows: list[list[int]] = []
+    places: list[list[int]] = []
     for number, (steps, stride) in enumerate(segments):
         places.append([len(rows), 1 + len(steps), stride])
         rows.append([IMAGE, 0, 0, 0, 3, 1, 0, 0])

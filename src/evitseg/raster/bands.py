@@ -16,11 +16,10 @@ Two bands that are not grey and alpha are refused.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evitseg.errors import EvitsegWarning, PictureError
+from evitseg.errors import PictureError, warn
 from evitseg.image import ReadOptions
 
 _COLORS = ("red", "green", "blue")
@@ -54,11 +53,9 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
     named = _each_once([_color_in(band.name) for band in bands]) or _each_once([_letter(band.name) for band in bands])
     if named is not None:
         if stated is not None and stated != named:
-            warnings.warn(
+            warn(
                 f"{name}: bands {_numbers(named)} are named red, green and blue, but its colour interpretation says "
                 f"{_numbers(stated)}; the names are followed (--bands chooses).",
-                EvitsegWarning,
-                stacklevel=2,
             )
         return named
     if stated is not None:
@@ -76,11 +73,9 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
         )
     if len(colors) > 3:
         first = tuple(colors[:3])
-        warnings.warn(
+        warn(
             f"{name}: bands {_numbers(first)} of {len(bands)} are read as red, green and blue, because the file does "
             "not say which they are (--bands chooses).",
-            EvitsegWarning,
-            stacklevel=2,
         )
         return first
     return tuple(colors)

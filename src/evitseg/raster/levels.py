@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import EvitsegWarning, PictureError
+from evitseg.errors import PictureError, warn
 from evitseg.image import ReadOptions
 
 PERCENTILES = (2, 98)
@@ -129,10 +128,9 @@ def warn_if_dark(name: str, largest: int, bits: int = 16) -> None:
     """Of values of so many bits, where no range is stated."""
     if largest < 2 ** (bits - 1):
         how = "nearly black" if largest < 2 ** (bits - 3) else "dark"
-        warnings.warn(
+        warn(
             f"{name}: its {bits}-bit values end at {largest} of {2**bits - 1} and the file states no range, so it is "
             f"read {how}; --range LOW,HIGH, --range auto or --range percentile stretches it.",
-            EvitsegWarning,
             stacklevel=3,
         )
 
@@ -161,9 +159,8 @@ def _stretched(name: str, dtype: np.dtype[Any], sample: Sample, how: str) -> tup
     if not total:
         raise PictureError(f"{name}: has no valid pixel, so --range {how} finds no range; give --range LOW,HIGH.")
     if low == high:
-        warnings.warn(
+        warn(
             f"{name}: --range {how} finds the single value {low:g}, so the image is read black.",
-            EvitsegWarning,
             stacklevel=4,
         )
         high = low + max(1.0, abs(low))

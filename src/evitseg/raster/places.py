@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import EvitsegWarning, MissingPackageError
+from evitseg.errors import MissingPackageError, warn, without_warnings
 from evitseg.files import replacing
 from evitseg.formats import format_of
 from evitseg.image import AS_STATED, ReadOptions
@@ -50,16 +49,13 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
         if not any(_beside(path, start)):
             return Place()
         if not row.gdal:
-            warnings.warn(
-                EvitsegWarning(f"{path}: the mask has no georeference, because none is read for {row.title}."),
-                stacklevel=2,
-            )
+            warn(f"{path}: the mask has no georeference, because none is read for {row.title}.")
             return Place()
         from evitseg.raster.gdal import georeference_of
 
         place = georeference_of(path, str(path), row.gdal)
     except MissingPackageError as error:
-        warnings.warn(EvitsegWarning(f"{path}: the mask has no georeference and no nodata; {error}"), stacklevel=2)
+        warn(f"{path}: the mask has no georeference and no nodata; {error}")
         return Place()
     return Place(Origin(georeference=place))
 
@@ -74,10 +70,8 @@ def _place_of_tiff(path: Path, options: ReadOptions) -> Place:
         return Place()
     if not (page.is_placed or page.nodata or page.has_alpha or any(_beside(path, b"II"))):
         return Place()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EvitsegWarning)  # the reader of the pixels has said it
-        with open_source(path, options=options) as source:
-            origin, valid = origin_of(source), source.valid(0, 0, *source.size)
+    with without_warnings(), open_source(path, options=options) as source:  # the reader of the pixels says it
+        origin, valid = origin_of(source), source.valid(0, 0, *source.size)
     # A TIFF without place is a photograph, whatever wrote it.
     return Place(origin if origin.georeference is not None else Origin(), valid)
 

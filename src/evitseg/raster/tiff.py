@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,7 +21,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import EvitsegWarning, PictureError
+from evitseg.errors import PictureError, warn
 from evitseg.formats import RAW_EXTENSIONS
 from evitseg.image import ReadOptions
 from evitseg.raster.window import check_size
@@ -348,7 +347,7 @@ def choose_page(name: str, tiff: Tiff, options: ReadOptions, quietly: bool = Fal
 
 
 def warn_first(name: str, total: str, what: str = "pages") -> None:
-    warnings.warn(f"{name}: the first of {total} {what} is read (--page chooses).", EvitsegWarning, stacklevel=3)
+    warn(f"{name}: the first of {total} {what} is read (--page chooses).", stacklevel=3)
 
 
 def is_for_tifffile(tiff: Tiff) -> bool:

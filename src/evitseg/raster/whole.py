@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,9 +254,9 @@ def _check_plugin(kind: ImageFormat, name: str) -> None:
 def _supports(format_name: str) -> bool:
     from PIL import features
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of older versions, which do not know the feature's name
-        return bool(features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}[format_name]))
+    name = {"AVIF": "avif", "JPEG2000": "jpg_2000"}[format_name]
+    # Older versions do not know each name, and warn.
+    return name in {*features.modules, *features.codecs, *features.features} and bool(features.check(name))
 
 
 def check_bmp(stream: BinaryIO, name: str) -> None:

@@ -120,27 +120,6 @@ class LabelSpace:
             )
         return encoded.astype(self.dtype)
 
-    def encode_colors(self, colors: NDArray[np.integer]) -> NDArray[np.integer]:
-        """(H, W) class indices from an (H, W, 3) mask drawn in the classes' colours; black and white are ignored
-        unless they are a class's.
-
-        Raises: ConfigError that names a colour without a class.
-        """
-        weights = np.array([1 << 16, 1 << 8, 1])
-        known = {0: self.ignore_index, 0xFFFFFF: self.ignore_index}
-        known |= {int(np.dot(c.color, weights)): index for index, c in enumerate(self.classes)}
-        codes, places = np.unique(colors.astype(np.int64) @ weights, return_inverse=True)
-        for code in codes.tolist():
-            if code not in known:
-                color = (code >> 16, code >> 8 & 255, code & 255)
-                raise ConfigError(
-                    f"colour {color} is no class's in label space {self.name!r}; add it, or save the mask as PNG if "
-                    "JPEG has blurred its colours."
-                )
-        indices = np.array([known[code] for code in codes.tolist()])
-        encoded: NDArray[np.integer] = indices[places].reshape(colors.shape[:2])
-        return encoded.astype(self.dtype)
-
 
 def distinct_color(index: int) -> Color:
     """A colour for a class that has none; neighbouring indices differ strongly."""

@@ -106,7 +106,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="For one picture, as 1GiB; tiles keep to it. (default: a quarter of the free memory)",
+            help="For one image, as 1GiB; tiles keep to it. (default: a quarter of the free memory, more on small "
+            "devices)",
         ),
     ] = None,
     scratch: Annotated[

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,20 +188,6 @@ def identity_of(path: Path) -> str:
     except OSError as error:
         raise PictureError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return f"{path} {about.st_size} {about.st_mtime_ns}"
-
-
-def bands_used(name: str, count: int) -> tuple[int, ...]:
-    """Places of the bands that are read as grey or as RGB. Raises: PictureError."""
-    if count == 2:
-        raise PictureError(f"{name}: 2 bands are neither grey nor RGB; choose 1 or 3 (gdal_translate -b).")
-    return (0,) if count == 1 else (0, 1, 2)
-
-
-def eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
-    """As `evitseg.image.read_picture`: of 16 bits the upper 8."""
-    if levels.dtype == np.uint8:
-        return cast("NDArray[np.uint8]", levels)
-    return (levels >> 8).astype(np.uint8)
 
 
 def rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:

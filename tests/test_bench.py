@@ -240,7 +240,7 @@ def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
 
 def test_every_engine_is_compared() -> None:
     rows = compare(Subject(), EXAMPLE_PICTURE, SMALL, turns=2)
-    assert {row.engine for row in rows} == {"openvino", "onnxruntime", "torch"}
+    assert {row.engine for row in rows} == {"openvino", "onnxruntime", "native", "torch"}
     ran = [row for row in rows if not row.problem]
     assert {("openvino", "float32"), ("onnxruntime", "float32"), ("torch", "float32")} <= {
         (row.engine, row.precision) for row in ran

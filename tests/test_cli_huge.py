@@ -30,7 +30,7 @@ from evitseg.runtime.streaming import Network
 
 IGNORE = 255
 UTM = "EPSG:32633"
-HELD = {"tif": 289, "slide": 257, "zarr": 217}
+HELD = {"tif": 289, "slide": 260, "zarr": 217}
 """MiB that the process and what reads a kind of picture hold beside tiles."""
 
 

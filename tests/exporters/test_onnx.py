@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import evitseg
 from evitseg.config import BACKBONES, ModelConfig, model_config
-from evitseg.errors import ConfigError, ExportError
+from evitseg.errors import ConfigError, ExportError, WeightsError
 from evitseg.exporters import export
 from evitseg.exporters.fold import folded
 from evitseg.exporters.onnx import onnx_graph, write_onnx
@@ -138,7 +138,7 @@ def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_
 def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:
     model = lively(evitseg.build("b0", 3))
     model.state_dict()["head.outputs.classify.conv.bias"][0] = torch.nan
-    with pytest.raises(ExportError, match="not finite"):
+    with pytest.raises(WeightsError, match="classify.conv.bias holds numbers that are not finite"):
         export((model, manifest_of(model)), out=tmp_path / "a.onnx")
 
 

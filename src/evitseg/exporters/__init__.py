@@ -26,6 +26,7 @@ from evitseg.loading import network_of
 from evitseg.manifest import Manifest, Training, Verification
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
+from evitseg.model.state import check_numbers
 from evitseg.runtime.artefact import manifest_file, set_manifest_beside
 from evitseg.runtime.engines import open_engine
 
@@ -169,6 +170,7 @@ def export(
         evitseg_version=__version__,
         **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
+    check_numbers(model.state_dict(), manifest.name)
     scored = None if data is None else Scored(model, manifest, data, tell)
     if weights == "int8":
         assert scored is not None

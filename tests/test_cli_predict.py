@@ -314,6 +314,14 @@ def test_a_folder_that_cannot_be_read_is_said_and_the_others_are_done(
         return real(path)
 
     monkeypatch.setattr("os.scandir", scandir)
+    stat_ = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if Path(str(path)).parent.name == "closed":  # nothing in it may be looked at either
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat_(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", stat)
     run = predict("f", *SMALL, "--no-overlay", "--out", "o")
     assert run.exit_code == 1
     assert "f/closed: the folder cannot be read (Permission denied)." in run.output
@@ -349,6 +357,28 @@ def test_existing_results_are_skipped_in_every_mode(here: Path) -> None:
         assert run.exit_code == 0
         assert "1 pictures have their results" in run.output
         assert {p: p.stat().st_mtime_ns for p in (here / out).iterdir()} == before
+
+
+def test_a_name_that_leaves_no_room_for_a_results_name_does_not_stop_the_others(here: Path) -> None:
+    street(here / "f/a.png")
+    street(here / "f" / f"{'x' * 250}.png")
+    for more in ((), ("--skip-existing",)):
+        run = predict("f", *SMALL, "--no-overlay", "--out", "o", "--json", *more)
+        assert run.exit_code == 1
+        (failed,) = json.loads(run.stdout)["failed"]
+        assert failed["input"].startswith("f/xxx")
+        assert "File name too long" in failed["error"]
+        assert files(here / "o") == ["a_mask.png"]
+    assert predict(f"f/{'x' * 250}.png", *SMALL, "--no-overlay", "--out", "short.png").exit_code == 0
+    assert is_ours(here / "short.png")
+
+
+def test_links_in_a_circle_are_not_called_damaged(here: Path) -> None:
+    (here / "a.jpg").symlink_to("b.jpg")
+    (here / "b.jpg").symlink_to("a.jpg")
+    run = predict("a.jpg", *SMALL)
+    assert run.exit_code == 1
+    assert re.search(r"error: a.jpg: cannot be read \(Too many (levels of )?symbolic links", run.output)
 
 
 def test_a_resumed_folder_runs_in_as_many_streams_as_a_whole_one(here: Path) -> None:

@@ -26,6 +26,24 @@ _swept: set[Path] = set()
 """Folders that this process has looked through for what others left."""
 
 
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or folder; unlike `Path.exists`, False where that may not be known or cannot be a name.
+
+    Whoever reads or writes it tells why: one such name must not stop the others.
+    """
+    return os.path.exists(path)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, in the same way."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder, in the same way."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` once the block ends, and leaves nothing behind if it fails.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from evitseg.cli.console import printable
 from evitseg.cli.outcome import Outcome
+from evitseg.files import is_folder, is_there
 
 RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
 OURS = "evitseg wrote them"
@@ -73,9 +74,9 @@ def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
     seen = set()
     for match in sorted(glob.glob(pattern, recursive=True), key=lambda name: (name.count(os.sep), name)):
         path = Path(match)
-        if path.is_dir() and not is_zarr(path):
+        if is_folder(path) and not is_zarr(path):
             continue
-        about = path.stat() if path.exists() else None
+        about = path.stat() if is_there(path) else None
         key = (about.st_dev, about.st_ino) if about else match
         if key in seen:
             continue
@@ -98,9 +99,9 @@ def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
     known = IMAGES | VIDEOS | {*SLIDE_ENDINGS}
     unread = (formats.UNREAD_EXTENSIONS | formats.EXTENSIONS) - known
     found: list[Path] = []
-    for path, is_folder in walk(folder, outcome):
+    for path, is_zarr_folder in walk(folder, outcome):
         ending = path.suffix.lower()
-        if not is_folder:
+        if not is_zarr_folder:
             if ending in unread:
                 outcome.skip(path, f"{ending} is not read")
             if ending not in known:

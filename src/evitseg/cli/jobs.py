@@ -14,6 +14,7 @@ from evitseg.cli.inputs import find_inputs
 from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import DESCRIBED, MASK_ENDINGS, ONE_IMAGE, VIDEO_ENDINGS, Mode, Request, check_used
 from evitseg.errors import ConfigError, FileError
+from evitseg.files import is_file, is_there
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Job:
         wanted = self.results(request)
         # Where a mask is of a kind that is written in tiles, there was no overlay.
         if request.overlay is None and self.mode is Mode.whole and not self.file:
-            wanted = wanted[:1] if any(path.exists() for path in self.masks[1:]) else wanted
-        return all(any(path.exists() for path in names) for names in wanted)
+            wanted = wanted[:1] if any(map(is_there, self.masks[1:])) else wanted
+        return all(any(map(is_there, names)) for names in wanted)
 
 
 def run(request: Request) -> None:
@@ -98,12 +99,12 @@ def plan(request: Request, outcome: Outcome) -> list[Job]:
 
     out, ending = request.out, request.out.suffix.lower()
     if not request.is_file:
-        if ending in {*EXTENSIONS, *SLIDE_ENDINGS} - {*MASK_ENDINGS} and not out.exists():
+        if ending in {*EXTENSIONS, *SLIDE_ENDINGS} - {*MASK_ENDINGS} and not is_there(out):
             fail(
                 f"{out}: masks are not written as {ending}; end the name in .png, .tif, .ome.tif (a pyramid) or "
                 ".zarr, or give a folder."
             )
-        if out.is_file():
+        if is_file(out):
             fail(f"{out}: cannot be written to, it is a file; give a folder as --out.")
     found = find_inputs([given for given in request.inputs if not is_stream(given)], out, outcome)
     sources: list[tuple[Path | str, Path]] = []
@@ -230,7 +231,7 @@ def check_free(paths: list[Path], request: Request, source: Path | str) -> None:
     for path in paths:
         if not os.path.lexists(path):
             continue
-        if isinstance(source, Path) and source.exists() and path.exists() and path.samefile(source):
+        if isinstance(source, Path) and is_there(source) and is_there(path) and path.samefile(source):
             raise FileError(f"{path}: is the input itself, which is never replaced; choose another name for --out.")
         if not request.overwrite and not is_ours(path):
             raise FileError(

@@ -12,6 +12,7 @@ from evitseg.cli.console import note, progress_bar, sentence_of, tell_fractions
 from evitseg.cli.jobs import Job, check_free
 from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import Mode, Request
+from evitseg.files import is_folder
 
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
@@ -179,8 +180,8 @@ def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int)
     from evitseg.image import TooManyPixelsError, picture_size
     from evitseg.raster import SLIDE_ENDINGS
 
-    if path.is_dir() or path.suffix.lower() in SLIDE_ENDINGS:
-        return f"{'Zarr' if path.is_dir() else 'a slide'} is read window by window"
+    if is_folder(path) or path.suffix.lower() in SLIDE_ENDINGS:
+        return f"{'Zarr' if is_folder(path) else 'a slide'} is read window by window"
     try:
         size = picture_size(path, segment.reading)
     except TooManyPixelsError:

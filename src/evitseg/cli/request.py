@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from evitseg.files import is_folder
+
 if TYPE_CHECKING:
     from evitseg.image import ReadOptions, Size
     from evitseg.masks import MaskFormat
@@ -185,7 +187,7 @@ def _names_a_file(out: Path) -> bool:
     ending = out.suffix.lower()
     if ending not in (*MASK_ENDINGS, *VIDEO_ENDINGS):
         return False
-    return ending == ".zarr" or not out.is_dir()
+    return ending == ".zarr" or not is_folder(out)
 
 
 def _check_window(window: int) -> None:

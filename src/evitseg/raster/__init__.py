@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import FileError, PictureError
+from evitseg.files import is_file, is_folder
 from evitseg.formats import READABLE, format_of
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
@@ -139,7 +140,7 @@ def _reading(name: str) -> Iterator[None]:
 
 def is_zarr(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is Zarr's."""
-    return any((Path(path) / marker).is_file() for marker in _ZARR)
+    return any(is_file(Path(path) / marker) for marker in _ZARR)
 
 
 def kind_of(file: Path, name: str) -> str:
@@ -253,7 +254,7 @@ def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
 def mask_ending(path: str | os.PathLike[str]) -> str:
     """How the name of a picture's mask ends: the same kind where one is written window by window, else PNG."""
     ending = Path(path).suffix.lower()
-    if Path(path).is_dir():
+    if is_folder(path):
         return ".zarr"
     return ".tif" if ending in SLIDE_ENDINGS else ending if ending in MASK_ENDINGS else ".png"
 

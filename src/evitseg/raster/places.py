@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import MissingPackageError, warn, without_warnings
-from evitseg.files import replacing
+from evitseg.files import is_file, replacing
 from evitseg.formats import format_of
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
@@ -83,7 +83,7 @@ def _beside(path: Path, start: bytes) -> list[bool]:
     names = [f"{path.name}.aux.xml", f"{path.stem}.aux.xml", f"{path.stem}_RPC.TXT", f"{path.stem}_rpc.txt"]
     names += [f"{path.stem}.{name}" for world in worlds for name in (world, world.upper())]
     names += [f"{path.name}.msk", f"{path.stem}.RPB"] if start[:2] in (b"II", b"MM") else []
-    return [path.with_name(name).is_file() for name in names]
+    return [is_file(path.with_name(name)) for name in names]
 
 
 def shifted(place: Georeference, top: int, left: int) -> Georeference:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from evitseg.errors import EvitsegError, MissingPackageError, PictureError, UnreadableHereError
+from evitseg.files import is_folder
 from evitseg.formats import (
     READABLE,
     TURNS,
@@ -72,7 +73,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
 
     Raises: PictureError, MissingPackageError.
     """
-    if isinstance(source, Path) and source.is_dir():
+    if isinstance(source, Path) and is_folder(source):
         return _through_windows(source, name, options)
     with opened(source, name) as (stream, kind):
         if kind.name != "TIFF":
@@ -102,7 +103,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
 
 def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[int, int]:
     """(height, width) of the image that `read_whole` gives, from the file's header. Raises: PictureError."""
-    if isinstance(source, Path) and source.is_dir():
+    if isinstance(source, Path) and is_folder(source):
         from evitseg.raster import open_source
 
         with open_source(source, options=options) as windows:
@@ -159,12 +160,16 @@ def decoding(name: str) -> Iterator[None]:
         raise PictureError(f"{name}: a folder, not a picture.") from error
     except PermissionError as error:
         raise PictureError(f"{name}: may not be read (permission denied).") from error
+    except UnidentifiedImageError as error:  # its text is the repr of an open file
+        raise PictureError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
+    except OSError as error:
+        if error.errno is None:  # as Pillow's of damaged files
+            raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
+        raise PictureError(f"{name[:200]}: cannot be read ({error.strerror or error}).") from error
     except Image.DecompressionBombError as error:
         raise _too_many(name) from error
     except Warning:
         raise  # where warnings are errors
-    except UnidentifiedImageError as error:  # its text is the repr of an open file
-        raise PictureError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
 

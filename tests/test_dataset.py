@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -275,6 +276,76 @@ def test_classes_beside_the_data_are_taken(tmp_path: Path) -> None:
     labels = find_dataset(tmp_path).labels
     assert labels is not None
     assert labels.names == ("wheat", "maize", "bare soil")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("# classes\nsoil\nwheat\nmaize\n", [(0,), (1,), (2,)]),
+        ("0 soil\n1 wheat\n2 maize\n", [(0,), (1,), (2,)]),
+        ("0: soil\n1: wheat\n2: maize\n", [(0,), (1,), (2,)]),
+        ("1, soil\r\n2, wheat\r\n\r\n3, maize\r\n", [(1,), (2,), (3,)]),
+    ],
+)
+def test_comments_are_no_classes_and_numbers_before_names_are_ids(
+    text: str, ids: list[tuple[int]], tmp_path: Path
+) -> None:
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png")
+    (tmp_path / "classes.txt").write_text(text)
+    labels = find_dataset(tmp_path).labels
+    assert labels is not None
+    assert labels.names == ("soil", "wheat", "maize")
+    assert [c.raw_ids for c in labels.classes] == ids
+
+
+def test_names_that_begin_with_other_numbers_stay(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png")
+    (tmp_path / "classes.txt").write_text("1 cent\n2 cent\n5 cent\n")
+    labels = find_dataset(tmp_path).labels
+    assert labels is not None
+    assert labels.names == ("1 cent", "2 cent", "5 cent")
+
+
+def test_a_folder_is_read_by_the_yaml_file_in_it(tmp_path: Path) -> None:
+    picture(tmp_path / "images/train/a.jpg", (2, 2))
+    mask(tmp_path / "masks/train/a.png", np.array([[7, 7], [7, 3]], np.uint8))
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text("train: images/train\nmasks_dir: masks\nnames: [soil, wheat]\nlabel_mapping: {3: 0, 7: 1}\n")
+    (tmp_path / "other.yaml").write_text("names: [x, y]\n")
+    inspection = inspect(find_dataset(tmp_path))
+    assert inspection.labels.names == ("soil", "wheat")
+    assert inspection.frequencies().tolist() == [0.25, 0.75]
+    (tmp_path / "classes.txt").write_text("soil\nwheat\n")  # names alone do not take the place of ids
+    assert inspect(find_dataset(tmp_path)).frequencies().tolist() == [0.25, 0.75]
+    (tmp_path / "classes.txt").write_text("wheat\nsoil\n")
+    for data in (tmp_path, yaml):
+        with pytest.raises(DatasetError, match=r"data\.yaml and .*classes\.txt name different classes or ids"):
+            find_dataset(data)
+    (tmp_path / "second.yml").write_text(yaml.read_text())
+    with pytest.raises(DatasetError, match="both describe masks"):
+        find_dataset(tmp_path)
+
+
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / unicodedata.normalize("NFC", "größe.jpg"))
+    mask(tmp_path / "masks" / unicodedata.normalize("NFD", "größe.png"))
+    assert len(find_dataset(tmp_path).pairs()) == 1
+
+
+def test_masks_as_arrays_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks/a.npy", np.zeros((8, 12), np.uint8))
+    with pytest.raises(DatasetError, match=r"left out: 1 \.npy files, which are not read"):
+        find_dataset(tmp_path)
+
+
+def test_one_pair_is_not_said_to_be_none(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", np.array([[0, 1] * 6] * 8, np.uint8))
+    assert "one usable pair to train on, and none to validate" in inspect(find_dataset(tmp_path)).obstacle
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evitseg.data.class_list import read_class_list
 from evitseg.data.folders import Skipped, image_files, reasons
-from evitseg.data.lists import Pair, decoded
+from evitseg.data.lists import Pair
 from evitseg.data.truth import Survey, class_counts, settled_for, settled_labels
-from evitseg.data.yaml_file import read_yaml, yaml_labels
+from evitseg.data.yaml_file import own_yaml, read_yaml, yaml_labels
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
 from evitseg.formats import ORIENTATION, format_of, orientation_of
 from evitseg.image import AS_STATED, ReadOptions, read_picture, tinted, with_legend
-from evitseg.labels import LabelSpace, load_labels, named
+from evitseg.labels import LabelSpace, load_labels
 from evitseg.mask_values import Held
 from evitseg.masks import read_mask_file, read_truth
 
 MAX_WORKERS = 61
 """Processes at most; Windows waits for no more."""
-_MAX_NAMES_BYTES = 4 * 2**20
 KILLED = "a process was ended from outside, mostly for want of memory; try --workers 1."
 __all__ = [
     "ALL", "Dataset", "Finding", "Inspection", "Pair", "contact_sheet", "find_dataset", "find_pairs", "infer_labels",
@@ -79,10 +80,10 @@ _SPLITS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit")
+_PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit", "img_dir")
 _MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt", "ground_truth",
-    "segmentation", "SegmentationClass", "gtFine",
+    "segmentation", "SegmentationClass", "gtFine", "ann_dir",
 )  # fmt: skip
 _PICTURE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_rgb", "_sat")
 # The first that fits wins: Cityscapes has several masks for a picture.
@@ -138,6 +139,8 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
         if ending not in readers:
             raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
         found = readers[ending](root)
+    elif (described := own_yaml(root)) is not None:
+        found = _from_yaml(described)
     else:
         layouts = (mask_layout, _cityscapes, _ade20k, _segnet, _trees, _side_by_side)
         recognised = next((dataset for layout in layouts if (dataset := layout(root)) is not None), None)
@@ -153,12 +156,13 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
         found = recognised
     if not found.pairs():
         examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
+        left_out = "".join(f"; left out: {count} {reason}" for reason, count in reasons(found.skipped).items())
         raise DatasetError(
-            f"{root}: {found.layout}, but no picture has a mask of the same name (unpaired: {examples}, ...)."
+            f"{root}: {found.layout}, but no picture has a mask of the same name (unpaired: {examples}, ...{left_out})."
             if examples
             else f"{root}: {found.layout}, but it holds no pictures."
         )
-    own = labels or _labels_beside(root if root.is_dir() else root.parent) or found.labels
+    own = labels or _own_labels(root if root.is_dir() else root.parent, found)
     return _read_as(replace(found, labels=own), reading)
 
 
@@ -182,16 +186,30 @@ def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[
     return find_dataset(path).pairs(split)
 
 
+def _own_labels(folder: Path, found: Dataset) -> LabelSpace | None:
+    """The classes that the data names. Raises: DatasetError where a YAML file and what lies beside it disagree."""
+    beside = _labels_beside(folder)
+    if beside is None or found.labels is None or found.root.suffix.lower() not in (".yaml", ".yml"):
+        return beside or found.labels
+    stated = [space for space in (beside, found.labels) if "raw_ids" not in space.assumed]
+    if beside.names != found.labels.names or (len(stated) == 2 and _ids(beside) != _ids(found.labels)):
+        other = folder / ("labels.json" if (folder / "labels.json").is_file() else "classes.txt")
+        raise DatasetError(
+            f"{found.root} and {other} name different classes or ids; delete the wrong one, or give --labels."
+        )
+    return stated[0] if stated else beside
+
+
+def _ids(labels: LabelSpace) -> list[frozenset[int]]:
+    return [frozenset(c.raw_ids) for c in labels.classes]
+
+
 def _labels_beside(folder: Path) -> LabelSpace | None:
     """Classes that the folder itself names: labels.json, or classes.txt with a name a line."""
     if (folder / "labels.json").is_file():
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
-        names = [line.strip() for line in decoded(folder / "classes.txt", most=_MAX_NAMES_BYTES).splitlines()]
-        try:
-            return named(folder.resolve().name, [name for name in names if name])
-        except ConfigError as error:
-            raise DatasetError(f"{folder / 'classes.txt'}: {error}") from error
+        return read_class_list(folder / "classes.txt", folder.resolve().name)
     return None
 
 
@@ -221,7 +239,7 @@ def _pair_trees(pictures: Path, masks: Path, skipped: list[Skipped]) -> tuple[li
         places: dict[Path, Path] = {}
         # Of files that differ in their ending alone a PNG comes first: it keeps numbers exactly.
         for path in sorted(image_files(root, skipped), key=lambda p: (p.suffix.lower() != ".png", p)):
-            place = path.relative_to(root).with_suffix("")
+            place = _place(path, root)
             if place in places:
                 doubles.append(path)
             else:
@@ -229,6 +247,11 @@ def _pair_trees(pictures: Path, masks: Path, skipped: list[Skipped]) -> tuple[li
         taken.append(dict(sorted(places.items())))
     pairs, alone = pair_files(*taken)
     return pairs, alone + doubles
+
+
+def _place(path: Path, root: Path) -> Path:
+    """Folders and stem below a root; a Mac may have written an accent as a character of its own."""
+    return Path(unicodedata.normalize("NFC", str(path.relative_to(root).with_suffix(""))))
 
 
 def pair_files(pictures: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple[list[Pair], list[Path]]:
@@ -354,7 +377,7 @@ def _side_by_side(root: Path) -> Dataset | None:
     for split in sorted(parts, key=["train", "val", "test", ALL].index):
         places: dict[Path, list[Path]] = {}
         for path in image_files(parts[split], skipped):
-            places.setdefault(path.relative_to(parts[split]).with_suffix(""), []).append(path)
+            places.setdefault(_place(path, parts[split]), []).append(path)
         masks = {
             p: files
             for p, files in places.items()
@@ -500,8 +523,13 @@ class Inspection:
         splits = Counter(finding.split for finding in self.usable)
         if any(f.stranger for f in self.findings):
             return "masks have ids without a class; add them with --labels, or mend the masks."
-        if not ((splits["train"] and splits["val"]) or splits["train"] + splits[ALL] >= 2):  # two, to hold one out
-            return "there is no usable pair to train on."
+        pairs = splits["train"] + splits[ALL]
+        if not ((splits["train"] and splits["val"]) or pairs >= 2):  # two, to hold one out
+            return (
+                "there is no usable pair to train on."
+                if not pairs
+                else "there is one usable pair to train on, and none to validate; two are the least."
+            )
         return self.sameness
 
     @property

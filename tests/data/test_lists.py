@@ -70,3 +70,8 @@ def test_a_quote_that_nothing_closes_is_told_at_once(tmp_path: Path) -> None:
         read_pairs(tmp_path / "pairs.txt")
     assert time.perf_counter() - start < 5
     assert len(str(error.value)) < 600
+
+
+def test_a_tab_separates_names_with_commas(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("a, b.jpg\ta, b.png\n")
+    assert read_pairs(tmp_path / "pairs.txt") == (Pair(tmp_path / "a, b.jpg", tmp_path / "a, b.png"),)

@@ -12,6 +12,9 @@ from pathlib import Path
 from evitseg.errors import DatasetError
 from evitseg.formats import EXTENSIONS, UNREAD_EXTENSIONS
 
+_ARRAYS = frozenset({".npy", ".npz", ".mat"})
+"""Endings of files in which masks are stored that are no images."""
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -50,7 +53,7 @@ def image_files(folder: Path, skipped: list[Skipped] | None = None) -> list[Path
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             ending = Path(name).suffix.lower()
-            if name.startswith(".") or ending not in EXTENSIONS | UNREAD_EXTENSIONS:
+            if name.startswith(".") or ending not in EXTENSIONS | UNREAD_EXTENSIONS | _ARRAYS:
                 continue
             path = Path(place, name)
             reason = f"{ending} files, which are not read" if ending not in EXTENSIONS else _irregular(path)

@@ -75,7 +75,9 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     """
     pairs: list[Pair] = []
     for number, row in _rows(decoded(path, "surrogateescape")):
-        fields = _fields(row)
+        fields = [part.strip() for part in row.split("\t")] if '"' not in row else []
+        if len(fields) != 2:  # not by a tab, in which case commas belong to names
+            fields = _fields(row)
         if len(fields) == 1:
             fields = [part.strip() for part in row.split("\t" if "\t" in row else None)]
         if len(fields) != 2 or not all(fields):

@@ -15,7 +15,26 @@ KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "
 _MAX_BYTES = 4 * 2**20
 _MAX_DEPTH = 20
 _MAX_EVENTS = 1_000_000
+_MASKS = re.compile(r"^masks_dir\s*:", re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+def own_yaml(folder: Path) -> Path | None:
+    """The YAML file in a folder that describes its masks; others may be there, too.
+
+    Raises: DatasetError where several do.
+    """
+    found = []
+    for path in sorted(folder.glob("*.y*ml")):
+        try:
+            is_own = _MASKS.search(decoded(path, most=_MAX_BYTES)) is not None
+        except DatasetError:
+            continue
+        if is_own:
+            found.append(path)
+    if len(found) > 1:
+        raise DatasetError(f"{found[0]} and {found[1]} both describe masks (masks_dir); give one of the files.")
+    return found[0] if found else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

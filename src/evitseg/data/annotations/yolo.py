@@ -89,7 +89,8 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         )
     if not labelled:
         raise DatasetError(
-            f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image."
+            f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image "
+            "(for masks, name the folder that takes the place of images/ in the YAML file: masks_dir: masks)."
         )
     if kinds["box"] and not kinds["polygon"]:
         raise DatasetError(

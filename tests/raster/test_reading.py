@@ -705,3 +705,27 @@ def test_an_image_that_is_no_frame_of_an_animated_png_counts(tmp_path: Path) -> 
 def test_a_dark_array_of_16_bits_warns() -> None:
     with pytest.warns(EvitsegWarning, match="end at 4095 of 65535"):
         read_picture(np.full((4, 4, 3), 4095, np.uint16))
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_nodata_does_not_hide_that_16_bits_are_dark(tmp_path: Path, bands: int) -> None:
+    path = tmp_path / "dark.tif"
+    values = np.full((bands, 20, 30), 2550, np.uint16)
+    values[:, :5] = 65535
+    more: dict[str, Any] = {"photometric": "RGB"} if bands == 3 else {}
+    more["transform"] = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=30, height=20, count=bands, dtype="uint16", nodata=65535, **more
+    ) as file:
+        file.write(values)
+    for reader in (read_picture, windows):
+        with pytest.warns(EvitsegWarning, match="its 16-bit values end at 25[0-9]{2} of 65535"):
+            reader(path)
+
+
+def test_an_infrared_composite_is_said_to_be_read_as_colours() -> None:
+    bands = [Band("red", "NIR"), Band("green", "Red"), Band("blue", "Green")]
+    with pytest.warns(EvitsegWarning, match="read as red, green and blue, but are called NIR, Red, Green"):
+        assert choose_bands("a.tif", bands, AS_STATED) == (0, 1, 2)
+    with pytest.warns(EvitsegWarning, match="called NIR, Red, Green"):
+        assert choose_bands("a.tif", [Band("", band.name) for band in bands], AS_STATED) == (0, 1, 2)

@@ -59,6 +59,7 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
             )
         return named
     if stated is not None:
+        _warn_of_other_names(name, bands, stated)
         return stated
     strange = [band.color for band in bands if band.color in ("cyan", "hue", "lab", "ycbcr")]
     if strange:
@@ -78,7 +79,21 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
             "not say which they are (--bands chooses).",
         )
         return first
+    _warn_of_other_names(name, bands, colors)
     return tuple(colors)
+
+
+def _warn_of_other_names(name: str, bands: Sequence[Band], places: Sequence[int]) -> None:
+    """Of an infrared composite, say, whose bands are called nir, red and green."""
+    called = [bands[place].name for place in places]
+    if len(places) == 3 and any(
+        _color_in(each) not in ("", color) for each, color in zip(called, _COLORS, strict=True)
+    ):
+        warn(
+            f"{name}: bands {_numbers(places)} are read as red, green and blue, but are called {', '.join(called)} "
+            "(--bands chooses).",
+            stacklevel=3,
+        )
 
 
 def _numbers(places: Sequence[int]) -> str:

@@ -53,6 +53,7 @@ class _Stored:
         colors: of a palette, (colours, 3).
         bits: significant ones that the file states.
         has_lost: only the upper 8 of 16 bits are left.
+        nodata: a value that does not count where every band has it.
     """
 
     values: NDArray[Any]
@@ -61,6 +62,7 @@ class _Stored:
     bits: int | None = None
     is_inverted: bool = False
     has_lost: bool = False
+    nodata: int | None = None
 
 
 def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Least | None = None) -> Reduced:
@@ -465,9 +467,14 @@ def _rendered(stored: _Stored, name: str, options: ReadOptions) -> Picture:
         return np.array(values if stored.colors is None else stored.colors[values[..., 0]])
     if places != tuple(range(values.shape[2])):
         values = values[..., places[0] : places[0] + 1] if len(places) == 1 else values[..., list(places)]
+    sample = cells_of(values)
+    if stored.nodata is not None and (stored.has_lost or values.dtype == np.uint16):
+        nodata = stored.nodata >> 8 if stored.has_lost else stored.nodata
+        valid = values[(values != nodata).any(2)]
+        sample = cells_of(valid[None]) if valid.size else sample
     if stored.has_lost:
-        warn_if_dark(name, max(int(part.max()) for part in cells_of(values)()) << 8 | 255)
-    levels = choose_levels(name, values.dtype, options, cells_of(values), stored.bits, stored.is_inverted)(values)
+        warn_if_dark(name, max(int(part.max()) for part in sample()) << 8 | 255)
+    levels = choose_levels(name, values.dtype, options, sample, stored.bits, stored.is_inverted)(values)
     pixels = tiff.cmyk_to_rgb(levels) if is_cmyk else rgb(levels)
     return pixels if pixels.flags.writeable else pixels.copy()
 
@@ -503,9 +510,17 @@ def _tiff(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> _Stored:
             values = values // np.uint8(255 // (2**bits - 1))  # as stored: Pillow scales them
         if inverted and bits <= 8:  # Pillow inverts these
             values = np.subtract(2**bits - 1, values, dtype=np.uint8)
-        return _Stored(values, bands, None, page.stated_bits, inverted)
+        return _Stored(values, bands, None, page.stated_bits, inverted, nodata=_number(page.nodata))
     extra = (Band("alpha") if page.has_alpha else Band(),) if values.shape[2] == 4 else ()
-    return _Stored(values, (*_RGB, *extra), None, page.stated_bits, has_lost=bits == 16)
+    is_deep = bits == 16
+    nodata = _number(page.nodata)
+    return _Stored(values, (*_RGB, *extra), None, page.stated_bits, has_lost=is_deep, nodata=nodata)
+
+
+def _number(nodata: str) -> int | None:
+    """GDAL's tag, where it is a value of 16 bits."""
+    text = nodata.strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 2**16 else None
 
 
 def _keep_premultiplied(image: TiffImagePlugin.TiffImageFile) -> None:

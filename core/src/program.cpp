@@ -1,6 +1,7 @@
 // Reading a program from bytes that may come from anywhere: every number is checked before it is used.
 #include "program.h"
 
+#include <initializer_list>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,8 @@ struct Weights {
 
 bool op_ok(const Op &op, const Program &p, const Weights &w) {
     if (op.act < Act::none || op.act > Act::gelu) return false;
+    for (const int32_t n : {op.in, op.mid, op.out})
+        if (n < 0 || n > kMaxChannels) return false;
     const bool strides = op.kind == Kind::conv3 || op.kind == Kind::inverted || op.kind == Kind::fused;
     if (op.stride != 1 && !(strides && op.stride == 2)) return false;
     auto value_ok = [&](int32_t v, int channels) {

@@ -395,3 +395,29 @@ def test_thousands_of_images_of_one_name_get_masks_in_a_moment() -> None:
     assert images_of(entries, found) == []
     assert len(found.problems) == 10_000
     assert time.perf_counter() - started < 5  # a second at most; by comparing each with each, half a minute
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/ana/set/a.png", "C:\\Users\\ana\\a.png", "../../media/upload/1/a.png", "D:/a.png"]
+)
+def test_paths_of_another_machine_lead_to_the_image_here(name: str, tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": name, "height": SIZE[0], "width": SIZE[1]}]
+    write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("a.png",), images=images)
+    done = convert(tmp_path)
+    assert done.problems == ()
+    assert [p.name for p in (tmp_path / "out/masks").iterdir()] == ["a.png"]
+
+
+def test_two_paths_that_end_alike_share_no_image(tmp_path: Path) -> None:
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    images = [{"id": i, "file_name": f"/{folder}/a.png"} | size for i, folder in ((7, "x"), (8, "y"))]
+    write(
+        tmp_path,
+        [{"segmentation": square(1, 2, 4, 7)}],
+        ("a.png", "b.png"),
+        images=[*images, {"id": 9, "file_name": "b.png"} | size],
+    )
+    assert any(
+        "images 7, 8 are all a.png" in problem
+        for problem in read_annotations(tmp_path / "coco.json", tmp_path / "photos").problems
+    )

@@ -55,7 +55,9 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
         raise DatasetError(f"{path}: not COCO's form; {FORM}.")
     found = Annotations("COCO annotations", path, [], [], larger_first=True)
     name_of = categories_of(content["categories"], found)
-    kept = images_of(content["images"], found)
+    stem = path.stem
+    folder = ImageFolder(path.parent, images, _usual_folders(stem))
+    kept = images_of(content["images"], found, folder)
     objects: dict[Id, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     as_text = 0
     ids: set[Id] = {key for key, *_ in kept}
@@ -73,8 +75,6 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
         objects[key].append((where, annotation))
     if as_text:
         found.notes.append(f"{as_text} annotations give the number of their image as text; it is taken as a number.")
-    stem = path.stem
-    folder = ImageFolder(path.parent, images, _usual_folders(stem))
     for key, name, size in kept:
         found.images.append(
             AnnotatedImage(
@@ -130,19 +130,23 @@ def categories_of(categories: list[Any], found: Annotations) -> dict[Id, str]:
     return name_of
 
 
-def images_of(entries: list[Any], found: Annotations) -> list[tuple[Id, str, tuple[int, int]]]:
+def images_of(
+    entries: list[Any], found: Annotations, folder: ImageFolder | None = None
+) -> list[tuple[Id, str, tuple[int, int]]]:
     """Id, name and (height, width) of the images that can be used."""
     kept: dict[Id, tuple[Id, str, tuple[int, int]]] = {}
     twice: dict[Id, set[str]] = defaultdict(set)
+    exact = {name for entry in entries if isinstance(name := _get(entry, "file_name"), str)}
     for i, entry in enumerate(entries):
         try:
             if not isinstance(entry, dict):
                 raise DatasetError(f"is no object ({short(entry)})")
             key = id_of(entry.get("id"))
-            twice[key].add(short(entry.get("file_name")))
+            file_name = entry.get("file_name")
+            twice[key].add(short(file_name))
             image = (
                 key,
-                image_name(entry.get("file_name")),
+                image_name(folder.tail(file_name, exact) if folder else file_name),
                 (
                     whole(entry.get("height"), "height"),
                     whole(entry.get("width"), "width"),

@@ -16,6 +16,8 @@ from evitseg.errors import DatasetError
 
 ALL = "all"
 """The split of data that has none."""
+_LONGEST = 4_000
+"""Characters of a path."""
 MAX_FILES = 200_000
 """Files looked at in search of images."""
 
@@ -238,6 +240,21 @@ class ImageFolder:
             [given] if given is not None else [near] + ([above] if near.name.lower().startswith("annot") else [])
         )
         self._by_name: dict[str, list[Path]] | None = None
+
+    def tail(self, value: object, taken: Container[object]) -> object:
+        """The longest end of another machine's path (absolute, or leading upwards) that is a file here; else the value.
+
+        Args:
+            taken: names that others have exactly.
+        """
+        if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+            return value
+        parts = value.replace("\\", "/").split("/")
+        if parts[0] and ".." not in parts and parts[0][1:2] != ":":
+            return value
+        first = max((i for i, part in enumerate(parts) if part in ("", "..")), default=0)
+        ends = ["/".join(parts[i:]) for i in range(max(1, first + 1), len(parts))]
+        return next((end for end in ends if end not in taken and self.find(end) is not None), value)
 
     def find(self, name: str) -> Path | None:
         """The file, or None where there is none or more than one could be meant."""

@@ -44,7 +44,9 @@ def read_panoptic(content: dict[str, Any], path: Path, images: Path | None) -> A
     if not all(isinstance(content[key], list) for key in _KEYS):
         raise DatasetError(f"{path}: not COCO's panoptic form; images, categories and annotations are lists.")
     name_of = categories_of(content["categories"], found)
-    kept = images_of(content["images"], found)
+    stem = path.stem
+    photos = ImageFolder(path.parent, images, [stem.removeprefix("panoptic_")])
+    kept = images_of(content["images"], found, photos)
     ids = {key for key, *_ in kept}
     entries: dict[Any, dict[str, Any]] = {}
     for i, entry in enumerate(content["annotations"]):
@@ -54,8 +56,6 @@ def read_panoptic(content: dict[str, Any], path: Path, images: Path | None) -> A
             found.problems.append(f"{path}: annotations[{i}] {reason}.")
         else:
             entries[key] = entry
-    stem = path.stem
-    photos = ImageFolder(path.parent, images, [stem.removeprefix("panoptic_")])
     masks = ImageFolder(path.parent, None, [stem])
     for key, name, size in kept:
         if key not in entries:

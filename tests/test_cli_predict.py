@@ -233,6 +233,20 @@ def test_the_input_itself_is_never_replaced(here: Path) -> None:
     assert (here / "a.png").read_bytes() == content
 
 
+def test_a_world_file_of_others_is_not_replaced(here: Path) -> None:
+    street(here / "a.png")
+    (here / "a.pgw").write_text("1\n0\n0\n-1\n10\n20\n")
+    (here / "o").mkdir()
+    (here / "o/a_mask.pgw").write_text("theirs")
+    run = predict("a.png", *SMALL, "--out", "o")
+    assert run.exit_code == 1
+    assert "o/a_mask.pgw: says where a_mask.png lies" in run.output
+    assert files(here / "o") == ["a_mask.pgw"]
+    assert predict("a.png", *SMALL, "--no-overlay", "--out", "o", "--overwrite").exit_code == 0
+    assert predict("a.png", *SMALL, "--no-overlay", "--out", "o").exit_code == 0  # now they are ours
+    assert files(here / "o") == ["a_mask.pgw", "a_mask.png", "a_mask.png.aux.xml"]
+
+
 def test_a_photograph_called_mask_is_segmented_and_a_truth_mask_is_kept(here: Path) -> None:
     street(here / "data/surgical_mask.png")
     street(here / "data/s1.png")

@@ -158,6 +158,8 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
         raise PictureError(
             f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs."
         ) from error
+    except MemoryError as error:
+        raise PictureError(f"{name[:200]}: decoding it takes more memory than is free.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise PictureError(f"{name}: truncated or damaged ({error or type(error).__name__}).") from error
 

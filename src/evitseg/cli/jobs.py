@@ -230,6 +230,14 @@ def check_free(paths: list[Path], request: Request, source: Path | str) -> None:
 
     for path in paths:
         if not os.path.lexists(path):
+            # A world file that waits for a mask would place it, or be replaced with the mask's own.
+            beside = path.with_suffix(".pgw"), path.with_name(f"{path.name}.aux.xml")
+            stray = [each for each in beside if path.suffix.lower() == ".png" and os.path.lexists(each)]
+            if stray and not request.overwrite:
+                raise FileError(
+                    f"{stray[0]}: says where {path.name} lies, which evitseg has not written yet; choose another "
+                    "--out, or add --overwrite."
+                )
             continue
         if isinstance(source, Path) and is_there(source) and is_there(path) and path.samefile(source):
             raise FileError(f"{path}: is the input itself, which is never replaced; choose another name for --out.")

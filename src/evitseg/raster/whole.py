@@ -172,6 +172,8 @@ def decoding(name: str) -> Iterator[None]:
         raise _too_many(name) from error
     except Warning:
         raise  # where warnings are errors
+    except MemoryError as error:
+        raise PictureError(f"{name[:200]}: decoding it takes more memory than is free.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
 

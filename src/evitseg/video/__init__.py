@@ -10,11 +10,12 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -251,11 +252,32 @@ def write_video(
 
 
 def _whole(thread: Executor, call: Callable[..., None], *arguments: object) -> None:
-    """Make a call that an interrupt does not cut short, but follows: only the main thread is ever interrupted."""
-    future, interrupt = thread.submit(call, *arguments), None
+    """Make a call that an interrupt does not cut short, but follows: only the main thread is ever interrupted.
+
+    Args:
+        thread: of one worker.
+    """
+    done: Future[None] = Future()
+    turn = Lock()
+
+    def once() -> None:
+        with turn:
+            if done.done():  # an interrupt came while the call was handed over, so that it was handed over again
+                return
+            try:
+                call(*arguments)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    is_given, interrupt = False, None
     while True:
         try:
-            future.result()
+            if not is_given:
+                thread.submit(once)
+                is_given = True
+            done.result()
             break
         except KeyboardInterrupt as error:
             interrupt = error

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SOFTWARE = "evitseg"
-"""In a PNG's text `Software`, a JPEG's comment, a TIFF's tag Software, a Zarr's attributes."""
+"""Marks a PNG (text `Software`), a JPEG (comment), a TIFF (tag Software) and a Zarr (attribute) as ours."""
 VIDEO_COMMENT = "written by evitseg"
-"""In a video's metadata."""
+"""Marks a video as ours, as its comment."""
 POLYGONS = "polygons written by evitseg"
-"""In a GeoPackage's table of contents, and at the beginning of a GeoJSON file."""
+"""Marks polygons as ours: a GeoPackage in its table of contents, a GeoJSON file at its beginning."""
 _SOFTWARE_TAG = 305
 _ENDS_BYTES = 64 * 1024
 """Of a video's two ends, where its metadata lie."""

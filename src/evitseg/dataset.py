@@ -25,7 +25,7 @@ from evitseg.data.lists import Pair
 from evitseg.data.truth import Survey, class_counts, settled_for, settled_labels
 from evitseg.data.yaml_file import own_yaml, read_yaml, yaml_labels
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
-from evitseg.formats import ORIENTATION, format_of, orientation_of
+from evitseg.formats import exif_orientation, format_of, orientation_of
 from evitseg.image import AS_STATED, ReadOptions, read_picture, tinted, with_legend
 from evitseg.labels import LabelSpace, load_labels
 from evitseg.mask_values import Held
@@ -651,9 +651,9 @@ def _is_turned(picture: Path) -> bool:
             kind = format_of(stream.read(64))
             if kind is not None and kind.name == "TIFF":
                 with Image.open(picture, formats=("TIFF",)) as image:
-                    return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+                    return exif_orientation(image) != 1
             return kind is not None and orientation_of(stream, kind) != 1
-    except Exception:  # what cannot be read is named elsewhere
+    except Exception:  # Pillow raises whatever a damaged file makes it stumble over; reading it names the damage
         return False
 
 

@@ -104,6 +104,16 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
     return xmp
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """How an opened image is turned, 1 (upright) to 8, by its EXIF or TIFF tag alone; 1 where that is damaged."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+        return 1
+    # Only a whole number is one of the eight: a fraction, text or several numbers are damage.
+    return value if type(value) is int and value in range(1, 9) else 1
+
+
 def png_frames(stream: BinaryIO) -> int:
     """How many images a PNG holds: its frames, and an image that is no frame."""
     stream.seek(8)

@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -53,6 +54,9 @@ def test_a_context_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     found.check_of(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\) of the same size"):
         found.check_of(ArraySource(PIXELS[::-1]))
+    for fewer in (found.looks[:1], ()):  # the parts that are left agree, or none are
+        with pytest.raises(ConfigError, match="another image"):
+            replace(found, looks=fewer).check_of(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\), of 300×200 pixels, not 100×200"):
         found.check_of(ArraySource(PIXELS[:, :100]))
 

@@ -27,6 +27,7 @@ from evitseg.formats import (
     READABLE,
     TURNS,
     ImageFormat,
+    exif_orientation,
     format_of,
     has_jpeg_end,
     jpeg2000_bits,
@@ -306,11 +307,7 @@ def _orientation(stream: BinaryIO, kind: ImageFormat, image: Image.Image) -> int
         value = orientation_of(stream, kind)
         stream.seek(place)
         return value
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except Exception:  # as in `orientation_of`
-        return 1
-    return value if type(value) is int and value in range(1, 9) else 1
+    return exif_orientation(image)
 
 
 def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -376,11 +373,7 @@ def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) ->
         _check_pixels(name, (image.height, image.width))
         if not image.width or not image.height:
             raise PictureError(f"{name}: has no pixels.")
-        try:
-            value = image.getexif().get(0x0112, 1)
-        except Exception:  # as in `orientation_of`
-            value = 1
-        turn = TURNS.get(value) if type(value) is int and image.format != "TIFF" else None
+        turn = TURNS.get(exif_orientation(image)) if image.format != "TIFF" else None
         if turn is not None:
             image = image.transpose(turn)
         return _rendered(_stored(image, name), name, options)

@@ -231,7 +231,7 @@ class _Compiler:
                 self._op(TEE, **{"in": width}, out=width, value=features[number])
         plan = head_plan(backbone, head)
         coarse = {}
-        for number, conv in zip((4, 3), plan.inputs, strict=False):
+        for number, conv in zip((4, 3), plan.inputs[:2], strict=True):
             self._load(features[number])
             self._pointwise(f"head.from_stage{number}", "conv", conv.inputs, conv.outputs)
             coarse[number] = self._store(head.width, 2 ** (number + 1))

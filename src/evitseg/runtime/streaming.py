@@ -455,7 +455,10 @@ class Context:
                 "the image it was made with."
             )
         # A part that is damaged now or was then says nothing.
-        if any(mine and theirs and mine != theirs for mine, theirs in zip(self.looks, looks_of(source), strict=False)):
+        looks = looks_of(source)
+        if len(looks) != len(self.looks) or any(
+            mine and theirs and mine != theirs for mine, theirs in zip(self.looks, looks, strict=True)
+        ):
             raise ConfigError(f"{whose} of the same size; give the image it was made with.")
 
     def save(self, path: str | os.PathLike[str]) -> None:

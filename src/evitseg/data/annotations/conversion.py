@@ -19,7 +19,7 @@ from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.files import replacing
-from evitseg.formats import ORIENTATION, TURNS
+from evitseg.formats import TURNS, exif_orientation, format_of
 from evitseg.image import MAX_PIXELS, picture_size
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
 from evitseg.masks import save_mask
@@ -268,12 +268,16 @@ class _Work:
 
 def _orientation(file: Path) -> int:
     """EXIF's, of a file that `picture_size` could read."""
-    try:
-        with Image.open(file) as image:
-            value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+    with open(file, "rb") as stream:
+        kind = format_of(stream.read(64))
+    if kind is None or not kind.name:
         return 1
-    return value if isinstance(value, int) else 1
+    try:
+        # No other formats: Pillow hands some of them to outside programs.
+        with Image.open(file, formats=(kind.name,)) as image:
+            return exif_orientation(image)
+    except Exception:  # Pillow raises whatever a damaged file makes it stumble over; reading it names the damage
+        return 1
 
 
 def _label_space(

@@ -2,8 +2,8 @@
 
 All layers look at a neighbourhood but one: attention, which looks at the whole picture, and sees of it only a sum over
 tokens. So the graph falls into pieces with a sum between them: a piece takes features and the picture's sums of its
-attention layer, and gives the features and the summands of the next. Pieces run on windows of the picture; `reach`
-says how far around itself a tile must see for its own values to be right.
+attention layer, and gives the features and the summands of the next. Pieces run on windows of the picture;
+`Piece.before` and `Piece.after` say how far around itself a tile must see for its own values to be right.
 
 The pieces are found in the graph of any artefact that `evitseg export` wrote with free sizes, by its shape.
 """

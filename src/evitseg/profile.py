@@ -521,12 +521,14 @@ def _openvino_product(compiled: openvino.CompiledModel) -> Callable[[], object]:
     import openvino
     from openvino import opset13 as ops
 
+    from evitseg.runtime.openvino_core import openvino_core
+
     same = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")
     left = ops.parameter([PEAK_SIDE, PEAK_SIDE], np.float32)
     product = ops.matmul(left, ops.constant(_square()), False, False)
     model = openvino.Model([product], [left])
     settings = {name: compiled.get_property(name) for name in same}
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
     return partial(request.infer, [_square()], share_inputs=True, share_outputs=True)
 
 

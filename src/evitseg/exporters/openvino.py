@@ -20,6 +20,7 @@ from evitseg.exporters.onnx import onnx_graph
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.network import EfficientViT
 from evitseg.runtime.artefact import first_line
+from evitseg.runtime.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     import openvino
@@ -30,11 +31,11 @@ def write_openvino(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
     Raises: what `onnx_graph` does.
     """
-    import openvino
+    core = openvino_core()
     from openvino.passes import ConstantFolding, Manager
 
     proto = onnx_graph(model, manifest.preprocess)
-    graph = openvino.Core().read_model(proto.SerializeToString())
+    graph = core.read_model(proto.SerializeToString())
     passes = Manager()
     passes.register_pass(ConstantFolding())  # the reader makes a small graph of every bias
     passes.run_passes(graph)
@@ -68,10 +69,11 @@ def _store_smaller(graph: openvino.Model, weights: str) -> None:
 
 def set_openvino_manifest(path: Path, manifest: Manifest) -> None:
     """Give a written file another manifest."""
+    core = openvino_core()
     import openvino
 
     weights = np.frombuffer(path.with_suffix(".bin").read_bytes(), np.uint8)
-    _save(openvino.Core().read_model(path.read_bytes(), openvino.Tensor(weights)), manifest, path)
+    _save(core.read_model(path.read_bytes(), openvino.Tensor(weights)), manifest, path)
 
 
 def _save(graph: openvino.Model, manifest: Manifest, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,15 +29,12 @@ from evitseg.runtime.artefact import (
 from evitseg.runtime.devices import ExecuTorchEngine, LiteRtEngine, NcnnEngine, one_by_one
 from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.onnx_file import check_onnx
+from evitseg.runtime.openvino_core import openvino_core
 from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
 from evitseg.system.machine import free_memory, physical_cores
 
 if TYPE_CHECKING:
     import openvino
-
-# OpenVINO's package tells its maker over the network that it is used, and keeps a number for the user in their home,
-# unless it does not find this one; our users were not asked. Who wants that imports openvino first.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -71,11 +67,9 @@ class OpenVinoEngine:
     def __init__(
         self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError("OpenVINO, which evitseg installs, is missing; install evitseg again.") from error
-        self._core = openvino.Core()
+        self._core = openvino_core()
+        import openvino
+
         chosen = _openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self._settings = thread_settings(threads or physical_cores(), streams)
         if chosen is not None:
@@ -334,10 +328,8 @@ def read_manifest(artefact: Path) -> Manifest:
     """What an artefact says about itself. Raises: WeightsError, ConfigError, EngineError."""
     if artefact.suffix not in (".onnx", ".xml"):
         return manifest_beside(artefact)
-    import openvino
-
     try:
-        return _openvino_model(openvino.Core(), artefact)[1]
+        return _openvino_model(openvino_core(), artefact)[1]
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{artefact}: OpenVINO cannot read it ({first_line(error)}).") from error
 
@@ -380,9 +372,7 @@ def openvino_graph(
 
     Raises: EngineError, WeightsError.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     chosen = _openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     settings = {}
     if chosen is not None:

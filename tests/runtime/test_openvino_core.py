@@ -1,0 +1,40 @@
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("openvino")
+
+# Before every engine shared one core, this ended with a segmentation fault: the signal handler ran on the stack that
+# OpenVINO had given the thread, and unmapped when the first of two cores was deleted.
+SCRIPT = """
+import gc, signal
+import numpy as np
+import evitseg
+
+image = np.zeros((64, 96, 3), np.uint8)
+for _ in range(2):
+    first, second = evitseg.load(engine="openvino"), evitseg.load(engine="openvino")
+    first(image), second(image)
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_segmenters_were_deleted() -> None:
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
+
+
+def test_a_data_loader_ends_after_segmenters_were_deleted() -> None:
+    pytest.importorskip("torch")
+    loader = """
+from torch.utils.data import DataLoader
+print(sum(len(batch) for batch in DataLoader(range(8), num_workers=2)))
+"""
+    run = subprocess.run([sys.executable, "-c", SCRIPT + loader], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "handled\n8\n"), run.stderr

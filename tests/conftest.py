@@ -88,6 +88,35 @@ EXPORT_SIZE = (40, 60)
 
 
 @dataclass(frozen=True)
+class Finished:
+    """What a command ended with."""
+
+    status: int
+    stdout: str
+    stderr: str
+    stdout_bytes: bytes
+
+
+@pytest.fixture
+def cli() -> Callable[..., Finished]:
+    """Runs `evitseg ARGUMENTS...` inside this process, on lines of 400 columns, and returns a `Finished`.
+
+    An exception that is no exit would be a bug of the command line, and fails the test.
+    """
+    from typer.testing import CliRunner
+
+    from evitseg.cli import app
+
+    def run(*arguments: object, stdin: bytes | None = None, **environment: str) -> Finished:
+        done = CliRunner().invoke(app, [*map(str, arguments)], input=stdin, env={"COLUMNS": "400"} | environment)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Finished(done.exit_code, done.stdout, done.stderr, done.stdout_bytes)
+
+    return run
+
+
+@dataclass(frozen=True)
 class Converted:
     """What `evitseg convert` printed and wrote, and `evitseg check` accepted."""
 
@@ -99,27 +128,23 @@ class Converted:
 
 
 @pytest.fixture
-def convert(tmp_path: Path) -> Callable[..., Converted]:
+def convert(tmp_path: Path, cli: Callable[..., Finished]) -> Callable[..., Converted]:
     """Runs `evitseg convert` and reads its folder as `check`, `eval` and `train` do."""
-
-    from typer.testing import CliRunner
-
-    from evitseg.cli import app
     from evitseg.dataset import find_dataset, inspect, read_truth
 
     def run(source: Path, *options: str) -> Converted:
         out = tmp_path / "converted"
-        done = CliRunner().invoke(app, ["convert", str(source), "--out", str(out), *options])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.output
-        assert "unexpected error" not in done.output
+        done = cli("convert", source, "--out", out, *options)
+        output = done.stdout + done.stderr
+        assert "unexpected error" not in output
         if not list(out.glob("*.txt")):
-            return Converted(done.exit_code, done.output, (), {}, {})
+            return Converted(done.status, output, (), {}, {})
         dataset = find_dataset(out)
         assert dataset.labels is not None
         assert inspect(dataset).problems == []
         return Converted(
-            done.exit_code,
-            done.output,
+            done.status,
+            output,
             dataset.labels.names,
             {pair.picture.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()},
             {split: [pair.picture.name for pair in pairs] for split, pairs in dataset.splits.items()},

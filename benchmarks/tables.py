@@ -21,7 +21,7 @@ from contest import RESULTS
 from evitseg.files import replacing
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def result(name: str) -> Any:

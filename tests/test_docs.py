@@ -1,8 +1,12 @@
 """Every code block of README.md and docs/ runs, on small stand-ins for the files that it names.
 
-A block runs unless a comment right above it says why not: `<!-- not run: a phone's language -->`. Single lines of a
-block are left out by `<!-- lines not run: "camera:0" needs a camera; "rtsp://" needs one on the network -->`: a line is
-meant by a part of it.
+Comments in the Markdown direct the test:
+
+- `<!-- not run: needs a phone -->` right above a block gives the reason why the block does not run.
+- `<!-- lines not run: "camera:0" needs a camera; "rtsp://" needs one on the network -->` skips the lines that contain
+  the quoted words.
+- `<!-- file: street.py -->` right above a block stores it under that name for every page.
+- `<!-- given: evitseg export b0-camvid -->` anywhere in a page is a command that runs before its blocks.
 """
 
 from __future__ import annotations
@@ -26,8 +30,10 @@ from typer.testing import CliRunner
 from evitseg.bundled import EXAMPLE_PICTURE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = {"sh", "python"}
+SHOWN = {"", "text"}
+"""Languages of blocks that are diagrams and output, not code."""
 SMALLER = {
     # What a person does with large files, done with small ones.
     "512x1024": "64x96",
@@ -38,8 +44,6 @@ SMALLER = {
 }
 TRAINING = ["--start", "none", "--epochs", "1", "--crop", "64x64", "--size", "64", "--workers", "0", "--batch", "2"]
 """Given last, these replace a run of hours by one of seconds."""
-EXPORTED = {"deploy.md": ("openvino", "onnx")}
-"""Files that a page's blocks take, and its text tells how to make."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,18 @@ def blocks() -> Iterator[Block]:
 
 
 BLOCKS = list(blocks())
+FILES = {block.file: block for block in BLOCKS if block.file}
+
+
+def title(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def test_every_block_runs_or_says_why_not() -> None:
     assert len(BLOCKS) > 40
     for block in BLOCKS:
-        if block.language and block.language not in RUN:
-            assert block.reason, f"{block}: {block.language} does not run here; say why, above it"
+        if block.language not in RUN | SHOWN:
+            assert block.reason, f"{block}: {block.language} does not run here; say why in a comment above it"
         if block.reason is not None:
             assert len(block.reason.split()) > 2, f"{block}: {block.reason!r} is no reason"
         for part in block.left_out:
@@ -213,12 +222,19 @@ def run(words: list[str], where: str) -> None:
     assert done.exit_code == 0, f"{where}: {shlex.join(words)}\n{done.output}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def given(page: Path) -> list[list[str]]:
+    commands = re.findall(r"<!-- given: (.*?) -->", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [shlex.split(smaller(command)) for command in commands]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(place), *sys.path])
-    monkeypatch.delitem(sys.modules, "street", raising=False)
-    for form in EXPORTED.get(page.name, ()):
-        run(["evitseg", "export", "b0-camvid", "--to", form, "--size", "64x96"], page.name)
+    for name, block in FILES.items():
+        (place / name).write_text(smaller(block.code), encoding="utf-8")
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    for words in given(page):
+        run(words, title(page))
     names: dict[str, Any] = {"__name__": "docs"}
     for block in BLOCKS:
         if block.page != page or block.language not in RUN or block.reason is not None:
@@ -226,9 +242,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, place: Path, m
         if block.language == "sh":
             for words in commands(block):
                 run(words, str(block))
-            continue
-        code = smaller(block.code)
-        if block.file:
-            (place / block.file).write_text(code, encoding="utf-8")
-        exec(compile(code, str(block), "exec"), names)
-    monkeypatch.delitem(sys.modules, "street", raising=False)
+        else:
+            exec(compile(smaller(block.code), str(block), "exec"), names)
+    for name in FILES:
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)

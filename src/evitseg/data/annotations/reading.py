@@ -240,4 +240,4 @@ def _unknown(source: Path) -> str:
     named = _named_only(source)
     if named:
         return named
-    return f"not an export of a known tool; read are {TOOLS}. docs/annotations.md shows what each one writes."
+    return f"not an export of a known tool; read are {TOOLS}. docs/reference/annotations.md shows what each one writes."

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from PIL import Image
 
 from evitseg import __version__
 
+Cli = Callable[..., Any]
+
 
 def evitseg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command as a person runs it."""
@@ -23,6 +27,11 @@ def evitseg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "100"}
     )
+
+
+@pytest.fixture(autouse=True)
+def _inside_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -47,8 +56,8 @@ def test_one_picture_gives_a_mask_an_overlay_and_fractions(street: Path, tmp_pat
         assert mask.size == (480, 270)
 
 
-def test_json_is_for_programs(street: Path, tmp_path: Path) -> None:
-    run = evitseg("predict", street, "--json", "--no-overlay", "--out", "o", cwd=tmp_path)
+def test_json_is_for_programs(street: Path, cli: Cli, tmp_path: Path) -> None:
+    run = cli("predict", street, "--json", "--no-overlay", "--out", "o")
     content = json.loads(run.stdout)
     assert content["model"] == "b0-camvid"
     (picture,) = content["pictures"]
@@ -57,7 +66,7 @@ def test_json_is_for_programs(street: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "o") == ["street_mask.png"]
 
 
-def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Path, tmp_path: Path) -> None:
+def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Path, cli: Cli, tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "deep" / "er").mkdir(parents=True)
     street.rename(data / "deep" / "er" / "a.jpg")
@@ -66,8 +75,8 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     (data / "text.png").write_text("not a picture")
     (data / "cut.jpg").write_bytes((data / "deep/er/a.jpg").read_bytes()[:4000])
     (data / "notes.txt").write_text("no picture, and not called one")
-    run = evitseg("predict", data, "--out", "o", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("predict", data, "--out", "o")
+    assert run.status == 1
     assert files(tmp_path / "o") == ["b_mask.png", "b_overlay.jpg", "deep/er/a_mask.png", "deep/er/a_overlay.jpg"]
     errors = run.stderr.splitlines()
     assert len(errors) == 4
@@ -76,57 +85,57 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     assert errors[-1] == "error: 3 of the inputs failed; pictures done: 2."
 
 
-def test_results_inside_the_folder_are_not_segmented_again(street: Path, tmp_path: Path) -> None:
+def test_results_inside_the_folder_are_not_segmented_again(street: Path, cli: Cli, tmp_path: Path) -> None:
     for _ in range(2):
-        run = evitseg("predict", ".", "--out", "predictions", cwd=tmp_path)
-        assert run.returncode == 0
+        run = cli("predict", ".", "--out", "predictions")
+        assert run.status == 0
         assert files(tmp_path) == ["predictions/street_mask.png", "predictions/street_overlay.jpg", "street.jpg"]
 
 
-def test_results_may_go_where_the_pictures_are(street: Path, tmp_path: Path) -> None:
+def test_results_may_go_where_the_pictures_are(street: Path, cli: Cli, tmp_path: Path) -> None:
     for _ in range(2):
-        run = evitseg("predict", ".", "--out", ".", cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
+        run = cli("predict", ".", "--out", ".")
+        assert run.status == 0, run.stderr
         assert files(tmp_path) == ["street.jpg", "street_mask.png", "street_overlay.jpg"]
 
 
-def test_hidden_files_are_left_alone_and_dangling_links_named(street: Path, tmp_path: Path) -> None:
+def test_hidden_files_are_left_alone_and_dangling_links_named(street: Path, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "._street.jpg").write_bytes(b"what another system leaves beside a picture")
-    assert evitseg("predict", ".", "--no-overlay", cwd=tmp_path).returncode == 0
+    assert cli("predict", ".", "--no-overlay").status == 0
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
-    run = evitseg("predict", ".", "--no-overlay", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("predict", ".", "--no-overlay")
+    assert run.status == 1
     assert "gone.jpg: no such file" in run.stderr
     assert "circle.jpg: " in run.stderr
     assert "Traceback" not in run.stderr
 
 
-def test_a_picture_too_long_for_the_network_does_not_stop_the_rest(street: Path, tmp_path: Path) -> None:
+def test_a_picture_too_long_for_the_network_does_not_stop_the_rest(street: Path, cli: Cli, tmp_path: Path) -> None:
     Image.new("1", (6_000_000, 1)).save(tmp_path / "long.png")
-    run = evitseg("predict", "long.png", street, "--no-overlay", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("predict", "long.png", street, "--no-overlay")
+    assert run.status == 1
     assert "long.png: a picture of 6000000×1 pixels" in run.stderr
     assert files(tmp_path / "predictions") == ["street_mask.png"]
 
 
-def test_a_very_wide_picture_gets_its_overlay_as_png(tmp_path: Path) -> None:
+def test_a_very_wide_picture_gets_its_overlay_as_png(cli: Cli, tmp_path: Path) -> None:
     Image.new("RGB", (70_000, 40)).save(tmp_path / "wide.png")
-    run = evitseg("predict", "wide.png", "--size", "32", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("predict", "wide.png", "--size", "32")
+    assert run.status == 0, run.stderr
     assert files(tmp_path / "predictions") == ["wide_mask.png", "wide_overlay.png"]
 
 
 @pytest.mark.parametrize("name", ["street[old].jpg", "x[b].jpg", "漢字.jpg"])
-def test_names_are_shown_as_they_are(name: str, street: Path, tmp_path: Path) -> None:
+def test_names_are_shown_as_they_are(name: str, street: Path, cli: Cli, tmp_path: Path) -> None:
     try:
         street.rename(tmp_path / name)
     except OSError as error:
         if error.errno not in (errno.EILSEQ, errno.EINVAL):
             raise
         pytest.skip(f"this file system has no name {name}")
-    run = evitseg("predict", tmp_path / name, "--no-overlay", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("predict", tmp_path / name, "--no-overlay")
+    assert run.status == 0, run.stderr
     assert Path(name).name in run.stdout
 
 
@@ -148,18 +157,18 @@ def test_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_the_same_name_twice_gives_two_results(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_the_same_name_twice_gives_two_results(photograph: NDArray[np.uint8], cli: Cli, tmp_path: Path) -> None:
     for name in ("one/a.jpg", "two/a.jpg", "two/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(photograph[:64, :64]).save(tmp_path / name)
-    run = evitseg("predict", "one/a.jpg", "two/a.jpg", "two/a.png", "--no-overlay", "--out", "o", cwd=tmp_path)
-    assert run.returncode == 0
+    run = cli("predict", "one/a.jpg", "two/a.jpg", "two/a.png", "--no-overlay", "--out", "o")
+    assert run.status == 0
     assert len(files(tmp_path / "o")) == 3
 
 
-def test_a_quoted_pattern_is_understood(street: Path, tmp_path: Path) -> None:
-    run = evitseg("predict", "*.jpg", "--no-overlay", "--out", "o", cwd=tmp_path)
-    assert run.returncode == 0
+def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) -> None:
+    run = cli("predict", "*.jpg", "--no-overlay", "--out", "o")
+    assert run.status == 0
     assert files(tmp_path / "o") == ["street_mask.png"]
 
 
@@ -179,12 +188,12 @@ def test_a_quoted_pattern_is_understood(street: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_fails_is_one_sentence_and_status_1(
-    arguments: list[str], sentence: str, street: Path, tmp_path: Path
+    arguments: list[str], sentence: str, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     before = files(tmp_path)
-    run = evitseg("predict", *arguments, cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("predict", *arguments)
+    assert run.status == 1
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
     assert files(tmp_path) == before
@@ -203,17 +212,17 @@ def test_what_fails_is_one_sentence_and_status_1(
         ["foretell"],
     ],
 )
-def test_a_wrong_command_line_is_status_2(arguments: list[str], tmp_path: Path) -> None:
-    run = evitseg(*arguments, cwd=tmp_path)
-    assert run.returncode == 2
+def test_a_wrong_command_line_is_status_2(arguments: list[str], cli: Cli, tmp_path: Path) -> None:
+    run = cli(*arguments)
+    assert run.status == 2
     assert "Traceback" not in run.stderr
 
 
-def test_size_changes_what_goes_through_the_network(street: Path, tmp_path: Path) -> None:
+def test_size_changes_what_goes_through_the_network(street: Path, cli: Cli, tmp_path: Path) -> None:
     masks = []
     for size in ("64", "native", "720"):
-        run = evitseg("predict", street, "--size", size, "--no-overlay", "--out", size, cwd=tmp_path)
-        assert run.returncode == 0, run.stderr
+        run = cli("predict", street, "--size", size, "--no-overlay", "--out", size)
+        assert run.status == 0, run.stderr
         with Image.open(tmp_path / size / "street_mask.png") as image:
             masks.append(np.asarray(image))
     assert all(mask.shape == (270, 480) for mask in masks)
@@ -248,42 +257,44 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     assert len(list((tmp_path / "o").iterdir())) == 800
 
 
-def test_info_lists_what_there_is(tmp_path: Path) -> None:
-    content = json.loads(evitseg("info", "--json", cwd=tmp_path).stdout)
+def test_info_lists_what_there_is(cli: Cli, tmp_path: Path) -> None:
+    content = json.loads(cli("info", "--json").stdout)
     assert content["version"] == __version__
     assert "b0-camvid" in content["bundled models"]
     assert content["variants"]["b0"]["parameters"] == 706_691
     assert round(content["published models"]["l2-cityscapes"]["MACs at 1024×2048"] / 1e9) == 396
-    assert "b3-ade20k" in evitseg("info", cwd=tmp_path).stdout
+    assert "b3-ade20k" in cli("info").stdout
 
 
-def test_info_says_what_a_model_is(tmp_path: Path) -> None:
-    content = json.loads(evitseg("info", "b0-camvid", "--json", cwd=tmp_path).stdout)
+def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
+    content = json.loads(cli("info", "b0-camvid", "--json").stdout)
     assert content["variant"] == "b0"
     assert content["classes"][3] == "road"
     assert content["accuracy"][0]["pictures"] == 233
-    assert "sky" in evitseg("info", "b0-camvid", cwd=tmp_path).stdout
-    published = json.loads(evitseg("info", "b3-ade20k", "--json", cwd=tmp_path).stdout)
+    assert "sky" in cli("info", "b0-camvid").stdout
+    published = json.loads(cli("info", "b3-ade20k", "--json").stdout)
     assert published["classes"] == 150
-    run = evitseg("info", "b9", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("info", "b9")
+    assert run.status == 1
     assert "unknown model 'b9'" in run.stderr
 
 
-def test_export_writes_a_verified_artefact_that_predict_uses(b0_checkpoint: Path, street: Path, tmp_path: Path) -> None:
-    run = evitseg("export", b0_checkpoint, "--out", "b0.onnx", "--weights", "float16", "--size", "512", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+def test_export_writes_a_verified_artefact_that_predict_uses(
+    b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
+) -> None:
+    run = cli("export", b0_checkpoint, "--out", "b0.onnx", "--weights", "float16", "--size", "512")
+    assert run.status == 0, run.stderr
     assert "verified on 3 pictures" in run.stdout
     assert (tmp_path / "b0.onnx").stat().st_size < 1_600_000
-    run = evitseg("predict", street, "--model", "b0.onnx", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("predict", street, "--model", "b0.onnx")
+    assert run.status == 0, run.stderr
     assert "vegetation" in run.stdout
-    content = json.loads(evitseg("info", "b0.onnx", "--json", cwd=tmp_path).stdout)
+    content = json.loads(cli("info", "b0.onnx", "--json").stdout)
     assert content["preprocess"]["short_side"] == 512
     assert content["checkpoint sha256"].startswith("923d6fdd")
 
 
-def test_export_says_what_is_wrong(tmp_path: Path) -> None:
+def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"no weights")
     for arguments, sentence in (
         (["a.pt"], "a.pt: "),
@@ -295,23 +306,23 @@ def test_export_says_what_is_wrong(tmp_path: Path) -> None:
             "take pictures of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",
         ),
     ):
-        run = evitseg("export", *arguments, cwd=tmp_path)
-        assert run.returncode == 1, arguments
+        run = cli("export", *arguments)
+        assert run.status == 1, arguments
         assert sentence in run.stderr
         assert "Traceback" not in run.stderr
-    assert evitseg("export", "a.pt", "--to", "tflight", cwd=tmp_path).returncode == 2
+    assert cli("export", "a.pt", "--to", "tflight").status == 2
     assert files(tmp_path) == ["a.pt"]
 
 
-def test_export_for_a_device_from_the_command_line(tmp_path: Path) -> None:
-    run = evitseg("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    run = cli("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16")
+    assert run.status == 0, run.stderr
     assert "keep beside it: b0-camvid.ncnn.bin, b0-camvid.ncnn.param.json" in run.stdout
     assert files(tmp_path) == ["b0-camvid.ncnn.bin", "b0-camvid.ncnn.param", "b0-camvid.ncnn.param.json"]
-    run = evitseg("predict", "--example", "--model", "b0-camvid.ncnn.param", "--out", "out", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("predict", "--example", "--model", "b0-camvid.ncnn.param", "--out", "out")
+    assert run.status == 0, run.stderr
     assert "road" in run.stdout
-    content = json.loads(evitseg("info", "b0-camvid.ncnn.param", "--json", cwd=tmp_path).stdout)
+    content = json.loads(cli("info", "b0-camvid.ncnn.param", "--json").stdout)
     assert content["preprocess"]["fixed"] == [96, 160]
     assert content["weights"] == "float16"
     for arguments, sentence in (
@@ -319,50 +330,52 @@ def test_export_for_a_device_from_the_command_line(tmp_path: Path) -> None:
         (["--fp16", "--int8", "data"], "excludes --fp16"),
         (["--size", "96x", "--to", "ncnn"], "neither a number"),
     ):
-        run = evitseg("export", "b0-camvid", *arguments, cwd=tmp_path)
-        assert run.returncode == 2
+        run = cli("export", "b0-camvid", *arguments)
+        assert run.status == 2
         assert sentence in " ".join(run.stderr.replace("│", " ").split())
 
 
-def test_version(tmp_path: Path) -> None:
-    assert evitseg("--version", cwd=tmp_path).stdout == f"evitseg {__version__}\n"
+def test_version(cli: Cli, tmp_path: Path) -> None:
+    assert cli("--version").stdout == f"evitseg {__version__}\n"
 
 
-def test_check_says_what_is_wrong_and_whether_training_would_run(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_check_says_what_is_wrong_and_whether_training_would_run(
+    photograph: NDArray[np.uint8], cli: Cli, tmp_path: Path
+) -> None:
     for i in range(10):
         for kind in ("images", "masks"):
             (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph[i:]).save(tmp_path / f"data/images/{i:07}.jpg")
         Image.fromarray(photograph[i:, :, 0] // 100).save(tmp_path / f"data/masks/{i:07}_mask.png")
     (tmp_path / "data/images/0000004.jpg").write_bytes(b"broken")
-    run = evitseg("check", "data", "--sheet", "sheet.png", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("check", "data", "--sheet", "sheet.png")
+    assert run.status == 0, run.stderr
     assert "ready to train; 1 pairs will be left out" in run.stdout
     assert "0000004.jpg: not a picture" in run.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
-    content = json.loads(evitseg("check", "data", "--json", cwd=tmp_path).stdout)
+    content = json.loads(cli("check", "data", "--json").stdout)
     assert content["splits"]["all"]["usable"] == 9
     assert content["trains"]
 
-    run = evitseg("check", "data", "--labels", "b.json", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("check", "data", "--labels", "b.json")
+    assert run.status == 1
     (tmp_path / "b.json").write_text('{"name": "b", "classes": [{"name": "x"}, {"name": "y"}]}')
-    run = evitseg("check", "data", "--labels", "b.json", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("check", "data", "--labels", "b.json")
+    assert run.status == 1
     assert "id 2 is not in label space 'b'" in run.stderr
     assert "training would fail" in run.stderr
 
 
-def test_eval_of_a_model_and_of_its_masks_agree(b0_checkpoint: Path, tmp_path: Path) -> None:
+def test_eval_of_a_model_and_of_its_masks_agree(b0_checkpoint: Path, cli: Cli, tmp_path: Path) -> None:
     camvid = b0_checkpoint.parents[1] / "data/camvid"
     (tmp_path / "few").mkdir()
     for split, folder in (("images", "val"), ("masks", "valannot")):
         (tmp_path / "few" / split).mkdir()
         for path in sorted((camvid / folder).iterdir())[::20]:
             (tmp_path / "few" / split / path.name).write_bytes(path.read_bytes())
-    run = evitseg("eval", "few", "--labels", "camvid", "--json", "--report", "report.html", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("eval", "few", "--labels", "camvid", "--json", "--report", "report.html")
+    assert run.status == 0, run.stderr
     model = json.loads(run.stdout)
     assert model["images"] == 6
     assert 0.5 < model["miou"] < 1
@@ -370,37 +383,39 @@ def test_eval_of_a_model_and_of_its_masks_agree(b0_checkpoint: Path, tmp_path: P
     assert model["settings"]["model"] == "b0-camvid"
     assert (tmp_path / "report.html").stat().st_size > 50_000
 
-    assert evitseg("predict", "few/images", "--no-overlay", "--out", "out", cwd=tmp_path).returncode == 0
-    run = evitseg("eval", "few", "--labels", "camvid", "--masks", "out", "--json", "--workers", "2", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    assert cli("predict", "few/images", "--no-overlay", "--out", "out").status == 0
+    run = cli("eval", "few", "--labels", "camvid", "--masks", "out", "--json", "--workers", "2")
+    assert run.status == 0, run.stderr
     assert json.loads(run.stdout)["confusion"] == model["confusion"]
 
-    run = evitseg("eval", "few", "--labels", "camvid", "--tta", "--json", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("eval", "few", "--labels", "camvid", "--tta", "--json")
+    assert run.status == 0, run.stderr
     looked = json.loads(run.stdout)
     assert looked["settings"]["tta"] != "no"
     assert abs(looked["miou"] - model["miou"]) < 0.1
     assert looked["confusion"] != model["confusion"]
 
 
-def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uint8], cli: Cli, tmp_path: Path) -> None:
     for kind, values in (("images", photograph), ("masks", photograph[..., 0] // 100)):
         (tmp_path / "data" / kind).mkdir(parents=True)
         Image.fromarray(values).save(tmp_path / "data" / kind / "a.png")
     (tmp_path / "data/classes.txt").write_text("wheat\nmaize\nsoil\n")
-    run = evitseg("eval", "data", cwd=tmp_path)
-    assert run.returncode == 1
+    run = cli("eval", "data")
+    assert run.status == 1
     assert "the data's classes (data) are not the model's (camvid)" in run.stderr
 
 
-def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(street: Path, tmp_path: Path) -> None:
+def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
+    street: Path, cli: Cli, tmp_path: Path
+) -> None:
     common = ("--precision", "float32", "--size", "native")
-    assert evitseg("predict", street, *common, "--no-overlay", "--out", "o", cwd=tmp_path).returncode == 0
-    run = evitseg(
+    assert cli("predict", street, *common, "--no-overlay", "--out", "o").status == 0
+    run = cli(
         "predict", street, *common, "--exact", "--memory", "226MiB", "--out", "exact/mask.png", "--verify",
-        "--save-context", "street.npz", "--json", cwd=tmp_path,
+        "--save-context", "street.npz", "--json",
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    assert run.status == 0, run.stderr
     (picture,) = json.loads(run.stdout)["pictures"]
     assert picture["verified"]["logit difference"] < 1e-5
     assert sum(picture["fractions"].values()) == pytest.approx(1)
@@ -411,8 +426,8 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(street:
             masks.append(np.asarray(mask))
     assert (masks[0] != masks[1]).mean() < 1e-4
     region = ("--context", "street.npz", "--region", "100,50,200,120", "--out", "region.png")
-    run = evitseg("predict", street, *common, *region, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = cli("predict", street, *common, *region)
+    assert run.status == 0, run.stderr
     with Image.open(tmp_path / "region.png") as mask:
         assert (np.asarray(mask) != masks[1][50:170, 100:300]).mean() < 1e-3
 
@@ -431,9 +446,9 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(street:
     ],
 )
 def test_what_cannot_be_done_exactly_is_said(
-    arguments: tuple[str, ...], status: int, sentence: str, street: Path, tmp_path: Path
+    arguments: tuple[str, ...], status: int, sentence: str, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    run = evitseg("predict", street, *arguments, "--out", "o", cwd=tmp_path)
-    assert run.returncode == status
+    run = cli("predict", street, *arguments, "--out", "o")
+    assert run.status == status
     assert sentence in " ".join(run.stderr.replace("│", " ").split())
     assert not [name for name in files(tmp_path) if "evitseg-" in name or name.endswith("mask.png")]

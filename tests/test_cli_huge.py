@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
-import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("rasterio", "tifffile", "zarr", "pyogrio")
+
+import rasterio
+import tifffile
+import zarr
 
 import evitseg
 from evitseg.cli import app

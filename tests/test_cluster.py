@@ -14,11 +14,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("psutil", "ray")
+
+import psutil
 
 import evitseg
 from evitseg import cluster

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from evitseg.config import (
     BACKBONES,
@@ -15,7 +13,7 @@ from evitseg.config import (
     model_config,
 )
 from evitseg.errors import ConfigError
-from evitseg.model.network import EfficientViT
+from tests.optional import needs
 
 ALL = {
     **{name: ModelConfig(BACKBONES[name.split("-")[0]], head) for name, head in SEGMENTATION_HEADS.items()},
@@ -40,6 +38,12 @@ def test_parameters_and_macs_are_the_published_ones(name: str, parameters: float
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_count_is_that_of_the_network(name: str) -> None:
+    needs("torch")
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from evitseg.model.network import EfficientViT
+
     config = ALL[name]
     with torch.device("meta"):
         model = EfficientViT(config).eval()
@@ -60,6 +64,11 @@ def test_a_misspelt_variant_is_an_error_that_names_near_ones() -> None:
 
 
 def test_any_backbone_goes_with_any_head() -> None:
+    needs("torch")
+    import torch
+
+    from evitseg.model.network import EfficientViT
+
     for backbone in BACKBONES:
         for head in ("b0-cityscapes", "b1-ade20k", "l1-cityscapes", "l2-ade20k"):
             config = model_config(backbone, 5, head)

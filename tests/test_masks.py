@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from evitseg.errors import PictureError
 from evitseg.labels import by_index, load_labels, numbered
 from evitseg.masks import is_plain, read_mask, read_mask_file, read_truth, save_mask
 from evitseg.raster.gdal import quiet_open
+from tests.optional import needs
 
-write_tiff: Any = tifffile.imwrite
+
+def write_tiff(path: Path, pixels: Any, **options: Any) -> None:
+    needs("tifffile")
+    import tifffile
+
+    tifffile.imwrite(path, pixels, **options)
+
+
 ROW = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
 
 
@@ -108,11 +115,14 @@ def test_tiff_in_colours_is_read_by_colour(planar: Any, bands: int, tmp_path: Pa
 
 
 def test_smaller_copies_are_no_pages_and_pages_are_refused(tmp_path: Path) -> None:
+    needs("rasterio", "tifffile")
     levels = np.kron(ROW, np.ones((128, 128))).astype(np.uint8)
     with quiet_open(
         tmp_path / "cog.tif", "w", driver="COG", height=256, width=512, count=1, dtype="uint8", blocksize=128
     ) as file:
         file.write(levels, 1)
+    import tifffile
+
     with tifffile.TiffFile(tmp_path / "cog.tif") as cog:
         assert len(cog.pages) > 1
     np.testing.assert_array_equal(read_mask(tmp_path / "cog.tif"), levels)

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchmetrics import JaccardIndex
 
 from evitseg.dataset import Pair
 from evitseg.errors import ConfigError, DatasetError
@@ -26,6 +24,7 @@ from evitseg.metrics import (
     mean_iou,
 )
 from evitseg.report import draw_errors, write_html
+from tests.optional import needs
 
 
 def test_a_confusion_matrix_counted_by_hand() -> None:
@@ -52,6 +51,10 @@ def test_masks_that_cannot_be_compared_are_an_error() -> None:
 
 
 def test_the_metric_agrees_with_torchmetrics_on_real_masks(shared: Callable[[str], Path]) -> None:
+    needs("torchmetrics", "torch")
+    import torch
+    from torchmetrics import JaccardIndex
+
     labels = load_labels("camvid")
     paths = sorted((shared("data/camvid") / "valannot").iterdir())[:12]
     masks = [labels.encode(read_mask(path)) for path in paths]

@@ -12,13 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("rasterio", "tifffile", "zarr", "pyogrio")
+
 import rasterio
 import rasterio.shutil
 import tifffile
 import zarr
-from numpy.typing import NDArray
-from PIL import Image
-from typer.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.errors import ConfigError, EvitsegWarning, FileError, PictureError

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.optional import needs
+
+needs("torch", "onnx")
+
 from evitseg.errors import ExportError
 from evitseg.exporters import FORMATS, best
 from evitseg.exporters.best import AS_FAST, export_best

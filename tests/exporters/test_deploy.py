@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "onnx")
+
 import torch
 from torch.nn import functional as F
 

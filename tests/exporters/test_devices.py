@@ -11,10 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("torch", "onnx")
+
+import onnx
+import torch
 
 import evitseg
 from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.optional import needs
+
+needs("torch", "onnx")
+
+import torch
 
 from evitseg.errors import ExportError
 from evitseg.exporters import FORMATS, export

@@ -6,10 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("torch", "onnx", "onnxruntime")
+
+import onnx
+import torch
 
 import evitseg
 from evitseg.config import BACKBONES, ModelConfig, model_config

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.optional import needs
+
+needs("torch", "onnx")
+
 import evitseg
 from evitseg.errors import ExportError, FileError
 from evitseg.exporters.verify import example_pictures, verify

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch")
+
 import torch
 from torch import Tensor
 

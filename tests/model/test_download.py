@@ -12,6 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "safetensors", "huggingface_hub")
+
 import torch
 
 import evitseg

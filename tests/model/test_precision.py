@@ -7,6 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.optional import needs
+
+needs("torch")
+
 import torch
 
 import evitseg

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "safetensors")
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor

@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "safetensors")
+
 import torch
 from safetensors.torch import save_file
 

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 from PIL import Image
+from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("rasterio")
+
+import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
-from typer.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.raster import Georeference, open_source

@@ -12,13 +12,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
-import rasterio
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.optional import needs
+
+needs("rasterio", "tifffile", "imagecodecs")
+
+import imagecodecs
+import rasterio
+import tifffile
 
 from evitseg.errors import EvitsegError, EvitsegWarning, PictureError
 from evitseg.image import AS_STATED, ReadOptions, picture_size, read_picture, read_reduced

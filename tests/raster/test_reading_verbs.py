@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("tifffile", "torch", "accelerate")
+
+import tifffile
 
 import evitseg
 from evitseg.cli import app

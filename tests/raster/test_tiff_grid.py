@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from tiff_kinds import (
+from typer.testing import CliRunner
+
+from tests.optional import needs
+
+needs("rasterio", "tifffile", "imagecodecs")
+
+from evitseg.cli import app
+from evitseg.errors import EvitsegError, EvitsegWarning, MissingPackageError
+from evitseg.image import ReadOptions, picture_size, read_picture, read_reduced
+from evitseg.raster import open_source
+from tests.raster.tiff_kinds import (
     BITS,
     COLORS,
     COMPRESSION,
@@ -29,12 +39,6 @@ from tiff_kinds import (
     values_of,
     write_tiff,
 )
-from typer.testing import CliRunner
-
-from evitseg.cli import app
-from evitseg.errors import EvitsegError, EvitsegWarning, MissingPackageError
-from evitseg.image import ReadOptions, picture_size, read_picture, read_reduced
-from evitseg.raster import open_source
 
 KINDS: tuple[Kind, ...] = ("unsigned", "signed", "float")
 STORAGES = list(itertools.product((False, True), (False, True), COMPRESSION))

@@ -18,11 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
-import zarr
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("zarr", "numcodecs")
+
+import numcodecs
+import zarr
 
 from evitseg.errors import EvitsegWarning, FileError, PictureError
 from evitseg.image import ReadOptions

@@ -10,9 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("onnx")
+
+import onnx
 from onnx import numpy_helper
 
 import evitseg

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("torch")
+
+import torch
 
 from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
 from evitseg.config import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config

@@ -4,10 +4,15 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("torch", "onnx")
+
+import onnx
+import torch
 
 import evitseg
 from evitseg.bundled import bundled_models

@@ -12,9 +12,14 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.optional import needs
+
+needs("torch", "onnx")
+
+import torch
 
 import evitseg
 from evitseg.bundled import bundled_models

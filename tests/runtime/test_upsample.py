@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+
+from tests.optional import needs
+
+needs("torch")
+
+import torch
 from torch.nn import functional as F
 
 from evitseg.runtime.upsample import argmax_upsampled

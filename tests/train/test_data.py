@@ -5,8 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
+import torch
 
 from evitseg.dataset import Pair
 from evitseg.errors import TrainError

@@ -5,6 +5,10 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
 from evitseg.config import STRIDE
 from evitseg.train import TrainConfig
 from evitseg.train.config import CHOOSABLE, structured

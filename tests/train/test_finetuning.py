@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from scenes import scenes
+
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
+import torch
 
 from evitseg.dataset import find_dataset
 from evitseg.loading import load
@@ -22,6 +26,7 @@ from evitseg.model.weights import load_checkpoint, save_checkpoint
 from evitseg.train import Event, TrainConfig, fit
 from evitseg.train.config import read_config
 from evitseg.train.record import read_log
+from tests.train.scenes import scenes
 
 SIZE = (64, 96)
 

@@ -5,6 +5,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
 import torch
 from torch.nn import functional as F
 

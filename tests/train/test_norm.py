@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
 import torch
 from torch import nn
 

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.optional import needs
+
+needs("torch", "accelerate")
+
 import torch
-from scenes import SMALL, scenes
 
 from evitseg.errors import TrainError
 from evitseg.labels import numbered
@@ -27,6 +31,7 @@ from evitseg.train import trainer as module
 from evitseg.train.config import read_config
 from evitseg.train.network import starting_network
 from evitseg.train.record import read_log
+from tests.train.scenes import SMALL, scenes
 
 
 def interrupt(*_: object) -> None:

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from scenes import SMALL, scene, scenes
+
+from tests.optional import needs
+
+needs("torch", "accelerate", "tensorboard")
+
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import evitseg
@@ -44,6 +48,7 @@ from evitseg.train.network import (
 from evitseg.train.optimizer import learning_rate
 from evitseg.train.record import read_log
 from evitseg.train.tune import ENOUGH, tuned
+from tests.train.scenes import SMALL, scene, scenes
 
 
 def test_eight_pictures_are_learnt(tmp_path: Path) -> None:

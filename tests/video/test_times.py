@@ -9,9 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
 import numpy as np
 import pytest
+
+from tests.optional import needs
+
+needs("av")
+
+import av
 
 from evitseg.video.reader import VideoReader
 from evitseg.video.times import Timeline, frame_rate

@@ -16,11 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.optional import needs
+
+needs("av")
+
+import av
 
 import evitseg
 from evitseg import video

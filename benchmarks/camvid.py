@@ -2,7 +2,7 @@
 
     python benchmarks/camvid.py CAMVID "name=checkpoint" ...
 
-In float32, PyTorch for checkpoints; pictures at the model's working size, the whole picture, single scale, no flip;
+In float32, PyTorch for checkpoints; images at the model's working size, the whole image, single scale, no flip;
 one confusion matrix over the split, void not counted.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from contest import RESULTS
 
-from evitseg.dataset import find_dataset
-from evitseg.files import replacing
+from evitseg.data.layouts import find_dataset
+from evitseg.evaluation.evaluate import evaluate
 from evitseg.loading import load
-from evitseg.metrics import evaluate
+from evitseg.system.files import replacing
 
 
 def main(camvid: Path, named: list[str]) -> None:
@@ -32,7 +32,7 @@ def main(camvid: Path, named: list[str]) -> None:
         results[name] = {"miou": 100 * report.miou, "iou": {k: 100 * v for k, v in report.to_dict()["iou"].items()}}
         print(f"{name}: {100 * report.miou:.2f}", flush=True)
     with replacing(RESULTS / "camvid.json") as file:
-        file.write((json.dumps({"pictures": len(pairs), "results": results}, indent=2) + "\n").encode())
+        file.write((json.dumps({"images": len(pairs), "results": results}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

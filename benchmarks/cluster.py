@@ -1,4 +1,4 @@
-"""What Ray costs on one machine: a huge picture and a folder, on a local cluster and in one process.
+"""What Ray costs on one machine: a huge image and a folder, on a local cluster and in one process.
 
     python benchmarks/cluster.py
 
@@ -26,25 +26,25 @@ from streaming import BUNDLED, Forgotten, Mosaic
 
 import evitseg
 from evitseg import cluster
-from evitseg.engine import processor_name
-from evitseg.files import replacing
-from evitseg.image import read_picture
-from evitseg.masks import mask_png
 from evitseg.raster import open_source
-from evitseg.runtime.overlap import overlapped
-from evitseg.runtime.streaming import Network, segment_huge
-from evitseg.system.machine import physical_cores
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import mask_png
+from evitseg.system.files import replacing
+from evitseg.system.machine import physical_cores, processor_name
+from evitseg.system.parallel import overlapped
+from evitseg.tiling.network import Network
+from evitseg.tiling.stream import segment_huge
 
 
 def geotiff(path: Path, side: int) -> None:
-    picture = Mosaic(side)
+    image = Mosaic(side)
     with rasterio.open(
         path, "w", driver="GTiff", width=side, height=side, count=3, dtype="uint8", tiled=True, blockxsize=512,
         blockysize=512, compress="deflate", transform=rasterio.Affine(0.1, 0, 0, 0, -0.1, 0), crs="EPSG:32633",
     ) as file:  # fmt: skip
         for top in range(0, side, 512):
             rows = min(512, side - top)
-            strip = np.moveaxis(picture.read(top, 0, rows, side), 2, 0)
+            strip = np.moveaxis(image.read(top, 0, rows, side), 2, 0)
             file.write(strip, window=rasterio.windows.Window(0, top, side, rows))
 
 
@@ -55,9 +55,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> dict[str, Any]:
-    picture, photos = folder / "mosaic.tif", folder / "photos"
+    image, photos = folder / "mosaic.tif", folder / "photos"
     photos.mkdir()
-    geotiff(picture, side)
+    geotiff(image, side)
     paths = files(photos, (480, 640), count)
     cores = physical_cores()
     times: dict[str, list[float]] = {}
@@ -72,13 +72,13 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
 
     def tiles_here() -> None:
         network = Network(BUNDLED)
-        with open_source(picture, folder) as source:
+        with open_source(image, folder) as source:
             results["here"] = segment_huge(source, Forgotten(), network, folder, memory=memory).counts
 
     def tiles_there(name: str) -> None:
         network = Network(BUNDLED)
-        with open_source(picture, folder) as source:
-            there = cluster.segment_huge(source, Forgotten(), network, path=picture, memory=memory)
+        with open_source(image, folder) as source:
+            there = cluster.segment_huge(source, Forgotten(), network, path=image, memory=memory)
         results[name] = there.counts
 
     segment = evitseg.load(BUNDLED, streams=cores)
@@ -86,7 +86,7 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
     def folder_here() -> None:
         def one(path: Path) -> None:
             with replacing(folder / "out" / f"{path.name}.png") as file:
-                file.write(mask_png(segment.mask(read_picture(path)), segment.labels))
+                file.write(mask_png(segment.mask(read_image(path)), segment.labels))
 
         for _ in overlapped(paths, one, cores):
             pass
@@ -112,7 +112,7 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
     return {
         "side": side,
         "memory": memory,
-        "pictures": count,
+        "images": count,
         "cores": cores,
         "seconds to start Ray": statistics.median(starts),
         "seconds": medians,

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evitseg import bench
-from evitseg.bench import median_and_p90, take_turns, warm_up
-from evitseg.engine import processor_name
-from evitseg.files import replacing
+from evitseg.profiling.worker import Worker, median_and_p90, take_turns, warm_up
+from evitseg.profiling.worker import serve as serve_works
+from evitseg.system.files import replacing
+from evitseg.system.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,13 +39,13 @@ class Result:
 
 def serve(work: Callable[[], object]) -> None:
     """The contestant's side: do the work once for every line on standard input."""
-    bench.serve({"go": work})
+    serve_works({"go": work})
 
 
 def compete(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Result]:
     """Run the contestants turn by turn, each warm."""
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(bench.Worker(command, name)) for name, command in commands.items()}
+        workers = {name: stack.enter_context(Worker(command, name)) for name, command in commands.items()}
         for worker in workers.values():
             worker.begun()
         works = {name: partial(worker.ask, "go") for name, worker in workers.items()}

@@ -22,12 +22,12 @@ from contest import RESULTS, compete, serve
 from peers import PLAIN, PLAIN_OPENVINO, converted, published
 from PIL import Image
 
-from evitseg import bench
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.config import cost
-from evitseg.files import replacing
-from evitseg.image import read_picture
+from evitseg.architecture import cost
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.loading import load
+from evitseg.raster.files import read_image
+from evitseg.system.files import replacing
+from evitseg.system.machine import machine
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048))
 CORE, GRAPH = "core", "OpenVINO, evitseg's graph"
@@ -71,7 +71,7 @@ def main() -> None:
             )
     settings = {
         "checkpoint": arguments.checkpoint.name, "threads": arguments.threads, "turns": arguments.turns,
-        "machine": bench.machine().to_dict(),
+        "machine": machine().to_dict(),
     }  # fmt: skip
     with replacing(RESULTS / "core.json") as file:
         file.write((json.dumps({"settings": settings, "results": rows}, indent=2) + "\n").encode())
@@ -80,7 +80,7 @@ def main() -> None:
 def work(threads: int, name: str, path: str, height: str, width: str) -> Callable[[], object]:
     """What one contestant does in a turn."""
     size = (int(width), int(height))
-    image = np.array(Image.fromarray(read_picture(EXAMPLE_PICTURE)).resize(size, Image.Resampling.LANCZOS))[None]
+    image = np.array(Image.fromarray(read_image(EXAMPLE_IMAGE)).resize(size, Image.Resampling.LANCZOS))[None]
     if name in (CORE, GRAPH):
         engine = load(
             path, engine="native" if name == CORE else "openvino", precision="float32", threads=threads, size="native"

@@ -2,7 +2,7 @@
 
     python benchmarks/deploy.py CAMVID
 
-Latency is the network's alone (uint8 picture in, logits out), at 512×512 and 1024×2048 on 2 threads, one warm process
+Latency is the network's alone (uint8 image in, logits out), at 512×512 and 1024×2048 on 2 threads, one warm process
 for each contestant, turn by turn; memory is that process's peak at 1024×2048. mIoU is CamVid test's through the file
 itself, at 736×960; agreement is the share of mask pixels that equal the checkpoint's there. "plain" is what the
 target's converter makes of the network as it is. Core ML's program is computed in PyTorch, and has no latency here.
@@ -24,23 +24,28 @@ import numpy as np
 import torch
 from contest import RESULTS, compete, serve
 
-from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_PICTURE
-from evitseg.dataset import find_dataset, read_truth
-from evitseg.engine import Engine, Precision, processor_name
-from evitseg.exporters import CALIBRATED_ON, FORMATS, executorch, litert
+from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE
+from evitseg.data.layouts import find_dataset
+from evitseg.engine import Engine, Precision
+from evitseg.evaluation.metrics import confusion_matrix, mean_iou
+from evitseg.exporters import executorch, litert
+from evitseg.exporters.export import CALIBRATED_ON
+from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.int8 import eight_bit
 from evitseg.exporters.ncnn import Planes
-from evitseg.files import replacing
-from evitseg.image import Mask, read_picture
+from evitseg.image import Mask
 from evitseg.loading import network_of
 from evitseg.manifest import METADATA_KEY, Manifest
-from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.noise import silenced
-from evitseg.runtime.artefact import set_manifest_beside
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_truth
 from evitseg.runtime.engines import open_engine
+from evitseg.runtime.model_file import set_manifest_beside
 from evitseg.runtime.segmenter import Segmenter
+from evitseg.system.files import replacing
+from evitseg.system.machine import processor_name
+from evitseg.system.silence import silenced
 
 SCORED_AT = (736, 960)
 TIMED_AT = ((512, 512), (1024, 2048))
@@ -147,12 +152,12 @@ def _networks(
 ) -> Iterator[tuple[tuple[str, Any], EfficientViT]]:
     """By stored weights and rounding."""
     train = find_dataset(camvid).splits["train"]
-    pictures = [read_picture(train[i * len(train) // CALIBRATED_ON].picture) for i in range(CALIBRATED_ON)]
+    images = [read_image(train[i * len(train) // CALIBRATED_ON].image) for i in range(CALIBRATED_ON)]
     for rounding in {form.rounding for form in FORMATS.values()}:
         yield ("float32", rounding), network
         yield ("float16", rounding), network
         # None stays in float16: whether that is good enough is what is measured.
-        rounded, _ = eight_bit(network, manifest.preprocess, pictures, lambda _: 0.0, 0.0, rounding)
+        rounded, _ = eight_bit(network, manifest.preprocess, images, lambda _: 0.0, 0.0, rounding)
         yield ("int8", rounding), rounded
 
 
@@ -162,7 +167,7 @@ class _Reference:
     def __init__(self, network: EfficientViT, manifest: Manifest, camvid: Path) -> None:
         self.manifest = replace(manifest, preprocess=replace(manifest.preprocess, fixed=SCORED_AT))
         pairs = find_dataset(camvid, manifest.labels).splits["test"]
-        self.pictures = [read_picture(pair.picture) for pair in pairs]
+        self.images = [read_image(pair.image) for pair in pairs]
         self.truth = [read_truth(pair.mask, manifest.labels) for pair in pairs]
         self.masks: list[Mask] = []
         own = self.score(TorchEngine(network, self.manifest))
@@ -172,7 +177,7 @@ class _Reference:
         segmenter = Segmenter(engine)
         if segmenter.manifest.preprocess.fixed is None:  # its rule would be the same, but for rounding
             engine.manifest = self.manifest
-        masks = [segmenter.mask(picture) for picture in self.pictures]
+        masks = [segmenter.mask(image) for image in self.images]
         self.masks = self.masks or masks
         classes = self.manifest.model.num_classes
         confusion = np.zeros((classes, classes), np.int64)
@@ -213,7 +218,7 @@ def write_plain(to: str, network: EfficientViT, manifest: Manifest, path: Path) 
 def serve_one(path: str, engine: str, precision: Precision, height: str, width: str) -> None:
     running = open_engine(Path(path), None if engine == "-" else engine, precision, THREADS)
     fixed = replace(running.manifest.preprocess, fixed=(int(height), int(width)))
-    image = fixed.apply(read_picture(EXAMPLE_PICTURE))[None]
+    image = fixed.apply(read_image(EXAMPLE_IMAGE))[None]
     serve(lambda: running(image))
 
 

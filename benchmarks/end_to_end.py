@@ -3,8 +3,8 @@
     python benchmarks/end_to_end.py CHECKPOINT
 
 The usual procedure is what the published evaluation script and most code around it do: decode, normalise in numpy,
-eager PyTorch in float32, bicubic up-sampling of the logits to the picture's size, argmax, default PNG. Both have the
-same weights and work on all of the picture's 1024×2048 pixels.
+eager PyTorch in float32, bicubic up-sampling of the logits to the image's size, argmax, default PNG. Both have the
+same weights and work on all of the image's 1024×2048 pixels.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pathlib import Path
 from contest import compete, report, serve
 from PIL import Image
 
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.engine import PRECISIONS
 from evitseg.errors import EngineError
 
 SIZE = (1024, 2048)
 
 
-def ours(artefact: Path, picture: Path, out: Path, precision: str, threads: int) -> None:
+def ours(artefact: Path, image: Path, out: Path, precision: str, threads: int) -> None:
     import evitseg
 
     segment = evitseg.load(artefact, precision=precision, threads=threads, size="native")  # type: ignore[arg-type]
-    serve(lambda: segment(picture).save(out))
+    serve(lambda: segment(image).save(out))
 
 
-def usual(checkpoint: Path, picture: Path, out: Path, threads: int) -> None:
+def usual(checkpoint: Path, image: Path, out: Path, threads: int) -> None:
     import numpy as np
     import torch
 
-    from evitseg.model.weights import load_checkpoint
+    from evitseg.model.checkpoints import load_checkpoint
 
     torch.set_num_threads(threads)
     network, _ = load_checkpoint(checkpoint)
@@ -43,7 +43,7 @@ def usual(checkpoint: Path, picture: Path, out: Path, threads: int) -> None:
 
     @torch.inference_mode()
     def work() -> None:
-        pixels = np.asarray(Image.open(picture).convert("RGB"))
+        pixels = np.asarray(Image.open(image).convert("RGB"))
         normalised = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
         logits = network(torch.from_numpy(np.ascontiguousarray(normalised))[None])
         full = torch.nn.functional.interpolate(logits, size=pixels.shape[:2], mode="bicubic", align_corners=False)
@@ -60,22 +60,22 @@ def main() -> None:
     parser.add_argument("--as", dest="contestant", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        role, picture, out, *rest = arguments.contestant
+        role, image, out, *rest = arguments.contestant
         if role == "usual":
-            usual(arguments.checkpoint, Path(picture), Path(out), arguments.threads)
+            usual(arguments.checkpoint, Path(image), Path(out), arguments.threads)
         else:
-            ours(Path(rest[0]), Path(picture), Path(out), role, arguments.threads)
+            ours(Path(rest[0]), Path(image), Path(out), role, arguments.threads)
         return
 
     from evitseg import export, load
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        picture = place / "street.jpg"
-        Image.open(EXAMPLE_PICTURE).resize(SIZE[::-1], Image.Resampling.LANCZOS).save(picture, quality=95)
+        image = place / "street.jpg"
+        Image.open(EXAMPLE_IMAGE).resize(SIZE[::-1], Image.Resampling.LANCZOS).save(image, quality=95)
         artefact, _ = export(arguments.checkpoint, "onnx", place / "model.onnx")
         command = [sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--as"]
-        commands = {"usual procedure": [*command, "usual", str(picture), str(place / "usual.png")]}
+        commands = {"usual procedure": [*command, "usual", str(image), str(place / "usual.png")]}
         for precision in PRECISIONS[1:] + PRECISIONS[:1]:
             try:
                 load(artefact, precision=precision)
@@ -83,7 +83,7 @@ def main() -> None:
                 print(f"left out: {error}")
                 continue
             name = f"evitseg, {precision}" if precision != "auto" else "evitseg, default"
-            commands[name] = [*command, precision, str(picture), str(place / f"{precision}.png"), str(artefact)]
+            commands[name] = [*command, precision, str(image), str(place / f"{precision}.png"), str(artefact)]
         results = compete(commands, arguments.turns)
     settings = {"size": SIZE, "threads": arguments.threads, "checkpoint": arguments.checkpoint.name}
     report("end_to_end", settings, results, reference="usual procedure")

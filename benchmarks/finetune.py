@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from contest import RESULTS
 
-from evitseg.files import replacing
 from evitseg.labels import load_labels
+from evitseg.system.files import replacing
 from evitseg.train import Run, TrainConfig, fit
 
 HELD_OUT = 60

@@ -1,4 +1,4 @@
-"""A folder of pictures through the package, beside what the engine does alone.
+"""A folder of images through the package, beside what the engine does alone.
 
     python benchmarks/folder.py
 
@@ -23,17 +23,15 @@ from contest import RESULTS
 from PIL import Image
 
 import evitseg
-from evitseg.bench import peak_mib
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.cli.jobs import Job
 from evitseg.cli.predict_whole import predict_one
 from evitseg.cli.request import Mode, Request
-from evitseg.engine import processor_name
-from evitseg.files import replacing
-from evitseg.image import read_picture
-from evitseg.runtime.engines import OpenVinoEngine
-from evitseg.runtime.overlap import overlapped
-from evitseg.system.machine import physical_cores
+from evitseg.raster.files import read_image
+from evitseg.runtime.openvino_engine import OpenVinoEngine
+from evitseg.system.files import replacing
+from evitseg.system.machine import peak_mib, physical_cores, processor_name
+from evitseg.system.parallel import overlapped
 
 FOLDERS = {
     # (height, width) of the files, working size
@@ -45,7 +43,7 @@ FOLDERS = {
 
 def files(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
     """The shipped photograph, each time another part of it, as a camera would store it."""
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         source = image.convert("RGB")
     dice, made = random.Random(0), []
     for i in range(count):
@@ -56,11 +54,11 @@ def files(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
     return made
 
 
-def alone(segment: evitseg.Segmenter, picture: Path, count: int, settings: dict[str, str]) -> Callable[[], float]:
-    """Pictures a second of the engine's own queue."""
+def alone(segment: evitseg.Segmenter, image: Path, count: int, settings: dict[str, str]) -> Callable[[], float]:
+    """Images a second of the engine's own queue."""
     from openvino import AsyncInferQueue
 
-    given = segment.manifest.preprocess.apply(read_picture(picture), segment.size)[None]
+    given = segment.manifest.preprocess.apply(read_image(image), segment.size)[None]
     assert isinstance(segment.engine, OpenVinoEngine)
     compiled = segment.engine.compile((given.shape[1], given.shape[2]), **settings)
     queue = AsyncInferQueue(compiled, 0)  # as many requests as the engine finds best
@@ -75,18 +73,18 @@ def alone(segment: evitseg.Segmenter, picture: Path, count: int, settings: dict[
     return run
 
 
-def whole(segment: evitseg.Segmenter, pictures: list[Path], out: Path, overlay: bool) -> Callable[[], float]:
+def whole(segment: evitseg.Segmenter, images: list[Path], out: Path, overlay: bool) -> Callable[[], float]:
     request = Request((), out, Mode.whole, frozenset(), overlay=overlay, overwrite=True)
 
     def run() -> float:
         start = time.perf_counter()
         for done in overlapped(
-            pictures,
-            lambda picture: predict_one(segment, Job(picture, Mode.whole, out / picture.stem), request),
+            images,
+            lambda image: predict_one(segment, Job(image, Mode.whole, out / image.stem), request),
             segment.info.streams + 1,
         ):
             assert not done.problem, done.problem
-        return len(pictures) / (time.perf_counter() - start)
+        return len(images) / (time.perf_counter() - start)
 
     return run
 
@@ -102,15 +100,15 @@ def main() -> None:
         segment = evitseg.load(size=working, streams=min(physical_cores(), 4))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            pictures = files(place, size, count)
+            images = files(place, size, count)
             network = segment.manifest.preprocess.fit(size, segment.size)
             contestants = {
-                "engine alone": alone(segment, pictures[0], count, {}),
+                "engine alone": alone(segment, images[0], count, {}),
                 "engine alone, its throughput mode": alone(
-                    segment, pictures[0], count, {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "AUTO"}
+                    segment, images[0], count, {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "AUTO"}
                 ),
-                "masks": whole(segment, pictures, place / "masks", overlay=False),
-                "masks and overlays": whole(segment, pictures, place / "both", overlay=True),
+                "masks": whole(segment, images, place / "masks", overlay=False),
+                "masks and overlays": whole(segment, images, place / "both", overlay=True),
             }
             rates: dict[str, list[float]] = {key: [] for key in contestants}
             for turn in range(arguments.turns + 1):
@@ -122,12 +120,12 @@ def main() -> None:
         best = max(medians["engine alone"], medians["engine alone, its throughput mode"])
         results[name] = {
             "network_input": network,
-            "pictures_per_s": medians,
+            "images_per_s": medians,
             "share_of_engine": {key: rate / best for key, rate in medians.items()},
         }
         print(name, network)
         for key, rate in medians.items():
-            print(f"  {key:<36}{rate:>7.1f} pictures/s{rate / best:>8.2f}")
+            print(f"  {key:<36}{rate:>7.1f} images/s{rate / best:>8.2f}")
     assert segment is not None
     settings = {"runs": str(segment.info), "processor": processor_name(), "peak_mib": peak_mib()}
     content = {"settings": settings, "results": results}

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import evitseg
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.system.machine import held_memory, peak_memory
 
 MIB = 1024**2
@@ -32,7 +32,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     sides = rng.integers(arguments.smallest, arguments.largest + 1, (arguments.images, 2))
     segment = evitseg.load(size="native", threads=arguments.threads)
-    photograph = Image.open(EXAMPLE_PICTURE).convert("RGB")
+    photograph = Image.open(EXAMPLE_IMAGE).convert("RGB")
     print(f"{segment.info}; {arguments.images} images of sides from {arguments.smallest} to {arguments.largest} pixels")
     every = max(1, min(100, arguments.images // 6))
     held: list[int] = []

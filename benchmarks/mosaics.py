@@ -1,8 +1,8 @@
-"""What a huge picture loses or gains: the whole, a neighbourhood, blended windows, on mosaics of CamVid's pictures.
+"""What a huge image loses or gains: the whole, a neighbourhood, blended windows, on mosaics of CamVid's images.
 
     python benchmarks/mosaics.py CAMVID
 
-Mosaics of 4×4 test pictures at twice their size, at which the model was trained: 16 frames of one drive that follow
+Mosaics of 4×4 test images at twice their size, at which the model was trained: 16 frames of one drive that follow
 each other, and 16 of all drives. Every way gives a mask of the mosaic. mIoU is over all mosaics of a kind, on truth at
 twice its size. A seam is where the mask changes across a line at which the way itself begins another window or tile,
 and the truth does not: its share is told beside that of all other neighbouring pixels.
@@ -24,13 +24,16 @@ from PIL import Image
 
 import evitseg
 from evitseg.bundled import bundled_models
-from evitseg.dataset import find_dataset, read_truth
-from evitseg.files import replacing
-from evitseg.image import read_picture
-from evitseg.metrics import confusion_matrix, mean_iou
-from evitseg.runtime.blending import blend
-from evitseg.runtime.streaming import Network, make_plan, segment_huge
-from evitseg.runtime.windows import ArraySink, ArraySource
+from evitseg.data.layouts import find_dataset
+from evitseg.evaluation.metrics import confusion_matrix, mean_iou
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_truth
+from evitseg.system.files import replacing
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import make_plan
+from evitseg.tiling.sliding_window import blend
+from evitseg.tiling.stream import segment_huge
+from evitseg.tiling.windows import ArraySink, ArraySource
 
 SIDE, MOSAICS = 4, 4
 WIDTH, HEIGHT = 960, 720
@@ -43,18 +46,18 @@ Way = Callable[[Pixels], tuple[Pixels, list[int], list[int]]]
 def ways(network: Network, scratch: str) -> dict[str, Way]:
     segment = evitseg.load(precision="float32", size="native")
 
-    def alone(picture: Pixels) -> tuple[Pixels, list[int], list[int]]:
-        mask = np.zeros(picture.shape[:2], np.uint8)
+    def alone(image: Pixels) -> tuple[Pixels, list[int], list[int]]:
+        mask = np.zeros(image.shape[:2], np.uint8)
         for row in range(SIDE):
             for column in range(SIDE):
                 place = np.s_[row * HEIGHT : (row + 1) * HEIGHT, column * WIDTH : (column + 1) * WIDTH]
-                mask[place] = segment.mask(np.ascontiguousarray(picture[place]))
+                mask[place] = segment.mask(np.ascontiguousarray(image[place]))
         return mask, [], []
 
     def tiled(context: Any) -> Way:
-        def run(picture: Pixels) -> tuple[Pixels, list[int], list[int]]:
-            sink = ArraySink(picture.shape[:2])
-            segment_huge(ArraySource(picture), sink, network, scratch, context=context)
+        def run(image: Pixels) -> tuple[Pixels, list[int], list[int]]:
+            sink = ArraySink(image.shape[:2])
+            segment_huge(ArraySource(image), sink, network, scratch, context=context)
             if context == "global":
                 return sink.mask, [], []
             plan = make_plan(network, sink.mask.shape, context=context)
@@ -64,16 +67,16 @@ def ways(network: Network, scratch: str) -> dict[str, Way]:
         return run
 
     def blended(window: int) -> Way:
-        def run(picture: Pixels) -> tuple[Pixels, list[int], list[int]]:
-            sink = ArraySink(picture.shape[:2])
-            blend(ArraySource(picture), sink, network, window)
-            rows, columns = (list(range(window // 2, side, window // 2)) for side in picture.shape[:2])
+        def run(image: Pixels) -> tuple[Pixels, list[int], list[int]]:
+            sink = ArraySink(image.shape[:2])
+            blend(ArraySource(image), sink, network, window)
+            rows, columns = (list(range(window // 2, side, window // 2)) for side in image.shape[:2])
             return sink.mask, rows, columns
 
         return run
 
     return {
-        "each picture alone": alone,
+        "each image alone": alone,
         "the whole": tiled("global"),
         **{f"context window of {context}": tiled(context) for context in CONTEXTS},
         **{f"blended windows of {window}": blended(window) for window in WINDOWS},
@@ -110,19 +113,17 @@ def main(camvid: Path) -> None:
             confusions: dict[str, Any] = {}
             seams: dict[str, Any] = {}
             for chosen in mosaics:
-                pictures = [
-                    np.asarray(
-                        Image.fromarray(read_picture(p.picture)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-                    )
+                images = [
+                    np.asarray(Image.fromarray(read_image(p.image)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
                     for p in chosen
                 ]
                 truths = [np.kron(read_truth(p.mask, labels), np.ones((2, 2), np.uint8)) for p in chosen]
-                picture, truth = (
+                image, truth = (
                     np.concatenate([np.concatenate(parts[i : i + SIDE], 1) for i in range(0, count, SIDE)])
-                    for parts in (pictures, truths)
+                    for parts in (images, truths)
                 )
                 for name, way in ways(network, scratch).items():
-                    mask, tops, lefts = way(picture)
+                    mask, tops, lefts = way(image)
                     confusions[name] = confusions.get(name, 0) + confusion_matrix(
                         truth, mask, len(labels.classes), labels.ignore_index
                     )
@@ -139,7 +140,7 @@ def main(camvid: Path) -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-            content = {"mosaics_of_a_kind": MOSAICS, "pictures_a_side": SIDE, "rows": rows}
+            content = {"mosaics_of_a_kind": MOSAICS, "images_a_side": SIDE, "rows": rows}
             with replacing(RESULTS / "mosaics.json") as file:
                 file.write(json.dumps(content, indent=2).encode() + b"\n")
 

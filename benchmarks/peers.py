@@ -1,4 +1,4 @@
-"""The network alone beside its peers: same machine, picture, engine, precision and threads, in turns.
+"""The network alone beside its peers: same machine, image, engine, precision and threads, in turns.
 
     python benchmarks/peers.py CHECKPOINT
 
@@ -6,7 +6,7 @@ SegFormer-B0 and B1 for Cityscapes as published (transformers; random weights, o
 published EfficientViT as a plain conversion has it, are converted by torch.onnx.export for one size. For the
 EfficientViT openvino.convert_model and a file of free sizes run beside it, and the fastest of them counts; for the
 SegFormers convert_model takes 30 s and its result runs as fast (750 and 765 ms, 458 and 463; the default exporter of
-PyTorch 2.13 gave 720 where this one gave 726). All take a uint8 picture, normalise inside, and answer at their own
+PyTorch 2.13 gave 720 where this one gave 726). All take a uint8 image, normalise inside, and answer at their own
 stride. Ours is the file that `evitseg export` writes, for any size. Writes results/peers.json.
 """
 
@@ -26,14 +26,14 @@ from contest import RESULTS, compete, serve
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.bench import machine
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.config import cost
-from evitseg.files import replacing
-from evitseg.image import read_picture
+from evitseg.architecture import cost
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.loading import load, network_of
-from evitseg.noise import silenced
-from evitseg.profile import multiply_adds
+from evitseg.profiling.nodes import multiply_adds
+from evitseg.raster.files import read_image
+from evitseg.system.files import replacing
+from evitseg.system.machine import machine
+from evitseg.system.silence import silenced
 
 MAIN = (1024, 2048)
 SIZES = ((512, 512), (1024, 1024), MAIN)
@@ -76,7 +76,7 @@ def segformer(widths: tuple[int, ...]) -> Any:
 
 
 def normalising(network: Any) -> Any:
-    """From a (1, h, w, 3) uint8 picture to logits."""
+    """From a (1, h, w, 3) uint8 image to logits."""
     import torch
 
     class Normalising(torch.nn.Module):
@@ -186,22 +186,22 @@ def main() -> None:
 def serve_one(checkpoint: Path, threads: int, name: str, path: str, precision: str, height: str, width: str) -> None:
     """One contestant's process."""
     size = (int(width), int(height))
-    resized = Image.fromarray(read_picture(EXAMPLE_PICTURE)).resize(size, Image.Resampling.LANCZOS)
-    picture: NDArray[np.uint8] = np.array(resized)[None]
-    serve(_work(checkpoint, threads, name, path, precision, picture))
+    resized = Image.fromarray(read_image(EXAMPLE_IMAGE)).resize(size, Image.Resampling.LANCZOS)
+    image: NDArray[np.uint8] = np.array(resized)[None]
+    serve(_work(checkpoint, threads, name, path, precision, image))
 
 
 def _work(
-    checkpoint: Path, threads: int, name: str, path: str, precision: str, picture: NDArray[np.uint8]
+    checkpoint: Path, threads: int, name: str, path: str, precision: str, image: NDArray[np.uint8]
 ) -> Callable[[], object]:
     if name == OURS:
         engine = load(path, precision=precision, threads=threads, size="native").engine  # type: ignore[arg-type]
-        return lambda: engine(picture)
+        return lambda: engine(image)
     if name == EAGER:
         import torch
 
         torch.set_num_threads(threads)
-        network, pixels = normalising(published(checkpoint)), torch.from_numpy(picture)
+        network, pixels = normalising(published(checkpoint)), torch.from_numpy(image)
 
         def eager() -> None:
             with torch.inference_mode():
@@ -215,7 +215,7 @@ def _work(
         "INFERENCE_NUM_THREADS": str(threads),
     }  # fmt: skip
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda: request.infer([picture], share_inputs=True, share_outputs=True)
+    return lambda: request.infer([image], share_inputs=True, share_outputs=True)
 
 
 if __name__ == "__main__":

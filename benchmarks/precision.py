@@ -19,15 +19,18 @@ from contest import RESULTS
 from numpy.typing import NDArray
 
 from evitseg import export, load_checkpoint
-from evitseg.engine import Engine, Precision, processor_name
-from evitseg.files import replacing
-from evitseg.image import Picture, Preprocess, read_picture
+from evitseg.engine import Engine, Precision
+from evitseg.evaluation.metrics import confusion_matrix, mean_iou
+from evitseg.image import ImageArray
 from evitseg.labels import load_labels
-from evitseg.masks import read_mask
-from evitseg.metrics import confusion_matrix, mean_iou
 from evitseg.model.engine import TorchEngine
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_mask
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.system.files import replacing
+from evitseg.system.machine import processor_name
 
 CITYSCAPES_FOR_CAMVID = {
     "sky": ["sky"],
@@ -59,19 +62,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("camvid", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="take every n-th picture")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th image")
     arguments = parser.parse_args()
     labels = load_labels("camvid")
     preprocess = Preprocess(WORKING_SIZE)
     model, manifest = load_checkpoint(arguments.checkpoint, preprocess=preprocess)
-    pictures = sorted((arguments.camvid / "test").iterdir())[:: arguments.every]
+    images = sorted((arguments.camvid / "test").iterdir())[:: arguments.every]
 
     with tempfile.TemporaryDirectory() as folder:
         artefact, _ = export((model, manifest), "onnx", Path(folder) / "model.onnx")
         openvino = {f"OpenVINO {precision}": open_engine(artefact, precision=precision) for precision in PRECISIONS}
 
-    def run(engine: Engine, picture: Picture, size: tuple[int, int]) -> tuple[NDArray[np.integer], bool]:
-        logits = engine(preprocess.apply(picture)[None])[0]
+    def run(engine: Engine, image: ImageArray, size: tuple[int, int]) -> tuple[NDArray[np.integer], bool]:
+        logits = engine(preprocess.apply(image)[None])[0]
         return argmax_upsampled(camvid_logits(logits), size), bool(np.isfinite(logits).all())
 
     masks: dict[str, list[NDArray[np.integer]]] = {}
@@ -83,20 +86,20 @@ def main() -> None:
             name, engine = f"PyTorch {precision}", TorchEngine(model, manifest, precision)  # type: ignore[arg-type]
         confusion = np.zeros((11, 11), np.int64)
         finite, masks[name] = True, []
-        for path in pictures:
+        for path in images:
             truth = labels.encode(read_mask(arguments.camvid / "testannot" / f"{path.stem}.png"))
-            mask, ok = run(engine, read_picture(path), truth.shape)
+            mask, ok = run(engine, read_image(path), truth.shape)
             masks[name].append(mask)
             finite &= ok
             confusion += confusion_matrix(truth, mask, 11, labels.ignore_index)
-        large = Preprocess().apply(read_picture(pictures[0]).repeat(3, 0).repeat(5, 1)[:1024, :2048])[None]
+        large = Preprocess().apply(read_image(images[0]).repeat(3, 0).repeat(5, 1)[:1024, :2048])[None]
         finite &= bool(np.isfinite(engine(large)).all())
         equal = np.mean([(a == b).mean() for a, b in zip(masks["PyTorch float32"], masks[name], strict=True)])
         rows[name] = {"finite": finite, "equal_pixels": float(equal), "miou": 100 * mean_iou(confusion)}
         print(f"{name:<20} finite {finite}  equal pixels {equal:8.3%}  mIoU {rows[name]['miou']:.2f}", flush=True)
     settings = {
         "checkpoint": arguments.checkpoint.name,
-        "pictures": len(pictures),
+        "images": len(images),
         "short_side": WORKING_SIZE,
         "processor": processor_name(),
     }

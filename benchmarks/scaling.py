@@ -1,4 +1,4 @@
-"""Time for a pixel from small pictures to large ones, and peak memory: what `evitseg bench` says of one checkpoint.
+"""Time for a pixel from small images to large ones, and peak memory: what `evitseg bench` says of one checkpoint.
 
     python benchmarks/scaling.py CHECKPOINT
 
@@ -17,9 +17,10 @@ from typing import Any
 
 from contest import RESULTS
 
-from evitseg.bench import ONE_SIZE, REFERENCE, SIZES, Subject, bench, machine
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.files import replacing
+from evitseg.bundled import EXAMPLE_IMAGE
+from evitseg.profiling.bench import ONE_SIZE, REFERENCE, SIZES, Subject, bench
+from evitseg.system.files import replacing
+from evitseg.system.machine import machine
 
 LARGEST = (4096, 4096)
 FURTHER_ROUNDS, THEIR_TURNS = 2, 5
@@ -39,12 +40,12 @@ def main() -> None:
         for name in ("float32", "auto"):
             subject = Subject(str(artefact), precision=name, threads=arguments.threads)
             timings = {}
-            for timing in bench(subject, EXAMPLE_PICTURE, SIZES, arguments.turns):
+            for timing in bench(subject, EXAMPLE_IMAGE, SIZES, arguments.turns):
                 timings[timing.height, timing.width] = timing
                 print(name, *timing.cells(list(timings.values())), flush=True)
             ratios = [timings[LARGEST].ms_per_megapixel / timings[REFERENCE].ms_per_megapixel]
             for _ in range(FURTHER_ROUNDS):
-                small, large = bench(subject, EXAMPLE_PICTURE, [REFERENCE, LARGEST], THEIR_TURNS)
+                small, large = bench(subject, EXAMPLE_IMAGE, [REFERENCE, LARGEST], THEIR_TURNS)
                 ratios.append(large.ms_per_megapixel / small.ms_per_megapixel)
             print(name, "ratios", *(f"{ratio:.2f}" for ratio in ratios), flush=True)
             results["default" if name == "auto" else name] = {

@@ -1,11 +1,11 @@
-"""Pictures in tiles and bounded memory: are they what the whole gives, and what do they cost?
+"""Images in tiles and bounded memory: are they what the whole gives, and what do they cost?
 
     python benchmarks/streaming.py exact                 # B0, B1 and L1 at 4096×4096 and 3001×2047, tiles beside whole
     python benchmarks/streaming.py huge --side 32768     # a gigapixel, beside 2048×2048 in memory
     python benchmarks/streaming.py blend                 # overlapping windows, beside 2048×2048 in memory
 
-The networks of `exact` have random weights, with which every layer has something to say; the picture is the shipped
-photograph, enlarged. `huge` runs the bundled model on a picture that is made window by window from the photograph;
+The networks of `exact` have random weights, with which every layer has something to say; the image is the shipped
+photograph, enlarged. `huge` runs the bundled model on an image that is made window by window from the photograph;
 each contestant has a process of its own, and its peak memory is what the kernel counted. It runs in a new scratch file,
 and in one whose pages the system has at hand: between the two lies what this machine takes for a new page.
 """
@@ -30,18 +30,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import evitseg
-from evitseg.bench import peak_mib
-from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
-from evitseg.engine import processor_name
-from evitseg.files import replacing
-from evitseg.image import Preprocess
+from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
-from evitseg.runtime.blending import blend
-from evitseg.runtime.scratch import Scratch
-from evitseg.runtime.streaming import Network, Progress, segment_huge, tiled_logits
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.upsample import argmax_upsampled
-from evitseg.runtime.windows import ArraySource
+from evitseg.system.files import replacing
+from evitseg.system.machine import peak_mib, processor_name
+from evitseg.tiling.network import Network
+from evitseg.tiling.scratch import Scratch
+from evitseg.tiling.sliding_window import blend
+from evitseg.tiling.stream import Progress, segment_huge
+from evitseg.tiling.verify import tiled_logits
+from evitseg.tiling.windows import ArraySource
 
 SIZES = ((4096, 4096), (3001, 2047))
 TILES = (512, 1536)
@@ -49,13 +50,13 @@ BUNDLED = bundled_models()["b0-camvid"]
 
 
 class Mosaic:
-    """A picture of any size: the photograph beside and below itself, each time a little brighter or darker."""
+    """An image of any size: the photograph beside and below itself, each time a little brighter or darker."""
 
     tile = None
 
     def __init__(self, side: int) -> None:
         self.size = (side, side)
-        with Image.open(EXAMPLE_PICTURE) as image:
+        with Image.open(EXAMPLE_IMAGE) as image:
             self._piece = np.asarray(image.convert("RGB").resize((2048, 1024)))
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -108,16 +109,16 @@ def random_artefact(variant: str, folder: Path) -> Path:
 
 def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name, Image.open(EXAMPLE_PICTURE) as photograph:
+    with tempfile.TemporaryDirectory() as name, Image.open(EXAMPLE_IMAGE) as photograph:
         folder = Path(name)
         for variant in variants:
             artefact = BUNDLED if variant == "b0-camvid" else random_artefact(variant, folder)
             network = Network(artefact, "float32")
             for height, width in sizes:
-                picture = np.asarray(photograph.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-                whole = evitseg.load(artefact, precision="float32", size="native").logits(picture)
+                image = np.asarray(photograph.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+                whole = evitseg.load(artefact, precision="float32", size="native").logits(image)
                 for tile in TILES:
-                    tiles = tiled_logits(ArraySource(picture), network, tile, folder)
+                    tiles = tiled_logits(ArraySource(image), network, tile, folder)
                     masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
                     gap = largest_gap(whole, masks[0] != masks[1])
                     row = {
@@ -204,25 +205,25 @@ def blended(side: int, turns: int, rounds: int) -> list[dict[str, Any]]:
 
 def windows(side: int, window: int, precision: str) -> dict[str, Any]:
     network = Network(BUNDLED, precision)  # type: ignore[arg-type]
-    picture = ArraySource(Mosaic(side).read(0, 0, side, side))
+    image = ArraySource(Mosaic(side).read(0, 0, side, side))
     start = time.perf_counter()
-    blend(picture, Forgotten(), network, window)
+    blend(image, Forgotten(), network, window)
     return {"ns_per_pixel": (time.perf_counter() - start) / side**2 * 1e9, "peak_mib": peak_mib()}
 
 
 def whole(precision: str, turns: int) -> dict[str, Any]:
     segment = evitseg.load(BUNDLED, precision=precision, size="native")  # type: ignore[arg-type]
-    picture = Mosaic(2048).read(0, 0, 2048, 2048)
+    image = Mosaic(2048).read(0, 0, 2048, 2048)
     times = []
     for _ in range(turns + 2):
         start = time.perf_counter()
-        segment.mask(picture)
+        segment.mask(image)
         times.append(time.perf_counter() - start)
-    return {"ns_per_pixel": float(np.median(times[2:])) / picture[..., 0].size * 1e9, "peak_mib": peak_mib()}
+    return {"ns_per_pixel": float(np.median(times[2:])) / image[..., 0].size * 1e9, "peak_mib": peak_mib()}
 
 
 def tiles(side: int, memory: int, precision: str, again: bool) -> dict[str, Any]:
-    """One picture in tiles.
+    """One image in tiles.
 
     Args:
         again: make it once before, and measure it made again in the same scratch file. A virtual machine may have to

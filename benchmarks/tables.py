@@ -18,7 +18,7 @@ from typing import Any
 
 from contest import RESULTS
 
-from evitseg.files import replacing
+from evitseg.system.files import replacing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -131,7 +131,7 @@ def video() -> str:
 def video_pixels() -> str:
     differing = result("video")["differing_pixels"]
     return table(
-        ("mask pixels that differ from the same frame's as a picture", "in the worst frame"),
+        ("mask pixels that differ from the same frame's as an image", "in the worst frame"),
         [(f"{differing['mean']:.2%}", f"{differing['most']:.2%}")],
     )
 
@@ -156,10 +156,10 @@ def folder() -> str:
     rows = []
     for name, row in result("folder")["results"].items():
         height, width = row["network_input"]
-        alone = max(rate for key, rate in row["pictures_per_s"].items() if key.startswith("engine"))
+        alone = max(rate for key, rate in row["images_per_s"].items() if key.startswith("engine"))
         shares = row["share_of_engine"]
         cells = [
-            f"{row['pictures_per_s'][key]:.1f} a second, {shares[key]:.2f}" for key in ("masks", "masks and overlays")
+            f"{row['images_per_s'][key]:.1f} a second, {shares[key]:.2f}" for key in ("masks", "masks and overlays")
         ]
         rows.append((name, f"{height}×{width}", f"{alone:.1f} a second", *cells))
     return table(("", "network's input", "engine alone", "masks", "masks and overlays"), rows)

@@ -4,7 +4,7 @@
     python benchmarks/training.py --batch 16 --threads 4
 
 The usual loop: batches in PyTorch's own layout, logits up-sampled in full, cross-entropy, AdamW. Ours is what
-`evitseg train` does; between them each change is added to the ones before. All have the same network, pictures, loss
+`evitseg train` does; between them each change is added to the ones before. All have the same network, images, loss
 and optimiser; nothing is read from disk. What reading costs beside it is measured at the end.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from evitseg.dataset import Pair
+from evitseg.data.lists import Pair
 from evitseg.labels import numbered
 from evitseg.model.network import build
 from evitseg.train.config import TrainConfig
@@ -86,8 +86,8 @@ def reading_ms(crop: tuple[int, int]) -> float:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).resize((640, 480))
     with tempfile.TemporaryDirectory() as folder:
-        pair = Pair(Path(folder) / "picture.jpg", Path(folder) / "mask.png")
-        smooth.save(pair.picture, quality=95)
+        pair = Pair(Path(folder) / "image.jpg", Path(folder) / "mask.png")
+        smooth.save(pair.image, quality=95)
         Image.fromarray(rng.integers(0, CLASSES, (30, 40)).astype(np.uint8)).resize((640, 480), 0).save(pair.mask)
         config = TrainConfig(crop=crop, workers=0)
         keys = batches(config, 64, 0)

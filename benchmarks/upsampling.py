@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import evitseg
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.engine import processor_name
-from evitseg.files import replacing
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.runtime.upsample import argmax_upsampled
-from evitseg.system.machine import physical_cores
+from evitseg.system.files import replacing
+from evitseg.system.machine import physical_cores, processor_name
 
 SIZE, TURNS = (1024, 2048), 15
 NOISE = (0.0, 0.05, 0.1, 0.25, 1.0)
@@ -70,9 +69,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(physical_cores())
-    with Image.open(EXAMPLE_PICTURE) as image:
-        picture = np.asarray(image.convert("RGB").resize(SIZE[::-1], Image.Resampling.LANCZOS))
-    street = evitseg.load(size="native").logits(picture)
+    with Image.open(EXAMPLE_IMAGE) as image:
+        pixels = np.asarray(image.convert("RGB").resize(SIZE[::-1], Image.Resampling.LANCZOS))
+    street = evitseg.load(size="native").logits(pixels)
     dice = np.random.default_rng(0)
     ways: dict[str, Callable[[NDArray[np.float32]], NDArray[np.integer]]] = {
         "boundary cells, numpy": lambda given: argmax_upsampled(given, SIZE),

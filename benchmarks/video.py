@@ -11,7 +11,7 @@ The contestants take turns, each in its own warm process, on the whole clip:
 - overlay, mask: the command's own function, from file to file.
 
 Beside them, for every preset of the encoder, time and size of the overlay; and how many pixels of a frame's mask differ
-from what the segmenter gives for the same frame as a picture.
+from what the segmenter gives for the same frame as an image.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ from PIL import Image
 
 import evitseg
 from evitseg import video
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.cli.predict_whole import MAX_STREAMS
-from evitseg.engine import processor_name
-from evitseg.files import replacing
-from evitseg.system.machine import physical_cores
+from evitseg.system.files import replacing
+from evitseg.system.machine import physical_cores, processor_name
 from evitseg.video.frames import drawn_over, frame_mask, new_frame, plane_of, yuv_colors
 
 HEIGHT, WIDTH, RATE, SECONDS = 540, 960, 30, 10
@@ -53,7 +52,7 @@ ENCODERS = {
 def make_clip(path: Path) -> None:
     import av
 
-    with Image.open(EXAMPLE_PICTURE) as image, av.open(str(path), "w") as out:
+    with Image.open(EXAMPLE_IMAGE) as image, av.open(str(path), "w") as out:
         photograph = image.convert("RGB")
         stream: Any = out.add_stream("libx264", RATE)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
@@ -93,13 +92,13 @@ def contestant(role: str, clip: Path) -> None:
 
 
 def differing_pixels(clip: Path) -> list[float]:
-    """Of every tenth frame's mask, the share that differs from the mask of the frame as a picture."""
+    """Of every tenth frame's mask, the share that differs from the mask of the frame as an image."""
     segment = evitseg.load()
-    pictures = [frame.to_ndarray(format="rgb24") for frame in decode(clip)]
+    images = [frame.to_ndarray(format="rgb24") for frame in decode(clip)]
     given = video.segment_video(clip, segment)
     return [
-        float((prediction.mask != segment(picture).mask).mean())
-        for i, (picture, (_, prediction)) in enumerate(zip(pictures, given, strict=True))
+        float((prediction.mask != segment(image).mask).mean())
+        for i, (image, (_, prediction)) in enumerate(zip(images, given, strict=True))
         if i % 10 == 0
     ]
 

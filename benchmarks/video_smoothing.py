@@ -3,7 +3,7 @@
     python benchmarks/video_smoothing.py CAMVID [MODEL]
 
 CAMVID/val is one clip of 101 frames at 15 Hz with labels (every second frame of a 30 Hz video). The logits are smoothed
-as they come: each is mixed with the mean of those before. With a gate the share of the past shrinks where the picture
+as they come: each is mixed with the mean of those before. With a gate the share of the past shrinks where the image
 changed: by exp(-(d/gate)^2) for a change of d levels of grey, averaged over the 8×8 pixels of a logit.
 
 Flicker is the share of pixels whose class differs from that of the frame before; back and forth, that of pixels whose
@@ -22,11 +22,12 @@ from contest import RESULTS
 from numpy.typing import NDArray
 
 import evitseg
-from evitseg.files import replacing
-from evitseg.image import Mask, read_picture
-from evitseg.masks import read_raw_mask
-from evitseg.metrics import iou
+from evitseg.evaluation.metrics import iou
+from evitseg.image import Mask
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_raw_mask
 from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.system.files import replacing
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 GATES = (None, 2.0, 5.0, 10.0)
@@ -60,11 +61,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     arguments = parser.parse_args()
     segment = evitseg.load(arguments.model, precision="float32")
-    pictures = sorted((arguments.camvid / "val").iterdir())
-    truth = [read_raw_mask(arguments.camvid / "valannot" / f"{path.stem}.png") for path in pictures]
+    images = sorted((arguments.camvid / "val").iterdir())
+    truth = [read_raw_mask(arguments.camvid / "valannot" / f"{path.stem}.png") for path in images]
     logits, grey = [], []
-    for path in pictures:
-        network_input = segment.manifest.preprocess.apply(read_picture(path))
+    for path in images:
+        network_input = segment.manifest.preprocess.apply(read_image(path))
         logits.append(segment.engine(network_input[None])[0])
         h, w = logits[-1].shape[1:]
         grey.append(network_input.mean(2, dtype=np.float32).reshape(h, 8, w, 8).mean((1, 3)))
@@ -81,7 +82,7 @@ def main() -> None:
         for share in SHARES:
             name = f"share {share}" + (f", gate {gate:g}" if gate is not None else "")
             measure(name, smoothed(logits, grey, share, gate))
-    settings = {"frames": len(pictures), "model": segment.manifest.name, "precision": "float32"}
+    settings = {"frames": len(images), "model": segment.manifest.name, "precision": "float32"}
     with replacing(RESULTS / "video_smoothing.json") as file:
         file.write((json.dumps({"settings": settings, "results": results}, indent=2) + "\n").encode())
 

@@ -1,4 +1,4 @@
-"""At which size should a picture go through the network, and what if 32 does not divide it?
+"""At which size should an image go through the network, and what if 32 does not divide it?
 
     python benchmarks/working_size.py CAMVID
 
@@ -20,36 +20,37 @@ from contest import RESULTS
 from numpy.typing import NDArray
 from PIL import Image
 
+from evitseg.architecture import STRIDE
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
-from evitseg.config import STRIDE
-from evitseg.engine import processor_name
-from evitseg.files import replacing
-from evitseg.image import Picture, read_picture
-from evitseg.masks import read_mask
-from evitseg.metrics import confusion_matrix, mean_iou
+from evitseg.evaluation.metrics import confusion_matrix, mean_iou
+from evitseg.image import ImageArray
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_mask
 from evitseg.runtime.engines import open_engine
+from evitseg.system.files import replacing
+from evitseg.system.machine import processor_name
 
 SIDES = (360, 480, 544, 608, 640, 704, 720, 736, 768, 832, 896, 960)
 Size = tuple[int, int]
 
 
-def resample(picture: Picture, size: Size, filter_: Image.Resampling = Image.Resampling.BILINEAR) -> Picture:
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], filter_))
+def resample(image: ImageArray, size: Size, filter_: Image.Resampling = Image.Resampling.BILINEAR) -> ImageArray:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], filter_))
 
 
 def to_multiple(rounding: Callable[[float], float], filter_: Image.Resampling = Image.Resampling.BILINEAR) -> Any:
-    def rule(picture: Picture, scale: float) -> tuple[Picture, Size]:
-        height, width = (int(rounding(side * scale / STRIDE)) * STRIDE for side in picture.shape[:2])
-        return resample(picture, (height, width), filter_), (height, width)
+    def rule(image: ImageArray, scale: float) -> tuple[ImageArray, Size]:
+        height, width = (int(rounding(side * scale / STRIDE)) * STRIDE for side in image.shape[:2])
+        return resample(image, (height, width), filter_), (height, width)
 
     return rule
 
 
 def padded(**how: Any) -> Any:
-    def rule(picture: Picture, scale: float) -> tuple[Picture, Size]:
-        size = round(picture.shape[0] * scale), round(picture.shape[1] * scale)
+    def rule(image: ImageArray, scale: float) -> tuple[ImageArray, Size]:
+        size = round(image.shape[0] * scale), round(image.shape[1] * scale)
         below, right = (-side % STRIDE for side in size)
-        return np.pad(resample(picture, size), ((0, below), (0, right), (0, 0)), **how), size
+        return np.pad(resample(image, size), ((0, below), (0, right), (0, 0)), **how), size
 
     return rule
 
@@ -64,8 +65,8 @@ RULES: dict[str, Any] = {
 }
 
 
-def upsampled(logits: NDArray[np.float32], network_input: Picture, valid: Size, size: Size) -> NDArray[np.integer]:
-    """Argmax at the picture's pixels, of logits of which only the part for `valid` input pixels belongs to it."""
+def upsampled(logits: NDArray[np.float32], network_input: ImageArray, valid: Size, size: Size) -> NDArray[np.integer]:
+    """Argmax at the image's pixels, of logits of which only the part for `valid` input pixels belongs to it."""
     axes = [
         torch.from_numpy((np.arange(pixels) + 0.5) * part / pixels / whole * 2 - 1).float()
         for pixels, part, whole in zip(size, valid, network_input.shape[:2], strict=True)
@@ -85,14 +86,14 @@ def main() -> None:
     engine = open_engine(bundled_models()[DEFAULT_MODEL], precision="float32")
     labels = engine.manifest.labels
     pairs = [
-        (read_picture(path), labels.encode(read_mask(arguments.camvid / "testannot" / f"{path.stem}.png")))
+        (read_image(path), labels.encode(read_mask(arguments.camvid / "testannot" / f"{path.stem}.png")))
         for path in sorted((arguments.camvid / "test").iterdir())
     ]
 
     def score(rule: Any, short_side: int) -> float:
         confusion = np.zeros((11, 11), np.int64)
-        for picture, truth in pairs:
-            network_input, valid = rule(picture, short_side / min(picture.shape[:2]))
+        for image, truth in pairs:
+            network_input, valid = rule(image, short_side / min(image.shape[:2]))
             mask = upsampled(engine(network_input[None])[0], network_input, valid, truth.shape)
             confusion += confusion_matrix(truth, mask, 11, labels.ignore_index)
         return round(100 * mean_iou(confusion), 2)
@@ -105,7 +106,7 @@ def main() -> None:
     for short_side in SIDES:
         results["short sides"][str(short_side)] = score(RULES["nearest multiple, bilinear"], short_side)
         print(f"short side {short_side:<5}{results['short sides'][str(short_side)]:>8.2f}", flush=True)
-    settings = {"model": DEFAULT_MODEL, "pictures": len(pairs), "precision": "float32", "processor": processor_name()}
+    settings = {"model": DEFAULT_MODEL, "images": len(pairs), "precision": "float32", "processor": processor_name()}
     with replacing(RESULTS / "working_size.json") as file:
         file.write((json.dumps({"settings": settings, "results": results}, indent=2) + "\n").encode())
 

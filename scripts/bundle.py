@@ -18,29 +18,29 @@ import numpy as np
 from evitseg.bundled import DEFAULT_MODEL
 from evitseg.engine import PRECISIONS, Precision
 from evitseg.errors import EngineError
-from evitseg.exporters import export
+from evitseg.evaluation.metrics import confusion_matrix, iou, mean_iou
+from evitseg.exporters.export import export
 from evitseg.exporters.onnx import set_onnx_manifest
-from evitseg.files import replacing
-from evitseg.image import Preprocess
 from evitseg.labels import load_labels
 from evitseg.loading import load
 from evitseg.manifest import Accuracy, Manifest, Training
-from evitseg.masks import read_mask
-from evitseg.metrics import confusion_matrix, iou, mean_iou
-from evitseg.model.weights import load_checkpoint
-from evitseg.runtime.engines import read_manifest
+from evitseg.model.checkpoints import load_checkpoint
+from evitseg.preprocess import Preprocess
+from evitseg.raster.masks import read_mask
+from evitseg.runtime.openvino_engine import read_manifest
+from evitseg.system.files import replacing
 
 FOLDER = Path(__file__).parents[1] / "src/evitseg/bundled"
 
 TRAINING = Training(
-    data="CamVid train+val, 468 pictures (Brostow et al. 2009), from published weights trained on Cityscapes "
+    data="CamVid train+val, 468 images (Brostow et al. 2009), from published weights trained on Cityscapes "
     "(Cordts et al. 2016) and ImageNet-1k",
     licence="Apache-2.0; CamVid and Cityscapes were published for research, and Cityscapes asks for non-commercial use",
     recipe="the mean of two runs from the published B0 (`evitseg train`, recipes camvid-transfer and "
     "camvid-transfer-taught, seeds 1 and 2), each with two tenths of the published weights mixed in; docs/results.md",
 )
 PREPROCESS = Preprocess(short_side=720, max_enlarge=2.0)
-PROTOCOL = "11 classes, void not counted, one confusion matrix over the split, whole picture, single scale, no flip"
+PROTOCOL = "11 classes, void not counted, one confusion matrix over the split, whole image, single scale, no flip"
 
 
 def fill(text: str) -> str:
@@ -52,10 +52,10 @@ def measure(artefact: Path, camvid: Path, precision: Precision) -> Accuracy:
     segment = load(artefact, precision=precision)
     classes = len(segment.labels.classes)
     confusion = np.zeros((classes, classes), np.int64)
-    pictures = sorted((camvid / "test").iterdir())
-    for picture in pictures:
-        truth = segment.labels.encode(read_mask(camvid / "testannot" / f"{picture.stem}.png"))
-        confusion += confusion_matrix(truth, segment(picture).mask, classes, segment.labels.ignore_index)
+    images = sorted((camvid / "test").iterdir())
+    for image in images:
+        truth = segment.labels.encode(read_mask(camvid / "testannot" / f"{image.stem}.png"))
+        confusion += confusion_matrix(truth, segment(image).mask, classes, segment.labels.ignore_index)
     info = segment.info
     return Accuracy(
         data="CamVid test, 480×360",
@@ -64,7 +64,7 @@ def measure(artefact: Path, camvid: Path, precision: Precision) -> Accuracy:
         iou={
             name: round(100 * float(value), 2) for name, value in zip(segment.labels.names, iou(confusion), strict=True)
         },
-        pictures=len(pictures),
+        images=len(images),
         settings={"engine": info.engine, "precision": info.precision, "processor": info.device},
     )
 
@@ -94,7 +94,7 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 
 ## How good it is
 
-{accuracy.data}, {accuracy.pictures} pictures: {accuracy.protocol}.
+{accuracy.data}, {accuracy.images} images: {accuracy.protocol}.
 Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {processors};
 IoU in percent by precision of the arithmetic. The default takes bfloat16 where the processor has it, else what
 the engine chooses. The weights are stored as float32 because float16 cost an earlier model 0.1 points in bfloat16
@@ -105,13 +105,13 @@ arithmetic.
 {rows}
 | **mean** | {means} |
 
-The recipe was chosen on training pictures held out, not on this split (`docs/results.md`); the working size was chosen
+The recipe was chosen on training images held out, not on this split (`docs/results.md`); the working size was chosen
 on this split with an earlier model, between sizes that differ by a few tenths of a point (`docs/working-size.md`).
 
 ## Limits
 
 - It knows streets seen from a vehicle in daylight in one English city, and through the published weights 50 German
-  and neighbouring cities. Night, rain, snow, indoor pictures, pictures from above, and other continents are outside.
+  and neighbouring cities. Night, rain, snow, indoor images, images from above, and other continents are outside.
 - Thin and rare things are its weakness: see pole and sign in the table. Pavement and road are told apart by their
   kerb; a coloured cycle lane or a paved crossing may go to either.
 - There is no class for "something else": whatever it sees becomes one of the {len(manifest.labels.classes)}. An
@@ -120,7 +120,7 @@ on this split with an earlier model, between sizes that differ by a few tenths o
 
 ## Licence
 
-{fill(manifest.training.licence)}. The pictures are not part of this package.
+{fill(manifest.training.licence)}. The images are not part of this package.
 
 This card is written by `scripts/bundle.py` from the manifest inside the artefact (`evitseg info {manifest.name}`).
 """

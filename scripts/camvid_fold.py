@@ -1,4 +1,4 @@
-"""A split of CamVid's training pictures for choosing settings, which its own validation split is too easy for.
+"""A split of CamVid's training images for choosing settings, which its own validation split is too easy for.
 
 Held out: the sequence 0006R0, and the last 20 frames of 0001TP. CamVid's validation split is a clip of the same drive
 as much of its training split, and flatters; its test split is for one measurement at the end.
@@ -13,16 +13,16 @@ from pathlib import Path
 
 
 def main(camvid: Path, out: Path) -> None:
-    pictures = sorted((camvid / "train").iterdir())
-    dusk = [p for p in pictures if p.stem.startswith("0001TP")]
-    held = {p for p in pictures if p.stem.startswith("0006R0")} | set(dusk[-20:])
-    for picture in pictures:
-        split = "val" if picture in held else "train"
-        mask = next((camvid / "trainannot").glob(f"{picture.stem}.*"))
-        for folder, file in ((split, picture), (f"{split}annot", mask)):
+    images = sorted((camvid / "train").iterdir())
+    dusk = [p for p in images if p.stem.startswith("0001TP")]
+    held = {p for p in images if p.stem.startswith("0006R0")} | set(dusk[-20:])
+    for image in images:
+        split = "val" if image in held else "train"
+        mask = next((camvid / "trainannot").glob(f"{image.stem}.*"))
+        for folder, file in ((split, image), (f"{split}annot", mask)):
             (out / folder).mkdir(parents=True, exist_ok=True)
             (out / folder / file.name).symlink_to(file.resolve())
-    print(f"{out}: {len(pictures) - len(held)} to train on, {len(held)} held out")
+    print(f"{out}: {len(images) - len(held)} to train on, {len(held)} held out")
 
 
 if __name__ == "__main__":

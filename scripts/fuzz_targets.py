@@ -205,20 +205,20 @@ def each(*calls: Callable[[], object]) -> None:
 
 
 def run_image(place: Path) -> None:
-    from evitseg.image import picture_size, read_picture, read_reduced
-    from evitseg.masks import read_raw_mask
+    from evitseg.raster.files import image_size, read_image, read_reduced
+    from evitseg.raster.masks import read_raw_mask
 
     path = _only(place)
     options = read_options(path.read_bytes() if path.is_file() else b"")
     results: dict[str, Any] = {}
 
     def whole() -> None:
-        image = results["whole"] = read_picture(path, options)
+        image = results["whole"] = read_image(path, options)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise FindingError(f"an image of {image.dtype} {image.shape}")
 
     def size() -> None:
-        results["size"] = picture_size(path, options)
+        results["size"] = image_size(path, options)
 
     each(
         whole, size, lambda: read_raw_mask(path),
@@ -369,7 +369,8 @@ def data_trees() -> list[Tree]:
 
 
 def run_data(place: Path) -> None:
-    from evitseg.dataset import find_dataset, inspect
+    from evitseg.data.inspect import inspect
+    from evitseg.data.layouts import find_dataset
     from evitseg.labels import load_labels
 
     lists = [path for path in sorted(place.iterdir()) if path.suffix in (".txt", ".yaml")]
@@ -440,7 +441,8 @@ def annotation_trees() -> list[Tree]:
 
 def run_annotations(place: Path) -> None:
     """Every way from annotations to masks."""
-    from evitseg.dataset import find_dataset, inspect
+    from evitseg.data.inspect import inspect
+    from evitseg.data.layouts import find_dataset
 
     sources = [place, *(p for p in sorted(place.rglob("*")) if p.suffix in (".json", ".xml", ".yaml") and p.is_file())]
     with folder() as out:
@@ -457,7 +459,7 @@ def run_annotations(place: Path) -> None:
 @cache
 def _bundled() -> tuple[bytes, str]:
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.runtime.engines import read_manifest
+    from evitseg.runtime.openvino_engine import read_manifest
 
     path = bundled_models()[DEFAULT_MODEL]
     return path.read_bytes(), read_manifest(path).to_json()
@@ -487,7 +489,7 @@ def _small() -> tuple[Any, Any]:
 def model_trees() -> list[Tree]:
     import torch
 
-    from evitseg.model.weights import save_checkpoint
+    from evitseg.model.checkpoints import save_checkpoint
 
     network, manifest = _small()
     onnx, _ = _bundled()
@@ -516,7 +518,7 @@ def run_model(place: Path) -> None:
 @cache
 def openvino_files() -> Tree:
     from evitseg.bundled import DEFAULT_MODEL
-    from evitseg.exporters import export
+    from evitseg.exporters.export import export
 
     with folder() as place, contextlib.redirect_stdout(io.StringIO()):
         export(DEFAULT_MODEL, "openvino", place / "m.xml")

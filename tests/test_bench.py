@@ -13,19 +13,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg import bench as measure
-from evitseg.bench import Subject, bench, compare
-from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
-from evitseg.config import ModelConfig, SegmentationHead, cost, placed_convs, softmax_macs
-from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
-from evitseg.profile import Floors, Profile, draw, profile
+from evitseg.architecture import ModelConfig, SegmentationHead, cost, placed_convs, softmax_macs
+from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
+from evitseg.errors import ConfigError, EngineError, ImageError, WeightsError
+from evitseg.profiling import bench as measure
+from evitseg.profiling import worker
+from evitseg.profiling.bench import Subject, bench, compare
+from evitseg.profiling.machine_peak import Floors
+from evitseg.profiling.profile import Profile, profile
+from evitseg.profiling.roofline import draw
+from evitseg.system.machine import peak_mib
 
 SMALL = (64, 96)
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "WARM_UP_LEAST", 0.05)
+    monkeypatch.setattr(worker, "WARM_UP_LEAST", 0.05)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +39,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_size_is_measured_from_small_to_large() -> None:
-    timings = list(bench(Subject(), EXAMPLE_PICTURE, [(128, 160), SMALL], turns=3))
+    timings = list(bench(Subject(), EXAMPLE_IMAGE, [(128, 160), SMALL], turns=3))
     assert [(timing.height, timing.width) for timing in timings] == [SMALL, (128, 160)]
     for timing in timings:
         assert 0 < timing.network_ms <= timing.network_p90_ms
@@ -46,13 +50,13 @@ def test_every_size_is_measured_from_small_to_large() -> None:
         assert 50 < timing.peak_mib < 4096
         assert timing.per_pixel(timings) == (None, None)
     with pytest.raises(ConfigError, match="96x96 fits"):
-        next(bench(Subject(), EXAMPLE_PICTURE, [(100, 100)]))
+        next(bench(Subject(), EXAMPLE_IMAGE, [(100, 100)]))
 
 
 def test_peak_memory_is_that_of_one_size_alone() -> None:
     held = np.ones(2**30, np.uint8)  # 1 GiB in this process, none of it in theirs
-    (timing,) = bench(Subject(), EXAMPLE_PICTURE, [SMALL], turns=1)
-    assert timing.peak_mib < 800 < measure.peak_mib()
+    (timing,) = bench(Subject(), EXAMPLE_IMAGE, [SMALL], turns=1)
+    assert timing.peak_mib < 800 < peak_mib()
     assert held[-1]
 
 
@@ -78,8 +82,8 @@ def test_warming_up_goes_on_while_it_gets_faster() -> None:
 
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(measure, "WARM_UP_LEAST", 0.0)
-        measure.warm_up(work)
+        patch.setattr(worker, "WARM_UP_LEAST", 0.0)
+        worker.warm_up(work)
     assert runs == took[:7]  # three in a row that bring nothing: 0.3, 0.299, 0.31
 
 
@@ -100,21 +104,21 @@ def bundled_manifest() -> Any:
 
 
 def test_a_model_of_one_size_is_measured_at_it(tmp_path: Path) -> None:
-    from evitseg.exporters import export
+    from evitseg.exporters.export import export
     from evitseg.loading import network_of
 
     path, _ = export(network_of("b0-camvid"), "onnx", tmp_path / "m.onnx", size=SMALL)
-    (timing,) = bench(Subject(str(path)), EXAMPLE_PICTURE, turns=1)
+    (timing,) = bench(Subject(str(path)), EXAMPLE_IMAGE, turns=1)
     assert (timing.height, timing.width) == SMALL
     with pytest.raises(ConfigError, match="64x96 .* and no others"):
-        next(bench(Subject(str(path)), EXAMPLE_PICTURE, [(128, 96)], turns=1))
+        next(bench(Subject(str(path)), EXAMPLE_IMAGE, [(128, 96)], turns=1))
 
 
 def test_a_process_that_ends_early_is_told() -> None:
-    with measure.Worker([sys.executable, "-c", "print('{}'); raise SystemExit(3)"], "it") as worker:
-        worker.begun()
+    with worker.Worker([sys.executable, "-c", "print('{}'); raise SystemExit(3)"], "it") as other:
+        other.begun()
         with pytest.raises(EngineError, match="ended early, with status 3"):
-            worker.ask("go")
+            other.ask("go")
 
 
 def check_accounts(found: Profile, size: tuple[int, int]) -> None:
@@ -156,7 +160,7 @@ def surplus(config: ModelConfig, size: tuple[int, int]) -> int:
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_profile_accounts_for_the_graph_that_openvino_runs(precision: Any) -> None:
     size = (256, 320)
-    found = profile(Subject(precision=precision), EXAMPLE_PICTURE, size, turns=10)
+    found = profile(Subject(precision=precision), EXAMPLE_IMAGE, size, turns=10)
     check_accounts(found, size)
     config = bundled_manifest().model
     assert found.macs == cost(config).macs(*size) + surplus(config, size)
@@ -172,9 +176,9 @@ def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from evitseg.runtime import openvino_graph
 
     size, subject = (256, 320), Subject(precision="float32")
-    whole = profile(subject, EXAMPLE_PICTURE, size, turns=1)
+    whole = profile(subject, EXAMPLE_IMAGE, size, turns=1)
     monkeypatch.setattr(openvino_graph, "TILE_BYTES", 2**20)
-    tiled = profile(subject, EXAMPLE_PICTURE, size, turns=1)
+    tiled = profile(subject, EXAMPLE_IMAGE, size, turns=1)
     before, after = ({node.name: node for node in found.nodes} for found in (whole, tiled))
     assert {name for name in before if before[name].macs} == {name for name in after if after[name].macs}
     stem = after["stem.block0.conv"]
@@ -190,7 +194,7 @@ def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # where OpenVINO runs the file's, too
     size = (256, 320)
-    found = profile(Subject(engine=engine, precision="float32"), EXAMPLE_PICTURE, size, turns=10)
+    found = profile(Subject(engine=engine, precision="float32"), EXAMPLE_IMAGE, size, turns=10)
     check_accounts(found, size)
     # An independent count: on the plan, not on the engine's graph.
     assert found.macs == found.plan_macs
@@ -198,7 +202,7 @@ def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: 
 
 def test_what_is_no_convolution_belongs_to_what_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    found = profile(Subject(precision="float32"), EXAMPLE_PICTURE, SMALL, turns=1)
+    found = profile(Subject(precision="float32"), EXAMPLE_IMAGE, SMALL, turns=1)
     blocks = {node.engine_name: node.block for node in found.nodes}
     resized = [block for name, block in blocks.items() if name.startswith("Resize")]
     products = [block for name, block in blocks.items() if name.startswith("MatMul")]
@@ -211,24 +215,24 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
     import onnx
 
     with pytest.raises(EngineError, match="PyTorch does not say how long its layers take"):
-        profile(Subject(engine="torch"), EXAMPLE_PICTURE, SMALL)
+        profile(Subject(engine="torch"), EXAMPLE_IMAGE, SMALL)
     content = onnx.load(bundled_models()["b0-camvid"])
     node = next(node for node in content.graph.node if node.op_type == "Conv")
     node.name = "other"
     onnx.save(content, tmp_path / "m.onnx")
     with pytest.raises(WeightsError, match="not the one that evitseg export writes"):
-        profile(Subject(str(tmp_path / "m.onnx")), EXAMPLE_PICTURE, SMALL)
+        profile(Subject(str(tmp_path / "m.onnx")), EXAMPLE_IMAGE, SMALL)
 
 
 def test_a_roofline_is_drawn(tmp_path: Path) -> None:
-    found = profile(Subject(), EXAMPLE_PICTURE, SMALL, turns=1)
+    found = profile(Subject(), EXAMPLE_IMAGE, SMALL, turns=1)
     draw(found, "b0-camvid at 64x96", tmp_path / "roofline.png")
-    with Image.open(tmp_path / "roofline.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert picture.width > 1000
-        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
-    with pytest.raises(PictureError, match=r"roofline\.pdf: .*\.png"):
+    with Image.open(tmp_path / "roofline.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 50
+    with pytest.raises(ImageError, match=r"roofline\.pdf: .*\.png"):
         draw(found, "", tmp_path / "roofline.pdf")
 
 
@@ -239,7 +243,7 @@ def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
 
 
 def test_every_engine_is_compared() -> None:
-    rows = compare(Subject(), EXAMPLE_PICTURE, SMALL, turns=2)
+    rows = compare(Subject(), EXAMPLE_IMAGE, SMALL, turns=2)
     assert {row.engine for row in rows} == {"openvino", "onnxruntime", "native", "torch"}
     ran = [row for row in rows if not row.problem]
     assert {("openvino", "float32"), ("onnxruntime", "float32"), ("torch", "float32")} <= {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_PICTURE, bundled_models
-from evitseg.image import read_picture
-from evitseg.runtime.engines import read_manifest
+from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE, bundled_models
+from evitseg.raster.files import read_image
+from evitseg.runtime.openvino_engine import read_manifest
 
 
 def test_every_bundled_model_has_a_card_and_a_manifest() -> None:
@@ -28,8 +28,8 @@ def test_every_bundled_model_has_a_card_and_a_manifest() -> None:
 
 
 def test_the_photograph_says_nothing_about_who_was_where() -> None:
-    assert read_picture(EXAMPLE_PICTURE).shape == (1080, 1920, 3)
-    with Image.open(EXAMPLE_PICTURE) as image:
+    assert read_image(EXAMPLE_IMAGE).shape == (1080, 1920, 3)
+    with Image.open(EXAMPLE_IMAGE) as image:
         assert not dict(image.getexif())
 
 

@@ -44,7 +44,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_one_picture_gives_a_mask_an_overlay_and_fractions(street: Path, tmp_path: Path) -> None:
+def test_one_image_gives_a_mask_an_overlay_and_fractions(street: Path, tmp_path: Path) -> None:
     run = evitseg("predict", "street.jpg", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert files(tmp_path / "predictions") == ["street_mask.png", "street_overlay.jpg"]
@@ -60,9 +60,9 @@ def test_json_is_for_programs(street: Path, cli: Cli, tmp_path: Path) -> None:
     run = cli("predict", street, "--json", "--no-overlay", "--out", "o")
     content = json.loads(run.stdout)
     assert content["model"] == "b0-camvid"
-    (picture,) = content["pictures"]
-    assert picture["mask"] == str(Path("o/street_mask.png"))
-    assert sum(picture["fractions"].values()) == pytest.approx(1)
+    (image,) = content["images"]
+    assert image["mask"] == str(Path("o/street_mask.png"))
+    assert sum(image["fractions"].values()) == pytest.approx(1)
     assert files(tmp_path / "o") == ["street_mask.png"]
 
 
@@ -72,7 +72,7 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     street.rename(data / "deep" / "er" / "a.jpg")
     Image.new("RGB", (40, 30)).save(data / "b.png")
     (data / "empty.jpg").touch()
-    (data / "text.png").write_text("not a picture")
+    (data / "text.png").write_text("not an image")
     (data / "cut.jpg").write_bytes((data / "deep/er/a.jpg").read_bytes()[:4000])
     (data / "notes.txt").write_text("no picture, and not called one")
     run = cli("predict", data, "--out", "o")
@@ -82,7 +82,7 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     assert len(errors) == 4
     for name in ("empty.jpg", "text.png", "cut.jpg"):
         assert sum(name in line for line in errors) == 1
-    assert errors[-1] == "error: 3 of the inputs failed; pictures done: 2."
+    assert errors[-1] == "error: 3 of the inputs failed; images done: 2."
 
 
 def test_results_inside_the_folder_are_not_segmented_again(street: Path, cli: Cli, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) 
     ("arguments", "sentence"),
     [
         (["absent.jpg"], "absent.jpg: no such file"),
-        (["empty"], "empty: a folder without pictures"),
+        (["empty"], "empty: a folder without images"),
         (["*.nothing"], "no file matches this pattern"),
         (["street.jpg", "--model", "b0-camvit"], "did you mean 'b0-camvid'"),
         (["street.jpg", "--model", "absent.onnx"], "absent.onnx: no such file"),
@@ -251,8 +251,8 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     done = {path: path.stat().st_mtime_ns for path in results if path.name.endswith("_mask.png")}
     run = evitseg("predict", "data", "--out", "o", "--size", "64", "--skip-existing", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert f"{len(done)} pictures have their results and are left out." in run.stdout
-    assert f"of {400 - len(done)} pictures to o" in run.stdout
+    assert f"{len(done)} images have their results and are left out." in run.stdout
+    assert f"of {400 - len(done)} images to o" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list((tmp_path / "o").iterdir())) == 800
 
@@ -303,7 +303,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
         (["m.tflite"], "an artefact; this needs a checkpoint"),
         (
             ["b0-camvid", "--to", "litert"],
-            "take pictures of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",
+            "take images of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",
         ),
     ):
         run = cli("export", *arguments)
@@ -351,7 +351,7 @@ def test_check_says_what_is_wrong_and_whether_training_would_run(
     run = cli("check", "data", "--sheet", "sheet.png")
     assert run.status == 0, run.stderr
     assert "ready to train; 1 pairs will be left out" in run.stdout
-    assert "0000004.jpg: not a picture" in run.stderr
+    assert "0000004.jpg: not an image" in run.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
     content = json.loads(cli("check", "data", "--json").stdout)

@@ -1,4 +1,4 @@
-"""`evitseg predict` on pictures that go in tiles: kinds of files, places on earth, damage, interruptions."""
+"""`evitseg predict` on images that go in tiles: kinds of files, places on earth, damage, interruptions."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ import zarr
 import evitseg
 from evitseg.cli import app
 from evitseg.raster import open_sink, open_source
-from evitseg.runtime.blending import blend
-from evitseg.runtime.memory import whole_memory
-from evitseg.runtime.streaming import Network
+from evitseg.tiling.memory import whole_memory
+from evitseg.tiling.network import Network
+from evitseg.tiling.sliding_window import blend
 
 IGNORE = 255
 UTM = "EPSG:32633"
 HELD = {"tif": 289, "slide": 260, "zarr": 217}
-"""MiB that the process and what reads a kind of picture hold beside tiles."""
+"""MiB that the process and what reads a kind of image hold beside tiles."""
 
 
 def exact(kind: str, mib: int = 60) -> tuple[str, ...]:
-    """Tiles of a fraction of the picture."""
+    """Tiles of a fraction of the image."""
     return ("--exact", "--precision", "float32", "--memory", f"{HELD[kind] + mib}MiB")
 
 
@@ -61,18 +61,18 @@ def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def whole(street: NDArray[np.uint8]) -> NDArray[np.integer]:
-    """The mask of the picture in memory."""
+    """The mask of the image in memory."""
     mask: NDArray[np.integer] = evitseg.load(precision="float32", size="native").mask(street)
     return mask
 
 
-def write_geotiff(path: Path, picture: NDArray[np.uint8], nodata: int | None = None, **options: object) -> None:
-    height, width, _ = picture.shape
+def write_geotiff(path: Path, image: NDArray[np.uint8], nodata: int | None = None, **options: object) -> None:
+    height, width, _ = image.shape
     with rasterio.open(
         path, "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", crs=UTM, transform=TRANSFORM,
         tiled=True, blockxsize=128, blockysize=128, compress="deflate", nodata=nodata, photometric="rgb", **options,
     ) as file:  # fmt: skip
-        file.write(np.moveaxis(picture, 2, 0))
+        file.write(np.moveaxis(image, 2, 0))
         file.build_overviews([2, 4])
 
 
@@ -95,15 +95,15 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".evitseg-*")]
 
 
-def test_a_geotiff_becomes_a_geotiff_of_the_whole_pictures_mask(
+def test_a_geotiff_becomes_a_geotiff_of_the_whole_images_mask(
     street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path
 ) -> None:
-    # A pixel without data here and there: every token still has some, so that the sums are the whole picture's.
-    picture = street.clip(1)
-    picture[::7, ::9] = 0
-    expected = evitseg.load(precision="float32", size="native").mask(picture)
+    # A pixel without data here and there: every token still has some, so that the sums are the whole image's.
+    image = street.clip(1)
+    image[::7, ::9] = 0
+    expected = evitseg.load(precision="float32", size="native").mask(image)
     expected[::7, ::9] = IGNORE
-    write_geotiff(tmp_path / "field.tif", picture, nodata=0)
+    write_geotiff(tmp_path / "field.tif", image, nodata=0)
     run = predict("field.tif", *exact("tif"), "--out", "mask.tif", "--polygons", "fields.gpkg", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     with rasterio.open(tmp_path / "mask.tif") as mask:
@@ -119,7 +119,7 @@ def test_a_geotiff_becomes_a_geotiff_of_the_whole_pictures_mask(
 
 
 def test_without_exact_a_mask_file_is_what_predict_gives(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
-    """The model's own working size, where the picture fits."""
+    """The model's own working size, where the image fits."""
     write_geotiff(tmp_path / "a.tif", photograph[:200, :300])
     common = ("--precision", "float32", "--no-overlay")
     for out in ("o", "mask.tif"):
@@ -128,7 +128,7 @@ def test_without_exact_a_mask_file_is_what_predict_gives(photograph: NDArray[np.
     np.testing.assert_array_equal(read_geotiff(tmp_path / "o/a_mask.tif"), read_geotiff(tmp_path / "mask.tif"))
 
 
-def test_a_slide_becomes_a_pyramid_of_the_whole_pictures_mask(
+def test_a_slide_becomes_a_pyramid_of_the_whole_images_mask(
     street: NDArray[np.uint8], whole: NDArray[np.integer], tmp_path: Path
 ) -> None:
     about = "Aperio Image Library v12.0\r\n700x580 [0,0 700x580] (240x240) |AppMag = 20|MPP = 0.4990"
@@ -199,7 +199,7 @@ def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
         assert not (tmp_path / "mask.tif").exists()
     run = subprocess.run([*command, "mask.tif", "--scratch", "work"], cwd=tmp_path, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["pictures"][0]["tiles done before"] >= 5
+    assert json.loads(run.stdout)["images"][0]["tiles done before"] >= 5
     assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "once.tif").read_bytes()
     assert not leftovers(tmp_path)
 
@@ -224,7 +224,7 @@ def test_a_region_from_its_context_is_that_part_of_the_mask_in_its_place(
 
 PEAK = """
 import sys
-from evitseg.bench import peak_mib
+from evitseg.system.machine import peak_mib
 from evitseg.cli import app
 try:
     app(sys.argv[1:])
@@ -234,16 +234,16 @@ finally:
 
 
 @pytest.mark.parametrize("kind", sorted(HELD))
-def test_the_memory_is_kept_whatever_reads_the_picture(kind: str, street: NDArray[np.uint8], tmp_path: Path) -> None:
-    picture = np.tile(street, (6, 5, 1))
+def test_the_memory_is_kept_whatever_reads_the_image(kind: str, street: NDArray[np.uint8], tmp_path: Path) -> None:
+    image = np.tile(street, (6, 5, 1))
     name = {"tif": "a.tif", "slide": "a.ome.tif", "zarr": "a.zarr"}[kind]
     if kind == "tif":
-        write_geotiff(tmp_path / name, picture)
+        write_geotiff(tmp_path / name, image)
     elif kind == "slide":
         with tifffile.TiffWriter(tmp_path / name, ome=True) as file:
-            file.write(picture, tile=(256, 256), compression="deflate", photometric="rgb")
+            file.write(image, tile=(256, 256), compression="deflate", photometric="rgb")
     else:
-        zarr.create_array(str(tmp_path / name), data=picture, chunks=(256, 256, 3))
+        zarr.create_array(str(tmp_path / name), data=image, chunks=(256, 256, 3))
     memory = HELD[kind] + 40
     command = ["predict", name, "--exact", "--memory", f"{memory}MiB", "--out", "mask.png"]
     run = subprocess.run(
@@ -296,15 +296,15 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     assert names == ["a_png_mask.png", "a_png_overlay.jpg", "a_tif_mask.tif", "a_tif_mask.tif.aux.xml"]
     assert read_geotiff(tmp_path / "o/a_tif_mask.tif").shape == (4060, 4900)
     run = predict("data", "--skip-existing", "--out", "o", cwd=tmp_path)
-    assert "2 pictures have their results" in run.stdout
+    assert "2 images have their results" in run.stdout
 
 
 def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
     street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    picture = street.clip(1)
-    picture[:100, :200] = 0
-    write_geotiff(tmp_path / "a.tif", picture, nodata=0)
+    image = street.clip(1)
+    image[:100, :200] = 0
+    write_geotiff(tmp_path / "a.tif", image, nodata=0)
     common = ("--blend", "128", "--precision", "float32")
     run = predict("a.tif", *common, "--out", "mask.tif", "--polygons", "p.gpkg", "--json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -316,8 +316,8 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_string(UTM), TRANSFORM, IGNORE)
         assert file.overviews(1) == [2, 4]
         mask = file.read(1)
-    np.testing.assert_array_equal(mask == IGNORE, (picture == 0).all(2))
-    (told,) = json.loads(run.stdout)["pictures"]
+    np.testing.assert_array_equal(mask == IGNORE, (image == 0).all(2))
+    (told,) = json.loads(run.stdout)["images"]
     assert told["fractions"] == {
         name: pytest.approx((mask == i).mean()) for i, name in enumerate(network.labels.names) if found.counts[i]
     }
@@ -328,7 +328,7 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
     assert not leftovers(tmp_path)
 
 
-def test_every_kind_of_picture_in_a_folder_is_blended_at_its_own_size_but_those_that_are_done(
+def test_every_kind_of_image_in_a_folder_is_blended_at_its_own_size_but_those_that_are_done(
     street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -355,7 +355,7 @@ def test_every_kind_of_picture_in_a_folder_is_blended_at_its_own_size_but_those_
         np.testing.assert_array_equal(other, mask)
     (tmp_path / "o/b_mask.tif").unlink()
     run = predict(*common, "--skip-existing", "--size", "128", cwd=tmp_path)
-    assert "3 pictures have their results" in run.stdout
+    assert "3 images have their results" in run.stdout
     assert 0.01 < (read_geotiff(tmp_path / "o/b_mask.tif") != mask).mean() < 0.6
     assert not leftovers(tmp_path)
 
@@ -367,7 +367,7 @@ def test_every_kind_of_picture_in_a_folder_is_blended_at_its_own_size_but_those_
             ("--exact",), ("--context-window", "960"), ("--save-context", "a.npz"), ("--context", "a.npz"),
             ("--region", "0,0,9,9"), ("--verify",), ("--ray", "auto"),
         )),
-        (("--engine", "onnxruntime"), "pictures in tiles run in openvino"),
+        (("--engine", "onnxruntime"), "images in tiles run in openvino"),
         (("--blend", "1000"), "a window of 1000 pixels does not fit the network; give a multiple of 64."),
     ],
 )  # fmt: skip

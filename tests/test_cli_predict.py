@@ -20,11 +20,11 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from evitseg.authorship import is_ours
 from evitseg.cli import app, inputs, signals
 from evitseg.cli.jobs import name_outputs
 from evitseg.cli.outcome import Outcome
 from evitseg.cli.request import HONOURED, Mode, method_of
+from evitseg.system.authorship import is_ours
 
 SMALL = ("--size", "64", "--precision", "float32")
 VALUES = {
@@ -125,8 +125,8 @@ def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple
         (("clip.mp4", "--no-overlay", "--video", "overlay"), "contradicts"),
         (("clip.mp4", "--overlay", "--video", "mask"), "needs --video overlay"),
         (("clip.mp4", "--memory", "1GiB"), "none of the inputs is an image"),
-        (("a.png", "b.png", "--out", "m.png"), "give one picture"),
-        (("a.png", "b.png", "--polygons", "p.geojson"), "give one picture"),
+        (("a.png", "b.png", "--out", "m.png"), "give one image"),
+        (("a.png", "b.png", "--polygons", "p.geojson"), "give one image"),
         (("a.png", "--model", ""), "is empty"),
         (("a.png", "--memory", "0"), "0 bytes"),
         (("a.png", "--memory", "9" * 5000), "not a size in bytes"),
@@ -178,7 +178,7 @@ def test_polygons_take_the_ordinary_path_too(here: Path) -> None:
     street(here / "a.png", (300, 200))
     run = predict("a.png", *SMALL, "--out", "o", "--polygons", "p.geojson", "--json")
     assert run.exit_code == 0, run.output
-    (told,) = json.loads(run.stdout)["pictures"]
+    (told,) = json.loads(run.stdout)["images"]
     assert told["polygons"] == "p.geojson"
     pixels = sum(f["properties"]["pixels"] for f in json.loads((here / "p.geojson").read_text())["features"])
     assert pixels == 300 * 200
@@ -259,7 +259,7 @@ def test_a_photograph_called_mask_is_segmented_and_a_truth_mask_is_kept(here: Pa
     assert (here / "data/s1_mask.png").read_bytes() == truth
     told = json.loads(run.stdout)
     assert [Path(each["input"]).name for each in told["failed"]] == ["s1.png"]
-    assert [Path(each["picture"]).name for each in told["pictures"]] == ["s1_mask.png", "surgical_mask.png"]
+    assert [Path(each["image"]).name for each in told["images"]] == ["s1_mask.png", "surgical_mask.png"]
 
 
 @pytest.mark.parametrize("out", ["data", "data/results", "o"])
@@ -291,7 +291,7 @@ def test_other_formats_pipes_and_sockets_in_a_folder_are_counted(here: Path) -> 
         ("pipe.png", inputs.NOT_REGULAR),
         ("socket.jpg", inputs.NOT_REGULAR),
     }
-    assert len(told["pictures"]) == 1
+    assert len(told["images"]) == 1
 
 
 def test_linked_folders_are_followed_once_and_hidden_ones_never(here: Path) -> None:
@@ -369,7 +369,7 @@ def test_existing_results_are_skipped_in_every_mode(here: Path) -> None:
         before = {p: p.stat().st_mtime_ns for p in (here / out).iterdir()}
         run = predict("a.png", *SMALL, *how, "--out", out, "--skip-existing")
         assert run.exit_code == 0
-        assert "1 pictures have their results" in run.output
+        assert "1 images have their results" in run.output
         assert {p: p.stat().st_mtime_ns for p in (here / out).iterdir()} == before
 
 
@@ -457,13 +457,13 @@ def test_failures_name_every_input_in_json(here: Path) -> None:
     told = json.loads(run.stdout)
     assert run.exit_code == 1
     assert [each["input"] for each in told["failed"]] == ["bad.jpg", "absent.png"]
-    assert len(told["pictures"]) == 1
+    assert len(told["images"]) == 1
 
 
 def test_the_summary_counts_an_image_that_was_done_in_part_once(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(as_json=False)
     outcome.fail("a.tif", "a.tif: damaged")
-    outcome.image({"picture": "a.tif"})
+    outcome.image({"image": "a.tif"})
     with pytest.raises(Exception):  # noqa: B017,PT011  # typer's Exit
         outcome.finish()
     assert "of the inputs failed" not in capsys.readouterr().err
@@ -561,7 +561,7 @@ def test_what_is_told_of_a_folder_counts_an_image_that_was_done_in_part_once(
     outcome = Outcome(as_json=False)
     outcome.fail("a.tif", "a.tif: one tile is damaged.")
     for name in ("a.tif", "b.tif"):
-        outcome.image({"picture": name})
+        outcome.image({"image": name})
     with pytest.raises(typer.Exit):
         outcome.finish()
-    assert "1 of the inputs failed; pictures done: 2." in capsys.readouterr().err
+    assert "1 of the inputs failed; images done: 2." in capsys.readouterr().err

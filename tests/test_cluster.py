@@ -27,14 +27,16 @@ import psutil
 
 import evitseg
 from evitseg import cluster
-from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
+from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.cli import app
 from evitseg.cluster import session, tiles
-from evitseg.errors import ConfigError, DatasetError, EngineError, MissingPackageError, PictureError
+from evitseg.errors import ConfigError, DatasetError, EngineError, ImageError, MissingPackageError
 from evitseg.raster import open_source
 from evitseg.runtime.segmenter import Segmenter
-from evitseg.runtime.streaming import ContextMode, Network, Progress, Streamed, segment_huge
-from evitseg.runtime.windows import ArraySink, ArraySource, Source, Window
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import ContextMode
+from evitseg.tiling.stream import Progress, Streamed, segment_huge
+from evitseg.tiling.windows import ArraySink, ArraySource, Source, Window
 
 BUNDLED = bundled_models()["b0-camvid"]
 TILE = 64
@@ -65,11 +67,11 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def street(photograph: NDArray[np.uint8]) -> ArraySource:
-    """A picture whose sides are no multiples of 32, with a corner that has no data."""
-    picture = np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
-    valid = np.ones(picture.shape[:2], np.bool_)
+    """An image whose sides are no multiples of 32, with a corner that has no data."""
+    image = np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
+    valid = np.ones(image.shape[:2], np.bool_)
     valid[:100, :150] = False
-    return ArraySource(picture, valid)
+    return ArraySource(image, valid)
 
 
 def alone(
@@ -107,7 +109,7 @@ def test_a_cluster_gives_the_mask_and_the_sums_of_one_machine_bit_for_bit(
     ]
 
 
-def test_a_damaged_picture_on_disk_is_read_by_the_workers_as_by_one_machine(
+def test_a_damaged_image_on_disk_is_read_by_the_workers_as_by_one_machine(
     street: ArraySource, network: Network, tmp_path: Path
 ) -> None:
     import rasterio
@@ -143,10 +145,10 @@ def test_a_damaged_picture_on_disk_is_read_by_the_workers_as_by_one_machine(
     other.write_bytes(content)
     with open_source(other) as source:
         os.utime(other, (1, 1))
-        with pytest.raises(PictureError, match="not the same file on the machine"):
+        with pytest.raises(ImageError, match="not the same file on the machine"):
             cluster.segment_huge(source, sink, network, path=other, tile=TILE)
         other.unlink()
-        with pytest.raises(PictureError, match=r"no such file\. That was on the machine"):
+        with pytest.raises(ImageError, match=r"no such file\. That was on the machine"):
             cluster.segment_huge(source, sink, network, path=other, tile=TILE)
 
 
@@ -188,7 +190,7 @@ class Killer:
             self.thread.join()
 
 
-def test_killed_workers_do_not_lose_the_picture(street: ArraySource, network: Network, tmp_path: Path) -> None:
+def test_killed_workers_do_not_lose_the_image(street: ArraySource, network: Network, tmp_path: Path) -> None:
     mask, expected = alone(street, network, tmp_path)
     sink, killer = ArraySink(street.size), Killer(0, 1, 4)
     found = cluster.segment_huge(street, sink, network, tile=TILE, watch=killer)
@@ -238,9 +240,9 @@ def test_a_missing_package_is_still_named_when_a_worker_misses_it() -> None:
     import ray
 
     def fail() -> None:
-        raise MissingPackageError("a picture", "geo")
+        raise MissingPackageError("an image", "geo")
 
-    with pytest.raises(MissingPackageError, match=r"a picture needs .*rasterio.*\[geo\]"), session.told():
+    with pytest.raises(MissingPackageError, match=r"an image needs .*rasterio.*\[geo\]"), session.told():
         ray.get(ray.remote(fail).remote())
 
 
@@ -263,7 +265,7 @@ def test_a_cluster_that_runs_keeps_its_settings(tmp_path: Path) -> None:
 
 
 def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> None:
-    common = ["predict", str(EXAMPLE_PICTURE), "--precision", "float32", "--memory", "266MiB"]
+    common = ["predict", str(EXAMPLE_IMAGE), "--precision", "float32", "--memory", "266MiB"]
     one = CliRunner().invoke(app, [*common, "--exact", "--out", str(tmp_path / "one.png")])
     assert one.exit_code == 0, one.output
     context = tmp_path / "context.npz"
@@ -273,13 +275,13 @@ def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> No
     assert many.exit_code == 0, many.output
     assert (tmp_path / "many.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     assert context.exists()
-    assert json.loads(many.stdout)["pictures"][0]["fractions"]["road"] > 0.1
+    assert json.loads(many.stdout)["images"][0]["fractions"]["road"] > 0.1
 
 
 def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> None:
     for name in ("a/x.png", "b/x.png", "b/c/y.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(EXAMPLE_PICTURE) as image:
+        with Image.open(EXAMPLE_IMAGE) as image:
             image.resize((96, 64)).save(tmp_path / name)
     (tmp_path / "b/bad.png").write_bytes(b"no image")
     given = ["predict", *(str(tmp_path / name) for name in ("a/x.png", "b", "b/*.none")), "--precision", "float32"]
@@ -288,13 +290,13 @@ def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> N
         run = CliRunner().invoke(app, [*given, *how, "--out", str(out), "--json"])
         assert run.exit_code == 1, run.output
         content = json.loads(run.stdout)
-        told.append([content["failed"], content["skipped"], [Path(p["mask"]).name for p in content["pictures"]]])
+        told.append([content["failed"], content["skipped"], [Path(p["mask"]).name for p in content["images"]]])
         masks.append({str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.png")})
     assert told[0] == told[1]
     assert masks[0] == masks[1]
     assert sorted(masks[0]) == ["c/y_mask.png", "x_png_2_mask.png", "x_png_mask.png"]
     run = CliRunner().invoke(app, [*given, "--ray", "auto", "--out", str(tmp_path / "many"), "--skip-existing"])
-    assert "3 pictures have their results" in run.output
+    assert "3 images have their results" in run.output
     run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--overlay"])
     assert run.exit_code == 2
 
@@ -318,9 +320,9 @@ def segment() -> Segmenter:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures of which some are none."""
+    """Images of which some are none."""
     (tmp_path / "in/sub").mkdir(parents=True)
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         for i, name in enumerate(("a.jpg", "a.png", "sub/b.jpg")):
             image.resize((240 + 40 * i, 200)).save(tmp_path / "in" / name)
         image.resize((2048, 1024)).save(tmp_path / "in/large.jpg")  # decoded at a half
@@ -345,7 +347,7 @@ def test_a_folder_becomes_mask_files_and_what_is_damaged_stops_nothing(folder: P
     assert sorted(p.name for p in out.rglob("*")) == ["a.jpg.png", "a.png.png", "b.jpg.png", "large.jpg.png", "sub"]
 
 
-def test_no_picture_is_predicted_once_only_to_know_the_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_predicted_once_only_to_know_the_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.data
 
     results = cluster.predict_dataset(folder / "sub", BUNDLED)
@@ -402,20 +404,20 @@ def test_uris_and_several_places_are_named_below_what_they_share(folder: Path) -
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("nothing", "no such file"), ("nowhere://x", "cannot be opened"), ("empty", "no pictures in this folder")],
+    [("nothing", "no such file"), ("nowhere://x", "cannot be opened"), ("empty", "no images in this folder")],
 )
-def test_a_place_without_pictures_is_told_at_once(folder: Path, place: str, says: str) -> None:
+def test_a_place_without_images_is_told_at_once(folder: Path, place: str, says: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises((PictureError, ConfigError), match=says):
+    with pytest.raises((ImageError, ConfigError), match=says):
         cluster.predict_dataset(place if ":" in place else folder / place, BUNDLED)
 
 
-def test_a_worker_killed_during_many_pictures_loses_none(folder: Path) -> None:
-    pictures = [folder / "a.jpg"] * 128
+def test_a_worker_killed_during_many_images_loses_none(folder: Path) -> None:
+    images = [folder / "a.jpg"] * 128
     killed = list[int]()
     killer = threading.Thread(target=kill_one, args=("ray::Map", killed))
     killer.start()
-    rows = cluster.predict_dataset(pictures, BUNDLED, precision="float32").take_all()
+    rows = cluster.predict_dataset(images, BUNDLED, precision="float32").take_all()
     killer.join()
     assert len(killed) == 1
     assert len(rows) == 128
@@ -423,7 +425,7 @@ def test_a_worker_killed_during_many_pictures_loses_none(folder: Path) -> None:
 
 
 def test_tiles_that_touch_a_window_are_those_that_share_a_pixel_with_it(network: Network) -> None:
-    from evitseg.runtime.streaming import Plan
+    from evitseg.tiling.plan import Plan
 
     plan = Plan((416, 544), (416, 544), (96, 160))
     for piece in (0, 1):

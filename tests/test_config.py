@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from evitseg.config import (
+from evitseg.architecture import (
     BACKBONES,
     CLASSIFICATION_HEADS,
     SEGMENTATION_HEADS,

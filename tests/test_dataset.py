@@ -12,26 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.dataset import (
-    ALL,
-    Dataset,
-    Pair,
-    contact_sheet,
-    find_dataset,
-    find_pairs,
-    infer_labels,
-    inspect,
-    pair_files,
-    read_truth,
-    split_pairs,
-)
+from evitseg.data.dataset import ALL, Dataset, infer_labels, split_pairs
+from evitseg.data.inspect import contact_sheet, inspect
+from evitseg.data.layouts import find_dataset, find_pairs, pair_files
+from evitseg.data.lists import Pair
 from evitseg.errors import DatasetError, EvitsegWarning
 from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
+from evitseg.raster.masks import read_truth
 
 RNG = np.random.default_rng(0)
 
 
-def picture(path: Path, size: tuple[int, int] = (8, 12)) -> Path:
+def image(path: Path, size: tuple[int, int] = (8, 12)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(path)
     return path
@@ -45,45 +37,45 @@ def mask(path: Path, ids: int | NDArray[np.uint8] = 3, size: tuple[int, int] = (
 
 
 def names(dataset: Dataset, split: str) -> list[tuple[str, str]]:
-    return [(p.picture.name, p.mask.name) for p in dataset.splits[split]]
+    return [(p.image.name, p.mask.name) for p in dataset.splits[split]]
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask", "_labelIds", "_L", "-annotated-by-hand"])
 def test_images_and_masks_are_paired_by_place_and_stem(suffix: str, tmp_path: Path) -> None:
     for name in ("a", "deep/b", "deep/er/a", "0000012"):
-        picture(tmp_path / f"images/{name}.jpg")
+        image(tmp_path / f"images/{name}.jpg")
         mask(tmp_path / f"masks/{name}{suffix}.png")
     dataset = find_dataset(tmp_path)
     assert len(dataset.splits[ALL]) == 4
     assert dataset.unpaired == ()
     for pair in dataset.splits[ALL]:
-        assert pair.mask.parent.relative_to(tmp_path / "masks") == pair.picture.parent.relative_to(tmp_path / "images")
-        assert pair.mask.stem == pair.picture.stem + suffix
+        assert pair.mask.parent.relative_to(tmp_path / "masks") == pair.image.parent.relative_to(tmp_path / "images")
+        assert pair.mask.stem == pair.image.stem + suffix
 
 
 def test_a_name_that_begins_another_is_not_mistaken_for_it() -> None:
-    pictures = {Path(name): Path(f"{name}.jpg") for name in ("1", "10", "100")}
+    images = {Path(name): Path(f"{name}.jpg") for name in ("1", "10", "100")}
     masks = {Path(f"{name}_mask"): Path(f"{name}_mask.png") for name in ("1", "10", "100")}
-    pairs, alone = pair_files(pictures, masks)
-    assert [(p.picture.stem, p.mask.stem) for p in pairs] == [("1", "1_mask"), ("10", "10_mask"), ("100", "100_mask")]
+    pairs, alone = pair_files(images, masks)
+    assert [(p.image.stem, p.mask.stem) for p in pairs] == [("1", "1_mask"), ("10", "10_mask"), ("100", "100_mask")]
     assert alone == []
 
 
 def test_a_number_that_begins_another_is_not_its_mask() -> None:
-    pictures = {Path(str(i)): Path(f"{i}.jpg") for i in (1, 2, 3, 4, 11)}
+    images = {Path(str(i)): Path(f"{i}.jpg") for i in (1, 2, 3, 4, 11)}
     masks = {Path(str(i)): Path(f"{i}.png") for i in (2, 3, 4, 10, 11, 12)}
-    pairs, alone = pair_files(pictures, masks)
-    assert [(p.picture.stem, p.mask.stem) for p in pairs] == [("2", "2"), ("3", "3"), ("4", "4"), ("11", "11")]
+    pairs, alone = pair_files(images, masks)
+    assert [(p.image.stem, p.mask.stem) for p in pairs] == [("2", "2"), ("3", "3"), ("4", "4"), ("11", "11")]
     assert {p.name for p in alone} == {"1.jpg", "10.png", "12.png"}
 
 
 def test_nothing_is_left_out_without_a_word(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg", "c_img.jpg", "c.jpg"):
-        picture(tmp_path / "images" / name)
+        image(tmp_path / "images" / name)
     for name in ("a.png", "b.bmp", "b.png", "c.png", "b (copy).png"):
         mask(tmp_path / "masks" / name)
     dataset = find_dataset(tmp_path)
-    assert {(p.picture.name, p.mask.name) for p in dataset.pairs()} == {
+    assert {(p.image.name, p.mask.name) for p in dataset.pairs()} == {
         ("a.png", "a.png"),
         ("b.jpg", "b.png"),
         ("c.jpg", "c.png"),
@@ -93,7 +85,7 @@ def test_nothing_is_left_out_without_a_word(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_split_are_named(tmp_path: Path) -> None:
     for folder in ("train", "val", "extra"):
-        picture(tmp_path / "images" / folder / "a.png")
+        image(tmp_path / "images" / folder / "a.png")
     mask(tmp_path / "masks/train/a.png")
     dataset = find_dataset(tmp_path)
     assert list(dataset.splits) == ["train"]
@@ -106,7 +98,7 @@ def test_folders_that_are_no_split_are_named(tmp_path: Path) -> None:
 
 def test_a_mask_for_every_class_is_an_error_that_says_so(tmp_path: Path) -> None:
     for i in range(4):
-        picture(tmp_path / f"images/{i:03}.png")
+        image(tmp_path / f"images/{i:03}.png")
         for kind in ("cars", "roads", "sky"):
             mask(tmp_path / f"masks/{i:03}_{kind}.png")
     with pytest.raises(DatasetError, match="several masks each .*; merge"):
@@ -114,7 +106,7 @@ def test_a_mask_for_every_class_is_an_error_that_says_so(tmp_path: Path) -> None
 
 
 def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere/x/a.png")
+    image(tmp_path / "elsewhere/x/a.png")
     mask(tmp_path / "masks/x/a.png")
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x").symlink_to(tmp_path / "elsewhere/x")
@@ -123,7 +115,7 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None
 
 
 def test_texts_as_other_programs_write_them(tmp_path: Path) -> None:
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     mask(tmp_path / "b.png")
     (tmp_path / "pairs.csv").write_bytes("\ufeffimage,mask\na.jpg,b.png\n".encode())
     assert find_pairs(tmp_path / "pairs.csv") == (Pair(tmp_path / "a.jpg", tmp_path / "b.png"),)
@@ -135,7 +127,7 @@ def test_texts_as_other_programs_write_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("above", [True, False])
 def test_splits_are_found_above_and_below(above: bool, tmp_path: Path) -> None:
     for split in ("train", "valid"):
-        for kind, make in (("Images", picture), ("labels", mask)):
+        for kind, make in (("Images", image), ("labels", mask)):
             parts = (split, kind) if above else (kind, split)
             make(tmp_path.joinpath(*parts, "a.png"))
     dataset = find_dataset(tmp_path)
@@ -147,7 +139,7 @@ def test_splits_are_found_above_and_below(above: bool, tmp_path: Path) -> None:
 
 def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        picture(tmp_path / f"images/{name}.jpg")
+        image(tmp_path / f"images/{name}.jpg")
     for name in ("a", "b", "d"):
         mask(tmp_path / f"masks/{name}.png")
     dataset = find_dataset(tmp_path)
@@ -165,7 +157,7 @@ def test_camvid_is_recognised(shared: Callable[[str], Path]) -> None:
 def test_cityscapes_is_recognised(tmp_path: Path) -> None:
     stem = "aachen_000000_000019"
     for split in ("train", "val", "test"):
-        picture(tmp_path / f"leftImg8bit/{split}/aachen/{stem}_leftImg8bit.png")
+        image(tmp_path / f"leftImg8bit/{split}/aachen/{stem}_leftImg8bit.png")
         for kind in ("color", "instanceIds", "labelIds"):
             mask(tmp_path / f"gtFine/{split}/aachen/{stem}_gtFine_{kind}.png", np.full((8, 12), 26, np.uint8))
     dataset = find_dataset(tmp_path)
@@ -178,7 +170,7 @@ def test_cityscapes_is_recognised(tmp_path: Path) -> None:
 
 def test_ade20k_is_recognised(tmp_path: Path) -> None:
     for split in ("training", "validation"):
-        picture(tmp_path / f"images/{split}/ADE_00000001.jpg")
+        image(tmp_path / f"images/{split}/ADE_00000001.jpg")
         mask(tmp_path / f"annotations/{split}/ADE_00000001.png", np.array([[0, 1, 150]], np.uint8))
     dataset = find_dataset(tmp_path)
     assert set(dataset.splits) == {"train", "val"}
@@ -188,9 +180,9 @@ def test_ade20k_is_recognised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", " ", "\t", ", "])
 def test_a_list_of_pairs(separator: str, tmp_path: Path) -> None:
-    picture(tmp_path / "x/a.jpg")
+    image(tmp_path / "x/a.jpg")
     mask(tmp_path / "y/b.png")
-    (tmp_path / "pairs.txt").write_text(f"# picture, mask\nx/a.jpg{separator}y/b.png\n\n")
+    (tmp_path / "pairs.txt").write_text(f"# image, mask\nx/a.jpg{separator}y/b.png\n\n")
     assert find_pairs(tmp_path / "pairs.txt") == (Pair(tmp_path / "x/a.jpg", tmp_path / "y/b.png"),)
     (tmp_path / "pairs.txt").write_text("only-one.jpg\n")
     with pytest.raises(DatasetError, match="line 1"):
@@ -199,7 +191,7 @@ def test_a_list_of_pairs(separator: str, tmp_path: Path) -> None:
 
 def test_a_yaml_file_with_a_mapping(tmp_path: Path) -> None:
     for split in ("train", "val"):
-        picture(tmp_path / f"set/images/{split}/a.jpg")
+        image(tmp_path / f"set/images/{split}/a.jpg")
         mask(tmp_path / f"set/masks/{split}/a.png", np.array([[7, 8, 0, 255]], np.uint8))
     (tmp_path / "data.yaml").write_text(
         "path: set\ntrain: images/train\nval: images/val\nmasks_dir: masks\n"
@@ -226,7 +218,7 @@ def test_a_yaml_file_with_a_mapping(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_yaml_file_is_one_sentence(text: str, reason: str, tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png")
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DatasetError, match=reason) as error:
@@ -237,11 +229,11 @@ def test_a_bad_yaml_file_is_one_sentence(text: str, reason: str, tmp_path: Path)
 def test_what_is_no_dataset_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file or folder"):
         find_dataset(tmp_path / "absent")
-    with pytest.raises(DatasetError, match="no pictures with masks found; arrange them as"):
+    with pytest.raises(DatasetError, match="no images with masks found; arrange them as"):
         find_dataset(tmp_path)
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/b.png")
-    with pytest.raises(DatasetError, match="no picture has a mask of the same name"):
+    with pytest.raises(DatasetError, match="no image has a mask of the same name"):
         find_dataset(tmp_path)
 
 
@@ -270,7 +262,7 @@ def test_classes_of_unnamed_masks_are_inferred(tmp_path: Path) -> None:
 
 
 def test_classes_beside_the_data_are_taken(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png")
     (tmp_path / "classes.txt").write_text("wheat\nmaize\n\nbare soil\n")
     labels = find_dataset(tmp_path).labels
@@ -290,7 +282,7 @@ def test_classes_beside_the_data_are_taken(tmp_path: Path) -> None:
 def test_comments_are_no_classes_and_numbers_before_names_are_ids(
     text: str, ids: list[tuple[int]], tmp_path: Path
 ) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png")
     (tmp_path / "classes.txt").write_text(text)
     labels = find_dataset(tmp_path).labels
@@ -300,7 +292,7 @@ def test_comments_are_no_classes_and_numbers_before_names_are_ids(
 
 
 def test_names_that_begin_with_other_numbers_stay(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png")
     (tmp_path / "classes.txt").write_text("1 cent\n2 cent\n5 cent\n")
     labels = find_dataset(tmp_path).labels
@@ -309,7 +301,7 @@ def test_names_that_begin_with_other_numbers_stay(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_read_by_the_yaml_file_in_it(tmp_path: Path) -> None:
-    picture(tmp_path / "images/train/a.jpg", (2, 2))
+    image(tmp_path / "images/train/a.jpg", (2, 2))
     mask(tmp_path / "masks/train/a.png", np.array([[7, 7], [7, 3]], np.uint8))
     yaml = tmp_path / "data.yaml"
     yaml.write_text("train: images/train\nmasks_dir: masks\nnames: [soil, wheat]\nlabel_mapping: {3: 0, 7: 1}\n")
@@ -329,13 +321,13 @@ def test_a_folder_is_read_by_the_yaml_file_in_it(tmp_path: Path) -> None:
 
 
 def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / unicodedata.normalize("NFC", "größe.jpg"))
+    image(tmp_path / "images" / unicodedata.normalize("NFC", "größe.jpg"))
     mask(tmp_path / "masks" / unicodedata.normalize("NFD", "größe.png"))
     assert len(find_dataset(tmp_path).pairs()) == 1
 
 
 def test_masks_as_arrays_are_named(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     (tmp_path / "masks").mkdir()
     np.save(tmp_path / "masks/a.npy", np.zeros((8, 12), np.uint8))
     with pytest.raises(DatasetError, match=r"left out: 1 \.npy files, which are not read"):
@@ -343,7 +335,7 @@ def test_masks_as_arrays_are_named(tmp_path: Path) -> None:
 
 
 def test_one_pair_is_not_said_to_be_none(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png", np.array([[0, 1] * 6] * 8, np.uint8))
     assert "one usable pair to train on, and none to validate" in inspect(find_dataset(tmp_path)).obstacle
 
@@ -352,7 +344,7 @@ def test_one_pair_is_not_said_to_be_none(tmp_path: Path) -> None:
 def test_inspection_names_every_bad_pair(workers: int, tmp_path: Path) -> None:
     for i in range(60):
         size = (8 + i % 3, 12)
-        picture(tmp_path / f"images/{i:07}.png", size)
+        image(tmp_path / f"images/{i:07}.png", size)
         mask(tmp_path / f"masks/{i:07}.png", size=size)
     (tmp_path / "images/0000003.png").write_bytes(b"")
     (tmp_path / "masks/0000004.png").write_text("no mask")
@@ -370,7 +362,7 @@ def test_inspection_names_every_bad_pair(workers: int, tmp_path: Path) -> None:
 
 
 def test_frequencies_are_counted_pixels(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png", (1, 5))
+    image(tmp_path / "images/a.png", (1, 5))
     mask(tmp_path / "masks/a.png", np.array([[0, 1, 1, 1, 255]], np.uint8))
     inspection = inspect(find_dataset(tmp_path), 0)
     np.testing.assert_allclose(inspection.frequencies(), [0.25, 0.75])
@@ -378,15 +370,15 @@ def test_frequencies_are_counted_pixels(tmp_path: Path) -> None:
 
 
 def test_an_id_outside_the_label_space_would_stop_training(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     mask(tmp_path / "masks/a.png", np.full((8, 12), 34, np.uint8))
     inspection = inspect(find_dataset(tmp_path, load_labels("cityscapes")), 0)
     assert not inspection.trains
     assert "id 34 is not in label space 'cityscapes'" in inspection.problems[0]
 
 
-def test_the_same_picture_in_two_splits_is_found_by_content(tmp_path: Path) -> None:
-    original = picture(tmp_path / "train/images/a.png")
+def test_the_same_image_in_two_splits_is_found_by_content(tmp_path: Path) -> None:
+    original = image(tmp_path / "train/images/a.png")
     mask(tmp_path / "train/masks/a.png")
     (tmp_path / "val/images").mkdir(parents=True)
     Image.open(original).save(tmp_path / "val/images/other-name.bmp")
@@ -401,15 +393,15 @@ def test_a_split_is_the_same_for_the_same_seed() -> None:
     assert first == again
     assert first != other
     assert len(first["val"]) == 10
-    assert sorted([*first["train"], *first["val"]], key=lambda p: int(p.picture.stem)) == pairs
+    assert sorted([*first["train"], *first["val"]], key=lambda p: int(p.image.stem)) == pairs
     assert {len(part) for part in split_pairs(pairs[:2]).values()} == {1}
     with pytest.raises(DatasetError, match="two are the least"):
         split_pairs(pairs[:1])
 
 
-def test_a_contact_sheet_shows_the_pictures(tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_images(tmp_path: Path) -> None:
     for i in range(9):
-        picture(tmp_path / f"images/{i}.png", (30, 40))
+        image(tmp_path / f"images/{i}.png", (30, 40))
         mask(tmp_path / f"masks/{i}.png", size=(30, 40))
     for count in (9, 24):
         sheet = contact_sheet(inspect(find_dataset(tmp_path), 0), count=count, width=80)
@@ -420,7 +412,7 @@ def test_a_contact_sheet_shows_the_pictures(tmp_path: Path) -> None:
 
 def test_masks_beside_their_images_are_found(tmp_path: Path) -> None:
     for name in ("s1", "s2", "surgical_mask"):  # the last is an image of that name
-        picture(tmp_path / "train" / f"{name}.jpg")
+        image(tmp_path / "train" / f"{name}.jpg")
     for name in ("s1_mask", "s2_mask"):
         mask(tmp_path / "train" / f"{name}.png")
     dataset = find_dataset(tmp_path)
@@ -432,7 +424,7 @@ def test_masks_beside_their_images_are_found(tmp_path: Path) -> None:
 
 def test_what_is_not_read_is_counted_by_reason(tmp_path: Path) -> None:
     for name in ("a.PNG", "b c.jpg", "#d,e.png", "bad.png", "alone.png", "other.png"):
-        picture(tmp_path / "images" / name)
+        image(tmp_path / "images" / name)
     for name in ("a.Png", "b c.png", "#d,e.png", "bad.png", "other.png"):
         mask(tmp_path / "masks" / name)
     for name in ("raw.CR2", "layers.psd", "also.psd", ".hidden.psd", "notes.txt"):
@@ -456,8 +448,8 @@ def test_what_is_not_read_is_counted_by_reason(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("images", "masks"):
-        picture(tmp_path / place / "a.png")
-        picture(tmp_path / place / "closed" / "b.png")
+        image(tmp_path / place / "a.png")
+        image(tmp_path / place / "closed" / "b.png")
     scandir = os.scandir
 
     def closed(path: Any) -> Any:
@@ -474,19 +466,19 @@ def test_a_mask_of_the_stored_size_of_a_turned_image_is_told(tmp_path: Path) -> 
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("jpg", "png"):
-        picture(tmp_path / f"{kind}/images/a.{kind}", (8, 12))
-        with Image.open(tmp_path / f"{kind}/images/a.{kind}") as image:
-            image.save(tmp_path / f"{kind}/images/a.{kind}", exif=exif)
+        image(tmp_path / f"{kind}/images/a.{kind}", (8, 12))
+        with Image.open(tmp_path / f"{kind}/images/a.{kind}") as plain:
+            plain.save(tmp_path / f"{kind}/images/a.{kind}", exif=exif)
         mask(tmp_path / f"{kind}/masks/a.png", size=(8, 12))
         (problem,) = inspect(find_dataset(tmp_path / kind), 0).problems
-        assert "12×8 pixels, but its picture has 8×12; the picture is turned by its EXIF orientation" in problem
+        assert "12×8 pixels, but its image has 8×12; the image is turned by its EXIF orientation" in problem
         mask(tmp_path / f"{kind}/masks/a.png", size=(12, 8))
         assert inspect(find_dataset(tmp_path / kind), 0).findings[0].turned
 
 
 def test_warnings_of_other_processes_are_passed_on(tmp_path: Path) -> None:
     frames = [Image.new("L", (12, 8), level) for level in (0, 255)]
-    picture(tmp_path / "images/b.png")
+    image(tmp_path / "images/b.png")
     frames[0].save(tmp_path / "images/a.tif", save_all=True, append_images=frames[1:])
     for name in ("a", "b"):
         mask(tmp_path / f"masks/{name}.png")
@@ -496,10 +488,10 @@ def test_warnings_of_other_processes_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import evitseg.dataset as module
+    import evitseg.data.inspect as module
 
     for i in range(3):
-        picture(tmp_path / f"images/{i}.png")
+        image(tmp_path / f"images/{i}.png")
         mask(tmp_path / f"masks/{i}.png")
     read: list[Path] = []
 
@@ -507,7 +499,7 @@ def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read.append(path)
         return function(path, *more)
 
-    for name in ("read_picture", "read_mask_file"):
+    for name in ("read_image", "read_mask_file"):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, partial(noting, function))
     inspect(find_dataset(tmp_path), 0)  # without labels: the classes are inferred
@@ -518,7 +510,7 @@ def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_data_in_a_folder_whose_name_is_not_utf_8_can_be_inspected(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     for i in range(3):
-        picture(folder / f"images/{i}.png")
+        image(folder / f"images/{i}.png")
         mask(folder / f"masks/{i}.png")
     (folder / "classes.txt").write_text("a\nb\nc\n")
     inspection = inspect(find_dataset(folder), 0)

@@ -27,7 +27,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -112,7 +112,7 @@ def test_every_extra_that_is_installed_by_the_docs_exists() -> None:
 
 
 def photograph(size: tuple[int, int] = (96, 64)) -> Image.Image:
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         small: Image.Image = image.convert("RGB").resize(size)
     return small
 

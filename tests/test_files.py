@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from evitseg.files import replacing, sweep, temporary_folder
+from evitseg.system.files import replacing, sweep, temporary_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from evitseg.files import replacing, temporary_folder
+from evitseg.system.files import replacing, temporary_folder
 with replacing(Path(sys.argv[1]) / "a.png") as file, temporary_folder(Path(sys.argv[1])) as folder:
     (folder / "content").write_text("x")
     print("ready", flush=True)

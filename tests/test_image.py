@@ -17,11 +17,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.errors import ConfigError, FileError, PictureError
-from evitseg.files import replacing
-from evitseg.image import MAX_PIXELS, Preprocess, class_fractions, overlay, picture_size, read_picture, save_picture
+from evitseg.errors import ConfigError, FileError, ImageError
+from evitseg.image import MAX_PIXELS
 from evitseg.labels import load_labels, numbered
-from evitseg.masks import read_mask, save_mask
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import image_size, read_image, save_image
+from evitseg.raster.masks import read_mask, save_mask
+from evitseg.system.files import replacing
+from evitseg.visualize import class_fractions, overlay
 
 Array = NDArray[np.uint8]
 
@@ -35,17 +38,17 @@ def pixels() -> Array:
 def test_lossless_files_come_back_as_they_were(ending: str, pixels: Array, tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(pixels).save(path, lossless=True)
-    np.testing.assert_array_equal(read_picture(path), pixels)
+    np.testing.assert_array_equal(read_image(path), pixels)
 
 
 def test_jpeg_comes_back_nearly(photograph: Array, tmp_path: Path) -> None:
     Image.fromarray(photograph).save(tmp_path / "a.jpg", quality=95)
-    assert np.abs(read_picture(tmp_path / "a.jpg").astype(int) - photograph).mean() < 2
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - photograph).mean() < 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, pixels: Array, tmp_path: Path) -> None:
-    # How the stored picture must be turned, from the EXIF standard, in numpy's words.
+    # How the stored image must be turned, from the EXIF standard, in numpy's words.
     turns: dict[int, Callable[[Array], Array]] = {
         1: lambda a: a,
         2: np.fliplr,
@@ -60,14 +63,14 @@ def test_exif_orientation_is_applied(orientation: int, pixels: Array, tmp_path: 
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), upright)
-    assert picture_size(tmp_path / "a.png") == upright.shape[:2]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), upright)
+    assert image_size(tmp_path / "a.png") == upright.shape[:2]
 
 
 def test_a_pil_image_is_left_as_it_was(pixels: Array) -> None:
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = 6
-    assert read_picture(image).shape == (14, 9, 3)
+    assert read_image(image).shape == (14, 9, 3)
     assert image.size == (14, 9)
 
 
@@ -75,34 +78,34 @@ def test_grey_palette_bilevel_and_alpha_become_rgb(pixels: Array, tmp_path: Path
     grey = pixels[..., 0]
     path = tmp_path / "a.png"
     Image.fromarray(grey).save(path)
-    np.testing.assert_array_equal(read_picture(path), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(read_image(path), np.stack([grey] * 3, -1))
 
     palette = Image.fromarray((grey % 4).astype(np.uint8))
     palette.putpalette([0, 0, 0, 250, 10, 20, 30, 240, 50, 60, 70, 230])
     palette.save(path)
     expected = np.array([[0, 0, 0], [250, 10, 20], [30, 240, 50], [60, 70, 230]], np.uint8)[grey % 4]
-    np.testing.assert_array_equal(read_picture(path), expected)
+    np.testing.assert_array_equal(read_image(path), expected)
 
     Image.fromarray(grey > 127).save(path)
-    np.testing.assert_array_equal(read_picture(path)[..., 1], np.where(grey > 127, 255, 0))
+    np.testing.assert_array_equal(read_image(path)[..., 1], np.where(grey > 127, 255, 0))
 
     alpha = np.concatenate([pixels, pixels[..., :1]], -1)
     Image.fromarray(alpha).save(path)
-    np.testing.assert_array_equal(read_picture(path), pixels)
+    np.testing.assert_array_equal(read_image(path), pixels)
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tif")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif")[0, 0], [255, 0, 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0, 0], [255, 0, 0])
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
-    assert np.abs(read_picture(tmp_path / "a.jpg")[0, 0].astype(int) - [255, 0, 0]).max() < 8
+    assert np.abs(read_image(tmp_path / "a.jpg")[0, 0].astype(int) - [255, 0, 0]).max() < 8
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_sixteen_bits_keep_their_upper_eight(ending: str, tmp_path: Path) -> None:
     levels = np.array([[0, 255, 256, 65_535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / f"a.{ending}")
-    np.testing.assert_array_equal(read_picture(tmp_path / f"a.{ending}")[0, :, 0], [0, 0, 1, 255])
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{ending}")[0, :, 0], [0, 0, 1, 255])
 
 
 def test_sixteen_bit_colours_in_a_png_keep_their_upper_eight(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_sixteen_bit_colours_in_a_png_keep_their_upper_eight(tmp_path: Path) -> 
 
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + levels.tobytes())) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png")[0, 0], [0x12, 0xAB, 0xFF])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0, 0], [0x12, 0xAB, 0xFF])
 
 
 def bomb() -> bytes:
@@ -134,26 +137,26 @@ def test_every_bad_file_is_one_sentence_with_its_name(photograph: Array, tmp_pat
     cases = {
         "bomb.png": (bomb(), "limit that guards against decompression bombs"),
         "truncated.jpg": (jpeg(photograph)[:3000], "truncated or damaged"),
-        "text.jpg": (b"this is a text file\n" * 20, "not a picture"),
+        "text.jpg": (b"this is a text file\n" * 20, "not an image"),
         "empty.png": (b"", "an empty file"),
     }
     for name, (content, reason) in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(PictureError, match=reason) as error:
-            read_picture(tmp_path / name)
+        with pytest.raises(ImageError, match=reason) as error:
+            read_image(tmp_path / name)
         assert name in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(PictureError, match="no such file"):
-        read_picture(tmp_path / "absent.jpg")
-    with pytest.raises(PictureError, match="a folder"):
-        read_picture(tmp_path)
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="a folder"):
+        read_image(tmp_path)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(PictureError, match="float32 pixels have no agreed range; .* --range"):
-        read_picture(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match="float32 pixels have no agreed range; .* --range"):
+        read_image(tmp_path / "float.tif")
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own words about damage
-def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
+def test_every_cut_and_every_flipped_byte_is_a_image_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for ending, options in {"jpg": {}, "png": {}, "webp": {}, "tif": {"compression": "tiff_lzw"}, "bmp": {}}.items():
         file = io.BytesIO()
@@ -168,45 +171,45 @@ def test_every_cut_and_every_flipped_byte_is_a_picture_or_a_sentence(photograph:
             path = tmp_path / f"a.{ending}"
             path.write_bytes(content)
             try:
-                assert read_picture(path).shape[2] == 3
-            except PictureError as error:
+                assert read_image(path).shape[2] == 3
+            except ImageError as error:
                 assert path.name in str(error)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0", b"Exif\0\0garbage of no kind at all", b"\0" * 9])
 @pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
-def test_a_whole_picture_with_damaged_exif_is_read(ending: str, exif: bytes, photograph: Array, tmp_path: Path) -> None:
+def test_a_whole_image_with_damaged_exif_is_read(ending: str, exif: bytes, photograph: Array, tmp_path: Path) -> None:
     Image.fromarray(photograph).save(tmp_path / f"a.{ending}", exif=exif)
-    assert read_picture(tmp_path / f"a.{ending}").shape == photograph.shape
+    assert read_image(tmp_path / f"a.{ending}").shape == photograph.shape
 
 
 def test_a_format_that_needs_an_outside_program_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(PictureError, match="not a picture in a format that can be read"):
-        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="not an image in a format that can be read"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_pil_images_are_guarded_as_files_are(photograph: Array, tmp_path: Path) -> None:
-    with pytest.raises(PictureError):
-        read_picture(Image.new("RGB", (0, 5)))
+    with pytest.raises(ImageError):
+        read_image(Image.new("RGB", (0, 5)))
     (tmp_path / "cut.jpg").write_bytes(jpeg(photograph)[:3000])
-    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(PictureError, match="truncated"):
-        read_picture(image)
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(ImageError, match="truncated"):
+        read_image(image)
     for nothing in (None, [photograph], 3):
-        with pytest.raises(PictureError, match="is not a picture; give a path"):
-            read_picture(nothing)  # type: ignore[arg-type]
+        with pytest.raises(ImageError, match="is not an image; give a path"):
+            read_image(nothing)  # type: ignore[arg-type]
 
 
 def test_several_threads_read_and_leave_the_process_as_it_was(photograph: Array, tmp_path: Path) -> None:
     Image.fromarray(photograph).save(tmp_path / "a.jpg")
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
-        assert len(list(pool.map(read_picture, [tmp_path / "a.jpg"] * 80))) == 80
+        assert len(list(pool.map(read_image, [tmp_path / "a.jpg"] * 80))) == 80
     assert warnings.filters == before
 
 
-def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
+def test_arrays_that_are_no_images_are_refused(pixels: Array) -> None:
     arrays: list[NDArray[Any]] = [
         pixels.astype(np.float32),
         pixels[..., :2],
@@ -214,16 +217,16 @@ def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
         pixels[0, 0],
     ]
     for array in arrays:
-        with pytest.raises(PictureError):
-            read_picture(array)
-    np.testing.assert_array_equal(read_picture(pixels[..., 0])[..., 2], pixels[..., 0])
+        with pytest.raises(ImageError):
+            read_image(array)
+    np.testing.assert_array_equal(read_image(pixels[..., 0])[..., 2], pixels[..., 0])
 
 
 # Preprocess
 
 
 @pytest.mark.parametrize(
-    ("rule", "picture", "size", "expected"),
+    ("rule", "image", "size", "expected"),
     [
         (Preprocess(720), (360, 480), None, (704, 960)),  # 720 is halfway; even multiples win, as Python rounds
         (Preprocess(720), (1080, 1920), None, (704, 1280)),
@@ -240,16 +243,16 @@ def test_arrays_that_are_no_pictures_are_refused(pixels: Array) -> None:
     ],
 )
 def test_the_working_size_follows_the_rule(
-    rule: Preprocess, picture: tuple[int, int], size: int | None, expected: tuple[int, int]
+    rule: Preprocess, image: tuple[int, int], size: int | None, expected: tuple[int, int]
 ) -> None:
-    assert rule.fit(picture, size) == expected
-    if max(picture) < 2000:
-        assert rule.apply(np.zeros((*picture, 3), np.uint8), size).shape == (*expected, 3)
+    assert rule.fit(image, size) == expected
+    if max(image) < 2000:
+        assert rule.apply(np.zeros((*image, 3), np.uint8), size).shape == (*expected, 3)
 
 
-def test_a_picture_of_the_working_size_is_not_resampled(pixels: Array) -> None:
-    picture = np.tile(pixels, (8, 8, 1))[:64, :96]
-    np.testing.assert_array_equal(Preprocess().apply(picture), picture)
+def test_a_image_of_the_working_size_is_not_resampled(pixels: Array) -> None:
+    image = np.tile(pixels, (8, 8, 1))[:64, :96]
+    np.testing.assert_array_equal(Preprocess().apply(image), image)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
@@ -284,9 +287,9 @@ def test_a_mask_of_many_classes_is_sixteen_bit(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(photograph: Array, tmp_path: Path) -> None:
     # A limit on the size of files does what a full disk does, in a process of its own.
     code = (
-        "import resource, signal, sys; from PIL import Image; from evitseg.image import save_picture;"
+        "import resource, signal, sys; from PIL import Image; from evitseg.image import save_image;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000));"
-        f"save_picture(Image.effect_noise((400, 400), 90), {str(tmp_path / 'a.jpg')!r})"
+        f"save_image(Image.effect_noise((400, 400), 90), {str(tmp_path / 'a.jpg')!r})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
@@ -295,9 +298,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(photograph: Array, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_wider_than_a_jpeg_can_be_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="write a PNG"):
-        save_picture(Image.new("RGB", (70_000, 2)), tmp_path / "a.jpg")
+def test_a_image_wider_than_a_jpeg_can_be_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="write a PNG"):
+        save_image(Image.new("RGB", (70_000, 2)), tmp_path / "a.jpg")
 
 
 def test_a_long_name_can_be_written(tmp_path: Path) -> None:
@@ -307,7 +310,7 @@ def test_a_long_name_can_be_written(tmp_path: Path) -> None:
 
 
 def test_a_mask_cannot_be_written_with_loss(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="end it in .png"):
+    with pytest.raises(ImageError, match="end it in .png"):
         save_mask(np.zeros((4, 4), np.uint8), tmp_path / "a.jpg", numbered(2))
 
 
@@ -324,7 +327,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileError, match=r"b\.png: cannot be written"):
-        save_picture(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
+        save_image(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
@@ -344,20 +347,20 @@ def test_fractions_add_up_and_come_largest_first() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (270, 480)])
-def test_an_overlay_has_the_picture_above_and_the_legend_below(size: tuple[int, int]) -> None:
+def test_an_overlay_has_the_image_above_and_the_legend_below(size: tuple[int, int]) -> None:
     labels = load_labels("camvid")
-    picture = np.full((*size, 3), 200, np.uint8)
+    image = np.full((*size, 3), 200, np.uint8)
     mask = np.zeros(size, np.uint8)
-    image = np.asarray(overlay(picture, mask, labels, opacity=0.5))
-    assert image.shape[0] > size[0]
-    assert image.shape[1] >= size[1]
-    np.testing.assert_allclose(image[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
-    assert (image[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch
+    drawn = np.asarray(overlay(image, mask, labels, opacity=0.5))
+    assert drawn.shape[0] > size[0]
+    assert drawn.shape[1] >= size[1]
+    np.testing.assert_allclose(drawn[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
+    assert (drawn[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch
 
 
 @pytest.mark.parametrize("ending", ["tif", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_that_is_stored_turned_is_turned_once(orientation: int, ending: str, tmp_path: Path) -> None:
+def test_a_image_that_is_stored_turned_is_turned_once(orientation: int, ending: str, tmp_path: Path) -> None:
     stored = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -367,8 +370,8 @@ def test_a_picture_that_is_stored_turned_is_turned_once(orientation: int, ending
         stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1],
         stored.T, stored[::-1].T, stored[::-1, ::-1].T, stored[:, ::-1].T,
     ][orientation - 1]  # fmt: skip
-    np.testing.assert_array_equal(read_picture(tmp_path / f"a.{ending}")[..., 0], upright)
-    assert picture_size(tmp_path / f"a.{ending}") == upright.shape
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{ending}")[..., 0], upright)
+    assert image_size(tmp_path / f"a.{ending}") == upright.shape
 
 
 def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
@@ -382,5 +385,5 @@ def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(5,), (4, 4, 3, 1), (0, 4), (4, 4, 2)])
 def test_an_array_of_another_shape_is_refused_whatever_its_numbers(shape: tuple[int, ...]) -> None:
     for dtype in (np.uint8, np.uint16):
-        with pytest.raises(PictureError, match="is not a picture"):
-            read_picture(np.zeros(shape, dtype))
+        with pytest.raises(ImageError, match="is not an image"):
+            read_image(np.zeros(shape, dtype))

@@ -139,8 +139,8 @@ sys.meta_path.insert(0, Forbidden())
 
 def test_the_runtime_works_without_torch() -> None:
     code = (
-        "import evitseg; from evitseg.bundled import EXAMPLE_PICTURE; "
-        "print(round(evitseg.load()(EXAMPLE_PICTURE).fractions()['road'], 1))"
+        "import evitseg; from evitseg.bundled import EXAMPLE_IMAGE; "
+        "print(round(evitseg.load()(EXAMPLE_IMAGE).fractions()['road'], 1))"
     )
     run = python(FORBID + code)
     assert run.returncode == 0, run.stderr
@@ -181,7 +181,7 @@ def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], ext
 
 def test_public_names_stay_what_they_are_after_every_import() -> None:
     # A submodule of the same name would take a function's place.
-    import evitseg.exporters
+    import evitseg.exporters.export
     import evitseg.loading
     import evitseg.model.network
     import evitseg.runtime.segmenter

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from evitseg.config import model_config
+from evitseg.architecture import model_config
 from evitseg.errors import ConfigError
-from evitseg.image import Preprocess
 from evitseg.labels import load_labels, numbered
 from evitseg.manifest import SCHEMA, Accuracy, Manifest, Training, Verification, parse_manifest
+from evitseg.preprocess import Preprocess
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def manifest() -> Manifest:
         model=model_config("b0", 11),
         labels=load_labels("camvid"),
         preprocess=Preprocess(720),
-        training=Training("pictures", "CC0"),
+        training=Training("images", "CC0"),
         accuracy=(Accuracy("camvid test", "whole", 70.0, {"sky": 90.0}, 233, {"engine": "OpenVINO"}),),
         verification=Verification(3, 1e-5, 1.0),
     )
@@ -33,8 +33,23 @@ def changed(manifest: Manifest, **changes: Any) -> str:
     return json.dumps(json.loads(manifest.to_json()) | changes)
 
 
+def test_a_manifest_of_schema_1_is_read_by_its_old_keys(manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    accuracy = {"data": "d", "protocol": "p", "miou": 50.0, "iou": {"pictures": 50.0}, "settings": {"pictures": "3"}}
+    verification = {"largest_difference": 1e-6, "equal_pixels": 1.0, "artefact_miou": 49.0}
+    content |= {"schema": 1, "accuracy": [accuracy | {"pictures": 3}], "verification": verification | {"pictures": 2}}
+    content |= {"kept": {"head": 0.5}, "artefact_sha256": "ab"}
+    del content["float16_layers"], content["files_sha256"]
+    read = parse_manifest(json.dumps(content), "a.onnx")
+    assert read.verification is not None
+    assert (read.accuracy[0].images, read.verification.images, read.verification.exported_miou) == (3, 2, 49.0)
+    assert read.accuracy[0].iou == {"pictures": 50.0}
+    assert read.accuracy[0].settings == {"pictures": "3"}
+    assert (read.float16_layers, read.files_sha256, read.schema) == ({"head": 0.5}, "ab", SCHEMA)
+
+
 def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads {SCHEMA}; pip install --upgrade"):
+    with pytest.raises(ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads up to {SCHEMA}; pip install --upgrade"):
         parse_manifest(changed(manifest, schema=SCHEMA + 1), "a.onnx")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg.errors import PictureError
+from evitseg.errors import ImageError
 from evitseg.labels import by_index, load_labels, numbered
 from evitseg.masks import is_plain, read_mask, read_mask_file, read_truth, save_mask
 from evitseg.raster.gdal import quiet_open
@@ -73,24 +73,24 @@ def test_tiff_of_any_number_is_read_or_named(
     for tiled in ({}, {"tile": (16, 16)}):
         write_tiff(path, levels, **options, **tiled)
         if dtype in ("c8", "f2"):  # f2: GDAL reads half floats as float32, older ones not at all
-            with pytest.raises(PictureError, match=r"m\.tif: ") if dtype == "c8" else Either():
+            with pytest.raises(ImageError, match=r"m\.tif: ") if dtype == "c8" else Either():
                 np.testing.assert_array_equal(read_mask(path), ROW)
             continue
         np.testing.assert_array_equal(read_mask(path), ROW)
         if dtype[0] == "f":
             write_tiff(path, levels + 0.5, **options, **tiled)
-            with pytest.raises(PictureError, match=r"m\.tif: holds 0\.5; class numbers are whole"):
+            with pytest.raises(ImageError, match=r"m\.tif: holds 0\.5; class numbers are whole"):
                 read_mask(path)
             write_tiff(path, np.full_like(levels, np.nan), **options, **tiled)
-            with pytest.raises(PictureError, match="holds nan"):
+            with pytest.raises(ImageError, match="holds nan"):
                 read_mask(path)
         if dtype[0] != "u":
             write_tiff(path, levels - 1, **options, **tiled)
-            with pytest.raises(PictureError, match="holds -1; class numbers are whole, from 0 to 65535"):
+            with pytest.raises(ImageError, match="holds -1; class numbers are whole, from 0 to 65535"):
                 read_mask(path)
         if np.dtype(dtype).itemsize >= 4:
             write_tiff(path, levels + 70_000, **options, **tiled)
-            with pytest.raises(PictureError, match="holds 70003"):
+            with pytest.raises(ImageError, match="holds 70003"):
                 read_mask(path)
 
 
@@ -98,7 +98,7 @@ class Either:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        return kind is None or kind is PictureError
+        return kind is None or kind is ImageError
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -127,11 +127,11 @@ def test_smaller_copies_are_no_pages_and_pages_are_refused(tmp_path: Path) -> No
         assert len(cog.pages) > 1
     np.testing.assert_array_equal(read_mask(tmp_path / "cog.tif"), levels)
     write_tiff(tmp_path / "pages.tif", np.stack([levels] * 3), photometric="minisblack")
-    with pytest.raises(PictureError, match="holds 3 images; a mask file holds one"):
+    with pytest.raises(ImageError, match="holds 3 images; a mask file holds one"):
         read_mask(tmp_path / "pages.tif")
     frames = [Image.fromarray(levels), Image.fromarray(levels + 1)]
     frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(PictureError, match="holds 2 images"):
+    with pytest.raises(ImageError, match="holds 2 images"):
         read_mask(tmp_path / "m.gif")
 
 
@@ -140,7 +140,7 @@ def test_smaller_copies_are_no_pages_and_pages_are_refused(tmp_path: Path) -> No
 ])  # fmt: skip
 def test_lossy_masks_are_refused(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     Image.fromarray(np.kron(ROW, np.ones((8, 8))).astype(np.uint8)).convert("L").save(tmp_path / name, **options)
-    with pytest.raises(PictureError, match=r"chang.* numbers.*(PNG|without loss)"):
+    with pytest.raises(ImageError, match=r"chang.* numbers.*(PNG|without loss)"):
         read_mask(tmp_path / name)
 
 
@@ -155,7 +155,7 @@ def test_lossless_formats_are_read(name: str, options: dict[str, Any], tmp_path:
 
 def test_min_is_white_is_refused(tmp_path: Path) -> None:
     write_tiff(tmp_path / "m.tif", ROW.astype(np.uint8), photometric="miniswhite")
-    with pytest.raises(PictureError, match="white is 0 in it"):
+    with pytest.raises(ImageError, match="white is 0 in it"):
         read_mask(tmp_path / "m.tif")
 
 
@@ -166,7 +166,7 @@ def test_transparency_counts_only_where_it_says_something(tmp_path: Path) -> Non
     Image.fromarray(np.dstack([colors, alpha])).save(tmp_path / "a.png")
     assert read_truth(tmp_path / "a.png", labels).tolist() == [[0, 1]]
     Image.fromarray(np.dstack([colors[:, :1].repeat(2, 1), alpha])).save(tmp_path / "b.png")
-    with pytest.raises(PictureError, match="pixels of one colour differ in transparency"):
+    with pytest.raises(ImageError, match="pixels of one colour differ in transparency"):
         read_truth(tmp_path / "b.png", labels)
     Image.fromarray(np.dstack([ROW, np.full(ROW.shape, 255)]).astype(np.uint8)).save(tmp_path / "c.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "c.png"), ROW)
@@ -174,7 +174,7 @@ def test_transparency_counts_only_where_it_says_something(tmp_path: Path) -> Non
 
 def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
     png(tmp_path / "m.png", 16, 2, [b"\0\1" * 3], 1)
-    with pytest.raises(PictureError, match="16-bit colours are no class numbers"):
+    with pytest.raises(ImageError, match="16-bit colours are no class numbers"):
         read_mask(tmp_path / "m.png")
 
 
@@ -188,7 +188,7 @@ def test_a_mask_is_turned_as_its_file_says(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.png")
-    with pytest.raises(PictureError, match="not a regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         read_mask(tmp_path / "m.png")
     assert not is_plain(tmp_path / "m.png")
 
@@ -196,7 +196,7 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"GIF89a", b"BM" + b"\xff" * 60])
 def test_a_damaged_mask_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(content)
-    with pytest.raises(PictureError, match=r"m\.png: ") as error:
+    with pytest.raises(ImageError, match=r"m\.png: ") as error:
         read_mask_file(tmp_path / "m.png")
     assert "\n" not in str(error.value)
 

@@ -9,8 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.dataset import Pair
+from evitseg.data.lists import Pair
 from evitseg.errors import ConfigError, DatasetError
+from evitseg.evaluation.evaluate import PredictedMasks, evaluate, evaluate_in_processes
+from evitseg.evaluation.html import draw_errors, write_html
+from evitseg.evaluation.metrics import boundary_band, confusion_matrix, count, iou, mean_iou
 from evitseg.labels import load_labels, numbered
 from evitseg.masks import read_mask, save_mask
 from evitseg.metrics import (
@@ -92,7 +95,7 @@ def test_the_boundary_band_is_what_its_definition_says(distance: int) -> None:
 
 
 def test_boundary_iou_counted_by_hand() -> None:
-    # 1×8 pixels, distance 1: the band is everything, for the picture is one pixel high.
+    # 1×8 pixels, distance 1: the band is everything, for the image is one pixel high.
     truth = np.array([[0, 0, 0, 1, 1, 1, 1, 255]], np.uint8)
     prediction = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], np.uint8)
     counts = count(truth, prediction, numbered(2))
@@ -119,12 +122,12 @@ def test_boundary_pixels_are_part_of_the_classes_pixels() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures whose brightness is their class."""
+    """Six images whose brightness is their class."""
     rng = np.random.default_rng(0)
     for i in range(6):
         mask = rng.integers(0, 3, (4, 5)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        picture = np.stack([mask * 100] * 3, -1).astype(np.uint8)
-        for kind, values in (("images", picture), ("masks", mask)):
+        image = np.stack([mask * 100] * 3, -1).astype(np.uint8)
+        for kind, values in (("images", image), ("masks", mask)):
             (tmp_path / kind).mkdir(exist_ok=True)
             Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
     return tmp_path
@@ -134,13 +137,13 @@ def pairs_of(folder: Path) -> list[Pair]:
     return [Pair(path, folder / "masks" / path.name) for path in sorted((folder / "images").iterdir())]
 
 
-def by_brightness(picture: NDArray[np.uint8]) -> NDArray[np.integer]:
-    mask: NDArray[np.integer] = picture[..., 0] // 100
+def by_brightness(image: NDArray[np.uint8]) -> NDArray[np.integer]:
+    mask: NDArray[np.integer] = image[..., 0] // 100
     return mask
 
 
-def almost(picture: NDArray[np.uint8]) -> NDArray[np.integer]:
-    mask: NDArray[np.integer] = by_brightness(picture).copy()
+def almost(image: NDArray[np.uint8]) -> NDArray[np.integer]:
+    mask: NDArray[np.integer] = by_brightness(image).copy()
     mask[:, :8] = 0
     return mask
 
@@ -152,7 +155,7 @@ def make_almost() -> tuple[object, bool]:
 def test_a_perfect_function_scores_one(folder: Path) -> None:
     report = evaluate(by_brightness, pairs_of(folder), numbered(3))
     assert report.miou == report.pixel_accuracy == report.frequency_weighted_iou == report.mean_boundary_iou == 1
-    assert len(report.pictures) == 6
+    assert len(report.images) == 6
 
 
 def test_several_processes_count_what_one_does(folder: Path) -> None:
@@ -160,7 +163,7 @@ def test_several_processes_count_what_one_does(folder: Path) -> None:
     together = evaluate_in_processes(make_almost, pairs_of(folder), numbered(3), workers=2)  # type: ignore[arg-type]
     assert 0.5 < alone.miou < 1
     np.testing.assert_array_equal(alone.counts.confusion, together.counts.confusion)
-    assert together.pictures == alone.pictures
+    assert together.images == alone.images
     confusion = alone.counts.confusion
     assert alone.pixel_accuracy == np.trace(confusion) / confusion.sum()
     np.testing.assert_allclose(alone.accuracy, np.diag(confusion) / confusion.sum(1))
@@ -172,7 +175,7 @@ def test_pairs_that_cannot_be_read_are_told_and_not_counted(folder: Path) -> Non
     Image.new("L", (3, 3)).save(folder / "masks/4.png")
     report = evaluate(by_brightness, pairs_of(folder), numbered(3))
     assert report.miou == 1
-    assert len(report.pictures) == 4
+    assert len(report.images) == 4
     assert len(report.skipped) == 2
     with pytest.raises(DatasetError, match="nothing to measure"):
         evaluate(by_brightness, pairs_of(folder)[2:3], numbered(3))
@@ -181,8 +184,8 @@ def test_pairs_that_cannot_be_read_are_told_and_not_counted(folder: Path) -> Non
 def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
     labels = numbered(3)
     for pair in pairs_of(folder):
-        with Image.open(pair.picture) as image:
-            save_mask(almost(np.asarray(image)), folder / "out" / f"{pair.picture.stem}_mask.png", labels)
+        with Image.open(pair.image) as image:
+            save_mask(almost(np.asarray(image)), folder / "out" / f"{pair.image.stem}_mask.png", labels)
     again = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
     expected = evaluate(almost, pairs_of(folder), labels)
     np.testing.assert_array_equal(again.counts.confusion, expected.counts.confusion)
@@ -203,7 +206,7 @@ def test_the_page_holds_everything_and_escapes_names(folder: Path) -> None:
     report = evaluate(almost, pairs_of(folder), numbered(3), settings={"model": "<script>alert(1)</script>"})
 
     def of_pair(pair: Pair) -> NDArray[np.integer]:
-        with Image.open(pair.picture) as image:
+        with Image.open(pair.image) as image:
             return almost(np.asarray(image))
 
     write_html(report, folder / "report.html", of_pair)
@@ -242,8 +245,8 @@ def test_predicted_masks_are_measured_alike_after_an_optimiser(folder: Path) -> 
     for pair in pairs:
         with Image.open(pair.mask) as image:
             mask = rng.choice([0, 1, 2, 8, 10], image.size[::-1]).astype(np.uint8)
-        save_mask(mask, own / f"{pair.picture.stem}_mask.png", labels)
-        optimised(own / f"{pair.picture.stem}_mask.png", rewritten / f"{pair.picture.stem}_mask.png")
+        save_mask(mask, own / f"{pair.image.stem}_mask.png", labels)
+        optimised(own / f"{pair.image.stem}_mask.png", rewritten / f"{pair.image.stem}_mask.png")
     found = [
         evaluate(PredictedMasks(place, labels), pairs, labels, by_pair=True).counts.confusion
         for place in (own, rewritten)

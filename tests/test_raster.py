@@ -26,13 +26,14 @@ import tifffile
 import zarr
 
 from evitseg.cli import app
-from evitseg.errors import ConfigError, EvitsegWarning, FileError, PictureError
-from evitseg.image import ReadOptions, read_picture
+from evitseg.errors import ConfigError, EvitsegWarning, FileError, ImageError
+from evitseg.image import ReadOptions
 from evitseg.labels import LabelSpace, load_labels, numbered
-from evitseg.masks import read_mask
-from evitseg.raster import Sink, Source, open_sink, open_source, outlines
-from evitseg.raster.gdal import quiet_open
-from evitseg.raster.outlines import polygons
+from evitseg.raster import Sink, Source, mask_bands, open_sink, open_source, vector_files
+from evitseg.raster.files import read_image
+from evitseg.raster.geotiff import quiet_open
+from evitseg.raster.masks import read_mask
+from evitseg.raster.polygons import polygons, whole_regions
 
 CAMVID = load_labels("camvid")
 SIZE = (1100, 1400)
@@ -79,7 +80,7 @@ def write_all(sink: Sink, mask: NDArray[Any], seed: int | None = None) -> None:
 
 
 def read_at_random(source: Source, expected: NDArray[np.uint8]) -> None:
-    """Windows of all kinds, in any order, from four threads, against the picture read whole."""
+    """Windows of all kinds, in any order, from four threads, against the image read whole."""
     height, width = source.size
     assert expected.shape == (height, width, 3)
     rng = np.random.default_rng(2)
@@ -238,7 +239,7 @@ def test_a_tiff_is_read_as_when_it_is_read_whole(what: str, tmp_path: Path, pixe
         tifffile.imwrite(path, pixels, tile=(256, 256), metadata=None, extratags=[(274, "H", 1, 6, True)])
     with open_source(path) as source:
         # Orientation 6 is undone by a quarter turn clockwise.
-        read_at_random(source, np.rot90(pixels, -1) if what == "turned" else read_picture(path))
+        read_at_random(source, np.rot90(pixels, -1) if what == "turned" else read_image(path))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -247,7 +248,7 @@ def test_a_photograph_stands_upright(orientation: int, tmp_path: Path, pixels: N
     exif[0x0112] = orientation
     Image.fromarray(pixels[:300, :400]).save(tmp_path / "a.jpg", exif=exif, subsampling=0)
     with open_source(tmp_path / "a.jpg") as source:
-        expected = read_picture(tmp_path / "a.jpg")
+        expected = read_image(tmp_path / "a.jpg")
         assert source.size == expected.shape[:2]
         for top, left, height, width in ((0, 0, *source.size), (20, 130, 100, 60)):
             difference = (
@@ -262,12 +263,12 @@ def test_a_photograph_stands_upright(orientation: int, tmp_path: Path, pixels: N
 )
 def test_strange_bands_are_said(bands: int, dtype: str, sentence: str, tmp_path: Path) -> None:
     path = geotiff(tmp_path / "a.tif", np.zeros((50, 60, bands), dtype))
-    with pytest.raises(PictureError, match=sentence), open_source(path):
+    with pytest.raises(ImageError, match=sentence), open_source(path):
         pass
 
 
 def slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
-    """As Aperio's scanners write: the picture, a thumbnail, reduced ones, all in tiles of JPEG."""
+    """As Aperio's scanners write: the image, a thumbnail, reduced ones, all in tiles of JPEG."""
     about = "Aperio Image Library v12.0\r\n1400x1100 [0,0 1400x1100] (240x240) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990"
     options: dict[str, Any] = {"tile": (240, 240), "compression": "jpeg", "photometric": "rgb", "metadata": None}
     with tifffile.TiffWriter(path) as writer:
@@ -335,7 +336,7 @@ def test_of_a_stack_the_first_plane_is_read_with_a_warning_or_the_chosen_one(
         np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[0])
     with open_source(path, options=ReadOptions(page=3)) as source:
         np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[2])
-    with pytest.raises(PictureError, match="no page 5"), open_source(path, options=ReadOptions(page=5)):
+    with pytest.raises(ImageError, match="no page 5"), open_source(path, options=ReadOptions(page=5)):
         pass
 
 
@@ -404,7 +405,7 @@ def test_a_photograph_is_read_as_when_it_is_read_whole(kind: str, tmp_path: Path
         path.write_bytes(interlaced(pixels[:90, :70]))
     else:
         image.save(path, subsampling=0)
-    expected = read_picture(path)
+    expected = read_image(path)
     with open_source(path, scratch=tmp_path) as source:
         if kind == "jpg":
             difference = source.read(100, 200, 300, 400).astype(int) - expected[100:400, 200:600]
@@ -445,11 +446,11 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
     mask = np.random.default_rng(6).integers(0, num_classes, SIZE).astype(labels.dtype)
     mask[:40, :50] = labels.ignore_index
 
-    class Picture:
+    class Like:
         size = SIZE
 
     path = tmp_path / f"m.{ending}"
-    with open_sink(path, Picture(), labels) as sink:
+    with open_sink(path, Like(), labels) as sink:
         assert SIZE[0] % sink.tile[0]  # the last windows are smaller
         write_all(sink, mask, seed=7)
     if ending == "zarr":
@@ -468,10 +469,10 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
 def test_a_gray_mask_file_has_no_palette(ending: str, tmp_path: Path) -> None:
     mask = np.random.default_rng(6).integers(0, 11, SIZE).astype(np.uint8)
 
-    class Picture:
+    class Like:
         size = SIZE
 
-    with open_sink(tmp_path / f"m.{ending}", Picture(), CAMVID, "gray") as sink:
+    with open_sink(tmp_path / f"m.{ending}", Like(), CAMVID, "gray") as sink:
         write_all(sink, mask, seed=7)
     with quiet_open(tmp_path / f"m.{ending}") as dataset:
         assert [i.name for i in dataset.colorinterp] == ["gray"]
@@ -501,12 +502,12 @@ from evitseg.raster import open_sink
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # no file may grow beyond, as on a full disk
 
-class Picture:
+class Image:
     size = (2048, 2048)
 
-noise = np.random.default_rng(0).integers(0, 11, Picture.size).astype(np.uint8)
+noise = np.random.default_rng(0).integers(0, 11, ImageArray.size).astype(np.uint8)
 try:
-    with open_sink(sys.argv[1], Picture(), load_labels("camvid")) as sink:
+    with open_sink(sys.argv[1], ImageArray(), load_labels("camvid")) as sink:
         for y in range(0, 2048, sink.tile[0]):
             for x in range(0, 2048, sink.tile[1]):
                 sink.write(y, x, noise[y : y + sink.tile[0], x : x + sink.tile[1]])
@@ -561,7 +562,7 @@ def peak_mib(*arguments: object) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems measure memory in other units")
-def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
     height, width = 3000, 20000
     noise = np.random.default_rng(0).integers(0, 256, (100, width, 3), dtype=np.uint8)
     with quiet_open(
@@ -627,7 +628,7 @@ def test_a_damaged_tile_is_named_and_the_rest_is_read(
     with open_source(path) as source:
         assert source.tile == (256, 256)
         for _ in range(2):
-            with pytest.raises(PictureError, match=rf"{name}: the window of 100×50 pixels at x 600, y 300 cannot"):
+            with pytest.raises(ImageError, match=rf"{name}: the window of 100×50 pixels at x 600, y 300 cannot"):
                 source.read(300, 600, 50, 100)
             for window in ((0, 0, 256, 1400), (256, 0, 256, 512), (256, 768, 300, 632), (512, 0, 588, 1400)):
                 top, left, height, width = window
@@ -657,7 +658,7 @@ def test_a_photograph_is_read_down_to_its_damage(kind: str, tmp_path: Path, pixe
     path.write_bytes(half + b"\xff\xd9" * (kind == "jpg"))
     with open_source(path) as source:
         source.read(0, 0, 100, 1400)
-        with pytest.raises(PictureError, match="x 0, y 1000 cannot be read: truncated or damaged"):
+        with pytest.raises(ImageError, match="x 0, y 1000 cannot be read: truncated or damaged"):
             source.read(1000, 0, 100, 100)
 
 
@@ -672,7 +673,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffFile(tmp_path / "b.svs", mode="r+") as file:
         for tag in ("ImageWidth", "ImageLength"):
             file.pages.first.tags[tag].overwrite(10**6)
-    refused = pytest.raises(PictureError, match="1000000×1000000 pixels, more than 100,000,000,000")
+    refused = pytest.raises(ImageError, match="1000000×1000000 pixels, more than 100,000,000,000")
     for name in ("a.tif", "b.svs", "c.zarr"):
         with refused, open_source(tmp_path / name):
             pass
@@ -684,11 +685,11 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         pass
     for name in ("d.zarr", "e.tif"):
-        with pytest.raises(PictureError, match="pieces of .* more than 268,435,456"), open_source(tmp_path / name):
+        with pytest.raises(ImageError, match="pieces of .* more than 268,435,456"), open_source(tmp_path / name):
             pass
 
 
-def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
+def test_what_is_no_image_is_said(tmp_path: Path) -> None:
     (tmp_path / "mosaic.vrt").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
     (tmp_path / "mosaic.tif").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
     (tmp_path / "text.tif").write_text("hello")
@@ -701,16 +702,16 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
         "absent.tif": "no such file", "vsicurl/http/a.tif": "no such file",
     }  # fmt: skip
     for name, sentence in sentences.items():
-        with pytest.raises(PictureError, match=sentence), open_source(tmp_path / name):
+        with pytest.raises(ImageError, match=sentence), open_source(tmp_path / name):
             pass
     for name in ("/vsicurl/http://127.0.0.1:9/a.tif", "zip://a.zip!a.tif", "GTIFF_DIR:1:a.tif", "http://127.0.0.1/a"):
-        with pytest.raises(PictureError, match="no such file"), open_source(name):
+        with pytest.raises(ImageError, match="no such file"), open_source(name):
             pass
 
 
 def test_a_mask_is_written_in_known_formats_only(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     with open_source(geotiff(tmp_path / "a.tif", pixels)) as source:
-        refused = pytest.raises(PictureError, match="written as .tif, .png or .zarr")
+        refused = pytest.raises(ImageError, match="written as .tif, .png or .zarr")
         with refused, open_sink(tmp_path / "m.jpg", source, CAMVID):
             pass
         (tmp_path / "m.tif").mkdir()
@@ -742,7 +743,7 @@ def test_what_is_not_installed_is_named(
         work = f"polygons({str(tmp_path / 'a.tif')!r}, {str(tmp_path / 'o.gpkg')!r}, numbered(3))"
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from evitseg.raster import open_source; from evitseg.raster.outlines import polygons\n"
+        "from evitseg.raster import open_source; from evitseg.raster.polygons import polygons, whole_regions\n"
         f"from evitseg.labels import numbered\n{work}"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -778,7 +779,7 @@ AREAS = {
 def test_polygons_have_the_areas_that_are_counted_by_hand(
     band_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlines, "_BAND_BYTES", band_rows * 80)
+    monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * 80)
     Image.fromarray(drawn()).save(tmp_path / "m.png")
     written = polygons(tmp_path / "m.png", tmp_path / "out/p.geojson", THREE)
     assert written.in_pixels
@@ -802,9 +803,9 @@ def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch
     for number in range(12):
         mask = rng.choice([0, 1, 2, 255], rng.integers(1, 30, 2), p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
         mask = np.kron(mask, np.ones((1 + number % 3, 1 + number % 2))).astype(np.uint8)
-        monkeypatch.setattr(outlines, "_BAND_BYTES", band_rows * mask.shape[1])
-        view = outlines._Mask("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
-        found = list(outlines.whole_regions(view, THREE, (0, 1, 2), lambda share: None))
+        monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * mask.shape[1])
+        view = mask_bands.Mask("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
+        found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
         whole = list(shapes(mask, mask=mask < 3, connectivity=4))
         assert len(found) == len(whole)
         polygon = [({"type": "Polygon", "coordinates": [r.tolist() for r in rings]}, v) for v, rings in found]
@@ -824,7 +825,7 @@ def test_small_regions_and_other_classes_are_left_out(tmp_path: Path) -> None:
         polygons(tmp_path / "m.png", tmp_path / "q.geojson", numbered(2))
     with pytest.raises(ConfigError, match="does not say what its classes are"):
         polygons(tmp_path / "m.png", tmp_path / "q.geojson")
-    with pytest.raises(PictureError, match="as .geojson or .gpkg"):
+    with pytest.raises(ImageError, match="as .geojson or .gpkg"):
         polygons(tmp_path / "m.png", tmp_path / "q.shp", THREE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "p.geojson"]
 
@@ -859,7 +860,7 @@ def test_a_geopackage_is_in_the_masks_own_coordinates(
 ) -> None:
     import pyogrio
 
-    monkeypatch.setattr(outlines, "_BATCH_POINTS", batch)
+    monkeypatch.setattr(vector_files, "_BATCH_POINTS", batch)
     mask = georeferenced_mask(tmp_path)
     polygons(mask, tmp_path / "p.gpkg")
     about, _, shapes, columns = pyogrio.raw.read(tmp_path / "p.gpkg")
@@ -897,7 +898,7 @@ def test_the_verb_outlines_a_mask(tmp_path: Path) -> None:
 
 def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> None:
     """An optimiser sorts and cuts the palette; the colours still say the classes."""
-    from evitseg.masks import save_mask
+    from evitseg.raster.masks import save_mask
 
     mask = np.kron(np.random.default_rng(0).choice([0, 1, 3, 8, 10], (6, 5)), np.ones((9, 9))).astype(np.uint8)
     save_mask(mask, tmp_path / "m.png", CAMVID)

@@ -12,13 +12,13 @@ _HOMES = {
     "EvitsegError": "evitseg.errors",
     "load": "evitseg.loading",
     "build": "evitseg.model.network",
-    "load_official": "evitseg.model.weights",
-    "load_checkpoint": "evitseg.model.weights",
-    "save_checkpoint": "evitseg.model.weights",
-    "export": "evitseg.exporters",
+    "load_official": "evitseg.model.checkpoints",
+    "load_checkpoint": "evitseg.model.checkpoints",
+    "save_checkpoint": "evitseg.model.checkpoints",
+    "export": "evitseg.exporters.export",
     "TrainConfig": "evitseg.train",
-    "evaluate": "evitseg.metrics",
-    "find_pairs": "evitseg.dataset",
+    "evaluate": "evitseg.evaluation.metrics",
+    "find_pairs": "evitseg.data.dataset",
     "fit": "evitseg.train",
     "Prediction": "evitseg.runtime.segmenter",
     "Segmenter": "evitseg.runtime.segmenter",
@@ -29,13 +29,13 @@ _HOMES = {
 _EXTRAS = {"export": "export", "fit": "train", "TrainConfig": "train"}
 
 if TYPE_CHECKING:
-    from evitseg.dataset import find_pairs
+    from evitseg.data.layouts import find_pairs
     from evitseg.errors import EvitsegError
-    from evitseg.exporters import export
+    from evitseg.evaluation.evaluate import evaluate
+    from evitseg.exporters.export import export
     from evitseg.loading import load
-    from evitseg.metrics import evaluate
+    from evitseg.model.checkpoints import load_checkpoint, load_official, save_checkpoint
     from evitseg.model.network import build
-    from evitseg.model.weights import load_checkpoint, load_official, save_checkpoint
     from evitseg.runtime.segmenter import Prediction, Segmenter
     from evitseg.train import TrainConfig, fit
     from evitseg.video import segment_video

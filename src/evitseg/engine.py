@@ -1,10 +1,8 @@
-"""What an engine is: pictures in, logits out. `evitseg.runtime` has those for artefacts, `evitseg.model` torch's."""
+"""What an engine is: images in, logits out. `evitseg.runtime` has those for artefacts, `evitseg.model` torch's."""
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +11,8 @@ from numpy.typing import NDArray
 from evitseg.manifest import Manifest
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -40,16 +40,6 @@ class EngineInfo:
         if self.streams > 1:
             threads += f" in {self.streams} streams"
         return f"{self.engine} {self.version}, {self.precision}, {threads}, {self.device}"
-
-
-def processor_name() -> str:
-    """The processor's name, as Linux gives it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 class Engine(Protocol):

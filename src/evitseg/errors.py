@@ -41,8 +41,8 @@ class ConfigError(EvitsegError):
     """A setting that cannot work: an unknown name, a size out of range, a manifest that is not one."""
 
 
-class PictureError(EvitsegError):
-    """A picture or mask that cannot be read, or not written in the format asked for."""
+class ImageError(EvitsegError):
+    """An image or mask that cannot be read, or not written in the format asked for."""
 
 
 class VideoError(EvitsegError):
@@ -88,7 +88,7 @@ class MissingPackageError(EvitsegError):
         return type(self), self._given  # an exception is rebuilt from its sentence, which is not what this one takes
 
 
-class UnreadableHereError(PictureError, MissingPackageError):
+class UnreadableHereError(ImageError, MissingPackageError):
     """An image that only an optional package reads, which is not installed: other images can be read."""
 
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evitseg.architecture import PUBLISHED_SEGMENTATION, short_name
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
-from evitseg.config import PUBLISHED_SEGMENTATION, short_name
 from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
 from evitseg.image import ReadOptions, Size
@@ -31,7 +31,7 @@ def load(
     streams: int = 1,
     reading: ReadOptions | None = None,
 ) -> Segmenter:
-    """A segmenter: give it a picture, it gives the mask.
+    """A segmenter: give it an image, it gives the mask.
 
     Args:
         model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml, .tflite,
@@ -41,9 +41,9 @@ def load(
             for a checkpoint; every other kind of file has one engine.
         threads: at most; None for every physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
-        size: the short side at which pictures go through the network, in pixels; "native" for their own; None for
+        size: the short side at which images go through the network, in pixels; "native" for their own; None for
             the rule in the model's manifest.
-        streams: pictures that may be under way at the same time when several threads ask, where the engine can do that
+        streams: images that may be under way at the same time when several threads ask, where the engine can do that
             (OpenVINO, native); together they are done sooner, each alone takes longer.
         reading: how image files are read; None for what the model's manifest says.
 
@@ -119,17 +119,18 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(f"{model} in PyTorch" if extra == "torch" else f"export of {model}", extra) from error
-    from evitseg.model import weights
+    from evitseg.model import checkpoints
+    from evitseg.model import published as table
 
     if path.suffix == ".onnx":
         from evitseg.exporters.onnx import read_onnx
-        from evitseg.runtime.engines import read_manifest
+        from evitseg.runtime.openvino_engine import read_manifest
 
         manifest = read_manifest(path)
         return read_onnx(path, manifest), manifest
     if not published:
-        return weights.load_checkpoint(path)
-    full = weights.published_name(name)
-    file = weights.download(full)
-    network = weights.load_official(full, file)
-    return network, weights.published_manifest(full, network, weights.file_sha256(file))
+        return checkpoints.load_checkpoint(path)
+    full = table.published_name(name)
+    file = table.download(full)
+    network = checkpoints.load_official(full, file)
+    return network, table.published_manifest(full, network, table.file_sha256(file))

@@ -8,16 +8,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evitseg.config import MAX_PARAMETERS, Cost, ModelConfig, cost
+from evitseg.architecture import MAX_PARAMETERS, Cost, ModelConfig, cost
 from evitseg.errors import ConfigError
-from evitseg.image import Preprocess, ReadOptions
+from evitseg.image import ReadOptions
 from evitseg.labels import LabelSpace
+from evitseg.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import cattrs
 
-SCHEMA = 1
+SCHEMA = 2
 """Rises when a reader of the previous schema would misread a manifest."""
+_RENAMED = {  # from schema 1
+    "pictures": "images", "artefact_miou": "exported_miou", "artefact_sha256": "files_sha256", "kept": "float16_layers",
+}  # fmt: skip
 METADATA_KEY = "evitseg"
 """Where a file's metadata holds the manifest."""
 
@@ -27,7 +31,7 @@ class Training:
     """Where weights come from.
 
     Attributes:
-        data: the pictures and masks they were trained on.
+        data: the images and masks they were trained on.
         licence: of the weights, and what the data's owners ask for.
         recipe: how they were trained, in a sentence.
     """
@@ -42,11 +46,11 @@ class Accuracy:
     """One measurement.
 
     Attributes:
-        data: pictures and split it was measured on.
+        data: images and split it was measured on.
         protocol: what was counted, and how.
         miou: mean of `iou`, in percent.
         iou: by class name, in percent.
-        pictures: how many.
+        images: how many.
         settings: the engine, precision and working size that gave it.
     """
 
@@ -54,28 +58,28 @@ class Accuracy:
     protocol: str
     miou: float
     iou: dict[str, float]
-    pictures: int
+    images: int
     settings: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far an artefact was from its checkpoint when it was written, on real pictures.
+    """How far an artefact was from its checkpoint when it was written, on real images.
 
     Attributes:
-        pictures: how many.
-        largest_difference: of a logit, as a share of the largest logit of its picture.
+        images: how many.
+        largest_difference: of a logit, as a share of the largest logit of its image.
         equal_pixels: share of mask pixels that are the same.
-        measured_on: pictures with masks on which both were scored, if they were.
-        checkpoint_miou, artefact_miou: in percent, what they scored.
+        measured_on: images with masks on which both were scored, if they were.
+        checkpoint_miou, exported_miou: in percent, what they scored.
     """
 
-    pictures: int
+    images: int
     largest_difference: float
     equal_pixels: float
     measured_on: int = 0
     checkpoint_miou: float | None = None
-    artefact_miou: float | None = None
+    exported_miou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,16 @@ class Manifest:
         name: such as "b0-camvid".
         model: the network in full numbers.
         labels: the classes of its logits.
-        preprocess: how a picture becomes its input.
+        preprocess: how an image becomes its input.
         reading: how the files were read that it was trained on, which is how it reads others.
         training: where the weights come from.
         accuracy: measurements, if there are any.
         checkpoint_sha256: of the file the weights were read from.
         weights: the number format they are stored in, "float32", "float16" or "int8".
-        kept: of the layers that "int8" left in float16, what rounding each alone would have cost: the mean squared
-            change of the logits as a share of their variance.
+        float16_layers: the layers that "int8" left in float16, each with the cost of rounding only this layer: the mean
+            squared change of the logits, as a fraction of their variance.
         verification: of an artefact against its checkpoint.
-        artefact_sha256: of the files this manifest lies beside, where it is in none of them.
+        files_sha256: of the files this manifest lies beside, where it is in none of them.
         evitseg_version: of the package that wrote it.
         schema: see `SCHEMA`.
     """
@@ -108,9 +112,9 @@ class Manifest:
     accuracy: tuple[Accuracy, ...] = ()
     checkpoint_sha256: str = ""
     weights: str = "float32"
-    kept: dict[str, float] = field(default_factory=dict)
+    float16_layers: dict[str, float] = field(default_factory=dict)
     verification: Verification | None = None
-    artefact_sha256: str = ""
+    files_sha256: str = ""
     evitseg_version: str = ""
     schema: int = SCHEMA
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -149,11 +153,13 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
         schema = content["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{where}: its manifest is damaged; export it again.") from error
-    if type(schema) is not int or schema != SCHEMA:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ConfigError(
-            f"{where}: its manifest has schema {schema}, this evitseg reads {SCHEMA}; "
+            f"{where}: its manifest has schema {schema}, this evitseg reads up to {SCHEMA}; "
             + ("pip install --upgrade evitseg." if isinstance(schema, int) and schema > SCHEMA else "export it again.")
         )
+    if schema == 1:
+        content = _current(content)
     import cattrs
 
     try:
@@ -161,6 +167,20 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
     except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
         reasons = "; ".join(cattrs.transform_error(error, path="manifest"))
         raise ConfigError(f"{where}: its manifest cannot be read ({reasons}); export it again.") from error
+
+
+def _current(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1 with the keys of today. Names inside `iou` and `settings` are data, not keys."""
+
+    def renamed(value: Any) -> Any:
+        return {_RENAMED.get(key, key): entry for key, entry in value.items()} if isinstance(value, dict) else value
+
+    content = renamed(content) | {"schema": SCHEMA}
+    if isinstance(content.get("accuracy"), list):
+        content["accuracy"] = [renamed(entry) for entry in content["accuracy"]]
+    if "verification" in content:
+        content["verification"] = renamed(content["verification"])
+    return content
 
 
 @cache

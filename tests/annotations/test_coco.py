@@ -17,8 +17,10 @@ from evitseg.data.annotations.coco import images_of
 from evitseg.data.annotations.conversion import Conversion, _mask_names, write_masks
 from evitseg.data.annotations.objects import Annotations
 from evitseg.data.annotations.reading import read_annotations
-from evitseg.dataset import find_dataset, inspect, read_truth
+from evitseg.data.inspect import inspect
+from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError
+from evitseg.raster.masks import read_truth
 
 SIZE = (6, 8)
 
@@ -184,7 +186,7 @@ def test_two_images_never_share_a_mask(tmp_path: Path) -> None:
     pairs = find_dataset(tmp_path / "out/pairs.txt").pairs()
     assert len({str(pair.mask).lower() for pair in pairs}) == 6
     for pair in pairs:
-        i = names.index(str(pair.picture.resolve().relative_to((tmp_path / "photos").resolve())))
+        i = names.index(str(pair.image.resolve().relative_to((tmp_path / "photos").resolve())))
         mask = np.asarray(Image.open(pair.mask))
         assert set(np.unique(mask[:, : 1 + i])) == {1 if i % 2 else 2}, names[i]
         assert set(np.unique(mask[:, 1 + i :])) == {0}, names[i]
@@ -367,7 +369,7 @@ def test_names_with_commas_quotes_and_hashes_come_through_the_list(tmp_path: Pat
     write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], names)
     assert convert(tmp_path).pairs == 6
     dataset = find_dataset(tmp_path / "out")
-    assert [pair.picture.name for pair in dataset.pairs()] == [Path(name).name for name in names]
+    assert [pair.image.name for pair in dataset.pairs()] == [Path(name).name for name in names]
     assert inspect(dataset).problems == []
 
 

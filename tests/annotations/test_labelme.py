@@ -16,8 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evitseg.cli import app
-from evitseg.dataset import find_dataset, read_truth
+from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError
+from evitseg.raster.masks import read_truth
 
 
 def shape(label: Any, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def test_check_reads_the_folder_as_it_is_and_names_the_command_that_keeps_the_ma
     dataset = find_dataset(tmp_path / "my data")
     assert dataset.labels is not None
     first = dataset.pairs()[0]
-    assert first.picture == tmp_path / "my data/a.jpg"
+    assert first.image == tmp_path / "my data/a.jpg"
     np.testing.assert_array_equal(read_truth(first.mask, dataset.labels), square((1, 1, 9, 9, 1)))
 
 

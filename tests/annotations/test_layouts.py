@@ -12,19 +12,22 @@ from typer.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.data.annotations.layouts import voc_color
-from evitseg.dataset import Dataset, find_dataset, inspect, read_truth
+from evitseg.data.dataset import Dataset
+from evitseg.data.inspect import inspect
+from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError
+from evitseg.raster.masks import read_truth
 
 
 def truths(root: Path) -> tuple[Dataset, dict[str, Any]]:
     dataset = find_dataset(root)
     assert dataset.labels is not None
     assert inspect(dataset).problems == []
-    return dataset, {pair.picture.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()}
+    return dataset, {pair.image.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()}
 
 
 def names(dataset: Dataset) -> dict[str, list[str]]:
-    return {split: [pair.picture.name for pair in pairs] for split, pairs in dataset.splits.items()}
+    return {split: [pair.image.name for pair in pairs] for split, pairs in dataset.splits.items()}
 
 
 def save_palette(path: Path, mask: Any) -> None:
@@ -99,7 +102,7 @@ def test_masks_exported_without_their_images_are_said(photo: Callable[..., Path]
     with pytest.raises(DatasetError, match="without the folder JPEGImages"):
         find_dataset(tmp_path)
     photo(tmp_path / "images/a.png")
-    assert [pair.picture.name for pair in find_dataset(tmp_path).pairs()] == ["a.png"]
+    assert [pair.image.name for pair in find_dataset(tmp_path).pairs()] == ["a.png"]
 
 
 @pytest.mark.parametrize("folder", ["SegmentationClassPNG", "SegmentationClass"])
@@ -227,7 +230,7 @@ def test_coco_files_of_several_splits_are_one_dataset(
     for i, split in enumerate(expected):
         pair = find_dataset(tmp_path / "converted").splits[split][0]
         np.testing.assert_array_equal(np.asarray(Image.open(pair.mask)), square((5, 5 + i, 20, 20, 1)))
-        assert Image.open(pair.picture).getpixel((0, 0)) == (50 + i,) * 3
+        assert Image.open(pair.image).getpixel((0, 0)) == (50 + i,) * 3
 
 
 def test_tools_whose_files_are_not_read_are_named(photo: Callable[..., Path], tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def test_a_list_is_read_back_whatever_the_files_are_called(tmp_path: Path) -> No
     pairs += [Pair(tmp_path / "out" / name, tmp_path / "out" / name) for name in NAMES]
     write_pairs(tmp_path / "out" / "pairs.txt", pairs)
     found = read_pairs(tmp_path / "out" / "pairs.txt")
-    assert [(os.path.normpath(p.picture), os.path.normpath(p.mask)) for p in found] == [
-        (str(p.picture), str(p.mask)) for p in pairs
+    assert [(os.path.normpath(p.image), os.path.normpath(p.mask)) for p in found] == [
+        (str(p.image), str(p.mask)) for p in pairs
     ]
 
 
@@ -32,13 +32,13 @@ def test_a_list_behind_a_link_leads_to_the_files(tmp_path: Path) -> None:
     (tmp_path / "x.png").touch()
     write_pairs(tmp_path / "link" / "pairs.txt", [Pair(tmp_path / "x.png", tmp_path / "x.png")])
     (pair,) = read_pairs(tmp_path / "link" / "pairs.txt")
-    assert pair.picture.is_file()
+    assert pair.image.is_file()
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a.jpg,b.png\n\nc.jpg\n", "line 3: 'c.jpg' is not a picture and a mask"),
+        (b"a.jpg,b.png\n\nc.jpg\n", "line 3: 'c.jpg' is not an image and a mask"),
         (b'a.jpg,"b.png\nc.jpg,d.png\n', "line 1"),
         (b"a.jpg,\n", "line 1"),
         (b"a.jpg,b.png,c.png\n", "line 1"),

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg.dataset import find_dataset, infer_labels, inspect, read_truth
+from evitseg.data.dataset import infer_labels
+from evitseg.data.inspect import inspect
+from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError, EvitsegError
+from evitseg.evaluation.evaluate import evaluate
 from evitseg.labels import LabelSpace, by_index, numbered
-from evitseg.masks import read_mask_file, save_mask
-from evitseg.metrics import evaluate
+from evitseg.raster.masks import read_mask_file, read_truth, save_mask
 
 Palette = Sequence[tuple[int, int, int]]
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)

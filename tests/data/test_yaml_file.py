@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evitseg.dataset import find_dataset
+from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError
 
 HEAD = "path: .\ntrain: images\nmasks_dir: masks\n"

@@ -10,8 +10,9 @@ from tests.optional import needs
 needs("torch", "onnx")
 
 from evitseg.errors import ExportError
-from evitseg.exporters import FORMATS, best
+from evitseg.exporters import best
 from evitseg.exporters.best import AS_FAST, export_best
+from evitseg.exporters.formats import FORMATS
 from evitseg.loading import network_of
 from evitseg.runtime.engines import open_engine
 
@@ -29,7 +30,7 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
     assert kept.size_bytes == min(one.size_bytes for one in tried if one.median_ms <= AS_FAST * fastest)
     assert open_engine(path, kept.engine).manifest.preprocess.fixed == (64, 96)
     assert {file.name.split(".")[0] for file in tmp_path.iterdir()} == {"m"}
-    assert told[-1] == "timing 6 of them on pictures of 64x96"
+    assert told[-1] == "timing 6 of them on images of 64x96"
 
 
 def test_formats_of_one_size_wait_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import evitseg
 from evitseg.errors import ConfigError
 from evitseg.exporters.deploy import Bicubic, DeploymentForm
-from evitseg.image import Preprocess
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.model.weights import PUBLISHED
+from evitseg.model.published import PUBLISHED
+from evitseg.preprocess import Preprocess
 
 
 def lively(model: EfficientViT) -> EfficientViT:

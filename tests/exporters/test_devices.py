@@ -23,20 +23,23 @@ import torch
 
 import evitseg
 from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError
-from evitseg.exporters import FORMATS, deploy, export, ncnn
+from evitseg.exporters import deploy, ncnn
 from evitseg.exporters.coreml import CoreMlReader
 from evitseg.exporters.executorch import undelegated as undelegated_in_executorch
+from evitseg.exporters.export import export
+from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.litert import undelegated as undelegated_in_litert
-from evitseg.exporters.verify import TOLERANCE, example_pictures
-from evitseg.image import Preprocess
+from evitseg.exporters.verify import TOLERANCE, example_images
 from evitseg.labels import numbered
 from evitseg.loading import network_of
 from evitseg.manifest import Manifest
 from evitseg.model.engine import TorchEngine
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
-from evitseg.runtime.artefact import digest, manifest_file
-from evitseg.runtime.engines import open_engine, read_manifest
+from evitseg.preprocess import Preprocess
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.model_file import digest, manifest_file
+from evitseg.runtime.openvino_engine import read_manifest
 
 SIZE = (128, 192)
 DEVICES = [name for name, form in FORMATS.items() if form.one_size]
@@ -56,9 +59,9 @@ def artefacts(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def image(bundled: tuple[EfficientViT, Manifest]) -> NDArray[np.uint8]:
-    """Two pictures of the artefacts' size."""
+    """Two images of the artefacts' size."""
     fitting = Preprocess(fixed=SIZE)
-    return np.stack([fitting.apply(picture) for picture in example_pictures()[:2]])
+    return np.stack([fitting.apply(image) for image in example_images()[:2]])
 
 
 def copied(artefact: Path, to: str, folder: Path) -> Path:
@@ -81,7 +84,7 @@ def test_every_format_is_the_same_network(
     assert manifest.preprocess.fixed == SIZE
     assert manifest.verification is not None
     assert manifest.verification.largest_difference < TOLERANCE["float32"][0]
-    assert engine(image[1:])[0] == pytest.approx(actual[1])  # an earlier picture leaves nothing behind
+    assert engine(image[1:])[0] == pytest.approx(actual[1])  # an earlier image leaves nothing behind
 
 
 @pytest.mark.parametrize("to", DEVICES)
@@ -174,7 +177,7 @@ def test_a_file_that_is_no_network_is_a_sentence(to: str, artefacts: dict[str, P
     *further, _, _ = FORMATS[to].files(path)
     path.write_bytes(b"7767517 nothing of the kind")
     content = json.loads(manifest_file(path).read_text())
-    content["artefact_sha256"] = digest(path.read_bytes(), *(file.read_bytes() for file in further))
+    content["files_sha256"] = digest(path.read_bytes(), *(file.read_bytes() for file in further))
     manifest_file(path).write_text(json.dumps(content))
     with pytest.raises(EngineError, match=str(path)):
         open_engine(path)
@@ -191,7 +194,7 @@ def test_another_size_than_the_manifests_is_refused(to: str, artefacts: dict[str
 
 
 @pytest.mark.parametrize("to", RUN_HERE)
-def test_a_segmenter_takes_pictures_of_any_size_all_the_same(
+def test_a_segmenter_takes_images_of_any_size_all_the_same(
     to: str, artefacts: dict[str, Path], photograph: NDArray[np.uint8]
 ) -> None:
     prediction = evitseg.load(artefacts[to])(photograph)
@@ -295,7 +298,7 @@ def test_an_interrupt_waits_while_a_converter_works() -> None:
     # In a process of its own: pytest's signal stack and processors with AMX do not go together.
     script = """
 import signal
-from evitseg.noise import silenced
+from evitseg.system.silence import silenced
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 for signals in (1, 2):

@@ -16,15 +16,16 @@ needs("torch", "onnx")
 import torch
 
 from evitseg.errors import ExportError
-from evitseg.exporters import FORMATS, export
-from evitseg.exporters.fold import convolutions, folded, set_folded, with_folded_norms
+from evitseg.exporters.export import export
+from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.int8 import LEVELS, by_table, eight_bit, in_steps, per_channel, rounded, steps
-from evitseg.exporters.verify import example_pictures
-from evitseg.image import Preprocess
+from evitseg.exporters.verify import example_images
 from evitseg.loading import network_of
 from evitseg.manifest import Manifest
 from evitseg.model.engine import TorchEngine
+from evitseg.model.fold import convolutions, folded, set_folded, with_folded_norms
 from evitseg.model.network import EfficientViT
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.segmenter import Segmenter
 
@@ -39,7 +40,7 @@ def bundled() -> tuple[EfficientViT, Manifest]:
 @pytest.fixture(scope="module")
 def inputs() -> list[torch.Tensor]:
     fitting = Preprocess(fixed=SIZE)
-    pixels = [torch.from_numpy(fitting.apply(picture).copy()).float() for picture in example_pictures()]
+    pixels = [torch.from_numpy(fitting.apply(image).copy()).float() for image in example_images()]
     return [(pixel.permute(2, 0, 1)[None] - 118) / 58 for pixel in pixels]
 
 
@@ -48,7 +49,7 @@ def data(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPa
     """Parts of the shipped photograph, with the masks that the network itself gives them."""
     folder = tmp_path_factory.mktemp("data")
     segment = Segmenter(TorchEngine(*bundled))
-    whole = example_pictures()[0]
+    whole = example_images()[0]
     for split, count in (("train", 4), ("val", 4)):
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
@@ -122,15 +123,15 @@ def test_the_worst_layers_stay_until_the_drop_is_small_enough(
         asked.append(float(change))
         return asked[-1]
 
-    pictures = example_pictures()
-    new, kept = eight_bit(bundled[0], Preprocess(fixed=SIZE), pictures, drop_of, asked_of := 3.0, coarse)
+    images = example_images()
+    new, kept = eight_bit(bundled[0], Preprocess(fixed=SIZE), images, drop_of, asked_of := 3.0, coarse)
     assert len(asked) == 2  # all, then all but the worst
     assert asked[0] > asked_of > asked[1]
     assert list(kept) == ["backbone.stem.0.conv"]
     assert kept["backbone.stem.0.conv"] > 0.1
     assert in_steps(convolutions(new)["backbone.stem.0.conv"].conv.weight.detach().numpy()) is None
     with pytest.raises(ExportError, match="whichever layers stay in float16"):
-        eight_bit(bundled[0], Preprocess(fixed=SIZE), pictures[:1], lambda network: 1.0, 0.5)
+        eight_bit(bundled[0], Preprocess(fixed=SIZE), images[:1], lambda network: 1.0, 0.5)
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
@@ -156,14 +157,14 @@ def test_every_format_stores_what_was_rounded(
     assert verification.largest_difference < (5e-2 if to == "coreml" else 1e-3)
     assert verification.measured_on == 4
     assert verification.checkpoint_miou is not None
-    assert verification.artefact_miou is not None
-    assert verification.artefact_miou >= verification.checkpoint_miou - 5
+    assert verification.exported_miou is not None
+    assert verification.exported_miou >= verification.checkpoint_miou - 5
     assert [line.split()[0] for line in told] == ["scoring", "rounding", "converting", "scoring"]
 
 
 def test_both_engines_run_the_portable_file(bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path) -> None:
     path, _ = export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data, max_drop=5)
-    image = Preprocess(256).apply(example_pictures()[0])[None]
+    image = Preprocess(256).apply(example_images()[0])[None]
     one, other = (open_engine(path, engine, "float32")(image) for engine in ("openvino", "onnxruntime"))
     assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
 
@@ -181,7 +182,7 @@ def test_layers_that_stay_are_stored_in_float16(
     without = rounded(model, inputs, form.rounding)
     manifest = replace(bundled[1], weights="int8", preprocess=Preprocess(fixed=SIZE))
     sizes = []
-    image = Preprocess(fixed=SIZE).apply(example_pictures()[0])[None]
+    image = Preprocess(fixed=SIZE).apply(example_images()[0])[None]
     for i, network in enumerate((keeping, without)):
         path = form.name(tmp_path / f"{i}")
         form.write(network, manifest, path)
@@ -197,12 +198,12 @@ def test_layers_that_stay_are_stored_in_float16(
 def test_a_score_that_is_too_low_is_refused(
     bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import evitseg.exporters as module
+    import evitseg.exporters.export as module
 
     monkeypatch.setattr(module, "eight_bit", lambda model, *rest: (model, {}))
     scores = iter([70.0, 69.4])
     monkeypatch.setattr(module, "miou", lambda *rest: next(scores))
-    with pytest.raises(ExportError, match=r"on 4 pictures it scores 69.40 % mIoU, its checkpoint 70.00 %"):
+    with pytest.raises(ExportError, match=r"on 4 images it scores 69.40 % mIoU, its checkpoint 70.00 %"):
         export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data)
     assert list(tmp_path.iterdir()) == []
 
@@ -223,4 +224,4 @@ def test_camvid_loses_little(
     verification = manifest.verification
     assert verification is not None
     assert verification.measured_on == 101
-    assert manifest.kept == {}
+    assert manifest.float16_layers == {}

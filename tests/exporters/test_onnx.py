@@ -17,18 +17,18 @@ import onnx
 import torch
 
 import evitseg
-from evitseg.config import BACKBONES, ModelConfig, model_config
+from evitseg.architecture import BACKBONES, ModelConfig, model_config
 from evitseg.errors import ConfigError, ExportError, WeightsError
-from evitseg.exporters import export
-from evitseg.exporters.fold import folded
+from evitseg.exporters.export import export
 from evitseg.exporters.onnx import onnx_graph, write_onnx
-from evitseg.exporters.verify import TOLERANCE, example_pictures, verify
-from evitseg.image import Preprocess
+from evitseg.exporters.verify import TOLERANCE, example_images, verify
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
+from evitseg.model.fold import folded
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
 
 
@@ -90,7 +90,7 @@ def test_the_artefact_gives_the_networks_logits_at_any_size(name: str, engine: s
 def test_the_exported_file_is_verified_and_carries_its_manifest(model: EfficientViT, tmp_path: Path) -> None:
     path, manifest = export((model, manifest_of(model)), "onnx", tmp_path / "new" / "a.onnx")
     assert manifest.verification is not None
-    assert manifest.verification.pictures == len(example_pictures())
+    assert manifest.verification.images == len(example_images())
     assert open_engine(path).manifest == manifest
     assert [p.name for p in path.parent.iterdir()] == ["a.onnx"]
 
@@ -137,7 +137,7 @@ def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_
     kernel.raw_data = values.tobytes()
     onnx.save(proto, path)
     with pytest.raises(ExportError, match="disagrees"):
-        verify("a.onnx", open_engine(path), model, manifest, example_pictures())
+        verify("a.onnx", open_engine(path), model, manifest, example_images())
 
 
 def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:

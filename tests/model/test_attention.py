@@ -9,7 +9,7 @@ needs("torch")
 import torch
 from torch import Tensor
 
-from evitseg.config import AttentionBlock, conv_block
+from evitseg.architecture import AttentionBlock, conv_block
 from evitseg.model.attention import MultiScaleAttention, relu_linear_attention
 
 
@@ -60,7 +60,7 @@ def test_a_query_that_no_key_matches_gets_zero() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("count", [4, 64 * 128, 256 * 256])
 def test_half_precision_neither_overflows_nor_underflows(dtype: torch.dtype, scale: float, count: int) -> None:
-    # 256×256 tokens are a picture of 4096×4096 pixels; unscaled, 30·30 times that many is 900 times float16's largest.
+    # 256×256 tokens are an image of 4096×4096 pixels; unscaled, 30·30 times that many is 900 times float16's largest.
     q, k, v = (t * scale for t in tokens(1, 2, 16, count))
     expected = relu_linear_attention(q, k, v)
     actual = relu_linear_attention(q.to(dtype), k.to(dtype), v.to(dtype))

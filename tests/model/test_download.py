@@ -20,11 +20,12 @@ needs("torch", "safetensors", "huggingface_hub")
 import torch
 
 import evitseg
-from evitseg.config import model_config
+from evitseg.architecture import model_config
 from evitseg.errors import WeightsError
-from evitseg.model import weights
+from evitseg.model import published as published_table
+from evitseg.model.key_names import official_key
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import PUBLISHED, download, official_key
+from evitseg.model.published import PUBLISHED, download
 
 NAME = "efficientvit-seg-b0-cityscapes"
 PATH = f"/{PUBLISHED[NAME].repository}/resolve/main/{PUBLISHED[NAME].file}"
@@ -97,7 +98,7 @@ def known(published: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     sha256 = hashlib.sha256(published).hexdigest()
-    monkeypatch.setitem(weights.PUBLISHED, NAME, replace(PUBLISHED[NAME], sha256=sha256))
+    monkeypatch.setitem(published_table.PUBLISHED, NAME, replace(PUBLISHED[NAME], sha256=sha256))
 
 
 @pytest.mark.usefixtures("known")

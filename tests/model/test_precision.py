@@ -1,4 +1,4 @@
-"""Half precision on the published weights and real pictures; `benchmarks/precision.py` does the whole set."""
+"""Half precision on the published weights and real images; `benchmarks/precision.py` does the whole set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ needs("torch")
 import torch
 
 import evitseg
-from evitseg.image import Preprocess, read_picture
+from evitseg.evaluation.metrics import confusion_matrix, mean_iou
 from evitseg.labels import load_labels
-from evitseg.masks import read_mask
-from evitseg.metrics import confusion_matrix, mean_iou
+from evitseg.model.checkpoints import load_checkpoint
 from evitseg.model.engine import TorchEngine
-from evitseg.model.weights import load_checkpoint
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_mask
 from evitseg.runtime.upsample import argmax_upsampled
 
 # For CamVid's classes, in their order, the channels of Cityscapes' that correspond.
 CAMVID_CLASSES = [[10], [2], [5], [0], [1], [8], [7], [4], [13], [11], [12, 18]]
 
-# Measured on all 233 test pictures: 99.8 % and 98.4 % of pixels equal, mIoU 0.03 and 0.42 points lower.
+# Measured on all 233 test images: 99.8 % and 98.4 % of pixels equal, mIoU 0.03 and 0.42 points lower.
 MIN_EQUAL = {"float16": 0.995, "bfloat16": 0.97}
 MAX_DROP = {"float16": 0.1, "bfloat16": 0.5}
 
@@ -42,7 +43,7 @@ def test_half_precision_gives_finite_logits_and_nearly_the_same_masks(
     confusions, equal = np.zeros((2, 11, 11), np.int64), []
     for path in sorted((shared("data/camvid") / "test").iterdir())[::4]:
         truth = labels.encode(read_mask(shared("data/camvid") / "testannot" / f"{path.stem}.png"))
-        image = preprocess.apply(read_picture(path))
+        image = preprocess.apply(read_image(path))
         masks = []
         for confusion, engine in zip(confusions, engines, strict=True):
             logits = engine(image[None])[0]
@@ -61,8 +62,8 @@ def test_half_precision_is_finite_at_full_cityscapes_size(
     precision: str, b0_checkpoint: Path, shared: Callable[[str], Path]
 ) -> None:
     model, manifest = load_checkpoint(b0_checkpoint)
-    picture = read_picture(next((shared("data/camvid") / "test").iterdir()))
-    large = picture.repeat(3, 0).repeat(5, 1)[:1024, :2048]
+    image = read_image(next((shared("data/camvid") / "test").iterdir()))
+    large = image.repeat(3, 0).repeat(5, 1)[:1024, :2048]
     assert np.isfinite(TorchEngine(model, manifest, precision)(large[None])).all()  # type: ignore[arg-type]
 
 

@@ -19,14 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import evitseg
-from evitseg.config import BACKBONES, ModelConfig, model_config
+from evitseg.architecture import BACKBONES, ModelConfig, model_config
 from evitseg.errors import ConfigError, WeightsError
-from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training
-from evitseg.model import weights
+from evitseg.model import checkpoints as weights
+from evitseg.model.checkpoints import load_checkpoint
+from evitseg.model.key_names import official_key
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import load_checkpoint, official_key
+from evitseg.preprocess import Preprocess
 
 State = dict[str, Tensor]
 

@@ -20,21 +20,15 @@ import torch
 from safetensors.torch import save_file
 
 import evitseg
-from evitseg.config import ClassificationHead, model_config
+from evitseg.architecture import ClassificationHead, model_config
 from evitseg.errors import ConfigError, WeightsError
-from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
+from evitseg.model.checkpoints import average_checkpoints, load_checkpoint, load_official, save_checkpoint
 from evitseg.model.network import EfficientViT
+from evitseg.model.published import PUBLISHED, file_sha256
 from evitseg.model.state import read_state
-from evitseg.model.weights import (
-    PUBLISHED,
-    average_checkpoints,
-    file_sha256,
-    load_checkpoint,
-    load_official,
-    save_checkpoint,
-)
+from evitseg.preprocess import Preprocess
 
 Table = dict[str, dict[str, list[int]]]
 

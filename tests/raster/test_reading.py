@@ -29,6 +29,7 @@ from evitseg.errors import EvitsegError, EvitsegWarning, PictureError
 from evitseg.image import AS_STATED, ReadOptions, picture_size, read_picture, read_reduced
 from evitseg.raster import levels, open_source
 from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.files import image_size, read_image, read_reduced
 
 Array = NDArray[Any]
 SIZE = (70, 90)
@@ -52,16 +53,16 @@ def windows(path: Path, options: ReadOptions = AS_STATED) -> Array:
 
 def read(path: Path, options: ReadOptions = AS_STATED) -> Array:
     """Whole, having checked that windows give the same."""
-    pixels = read_picture(path, options)
+    pixels = read_image(path, options)
     np.testing.assert_array_equal(windows(path, options), pixels)
-    assert picture_size(path, options) == pixels.shape[:2]
+    assert image_size(path, options) == pixels.shape[:2]
     np.testing.assert_array_equal(read_reduced(path.read_bytes(), lambda size: size, "x", options).pixels, pixels)
     return pixels
 
 
 def refused(path: Path, match: str, options: ReadOptions = AS_STATED) -> None:
-    for reader in (read_picture, windows):
-        with pytest.raises(PictureError, match=match) as error:
+    for reader in (read_image, windows):
+        with pytest.raises(ImageError, match=match) as error:
             reader(path, options)
         assert "\n" not in str(error.value)
         assert str(path) in str(error.value)
@@ -157,7 +158,7 @@ def test_dark_16_bit_data_without_a_stated_range_warns(bands: int, deep: Array, 
     dark = deep[..., :bands] >> 4
     colors = {"photometric": "minisblack" if bands == 1 else "rgb", **({"alpha": "unspecified"} if bands == 4 else {})}
     path = gdal(tmp_path / "a.tif", dark, **colors)
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match="16-bit values end at .* nearly black; --range"):
             np.testing.assert_array_equal(reader(path), np.broadcast_to(dark[..., :3] >> 8, (*SIZE, 3)))
     with warnings.catch_warnings():
@@ -192,7 +193,7 @@ def test_16_bit_colours_in_a_png_are_stretched_by_all_their_bits(deep: Array, tm
     values = deep[..., :3] >> 6
     path = tmp_path / "a.png"
     path.write_bytes(png16(values))
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match="1023 of 65535"):
             reader(path)
     expected = np.floor((values - float(values.min())) * 255 / (float(values.max()) - values.min()) + 0.5)
@@ -282,7 +283,7 @@ def test_a_fourth_band_is_alpha_only_if_the_file_says_so() -> None:
     colours = [Band("red"), Band("green"), Band("blue")]
     assert choose_bands("a", [*colours, Band("alpha")], AS_STATED) == (0, 1, 2)
     assert choose_bands("a", [Band("grey"), Band("alpha")], AS_STATED) == (0,)
-    with pytest.raises(PictureError, match="2 bands are neither grey nor RGB"):
+    with pytest.raises(ImageError, match="2 bands are neither grey nor RGB"):
         choose_bands("a", [Band("grey"), Band()], AS_STATED)
 
 
@@ -304,7 +305,7 @@ def test_imagejs_composites_are_colours_and_its_stacks_have_pages(deep: Array, t
     tifffile.imwrite(path, planes[:3], imagej=True, metadata={"axes": "CYX", "mode": "composite"})
     np.testing.assert_array_equal(read(path), np.moveaxis(planes[:3], 0, 2))
     tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "ZYX"})
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match=r"first of 4 images \(4 along Z\) is read \(--page chooses\)"):
             np.testing.assert_array_equal(reader(path)[..., 0], planes[0])
     np.testing.assert_array_equal(read(path, ReadOptions(page=3))[..., 0], planes[2])
@@ -317,7 +318,7 @@ def test_of_several_pages_the_first_is_read_with_a_warning_or_the_chosen_one(dee
     with tifffile.TiffWriter(path) as writer:
         for page in pages:
             writer.write(page, photometric="rgb" if page.ndim == 3 else "minisblack", metadata=None)
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match=r"first of 3 pages is read \(--page chooses\)"):
             np.testing.assert_array_equal(reader(path), pages[0])
     np.testing.assert_array_equal(read(path, ReadOptions(page=2)), pages[1])
@@ -349,7 +350,7 @@ def test_of_an_animation_the_first_frame_is_read_with_a_warning_or_the_chosen_on
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "lime", "blue")]
     path = tmp_path / f"a.{ending}"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match="first of 3 frames"):
             np.testing.assert_array_equal(reader(path)[0, 0], [255, 0, 0])
     np.testing.assert_array_equal(read(path, ReadOptions(page=3))[0, 0], [0, 0, 255])
@@ -411,7 +412,7 @@ def test_a_georeferenced_image_stays_as_it_is_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jfif", "jpe", "jif", "gif", "avif", "jp2", "j2k", "apng", "dib"])
 def test_formats_are_told_by_content_and_read_alike(ending: str, tmp_path: Path) -> None:
-    from evitseg.formats import EXTENSIONS
+    from evitseg.raster.formats import EXTENSIONS
 
     kinds = {
         "jfif": "JPEG",
@@ -437,10 +438,10 @@ def test_a_jpeg_2000_with_a_wrong_box_ends_with_a_sentence_or_pixels(tmp_path: P
     place = whole.index(b"colr")
     path = tmp_path / "a.jp2"
     path.write_bytes(whole[: place - 4] + b"\0\0\0\0\x80" + whole[place + 1 :])  # GDAL 3.10 never comes back from it
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         try:
             reader(path)
-        except PictureError as error:
+        except ImageError as error:
             assert str(path) in str(error)
 
 
@@ -488,11 +489,11 @@ def test_without_extras_ordinary_tiffs_are_read_and_others_name_tags_and_extra(d
     np.savez(tmp_path / "expected.npz", **expected)  # type: ignore[arg-type]  # numpy's stub knows no names
     planar = write(tmp_path / "planar16.tif", np.moveaxis(deep[..., :3], 2, 0), planarconfig="separate")
     code = FORBID + (
-        "import json, numpy as np; from evitseg.image import read_picture; from evitseg.errors import PictureError\n"
+        "import json, numpy as np; from evitseg.image import read_image; from evitseg.errors import ImageError\n"
         f"files, expected = json.loads(sys.argv[1]), np.load({str(tmp_path / 'expected.npz')!r})\n"
-        "assert {n for n, p in files.items() if not np.array_equal(read_picture(p), expected[n])} == set()\n"
-        f"try: read_picture({str(planar)!r})\n"
-        "except PictureError as error: print(error)\n"
+        "assert {n for n, p in files.items() if not np.array_equal(read_image(p), expected[n])} == set()\n"
+        f"try: read_image({str(planar)!r})\n"
+        "except ImageError as error: print(error)\n"
     )
     given = json.dumps({name: str(path) for name, path in files.items()})
     run = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=False)
@@ -513,8 +514,8 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused_at_once(deep
     for size in ((4, 50_000_000), (4, -50_000_000), (100_000, 100_000)):
         path.write_bytes(bmp(*size, 254))
         refused(path, "truncated or damaged .*header promises")
-        with pytest.raises(PictureError):
-            picture_size(path)
+        with pytest.raises(ImageError):
+            image_size(path)
     tif = write(tmp_path / "a.tif", deep[..., 0], rowsperstrip=10)
     with tifffile.TiffFile(tif, mode="r+") as file:
         file.pages.first.tags["ImageLength"].overwrite(50_000_000)
@@ -545,7 +546,7 @@ def test_directories_in_a_circle_and_absurd_counts_are_a_sentence_or_an_image(tm
         b"II*\0",
     ):
         path.write_bytes(content)
-        for reader in (read_picture, windows, picture_size):
+        for reader in (read_image, windows, image_size):
             try:
                 reader(path)
             except EvitsegError as error:
@@ -560,8 +561,8 @@ def test_a_hundred_thousand_pages_are_counted_no_further_than_a_limit(tmp_path: 
     path = tmp_path / "a.tif"
     path.write_bytes(b"II*\0\x08\0\0\0" + directories + bytes(200))
     with pytest.warns(EvitsegWarning, match="more than 10000 pages"):
-        assert read_picture(path).shape == (8, 8, 3)
-    assert picture_size(path) == (8, 8)
+        assert read_image(path).shape == (8, 8, 3)
+    assert image_size(path) == (8, 8)
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "jpeg2000"])
@@ -583,7 +584,7 @@ def test_a_slides_tile_that_says_it_is_huge_is_not_decoded(codec: str, tmp_path:
         content[place : place + 8] = struct.pack(">II", 60_000, 60_000)
     path.write_bytes(content)
     with open_source(path) as source:
-        with pytest.raises(PictureError, match="a tile of 256×256 pixels says that it has 60000×60000"):
+        with pytest.raises(ImageError, match="a tile of 256×256 pixels says that it has 60000×60000"):
             source.read(0, 0, 10, 10)
         assert source.read(280, 280, 10, 10).max() < 20
 
@@ -604,10 +605,10 @@ def test_a_name_that_is_not_utf_8_is_read_or_a_sentence(kind: str, deep: Array, 
         tifffile.imwrite(
             path, np.moveaxis(deep[..., :3], 2, 0) if kind == "ome.tif" else deep[..., 0], ome="ome" in kind
         )
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         try:
             assert reader(path).ndim == 3
-        except PictureError as error:
+        except ImageError as error:
             assert "names are UTF-8; rename" in str(error)
 
 
@@ -624,7 +625,7 @@ def test_pixels_are_the_callers_own_to_change(deep: Array, tmp_path: Path) -> No
         for ending in ("png", "tif"):
             path = tmp_path / f"{name}.{ending}"
             Image.fromarray(eight[..., :3]).convert(mode).save(path)
-            pixels = read_picture(path)
+            pixels = read_image(path)
             assert pixels.flags.writeable
             assert pixels.flags.c_contiguous
 
@@ -647,7 +648,7 @@ def test_a_dark_jpeg_2000_of_15_bits_warns_with_its_stored_values(tmp_path: Path
     path = tmp_path / "B04.jp2"
     path.write_bytes(imagecodecs.jpeg2k_encode(np.full((32, 32), 2550, np.uint16), level=0, bitspersample=15))
     with pytest.warns(EvitsegWarning, match="its 15-bit values end at 2550 of 32767"):
-        read_picture(path)
+        read_image(path)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.avif", "a.bmp"])
@@ -656,8 +657,8 @@ def test_a_file_cut_off_in_its_header_is_named_without_objects_in_memory(tmp_pat
     Image.new("RGB", SIZE).save(path)
     path.write_bytes(path.read_bytes()[:20])
     refused(path, "truncated or damaged")
-    for reader in (read_picture, windows):
-        with pytest.raises(PictureError) as error:
+    for reader in (read_image, windows):
+        with pytest.raises(ImageError) as error:
             reader(path)
         assert "<" not in str(error.value)
 
@@ -702,14 +703,14 @@ def test_an_image_that_is_no_frame_of_an_animated_png_counts(tmp_path: Path) -> 
     frames = [Image.new("RGB", SIZE, (value, 0, 0)) for value in (10, 20, 30)]
     path = tmp_path / "animated.png"
     Image.new("RGB", SIZE, (99, 0, 0)).save(path, save_all=True, append_images=frames, default_image=True)
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match="the first of 4 frames"):
             assert reader(path)[0, 0, 0] == 99
 
 
 def test_a_dark_array_of_16_bits_warns() -> None:
     with pytest.warns(EvitsegWarning, match="end at 4095 of 65535"):
-        read_picture(np.full((4, 4, 3), 4095, np.uint16))
+        read_image(np.full((4, 4, 3), 4095, np.uint16))
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -723,7 +724,7 @@ def test_nodata_does_not_hide_that_16_bits_are_dark(tmp_path: Path, bands: int) 
         path, "w", driver="GTiff", width=30, height=20, count=bands, dtype="uint16", nodata=65535, **more
     ) as file:
         file.write(values)
-    for reader in (read_picture, windows):
+    for reader in (read_image, windows):
         with pytest.warns(EvitsegWarning, match="its 16-bit values end at 25[0-9]{2} of 65535"):
             reader(path)
 

@@ -21,8 +21,9 @@ import tifffile
 import evitseg
 from evitseg.cli import app
 from evitseg.errors import ConfigError
-from evitseg.image import ReadOptions, read_picture
+from evitseg.image import ReadOptions
 from evitseg.manifest import parse_manifest
+from evitseg.raster.files import read_image
 from evitseg.train import TrainConfig, fit
 
 READING = ReadOptions((3, 2, 1), (0.0, 4095.0))
@@ -62,13 +63,13 @@ def test_a_model_reads_files_as_those_that_it_was_trained_on(data: Path, run: Pa
     segment = evitseg.load(run / "last.safetensors")
     assert segment.reading == segment.manifest.reading == READING
     expected = np.floor(tifffile.imread(path)[..., [2, 1, 0]] * 255.0 / 4095 + 0.5)
-    np.testing.assert_array_equal(read_picture(path, segment.reading), expected)
+    np.testing.assert_array_equal(read_image(path, segment.reading), expected)
     prediction = segment(path)
-    np.testing.assert_array_equal(prediction.picture, expected)
+    np.testing.assert_array_equal(prediction.image, expected)
     np.testing.assert_array_equal(prediction.mask, segment(expected.astype(np.uint8)).mask)
     other = evitseg.load(run / "last.safetensors", reading=ReadOptions((1,), "auto"))
     assert other.reading == ReadOptions((1,), "auto")
-    assert other(path).picture[..., 0].max() == 255
+    assert other(path).image[..., 0].max() == 255
 
 
 @pytest.mark.filterwarnings("default")

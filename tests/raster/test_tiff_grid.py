@@ -81,7 +81,7 @@ def read_everywhere(path: Path, options: ReadOptions) -> dict[str, NDArray[np.ui
     """The image, or the sentence that refuses it, by how it is read."""
     results: dict[str, NDArray[np.uint8] | str] = {}
     try:
-        results["whole"] = read_picture(path, options)
+        results["whole"] = read_image(path, options)
     except EvitsegError as error:
         results["whole"] = refused(error, path)
     try:
@@ -109,8 +109,8 @@ def fault(path: Path, kind: TiffKind, reading: Reading, options: ReadOptions) ->
             return f"{kind}: {name} gives {_short(result)}, whole gives {_short(whole)}"
     if isinstance(whole, str):
         return "" if reading.may_refuse else f"{kind}: refused: {whole}"
-    if picture_size(path, options) != whole.shape[:2]:
-        return f"{kind}: size {picture_size(path, options)} of an image of {whole.shape}"
+    if image_size(path, options) != whole.shape[:2]:
+        return f"{kind}: size {image_size(path, options)} of an image of {whole.shape}"
     if not reading.images:
         return f"{kind}: read, but must be refused: {_short(whole)}"
     if not reading.accepts(whole):
@@ -258,7 +258,7 @@ def test_check_reads_the_same_and_names_what_it_cannot_read(folders: Path, tmp_p
 
 
 def test_training_sees_the_same_pixels(folders: Path) -> None:
-    from evitseg.dataset import find_pairs
+    from evitseg.data.layouts import find_pairs
     from evitseg.labels import numbered
     from evitseg.train.config import TrainConfig
     from evitseg.train.data import Crops

@@ -84,7 +84,7 @@ def test_omero_says_which_band_is_red(how: str, version: int, tmp_path: Path) ->
     np.testing.assert_array_equal(read(path), values[..., ::-1])
     np.testing.assert_array_equal(read(path, ReadOptions(bands=(1, 2, 3))), values)
     np.testing.assert_array_equal(read(path, ReadOptions(bands=(2,))), np.repeat(values[..., 1:2], 3, axis=2))
-    with pytest.raises(PictureError, match=r"no band 4 \(--bands\); it has 3"):
+    with pytest.raises(ImageError, match=r"no band 4 \(--bands\); it has 3"):
         read(path, ReadOptions(bands=(4,)))
 
 
@@ -129,7 +129,7 @@ def test_a_window_that_states_no_bits_warns_of_a_dark_image(window: dict[str, An
 def test_numbers_without_an_agreed_range_need_one(dtype: str, tmp_path: Path) -> None:
     values = np.linspace(-10, 120, SIZE[0] * SIZE[1] * 3).reshape(*SIZE, 3).astype(dtype)
     zarr.create_array(tmp_path / "a.zarr", data=values, chunks=(32, 32, 3), zarr_format=2)
-    with pytest.raises(PictureError, match=r"a\.zarr: .* pixels have no agreed range; choose one with --range"):
+    with pytest.raises(ImageError, match=r"a\.zarr: .* pixels have no agreed range; choose one with --range"):
         read(tmp_path / "a.zarr")
     expected = np.clip((values.astype(np.float64) - 0) / 100, 0, 1) * 255
     image = read(tmp_path / "a.zarr", ReadOptions(value_range=(0, 100)))
@@ -139,10 +139,10 @@ def test_numbers_without_an_agreed_range_need_one(dtype: str, tmp_path: Path) ->
 def test_a_plane_of_a_stack_is_chosen_by_its_page(tmp_path: Path) -> None:
     values = np.random.default_rng(1).integers(0, 256, (2, 3, 4, *SIZE), dtype=np.uint8)
     path = ome(tmp_path / "a.zarr", values)
-    with pytest.raises(PictureError, match=r"a stack \(2 along t, 4 along z\).*--page 1 to 8"):
+    with pytest.raises(ImageError, match=r"a stack \(2 along t, 4 along z\).*--page 1 to 8"):
         read(path)
     np.testing.assert_array_equal(read(path, ReadOptions(page=6)), np.moveaxis(values[1, :, 1], 0, 2))
-    with pytest.raises(PictureError, match="no page 9"):
+    with pytest.raises(ImageError, match="no page 9"):
         read(path, ReadOptions(page=9))
 
 
@@ -163,7 +163,7 @@ def test_a_plane_of_a_stack_is_chosen_by_its_page(tmp_path: Path) -> None:
 def test_damaged_ome_metadata_are_one_sentence(transformations: object, sentence: str, tmp_path: Path) -> None:
     datasets = [{"path": "0", "coordinateTransformations": transformations}]
     path = ome(tmp_path / "a.zarr", np.moveaxis(numbers(), 2, 0), datasets=datasets)
-    with pytest.raises(PictureError, match=sentence) as error:
+    with pytest.raises(ImageError, match=sentence) as error:
         read(path)
     assert "a.zarr: " in str(error.value)
     assert len(str(error.value)) < 400
@@ -261,7 +261,7 @@ def test_a_chunk_that_inflates_is_refused_before_it_takes_memory(codec: str, tmp
     assert len(content) < 3 * 2**20
     path = version_2(tmp_path / "a.zarr", content, compressor=CODECS[codec])
     with open_source(path) as source:
-        with pytest.raises(PictureError, match="a chunk inflates to more than"):
+        with pytest.raises(ImageError, match="a chunk inflates to more than"):
             source.read(0, 0, 64, 64)
         assert not source.read(0, 64, 64, 64).any()  # a chunk that is not there is empty
 
@@ -289,7 +289,7 @@ def test_a_chunk_of_version_3_that_inflates_is_refused(codec: str, is_sharded: b
         path = version_3(tmp_path / "a.zarr", codecs, content)
     with open_source(path) as source:
         for window in ((0, 0, 10, 10), (0, 0, 128, 128)):
-            with pytest.raises(PictureError, match="a chunk inflates to more than"):
+            with pytest.raises(ImageError, match="a chunk inflates to more than"):
                 source.read(*window)
 
 
@@ -339,7 +339,7 @@ def test_no_chunk_is_unpickled(place: str, tmp_path: Path, monkeypatch: pytest.M
     config = {"id": "pickle", "protocol": 4}
     about: dict[str, Any] = {place: config if place == "compressor" else [config]}
     path = version_2(tmp_path / "a.zarr", pickle.dumps(Exploit()), **about)
-    with pytest.raises(PictureError, match="pickle"), open_source(path) as source:
+    with pytest.raises(ImageError, match="pickle"), open_source(path) as source:
         source.read(0, 0, 64, 64)
     assert not (tmp_path / "exploited").exists()
 
@@ -366,7 +366,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("little_memory")
 def test_hostile_metadata_are_one_sentence(what: str, tmp_path: Path) -> None:
     path = version_2(tmp_path / "a.zarr", bytes(64 * 64), **HOSTILE[what])
-    with pytest.raises(PictureError) as error, open_source(path) as source:
+    with pytest.raises(ImageError) as error, open_source(path) as source:
         source.read(0, 0, 1, 1)
         pytest.fail(f"read as {source.size}")
     assert "a.zarr: " in str(error.value)
@@ -380,7 +380,7 @@ def test_metadata_that_are_none_are_one_sentence(content: bytes, tmp_path: Path)
         path = tmp_path / name.strip(".")
         path.mkdir()
         (path / name).write_bytes(content)
-        with pytest.raises(PictureError, match=path.name) as error, open_source(path):
+        with pytest.raises(ImageError, match=path.name) as error, open_source(path):
             pass
         assert "\n" not in str(error.value)
 
@@ -407,7 +407,7 @@ def test_chunks_that_are_no_chunks_neither_hang_nor_take_memory(kind: str, tmp_p
         if kind in ("folder", "link to nothing"):
             assert not source.read(0, 0, 64, 64).any()
         else:
-            with pytest.raises(PictureError, match=r"a\.zarr: the window of 64×64 pixels at x 0, y 0 cannot be read"):
+            with pytest.raises(ImageError, match=r"a\.zarr: the window of 64×64 pixels at x 0, y 0 cannot be read"):
                 source.read(0, 0, 64, 64)
         assert not source.read(0, 64, 64, 64).any()
 
@@ -417,7 +417,7 @@ def test_a_shard_of_countless_chunks_is_refused(tmp_path: Path) -> None:
     inside = {"chunk_shape": [1, 1], "codecs": [raw], "index_codecs": [raw], "index_location": "end"}
     codecs = [{"name": "sharding_indexed", "configuration": inside}]
     path = version_3(tmp_path / "a.zarr", codecs, b"", (2**20, 2**20))
-    with pytest.raises(PictureError, match="shards have 1,099,511,627,776 chunks"), open_source(path):
+    with pytest.raises(ImageError, match="shards have 1,099,511,627,776 chunks"), open_source(path):
         pass
 
 

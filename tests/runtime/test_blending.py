@@ -13,11 +13,12 @@ from PIL import Image
 
 import evitseg
 from evitseg.bundled import bundled_models
-from evitseg.errors import ConfigError, PictureError
-from evitseg.runtime.blending import blend
-from evitseg.runtime.streaming import Network, Progress
+from evitseg.errors import ConfigError, ImageError
 from evitseg.runtime.upsample import argmax_upsampled
-from evitseg.runtime.windows import ArraySink, ArraySource, Window
+from evitseg.tiling.network import Network
+from evitseg.tiling.sliding_window import blend
+from evitseg.tiling.stream import Progress
+from evitseg.tiling.windows import ArraySink, ArraySource, Window
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255
@@ -30,13 +31,13 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture whose sides are no multiples of 32."""
+    """An image whose sides are no multiples of 32."""
     return np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
 
 
-def blended(picture: NDArray[np.uint8], network: Network, window: int) -> NDArray[np.integer]:
-    sink = ArraySink(picture.shape[:2])
-    blend(ArraySource(picture), sink, network, window)
+def blended(image: NDArray[np.uint8], network: Network, window: int) -> NDArray[np.integer]:
+    sink = ArraySink(image.shape[:2])
+    blend(ArraySource(image), sink, network, window)
     return sink.mask
 
 
@@ -53,7 +54,7 @@ class Tiled(ArraySink):
         super().write(top, left, mask)
 
 
-def test_one_window_is_the_whole_and_more_cover_the_picture(street: NDArray[np.uint8], network: Network) -> None:
+def test_one_window_is_the_whole_and_more_cover_the_image(street: NDArray[np.uint8], network: Network) -> None:
     expected = evitseg.load(BUNDLED, precision="float32", size="native").mask(street)
     assert (blended(street, network, 512) != expected).mean() < 1e-3
     for window in (64, 192, 256):
@@ -66,18 +67,18 @@ def test_one_window_is_the_whole_and_more_cover_the_picture(street: NDArray[np.u
 
 
 def test_windows_are_weighed_as_a_naive_sum_does(street: NDArray[np.uint8], network: Network) -> None:
-    picture = np.ascontiguousarray(street[:160, :224])  # multiples of 32: nothing is resampled
+    image = np.ascontiguousarray(street[:160, :224])  # multiples of 32: nothing is resampled
     own = evitseg.load(BUNDLED, precision="float32", size="native")
     total, weight = np.zeros((11, 20, 28)), np.zeros((20, 28))
     tent = np.minimum(*np.meshgrid(*[np.concatenate([np.arange(1, 9), np.arange(8, 0, -1)])] * 2))
     for top in (0, 32):
         for left in (0, 64, 96):
-            part = np.ascontiguousarray(picture[top : top + 128, left : left + 128])
+            part = np.ascontiguousarray(image[top : top + 128, left : left + 128])
             rows, columns = slice(top // 8, top // 8 + 16), slice(left // 8, left // 8 + 16)
             total[:, rows, columns] += own.logits(part) * tent
             weight[rows, columns] += tent
     expected = argmax_upsampled((total / weight).astype(np.float32), (160, 224))
-    assert (blended(picture, network, 128) != expected).mean() < 1e-3
+    assert (blended(image, network, 128) != expected).mean() < 1e-3
 
 
 def test_the_mask_is_the_same_bits_with_other_threads_and_in_other_tiles(
@@ -94,7 +95,7 @@ def test_the_mask_is_the_same_bits_with_other_threads_and_in_other_tiles(
 
 
 @pytest.mark.parametrize("size", [128, 800])
-def test_another_working_size_gives_a_mask_of_the_pictures_size(
+def test_another_working_size_gives_a_mask_of_the_images_size(
     size: int, street: NDArray[np.uint8], network: Network
 ) -> None:
     def mask(sink: ArraySink, window: int) -> NDArray[np.integer]:
@@ -116,7 +117,7 @@ def test_what_cannot_be_read_is_told_once_and_has_no_class(street: NDArray[np.ui
 
         def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
             if Window(top, left, height, width).common(Window(128, 192, 64, 64)):
-                raise PictureError("a tile is damaged")
+                raise ImageError("a tile is damaged")
             return super().read(top, left, height, width)
 
     expected = np.zeros(street.shape[:2], np.bool_)
@@ -158,11 +159,11 @@ def test_too_little_memory_is_refused_before_anything_is_read(network: Network) 
 
 MEASURED = """
 import sys, numpy as np
-from evitseg.bench import peak_mib
+from evitseg.system.machine import peak_mib
 from evitseg.errors import ConfigError
-from evitseg.runtime.blending import blend
-from evitseg.runtime.streaming import Network
-from evitseg.runtime.windows import ArraySink
+from evitseg.tiling.sliding_window import blend
+from evitseg.tiling.stream import Network
+from evitseg.tiling.windows import ArraySink
 
 class Grey:
     size = (1600, 1590)

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
-from evitseg.image import Preprocess
-from evitseg.runtime.cutting import IMAGE
-from evitseg.runtime.engines import ENGINES, _openvino_precision, open_engine, read_manifest
-from evitseg.runtime.streaming import Network
-from evitseg.runtime.windows import Window
+from evitseg.preprocess import Preprocess
+from evitseg.runtime.engines import ENGINES, open_engine
+from evitseg.runtime.openvino_engine import _openvino_precision, read_manifest
 from evitseg.system.machine import physical_cores
 from tests.optional import needs
 

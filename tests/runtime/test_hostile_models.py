@@ -24,9 +24,10 @@ import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, EvitsegError, WeightsError
 from evitseg.manifest import METADATA_KEY, parse_manifest
-from evitseg.runtime.engines import open_engine, read_manifest
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.openvino_engine import read_manifest
 from evitseg.runtime.segmenter import Segmenter
-from evitseg.runtime.streaming import Network
+from evitseg.tiling.network import Network
 
 BUNDLED = bundled_models()["b0-camvid"]
 ENGINES = ("openvino", "onnxruntime")
@@ -210,7 +211,7 @@ def test_two_threads_may_be_silent_at_the_same_time() -> None:
     # Enter one, enter two, leave one, leave two: each would have put back what the other had changed.
     script = """
 import os, sys, threading
-from evitseg.noise import silenced
+from evitseg.system.silence import silenced
 before, streams = os.fstat(1).st_ino, (sys.stdout, sys.stderr)
 entered, left = threading.Event(), threading.Event()
 

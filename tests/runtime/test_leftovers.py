@@ -16,23 +16,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evitseg.errors import ConfigError, FileError, PictureError
-from evitseg.files import STATE
+from evitseg.errors import ConfigError, FileError, ImageError
 from evitseg.labels import load_labels
 from evitseg.raster.window import identity_of
-from evitseg.runtime.cutting import LOGITS
-from evitseg.runtime.scratch import Scratch
-from evitseg.runtime.streaming import (
-    Context,
-    Job,
-    Network,
-    Plan,
-    Sums,
-    looks_of,
-    remove_orphans,
-    remove_superseded,
-)
-from evitseg.runtime.windows import ArraySource, Window
+from evitseg.system.files import STATE
+from evitseg.tiling.context import Context, looks_of
+from evitseg.tiling.graph_cut import LOGITS
+from evitseg.tiling.job import Job
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import Plan
+from evitseg.tiling.scratch import Scratch
+from evitseg.tiling.stream import remove_orphans, remove_superseded
+from evitseg.tiling.sums import Sums
+from evitseg.tiling.windows import ArraySource, Window
 
 NETWORK = cast(
     Network, SimpleNamespace(digest="d", cut=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))
@@ -50,7 +46,7 @@ def context(path: Path) -> Path:
 def test_a_context_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     found = Context.load(context(tmp_path / "c.npz"), NETWORK)
     np.testing.assert_array_equal(found.sums[0].values, SUMS[0].values)
-    assert (found.sums[0].tokens, found.picture, found.working, found.name) == (7.0, (200, 300), (192, 288), "a.tif")
+    assert (found.sums[0].tokens, found.image, found.working, found.name) == (7.0, (200, 300), (192, 288), "a.tif")
     found.check_of(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\) of the same size"):
         found.check_of(ArraySource(PIXELS[::-1]))
@@ -140,7 +136,7 @@ def test_work_with_other_settings_is_removed_once_the_mask_is_done_unless_it_goe
 def test_a_second_process_on_one_image_is_told_of_the_first(tmp_path: Path) -> None:
     with Scratch(tmp_path / "s").locked():
         (tmp_path / "s/lock").write_bytes(b"")  # the first has not yet written its number
-        with pytest.raises(FileError, match="another process works on this picture"), Scratch(tmp_path / "s").locked():
+        with pytest.raises(FileError, match="another process works on this image"), Scratch(tmp_path / "s").locked():
             pass
 
 
@@ -151,7 +147,7 @@ class Torn(ArraySource):
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         if top < 32 and left < 32:
-            raise PictureError("damaged")
+            raise ImageError("damaged")
         return super().read(top, left, height, width)
 
 

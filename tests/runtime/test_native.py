@@ -21,14 +21,15 @@ import torch
 from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
 from evitseg.config import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
 from evitseg.errors import ConfigError, EngineError, WeightsError
-from evitseg.exporters.fold import folded
-from evitseg.image import Preprocess, read_picture
 from evitseg.labels import numbered
 from evitseg.loading import load
 from evitseg.manifest import Manifest, Training
+from evitseg.model.checkpoints import save_checkpoint
+from evitseg.model.fold import folded
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.model.weights import save_checkpoint
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.native import Core, instruction_sets, library
 from evitseg.runtime.openvino_graph import Weights
@@ -152,7 +153,7 @@ def test_a_fork_has_threads_of_its_own(tmp_path: Path) -> None:
 
 def test_the_engine_agrees_with_openvino() -> None:
     artefact = bundled_models()["b0-camvid"]
-    pixels = read_picture(EXAMPLE_PICTURE)[:512, :640]
+    pixels = read_image(EXAMPLE_IMAGE)[:512, :640]
     own, other = (open_engine(artefact, engine, "float32") for engine in ("native", "openvino"))
     assert own.info.precision == "float32"
     expected = other(pixels[None])

@@ -15,27 +15,28 @@ import onnx
 import torch
 
 import evitseg
+from evitseg.architecture import BACKBONES, SEGMENTATION_HEADS, model_config, stage_plans, stem_plan
 from evitseg.bundled import bundled_models
-from evitseg.config import BACKBONES, SEGMENTATION_HEADS, model_config, stage_plans, stem_plan
 from evitseg.errors import WeightsError
 from evitseg.exporters.onnx import onnx_graph, set_onnx_manifest, write_onnx
 from evitseg.exporters.openvino import write_openvino
-from evitseg.image import Preprocess
 from evitseg.labels import load_labels
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.runtime import engines, openvino_graph
-from evitseg.runtime.engines import OpenVinoEngine, open_engine
+from evitseg.preprocess import Preprocess
+from evitseg.runtime import openvino_engine, openvino_graph
+from evitseg.runtime.engines import open_engine
+from evitseg.runtime.openvino_engine import OpenVinoEngine, read_manifest
 from evitseg.runtime.openvino_graph import Writer, tile_counts, tiles
 
 BUNDLED = bundled_models()["b0-camvid"]
 
 
 @pytest.fixture(autouse=True)
-def small_pictures_have_graphs_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested here are graphs for a size, on pictures of few pixels."""
+def small_images_have_graphs_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here are graphs for a size, on images of few pixels."""
     if "share_a_graph" not in request.node.name:
-        monkeypatch.setattr(engines, "OWN_GRAPH_PIXELS", 0, raising=False)
+        monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 0, raising=False)
 
 
 def artefact(model: EfficientViT, path: Path, weights: str = "float32") -> Path:
@@ -163,7 +164,7 @@ def test_large_features_are_cut_and_small_ones_are_not() -> None:
 
 def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     path = artefact(random_network("b0"), tmp_path / "m.onnx")
-    manifest = engines.read_manifest(path)
+    manifest = read_manifest(path)
     other = onnx_graph(random_network("b1"), Preprocess())
     onnx.save(other, path)
     set_onnx_manifest(path, manifest)
@@ -173,8 +174,8 @@ def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mask_does_not_depend_on_what_was_segmented_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "OWN_GRAPH_PIXELS", 96 * 96, raising=False)
-    monkeypatch.setattr(engines, "ROOM_PIXELS", 2**14, raising=False)  # of what was there before
+    monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 96 * 96, raising=False)
+    monkeypatch.setattr(openvino_engine, "ROOM_PIXELS", 2**14, raising=False)  # of what was there before
     sizes = [(64, 64), (96, 96), (64, 96), (128, 96), (128, 128), (64, 64), (96, 160), (128, 128), (64, 128)]
     images = [noise(*size) for size in sizes]
     engine = OpenVinoEngine(BUNDLED, "float32")
@@ -185,7 +186,7 @@ def test_a_mask_does_not_depend_on_what_was_segmented_before(monkeypatch: pytest
         np.testing.assert_array_equal(resumed(image), expected)
 
 
-def test_small_pictures_share_a_graph_and_those_of_large_ones_keep_their_room() -> None:
+def test_small_images_share_a_graph_and_those_of_large_ones_keep_their_room() -> None:
     engine = OpenVinoEngine(BUNDLED, "float32")
     for size in ((64, 64), (480, 512)):
         engine(noise(*size))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evitseg.runtime.overlap import overlapped
+from evitseg.system.parallel import overlapped
 
 
 def test_results_come_in_order_though_work_ends_out_of_it() -> None:

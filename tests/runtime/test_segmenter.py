@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import evitseg
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.errors import ConfigError, EngineError, PictureError, WeightsError
-from evitseg.image import read_picture, read_reduced
+from evitseg.bundled import EXAMPLE_IMAGE
+from evitseg.errors import ConfigError, EngineError, ImageError, WeightsError
+from evitseg.raster.files import read_image, read_reduced
 from evitseg.runtime.segmenter import Segmenter
 
 
@@ -21,7 +21,7 @@ def segment() -> Segmenter:
 
 
 def test_the_bundled_model_knows_a_street(segment: Segmenter) -> None:
-    prediction = segment(EXAMPLE_PICTURE)
+    prediction = segment(EXAMPLE_IMAGE)
     assert prediction.mask.shape == (1080, 1920)
     fractions = prediction.fractions()
     assert sum(fractions.values()) == pytest.approx(1)
@@ -46,28 +46,28 @@ def test_a_path_an_image_and_an_array_give_the_same(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (37, 3), (31, 33), (270, 480)])
-def test_any_picture_size_gives_a_mask_of_that_size(size: tuple[int, int], segment: Segmenter) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+def test_any_image_size_gives_a_mask_of_that_size(size: tuple[int, int], segment: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for working_size in (None, "native", 64):
-        mask = Segmenter(segment.engine, working_size)(picture).mask
+        mask = Segmenter(segment.engine, working_size)(image).mask
         assert mask.shape == size
         assert mask.dtype == np.uint8
 
 
-def test_a_batch_gives_what_single_pictures_give(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
-    pictures = [photograph, photograph[:, ::-1], photograph[:200], photograph[:, :, ::-1], photograph[::-1]]
-    together = list(segment.batch(pictures, size=2))
-    assert len(together) == len(pictures)
-    for picture, prediction in zip(pictures, together, strict=True):
-        single = segment(np.ascontiguousarray(picture)).mask
+def test_a_batch_gives_what_single_images_give(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    images = [photograph, photograph[:, ::-1], photograph[:200], photograph[:, :, ::-1], photograph[::-1]]
+    together = list(segment.batch(images, size=2))
+    assert len(together) == len(images)
+    for image, prediction in zip(images, together, strict=True):
+        single = segment(np.ascontiguousarray(image)).mask
         # bfloat16 kernels may sum in another order in a batch.
         assert (prediction.mask == single).mean() > 0.999
 
 
-def test_a_batch_gives_what_was_done_before_a_bad_picture(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+def test_a_batch_gives_what_was_done_before_a_bad_image(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
     predictions = segment.batch([photograph, photograph, "absent.jpg", photograph])
     assert next(predictions).mask.shape == next(predictions).mask.shape
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         next(predictions)
     with pytest.raises(ConfigError, match="a batch of 0"):
         next(segment.batch([photograph], size=0))
@@ -126,28 +126,28 @@ def test_models_that_are_not_there_are_one_sentence(tmp_path: Path) -> None:
         evitseg.load(size="large")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="size 3 is out of range"):
         evitseg.load(size=3)
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         evitseg.load()("absent.jpg")
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_its_mask_is_of_its_own_size(tmp_path: Path) -> None:
     large = tmp_path / "large.jpg"
     turned = tmp_path / "turned.jpg"
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         grown = image.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
     grown.save(large, quality=95)
     exif = Image.Exif()
     exif[0x0112] = 6
     grown.transpose(Image.Transpose.ROTATE_90).save(turned, quality=95, exif=exif)
     segment = evitseg.load(precision="float32", size=512)
-    expected = segment(read_picture(large)).mask  # from an array, all pixels decoded
+    expected = segment(read_image(large)).mask  # from an array, all pixels decoded
     for path in (large, turned):
         prediction = segment(path)
         assert prediction.mask.shape == (1500, 2000)
         assert prediction.source == path  # the full pixels were not needed
         assert (prediction.mask == expected).mean() > 0.99
-        assert prediction.picture.shape == (1500, 2000, 3)
-    assert not isinstance(evitseg.load(size=720)(EXAMPLE_PICTURE).source, Path)
+        assert prediction.image.shape == (1500, 2000, 3)
+    assert not isinstance(evitseg.load(size=720)(EXAMPLE_IMAGE).source, Path)
 
 
 def test_a_jpeg_is_never_decoded_smaller_than_the_network_wants(tmp_path: Path) -> None:

@@ -22,31 +22,25 @@ needs("torch", "onnx")
 import torch
 
 import evitseg
+from evitseg.architecture import BACKBONES, ModelConfig, model_config
 from evitseg.bundled import bundled_models
-from evitseg.config import BACKBONES, ModelConfig, model_config
-from evitseg.errors import ConfigError, EngineError, EvitsegError, FileError, PictureError, WeightsError
+from evitseg.errors import ConfigError, EngineError, EvitsegError, FileError, ImageError, WeightsError
 from evitseg.exporters.onnx import write_onnx
 from evitseg.exporters.openvino import write_openvino
-from evitseg.image import Preprocess
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
-from evitseg.runtime.scratch import Layout, Life, Scratch, arranged
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.segmenter import Segmenter
-from evitseg.runtime.streaming import (
-    Context,
-    Network,
-    Plan,
-    Progress,
-    Streamed,
-    make_plan,
-    render,
-    segment_huge,
-    tiled_logits,
-    verify,
-)
 from evitseg.runtime.upsample import Side, argmax_upsampled
-from evitseg.runtime.windows import ArraySink, ArraySource, Resampled, Window, tiles_of
+from evitseg.tiling.context import Context
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import Plan, make_plan
+from evitseg.tiling.region import render
+from evitseg.tiling.scratch import Layout, Life, Scratch, arranged
+from evitseg.tiling.stream import Progress, Streamed, segment_huge
+from evitseg.tiling.verify import tiled_logits, verify
+from evitseg.tiling.windows import ArraySink, ArraySource, Resampled, Window, tiles_of
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255
@@ -112,7 +106,7 @@ def segment() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture whose sides are no multiples of 32."""
+    """An image whose sides are no multiples of 32."""
     return np.ascontiguousarray(np.asarray(Image.fromarray(photograph).resize((515, 397))))
 
 
@@ -121,40 +115,40 @@ def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def stream(
-    picture: NDArray[np.uint8], network: Network, scratch: Path, tile: int
+    image: NDArray[np.uint8], network: Network, scratch: Path, tile: int
 ) -> tuple[NDArray[np.integer], Streamed]:
-    sink = ArraySink(picture.shape[:2])
-    streamed = segment_huge(ArraySource(picture), sink, network, scratch, tile=tile)
+    sink = ArraySink(image.shape[:2])
+    streamed = segment_huge(ArraySource(image), sink, network, scratch, tile=tile)
     return sink.mask, streamed
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "b0.xml"])
-def test_tiles_give_the_whole_pictures_logits(
+def test_tiles_give_the_whole_images_logits(
     name: str, artefact: Artefact, street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     network, segment = Network(artefact(name), "float32"), evitseg.load(artefact(name), precision="float32")
     for height, width in ((301, 207), (96, 515)):  # the second is one row of tiles
-        picture = np.ascontiguousarray(street[:height, :width])
-        expected = segment.logits(picture)
+        image = np.ascontiguousarray(street[:height, :width])
+        expected = segment.logits(image)
         for tile in (64, 128):
-            actual = tiled_logits(ArraySource(picture), network, tile, tmp_path)
+            actual = tiled_logits(ArraySource(image), network, tile, tmp_path)
             assert difference(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("height", "width"), [(397, 515), (301, 207), (64, 515), (40, 50), (7, 9)])
-def test_the_mask_is_the_whole_pictures_but_where_two_classes_tie(
+def test_the_mask_is_the_whole_images_but_where_two_classes_tie(
     height: int, width: int, street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
 ) -> None:
-    picture = np.ascontiguousarray(street[-height:, :width])
-    expected = segment.mask(picture)
+    image = np.ascontiguousarray(street[-height:, :width])
+    expected = segment.mask(image)
     top = torch.nn.functional.interpolate(
-        torch.from_numpy(segment.logits(picture))[None], (height, width), mode="bilinear"
+        torch.from_numpy(segment.logits(image))[None], (height, width), mode="bilinear"
     )[0].topk(2, 0)[0]
     clear = ((top[0] - top[1]) > 1e-4 * top.abs().max()).numpy()
     for tile in (32, 64, 160, 2048):
         if tile < min(height, width) or tile == 2048:
             sink = ArraySink((height, width))
-            segment_huge(ArraySource(picture), sink, network, tmp_path, tile=tile)
+            segment_huge(ArraySource(image), sink, network, tmp_path, tile=tile)
             np.testing.assert_array_equal(sink.mask[clear], expected[clear])
     assert not list(tmp_path.iterdir())
 
@@ -187,18 +181,18 @@ def test_a_region_from_its_context_is_that_part_of_the_mask(
 def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
-    picture = np.tile(street, (4, 4, 1))
-    valid = np.ones(picture.shape[:2], np.bool_)
+    image = np.tile(street, (4, 4, 1))
+    valid = np.ones(image.shape[:2], np.bool_)
     valid[800:810, 1000:] = False
-    sink = ArraySink(picture.shape[:2])
-    context = segment_huge(ArraySource(picture, valid), sink, network, tmp_path, tile=512).context
+    sink = ArraySink(image.shape[:2])
+    context = segment_huge(ArraySource(image, valid), sink, network, tmp_path, tile=512).context
     region = Window(307, 309, 901, 1200)
     with pytest.raises(ConfigError, match="1 MiB of memory are too little: the smallest part") as told:
-        render(ArraySource(picture, valid), network, context, region, memory=1)
+        render(ArraySource(image, valid), network, context, region, memory=1)
     needed = int(str(told.value).split("needs ")[1].split()[0]) << 20
     counts = []
     for memory in (needed, needed + (30 << 20), 4 << 30):
-        reads = Reads(picture, valid)
+        reads = Reads(image, valid)
         part, damages = render(reads, network, context, region, memory)
         assert damages == ()
         expected = sink.mask[307 : 307 + 901, 309 : 309 + 1200]
@@ -219,7 +213,7 @@ def test_a_region_is_that_part_of_the_mask_in_whatever_precision_runs_here(
     assert (part != mask[33:333, :500]).mean() < 1e-3
 
 
-def test_a_context_of_another_model_or_picture_is_refused(
+def test_a_context_of_another_model_or_image_is_refused(
     artefact: Artefact, street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
     _, streamed = stream(street, network, tmp_path, 96)
@@ -228,7 +222,7 @@ def test_a_context_of_another_model_or_picture_is_refused(
         Context.load(tmp_path / "c.npz", Network(artefact("b0"), "float32"))
     with pytest.raises(ConfigError, match="another image, of 515×397 pixels, not 100×50"):
         render(ArraySource(street[:50, :100]), network, streamed.context, Window(0, 0, 5, 5))
-    with pytest.raises(ConfigError, match="not inside the picture"):
+    with pytest.raises(ConfigError, match="not inside the image"):
         render(ArraySource(street), network, streamed.context, Window(390, 0, 20, 5))
 
 
@@ -257,15 +251,15 @@ def test_a_context_file_runs_no_code(network: Network, tmp_path: Path) -> None:
 def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
-    """Beyond what convolutions see of it, the picture's other half must not matter."""
+    """Beyond what convolutions see of it, the image's other half must not matter."""
     valid = np.ones(street.shape[:2], np.bool_)
     valid[:, 256:] = False
     masks, contexts = [], []
     for value in (0, 255):
-        picture = street.copy()
-        picture[:, 256 + 128 :] = value  # further than the convolutions before the first attention look
+        image = street.copy()
+        image[:, 256 + 128 :] = value  # further than the convolutions before the first attention look
         sink = ArraySink(street.shape[:2])
-        streamed = segment_huge(ArraySource(picture, valid), sink, network, tmp_path)
+        streamed = segment_huge(ArraySource(image, valid), sink, network, tmp_path)
         masks.append(sink.mask)
         contexts.append(streamed.context)
     np.testing.assert_allclose(contexts[0].sums[0].values, contexts[1].sums[0].values, rtol=1e-6)
@@ -276,12 +270,12 @@ def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(
 
 
 class Torn:
-    """A picture of tiles of which some cannot be read."""
+    """An image of tiles of which some cannot be read."""
 
     tile = (64, 64)
 
-    def __init__(self, picture: NDArray[np.uint8], torn: list[tuple[int, int]]) -> None:
-        self.size, self._picture, self._torn = picture.shape[:2], picture, torn
+    def __init__(self, image: NDArray[np.uint8], torn: list[tuple[int, int]]) -> None:
+        self.size, self._image, self._torn = image.shape[:2], image, torn
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         for row, column in self._torn:
@@ -291,8 +285,8 @@ class Torn:
                 and left < column * 64 + 64
                 and column * 64 < left + width
             ):
-                raise PictureError(f"tile {row},{column} is damaged")
-        return self._picture[top : top + height, left : left + width]
+                raise ImageError(f"tile {row},{column} is damaged")
+        return self._image[top : top + height, left : left + width]
 
     def valid(self, top: int, left: int, height: int, width: int) -> None:
         return None
@@ -313,7 +307,7 @@ def test_a_torn_tile_is_named_left_out_and_the_rest_is_done(
 
 
 class Endless:
-    """A picture larger than any disk."""
+    """An image larger than any disk."""
 
     size = (2_000_000, 3_000_000)
 
@@ -347,15 +341,15 @@ def test_after_an_error_nothing_is_left(street: NDArray[np.uint8], network: Netw
 
 KILLED = """
 import sys, numpy as np
-from evitseg.runtime.streaming import Network, segment_huge
-from evitseg.runtime.windows import ArraySink, ArraySource
+from evitseg.tiling.stream import Network, segment_huge
+from evitseg.tiling.windows import ArraySink, ArraySource
 
-picture = np.load(sys.argv[1])
-sink = ArraySink(picture.shape[:2])
+image = np.load(sys.argv[1])
+sink = ArraySink(image.shape[:2])
 def watch(progress):
     print(progress.piece, progress.tile, flush=True)
 streamed = segment_huge(
-    ArraySource(picture), sink, Network(sys.argv[2], "float32"), sys.argv[3], tile=int(sys.argv[4]), watch=watch
+    ArraySource(image), sink, Network(sys.argv[2], "float32"), sys.argv[3], tile=int(sys.argv[4]), watch=watch
 )
 np.save(sys.argv[5], sink.mask)
 print("resumed", streamed.resumed)
@@ -366,12 +360,12 @@ def test_killed_five_times_and_resumed_it_gives_the_same_file(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
     tile, rng = 64, random.Random(3)
-    np.save(tmp_path / "picture.npy", street)
+    np.save(tmp_path / "image.npy", street)
     (tmp_path / "scratch").mkdir()
 
     def command(scratch: str, out: str) -> list[str]:
         places = [
-            tmp_path / "picture.npy",
+            tmp_path / "image.npy",
             BUNDLED,
             tmp_path / scratch,
             tile,
@@ -394,7 +388,7 @@ def test_killed_five_times_and_resumed_it_gives_the_same_file(
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_work_on_another_picture_begins_anew(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
+def test_work_on_another_image_begins_anew(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.piece == 1:
             raise KeyboardInterrupt
@@ -416,7 +410,7 @@ def test_an_artefact_of_one_size_and_a_strange_graph_are_refused(artefact: Artef
     config = CONFIGS["b0"]
     fixed = Manifest("f", config, numbered(19), Preprocess(fixed=(64, 96)), Training("generated", "CC0"))
     write_onnx(EfficientViT(config).eval(), fixed, tmp_path / "fixed.onnx")
-    with pytest.raises(EngineError, match="takes pictures of 64x96 alone"):
+    with pytest.raises(EngineError, match="takes images of 64x96 alone"):
         Network(tmp_path / "fixed.onnx")
     proto = onnx.load(artefact("b0"))
     next(node for node in proto.graph.node if node.op_type == "HardSwish").op_type = "Softsign"
@@ -427,7 +421,7 @@ def test_an_artefact_of_one_size_and_a_strange_graph_are_refused(artefact: Artef
         Network(tmp_path / "model.tflite")
 
 
-def test_a_neighbourhood_that_holds_the_picture_is_the_picture(
+def test_a_neighbourhood_that_holds_the_image_is_the_image(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
     masks = {}
@@ -442,14 +436,12 @@ def test_a_neighbourhood_that_holds_the_picture_is_the_picture(
 
 
 @pytest.mark.parametrize("size", [(288, 192), (288, 224), (320, 192), (96, 64), (301, 224), (32, 512)])
-def test_windows_of_a_resized_picture_are_the_whole_ones_pixels(
-    size: tuple[int, int], street: NDArray[np.uint8]
-) -> None:
+def test_windows_of_a_resized_image_are_the_whole_ones_pixels(size: tuple[int, int], street: NDArray[np.uint8]) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (301, 207, 3), np.uint8)  # noise, where rounding shows
-    whole = np.asarray(Image.fromarray(picture).resize((size[1], 301), Image.Resampling.BILINEAR))
+    image = rng.integers(0, 256, (301, 207, 3), np.uint8)  # noise, where rounding shows
+    whole = np.asarray(Image.fromarray(image).resize((size[1], 301), Image.Resampling.BILINEAR))
     whole = np.asarray(Image.fromarray(whole).resize(size[::-1], Image.Resampling.BILINEAR))
-    resampled = Resampled(ArraySource(picture), size)
+    resampled = Resampled(ArraySource(image), size)
     for _ in range(10):
         top, left = (int(rng.integers(0, side - 1)) for side in size)
         window = Window(top, left, int(rng.integers(1, size[0] - top + 1)), int(rng.integers(1, size[1] - left + 1)))
@@ -487,10 +479,10 @@ def test_half_precision_stays_as_near_to_float32_as_whole(
     assert (tiles != reference).mean() < 1.5 * (whole != reference).mean() + 1e-3
 
 
-def test_the_plan_covers_working_picture_and_mask_once() -> None:
+def test_the_plan_covers_working_image_and_mask_once() -> None:
     plan = Plan((1003, 777), (992, 768), (192, 320))
     for piece in (0, 1):
-        for size, mask in ((plan.working, False), (plan.picture, True)):
+        for size, mask in ((plan.working, False), (plan.image, True)):
             seen = np.zeros(size, np.uint8)
             for tile in range(plan.tiles(piece)):
                 core = plan.core(piece, tile)
@@ -575,14 +567,14 @@ def test_a_sink_that_fails_leaves_the_finished_mask_for_the_next_call(
 
 
 def test_two_processes_do_not_work_in_one_folder_and_a_dead_ones_lock_is_none(tmp_path: Path) -> None:
-    code = "import sys; from evitseg.runtime.scratch import *; from pathlib import Path\n" + (
+    code = "import sys; from evitseg.tiling.scratch import *; from pathlib import Path\n" + (
         "with Scratch(Path(sys.argv[1])).locked(): print('in', flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "work")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        refused = pytest.raises(FileError, match=rf"process {other.pid} works on this picture there")
+        refused = pytest.raises(FileError, match=rf"process {other.pid} works on this image there")
         with refused, Scratch(tmp_path / "work").locked():
             pass
         other.kill()

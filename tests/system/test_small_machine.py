@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evitseg.cli import app
-from evitseg.runtime import memory
+from evitseg.tiling import memory
 
 MIB = 1024**2
 SETTINGS = {
@@ -79,7 +79,7 @@ def test_with_little_memory_free_the_example_still_goes_through_whole(
     monkeypatch.setattr(memory, "free_memory", lambda: free * MIB)
     run = CliRunner().invoke(app, ["predict", "--example", "--out", str(tmp_path / "o")])
     assert run.exit_code == 0, run.output
-    # An overlay is only made where the picture goes through whole.
+    # An overlay is only made where the image goes through whole.
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["street_mask.png", "street_overlay.jpg"]
 
 
@@ -101,12 +101,12 @@ def test_what_the_process_holds_is_not_counted_twice(monkeypatch: pytest.MonkeyP
     assert memory.default_memory(held=2**20) == memory.BASE_BYTES + 2**20 + 150 * MIB
 
 
-def test_pictures_in_hand_at_once_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evitseg.config import model_config
+def test_images_in_hand_at_once_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evitseg.architecture import model_config
 
-    config, picture = model_config("b0", 11), (4000, 5000)
-    of_one = memory.whole_memory(config, picture, (1024, 1280)) - memory.BASE_BYTES
+    config, image = model_config("b0", 11), (4000, 5000)
+    of_one = memory.whole_memory(config, image, (1024, 1280)) - memory.BASE_BYTES
     monkeypatch.setattr(memory, "held_memory", lambda: memory.BASE_BYTES)
     monkeypatch.setattr(memory, "free_memory", lambda: 4 * of_one)
-    assert memory.fits(config, picture, (1024, 1280), at_once=3)
-    assert not memory.fits(config, picture, (1024, 1280), at_once=4)
+    assert memory.fits(config, image, (1024, 1280), at_once=3)
+    assert not memory.fits(config, image, (1024, 1280), at_once=4)

@@ -14,7 +14,7 @@ SMALL = TrainConfig(epochs=2, batch=4, crop=(64, 64), scale=(0.8, 1.2), workers=
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Sky, ground, squares and discs, in noisy colours: a picture and its mask of four classes."""
+    """Sky, ground, squares and discs, in noisy colours: an image and its mask of four classes."""
     height, width = size
     y, x = np.mgrid[:height, :width]
     mask = (y > height * rng.uniform(0.4, 0.6)).astype(np.uint8)

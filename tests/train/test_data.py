@@ -22,27 +22,27 @@ from evitseg.train.data import Batches, Crops, batches, classmix, retouched
 SMALL = TrainConfig(epochs=2, batch=4, crop=(64, 64), scale=(0.8, 1.2), workers=0)
 
 
-@pytest.mark.parametrize(("pictures", "batch"), [(1, 1), (10, 4), (12, 4), (3, 8), (7, 7)])
-def test_every_epoch_sees_every_picture(pictures: int, batch: int) -> None:
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (10, 4), (12, 4), (3, 8), (7, 7)])
+def test_every_epoch_sees_every_image(images: int, batch: int) -> None:
     config = replace(SMALL, batch=batch)
-    keys = batches(config, pictures, epoch=3)
-    assert len(keys) == -(-pictures // batch)
+    keys = batches(config, images, epoch=3)
+    assert len(keys) == -(-images // batch)
     assert {len(group) for group in keys} == {batch}
     numbers = [number for group in keys for _, number in group]
-    assert sorted(numbers[:pictures]) == list(range(pictures))
-    assert keys == batches(config, pictures, epoch=3)
-    if pictures > 4:
-        assert keys != [[(3, n) for _, n in group] for group in batches(config, pictures, epoch=4)]
+    assert sorted(numbers[:images]) == list(range(images))
+    assert keys == batches(config, images, epoch=3)
+    if images > 4:
+        assert keys != [[(3, n) for _, n in group] for group in batches(config, images, epoch=4)]
 
 
 @pytest.mark.parametrize("rotate", [0.0, 40.0])
-def test_picture_and_mask_stay_together(tmp_path: Path, rotate: float) -> None:
+def test_image_and_mask_stay_together(tmp_path: Path, rotate: float) -> None:
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 3, (9, 12)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    Image.fromarray(np.stack([mask * 100] * 3, -1)).save(tmp_path / "picture.png")
+    Image.fromarray(np.stack([mask * 100] * 3, -1)).save(tmp_path / "image.png")
     config = replace(SMALL, scale=(0.3, 2.5), crop=(96, 64), jitter=0.0, rotate=rotate)
-    crops = Crops([Pair(tmp_path / "picture.png", tmp_path / "mask.png")], numbered(3), config)
+    crops = Crops([Pair(tmp_path / "image.png", tmp_path / "mask.png")], numbered(3), config)
     flips = set()
     for epoch in range(40):
         image, truth = crops[epoch, 0]
@@ -50,7 +50,7 @@ def test_picture_and_mask_stay_together(tmp_path: Path, rotate: float) -> None:
         assert truth.shape == (96, 64)
         counted = truth != 255
         assert counted.any()
-        # Beyond the border black; along it a turned picture fades.
+        # Beyond the border black; along it a turned image fades.
         assert (image[:, ~counted] != 0).sum() <= (0.03 * image.numel() if rotate else 0)
         # Bilinear at the borders of classes, exact within.
         agree = ((image[0].float() / 100).round() == truth)[counted].float().mean()
@@ -63,21 +63,21 @@ def test_picture_and_mask_stay_together(tmp_path: Path, rotate: float) -> None:
 
 def test_another_camera_sees_the_same_view() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(60, 200, (32, 48, 3)).astype(np.uint8)
+    image = rng.integers(60, 200, (32, 48, 3)).astype(np.uint8)
     same = replace(SMALL, jitter=0.0)
-    assert np.array_equal(retouched(picture, same, np.random.default_rng(1)), picture)
-    one, two = (retouched(picture, SMALL, np.random.default_rng(5)) for _ in "ab")
+    assert np.array_equal(retouched(image, same, np.random.default_rng(1)), image)
+    one, two = (retouched(image, SMALL, np.random.default_rng(5)) for _ in "ab")
     assert np.array_equal(one, two)
-    assert not np.array_equal(one, picture)
+    assert not np.array_equal(one, image)
     for change in ({"blur": 1.0}, {"jpeg": 1.0}):
-        changed = retouched(picture, replace(same, **change), np.random.default_rng(1))  # type: ignore[arg-type]
-        assert changed.shape == picture.shape
+        changed = retouched(image, replace(same, **change), np.random.default_rng(1))  # type: ignore[arg-type]
+        assert changed.shape == image.shape
         assert changed.dtype == np.uint8
-        assert 0 < np.abs(changed.astype(int) - picture).mean() < 60
+        assert 0 < np.abs(changed.astype(int) - image).mean() < 60
 
 
 def test_jitter_is_brightness_contrast_and_saturation() -> None:
-    # A grey picture has no saturation to change, and its mean no contrast: only brightness is left.
+    # A grey image has no saturation to change, and its mean no contrast: only brightness is left.
     grey = np.full((16, 16, 3), 100, np.uint8)
     brightness = 1 + 0.3 * np.random.default_rng(7).uniform(-1, 1, 3)[0]
     seen = retouched(grey, SMALL, np.random.default_rng(7))
@@ -87,8 +87,8 @@ def test_jitter_is_brightness_contrast_and_saturation() -> None:
 def test_classmix_pastes_whole_classes() -> None:
     rng = np.random.default_rng(0)
     truth, its_truth = np.zeros((8, 8), np.uint8), np.repeat(np.array([1, 2, 3, 255], np.uint8), 16).reshape(8, 8)
-    picture, other = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 9, np.uint8)
-    mixed, mixed_truth = classmix(picture, truth, other, its_truth, 255, rng)
+    image, other = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 9, np.uint8)
+    mixed, mixed_truth = classmix(image, truth, other, its_truth, 255, rng)
     pasted = mixed_truth != 0
     assert set(np.unique(mixed_truth[pasted])) < {1, 2, 3}
     assert len(np.unique(mixed_truth[pasted])) == 2
@@ -97,19 +97,19 @@ def test_classmix_pastes_whole_classes() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_during_the_run_is_named(tmp_path: Path, workers: int) -> None:
+def test_a_image_that_breaks_during_the_run_is_named(tmp_path: Path, workers: int) -> None:
     pairs = []
     for i in range(4):
-        for kind in ("picture", "mask"):
+        for kind in ("image", "mask"):
             Image.fromarray(np.full((64, 64), i % 2, np.uint8)).save(tmp_path / f"{kind}{i}.png")
-        pairs.append(Pair(tmp_path / f"picture{i}.png", tmp_path / f"mask{i}.png"))
+        pairs.append(Pair(tmp_path / f"image{i}.png", tmp_path / f"mask{i}.png"))
     config = replace(SMALL, workers=workers)
     crops = Crops(pairs, numbered(2), config)
     reading = Batches(crops, config)
     keys = batches(config, 4, 0)
     assert len(list(reading.read(keys))) == 1
-    (tmp_path / "picture2.png").write_bytes(b"no picture")
-    with pytest.raises(TrainError, match=r"picture2\.png: .* go on with --resume"):
+    (tmp_path / "image2.png").write_bytes(b"no image")
+    with pytest.raises(TrainError, match=r"image2\.png: .* go on with --resume"):
         list(reading.read(keys))
 
 

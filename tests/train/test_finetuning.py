@@ -18,11 +18,11 @@ needs("torch", "accelerate")
 
 import torch
 
-from evitseg.dataset import find_dataset
+from evitseg.data.layouts import find_dataset
+from evitseg.evaluation.evaluate import evaluate
 from evitseg.loading import load
-from evitseg.metrics import evaluate
+from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import load_checkpoint, save_checkpoint
 from evitseg.train import Event, TrainConfig, fit
 from evitseg.train.config import read_config
 from evitseg.train.record import read_log

@@ -10,8 +10,8 @@ needs("torch", "accelerate")
 import torch
 from torch import nn
 
-from evitseg.image import Preprocess
 from evitseg.model.network import build
+from evitseg.preprocess import Preprocess
 from evitseg.train.norm import estimate, spread, whole_images
 
 

@@ -24,7 +24,7 @@ import torch
 
 from evitseg.errors import TrainError
 from evitseg.labels import numbered
-from evitseg.model.weights import load_checkpoint
+from evitseg.model.checkpoints import load_checkpoint
 from evitseg.train import Event, fit
 from evitseg.train import run as run_module
 from evitseg.train import trainer as module

@@ -24,12 +24,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evitseg
 from evitseg.errors import ConfigError, DatasetError, TrainError, WeightsError
+from evitseg.evaluation.evaluate import Report
 from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
-from evitseg.metrics import Report
 from evitseg.model.attention import AttentionSequence
+from evitseg.model.checkpoints import load_checkpoint
+from evitseg.model.key_names import official_key, timm_key
 from evitseg.model.layers import ConvSequence, sometimes
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import PUBLISHED, load_checkpoint, official_key, timm_key
+from evitseg.model.published import PUBLISHED
 from evitseg.train import Event, TrainConfig, fit
 from evitseg.train import trainer as module
 from evitseg.train.config import CHOOSABLE, read_config, read_recipe, recipes, structured
@@ -51,7 +53,7 @@ from evitseg.train.tune import ENOUGH, tuned
 from tests.train.scenes import SMALL, scene, scenes
 
 
-def test_eight_pictures_are_learnt(tmp_path: Path) -> None:
+def test_eight_images_are_learnt(tmp_path: Path) -> None:
     for split in ("train", "val"):
         scenes(tmp_path / "data" / split, 8, (192, 256))
     config = TrainConfig(
@@ -198,7 +200,7 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_settings(tmp_pat
     with pytest.raises(TrainError, match="nothing to resume"):
         fit(data, SMALL, tmp_path / "other", resume=True)
     (data / "images/0000001.png").unlink()
-    with pytest.raises(TrainError, match=r"the data changed: 5 pictures .* 4 now; .* --start .*last\.safetensors"):
+    with pytest.raises(TrainError, match=r"the data changed: 5 images .* 4 now; .* --start .*last\.safetensors"):
         fit(data, SMALL, tmp_path / "run", resume=True)
     (tmp_path / "run/state.pt").write_bytes(b"damaged")
     with pytest.raises(TrainError, match="damaged"):
@@ -237,11 +239,11 @@ def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_own_data_of_mixed_sizes_with_broken_files(tmp_path: Path) -> None:
-    """100 pictures of three classes, seven-digit names, three sizes; two of them broken."""
+    """100 images of three classes, seven-digit names, three sizes; two of them broken."""
     rng = np.random.default_rng(0)
     for i in range(100):
-        picture, mask = scene(rng, ((96, 128), (128, 96), (70, 150))[i % 3])
-        for kind, values in (("images", picture), ("masks", np.minimum(mask, 2))):
+        image, mask = scene(rng, ((96, 128), (128, 96), (70, 150))[i % 3])
+        for kind, values in (("images", image), ("masks", np.minimum(mask, 2))):
             path = tmp_path / "data" / kind / f"{4017 + i:07}.{'jpg' if kind == 'images' else 'png'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)
@@ -431,7 +433,7 @@ def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
 
 def test_a_kill_while_the_last_epoch_is_measured_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(tmp_path / "data", 10, (64, 64))
-    config = replace(SMALL, epochs=2, save_every=2)  # 8 pictures: two steps an epoch
+    config = replace(SMALL, epochs=2, save_every=2)  # 8 images: two steps an epoch
     measure = module.Trainer._measure
 
     def killed(self: module.Trainer, epoch: int) -> Report:
@@ -495,7 +497,7 @@ def test_a_gradient_that_is_no_number_spoils_nothing(tmp_path: Path, monkeypatch
         fit(data, SMALL, tmp_path / "run")
 
 
-def test_a_validation_picture_that_breaks_during_the_run_ends_it(tmp_path: Path) -> None:
+def test_a_validation_image_that_breaks_during_the_run_ends_it(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data/train", 4, (64, 64)).parent
     scenes(data / "val", 2, (64, 64))
 
@@ -516,7 +518,7 @@ def test_frozen_statistics_are_those_of_every_kind_of_batch_norm(tmp_path: Path)
     assert all(m.training for m in synced.auxiliary.modules())
 
 
-def test_class_weights_come_from_the_training_pictures_alone(tmp_path: Path) -> None:
+def test_class_weights_come_from_the_training_images_alone(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data/train", 4, (64, 64)).parent
     scenes(data / "val", 2, (64, 64), seed=1)
     seen = []

@@ -29,13 +29,13 @@ import av
 
 import evitseg
 from evitseg import video
-from evitseg.authorship import is_ours
 from evitseg.errors import ConfigError, FileError, MissingPackageError, VideoError, WeightsError
-from evitseg.image import tinted
 from evitseg.runtime.segmenter import Segmenter
+from evitseg.system.authorship import is_ours
 from evitseg.video import is_result, is_stream, is_video, segment_video, stream_name, write_video, writers
 from evitseg.video.frames import frame_mask, plane_of, yuv_colors
 from evitseg.video.reader import VideoReader
+from evitseg.visualize import tinted
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,18 @@ def segment() -> Segmenter:
 
 
 def street(count: int, size: tuple[int, int] = (64, 96), moving: bool = True) -> list[NDArray[np.uint8]]:
-    """Pictures of a camera that turns."""
-    from evitseg.bundled import EXAMPLE_PICTURE
+    """Images of a camera that turns."""
+    from evitseg.bundled import EXAMPLE_IMAGE
 
     height, width = size
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         small = np.asarray(image.convert("RGB").resize((width, height)))
     return [np.roll(small, 2 * i * moving, 1) for i in range(count)]
 
 
 def make(
     path: Path,
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     times: Sequence[Fraction] | None = None,
     codec: str = "libx264",
     form: str = "yuv420p",
@@ -69,7 +69,7 @@ def make(
     """A video file, as others make them."""
     with av.open(str(path), "w", options=container_options or {}) as out:
         stream: Any = out.add_stream(codec, 25, options={"qp": "8"} if codec == "libx264" and not options else options)
-        stream.height, stream.width = pictures[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = form
         stream.codec_context.time_base = base
         for name, value in (tags or {}).items():
@@ -77,10 +77,10 @@ def make(
         if matrix is not None:
             stream.set_display_matrix(matrix)
         sound: Any = out.add_stream(audio, 48_000) if audio else None
-        times = times or [Fraction(i, 25) for i in range(len(pictures))]
+        times = times or [Fraction(i, 25) for i in range(len(images))]
         heard = round(times[0] * 48_000)
-        for picture, at in zip(pictures, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for image, at in zip(images, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if form != "rgb24":
                 wanted = {f"dst_{name}": value for name, value in (tags or {}).items() if name.startswith("color")}
                 frame = frame.reformat(format=form, **wanted)
@@ -222,7 +222,7 @@ def test_a_phones_video_is_turned_upright(way: str, segment: Segmenter, tmp_path
 
     clip = make(tmp_path / "clip.mp4", [stored] * 3, matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
     ((_, prediction), *_) = segment_video(clip, segment)
-    assert np.abs(prediction.picture.astype(int) - expected).mean() < 4  # H.264, and colours at half size
+    assert np.abs(prediction.image.astype(int) - expected).mean() < 4  # H.264, and colours at half size
     result = write_video(clip, tmp_path / "clip", segment, ["overlay", "mask"])
     assert result.size == (height, width)
     overlay = decoded(result.written["overlay"])[0]
@@ -293,17 +293,17 @@ def test_colours_are_right_whatever_the_source(
     codec: str, form: str, tags: dict[str, int], segment: Segmenter, tmp_path: Path
 ) -> None:
     # Large fields of colour: where colours are stored at half size, edges say little.
-    picture = np.kron(np.random.default_rng(1).integers(0, 256, (2, 3, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
+    image = np.kron(np.random.default_rng(1).integers(0, 256, (2, 3, 3), np.uint8), np.ones((32, 32, 1), np.uint8))
     options = {"x265-params": "log-level=none:qp=8"} if codec == "libx265" else None
     if codec == "mjpeg":
         options = {"flags": "+qscale", "global_quality": "236"}
     ending = "mov" if codec == "png" else "mkv"
-    clip = make(tmp_path / f"clip.{ending}", [picture] * 3, codec=codec, form=form, tags=tags, options=options)
+    clip = make(tmp_path / f"clip.{ending}", [image] * 3, codec=codec, form=form, tags=tags, options=options)
     ((_, prediction), *_) = segment_video(clip, segment)
-    inside = np.abs(prediction.picture.astype(int) - picture)[4:28, 4:28]
+    inside = np.abs(prediction.image.astype(int) - image)[4:28, 4:28]
     assert inside.mean() < 4
     result = write_video(clip, tmp_path / "clip", segment)
-    expected = np.asarray(tinted(picture, prediction.mask, segment.labels)).astype(int)
+    expected = np.asarray(tinted(image, prediction.mask, segment.labels)).astype(int)
     overlay = decoded(result.written["overlay"])[0]
     assert overlay.colorspace != 0  # which would say RGB
     drawn = rgb(overlay).astype(int)
@@ -433,7 +433,7 @@ def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["overlay", "mask"])
 def test_a_full_disk_is_told(kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
-    monkeypatch.setattr("evitseg.files.temporary_name", lambda: "temporary")
+    monkeypatch.setattr("evitseg.system.files.temporary_name", lambda: "temporary")
     real = open
 
     def full(path: Any, mode: str = "r", **rest: Any) -> Any:
@@ -525,10 +525,10 @@ class Sender:
             stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
             stream.codec_context.time_base = base
             began = time.monotonic()
-            for i, picture in enumerate(street(frames)):
+            for i, image in enumerate(street(frames)):
                 if self.stop.wait(max(0.0, began + i / 25 - time.monotonic())):
                     return
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
                 frame.pts, frame.time_base = round((time.monotonic() - began) / base), base
                 out.mux(stream.encode(frame))
 
@@ -589,7 +589,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_folder_of_pictures_and_videos(tmp_path: Path) -> None:
+def test_a_folder_of_images_and_videos(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "deep").mkdir(parents=True)
     make(data / "deep/clip.mp4", street(3))
@@ -602,14 +602,14 @@ def test_a_folder_of_pictures_and_videos(tmp_path: Path) -> None:
     results = sorted(set(files(data)) - {"deep/clip.mp4", "street.jpg", "street.mp4", "text.avi"})
     assert results == expected
     assert done.stderr.count("text.avi") == 1
-    assert done.stderr.splitlines()[-1] == "error: 1 of the inputs failed; pictures done: 1, videos: 2."
+    assert done.stderr.splitlines()[-1] == "error: 1 of the inputs failed; images done: 1, videos: 2."
     assert "wrote" in done.stdout
     # Results beside their sources are not segmented again.
     again = run("predict", data, "--out", data, "--size", 64, "--no-overlay", "--json", cwd=tmp_path)
     content = json.loads(again.stdout)
     assert [Path(v["source"]).name for v in content["videos"]] == ["clip.mp4", "street.mp4"]
     assert [Path(v["written"]["mask"]).name for v in content["videos"]] == ["clip_mask.mov", "street_mp4_mask.mov"]
-    assert len(content["pictures"]) == 1
+    assert len(content["images"]) == 1
     assert content["videos"][0]["frames"] == 3
     assert content["videos"][0]["size"] == [64, 96]
 

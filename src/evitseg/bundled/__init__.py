@@ -6,7 +6,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
-EXAMPLE_PICTURE = _FOLDER / "street.jpg"
+EXAMPLE_IMAGE = _FOLDER / "street.jpg"
 """A street in France, photographed by Adrien Pavie; source and licence in NOTICE."""
 
 DEFAULT_MODEL = "b0-camvid"

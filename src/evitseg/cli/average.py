@@ -31,7 +31,7 @@ def average(
     from evitseg.errors import MissingPackageError
 
     try:
-        from evitseg.model.weights import average_checkpoints, save_checkpoint
+        from evitseg.model.checkpoints import average_checkpoints, save_checkpoint
     except ImportError as error:
         raise MissingPackageError("averaging checkpoints", "torch") from error
     if out.suffix != ".safetensors":
@@ -43,7 +43,7 @@ def average(
     network, manifest = average_checkpoints(checkpoints, parts)
     statistics = "also of batch norm's statistics; --data estimates those over images"
     if data is not None:
-        from evitseg.dataset import find_dataset
+        from evitseg.data.layouts import find_dataset
         from evitseg.train.norm import estimate_over
 
         splits = find_dataset(data).splits

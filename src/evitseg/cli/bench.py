@@ -23,12 +23,12 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Of the picture and the network's input; may be given several times. (default: 256x256 to 4096x4096; "
+            help="Of the image and the network's input; may be given several times. (default: 256x256 to 4096x4096; "
             "1024x2048 where one size is looked at)",
             show_default=False,
         ),
     ] = None,
-    picture: Annotated[
+    image: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Stretched to every size. (default: the shipped photograph)", show_default=False
@@ -43,7 +43,7 @@ def bench(
     ] = False,
     roofline: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the profile as a roofline picture.", show_default=False),
+        typer.Option(metavar="FILE.png", help="Draw the profile as a roofline image.", show_default=False),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Of one size: every engine that runs the model, at every precision.")
@@ -65,15 +65,17 @@ def bench(
         raise typer.BadParameter("it tries every engine at every precision; leave both out", param_hint="--compare")
     import shlex
 
-    from evitseg import bench as measure
-    from evitseg.bundled import EXAMPLE_PICTURE
+    from evitseg.bundled import EXAMPLE_IMAGE
+    from evitseg.profiling import bench as measure
+    from evitseg.profiling.worker import Table
+    from evitseg.system.machine import machine
 
     if roofline is not None:
-        from evitseg.profile import check_drawing
+        from evitseg.profiling.roofline import check_drawing
 
         check_drawing(roofline)
     subject = measure.Subject(model, engine.value if engine else None, precision.value, threads)
-    command, place = shlex.join(["evitseg", *sys.argv[1:]]), measure.machine()
+    command, place = shlex.join(["evitseg", *sys.argv[1:]]), machine()
     content: dict[str, Any] = {
         "command": command,
         "machine": place.to_dict(),
@@ -87,7 +89,7 @@ def bench(
 
     one = profile or compare
     chosen = subject.sizes(sizes, [measure.ONE_SIZE] if one else measure.SIZES)  # type: ignore[arg-type]
-    shown = picture or EXAMPLE_PICTURE
+    shown = image or EXAMPLE_IMAGE
     timings = []
     for timing in measure.bench(subject, shown, chosen, turns):
         timings.append(timing)
@@ -95,15 +97,15 @@ def bench(
     show(
         *(["```", f"$ {command}", "```", ""] if markdown else []), str(place), f"{content['model']}: {content['runs']}"
     )
-    table = measure.Table(measure.Timing.HEADER, markdown)
+    table = Table(measure.Timing.HEADER, markdown)
     show("", *table.lines(timing.cells(timings) for timing in timings))
     content["sizes"] = [timing.to_dict(timings) for timing in timings]
     content["noise"] = max(timing.noise for timing in timings)
     show("", measure.said_of_noise(content["noise"]))
     sides = timings[-1].height, timings[-1].width
     if profile:
-        from evitseg.profile import draw
-        from evitseg.profile import profile as take_apart
+        from evitseg.profiling.profile import profile as take_apart
+        from evitseg.profiling.roofline import draw
 
         found = take_apart(subject, shown, sides, turns)
         content["profile"] = found.to_dict()

@@ -13,7 +13,7 @@ from evitseg.cli.console import FAILED, complain, progress_bar
 from evitseg.cli.options import AsJson, Bands, Data, Labels, Page, ValueRange, Workers, read_options
 
 if TYPE_CHECKING:
-    from evitseg.dataset import Inspection
+    from evitseg.data.inspect import Inspection
 
 
 @plain_errors
@@ -22,7 +22,7 @@ def check(
     labels: Labels = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw pictures with their masks on one sheet (.png).", show_default=False),
+        typer.Option(metavar="FILE", help="Draw images with their masks on one sheet (.png).", show_default=False),
     ] = None,
     workers: Workers = None,
     bands: Bands = None,
@@ -30,16 +30,18 @@ def check(
     page: Page = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read all pictures and masks, and say what is wrong and how to mend it.
+    """Read all images and masks, and say what is wrong and how to mend it.
 
     Exit status 1 if training would fail. Pairs that cannot be used are named; training leaves them out.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.dataset import contact_sheet, find_dataset, inspect
-    from evitseg.image import AS_STATED, WRITTEN, save_picture
+    from evitseg.data.inspect import contact_sheet, inspect
+    from evitseg.data.layouts import find_dataset
+    from evitseg.image import AS_STATED
     from evitseg.labels import load_labels
+    from evitseg.raster.files import WRITTEN, save_image
     from evitseg.system.machine import logical_cores
 
     if sheet is not None and sheet.suffix.lower() not in WRITTEN:
@@ -54,7 +56,7 @@ def check(
     else:
         _tell_inspection(console, inspection)
     if sheet is not None:
-        save_picture(contact_sheet(inspection), sheet)
+        save_image(contact_sheet(inspection), sheet)
         console.print(Text(f"wrote {sheet}"), soft_wrap=True)
     if not inspection.trains:
         raise typer.Exit(FAILED)
@@ -79,7 +81,7 @@ def _inspection_numbers(inspection: Inspection) -> dict[str, Any]:
         "problems": inspection.problems,
         "left_out": inspection.left_out,
         "notes": inspection.dataset.notes,
-        "duplicates": [[str(f.pair.picture) for f in leak] for leak in inspection.leaks],
+        "duplicates": [[str(f.pair.image) for f in leak] for leak in inspection.leaks],
     }
 
 
@@ -87,7 +89,7 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from evitseg.dataset import ALL
+    from evitseg.data.dataset import ALL
 
     dataset, labels = inspection.dataset, inspection.labels
     heading = Text(f"{dataset.root}: {dataset.layout}, {len(labels.classes)} classes ({labels.name})")
@@ -107,14 +109,14 @@ def _tell_inspection(console: Any, inspection: Inspection) -> None:
     if sizes:
         smallest, largest = sizes[0], sizes[-1]
         span = f"{smallest[1]}×{smallest[0]}" + (f" to {largest[1]}×{largest[0]}" if len(sizes) > 1 else "")
-        console.print(f"picture sizes: {span}")
+        console.print(f"image sizes: {span}")
     absent = [name for name, share in zip(labels.names, inspection.frequencies(), strict=True) if share == 0]
     if absent:
         console.print(Text(f"classes that no mask has: {', '.join(absent)}"))
     if list(dataset.splits) == [ALL]:
         console.print("no split: training holds out a fifth, the same one for the same --seed")
     for first, second in inspection.leaks:
-        complain(f"{second.pair.picture}: the same picture as {first.pair.picture}, which is in {first.split}.")
+        complain(f"{second.pair.image}: the same image as {first.pair.image}, which is in {first.split}.")
     turned = sum(finding.turned for finding in inspection.usable)
     if turned:
         console.print(

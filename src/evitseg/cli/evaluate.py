@@ -28,9 +28,9 @@ from evitseg.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from evitseg.evaluation.evaluate import Report
     from evitseg.image import ReadOptions, Size
     from evitseg.labels import LabelSpace
-    from evitseg.metrics import Report
     from evitseg.runtime.segmenter import Segmenter
 
 
@@ -48,10 +48,10 @@ def evaluate(
     ] = None,
     labels: Labels = None,
     size: WorkingSize = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Look at three scales and the mirrored picture.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Look at three scales and the mirrored image.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write an HTML page with the worst pictures.", show_default=False),
+        typer.Option(metavar="FILE", help="Also write an HTML page with the worst images.", show_default=False),
     ] = None,
     engine: Engine = None,
     precision: Precision = PrecisionName.auto,
@@ -62,7 +62,7 @@ def evaluate(
     page: Page = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model, or masks that were predicted before, on pictures with masks."""
+    """Measure a model, or masks that were predicted before, on images with masks."""
     if masks is not None and (model is not None or tta):
         raise typer.BadParameter("predicted masks need neither a model nor --tta", param_hint="--masks")
     if masks is not None:
@@ -82,11 +82,12 @@ def evaluate(
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.dataset import find_dataset
-    from evitseg.image import AS_STATED, read_picture
+    from evitseg.data.layouts import find_dataset
+    from evitseg.evaluation.evaluate import default_split, evaluate_in_processes, settled_split
+    from evitseg.evaluation.evaluate import evaluate as measure
+    from evitseg.image import AS_STATED
     from evitseg.labels import load_labels
-    from evitseg.metrics import default_split, evaluate_in_processes, settled_split
-    from evitseg.metrics import evaluate as measure
+    from evitseg.raster.files import read_image
 
     space_given = load_labels(labels) if labels else None
     dataset = find_dataset(data, space_given, reading or AS_STATED)
@@ -130,10 +131,10 @@ def evaluate(
     else:
         _tell_report(console, result)
     if report is not None:
-        from evitseg.report import write_html
+        from evitseg.evaluation.html import write_html
 
         mask_of, by_pair = make()
-        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_picture(pair.picture, pair.reading)))
+        of_pair = mask_of if by_pair else (lambda pair: mask_of(read_image(pair.image, pair.reading)))
         title = f"{settings.get('model', masks)} on {dataset.root.resolve().name}"
         write_html(result, report, of_pair, title)
         console.print(Text(f"wrote {report}"), soft_wrap=True)
@@ -178,11 +179,11 @@ def _model_to_measure(
     segment = _segmenter(model, engine, threads, precision, size, reading)
     if tta:
         return segment.mask_tta, False
-    return (lambda pair: segment(pair.picture).mask), True  # from the file, as predict does it
+    return (lambda pair: segment(pair.image).mask), True  # from the file, as predict does it
 
 
 def _masks_to_measure(folder: Path, labels: LabelSpace) -> tuple[Callable[[Any], Any], bool]:
-    from evitseg.metrics import PredictedMasks
+    from evitseg.evaluation.evaluate import PredictedMasks
 
     return PredictedMasks(folder, labels), True
 
@@ -206,6 +207,6 @@ def _tell_report(console: Any, result: Report) -> None:
     table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
     console.print(table)
     console.print(
-        f"{len(result.pictures)} pictures, pixel accuracy {percent(result.pixel_accuracy)} %, "
+        f"{len(result.images)} images, pixel accuracy {percent(result.pixel_accuracy)} %, "
         f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
     )

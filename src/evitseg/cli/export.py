@@ -53,7 +53,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Pictures with masks, arranged as evitseg check knows it: score checkpoint and artefact on them.",
+            help="Images with masks, arranged as evitseg check knows it: score checkpoint and artefact on them.",
             show_default=False,
         ),
     ] = None,
@@ -66,18 +66,18 @@ def export(
         typer.Option(
             metavar="HEIGHTxWIDTH|PIXELS|native",
             help="HEIGHTxWIDTH: the only size it takes; litert, executorch, ncnn and coreml need one. PIXELS or "
-            "'native': the short side at which pictures go through it, where the checkpoint does not say.",
+            "'native': the short side at which images go through it, where the checkpoint does not say.",
             show_default=False,
         ),
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Option(
-            "--pictures", metavar="FILE", help="Verify on these. (default: the shipped photograph)", show_default=False
+            "--images", metavar="FILE", help="Verify on these. (default: the shipped photograph)", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Convert a checkpoint for a device, and keep the file only if it agrees with the checkpoint on real pictures."""
+    """Convert a checkpoint for a device, and keep the file only if it agrees with the checkpoint on real images."""
     from dataclasses import replace
 
     if int8 is not None and (fp16 or weights is WeightsName.float16):
@@ -94,8 +94,8 @@ def export(
     label_space = load_labels(labels) if labels else None
     extras = {"litert": "litert-export", "executorch": "executorch", "ncnn": "ncnn-export", "coreml": "coreml"}
     network, manifest = network_of(checkpoint, extra=extras.get(to.value, "export"))
-    from evitseg.exporters import FORMATS
-    from evitseg.exporters import export as write
+    from evitseg.exporters.export import export as write
+    from evitseg.exporters.formats import FORMATS
 
     preprocess = None
     if wanted is not None and not isinstance(wanted, tuple):
@@ -110,7 +110,7 @@ def export(
             replace(manifest, preprocess=preprocess or manifest.preprocess, labels=label_space or manifest.labels),
             out or Path(checkpoint),
             size=wanted if isinstance(wanted, tuple) else None,
-            pictures=pictures or (),
+            images=images or (),
             data=data,
             max_drop=max_drop,
             threads=threads,
@@ -125,7 +125,7 @@ def export(
         place,
         weights=stored,
         size=wanted if isinstance(wanted, tuple) else None,
-        pictures=pictures or (),
+        images=images or (),
         labels=label_space,
         preprocess=preprocess,
         data=int8 or data,
@@ -139,16 +139,16 @@ def export(
     if files[:-1]:
         print(f"keep beside it: {', '.join(file.name for file in files[:-1])}")
     print(
-        f"verified on {verification.pictures} pictures{' against the rounded network' * (stored == 'int8')}: "
+        f"verified on {verification.images} images{' against the rounded network' * (stored == 'int8')}: "
         "largest logit difference "
         f"{verification.largest_difference:.1e}, {verification.equal_pixels:.3%} of mask pixels equal"
     )
     if verification.measured_on:
         print(
-            f"scored on {verification.measured_on} pictures: {verification.artefact_miou:.2f} % mIoU, "
+            f"scored on {verification.measured_on} images: {verification.exported_miou:.2f} % mIoU, "
             f"the checkpoint {verification.checkpoint_miou:.2f} %"
         )
-    for layer, cost in manifest.kept.items():
+    for layer, cost in manifest.float16_layers.items():
         print(f"left in float16: {layer} (rounded alone it changes the logits by {cost:.1e} of their variance)")
 
 
@@ -156,8 +156,8 @@ def _export_best(network: Any, manifest: Manifest, place: Path, **options: Any) 
     from rich.console import Console
     from rich.table import Table
 
-    from evitseg.exporters import FORMATS
     from evitseg.exporters.best import export_best
+    from evitseg.exporters.formats import FORMATS
 
     endings = [form.ending for form in FORMATS.values() if place.name.endswith(form.ending)]
     stem = place.with_name(place.name.removesuffix(endings[0])) if endings else place
@@ -183,4 +183,4 @@ def _export_best(network: Any, manifest: Manifest, place: Path, **options: Any) 
     print(f"wrote {path} ({best.size_bytes / 1e6:.1f} MB, weights {best.weights}), the smallest of those within 3 %")
     if beside := FORMATS[best.to].files(path)[:-1]:
         print(f"keep beside it: {', '.join(file.name for file in beside)}")
-    print(f"run it with: evitseg predict --model {path} --engine {best.engine} --precision {best.precision} PICTURES")
+    print(f"run it with: evitseg predict --model {path} --engine {best.engine} --precision {best.precision} IMAGES")

@@ -12,7 +12,7 @@ from evitseg.cli.app import plain_errors
 from evitseg.cli.options import AsJson, EngineName
 
 if TYPE_CHECKING:
-    from evitseg.config import Cost
+    from evitseg.architecture import Cost
     from evitseg.manifest import Manifest
 
 
@@ -38,8 +38,8 @@ def _about_package() -> dict[str, Any]:
     from importlib.util import find_spec
 
     from evitseg import __version__
+    from evitseg.architecture import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.config import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
     from evitseg.runtime.native import LIBRARY
 
     modules = {"litert": "ai_edge_litert"}
@@ -56,8 +56,8 @@ def _about_package() -> dict[str, Any]:
 def _about_model(model: str) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from evitseg.architecture import PUBLISHED_SEGMENTATION, cost, short_name
     from evitseg.bundled import bundled_models
-    from evitseg.config import PUBLISHED_SEGMENTATION, cost, short_name
     from evitseg.loading import ARTEFACT_ENDINGS, network_of
 
     short = short_name(model)
@@ -67,7 +67,7 @@ def _about_model(model: str) -> dict[str, Any]:
     path = bundled_models().get(model, Path(model))
     manifest: Manifest
     if path.suffix in ARTEFACT_ENDINGS:
-        from evitseg.runtime.engines import read_manifest
+        from evitseg.runtime.openvino_engine import read_manifest
 
         manifest = read_manifest(path)
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evitseg.cli.console import printable
 from evitseg.cli.outcome import Outcome
-from evitseg.files import is_folder, is_there
+from evitseg.system.files import is_folder, is_there
 
 RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
 OURS = "evitseg wrote them"
@@ -44,7 +44,7 @@ def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
             if mode is not None and stat.S_ISDIR(mode) and not is_zarr(path):
                 files = [Found(file, file.relative_to(path), False) for file in _files_in(path, out, outcome)]
                 if not files:
-                    outcome.fail(given, f"{given}: a folder without pictures or videos ({', '.join(_endings())}).")
+                    outcome.fail(given, f"{given}: a folder without images or videos ({', '.join(_endings())}).")
                 found += files
             elif mode is None and glob.has_magic(given):
                 matches = list(_matches(given, out, outcome))
@@ -61,7 +61,7 @@ def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
 
 
 def _endings() -> list[str]:
-    from evitseg.image import EXTENSIONS as IMAGES
+    from evitseg.raster.formats import EXTENSIONS as IMAGES
     from evitseg.video import EXTENSIONS as VIDEOS
 
     return [*sorted(IMAGES), *sorted(VIDEOS)]
@@ -91,9 +91,8 @@ def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
 
 def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
     """Images and videos below a folder, sorted; hidden files and folders are not looked at."""
-    from evitseg import formats
-    from evitseg.image import EXTENSIONS as IMAGES
-    from evitseg.raster import SLIDE_ENDINGS
+    from evitseg.raster import SLIDE_ENDINGS, formats
+    from evitseg.raster.formats import EXTENSIONS as IMAGES
     from evitseg.video import EXTENSIONS as VIDEOS
 
     known = IMAGES | VIDEOS | {*SLIDE_ENDINGS}
@@ -169,7 +168,7 @@ def _is_special(path: Path) -> bool:
 
 def _is_result(path: Path, out: Path) -> bool:
     """Whether evitseg wrote it: looked at only where its name or its place suggests so."""
-    from evitseg.authorship import is_ours
+    from evitseg.system.authorship import is_ours
     from evitseg.video import is_result
 
     inside = Path(os.path.abspath(out))

@@ -14,7 +14,7 @@ from evitseg.cli.inputs import find_inputs
 from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import DESCRIBED, MASK_ENDINGS, ONE_IMAGE, VIDEO_ENDINGS, Mode, Request, check_used
 from evitseg.errors import ConfigError, FileError
-from evitseg.files import is_file, is_there
+from evitseg.system.files import is_file, is_there
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def run(request: Request) -> None:
 
 def plan(request: Request, outcome: Outcome) -> list[Job]:
     """The jobs that are to be done. Raises: BadParameter, Exit."""
-    from evitseg.image import EXTENSIONS
     from evitseg.raster import SLIDE_ENDINGS
+    from evitseg.raster.formats import EXTENSIONS
     from evitseg.video import check_address, is_stream, stream_name
 
     out, ending = request.out, request.out.suffix.lower()
@@ -166,7 +166,7 @@ def _check(jobs: list[Job], request: Request) -> None:
     """Raises: BadParameter for options that do not fit the jobs."""
     one = [option for option in ONE_IMAGE if option in request.given]
     if len(jobs) > 1 and (request.is_file or one):
-        raise typer.BadParameter("give one picture, or a folder as --out", param_hint="INPUT...")
+        raise typer.BadParameter("give one image, or a folder as --out", param_hint="INPUT...")
     if jobs:
         check_used(request.given, frozenset(job.mode for job in jobs))
     if request.overlay is False and "overlay" in request.videos:
@@ -226,7 +226,7 @@ def name_outputs(found: list[tuple[Path | str, Path]], out: Path) -> list[tuple[
 
 def check_free(paths: list[Path], request: Request, source: Path | str) -> None:
     """Whether results may be written there. Raises: FileError for what evitseg did not write, and for the input."""
-    from evitseg.authorship import is_ours
+    from evitseg.system.authorship import is_ours
 
     for path in paths:
         if not os.path.lexists(path):

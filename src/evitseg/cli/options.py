@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from evitseg.image import ReadOptions, Size
-    from evitseg.runtime.windows import Window
+    from evitseg.tiling.windows import Window
 
 
 class EngineName(str, Enum):
@@ -86,7 +86,7 @@ def whole_number(text: str) -> int:
 
 def parse_size(text: str, forms: str = "'native'") -> Size:
     from evitseg.errors import ConfigError
-    from evitseg.image import check_size
+    from evitseg.preprocess import check_size
 
     if text == "native":
         return "native"
@@ -101,7 +101,7 @@ def parse_size(text: str, forms: str = "'native'") -> Size:
 def parse_export_size(text: str) -> Size | tuple[int, int]:
     """As `parse_size`, and HEIGHTxWIDTH."""
     from evitseg.errors import ConfigError
-    from evitseg.image import check_sides
+    from evitseg.preprocess import check_sides
 
     sides = text.lower().replace("×", "x").split("x")
     try:
@@ -141,7 +141,7 @@ WorkingSize = Annotated[
     typer.Option(
         "--size",
         metavar="PIXELS|native",
-        help="Short side at which pictures go through the network, or 'native' for their own size. "
+        help="Short side at which images go through the network, or 'native' for their own size. "
         "(default: the model's rule)",
         show_default=False,
     ),
@@ -200,7 +200,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_region(text: str) -> Window:
-    from evitseg.runtime.windows import Window
+    from evitseg.tiling.windows import Window
 
     try:
         x, y, width, height = map(whole_number, text.split(","))
@@ -213,7 +213,7 @@ def parse_region(text: str) -> Window:
 
 Data = Annotated[
     str,
-    typer.Argument(metavar="DATA", help="A folder of pictures and masks, a list of pairs (.txt), or a .yaml file."),
+    typer.Argument(metavar="DATA", help="A folder of images and masks, a list of pairs (.txt), or a .yaml file."),
 ]
 
 

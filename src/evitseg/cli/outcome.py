@@ -49,7 +49,7 @@ class Outcome:
 
     def image(self, result: dict[str, Any]) -> None:
         self.images_done += 1
-        self._partly += result["picture"] in self._failed_inputs
+        self._partly += result["image"] in self._failed_inputs
         if self.as_json:
             self._images.append(result)
 
@@ -70,20 +70,20 @@ class Outcome:
         """How many files were left out, by reason."""
         for reason, count in Counter(each["reason"] for each in self._skipped).items():
             if reason == DONE:
-                note(f"{count} pictures have their results and are left out.", self.as_json)
+                note(f"{count} images have their results and are left out.", self.as_json)
             else:
                 note(f"{count} {'files are' if count > 1 else 'file is'} left out: {reason}.", self.as_json)
 
     def finish(self) -> None:
         """Print the summary. Raises: Exit where an input failed."""
         if self.as_json:
-            content: dict[str, Any] = {**self.about, "pictures": self._images}
+            content: dict[str, Any] = {**self.about, "images": self._images}
             if self._videos:
                 content["videos"] = self._videos
             print(json.dumps(content | {"failed": self._failed, "skipped": self._skipped}, indent=2))
         if self._failed:
             count = len(self._failed_inputs)
-            done = f"pictures done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
+            done = f"images done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
             if count - self._partly + self.images_done + self.videos_done > 1:
                 complain(f"{count} of the inputs failed; {done}.")
             raise typer.Exit(FAILED)

@@ -39,7 +39,7 @@ def write_polygons(
     from rich.console import Console
     from rich.progress import Progress
 
-    from evitseg.raster.outlines import polygons as outline
+    from evitseg.raster.polygons import polygons as outline
 
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:

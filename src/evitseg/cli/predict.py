@@ -37,7 +37,7 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT...",
-            help="Pictures of any size, videos, folders of them, or quoted patterns; camera:0; an address (rtsp://, "
+            help="Images of any size, videos, folders of them, or quoted patterns; camera:0; an address (rtsp://, "
             "udp://, http://).",
             show_default=False,
         ),
@@ -98,8 +98,8 @@ def predict(
         bool,
         typer.Option(
             "--exact",
-            help="The mask alone, in tiles and bounded memory, as if the picture went through whole at its own size; "
-            "chosen by itself for pictures that do not fit.",
+            help="The mask alone, in tiles and bounded memory, as if the image went through whole at its own size; "
+            "chosen by itself for images that do not fit.",
         ),
     ] = False,
     memory: Annotated[
@@ -124,7 +124,7 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="Render a --region from such a file, without the rest.")
     ] = None,
     region: Annotated[
-        str | None, typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Of the picture, in pixels; with --context.")
+        str | None, typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Of the image, in pixels; with --context.")
     ] = None,
     context_window: Annotated[
         int | None,
@@ -134,7 +134,7 @@ def predict(
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="The mask alone, at the picture's own size, from overlapping windows of so many pixels, averaged; "
+            help="The mask alone, at the image's own size, from overlapping windows of so many pixels, averaged; "
             "each knows nothing of the rest: for mosaics of many scenes.",
         ),
     ] = None,
@@ -163,14 +163,14 @@ def predict(
     every frame is the newest, older ones are dropped; an interrupt (Ctrl-C) ends it, and what was done is kept.
     """
     if (not inputs and not example) or "" in (inputs or ()):
-        raise typer.BadParameter("give pictures or folders, or --example", param_hint="INPUT...")
-    from evitseg.bundled import EXAMPLE_PICTURE
+        raise typer.BadParameter("give images or folders, or --example", param_hint="INPUT...")
+    from evitseg.bundled import EXAMPLE_IMAGE
     from evitseg.cli.jobs import run
     from evitseg.cli.request import Request, method_of
 
     given = given_options(context_)
     request = Request(
-        inputs=(*(inputs or ()), *((str(EXAMPLE_PICTURE),) if example else ())),
+        inputs=(*(inputs or ()), *((str(EXAMPLE_IMAGE),) if example else ())),
         out=out,
         method=method_of(exact, given),
         given=given,

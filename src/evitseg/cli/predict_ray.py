@@ -20,8 +20,8 @@ def predict_ray(jobs: list[Job], request: Request, outcome: Outcome) -> None:
 
     from evitseg import cluster
     from evitseg.raster import check_place, open_sink
-    from evitseg.runtime.memory import default_memory
-    from evitseg.runtime.streaming import Progress
+    from evitseg.tiling.memory import default_memory
+    from evitseg.tiling.stream import Progress
 
     assert request.ray is not None
     console = Console(stderr=request.as_json, highlight=False)
@@ -58,7 +58,7 @@ def predict_ray(jobs: list[Job], request: Request, outcome: Outcome) -> None:
                         watch=watch,
                         reading=reading,
                     )
-                result: dict[str, Any] = {"picture": str(job.source), "mask": str(place), "size": source.size}
+                result: dict[str, Any] = {"image": str(job.source), "mask": str(place), "size": source.size}
                 keep(streamed, network.labels, request, result)
                 outline(place, request, network.labels, result, job.source)
                 for damage in streamed.damages:

@@ -17,9 +17,10 @@ from evitseg.errors import ConfigError, EvitsegError
 if TYPE_CHECKING:
     from evitseg.image import ReadOptions, Size
     from evitseg.labels import LabelSpace
-    from evitseg.runtime.blending import Blended
-    from evitseg.runtime.streaming import Network, Streamed
-    from evitseg.runtime.windows import Source
+    from evitseg.tiling.network import Network
+    from evitseg.tiling.sliding_window import Blended
+    from evitseg.tiling.stream import Streamed
+    from evitseg.tiling.windows import Source
 
 
 def predict_tiles(jobs: list[Job], request: Request, outcome: Outcome, native: bool = True) -> None:
@@ -66,7 +67,7 @@ def predict_tiles(jobs: list[Job], request: Request, outcome: Outcome, native: b
 def open_network(request: Request, threads: int | None) -> Network:
     """The model, ready for tiles. Raises: EvitsegError."""
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.runtime.streaming import Network
+    from evitseg.tiling.network import Network
 
     name = request.model or DEFAULT_MODEL
     return Network(bundled_models().get(name, Path(name)), request.precision, threads)  # type: ignore[arg-type]
@@ -90,12 +91,13 @@ def fractions_of(counted: Streamed | Blended, labels: LabelSpace) -> dict[str, f
 @contextlib.contextmanager
 def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptions) -> Iterator[tuple[Source, bool]]:
     """An image file for work in tiles, and whether it is read from the file, window by window."""
-    from evitseg.formats import format_of
-    from evitseg.image import TooManyPixelsError, picture_size, read_picture
+    from evitseg.image import TooManyPixelsError
     from evitseg.raster import open_source
+    from evitseg.raster.files import image_size, read_image
+    from evitseg.raster.formats import format_of
     from evitseg.raster.places import place_of
     from evitseg.raster.window import identity_of
-    from evitseg.runtime.windows import ArraySource
+    from evitseg.tiling.windows import ArraySource
 
     kind = None
     if path.is_file():
@@ -104,10 +106,10 @@ def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptio
     if kind is not None and kind.gdal != "GTiff":
         # What is decoded from its beginning anyway needs no copy on disk where there is room for it.
         with contextlib.suppress(TooManyPixelsError):
-            height, width = picture_size(path, reading)
+            height, width = image_size(path, reading)
             if 8 * height * width <= memory // 4 or not kind.gdal:
-                picture = read_picture(path, reading)
-                yield ArraySource(picture, None, identity_of(path.absolute()), place_of(path, reading).origin), False
+                image = read_image(path, reading)
+                yield ArraySource(image, None, identity_of(path.absolute()), place_of(path, reading).origin), False
                 return
     with open_source(path, scratch, reading) as source:
         yield source, True
@@ -128,7 +130,7 @@ def _segment(
     path: Path, place: Path, network: Network, request: Request, native: bool, mode: Mode
 ) -> tuple[dict[str, Any], list[str]]:
     """One mask, or a region of it. Returns: what --json tells, and what of the image could not be read."""
-    from evitseg.runtime.memory import default_memory
+    from evitseg.tiling.memory import default_memory
 
     extra = [file for file in (request.polygons, request.save_context) if file is not None]
     check_free([place, *extra], request, path)
@@ -139,7 +141,7 @@ def _segment(
     reading = request.reading or network.manifest.reading
     memory = default_memory() if request.memory is None else request.memory
     with windows_of(path, scratch, memory, reading) as (source, _):
-        result: dict[str, Any] = {"picture": str(path), "mask": str(place), "size": source.size}
+        result: dict[str, Any] = {"image": str(path), "mask": str(place), "size": source.size}
         if mode is Mode.region:
             damages = _region(source, place, network, request, result)
         elif mode is Mode.blend:
@@ -154,8 +156,10 @@ def _segment(
 
 def _region(source: Source, place: Path, network: Network, request: Request, result: dict[str, Any]) -> list[str]:
     from evitseg.raster import open_sink, part_of
-    from evitseg.runtime.streaming import Context, render, working_size
-    from evitseg.runtime.windows import tiles_of
+    from evitseg.tiling.context import Context
+    from evitseg.tiling.plan import working_size
+    from evitseg.tiling.region import render
+    from evitseg.tiling.windows import tiles_of
 
     region = request.region
     assert request.context is not None
@@ -180,8 +184,8 @@ def _blend(source: Source, place: Path, network: Network, request: Request, resu
     from rich.console import Console
 
     from evitseg.raster import open_sink
-    from evitseg.runtime.blending import blend
-    from evitseg.runtime.streaming import Progress
+    from evitseg.tiling.sliding_window import blend
+    from evitseg.tiling.stream import Progress
 
     assert request.blend is not None
     with progress_bar("segmenting", None, Console(stderr=True, highlight=False), unit="windows") as advance:
@@ -215,7 +219,7 @@ def _exactly(
 
     from evitseg.image import MAX_PIXELS
     from evitseg.raster import check_place, open_sink
-    from evitseg.runtime.streaming import Progress, segment_huge
+    from evitseg.tiling.stream import Progress, segment_huge
 
     check_place(place, source)
     scratch = request.scratch or place.parent
@@ -257,7 +261,7 @@ def keep(streamed: Streamed, labels: LabelSpace, request: Request, result: dict[
 
 def _verify(source: Source, network: Network, request: Request, scratch: Path, result: dict[str, Any]) -> None:
     from evitseg.loading import load
-    from evitseg.runtime.streaming import verify
+    from evitseg.tiling.verify import verify
 
     whole = load(request.model, engine="openvino", threads=request.threads, precision=request.precision)  # type: ignore[arg-type]
     found = verify(source, network, whole, scratch)

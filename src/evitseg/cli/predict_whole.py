@@ -12,12 +12,12 @@ from evitseg.cli.console import note, progress_bar, sentence_of, tell_fractions
 from evitseg.cli.jobs import Job, check_free
 from evitseg.cli.outcome import DONE, Outcome
 from evitseg.cli.request import Mode, Request
-from evitseg.files import is_folder
+from evitseg.system.files import is_folder
 
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
-    from evitseg.masks import MaskFormat
     from evitseg.raster import Origin
+    from evitseg.raster.masks import MaskFormat
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 MAX_STREAMS = 4
@@ -44,7 +44,7 @@ def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once:
     Args:
         memory: bytes for one image; None to judge by what is free, which the images that are `at_once` in hand share.
     """
-    from evitseg.runtime.memory import fits as fits_whole
+    from evitseg.tiling.memory import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
     return not has_tiles(segment) or fits_whole(segment.manifest.model, size, working, memory, at_once)
@@ -109,14 +109,14 @@ def _predict_images(segment: Segmenter, jobs: list[Job], request: Request, outco
     from rich.console import Console
     from rich.text import Text
 
-    from evitseg.runtime.overlap import overlapped
+    from evitseg.system.parallel import overlapped
 
     console = Console(stderr=request.as_json, highlight=False)
     in_tiles: list[Job] = []
     count = 0
     # One more than the engine runs at a time: while it has the cores, another image is read or written.
     workers = segment.info.streams + 1 if len(jobs) > 1 else 1
-    with progress_bar("segmenting", len(jobs), console, unit="pictures") as advance:
+    with progress_bar("segmenting", len(jobs), console, unit="images") as advance:
         finished = overlapped(jobs, lambda job: predict_one(segment, job, request, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
@@ -143,7 +143,7 @@ def _predict_images(segment: Segmenter, jobs: list[Job], request: Request, outco
                     _tell(console, done, segment.labels, in_full=len(jobs) == 1)
     if len(jobs) > 1 and count and not request.as_json:
         what = "masks and overlays" if request.draws else "masks"
-        console.print(Text(f"wrote {what} of {count} pictures to {request.out}"))
+        console.print(Text(f"wrote {what} of {count} images to {request.out}"))
     return in_tiles
 
 
@@ -176,27 +176,28 @@ def predict_one(segment: Segmenter, job: Job, request: Request, at_once: int | N
 
 
 def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int) -> str:
-    """Why an image cannot go through whole, or "". Raises: PictureError, ConfigError."""
-    from evitseg.image import TooManyPixelsError, picture_size
+    """Why an image cannot go through whole, or "". Raises: ImageError, ConfigError."""
+    from evitseg.image import TooManyPixelsError
     from evitseg.raster import SLIDE_ENDINGS
+    from evitseg.raster.files import image_size
 
     if is_folder(path) or path.suffix.lower() in SLIDE_ENDINGS:
         return f"{'Zarr' if is_folder(path) else 'a slide'} is read window by window"
     try:
-        size = picture_size(path, segment.reading)
+        size = image_size(path, segment.reading)
     except TooManyPixelsError:
         return "more pixels than are read at once"
     return "" if fits(segment, size, memory, at_once) else "does not fit in memory whole"
 
 
 def _write(prediction: Prediction, job: Job, mask_path: Path, origin: Origin, request: Request) -> list[Path]:
-    from evitseg.image import MAX_JPEG_SIDE, save_picture
+    from evitseg.raster.files import MAX_JPEG_SIDE, save_image
 
     written = [mask_path]
     if request.draws:
         drawn = prediction.overlay(request.legend is not False)
         written.append(job.overlay(".jpg" if max(drawn.size) <= MAX_JPEG_SIDE else ".png"))
-        save_picture(drawn, written[-1])
+        save_image(drawn, written[-1])
     write_mask(prediction, mask_path, origin, request.mask_format)
     if request.polygons is not None:
         from evitseg.cli.polygons import write_polygons
@@ -211,7 +212,7 @@ def _write(prediction: Prediction, job: Job, mask_path: Path, origin: Origin, re
 def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: MaskFormat) -> None:
     """A mask in memory, in the format that its name's ending says."""
     from evitseg.raster import Part, open_sink
-    from evitseg.runtime.windows import tiles_of
+    from evitseg.tiling.windows import tiles_of
 
     if path.suffix.lower() == ".png" and origin.georeference is None:
         prediction.save(path, mask_format)
@@ -225,7 +226,7 @@ def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: 
 
 def _told(done: Done, request: Request) -> dict[str, Any]:
     mask, *others = done.written
-    result: dict[str, Any] = {"picture": str(done.source), "mask": str(mask), "size": done.size}
+    result: dict[str, Any] = {"image": str(done.source), "mask": str(mask), "size": done.size}
     result["fractions"] = done.fractions
     if request.draws:
         result["overlay"] = str(others[0])

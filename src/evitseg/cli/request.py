@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from evitseg.files import is_folder
+from evitseg.system.files import is_folder
 
 if TYPE_CHECKING:
     from evitseg.image import ReadOptions, Size
-    from evitseg.masks import MaskFormat
-    from evitseg.runtime.windows import Window
+    from evitseg.raster.masks import MaskFormat
+    from evitseg.tiling.windows import Window
 
 
 class Mode(str, Enum):
@@ -127,7 +127,7 @@ class Request:
         object.__setattr__(self, "is_file", _names_a_file(self.out))
         check_honoured(self.given, self.method)
         if self.method is not Mode.whole and self.engine not in (None, "openvino"):
-            raise typer.BadParameter("pictures in tiles run in openvino", param_hint="--engine")
+            raise typer.BadParameter("images in tiles run in openvino", param_hint="--engine")
         if (self.context is None) != (self.region is None):
             raise typer.BadParameter("--context and --region go together", param_hint="--region")
         if self.legend and self.overlay is False and "overlay" not in self.videos:
@@ -192,7 +192,7 @@ def _names_a_file(out: Path) -> bool:
 
 def _check_window(window: int) -> None:
     from evitseg.errors import ConfigError
-    from evitseg.runtime.blending import check_window
+    from evitseg.tiling.sliding_window import check_window
 
     try:
         check_window(window)

@@ -28,7 +28,7 @@ from evitseg.cli.options import (
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
-    from evitseg.metrics import Report
+    from evitseg.evaluation.evaluate import Report
     from evitseg.train import Event
 
 
@@ -50,7 +50,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures. (default: 100)")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images. (default: 100)")] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +70,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="float32, or bfloat16 or float16 for mixed precision. (default: float32)")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read pictures. (default: 1)")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images. (default: 1)")] = None,
     bands: Bands = None,
     value_range: ValueRange = None,
     page: Page = None,
@@ -114,8 +114,8 @@ def train(
         raise MissingPackageError("training", "train") from error
     from dataclasses import replace
 
-    from evitseg.config import PUBLISHED_SEGMENTATION
-    from evitseg.dataset import find_dataset
+    from evitseg.architecture import PUBLISHED_SEGMENTATION
+    from evitseg.data.layouts import find_dataset
     from evitseg.labels import load_labels
     from evitseg.system.machine import logical_cores
     from evitseg.train.config import FRESH, read_config, read_recipe, structured
@@ -201,7 +201,7 @@ def _training_progress(quiet: bool) -> Iterator[Callable[[Event], None]]:
             description = f"epoch {event.epoch}/{event.epochs}" if event.step else "start"
             progress.update(
                 task, total=event.steps, completed=event.step, description=description, loss=event.loss,
-                rate=event.learning_rate, speed=event.pictures_per_s,
+                rate=event.learning_rate, speed=event.images_per_s,
             )  # fmt: skip
             loss = f": loss {event.loss:.3f}" if event.step else ":"
             if event.report is not None:

@@ -1,4 +1,4 @@
-"""Many machines, through Ray: one huge picture in tiles, or many pictures."""
+"""Many machines, through Ray: one huge image in tiles, or many images."""
 
 from evitseg.cluster.batches import predict_dataset, write_masks
 from evitseg.cluster.session import connected

@@ -1,4 +1,4 @@
-"""Many pictures on many machines, through Ray Data: folders, object stores, Parquet in; PNG files or Parquet out."""
+"""Many images on many machines, through Ray Data: folders, object stores, Parquet in; PNG files or Parquet out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from weakref import WeakKeyDictionary
 
 from evitseg.cluster.session import Model, kept, require_ray, slots
 from evitseg.engine import Precision
-from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, MissingPackageError, PictureError
-from evitseg.files import replacing
-from evitseg.image import EXTENSIONS, Size
-from evitseg.masks import mask_png
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, ImageError, MissingPackageError
+from evitseg.image import Size
+from evitseg.raster.formats import EXTENSIONS
+from evitseg.raster.masks import mask_png
+from evitseg.system.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 BATCH = 16
-"""Pictures of a task's batch: so many encoded ones, and masks, are in memory at once."""
+"""Images of a task's batch: so many encoded ones, and masks, are in memory at once."""
 MAX_FILE_BYTES = 2**30
-"""Of an encoded picture."""
+"""Of an encoded image."""
 PATH, NAME, MASK, ERROR = "path", "name", "mask", "error"
-"""Columns that results have: where the picture lies, its name below the folder it was found in, the mask as PNG, and
-what was wrong with the picture, None where nothing was."""
+"""Columns that results have: where the image lies, its name below the folder it was found in, the mask as PNG, and
+what was wrong with the image, None where nothing was."""
 
 _columns: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
-"""Of what `predict_dataset` gave: asked for them, Ray would predict the first pictures, and then once more."""
+"""Of what `predict_dataset` gave: asked for them, Ray would predict the first images, and then once more."""
 
 
 def predict_dataset(
-    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | ray.data.Dataset,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | ray.data.Dataset,
     model: str | os.PathLike[str] | None = None,
     *,
     column: str = "bytes",
@@ -44,30 +45,30 @@ def predict_dataset(
     threads: int = 1,
     size: Size = None,
 ) -> ray.data.Dataset:
-    """Masks of any number of pictures, on the cluster that the process is connected to (`connected`).
+    """Masks of any number of images, on the cluster that the process is connected to (`connected`).
 
-    A picture that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs
+    An image that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs
     before the result is asked for: by `write_masks`, by its own `write_parquet`, or row by row.
 
     Args:
-        pictures: pictures' paths, folders and URIs (s3://, gs://, hdfs://: whatever pyarrow opens), folders looked
+        images: images' paths, folders and URIs (s3://, gs://, hdfs://: whatever pyarrow opens), folders looked
             through with all below them; or a dataset, such as `ray.data.read_parquet` gives.
         model: as in `evitseg.load`. An artefact is sent to the workers; a checkpoint must lie in the same place on all.
-        column: of the encoded pictures in a dataset; its other columns stay.
+        column: of the encoded images in a dataset; its other columns stay.
         threads: of a task; a machine of n cores runs n / threads at once.
 
-    Returns: a row a picture: `PATH` and `NAME`, or the dataset's own columns without `column`; `MASK`; `ERROR`.
+    Returns: a row an image: `PATH` and `NAME`, or the dataset's own columns without `column`; `MASK`; `ERROR`.
 
-    Raises: ConfigError, WeightsError, PictureError for a place where nothing is, MissingPackageError.
+    Raises: ConfigError, WeightsError, ImageError for a place where nothing is, MissingPackageError.
     """
     ray = require_ray()
     try:
         import ray.data as data
     except ImportError as error:
-        raise MissingPackageError("prediction of many pictures", "ray") from error
+        raise MissingPackageError("prediction of many images", "ray") from error
     slots(threads)
-    if isinstance(pictures, data.Dataset):
-        dataset, found = pictures, column
+    if isinstance(images, data.Dataset):
+        dataset, found = images, column
         names = list(dataset.columns() or [])
         if column not in names:
             raise DatasetError(
@@ -77,7 +78,7 @@ def predict_dataset(
         if taken:
             raise DatasetError(f"the dataset has a column {taken[0]!r} already; rename it.")
     else:
-        given = [pictures] if isinstance(pictures, (str, os.PathLike)) else list(pictures)
+        given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         dataset, found, names = data.from_arrow(_tables(list(_found(given)), ray)), PATH, [PATH, NAME]
     results: data.Dataset = dataset.map_batches(
         partial(_predicted, model=Model.sent(model), column=found, settings=(threads, precision, size)),
@@ -90,7 +91,7 @@ def predict_dataset(
 
 
 def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ray.data.Dataset:
-    """Write the masks of `predict_dataset` as PNG files, whose names are the pictures' with .png behind.
+    """Write the masks of `predict_dataset` as PNG files, whose names are the images' with .png behind.
 
     The whole name is kept, so that a.jpg and a.png do not meet. A dataset's rows are named by its column `NAME`, or by
     `PATH`; what would lie outside of the folder is refused in the row.
@@ -121,7 +122,7 @@ def _filesystem(place: str | os.PathLike[str]) -> tuple[FileSystem, str]:
         import pyarrow
         from pyarrow.fs import FileSystem, LocalFileSystem
     except ImportError as error:
-        raise MissingPackageError("prediction of many pictures", "ray") from error
+        raise MissingPackageError("prediction of many images", "ray") from error
     text = os.fspath(place)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         return LocalFileSystem(), os.path.abspath(text).replace(os.sep, "/")
@@ -133,7 +134,7 @@ def _filesystem(place: str | os.PathLike[str]) -> tuple[FileSystem, str]:
 
 
 def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
-    """Paths or URIs of all pictures, and their names below what they have in common. Raises: PictureError."""
+    """Paths or URIs of all images, and their names below what they have in common. Raises: ImageError."""
     import pyarrow.fs as fs
 
     places: list[tuple[str, str, str, list[str]]] = []  # as given, what names are below, as given there, files
@@ -142,19 +143,19 @@ def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
         try:
             about = filesystem.get_file_info(root)
             if about.type == fs.FileType.NotFound:
-                raise PictureError(f"{text}: no such file or folder.")
+                raise ImageError(f"{text}: no such file or folder.")
             if about.type == fs.FileType.File:
                 places.append((text, posixpath.dirname(root), root, [root]))
                 continue
             infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
         except OSError as error:
-            raise PictureError(f"{text}: cannot be read ({error}).") from error
-        files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_picture(info.path))
+            raise ImageError(f"{text}: cannot be read ({error}).") from error
+        files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_image(info.path))
         if not files:
-            raise PictureError(f"{text}: no pictures in this folder.")
+            raise ImageError(f"{text}: no images in this folder.")
         places.append((text, root, root, files))
     if not places:
-        raise PictureError("no pictures were given; give paths, folders or URIs.")
+        raise ImageError("no images were given; give paths, folders or URIs.")
     common = posixpath.commonpath([top.strip("/") for _, top, _, _ in places])
     for text, _, root, files in places:
         for file in files:
@@ -168,7 +169,7 @@ def _uri(given: str, root: str, file: str) -> str:
     return place.rstrip("/") + file[len(root.rstrip("/")) :] + mark + options
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     name = PurePosixPath(path)
     return name.suffix.lower() in EXTENSIONS and not name.name.startswith(".")
 
@@ -203,10 +204,10 @@ def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, 
     errors: list[str | None] = []
     for value in table.column(column).to_pylist():
         try:
-            name = value if column == PATH else "the picture"
+            name = value if column == PATH else "the image"
             source = _content(value) if column == PATH else value
             if not isinstance(source, (str, bytes)):
-                raise PictureError(f"{name}: the row has no bytes of an encoded picture, but {type(value).__name__}.")
+                raise ImageError(f"{name}: the row has no bytes of an encoded image, but {type(value).__name__}.")
             mask, _ = segment.mask_of_file(source, name)
             masks.append(mask_png(mask, segment.labels))
             errors.append(None)
@@ -221,21 +222,19 @@ def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, 
 
 
 def _content(place: str) -> str | bytes:
-    """A local file's path, or what another place holds. Raises: PictureError."""
+    """A local file's path, or what another place holds. Raises: ImageError."""
     filesystem, path = _filesystem(place)
     if filesystem.type_name == "local":
         return path
     try:
         about = filesystem.get_file_info(path)
         if about.size is not None and about.size > MAX_FILE_BYTES:
-            raise PictureError(
-                f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the picture."
-            )
+            raise ImageError(f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the image.")
         with filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read()
             return content
     except OSError as error:
-        raise PictureError(f"{place}: cannot be read ({error}).") from error
+        raise ImageError(f"{place}: cannot be read ({error}).") from error
 
 
 def _written(table: pa.Table, folder: str, column: str) -> pa.Table:
@@ -255,7 +254,7 @@ def _written(table: pa.Table, folder: str, column: str) -> pa.Table:
 
 
 def _inside(name: Any) -> str:
-    """A picture's name or path as that of a file below a folder. Raises: FileError for one that leads out of it."""
+    """An image's name or path as that of a file below a folder. Raises: FileError for one that leads out of it."""
     parts = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "", str(name)).replace("\\", "/").lstrip("/").split("/")
     if name is None or any(part in ("", ".", "..") or "\0" in part or ":" in part for part in parts):
         raise FileError(f"{name!r:.200}: cannot be the name of a mask's file.")

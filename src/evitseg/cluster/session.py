@@ -14,9 +14,9 @@ from typing import Any
 
 import evitseg
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
-from evitseg.files import temporary_folder
 from evitseg.loading import artefact_of
-from evitseg.runtime.artefact import first_line, manifest_file, read
+from evitseg.runtime.model_file import first_line, manifest_file, read
+from evitseg.system.files import temporary_folder
 from evitseg.system.machine import physical_cores
 
 RETRIES = 5

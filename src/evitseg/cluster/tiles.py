@@ -1,7 +1,7 @@
-"""One picture of any size on many machines: `runtime/streaming.py`'s tiles as Ray's tasks.
+"""One image of any size on many machines: `runtime/streaming.py`'s tiles as Ray's tasks.
 
 A task is given what its tile needs of others as objects in Ray's store and leaves what it makes there, so machines
-share nothing but the picture's file. Ray runs a task again whose worker died, and makes objects again that were lost
+share nothing but the image's file. Ray runs a task again whose worker died, and makes objects again that were lost
 with a machine. Sums are added in a tree of tasks whose shape `summed` fixes.
 """
 
@@ -20,28 +20,19 @@ from numpy.typing import NDArray
 
 from evitseg.cluster.session import RETRIES, Model, kept, machine, require_ray, slots, told
 from evitseg.engine import Precision
-from evitseg.errors import ConfigError, EngineError, PictureError
+from evitseg.errors import ConfigError, EngineError, ImageError
 from evitseg.image import AS_STATED, ReadOptions, Size
-from evitseg.runtime.cutting import Piece
-from evitseg.runtime.memory import share_of
-from evitseg.runtime.scratch import Layout
-from evitseg.runtime.streaming import (
-    GROUP,
-    Context,
-    ContextMode,
-    Job,
-    Network,
-    Plan,
-    Progress,
-    Streamed,
-    Sums,
-    added,
-    deliver,
-    make_plan,
-    summed,
-)
-from evitseg.runtime.windows import ArraySource, Damage, Sink, Source, Window, held_by
 from evitseg.system.machine import free_memory
+from evitseg.tiling.context import Context
+from evitseg.tiling.graph_cut import Piece
+from evitseg.tiling.job import Job
+from evitseg.tiling.memory import share_of
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import ContextMode, Plan, make_plan
+from evitseg.tiling.scratch import Layout
+from evitseg.tiling.stream import Progress, Streamed, deliver
+from evitseg.tiling.sums import GROUP, Sums, added, summed
+from evitseg.tiling.windows import ArraySource, Damage, Sink, Source, Window, held_by
 
 Values = NDArray[Any]
 
@@ -55,13 +46,13 @@ check of its own, where a cancelled task answers late.
 
 @dataclass(frozen=True)
 class _Order:
-    """What all tiles of a picture have in common.
+    """What all tiles of an image have in common.
 
     Attributes:
         digest: of the artefact.
         precision: that the network must run in.
         threads: of a task.
-        path: of the picture; None where its pixels are sent.
+        path: of the image; None where its pixels are sent.
         identity, reading: of that file, and how it is read.
         pixels: references to the pixels and to where they are valid.
     """
@@ -147,7 +138,7 @@ class _Cluster:
             for begin, end, own, new in zip(
                 (window.top, window.left),
                 (window.bottom, window.right),
-                job.plan.picture,
+                job.plan.image,
                 job.plan.working,
                 strict=True,
             )
@@ -179,15 +170,15 @@ def segment_huge(
     watch: Callable[[Progress], None] | None = None,
     reading: ReadOptions = AS_STATED,
 ) -> Streamed:
-    """`evitseg.runtime.streaming.segment_huge` on the cluster that the process is connected to (`connected`).
+    """`evitseg.tiling.stream.segment_huge` on the cluster that the process is connected to (`connected`).
 
     In float32, with the same tiles and on processors of the same kind, the mask is the same to the last pixel.
     A worker that dies costs the time of the tile it had; the death of the process that calls this ends the work.
 
     Args:
-        source: the picture, in memory (`ArraySource`) or one that `evitseg.raster.open_source` opened.
+        source: the image, in memory (`ArraySource`) or one that `evitseg.raster.open_source` opened.
         network: of this machine; the workers open their own, in the same precision.
-        path: of the latter kind of picture, in a place that all machines share.
+        path: of the latter kind of image, in a place that all machines share.
         threads: of a task; a machine of n cores does n / threads tiles at once.
         reading: how the workers read the file at `path`.
         memory: bytes that a worker may hold, beside Ray's own store of objects; None for its share of a quarter of
@@ -198,7 +189,7 @@ def segment_huge(
     ray = require_ray()
     many = slots(threads)
     if path is None and not isinstance(source, ArraySource):
-        raise ConfigError("a picture that is not in memory needs its path, for the workers to open it.")
+        raise ConfigError("an image that is not in memory needs its path, for the workers to open it.")
     try:
         memory = share_of(free_memory()) // many if memory is None else memory
         plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
@@ -335,10 +326,8 @@ def _source(order: _Order, stack: ExitStack) -> Source:
 
     try:
         source = stack.enter_context(open_source(Path(order.path), None, order.reading))
-    except PictureError as error:
-        raise PictureError(
-            f"{error} That was on {machine()}: the picture must lie where all machines find it."
-        ) from error
+    except ImageError as error:
+        raise ImageError(f"{error} That was on {machine()}: the image must lie where all machines find it.") from error
     if source.identity != order.identity:
-        raise PictureError(f"{order.path}: not the same file on {machine()}; put it where all machines find one.")
+        raise ImageError(f"{order.path}: not the same file on {machine()}; put it where all machines find one.")
     return source

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import DatasetError
-from evitseg.formats import EXTENSIONS, UNREAD_EXTENSIONS
+from evitseg.raster.formats import EXTENSIONS, UNREAD_EXTENSIONS
 
 _ARRAYS = frozenset({".npy", ".npz", ".mat"})
 """Endings of files in which masks are stored that are no images."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evitseg.errors import DatasetError
-from evitseg.files import replacing
 from evitseg.image import AS_STATED, ReadOptions
+from evitseg.system.files import replacing
 
 MAX_LIST_BYTES = 256 * 2**20
 _LONGEST_ROW = 20_000
@@ -24,9 +24,9 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask, and how the picture's file is read."""
+    """An image and its mask, and how the image's file is read."""
 
-    picture: Path
+    image: Path
     mask: Path
     reading: ReadOptions = AS_STATED
 
@@ -45,7 +45,7 @@ def write_pairs(path: str | os.PathLike[str], pairs: Iterable[Pair], comment: st
     path = Path(path)
     base = os.path.realpath(path.parent)
     lines = [f"{comment}\n"] if comment else []
-    lines += [f"{_quoted(pair.picture, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
+    lines += [f"{_quoted(pair.image, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
     with replacing(path) as file:
         # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
         file.write("".join(lines).encode("utf-8", "surrogateescape"))
@@ -82,7 +82,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
             fields = [part.strip() for part in row.split("\t" if "\t" in row else None)]
         if len(fields) != 2 or not all(fields):
             raise DatasetError(
-                f"{path}, line {number}: {row[:200]!r} is not a picture and a mask, separated by a comma."
+                f"{path}, line {number}: {row[:200]!r} is not an image and a mask, separated by a comma."
             )
         if number == 1 and not any(Path(field).suffix for field in fields):
             continue  # a table's header

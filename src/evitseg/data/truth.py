@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evitseg.errors import ConfigError, DatasetError, PictureError
+from evitseg.errors import ConfigError, DatasetError, ImageError
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
-from evitseg.mask_values import VOID_COLORS, Held, class_indices, color_of, colors_of
-from evitseg.masks import is_plain, read_mask_file
+from evitseg.raster.mask_values import VOID_COLORS, Held, class_indices, color_of, colors_of
+from evitseg.raster.masks import is_plain, read_mask_file
 
 _EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}'
 
@@ -29,14 +29,14 @@ def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done:
     """Every mask that can be read; the others are named where they are used."""
     found = []
     for path in paths:
-        with contextlib.suppress(PictureError):
+        with contextlib.suppress(ImageError):
             found.append(Survey(path, read_mask_file(path).held))
         progress(1)
     return found
 
 
 def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> LabelSpace:
-    """The label space by which every mask of a set can be read on its own; see `evitseg.mask_values.class_indices`.
+    """The label space by which every mask of a set can be read on its own (`class_indices`).
 
     Args:
         labels: the classes, or None for masks that nobody named: then they are numbered from the values that occur.
@@ -255,6 +255,6 @@ def settled_for(paths: Sequence[Path], labels: LabelSpace | None) -> LabelSpace:
         try:
             for path in paths[:1]:
                 read_mask_file(path)
-        except PictureError as error:
+        except ImageError as error:
             raise DatasetError(f"no mask can be read: {error}") from error
     return settled_labels(surveys, labels)

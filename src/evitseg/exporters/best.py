@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, EvitsegError, ExportError, FileError
-from evitseg.exporters import FORMATS, Scored, export
-from evitseg.exporters.verify import example_pictures
-from evitseg.files import temporary_folder
-from evitseg.image import read_picture
+from evitseg.exporters.export import Scored, export
+from evitseg.exporters.formats import FORMATS
+from evitseg.exporters.verify import example_images
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
+from evitseg.raster.files import read_image
 from evitseg.runtime.engines import open_engine
+from evitseg.system.files import temporary_folder
 
 RUNS = {
     "onnx": "onnxruntime",
@@ -47,7 +48,7 @@ class Candidate:
         engine, precision: what runs it.
         size_bytes: of all its files.
         miou: in percent, on the user's data if there are any.
-        median_ms: for one picture, the network alone.
+        median_ms: for one image, the network alone.
         problem: why it is out of the running, if it is.
     """
 
@@ -67,7 +68,7 @@ def export_best(
     stem: Path,
     *,
     size: tuple[int, int] | None = None,
-    pictures: Sequence[str | os.PathLike[str]] = (),
+    images: Sequence[str | os.PathLike[str]] = (),
     data: str | os.PathLike[str] | None = None,
     max_drop: float = 0.5,
     threads: int | None = None,
@@ -77,15 +78,15 @@ def export_best(
 
     Args:
         stem: the file to write, without its ending.
-        size: (height, width) of the only pictures it takes; without one, formats of one size are not tried.
+        size: (height, width) of the only images it takes; without one, formats of one size are not tried.
         data, max_drop: as in `export`; without data, weights are not tried in 8 bits, nor arithmetic in 16.
         threads: at most; None for every physical core.
 
     Returns: the artefact, what it is, and all that were tried.
 
-    Raises: ExportError where nothing runs; what `export` raises for bad data or pictures.
+    Raises: ExportError where nothing runs; what `export` raises for bad data or images.
     """
-    first = read_picture(pictures[0], manifest.reading) if pictures else example_pictures()[0]
+    first = read_image(images[0], manifest.reading) if images else example_images()[0]
     fitting = manifest.preprocess if size is None else replace(manifest.preprocess, fixed=size)
     image = fitting.apply(first)[None]
     scored = None if data is None else Scored(network, replace(manifest, preprocess=fitting), data, tell)
@@ -110,7 +111,7 @@ def export_best(
                         if not path.exists():
                             tell(f"trying {to} with weights in {weights}")
                             export(
-                                (network, manifest), to, path, weights=weights, size=size, pictures=pictures,
+                                (network, manifest), to, path, weights=weights, size=size, images=images,
                                 data=data if weights == "int8" else None, max_drop=max_drop,
                             )  # fmt: skip
                         engine = open_engine(path, candidate.engine, candidate.precision, threads)
@@ -125,7 +126,7 @@ def export_best(
                         candidate.problem = str(error).removesuffix(".")
                     else:
                         running.append((candidate, engine))
-        tell(f"timing {len(running)} of them on pictures of {image.shape[1]}x{image.shape[2]}")
+        tell(f"timing {len(running)} of them on images of {image.shape[1]}x{image.shape[2]}")
         _time(running, image)
         if not running:
             raise ExportError(f"nothing runs here: {tried[0].problem}.")

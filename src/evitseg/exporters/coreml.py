@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from evitseg.engine import EngineInfo, processor_name
+from evitseg.engine import EngineInfo
 from evitseg.errors import EngineError, MissingPackageError
 from evitseg.exporters.deploy import DeploymentForm
 from evitseg.exporters.int8 import in_steps
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
-from evitseg.noise import silenced
-from evitseg.runtime.artefact import manifest_beside
+from evitseg.runtime.model_file import manifest_beside
+from evitseg.system.machine import processor_name
+from evitseg.system.silence import silenced
 
 PACKAGE, WEIGHTS = "Manifest.json", "Data/com.apple.CoreML/weights"
 """What every package has, and where its weights are."""
 
 
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write the package. Its input is a picture of Apple's kind, RGB. Raises: MissingPackageError."""
+    """Write the package. Its input is an image of Apple's kind, RGB. Raises: MissingPackageError."""
     half = manifest.weights != "float32"
     form = DeploymentForm(model, manifest.preprocess, half=True, planes=True).eval()
     try:

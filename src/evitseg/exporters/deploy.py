@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg.errors import ConfigError
-from evitseg.exporters.fold import folded
-from evitseg.image import Preprocess
 from evitseg.model.attention import SMALLEST, SMALLEST_WIDE, MultiScaleAttention, relu_linear_attention
+from evitseg.model.fold import folded
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
+from evitseg.preprocess import Preprocess
 
 
 def plain(block: ConvNormAct) -> nn.Module:
@@ -135,7 +135,7 @@ class DeploymentForm(nn.Module):
     Args:
         preprocess: with a fixed size.
         half: fit for arithmetic in float16.
-        planes: for formats whose programs hand pictures over like that.
+        planes: for formats whose programs hand images over like that.
 
     Raises: ConfigError for a network that gives no logits of pixels.
     """
@@ -180,7 +180,7 @@ def _converted(module: nn.Module, size: tuple[int, int], stride: int, half: bool
     """A copy whose convolutions are folded, and whose attention is `Attention`.
 
     Args:
-        size: of the picture; stride: of the attention layers in this module.
+        size: of the image; stride: of the attention layers in this module.
     """
     if isinstance(module, ConvNormAct):
         return plain(module)

@@ -10,7 +10,7 @@ from evitseg.errors import MissingPackageError
 from evitseg.exporters.deploy import DeploymentForm
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
-from evitseg.noise import silenced
+from evitseg.system.silence import silenced
 
 
 def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> None:

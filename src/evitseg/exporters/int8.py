@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evitseg.errors import ExportError
-from evitseg.exporters.fold import convolutions, folded, set_folded, with_folded_norms
-from evitseg.image import Preprocess
+from evitseg.model.fold import convolutions, folded, set_folded, with_folded_norms
 from evitseg.model.network import Deployed, EfficientViT
+from evitseg.preprocess import Preprocess
 
 LEVELS = 256
 """Different values that 8 bits tell apart."""
 RANKED_ON = 8
-"""Pictures on which single layers are compared; each is looked at once a layer."""
+"""Images on which single layers are compared; each is looked at once a layer."""
 
 Array = NDArray[np.float32]
 Rounding = Callable[[Array], Array]
@@ -113,7 +113,7 @@ def rounded(
 def eight_bit(
     model: EfficientViT,
     preprocess: Preprocess,
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     drop_of: Callable[[EfficientViT], float],
     max_drop: float,
     rounding: Rounding = per_channel,
@@ -124,7 +124,7 @@ def eight_bit(
     float16.
 
     Args:
-        pictures: to calibrate on, of any sizes.
+        images: to calibrate on, of any sizes.
         drop_of: what a network loses, in points of mIoU.
 
     Returns: the network, and of each layer that stayed what it alone costs: the mean squared change of the logits as a
@@ -134,7 +134,7 @@ def eight_bit(
     """
     model = with_folded_norms(model)
     ready = Deployed(model, preprocess)
-    fitting = (preprocess.apply(picture).transpose(2, 0, 1)[None].astype(np.float32) for picture in pictures)
+    fitting = (preprocess.apply(image).transpose(2, 0, 1)[None].astype(np.float32) for image in images)
     inputs = [(torch.from_numpy(pixels) + ready.shift) * ready.scale for pixels in fitting]
     new = rounded(model, inputs, rounding)
     if drop_of(new) <= max_drop:

@@ -15,7 +15,7 @@ from evitseg.exporters.deploy import DeploymentForm
 from evitseg.exporters.int8 import in_steps
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
-from evitseg.noise import silenced
+from evitseg.system.silence import silenced
 
 
 def write_litert(model: EfficientViT, manifest: Manifest, path: Path) -> None:
@@ -34,7 +34,7 @@ def write_litert(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def _take_bytes_as_numbers(path: Path) -> None:
-    """Have the picture converted to float inside XNNPACK.
+    """Have the image converted to float inside XNNPACK.
 
     It has no operator that casts bytes; it has one that takes them as numbers of scale 1.
     """
@@ -43,8 +43,8 @@ def _take_bytes_as_numbers(path: Path) -> None:
 
     model = flatbuffer_utils.read_model(str(path))
     (graph,) = model.subgraphs
-    (picture,) = graph.inputs
-    (cast,) = (operator for operator in graph.operators if picture in operator.inputs)
+    (image,) = graph.inputs
+    (cast,) = (operator for operator in graph.operators if image in operator.inputs)
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
     code.version = 2  # the first that knows uint8
@@ -53,7 +53,7 @@ def _take_bytes_as_numbers(path: Path) -> None:
     cast.builtinOptionsType, cast.builtinOptions = schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT()
     numbers = schema.QuantizationParametersT()
     numbers.scale, numbers.zeroPoint = [1.0], [0]
-    graph.tensors[picture].quantization = numbers
+    graph.tensors[image].quantization = numbers
     flatbuffer_utils.write_model(model, str(path))
 
 
@@ -106,7 +106,7 @@ def undelegated(path: Path) -> list[str]:
     for operator in interpreter._get_ops_details():  # in the order of the file; delegates come last, and take over
         makers |= {int(tensor): operator for tensor in operator["outputs"]}
     wanted, outside = [int(output["index"]) for output in interpreter.get_output_details()], []
-    for tensor in wanted:  # grows while it is walked: from the logits back to the picture
+    for tensor in wanted:  # grows while it is walked: from the logits back to the image
         operator = makers.pop(tensor, None)
         if operator is not None:
             wanted += [int(given) for given in operator["inputs"]]

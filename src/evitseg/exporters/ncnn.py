@@ -13,11 +13,11 @@ from torch import Tensor
 
 from evitseg.errors import ExportError, MissingPackageError
 from evitseg.exporters.int8 import LEVELS
-from evitseg.image import Preprocess
 from evitseg.manifest import Manifest
 from evitseg.model.attention import SMALLEST, MultiScaleAttention
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.noise import silenced
+from evitseg.preprocess import Preprocess
+from evitseg.system.silence import silenced
 
 FLOAT32, FLOAT16, TABLE = (tag.to_bytes(4, "little") for tag in (0, 0x01306B47, 1))
 """What the weights of a layer in a .bin begin with."""

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from evitseg.config import LOGIT_STRIDE
+from evitseg.architecture import LOGIT_STRIDE
 from evitseg.errors import ExportError, MissingPackageError, WeightsError
 from evitseg.exporters.deploy import up_sampling
-from evitseg.exporters.fold import folded, in_half, set_folded
 from evitseg.exporters.int8 import in_steps, steps
-from evitseg.files import replacing
-from evitseg.image import Preprocess
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.attention import SMALLEST, AttentionSequence, MultiScaleAttention
+from evitseg.model.fold import folded, in_half, set_folded
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
-from evitseg.runtime.artefact import read
+from evitseg.preprocess import Preprocess
+from evitseg.runtime.model_file import read
+from evitseg.system.files import replacing
 
 if TYPE_CHECKING:
     import onnx

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evitseg.exporters.fold import in_half
 from evitseg.exporters.int8 import in_steps, steps
 from evitseg.exporters.onnx import onnx_graph
 from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.model.fold import in_half
 from evitseg.model.network import EfficientViT
-from evitseg.runtime.artefact import first_line
+from evitseg.runtime.model_file import first_line
 from evitseg.runtime.openvino_core import openvino_core
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""An artefact beside its checkpoint, on real pictures."""
+"""An artefact beside its checkpoint, on real images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evitseg.bundled import EXAMPLE_PICTURE
-from evitseg.dataset import Pair
+from evitseg.bundled import EXAMPLE_IMAGE
+from evitseg.data.lists import Pair
 from evitseg.engine import Engine
 from evitseg.errors import ExportError
-from evitseg.image import Picture, read_picture
+from evitseg.evaluation.evaluate import evaluate
+from evitseg.image import ImageArray
 from evitseg.manifest import Manifest, Verification
-from evitseg.metrics import evaluate
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
+from evitseg.raster.files import read_image
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import argmax_upsampled
 
@@ -24,24 +25,24 @@ TOLERANCE = {
     "int8": (2e-2, 0.995),
     "float16 arithmetic": (5e-2, 0.99),
 }
-"""Largest difference of a logit, as a share of its picture's largest logit, and smallest share of mask pixels that
+"""Largest difference of a logit, as a share of its image's largest logit, and smallest share of mask pixels that
 agree, by the number format of the stored weights (int8: some may stay in float16). Rounding the weights itself moves
 boundaries by a hair, 0.2 % of the pixels for the published B0 at a short side of 512; float16 arithmetic, Core ML's,
 adds to that."""
 
 
-def example_pictures() -> list[Picture]:
+def example_images() -> list[ImageArray]:
     """The shipped photograph, whole, as its upright middle, and small: three shapes, so that sizes are tried too."""
-    whole = read_picture(EXAMPLE_PICTURE)
+    whole = read_image(EXAMPLE_IMAGE)
     height, width = whole.shape[:2]
     upright = whole[:, (width - height // 2) // 2 : (width + height // 2) // 2]
     return [whole, np.ascontiguousarray(upright), np.ascontiguousarray(whole[::4, ::4])]
 
 
 def verify(
-    artefact: str, engine: Engine, model: EfficientViT, manifest: Manifest, pictures: Sequence[Picture]
+    artefact: str, engine: Engine, model: EfficientViT, manifest: Manifest, images: Sequence[ImageArray]
 ) -> Verification:
-    """Run both in float32 on every picture, and compare logits and masks.
+    """Run both in float32 on every image, and compare logits and masks.
 
     Args:
         artefact: its name, for the message.
@@ -52,14 +53,14 @@ def verify(
     """
     reference = TorchEngine(model, manifest)
     largest, equal, pixels = 0.0, 0, 0
-    for picture in pictures:
-        image = manifest.preprocess.apply(picture)[None]
-        actual, expected = engine(image)[0], reference(image)[0]
+    for image in images:
+        batch = manifest.preprocess.apply(image)[None]
+        actual, expected = engine(batch)[0], reference(batch)[0]
         if not np.isfinite(expected).all():
             raise ExportError("the checkpoint itself gives logits that are not finite; train it again.")
         difference = np.abs(actual - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
         largest = max(largest, float(difference) if np.isfinite(difference) else np.inf)
-        masks = [argmax_upsampled(logits, picture.shape[:2]) for logits in (actual, expected)]
+        masks = [argmax_upsampled(logits, image.shape[:2]) for logits in (actual, expected)]
         equal += int((masks[0] == masks[1]).sum())
         pixels += masks[0].size
     tolerance, min_equal = TOLERANCE["float16 arithmetic" if engine.info.precision == "float16" else manifest.weights]
@@ -67,13 +68,13 @@ def verify(
         raise ExportError(
             f"{artefact} disagrees with its checkpoint and was not kept: the largest logit difference is "
             f"{largest:.2e} (at most {tolerance:.0e}), {equal / pixels:.3%} of mask pixels are equal "
-            f"(at least {min_equal:.1%}), on {len(pictures)} pictures."
+            f"(at least {min_equal:.1%}), on {len(images)} images."
         )
-    return Verification(len(pictures), largest, equal / pixels)
+    return Verification(len(images), largest, equal / pixels)
 
 
 def miou(engine: Engine, pairs: Sequence[Pair], tell: Callable[[str], None]) -> float:
-    """In percent, on pictures with masks. Raises: DatasetError."""
+    """In percent, on images with masks. Raises: DatasetError."""
     segment = Segmenter(engine)
     report = evaluate(segment.mask, pairs, segment.labels)
     for problem in report.skipped:

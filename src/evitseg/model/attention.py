@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from evitseg.config import Activation, AttentionBlock
+from evitseg.architecture import Activation, AttentionBlock
 from evitseg.model.layers import ConvNormAct, ConvSequence, sometimes
 
 SMALLEST = 2.0**-14
@@ -20,7 +20,7 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, sma
     """Attention whose cost grows with the number of tokens, not with its square.
 
     Any factor of a head's keys, or of one token's query, cancels in the quotient. Such factors keep every
-    intermediate inside float16's range, whatever the size of the picture and the scale of queries and keys: a head's
+    intermediate inside float16's range, whatever the size of the image and the scale of queries and keys: a head's
     largest key is made 1, keys are divided by the square root of the number of tokens (by the number itself a single
     key would vanish, by nothing a long sum would overflow), the largest sum of keys is made 1, and so is the largest
     entry of every query. Values are left as they are: at 1024×2048 they may reach 700, and B0's largest is 10. A query

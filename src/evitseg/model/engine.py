@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evitseg.engine import PRECISIONS, EngineInfo, Precision, processor_name
+from evitseg.engine import PRECISIONS, EngineInfo, Precision
 from evitseg.errors import EngineError, unknown
 from evitseg.manifest import Manifest
 from evitseg.model.network import Deployed, EfficientViT
-from evitseg.system.machine import logical_cores
+from evitseg.system.machine import logical_cores, processor_name
 
 
 class TorchEngine:

@@ -1,11 +1,11 @@
-"""Convolution blocks, built from their plan in `evitseg.config`."""
+"""Convolution blocks, built from their plan in `evitseg.architecture`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from evitseg.config import Activation, Conv, ConvBlock
+from evitseg.architecture import Activation, Conv, ConvBlock
 
 
 def activation(name: Activation) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evitseg.config import (
+from evitseg.architecture import (
     STRIDE,
     AttentionBlock,
     Backbone,
@@ -21,9 +21,9 @@ from evitseg.config import (
     stem_plan,
 )
 from evitseg.errors import ConfigError
-from evitseg.image import Preprocess
 from evitseg.model.attention import AttentionSequence
 from evitseg.model.layers import ConvNormAct, ConvSequence, activation
+from evitseg.preprocess import Preprocess
 
 
 class EfficientViTBackbone(nn.Module):
@@ -81,7 +81,7 @@ class SegmentationNetworkHead(nn.Module):
 
 
 class ClassificationNetworkHead(nn.Module):
-    """Widens stage 4, averages over the picture, scores the classes.
+    """Widens stage 4, averages over the image, scores the classes.
 
     Input: the four stages' features. Output: logits (batch, classes).
     """
@@ -105,7 +105,7 @@ class ClassificationNetworkHead(nn.Module):
 class EfficientViT(nn.Module):
     """A backbone with its head.
 
-    Input: (batch, 3, height, width), pixels normalised as `evitseg.image.Preprocess` says; for segmentation both
+    Input: (batch, 3, height, width), pixels normalised as `evitseg.preprocess.Preprocess` says; for segmentation both
     sides divisible by 32, the network's stride.
     Output: logits, at an eighth of the size for segmentation.
 
@@ -162,7 +162,7 @@ def build(variant: str, num_classes: int, head: str | None = None) -> EfficientV
     Args:
         variant: "b0" to "b3", "l0" to "l3".
         num_classes: channels of the logits.
-        head: a row of `evitseg.config.SEGMENTATION_HEADS`; by default the variant's own for Cityscapes.
+        head: a row of `evitseg.architecture.SEGMENTATION_HEADS`; by default the variant's own for Cityscapes.
 
     Raises: ConfigError for a name that is unknown.
     """

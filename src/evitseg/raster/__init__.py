@@ -1,4 +1,4 @@
-"""Pictures and masks too large for memory, read and written window by window."""
+"""Images and masks too large for memory, read and written window by window."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from evitseg.errors import FileError, PictureError
-from evitseg.files import is_file, is_folder
-from evitseg.formats import READABLE, format_of
+from evitseg.errors import FileError, ImageError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
-from evitseg.masks import MaskFormat
+from evitseg.raster.formats import READABLE, format_of
+from evitseg.raster.masks import MaskFormat
 from evitseg.raster.window import (
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
@@ -26,6 +25,7 @@ from evitseg.raster.window import (
     identity_of,
     origin_of,
 )
+from evitseg.system.files import is_file, is_folder
 
 __all__ = [
     "MASK_ENDINGS", "MAX_BLOCK_BYTES", "MAX_PIXELS", "SLIDE_ENDINGS", "Georeference", "Origin", "Part", "Sink",
@@ -44,7 +44,7 @@ def open_source(
     options: ReadOptions = AS_STATED,
     name: str | None = None,
 ) -> Iterator[Source]:
-    """An image file that is read window by window, with the pixels that `evitseg.image.read_picture` gives.
+    """An image file that is read window by window, with the pixels that `evitseg.raster.files.read_image` gives.
 
     The format is told by the content. Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in
     wide compressed strips) are decoded once, while opening, to a file on disk of 3 or 4 bytes a pixel that disappears
@@ -55,7 +55,7 @@ def open_source(
         options: which bands, range and page.
         name: of the file in messages; None for its path.
 
-    Raises: PictureError for what cannot be read or is larger than `MAX_PIXELS`, FileError where the decoded copy finds
+    Raises: ImageError for what cannot be read or is larger than `MAX_PIXELS`, FileError where the decoded copy finds
     no room, MissingPackageError.
     """
     # Absolute, so that no beginning of a name can mean anything but a folder to the libraries below.
@@ -64,7 +64,7 @@ def open_source(
     kind = kind_of(file, name)
     source: Source
     if kind == "zarr":
-        from evitseg.raster.zarrs import open_zarr
+        from evitseg.raster.zarr_format import open_zarr
 
         with open_zarr(file, name, options) as source:
             yield source
@@ -76,8 +76,8 @@ def open_source(
 
         yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
     else:
-        from evitseg.formats import orientation_of, png_frames
-        from evitseg.raster.gdal import NotOpenedError, open_gdal
+        from evitseg.raster.formats import orientation_of, png_frames
+        from evitseg.raster.geotiff import NotOpenedError, open_gdal
         from evitseg.raster.whole import check_bmp, check_jpeg, read_whole
 
         with open(file, "rb") as stream:
@@ -92,7 +92,7 @@ def open_source(
                 frames = png_frames(stream)
         if options.page is not None and options.page > 1:
             if frames == 1:
-                raise PictureError(f"{name}: there is no page {options.page} (--page); it has 1.")
+                raise ImageError(f"{name}: there is no page {options.page} (--page); it has 1.")
             yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
             return
         if frames > 1 and options.page is None:
@@ -124,7 +124,7 @@ def _open_tiff(file: Path, name: str, scratch: str | os.PathLike[str] | None, op
         with open_slide(file, name, options) as source:
             yield source
     else:
-        from evitseg.raster.gdal import open_gdal
+        from evitseg.raster.geotiff import open_gdal
 
         with open_gdal(file, name, "GTiff", scratch, options, page) as source:
             yield source
@@ -135,7 +135,7 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PictureError(f"{name}: cannot be read ({error.strerror or error}).") from error
+        raise ImageError(f"{name}: cannot be read ({error.strerror or error}).") from error
 
 
 def is_zarr(path: str | os.PathLike[str]) -> bool:
@@ -144,29 +144,29 @@ def is_zarr(path: str | os.PathLike[str]) -> bool:
 
 
 def kind_of(file: Path, name: str) -> str:
-    """ "zarr", "tiff", the driver of GDAL that reads it, or "whole" where there is none. Raises: PictureError."""
+    """ "zarr", "tiff", the driver of GDAL that reads it, or "whole" where there is none. Raises: ImageError."""
     try:
         if file.is_dir():
             if is_zarr(file):
                 return "zarr"
-            raise PictureError(f"{name}: a folder, but not Zarr; give a picture file.")
+            raise ImageError(f"{name}: a folder, but not Zarr; give an image file.")
         if file.exists() and not file.is_file():
-            raise PictureError(f"{name}: not a regular file.")  # opening a named pipe waits for its other end
+            raise ImageError(f"{name}: not a regular file.")  # opening a named pipe waits for its other end
         with open(file, "rb") as stream:
             start = stream.read(64)
     except FileNotFoundError as error:
-        raise PictureError(f"{name}: no such file.") from error
+        raise ImageError(f"{name}: no such file.") from error
     except (OSError, ValueError) as error:
-        raise PictureError(f"{name[:200]}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise ImageError(f"{name[:200]}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     found = format_of(start)
     if found is not None:
         return "tiff" if found.name == "TIFF" else found.gdal or "whole"
     if start.lstrip().startswith(b"<VRTDataset") or file.suffix.lower() == ".vrt":
-        raise PictureError(
+        raise ImageError(
             f"{name}: a VRT names other files, which are not opened on a file's word; make one file of it: "
             "gdal_translate -of COG MOSAIC.vrt MOSAIC.tif."
         )
-    raise PictureError(f"{name}: not in a format that can be read; {READABLE}, and Zarr.")
+    raise ImageError(f"{name}: not in a format that can be read; {READABLE}, and Zarr.")
 
 
 @contextmanager
@@ -176,13 +176,13 @@ def open_sink(
     """A mask file of `like`'s size that is written window by window, and appears once the block ends.
 
     The format is that of the name's ending: .tif or .tiff is a GeoTIFF with `like`'s georeference (a COG where `like`
-    is one), or a tiled pyramidal OME-TIFF where `like` is a microscope's picture or the ending is .ome.tif; .png; .zarr
+    is one), or a tiled pyramidal OME-TIFF where `like` is a microscope's image or the ending is .ome.tif; .png; .zarr
     in `like`'s layout. After a failure nothing is left. What is not written has `labels.ignore_index`.
 
     Args:
         mask_format: of PNG and TIFF; Zarr holds numbers without colours in both.
 
-    Raises: PictureError for another ending, FileError for a place that cannot be written, MissingPackageError.
+    Raises: ImageError for another ending, FileError for a place that cannot be written, MissingPackageError.
     """
     file, name, ending = Path(os.path.abspath(path)), str(path), Path(path).suffix.lower()
     origin = origin_of(like)
@@ -197,7 +197,7 @@ def open_sink(
 
                 write_beside_png(file, origin.georeference, labels)
     elif ending == ".zarr":
-        from evitseg.raster.zarrs import zarr_sink
+        from evitseg.raster.zarr_format import zarr_sink
 
         with zarr_sink(file, name, like.size, origin, labels) as sink:
             yield sink
@@ -207,7 +207,7 @@ def open_sink(
         with slide_sink(file, name, like.size, origin, labels, mask_format) as sink:
             yield sink
     else:
-        from evitseg.raster.gdal import geotiff_sink
+        from evitseg.raster.geotiff import geotiff_sink
 
         with geotiff_sink(file, name, like.size, origin, labels, mask_format) as sink:
             yield sink
@@ -235,9 +235,9 @@ def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
     except OSError as error:
         raise FileError(f"{name[:200]}: cannot be written ({error.strerror or error}).") from error
     if ending not in MASK_ENDINGS:
-        raise PictureError(f"{name}: a huge mask is written as .tif, .png or .zarr; end the name in one of them.")
+        raise ImageError(f"{name}: a huge mask is written as .tif, .png or .zarr; end the name in one of them.")
     if ending == ".zarr":
-        from evitseg.raster.zarrs import import_zarr
+        from evitseg.raster.zarr_format import import_zarr
 
         import_zarr()
     elif ending != ".png":
@@ -246,13 +246,13 @@ def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
 
             import_tifffile()
         else:
-            from evitseg.raster.gdal import import_rasterio
+            from evitseg.raster.geotiff import import_rasterio
 
             import_rasterio()
 
 
 def mask_ending(path: str | os.PathLike[str]) -> str:
-    """How the name of a picture's mask ends: the same kind where one is written window by window, else PNG."""
+    """How the name of an image's mask ends: the same kind where one is written window by window, else PNG."""
     ending = Path(path).suffix.lower()
     if is_folder(path):
         return ".zarr"
@@ -261,7 +261,7 @@ def mask_ending(path: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of a picture, for `open_sink`: its size, and where it lies."""
+    """A rectangle of an image, for `open_sink`: its size, and where it lies."""
 
     size: tuple[int, int]
     origin: Origin

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evitseg.errors import PictureError, warn
+from evitseg.errors import ImageError, warn
 from evitseg.image import ReadOptions
 
 _COLORS = ("red", "green", "blue")
@@ -41,10 +41,10 @@ class Band:
 
 
 def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tuple[int, ...]:
-    """Places of the one or three bands to read, from 0. Raises: PictureError."""
+    """Places of the one or three bands to read, from 0. Raises: ImageError."""
     if options.bands is not None:
         if max(options.bands) > len(bands):
-            raise PictureError(
+            raise ImageError(
                 f"{name}: there is no band {max(options.bands)} (--bands); it has {len(bands)} "
                 f"band{'s' * (len(bands) > 1)}."
             )
@@ -63,12 +63,12 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
         return stated
     strange = [band.color for band in bands if band.color in ("cyan", "hue", "lab", "ycbcr")]
     if strange:
-        raise PictureError(f"{name}: its bands are {', '.join(band.color for band in bands)}; convert it to RGB first.")
+        raise ImageError(f"{name}: its bands are {', '.join(band.color for band in bands)}; convert it to RGB first.")
     colors = [place for place, band in enumerate(bands) if band.color != "alpha"]
     if not colors:
-        raise PictureError(f"{name}: has an alpha band only; there is no image in it.")
+        raise ImageError(f"{name}: has an alpha band only; there is no image in it.")
     if len(colors) == 2:
-        raise PictureError(
+        raise ImageError(
             f"{name}: 2 bands are neither grey nor RGB, and the file does not say that one is alpha; choose with "
             "--bands 1 or --bands 2."
         )

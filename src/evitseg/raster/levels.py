@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import PictureError, warn
+from evitseg.errors import ImageError, warn
 from evitseg.image import ReadOptions
 
 PERCENTILES = (2, 98)
@@ -98,7 +98,7 @@ def choose_levels(
         stated_bits: significant bits that the file states; None where it does not.
         is_inverted: 0 is white.
 
-    Raises: PictureError.
+    Raises: ImageError.
     """
     dtype = np.dtype(dtype)
     check_range(name, dtype, options)
@@ -113,12 +113,12 @@ def choose_levels(
 
 
 def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> None:
-    """Raises: PictureError for numbers without an agreed range, if there is no --range."""
+    """Raises: ImageError for numbers without an agreed range, if there is no --range."""
     dtype = np.dtype(dtype)
     if dtype.kind not in "buif":
-        raise PictureError(f"{name}: {dtype.name} pixels are not read; convert them to real numbers first.")
+        raise ImageError(f"{name}: {dtype.name} pixels are not read; convert them to real numbers first.")
     if options.value_range is None and (dtype.kind not in "bu" or dtype.itemsize > 2):
-        raise PictureError(
+        raise ImageError(
             f"{name}: {dtype.name} pixels have no agreed range; choose one with --range LOW,HIGH, --range auto or "
             "--range percentile, or convert the image to 8 or 16 bits (gdal_translate -ot Byte -scale)."
         )
@@ -157,7 +157,7 @@ def _stretched(name: str, dtype: np.dtype[Any], sample: Sample, how: str) -> tup
             every = np.concatenate([part[::step] for part in parts])
             low, high = (float(v) for v in np.percentile(every, PERCENTILES, method="inverted_cdf"))
     if not total:
-        raise PictureError(f"{name}: has no valid pixel, so --range {how} finds no range; give --range LOW,HIGH.")
+        raise ImageError(f"{name}: has no valid pixel, so --range {how} finds no range; give --range LOW,HIGH.")
     if low == high:
         warn(
             f"{name}: --range {how} finds the single value {low:g}, so the image is read black.",

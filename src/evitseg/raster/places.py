@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import MissingPackageError, warn, without_warnings
-from evitseg.files import is_file, replacing
-from evitseg.formats import format_of
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
+from evitseg.raster.formats import format_of
 from evitseg.raster.window import Georeference, Origin, origin_of
+from evitseg.system.files import is_file, replacing
 
 _NOWHERE = Origin()
 
@@ -36,7 +36,7 @@ class Place:
 def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
     """Where an image file lies on earth, and where it has data; cheap for photographs, of which nothing is known.
 
-    Warns where rasterio would be needed and is not installed. Raises: PictureError.
+    Warns where rasterio would be needed and is not installed. Raises: ImageError.
     """
     with path.open("rb") as file:
         start = file.read(64)
@@ -51,7 +51,7 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
         if not row.gdal:
             warn(f"{path}: the mask has no georeference, because none is read for {row.title}.")
             return Place()
-        from evitseg.raster.gdal import georeference_of
+        from evitseg.raster.geotiff import georeference_of
 
         place = georeference_of(path, str(path), row.gdal)
     except MissingPackageError as error:

@@ -13,12 +13,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.authorship import png_chunk
-from evitseg.errors import PictureError
-from evitseg.files import replacing
+from evitseg.errors import ImageError
 from evitseg.labels import LabelSpace
-from evitseg.masks import MaskFormat
+from evitseg.raster.masks import MaskFormat
 from evitseg.raster.window import TILE
+from evitseg.system.authorship import png_chunk
+from evitseg.system.files import replacing
 
 _MAX_SIDE = 2**31 - 1
 _INDEXED, _GREY = 3, 0  # PNG's colour types
@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class PngSink:
-    """What `evitseg.masks.save_mask` writes: 8 bits with a palette or plain grey, 16 bits for more than 255 classes.
+    """What `save_mask` writes: 8 bits with a palette or plain grey, 16 bits for more than 255 classes.
 
     Holds the rows of one row of tiles.
     """
@@ -69,7 +69,7 @@ class PngSink:
             for start in range(top, top + mask.shape[0], TILE):
                 part = mask[start - top : start - top + TILE]
                 if start > top and mask.shape[1] < self._size[1]:
-                    raise ValueError("a window of several rows of tiles must be as wide as the picture")
+                    raise ValueError("a window of several rows of tiles must be as wide as the image")
                 while self._top < start:
                     self._flush()
                 self._rows[: len(part), left : left + part.shape[1]] = part
@@ -100,7 +100,7 @@ def png_sink(
     file: Path, size: tuple[int, int], labels: LabelSpace, mask_format: MaskFormat = "palette"
 ) -> Iterator[PngSink]:
     if max(size) > _MAX_SIDE:
-        raise PictureError(f"{file}: a PNG has at most {_MAX_SIDE:,} pixels a side; write a .tif.")
+        raise ImageError(f"{file}: a PNG has at most {_MAX_SIDE:,} pixels a side; write a .tif.")
     with replacing(file) as stream:
         sink = PngSink(stream, size, labels, mask_format)
         yield sink

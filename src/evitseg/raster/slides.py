@@ -1,4 +1,4 @@
-"""Pictures of microscopes, pyramids in TIFF, through tifffile: level 0 is read tile by tile."""
+"""Images of microscopes, pyramids in TIFF, through tifffile: level 0 is read tile by tile."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.authorship import SOFTWARE
-from evitseg.errors import MissingPackageError, PictureError
-from evitseg.files import replacing
+from evitseg.errors import ImageError, MissingPackageError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
-from evitseg.masks import MaskFormat
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import Levels, cells, check_range, choose_levels
+from evitseg.raster.masks import MaskFormat
 from evitseg.raster.tiff import warn_first
 from evitseg.raster.window import (
     CACHE_BYTES,
@@ -44,6 +42,8 @@ from evitseg.raster.window import (
     rgb,
     writing,
 )
+from evitseg.system.authorship import SOFTWARE
+from evitseg.system.files import replacing
 
 _MICROSCOPES = ("bif", "indica", "ndpi", "ome", "philips", "qpi", "scn", "svs")
 """Of tifffile's names for what wrote a file, those that this module reads."""
@@ -87,10 +87,10 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
         # Not by its name: a file is what it contains, and files that it names are not opened.
         file = tifffile.TiffFile(os.fspath(path), _multifile=False)
     except Exception as error:  # as many kinds as there are ways to damage a header
-        raise PictureError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
+        raise ImageError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
     with file:
         if not file.pages:
-            raise PictureError(f"{name}: truncated or damaged (there is no picture in it).")
+            raise ImageError(f"{name}: truncated or damaged (there is no image in it).")
         yield file
 
 
@@ -98,14 +98,14 @@ def _opened(path: Path, name: str) -> Iterator[Any]:
 def _parsing(name: str) -> Iterator[None]:
     try:
         yield
-    except (PictureError, MissingPackageError):
+    except (ImageError, MissingPackageError):
         raise
     except Exception as error:  # tifffile raises whatever a damaged header makes it stumble over
-        raise PictureError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
+        raise ImageError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
 
 
 class SlideSource:
-    """Windows of the largest picture in the file, at its full size."""
+    """Windows of the largest image in the file, at its full size."""
 
     def __init__(self, name: str, file: Any, identity: str, options: ReadOptions = AS_STATED) -> None:
         self._name, self._file, self.identity = name, file, identity
@@ -116,24 +116,24 @@ class SlideSource:
         key = level.keyframe
         self._key = key
         if key.compression not in _COMPRESSIONS:
-            raise PictureError(f"{name}: compression {key.compression!r} is not read; store it as deflate or JPEG.")
+            raise ImageError(f"{name}: compression {key.compression!r} is not read; store it as deflate or JPEG.")
         if key.compression != _NONE or key.predictor != 1:
             _require_imagecodecs(name)
         allowed = {_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE} | ({_YCBCR} if key.compression in _JPEG else set())
         if key.photometric not in allowed:
-            raise PictureError(f"{name}: colours stored as {key.photometric!r} are not read; convert it to RGB first.")
+            raise ImageError(f"{name}: colours stored as {key.photometric!r} are not read; convert it to RGB first.")
         self._samples = 1 if key.planarconfig == _PLANES_APART else key.samplesperpixel
         self._planes_inside = key.samplesperpixel if key.planarconfig == _PLANES_APART else 1
         if len(planes) * key.samplesperpixel != len(bands) or key.imagedepth != 1:
-            raise PictureError(f"{name}: {len(planes)} pages of {key.samplesperpixel} bands are not one picture.")
+            raise ImageError(f"{name}: {len(planes)} pages of {key.samplesperpixel} bands are not one image.")
         if key.bitspersample not in (8, 16, 32, 64) or isinstance(key.bitspersample, tuple):
-            raise PictureError(f"{name}: BitsPerSample {key.bitspersample} in a file of several planes is not read.")
+            raise ImageError(f"{name}: BitsPerSample {key.bitspersample} in a file of several planes is not read.")
         self._pages = [level.pages[plane] for plane in planes]
         self._bands = choose_bands(name, bands, options)
         if key.photometric != _PALETTE:
             check_range(name, level.dtype, options)
         elif options.value_range is not None:
-            raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
+            raise ImageError(f"{name}: a palette's colours have no range; leave out --range.")
         self._loose = key.compression == _NONE and not key.is_tiled and key.predictor == 1 and key.fillorder == 1
         if key.is_tiled:
             self.tile = (key.tilelength, key.tilewidth)
@@ -161,7 +161,7 @@ class SlideSource:
     def _sample(self) -> Iterator[NDArray[Any]]:
         """Stored values, for the range."""
         for window in cells(self.size):
-            with contextlib.suppress(PictureError):  # a damaged part is reported where it is read
+            with contextlib.suppress(ImageError):  # a damaged part is reported where it is read
                 yield self._stored(*window).reshape(-1)
 
     def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
@@ -256,18 +256,18 @@ def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, Any, list[
     level = series.levels[0]
     lengths = dict(zip(level.axes, level.shape, strict=True))
     if "Y" not in lengths or "X" not in lengths or len(lengths) != len(level.axes):
-        raise PictureError(f"{name}: an array of axes {level.axes}, not an image.")
+        raise ImageError(f"{name}: an array of axes {level.axes}, not an image.")
     if lengths.get("S", 1) > 1 and lengths.get("C", 1) > 1:
-        raise PictureError(f"{name}: several colour pictures in one ({level.axes}, {level.shape}); choose one.")
+        raise ImageError(f"{name}: several colour images in one ({level.axes}, {level.shape}); choose one.")
     leading = [axis for axis in level.axes if axis not in "YXS"]
     shape = [lengths[axis] for axis in leading]
     if math.prod(shape) != len(level.pages):
-        raise PictureError(f"{name}: says it holds {math.prod(shape)} planes, but has {len(level.pages)} pages.")
+        raise ImageError(f"{name}: says it holds {math.prod(shape)} planes, but has {len(level.pages)} pages.")
     each = math.prod(lengths[axis] for axis in leading if axis != "C")
     total = each * len(alike)
     page = options.page or 1
     if page > total:
-        raise PictureError(f"{name}: there is no page {page} (--page); it has {total}.")
+        raise ImageError(f"{name}: there is no page {page} (--page); it has {total}.")
     if total > 1 and options.page is None:
         axes = ", ".join(f"{lengths[axis]} along {axis}" for axis in leading if axis != "C" and lengths[axis] > 1)
         warn_first(name, str(total), f"images ({axes})" if axes else "images")
@@ -366,7 +366,7 @@ def _pixel_size(file: Any) -> tuple[float, float] | None:
 
 @contextmanager
 def open_slide(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[SlideSource]:
-    """Raises: PictureError, MissingPackageError."""
+    """Raises: ImageError, MissingPackageError."""
     with _opened(path, name) as file:
         with _parsing(name):
             source = SlideSource(name, file, identity_of(path), options)
@@ -410,7 +410,7 @@ def slide_sink(
     labels: LabelSpace,
     mask_format: MaskFormat = "palette",
 ) -> Iterator[SlideSink]:
-    """A tiled, compressed OME-TIFF with as many levels as the picture, the classes' colours, names and pixel size."""
+    """A tiled, compressed OME-TIFF with as many levels as the image, the classes' colours, names and pixel size."""
     tifffile = import_tifffile()
     raw = RawFile(name, (*size, 1), labels.dtype, path.parent)
     try:

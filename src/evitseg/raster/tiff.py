@@ -21,9 +21,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import PictureError, warn
-from evitseg.formats import RAW_EXTENSIONS
+from evitseg.errors import ImageError, warn
 from evitseg.image import ReadOptions
+from evitseg.raster.formats import RAW_EXTENSIONS
 from evitseg.raster.window import check_size
 
 MOST_PAGES = 10_000
@@ -139,8 +139,8 @@ class _Reader:
             raise self.damaged("not a BigTIFF")
         self.first = self._unpack("Q", start[8:16])[0] if self.is_big else self._unpack("I", start[4:8])[0]
 
-    def damaged(self, why: str) -> PictureError:
-        return PictureError(f"{self._name}: truncated or damaged ({why}).")
+    def damaged(self, why: str) -> ImageError:
+        return ImageError(f"{self._name}: truncated or damaged ({why}).")
 
     def _unpack(self, code: str, data: bytes) -> tuple[int, ...]:
         return struct.unpack(self.order + code, data)
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def read_tiff(stream: BinaryIO, name: str) -> Tiff:
-    """The directories of a TIFF. Raises: PictureError for a damaged one."""
+    """The directories of a TIFF. Raises: ImageError for a damaged one."""
     reader = _Reader(stream, name)
     first_entries, _ = reader.directory(reader.first)
     sizes: list[tuple[int, int, bool]] = []  # width, height, whether it is reduced or a mask
@@ -197,7 +197,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
         seen.add(offset)
         try:
             entries, after = reader.directory(offset)
-        except PictureError:
+        except ImageError:
             if not sizes:
                 raise
             break  # what comes before is whole
@@ -221,7 +221,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
 
 
 def read_page(stream: BinaryIO, name: str, ifd: int) -> Page:
-    """The directory at this place in the chain. Raises: PictureError."""
+    """The directory at this place in the chain. Raises: ImageError."""
     reader = _Reader(stream, name)
     offset = reader.first
     for _ in range(ifd):
@@ -273,7 +273,7 @@ def _page(reader: _Reader, name: str, entries: dict[int, tuple[int, int, bytes]]
         return reader.numbers(entries.get(tag), (default,))[0]
 
     if 50706 in entries:
-        raise PictureError(f"{name}: a camera's raw file (DNG); develop it to JPEG, PNG or TIFF first.")
+        raise ImageError(f"{name}: a camera's raw file (DNG); develop it to JPEG, PNG or TIFF first.")
     width, height = one(256, 0), one(257, 0)
     if width < 1 or height < 1:
         raise reader.damaged("its size is missing")
@@ -313,7 +313,7 @@ def _each(values: tuple[int, ...], samples: int) -> tuple[int, ...]:
 def _check_pieces(
     reader: _Reader, entries: dict[int, tuple[int, int, bytes]], width: int, height: int, planes: int
 ) -> None:
-    """A size that its strips or tiles cannot hold is a lie, however little the file says. Raises: PictureError."""
+    """A size that its strips or tiles cannot hold is a lie, however little the file says. Raises: ImageError."""
     tag = 324 if 324 in entries else 273
     if tag not in entries:
         raise reader.damaged("it has neither strips nor tiles")
@@ -330,16 +330,16 @@ def _check_pieces(
 
 
 def choose_page(name: str, tiff: Tiff, options: ReadOptions, quietly: bool = False) -> int:
-    """Place in the chain of the directory to read; warns where there are several. Raises: PictureError."""
+    """Place in the chain of the directory to read; warns where there are several. Raises: ImageError."""
     total = f"more than {MOST_PAGES}" if tiff.is_cut else str(tiff.count)
     if options.page is None:
         if tiff.count > 1 and not quietly:
             warn_first(name, total)
         return tiff.pages[0]
     if options.page > max(tiff.count, len(tiff.pages)):
-        raise PictureError(f"{name}: there is no page {options.page} (--page); it has {total}.")
+        raise ImageError(f"{name}: there is no page {options.page} (--page); it has {total}.")
     if options.page > len(tiff.pages):
-        raise PictureError(
+        raise ImageError(
             f"{name}: its {tiff.count} images lie behind one directory, of which only the first is read; save them as "
             "separate files or pages first."
         )
@@ -445,6 +445,6 @@ def cmyk_to_rgb(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def no_raw(path: Path, name: str) -> None:
-    """Raises: PictureError for a camera's raw file, whose first page is a thumbnail."""
+    """Raises: ImageError for a camera's raw file, whose first page is a thumbnail."""
     if path.suffix.lower() in RAW_EXTENSIONS:
-        raise PictureError(f"{name}: a camera's raw file; develop it to JPEG, PNG or TIFF first.")
+        raise ImageError(f"{name}: a camera's raw file; develop it to JPEG, PNG or TIFF first.")

@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from evitseg.errors import EvitsegError, MissingPackageError, PictureError, UnreadableHereError
-from evitseg.files import is_folder
-from evitseg.formats import (
+from evitseg.errors import EvitsegError, ImageError, MissingPackageError, UnreadableHereError
+from evitseg.image import AS_STATED, MAX_PIXELS, ImageArray, ReadOptions, Reduced, TooManyPixelsError
+from evitseg.raster import tiff
+from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.formats import (
     READABLE,
     TURNS,
     ImageFormat,
@@ -34,11 +36,9 @@ from evitseg.formats import (
     jpeg_bits,
     orientation_of,
 )
-from evitseg.image import AS_STATED, MAX_PIXELS, Picture, ReadOptions, Reduced, TooManyPixelsError
-from evitseg.raster import tiff
-from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import cells_of, choose_levels, warn_if_dark
 from evitseg.raster.window import rgb
+from evitseg.system.files import is_folder
 
 Least = Callable[[tuple[int, int]], tuple[int, int]]
 _RGB = (Band("red"), Band("green"), Band("blue"))
@@ -74,7 +74,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
         least: gives the (height, width) that is needed from the (height, width) that there is; a JPEG may then be
             decoded at a half, a quarter or an eighth.
 
-    Raises: PictureError, MissingPackageError.
+    Raises: ImageError, MissingPackageError.
     """
     if isinstance(source, Path) and is_folder(source):
         return _through_windows(source, name, options)
@@ -96,7 +96,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
                 stored = _tiff(stream, name, page, len(file.pages))
                 return _whole(_rendered(stored, name, options))
             if why := tiff.refusal(page):
-                raise PictureError(f"{name}: {why}.")
+                raise ImageError(f"{name}: {why}.")
             reason = f"{name}: reading a TIFF of this kind ({tiff.kind_in_words(page)})"
         else:
             reason = f"{name}: reading a TIFF of several planes or levels"
@@ -105,7 +105,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
 
 
 def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[int, int]:
-    """(height, width) of the image that `read_whole` gives, from the file's header. Raises: PictureError."""
+    """(height, width) of the image that `read_whole` gives, from the file's header. Raises: ImageError."""
     if isinstance(source, Path) and is_folder(source):
         from evitseg.raster import open_source
 
@@ -128,7 +128,7 @@ def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[i
 
 @contextlib.contextmanager
 def opened(source: Path | bytes, name: str) -> Iterator[tuple[BinaryIO, ImageFormat]]:
-    """The file and its format. Raises: PictureError for what is no image."""
+    """The file and its format. Raises: ImageError for what is no image."""
     with decoding(name), contextlib.ExitStack() as stack:
         stream: BinaryIO
         if isinstance(source, bytes):
@@ -139,44 +139,44 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[BinaryIO, ImageFor
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError
             if not stat.S_ISREG(mode):
-                raise PictureError(f"{name}: not a regular file.")
+                raise ImageError(f"{name}: not a regular file.")
             stream = stack.enter_context(open(source, "rb"))
         start = stream.read(64)
         stream.seek(0)
         kind = format_of(start)
         if kind is None:
-            what = "an empty file" if not start else "not a picture in a format that can be read"
-            raise PictureError(f"{name}: {what}; {READABLE}.")
+            what = "an empty file" if not start else "not an image in a format that can be read"
+            raise ImageError(f"{name}: {what}; {READABLE}.")
         yield stream, kind
 
 
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Whatever may be said about a bad file becomes a PictureError."""
+    """Whatever may be said about a bad file becomes a ImageError."""
     try:
         yield
     except EvitsegError:
         raise
     except FileNotFoundError as error:
-        raise PictureError(f"{name}: no such file.") from error
+        raise ImageError(f"{name}: no such file.") from error
     except IsADirectoryError as error:
-        raise PictureError(f"{name}: a folder, not a picture.") from error
+        raise ImageError(f"{name}: a folder, not an image.") from error
     except PermissionError as error:
-        raise PictureError(f"{name}: may not be read (permission denied).") from error
+        raise ImageError(f"{name}: may not be read (permission denied).") from error
     except UnidentifiedImageError as error:  # its text is the repr of an open file
-        raise PictureError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
+        raise ImageError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
     except OSError as error:
         if error.errno is None:  # as Pillow's of damaged files
-            raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
-        raise PictureError(f"{name[:200]}: cannot be read ({error.strerror or error}).") from error
+            raise ImageError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
+        raise ImageError(f"{name[:200]}: cannot be read ({error.strerror or error}).") from error
     except Image.DecompressionBombError as error:
         raise _too_many(name) from error
     except Warning:
         raise  # where warnings are errors
     except MemoryError as error:
-        raise PictureError(f"{name[:200]}: decoding it takes more memory than is free.") from error
+        raise ImageError(f"{name[:200]}: decoding it takes more memory than is free.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise PictureError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
+        raise ImageError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
 
 
 def _words_of(error: Exception) -> str:
@@ -212,14 +212,14 @@ def _through_windows(source: Path | bytes, name: str, options: ReadOptions) -> R
         return _whole(windows.read(0, 0, *windows.size))
 
 
-def _whole(pixels: Picture) -> Reduced:
+def _whole(pixels: ImageArray) -> Reduced:
     return Reduced(pixels, (pixels.shape[0], pixels.shape[1]))
 
 
 def _too_many(name: str) -> TooManyPixelsError:
     return TooManyPixelsError(
         f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
-        "cut or shrink the picture first."
+        "cut or shrink the image first."
     )
 
 
@@ -243,19 +243,19 @@ def _pillow(stream: BinaryIO, kind: ImageFormat, name: str) -> Iterator[Image.Im
 
 
 def _check_plugin(kind: ImageFormat, name: str) -> None:
-    """Raises: PictureError where Pillow lacks the format."""
+    """Raises: ImageError where Pillow lacks the format."""
     if kind.name == "HEIF":
         try:
             import pillow_heif
         except ImportError as error:
-            raise PictureError(
+            raise ImageError(
                 f"{name}: reading HEIC needs a package that is not installed: python -m pip install pillow-heif."
             ) from error
         pillow_heif.register_heif_opener()
     elif kind.plugin:
         Image.init()
         if kind.name not in Image.OPEN or not _supports(kind.name):
-            raise PictureError(
+            raise ImageError(
                 f"{name}: this build of Pillow does not read {kind.title}: python -m pip install --upgrade "
                 f"'{kind.plugin}'."
             )
@@ -270,7 +270,7 @@ def _supports(format_name: str) -> bool:
 
 
 def check_bmp(stream: BinaryIO, name: str) -> None:
-    """An uncompressed BMP must have the bytes that its header promises. Raises: PictureError."""
+    """An uncompressed BMP must have the bytes that its header promises. Raises: ImageError."""
     stream.seek(0)
     head = stream.read(34)
     length = stream.seek(0, os.SEEK_END)
@@ -280,7 +280,7 @@ def check_bmp(stream: BinaryIO, name: str) -> None:
     bits, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
     needed = int.from_bytes(head[10:14], "little") + (width * bits + 31) // 32 * 4 * abs(height)
     if compression in (0, 3) and needed > length:
-        raise PictureError(
+        raise ImageError(
             f"{name}: truncated or damaged (its header promises {width}×{abs(height)} pixels, which take {needed:,} "
             f"bytes; the file has {length:,})."
         )
@@ -292,13 +292,13 @@ def check_jpeg(stream: BinaryIO, name: str, to_its_end: bool = False) -> None:
     Args:
         to_its_end: whether it must also have its end, which GDAL does not miss.
 
-    Raises: PictureError.
+    Raises: ImageError.
     """
     bits = jpeg_bits(stream)
     if bits not in (None, 8):
-        raise PictureError(f"{name}: a JPEG of {bits} bits is not read; convert it to PNG or TIFF first.")
+        raise ImageError(f"{name}: a JPEG of {bits} bits is not read; convert it to PNG or TIFF first.")
     if to_its_end and bits is not None and not has_jpeg_end(stream):
-        raise PictureError(f"{name}: truncated or damaged (its last bytes are missing).")
+        raise ImageError(f"{name}: truncated or damaged (its last bytes are missing).")
 
 
 def _orientation(stream: BinaryIO, kind: ImageFormat, image: Image.Image) -> int:
@@ -352,7 +352,7 @@ def _choose_frame(image: Image.Image, kind: ImageFormat, name: str, options: Rea
         if count > 1:
             tiff.warn_first(name, str(count), "frames")
     elif options.page > count:
-        raise PictureError(f"{name}: there is no page {options.page} (--page); it has {count}.")
+        raise ImageError(f"{name}: there is no page {options.page} (--page); it has {count}.")
     elif options.page > 1:
         image.seek(options.page - 1)
 
@@ -367,12 +367,12 @@ def _loaded(image: Image.Image) -> Image.Image:
     return image
 
 
-def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) -> Picture:
-    """(H, W, 3) of an image in Pillow's hands, turned as its EXIF says. Raises: PictureError."""
+def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) -> ImageArray:
+    """(H, W, 3) of an image in Pillow's hands, turned as its EXIF says. Raises: ImageError."""
     with decoding(name):
         _check_pixels(name, (image.height, image.width))
         if not image.width or not image.height:
-            raise PictureError(f"{name}: has no pixels.")
+            raise ImageError(f"{name}: has no pixels.")
         turn = TURNS.get(exif_orientation(image)) if image.format != "TIFF" else None
         if turn is not None:
             image = image.transpose(turn)
@@ -428,7 +428,7 @@ def _jpeg2000(stream: BinaryIO, image: Image.Image, name: str, options: ReadOpti
         count = 1 if values.ndim == 2 else values.shape[2]
         bands = (Band("grey"), Band("alpha")) if count < 3 else (*_RGB, Band("alpha"))
         if values.dtype != np.uint16 or count > 4:
-            raise PictureError(
+            raise ImageError(
                 f"{name}: a JPEG 2000 with {count} bands of {values.dtype} is not read; convert it to TIFF first."
             )
         stored = _Stored(values.reshape(*values.shape[:2], count), bands[:count], bits=bits)
@@ -451,14 +451,14 @@ def _turned(values: NDArray[Any], turn: Image.Transpose) -> NDArray[Any]:
     return np.ascontiguousarray(turned[turn](values))
 
 
-def _rendered(stored: _Stored, name: str, options: ReadOptions) -> Picture:
+def _rendered(stored: _Stored, name: str, options: ReadOptions) -> ImageArray:
     """(H, W, 3): the bands that are chosen, in 8 bits."""
     is_cmyk = stored.bands[0].color == "cyan" and options.bands is None
     places = (0, 1, 2, 3) if is_cmyk else choose_bands(name, stored.bands, options)
     values = stored.values
     if stored.bands[places[0]].color == "palette":
         if options.value_range is not None:
-            raise PictureError(f"{name}: a palette's colours have no range; leave out --range.")
+            raise ImageError(f"{name}: a palette's colours have no range; leave out --range.")
         return np.array(values if stored.colors is None else stored.colors[values[..., 0]])
     if places != tuple(range(values.shape[2])):
         values = values[..., places[0] : places[0] + 1] if len(places) == 1 else values[..., list(places)]

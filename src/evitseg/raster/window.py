@@ -15,11 +15,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import FileError, PictureError
+from evitseg.errors import FileError, ImageError
 from evitseg.labels import LabelSpace
 
 MAX_PIXELS = 100_000_000_000
-"""Of the largest picture that is read window by window: ten times the largest mosaics; more is taken for an attack."""
+"""Of the largest image that is read window by window: ten times the largest mosaics; more is taken for an attack."""
 MAX_BLOCK_BYTES = 256 * 2**20
 """Of the largest piece, decoded, that a format may make us decode for one pixel."""
 CACHE_BYTES = 64 * 2**20
@@ -29,7 +29,7 @@ TILE = 512
 
 
 class Source(Protocol):
-    """A picture that is read window by window.
+    """An image that is read window by window.
 
     Attributes:
         size: (height, width) in pixels.
@@ -43,9 +43,9 @@ class Source(Protocol):
     identity: str
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """(height, width, 3) RGB of a window inside the picture; may be called from several threads.
+        """(height, width, 3) RGB of a window inside the image; may be called from several threads.
 
-        Raises: PictureError that names file and window where it cannot be decoded; others still can.
+        Raises: ImageError that names file and window where it cannot be decoded; others still can.
         """
         ...
 
@@ -97,7 +97,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a picture lies, as rasterio's objects; each None where the file does not say.
+    """Where an image lies, as rasterio's objects; each None where the file does not say.
 
     Attributes:
         crs, transform: a coordinate reference system and the affine map to it.
@@ -115,7 +115,7 @@ class Georeference:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a mask takes over from the picture it is of.
+    """What a mask takes over from the image it is of.
 
     Attributes:
         overviews: factors of the reduced copies in a GeoTIFF.
@@ -148,45 +148,45 @@ def origin_of(source: object) -> Origin:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Raises: PictureError for a size that cannot be read."""
+    """Raises: ImageError for a size that cannot be read."""
     height, width = size
     if height < 1 or width < 1:
-        raise PictureError(f"{name}: claims {width}×{height} pixels; it has none to read.")
+        raise ImageError(f"{name}: claims {width}×{height} pixels; it has none to read.")
     if height * width > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{name}: claims {width}×{height} pixels, more than {MAX_PIXELS:,}, the limit that guards against "
             "hostile headers; cut it into parts."
         )
 
 
 def check_block(name: str, shape: tuple[int, ...], size_bytes: int) -> None:
-    """Raises: PictureError for a piece that would take too much memory to decode."""
+    """Raises: ImageError for a piece that would take too much memory to decode."""
     if size_bytes > MAX_BLOCK_BYTES:
-        raise PictureError(
+        raise ImageError(
             f"{name}: stored in pieces of {'×'.join(map(str, shape))} that take {size_bytes:,} bytes each to decode, "
             f"more than {MAX_BLOCK_BYTES:,}; store it in tiles of 512×512 first."
         )
 
 
 def check_window(size: tuple[int, int], top: int, left: int, height: int, width: int) -> None:
-    """Only a bug of a caller reads outside of the picture. Raises: ValueError."""
+    """Only a bug of a caller reads outside of the image. Raises: ValueError."""
     if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
-        raise ValueError(f"window {(top, left, height, width)} is not inside a picture of {size}")
+        raise ValueError(f"window {(top, left, height, width)} is not inside an image of {size}")
 
 
-def damaged(name: str, top: int, left: int, height: int, width: int, why: object) -> PictureError:
-    return PictureError(
+def damaged(name: str, top: int, left: int, height: int, width: int, why: object) -> ImageError:
+    return ImageError(
         f"{name}: the window of {width}×{height} pixels at x {left}, y {top} cannot be read: truncated or damaged "
         f"({str(why) or type(why).__name__})."
     )
 
 
 def identity_of(path: Path) -> str:
-    """A file's name, length and time of change. Raises: PictureError."""
+    """A file's name, length and time of change. Raises: ImageError."""
     try:
         about = path.stat()
     except OSError as error:
-        raise PictureError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return f"{path} {about.st_size} {about.st_mtime_ns}"
 
 
@@ -209,7 +209,7 @@ class RawFile:
     def __init__(
         self, name: str, shape: tuple[int, int, int], dtype: Any, folder: str | os.PathLike[str] | None
     ) -> None:
-        """`name` is of the picture or mask it is for. Raises: FileError."""
+        """`name` is of the image or mask it is for. Raises: FileError."""
         self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
         place = Path(folder if folder is not None else tempfile.gettempdir())
         needed = self.dtype.itemsize * shape[0] * shape[1] * shape[2]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evitseg.errors import PictureError
+from evitseg.errors import ImageError
 
 _METADATA_BYTES = 64 * 2**20
 """Of the largest metadata file that is read."""
@@ -231,7 +231,7 @@ def _item_size(dtype: Any) -> int:
 
 
 def bounded(name: str, array: Any) -> Any:
-    """The same array, read with bounded codecs. Raises: PictureError for codecs that are not read."""
+    """The same array, read with bounded codecs. Raises: ImageError for codecs that are not read."""
     from zarr import Array, AsyncArray
 
     metadata, item = array.metadata, array.dtype.itemsize
@@ -268,7 +268,7 @@ def _bounded_codecs(name: str, codecs: Any, shape: tuple[int, ...], index: list[
         if isinstance(codec, ShardingCodec):
             count = math.prod(-(-whole // part) for whole, part in zip(shape, codec.chunk_shape, strict=True))
             if count > _MOST_IN_SHARD:
-                raise PictureError(f"{name}: its shards have {count:,} chunks each, more than {_MOST_IN_SHARD:,}.")
+                raise ImageError(f"{name}: its shards have {count:,} chunks each, more than {_MOST_IN_SHARD:,}.")
             index[0] += 16 * count + 4
             _bounded_codecs(name, codec.index_codecs, (count,), index)  # for what they are, not for what they give
             inside = _bounded_codecs(name, codec.codecs, codec.chunk_shape, index)
@@ -296,6 +296,6 @@ def _check_settings(name: str, codec: Any) -> None:
         raise _strange(name, "lzma with filters")
 
 
-def _strange(name: str, codec: str) -> PictureError:
+def _strange(name: str, codec: str) -> ImageError:
     known = ", ".join(sorted(_INFLATED))
-    return PictureError(f"{name}: its chunks are stored with the codec {codec!r}, which is not read; {known} are.")
+    return ImageError(f"{name}: its chunks are stored with the codec {codec!r}, which is not read; {known} are.")

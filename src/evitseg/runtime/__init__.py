@@ -1,1 +1,1 @@
-"""From a picture to its mask with numpy and one inference engine, never torch."""
+"""From an image to its mask with numpy and one inference engine, never torch."""

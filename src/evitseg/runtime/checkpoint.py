@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.config import PlacedConv, placed_convs
+from evitseg.architecture import PlacedConv, placed_convs
 from evitseg.errors import MissingPackageError, WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
 from evitseg.runtime.openvino_graph import Weights
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weights]]:
-    """The manifest of a .safetensors file, and its convolutions in the order of `evitseg.config.placed_convs`.
+    """The manifest of a .safetensors file, and its convolutions in the order of `evitseg.architecture.placed_convs`.
 
     Raises: WeightsError for a file that is damaged, was not written by evitseg, or holds numbers that are not finite;
     MissingPackageError.

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg import __version__
-from evitseg.config import LOGIT_STRIDE
-from evitseg.engine import EngineInfo, Precision, processor_name
+from evitseg.architecture import LOGIT_STRIDE
+from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError
 from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.program import compile_program
-from evitseg.system.machine import physical_cores
+from evitseg.system.machine import physical_cores, processor_name
 
 LIBRARY = Path(__file__).with_name(
     {"win32": "evitseg.dll", "darwin": "libevitseg.dylib"}.get(sys.platform, "libevitseg.so")
@@ -147,7 +147,7 @@ class NativeEngine:
         if artefact.suffix == ".safetensors":
             self.manifest, weights = read_checkpoint(artefact)
         else:
-            from evitseg.runtime.engines import openvino_weights
+            from evitseg.runtime.openvino_engine import openvino_weights
 
             self.manifest, weights = openvino_weights(artefact)
         program = compile_program(self.manifest.model, self.manifest.preprocess, weights)

@@ -3,9 +3,9 @@
 Three things differ from the graph in the file, none of which changes the function:
 
 - What lies before attention is local, and its features are by far the largest: at 1024×2048 B0 writes and reads 64 MB
-  at stride 2. With the size of the picture known, this part runs tile by tile, each tile through all its layers while
+  at stride 2. With the size of the image known, this part runs tile by tile, each tile through all its layers while
   they are in the processor's cache. Tiles overlap by the receptive field, rows and columns that a tile's own border
-  has spoilt are dropped, and the true border is a tile's border: every pixel comes out as from the whole picture.
+  has spoilt are dropped, and the true border is a tile's border: every pixel comes out as from the whole image.
 - OpenVINO keeps features with the channels last, where one head's channels cannot be cut out without a copy. So all
   heads of a scale are one matrix product, from which a mask keeps the blocks of each head with itself: more sums, and
   no copies. Queries, keys and values are convolutions of their own, and so are the scales' parts of the projection.
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.config import (
+from evitseg.architecture import (
     LOGIT_STRIDE,
     AttentionBlock,
     Block,
@@ -42,7 +42,7 @@ from evitseg.config import (
     stem_plan,
 )
 from evitseg.errors import WeightsError
-from evitseg.image import Preprocess
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.upsample import bicubic_matrix
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _value(node: openvino.Node) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of the part that runs in tiles, along one side of the picture.
+    """A piece of the part that runs in tiles, along one side of the image.
 
     Attributes:
         start, stop: of its input, in pixels.
@@ -151,7 +151,7 @@ class Tile:
 
 
 def tiles(side: int, count: int, convs: Sequence[Conv]) -> list[Tile]:
-    """A side of the picture in so many pieces, each with what its features see."""
+    """A side of the image in so many pieces, each with what its features see."""
     stride = prod(conv.stride for conv in convs)
     edges = [round(i * (side // stride) / count) for i in range(count + 1)]
     pieces = []
@@ -193,7 +193,7 @@ def tile_counts(size: tuple[int, int], convs: Sequence[Conv], number_bytes: int)
 def fast_graph(
     config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights], size: tuple[int, int], precision: str
 ) -> openvino.Model:
-    """The network with its normalisation inside, for pictures of one size.
+    """The network with its normalisation inside, for images of one size.
 
     Input: image (1, height, width, 3) uint8. Output: logits (1, classes, height / 8, width / 8) float32.
 
@@ -331,7 +331,7 @@ class Writer:
         )
 
     def pixels(self, image: Any) -> Callable[[Tile, Tile], Any]:
-        """Tiles of the picture, normalised."""
+        """Tiles of the image, normalised."""
         ops = self.ops
         mean, std = (np.array(v, np.float64) * 255 for v in (self.preprocess.mean, self.preprocess.std))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.config import (
+from evitseg.architecture import (
     AttentionBlock,
     Block,
     ConvBlock,
@@ -26,7 +26,7 @@ from evitseg.config import (
     stem_plan,
 )
 from evitseg.errors import ConfigError
-from evitseg.image import Preprocess
+from evitseg.preprocess import Preprocess
 from evitseg.runtime.openvino_graph import Weights
 
 MAGIC = b"EVITSEG1"
@@ -55,7 +55,7 @@ def compile_program(config: ModelConfig, preprocess: Preprocess, weights: Sequen
     """The program of a segmentation network, with the normalisation of `preprocess` inside.
 
     Args:
-        weights: of every convolution, batch norm folded in, in the order of `evitseg.config.placed_convs`.
+        weights: of every convolution, batch norm folded in, in the order of `evitseg.architecture.placed_convs`.
 
     Raises: ConfigError for a network that the core does not run.
     """

@@ -1,9 +1,9 @@
 """From logits at stride 8 to a class index per pixel, exactly, without building the full-size logits.
 
-The mask wanted is the argmax of the logits, up-sampled bilinearly (half-pixel centres, edges held) to the picture's
+The mask wanted is the argmax of the logits, up-sampled bilinearly (half-pixel centres, edges held) to the image's
 size. Four neighbouring logits span a cell. Bilinear weights are positive and sum to one, so where one class is the
 largest at all four corners it is the largest in the whole cell: such a cell is filled. Only cells that a boundary
-crosses, some 5 to 10 % of them on street pictures, are interpolated and compared.
+crosses, some 5 to 10 % of them on street images, are interpolated and compared.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Axis:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a window of a larger picture, whose up-sampling does not depend on where it was cut.
+    """One side of a window of a larger image, whose up-sampling does not depend on where it was cut.
 
     Attributes:
-        logits, pixels: along the whole picture's side.
+        logits, pixels: along the whole image's side.
         first_logit, first_pixel: with which the window begins.
     """
 
@@ -93,7 +93,7 @@ def argmax_upsampled(
     Args:
         logits: (classes, h, w).
         size: (height, width) of the mask, in pixels; any, larger or smaller than the logits.
-        sides: where this is a window of a larger picture, its place along height and width; the logits must reach
+        sides: where this is a window of a larger image, its place along height and width; the logits must reach
             as far as `Side.needed` says.
 
     Returns: (height, width) class indices, uint8, or uint16 for more than 255 classes. Where two classes tie, the

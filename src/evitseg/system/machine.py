@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 UNKNOWN_MEMORY = 4 * 1024**3
 """Assumed to be free where no system call tells."""
@@ -189,3 +192,43 @@ def _windows_free() -> int:
     if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
         return UNKNOWN_MEMORY
     return int(status.free)
+
+
+def processor_name() -> str:
+    """The processor's name, as Linux gives it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured on."""
+
+    processor: str
+    physical_cores: int
+    logical_cores: int
+    system: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.processor}, {self.physical_cores} cores ({self.logical_cores} logical), {self.system}"
+
+
+def machine() -> Machine:
+    """The one at hand."""
+    import platform
+
+    system = f"{platform.system()} {platform.machine()}"
+    return Machine(processor_name(), physical_cores(), logical_cores(), system)
+
+
+def peak_mib() -> float:
+    """Most memory this process ever held; not a number where it cannot be told."""
+    peak = peak_memory()
+    return float("nan") if peak is None else peak / 1024**2

@@ -11,9 +11,10 @@ from typing import Any, get_type_hints
 
 import cattrs
 
-from evitseg.config import BACKBONES, STRIDE
+from evitseg.architecture import BACKBONES, STRIDE
 from evitseg.errors import ConfigError, TrainError, unknown
-from evitseg.image import ReadOptions, check_size
+from evitseg.image import ReadOptions
+from evitseg.preprocess import check_size
 
 CONFIG_FILE = "config.json"
 """In a run's folder."""
@@ -33,21 +34,21 @@ class TrainConfig:
     training has no None.
 
     Attributes:
-        variant: a row of `evitseg.config.BACKBONES`.
+        variant: a row of `evitseg.architecture.BACKBONES`.
         start: weights to start from: a checkpoint's path (ours, the authors', timm's; a classifier gives its backbone)
             or a published model's name, a bundled model's name or an .onnx artefact; "none" for random ones.
         classes_from: by class, the names of the start's and the teachers' classes it is made of, where its own name
             is not among theirs: {"pavement": ["sidewalk"]}.
         train_on: splits to train on; none for "train", or what `split_pairs` gives where there are no splits.
-        epochs: passes over the training pictures.
-        batch: pictures a step, over all processes.
+        epochs: passes over the training images.
+        batch: images a step, over all processes.
 
         bands, value_range, page: how the images' files are read, as the options --bands, --range and --page say it; ""
             and 0 leave it to the files. The model reads files in the same way afterwards.
         crop: (height, width) of the pieces that are trained on, in pixels; both divisible by 32.
         size: short side to which images are scaled before anything else, 0 for their own; None for the size that the
             start works at, or their own. The model works at this size afterwards.
-        scale: pictures are scaled by a random factor in this range, every factor's logarithm equally likely.
+        scale: images are scaled by a random factor in this range, every factor's logarithm equally likely.
         rotate: pieces are turned by up to this many degrees.
         jitter: brightness, contrast and saturation change by up to this share.
         blur, jpeg: share of the pieces that are blurred, or show the artefacts of a JPEG of quality 20 to 80.
@@ -59,7 +60,7 @@ class TrainConfig:
         clip: largest norm of all gradients together.
         ema: decay of the moving average of the weights, which is what is measured and kept.
         keep_start: share of the starting weights in what is measured and kept (arXiv:2109.01903); it keeps what the
-            start knew about pictures unlike these.
+            start knew about images unlike these.
         freeze_backbone: train the head alone.
         freeze_norm: batch norm keeps the start's statistics, in training and in what is kept. Training is stable only
             at a low rate, so the default rate is ten times lower.
@@ -78,8 +79,8 @@ class TrainConfig:
         loss_stride: the loss looks at every n-th pixel of every n-th row, from a random one on.
 
         precision: "float32", or "bfloat16" or "float16" for mixed precision.
-        workers: processes that read pictures; 0 for none beside the training one.
-        measure_every: epochs between measurements on the validation pictures; the last epoch is always measured.
+        workers: processes that read images; 0 for none beside the training one.
+        measure_every: epochs between measurements on the validation images; the last epoch is always measured.
         save_every: steps between checkpoints, beside one after every epoch.
         seed: of everything that is random.
     """

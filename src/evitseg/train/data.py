@@ -1,7 +1,7 @@
 """From pairs on disk to batches: every sample is decided by the seed, the epoch and its number alone.
 
 So a run that was interrupted sees the same pieces again, whichever process reads them, and no state of a random
-generator has to be saved. Everything that changes a picture is done by Pillow in the processes that read them.
+generator has to be saved. Everything that changes an image is done by Pillow in the processes that read them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evitseg.dataset import Pair, read_truth
+from evitseg.data.lists import Pair
 from evitseg.errors import EvitsegError, TrainError
-from evitseg.image import Mask, Picture, Preprocess, read_picture
+from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_truth
 from evitseg.train.config import TrainConfig
 
 Sample = tuple[Tensor, Tensor]
@@ -34,7 +37,7 @@ ROTATED = 0.5
 
 
 class Crops(Dataset[Sample]):
-    """Random pieces of pictures with their masks: (3, h, w) uint8 and (h, w) int16 or int32, by `Key`."""
+    """Random pieces of images with their masks: (3, h, w) uint8 and (h, w) int16 or int32, by `Key`."""
 
     def __init__(self, pairs: Sequence[Pair], labels: LabelSpace, config: TrainConfig) -> None:
         self.pairs, self._labels, self._config = pairs, labels, config
@@ -45,37 +48,37 @@ class Crops(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         config = self._config
         rng = np.random.default_rng((config.seed, *key))
-        picture, truth = self._piece(key[1], rng)
+        pixels, truth = self._piece(key[1], rng)
         if config.classmix and rng.random() < config.classmix:
             other, its_truth = self._piece(int(rng.integers(len(self.pairs))), rng)
-            picture, truth = classmix(picture, truth, other, its_truth, self._labels.ignore_index, rng)
-        image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+            pixels, truth = classmix(pixels, truth, other, its_truth, self._labels.ignore_index, rng)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return image, torch.from_numpy(truth.astype(np.int16 if self._labels.dtype is np.uint8 else np.int32))
 
-    def _piece(self, number: int, rng: np.random.Generator) -> tuple[Picture, Mask]:
+    def _piece(self, number: int, rng: np.random.Generator) -> tuple[ImageArray, Mask]:
         pair, config = self.pairs[number], self._config
-        picture, truth = read_picture(pair.picture, pair.reading), read_truth(pair.mask, self._labels)
-        picture, truth = cropped(picture, truth, config, self._labels.ignore_index, rng)
+        image, truth = read_image(pair.image, pair.reading), read_truth(pair.mask, self._labels)
+        image, truth = cropped(image, truth, config, self._labels.ignore_index, rng)
         if rng.random() < 0.5:
-            picture, truth = picture[:, ::-1], truth[:, ::-1]
-        return retouched(picture, config, rng), truth
+            image, truth = image[:, ::-1], truth[:, ::-1]
+        return retouched(image, config, rng), truth
 
 
 def cropped(
-    picture: Picture, truth: Mask, config: TrainConfig, ignore_index: int, rng: np.random.Generator
-) -> tuple[Picture, Mask]:
-    """A piece of the crop's size of the randomly scaled and turned picture; beyond its border black, and ignored."""
+    pixels: ImageArray, truth: Mask, config: TrainConfig, ignore_index: int, rng: np.random.Generator
+) -> tuple[ImageArray, Mask]:
+    """A piece of the crop's size of the randomly scaled and turned pixels; beyond its border black, and ignored."""
     height, width = config.crop
     factor = float(np.exp(rng.uniform(*np.log(config.scale))))
     if config.size:
         # As `Preprocess` does when the result is used, which does not enlarge without limit.
         factor *= min(config.size / min(truth.shape), Preprocess().max_enlarge)
     full = [max(1, round(side * factor)) for side in truth.shape]
-    # Where the piece lies in the scaled picture; only that part is resampled.
+    # Where the piece lies in the scaled pixels; only that part is resampled.
     top, left = (
         int(rng.integers(0, max(0, side - part) + 1)) for side, part in zip(full, (height, width), strict=True)
     )
-    image, mask = Image.fromarray(picture), Image.fromarray(truth)
+    image, mask = Image.fromarray(pixels), Image.fromarray(truth)
     if config.rotate and rng.random() < ROTATED:
         if factor < 1:  # Pillow's transform does not average what it thins out, its resize does
             image = image.resize((full[1], full[0]), Image.Resampling.BILINEAR)
@@ -84,7 +87,7 @@ def cropped(
         angle = math.radians(rng.uniform(-config.rotate, config.rotate))
         cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
         middle = (left + min(width, full[1]) / 2) / factor, (top + min(height, full[0]) / 2) / factor
-        # From a pixel of the piece to one of the picture, about their middles.
+        # From a pixel of the piece to one of the pixels, about their middles.
         matrix = (
             cos, -sin, middle[0] - cos * width / 2 + sin * height / 2,
             sin, cos, middle[1] - sin * width / 2 - cos * height / 2,
@@ -106,14 +109,14 @@ def cropped(
     return piece, its_truth
 
 
-def retouched(picture: Picture, config: TrainConfig, rng: np.random.Generator) -> Picture:
+def retouched(pixels: ImageArray, config: TrainConfig, rng: np.random.Generator) -> ImageArray:
     """The same view by another camera: other brightness, contrast and saturation, blurred, or a poor JPEG."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     if config.jitter:
         brightness, contrast, saturation = 1 + config.jitter * rng.uniform(-1, 1, 3)
         # All three are one matrix: pixel -> b·(c·(s·pixel + (1 - s)·luma) + (1 - c)·mean).
         colors = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
-        mean = float(picture[::4, ::4].mean())
+        mean = float(pixels[::4, ::4].mean())
         matrix = np.hstack([brightness * contrast * colors, np.full((3, 1), brightness * (1 - contrast) * mean)])
         image = image.convert("RGB", tuple(matrix.ravel().tolist()))
     if config.blur and rng.random() < config.blur:
@@ -126,23 +129,23 @@ def retouched(picture: Picture, config: TrainConfig, rng: np.random.Generator) -
 
 
 def classmix(
-    picture: Picture, truth: Mask, other: Picture, its_truth: Mask, ignore_index: int, rng: np.random.Generator
-) -> tuple[Picture, Mask]:
+    image: ImageArray, truth: Mask, other: ImageArray, its_truth: Mask, ignore_index: int, rng: np.random.Generator
+) -> tuple[ImageArray, Mask]:
     """The piece with half of the other's classes pasted on it (arXiv:2007.07936)."""
     classes = np.setdiff1d(np.unique(its_truth), [ignore_index])
     chosen = rng.permutation(classes)[: (len(classes) + 1) // 2]
     pasted = np.isin(its_truth, chosen)
-    return np.where(pasted[..., None], other, picture), np.where(pasted, its_truth, truth)
+    return np.where(pasted[..., None], other, image), np.where(pasted, its_truth, truth)
 
 
-def batches(config: TrainConfig, pictures: int, epoch: int) -> list[list[Key]]:
-    """An epoch's batches as keys of `Crops`: every picture once, in an order that seed and epoch decide.
+def batches(config: TrainConfig, images: int, epoch: int) -> list[list[Key]]:
+    """An epoch's batches as keys of `Crops`: every image once, in an order that seed and epoch decide.
 
-    The last batch is filled up with pictures from the order's beginning, so that all have the same size.
+    The last batch is filled up with images from the order's beginning, so that all have the same size.
     """
-    order = np.random.default_rng((config.seed, epoch)).permutation(pictures).tolist()
-    steps = -(-pictures // config.batch)
-    order = (order * (-(-steps * config.batch // pictures)))[: steps * config.batch]
+    order = np.random.default_rng((config.seed, epoch)).permutation(images).tolist()
+    steps = -(-images // config.batch)
+    order = (order * (-(-steps * config.batch // images)))[: steps * config.batch]
     return [[(epoch, number) for number in order[at : at + config.batch]] for at in range(0, len(order), config.batch)]
 
 
@@ -194,6 +197,6 @@ class Batches:
             if "worker" not in str(error):
                 raise
             raise TrainError(
-                "a process that reads pictures was ended from outside, perhaps for want of memory; "
+                "a process that reads images was ended from outside, perhaps for want of memory; "
                 "go on with --resume, with fewer --workers."
             ) from error

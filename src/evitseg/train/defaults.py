@@ -27,8 +27,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from evitseg.config import STRIDE
-from evitseg.image import Preprocess
+from evitseg.architecture import STRIDE
+from evitseg.preprocess import Preprocess
 from evitseg.train.config import TrainConfig
 
 USUAL_BATCH = 8

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evitseg.dataset import Finding, Pair
+from evitseg.data.inspect import Finding
+from evitseg.data.lists import Pair
 from evitseg.train.config import TrainConfig
 from evitseg.train.network import Answer
 
@@ -202,7 +203,7 @@ def _mean_over(values: Tensor, which: Tensor) -> Tensor:
 
 
 def frequencies(findings: Sequence[Finding], pairs: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Share of every class in the pictures that are trained on, and in no other."""
+    """Share of every class in the images that are trained on, and in no other."""
     chosen = set(pairs)
     counts = np.sum([f.counts for f in findings if f.pair in chosen], axis=0, dtype=np.float64)
     shares: np.ndarray[Any, np.dtype[np.float64]] = counts / max(counts.sum(), 1.0)

@@ -11,19 +11,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from evitseg.config import Conv, model_config
+from evitseg.architecture import Conv, model_config
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import LabelSpace
 from evitseg.loading import CHECKPOINT_ENDINGS
 from evitseg.model.attention import AttentionSequence
+from evitseg.model.checkpoints import load_backbone, load_official
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import (
-    load_backbone,
-    load_official,
-    published_labels,
-    published_name,
-)
+from evitseg.model.published import published_labels, published_name
 from evitseg.train.config import FRESH, TrainConfig
 
 LAST_LAYER = ("head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias")

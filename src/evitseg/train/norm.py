@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evitseg.config import STRIDE
-from evitseg.dataset import Pair
-from evitseg.image import Picture, Preprocess, read_picture
+from evitseg.architecture import STRIDE
+from evitseg.data.lists import Pair
+from evitseg.image import ImageArray
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
 
 MOST_IMAGES = 64
 """Images that statistics are estimated over: a mean over every pixel of these no longer changes the masks."""
@@ -40,14 +42,14 @@ def estimate_over(
 
     Returns: how many images.
 
-    Raises: PictureError for one that cannot be read.
+    Raises: ImageError for one that cannot be read.
     """
     device = next(network.parameters()).device
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std)
     )
     chosen = [pairs[at] for at in spread(len(pairs))]
-    images = (read_picture(pair.picture, pair.reading) for pair in chosen)
+    images = (read_image(pair.image, pair.reading) for pair in chosen)
     batches = whole_images(images, preprocess, most_pixels, lambda stack: (stack.to(device).float() - mean) / std)
     estimate(network, batches, keep)
     return len(chosen)
@@ -59,7 +61,7 @@ def spread(count: int, most: int = MOST_IMAGES) -> list[int]:
 
 
 def whole_images(
-    images: Iterable[Picture], preprocess: Preprocess, most_pixels: int, normalised: Callable[[Tensor], Tensor]
+    images: Iterable[ImageArray], preprocess: Preprocess, most_pixels: int, normalised: Callable[[Tensor], Tensor]
 ) -> Iterable[Tensor]:
     """Batches (n, 3, h, w) of images at the size that the network works at; images of one size go together.
 
@@ -68,7 +70,7 @@ def whole_images(
         normalised: (n, 3, h, w) uint8 -> what the network takes.
     """
     for _, group in groupby(map(preprocess.apply, images), key=lambda image: image.shape):
-        batch: list[Picture] = []
+        batch: list[ImageArray] = []
         for image in group:
             batch.append(image)
             if (len(batch) + 1) * image.shape[0] * image.shape[1] > most_pixels:
@@ -78,7 +80,7 @@ def whole_images(
             yield normalised(_stacked(batch))
 
 
-def _stacked(images: Sequence[Picture]) -> Tensor:
+def _stacked(images: Sequence[ImageArray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 

@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from evitseg.dataset import Pair, read_truth
+from evitseg.data.lists import Pair
 from evitseg.errors import EvitsegError, MissingPackageError, TrainError
-from evitseg.files import replacing
-from evitseg.image import Mask, Picture, read_picture, save_picture, tinted
+from evitseg.evaluation.evaluate import Report
+from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
-from evitseg.metrics import Report
+from evitseg.raster.files import read_image, save_image
+from evitseg.raster.masks import read_truth
+from evitseg.system.files import replacing
+from evitseg.visualize import tinted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOG_FILE, CURVES_FILE, PREDICTIONS_FILE = "log.jsonl", "curves.png", "predictions.png"
 SHOWN = 4
-"""Validation pictures whose predictions are drawn after every measurement."""
+"""Validation images whose predictions are drawn after every measurement."""
 TOLD_EVERY = 10
 """Steps between the points of a TensorBoard curve."""
 _WIDTH = 320
@@ -49,7 +52,7 @@ class Event:
         epoch, epochs: likewise.
         loss: of this step, or after an epoch its mean; nan for the start.
         learning_rate: of this step.
-        pictures_per_s: since training began or went on.
+        images_per_s: since training began or went on.
         report: after an epoch, the moving average measured on the validation images; before the first, the start.
         epoch_done: whether this is after an epoch; every other event is of a step.
     """
@@ -60,7 +63,7 @@ class Event:
     epochs: int
     loss: float
     learning_rate: float
-    pictures_per_s: float
+    images_per_s: float
     report: Report | None = None
     epoch_done: bool = False
 
@@ -115,10 +118,10 @@ class Record:
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         if step % TOLD_EVERY == 0:
-            self._accelerator.log({"loss": loss, "learning rate": rate, "pictures per second": speed}, step=step)
+            self._accelerator.log({"loss": loss, "learning rate": rate, "images per second": speed}, step=step)
 
-    def epoch(self, line: dict[str, Any], mask_of: Callable[[Picture], Mask] | None) -> None:
-        """After an epoch: its line in the log, and where it was measured the curves and pictures.
+    def epoch(self, line: dict[str, Any], mask_of: Callable[[ImageArray], Mask] | None) -> None:
+        """After an epoch: its line in the log, and where it was measured the curves and images.
 
         Args:
             line: "epoch", "step", "loss", ...; "miou" and "iou" (class to number) where it was measured. The start's is
@@ -136,7 +139,7 @@ class Record:
         draw_curves(read_log(self.folder), self.folder / CURVES_FILE)
         sheet = predictions(self._shown, mask_of, self._labels)
         if sheet is not None:
-            save_picture(sheet, self.folder / PREDICTIONS_FILE)
+            save_image(sheet, self.folder / PREDICTIONS_FILE)
             images = np.asarray(sheet)[None]
             self._accelerator.get_tracker("tensorboard").log_images(
                 {"predictions": images}, step=line["step"], dataformats="NHWC"
@@ -215,7 +218,7 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
         label = name if len(names) <= 20 else None
         right.plot(epochs, values, linewidth=1, color=colors[at % len(colors)], label=label)
     right.plot(epochs, [100 * line["miou"] for line in measured], color="black", linewidth=2, label="mIoU")
-    right.set(title="IoU on the validation pictures, %", xlabel="epoch", ylim=(0, 100))
+    right.set(title="IoU on the validation images, %", xlabel="epoch", ylim=(0, 100))
     right.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -223,16 +226,16 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(file, format="png", dpi=100)
 
 
-def predictions(pairs: Sequence[Pair], mask_of: Callable[[Picture], Mask], labels: LabelSpace) -> Image.Image | None:
-    """Rows of a picture, its truth and what the network says; None where no picture can be read."""
+def predictions(pairs: Sequence[Pair], mask_of: Callable[[ImageArray], Mask], labels: LabelSpace) -> Image.Image | None:
+    """Rows of an image, its truth and what the network says; None where no image can be read."""
     rows = []
     for pair in pairs:
         try:
-            picture, truth = read_picture(pair.picture, pair.reading), read_truth(pair.mask, labels)
+            image, truth = read_image(pair.image, pair.reading), read_truth(pair.mask, labels)
         except EvitsegError:
             continue
-        step = max(1, picture.shape[1] // _WIDTH)
-        thin = [array[::step, ::step].copy() for array in (picture, truth, mask_of(picture))]
+        step = max(1, image.shape[1] // _WIDTH)
+        thin = [array[::step, ::step].copy() for array in (image, truth, mask_of(image))]
         tiles = [Image.fromarray(thin[0]), *(tinted(thin[0], mask, labels) for mask in thin[1:])]
         height = max(1, round(_WIDTH * truth.shape[0] / truth.shape[1]))
         rows.append([tile.resize((_WIDTH, height)) for tile in tiles])

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evitseg.dataset import ALL, Dataset, Inspection, Pair, find_dataset, inspect, split_pairs
+from evitseg.data.dataset import ALL, Dataset, split_pairs
+from evitseg.data.inspect import Inspection, inspect
+from evitseg.data.layouts import find_dataset
+from evitseg.data.lists import Pair
 from evitseg.errors import DatasetError, FileError, TrainError, unknown
 from evitseg.labels import LabelSpace
 from evitseg.train.config import CHOOSABLE, TrainConfig
@@ -34,7 +37,7 @@ def fit(
 
     The start is measured before the first step and is the first candidate for the best checkpoint, so the best is never
     below it. All data are read once before the first step; pairs that cannot be used are left out and named. Without a
-    validation split a fifth of the pictures is held out, the same for the same seed.
+    validation split a fifth of the images is held out, the same for the same seed.
 
     Args:
         data: what `find_dataset` takes, or what it gives.
@@ -42,7 +45,7 @@ def fit(
         resume: go on with the run in `out` from its last checkpoint. On one CPU process the weights come out as if it
             had never stopped, bit for bit.
         labels: the classes, where they are known better than the data says.
-        check_workers: processes that read the data before the first step; see `evitseg.dataset.inspect`.
+        check_workers: processes that read the data before the first step; see `evitseg.data.inspect.inspect`.
         watch: called after every step and every epoch.
         tell: called with sentences: the settings that were chosen, before the first step.
 

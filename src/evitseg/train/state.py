@@ -11,8 +11,8 @@ import torch
 
 from evitseg.errors import EvitsegError, TrainError
 from evitseg.manifest import Manifest
+from evitseg.model.checkpoints import load_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import load_checkpoint
 from evitseg.train.config import CHOOSABLE, CHOSEN, CONFIG_FILE, TrainConfig, read_config
 
 START, BEST, LAST, STATE = "start.safetensors", "best.safetensors", "last.safetensors", "state.pt"

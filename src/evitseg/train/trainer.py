@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evitseg import __version__
-from evitseg.dataset import Inspection, Pair
-from evitseg.errors import MissingPackageError, PictureError, TrainError
-from evitseg.files import replacing, sweep
-from evitseg.image import Picture, Preprocess
+from evitseg.data.inspect import Inspection
+from evitseg.data.lists import Pair
+from evitseg.errors import ImageError, MissingPackageError, TrainError
+from evitseg.evaluation.evaluate import Report, measured, summarise
+from evitseg.image import ImageArray
 from evitseg.manifest import Accuracy, Manifest, Training
-from evitseg.metrics import Report, measured, summarise
+from evitseg.model.checkpoints import mixed, save_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.model.weights import file_sha256, mixed, save_checkpoint
+from evitseg.model.published import file_sha256
+from evitseg.preprocess import Preprocess
+from evitseg.system.files import replacing, sweep
 from evitseg.train.config import CONFIG_FILE, TrainConfig
 from evitseg.train.data import Batches, Crops, batches
 from evitseg.train.losses import Objective, class_weights, frequencies
@@ -213,7 +216,7 @@ class Trainer:
         self.seen += config.batch
         self.losses = [self.losses[0] + value, self.losses[1] + 1]
         event = self._event(value, rate)
-        self.record.step(self.step, value, rate, event.pictures_per_s)
+        self.record.step(self.step, value, rate, event.images_per_s)
         self.watch(event)
 
     def _no_number(self, what: str, value: float, rate: float) -> TrainError:
@@ -251,10 +254,10 @@ class Trainer:
         return Event(self.step, self.steps, epoch, self.config.epochs, loss, rate, speed, report, epoch_done)
 
     @torch.inference_mode()
-    def _mask(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.integer]]:
-        image = torch.from_numpy(self.preprocess.apply(picture).copy()).to(self.device)
-        pixels = (image.permute(2, 0, 1)[None].float() - self.mean) / self.std
-        full = F.interpolate(self.measured(pixels), picture.shape[:2], mode="bilinear", align_corners=False)
+    def _mask(self, pixels: ImageArray) -> np.ndarray[Any, np.dtype[np.integer]]:
+        image = torch.from_numpy(self.preprocess.apply(pixels).copy()).to(self.device)
+        batch = (image.permute(2, 0, 1)[None].float() - self.mean) / self.std
+        full = F.interpolate(self.measured(batch), pixels.shape[:2], mode="bilinear", align_corners=False)
         return full[0].argmax(0).cpu().numpy().astype(self.labels.dtype)
 
     def _load_kept(self) -> None:
@@ -270,7 +273,7 @@ class Trainer:
                 self.measured, self.crops.pairs, self.preprocess, most_pixels,
                 lambda name: frozen is not None and name.startswith(frozen),
             )  # fmt: skip
-        except PictureError as error:
+        except ImageError as error:
             raise self._unreadable(str(error)) from error
 
     def _measure(self, epoch: int) -> Report:
@@ -323,7 +326,7 @@ class Trainer:
         event = self._event(loss, rate, report, epoch_done=True)
         line = {
             "epoch": epoch + 1, "step": self.step, "loss": loss, "learning_rate": rate,
-            "pictures_per_s": round(event.pictures_per_s, 2),
+            "images_per_s": round(event.images_per_s, 2),
         }  # fmt: skip
         if report is not None:
             line |= {"miou": report.miou, "iou": report.to_dict()["iou"]}
@@ -343,13 +346,13 @@ class Trainer:
         accuracy: tuple[Accuracy, ...] = ()
         if report is not None:
             ious = zip(self.labels.names, report.iou.tolist(), strict=True)
-            seen = "pictures that were also trained on" if set(self.val) & set(self.crops.pairs) else "held out"
+            seen = "images that were also trained on" if set(self.val) & set(self.crops.pairs) else "held out"
             measured_on = Accuracy(
-                data=f"validation, {len(report.pictures)} pictures, {seen}",
-                protocol="one confusion matrix over the split, whole pictures",
+                data=f"validation, {len(report.images)} images, {seen}",
+                protocol="one confusion matrix over the split, whole images",
                 miou=round(100 * report.miou, 2),
                 iou={name: round(100 * value, 2) for name, value in ious if not math.isnan(value)},
-                pictures=len(report.pictures),
+                images=len(report.images),
                 settings={"engine": "PyTorch", "precision": "float32"},
             )
             accuracy = (measured_on,)
@@ -359,7 +362,7 @@ class Trainer:
             labels=self.labels,
             preprocess=self.preprocess,
             training=Training(
-                data=f"{_readable(self.inspection.dataset.root.name)}: {len(self.crops)} pictures",
+                data=f"{_readable(self.inspection.dataset.root.name)}: {len(self.crops)} images",
                 licence="yours to say",
                 recipe=f"evitseg {__version__}, step {self.step} of {self.steps}, start {self.config.start}",
             ),
@@ -394,20 +397,20 @@ class Trainer:
             file.write(content.getbuffer())
 
     def _data(self) -> dict[str, Any]:
-        """What pictures and teachers are known by: how many, and a digest of pixels, masks and files."""
+        """What images and teachers are known by: how many, and a digest of pixels, masks and files."""
         chosen = {*self.crops.pairs, *self.val}
-        contents = [[f.pair.picture.name, f.digest, f.mask_digest] for f in self.inspection.usable if f.pair in chosen]
+        contents = [[f.pair.image.name, f.digest, f.mask_digest] for f in self.inspection.usable if f.pair in chosen]
         contents.append([file_sha256(name) for name in self.config.teachers if Path(name).is_file()])
-        return {"pictures": len(self.crops), "digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest()}
+        return {"images": len(self.crops), "digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save_state` wrote. Raises: TrainError where it is another network's, or the data changed."""
         then, now = state.get("data"), self._data()
         if then != now:
-            pictures = then.get("pictures") if isinstance(then, dict) else "other"
+            images = then.get("images") if isinstance(then, dict) else "other"
             raise TrainError(
-                f"{self.folder}: cannot go on, the data changed: {pictures} pictures to train on then, "
-                f"{now['pictures']} now{', with other content' if pictures == now['pictures'] else ''}; "
+                f"{self.folder}: cannot go on, the data changed: {images} images to train on then, "
+                f"{now['images']} now{', with other content' if images == now['images'] else ''}; "
                 f"put them back, or begin a new run{self.how_to_start()}."
             )
         try:

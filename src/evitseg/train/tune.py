@@ -1,4 +1,4 @@
-"""How many pictures a step this machine is fastest with."""
+"""How many images a step this machine is fastest with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from evitseg.config import model_config
-from evitseg.dataset import Pair
+from evitseg.architecture import model_config
+from evitseg.data.lists import Pair
 from evitseg.errors import EvitsegError, TrainError
-from evitseg.image import read_picture
 from evitseg.model.network import EfficientViT
+from evitseg.raster.files import read_image
 from evitseg.train.config import TrainConfig
 from evitseg.train.defaults import LARGEST_CROP, USUAL_BATCH, settled
 from evitseg.train.losses import Objective
@@ -42,7 +42,7 @@ def tuned(
         images: that are trained on; an epoch keeps at least `MIN_STEPS` steps.
         size: (height, width) of the usual image, from which a crop follows that is not given.
 
-    Raises: TrainError where the memory does not even hold one picture, or several processes share the work: each
+    Raises: TrainError where the memory does not even hold one image, or several processes share the work: each
     would take its own number.
     """
     given, config = config, settled(config, [size] * max(1, images))
@@ -71,7 +71,7 @@ def tuned(
             batch //= 2
     if not tried:
         height, width = config.crop
-        raise TrainError(f"the memory does not hold one picture of {height}×{width}; give a smaller --crop.")
+        raise TrainError(f"the memory does not hold one image of {height}×{width}; give a smaller --crop.")
     best = min(number for number, speed in tried.items() if speed * ENOUGH >= max(tried.values()))
     return replace(given, batch=best), tried
 
@@ -81,14 +81,14 @@ def usual_size(pairs: Sequence[Pair], most: int = 20) -> tuple[int, int]:
     sizes = []
     for pair in pairs[:most]:
         with contextlib.suppress(EvitsegError):
-            sizes.append(read_picture(pair.picture, pair.reading).shape[:2])
+            sizes.append(read_image(pair.image, pair.reading).shape[:2])
     if not sizes:
         return LARGEST_CROP, LARGEST_CROP
     return int(np.median([size[0] for size in sizes])), int(np.median([size[1] for size in sizes]))
 
 
 def _speed(config: TrainConfig, batch: int, device: torch.device, steps: int = 3) -> float:
-    """Pictures per second of whole steps on noise, after one to warm up."""
+    """Images per second of whole steps on noise, after one to warm up."""
     network = EfficientViT(model_config(config.variant, CLASSES))
     trained = channels_last(Trained(network, config.auxiliary > 0), device)
     if config.freeze_backbone:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from evitseg.errors import VideoError, unknown
-from evitseg.masks import mask_png
+from evitseg.raster.masks import mask_png
 from evitseg.runtime.segmenter import Prediction, Segmenter
 from evitseg.video.frames import drawn_over, frame_mask, new_frame, rgb, upright, yuv, yuv_colors
 from evitseg.video.legend import Legend

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.image import OPACITY, Mask, Picture
+from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
 from evitseg.runtime.segmenter import Segmenter, finite
 from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.visualize import OPACITY
 
 if TYPE_CHECKING:
     import av
 
 
-def rgb(image: av.VideoFrame, height: int, width: int) -> Picture:
-    """A frame as (height, width, 3) RGB; where it shrinks, pixels are averaged, as for pictures."""
+def rgb(image: av.VideoFrame, height: int, width: int) -> ImageArray:
+    """A frame as (height, width, 3) RGB; where it shrinks, pixels are averaged, as for images."""
     # First the size, then the colours: half the time of both in one pass, and nearer to what Pillow gives.
     sized = image.reformat(width=width, height=height, threads=1)
     rgb = sized.reformat(format="rgb24", threads=1)
@@ -113,7 +114,7 @@ class Colors:
 
     planes: tuple[NDArray[np.uint16], ...]
     rest: int
-    """What is left of the picture, in 256ths."""
+    """What is left of the image, in 256ths."""
 
 
 def yuv_colors(labels: LabelSpace, like: av.VideoFrame) -> Colors:

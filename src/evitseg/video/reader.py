@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
-from evitseg.runtime.overlap import overlapped
+from evitseg.system.parallel import overlapped
 from evitseg.video.frames import TRANSPOSED, turn_of
 from evitseg.video.sources import (
     CAMERAS,
@@ -101,7 +101,7 @@ class VideoReader:
             self.declared_s = Fraction(declared, 1_000_000) if declared and not streams else None
             context = self.stream.codec_context
             self._check_size(context.width, context.height)
-            # One thread: it decodes beside the network, which has the cores. A very large picture takes it too long.
+            # One thread: it decodes beside the network, which has the cores. A very large image takes it too long.
             context.thread_count = 1 if context.width * context.height <= 2**21 or self.live else 2
             self.rate = frame_rate(self.stream.average_rate, self.stream.guessed_rate)
             self.time_base = self.stream.time_base or Fraction(1, 90_000)
@@ -137,7 +137,7 @@ class VideoReader:
                 name = f"{scheme}:{rest}"  # FFmpeg knows small letters only
                 options |= {"protocol_whitelist": PROTOCOLS[scheme], "format_whitelist": address_formats(scheme)}
             if scheme in ("rtsp", "rtsps"):
-                options["rtsp_flags"] = "prefer_tcp"  # over UDP packets are lost, and pictures with them
+                options["rtsp_flags"] = "prefer_tcp"  # over UDP packets are lost, and images with them
             if scheme == "camera" or "/" in scheme:
                 kind, pattern = CAMERAS.get(sys.platform, CAMERAS["linux"])
                 name = pattern.format(rest) if scheme == "camera" else text
@@ -295,7 +295,7 @@ class VideoReader:
         if self._stored not in (None, (image.height, image.width)):
             height, width = self._stored or (0, 0)
             self.damage = (
-                f"{self.name}: the picture changes from {width}×{height} to {image.width}×{image.height} at "
+                f"{self.name}: the image changes from {width}×{height} to {image.width}×{image.height} at "
                 f"{float(frame.time):.1f} s; up to there it is done; cut the video there, and do the rest by itself."
             )
             return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from evitseg.errors import ConfigError
-from evitseg.image import EXTENSIONS as IMAGES
+from evitseg.raster.formats import EXTENSIONS as IMAGES
 
 EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".asf"}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.authorship import VIDEO_COMMENT
 from evitseg.errors import FileError, VideoError
-from evitseg.files import replacing, temporary_folder
 from evitseg.labels import LabelSpace
+from evitseg.system.authorship import VIDEO_COMMENT
+from evitseg.system.files import replacing, temporary_folder
 from evitseg.video.frames import TRANSPOSED, new_frame, yuv
 from evitseg.video.reader import Frame, VideoReader, reason_of
 

@@ -18,11 +18,12 @@ from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, c
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
-from evitseg.files import replacing
-from evitseg.formats import TURNS, exif_orientation, format_of
-from evitseg.image import MAX_PIXELS, picture_size
+from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
-from evitseg.masks import save_mask
+from evitseg.raster.files import image_size
+from evitseg.raster.formats import TURNS, exif_orientation, format_of
+from evitseg.raster.masks import save_mask
+from evitseg.system.files import replacing
 
 BACKGROUND = "background"
 BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
@@ -189,7 +190,7 @@ class _Work:
 
     def mask(self, image: AnnotatedImage, file: Path) -> NDArray[np.integer] | None:
         """(H, W) class indices; None where every pixel is ignored. Raises: EvitsegError."""
-        upright = picture_size(file)
+        upright = image_size(file)
         size = image.size or upright
         if not 0 < size[0] * size[1] <= MAX_PIXELS or min(size) <= 0:
             raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which cannot be.")
@@ -267,7 +268,7 @@ class _Work:
 
 
 def _orientation(file: Path) -> int:
-    """EXIF's, of a file that `picture_size` could read."""
+    """EXIF's, of a file that `image_size` could read."""
     with open(file, "rb") as stream:
         kind = format_of(stream.read(64))
     if kind is None or not kind.name:

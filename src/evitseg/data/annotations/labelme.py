@@ -37,7 +37,8 @@ from evitseg.data.annotations.objects import (
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
 from evitseg.errors import DatasetError, EvitsegError
-from evitseg.image import EXTENSIONS, MAX_PIXELS
+from evitseg.image import MAX_PIXELS
+from evitseg.raster.formats import EXTENSIONS
 
 TOOL = "Labelme annotations"
 _NO_AREA = ("line", "linestrip", "point", "points")

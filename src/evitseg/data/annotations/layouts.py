@@ -26,11 +26,12 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError, bitmap
+from evitseg.data.dataset import Dataset, infer_labels
 from evitseg.data.lists import Pair, read_pairs
-from evitseg.dataset import Dataset, infer_labels, read_truth
 from evitseg.errors import DatasetError
-from evitseg.image import EXTENSIONS
 from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
+from evitseg.raster.formats import EXTENSIONS
+from evitseg.raster.masks import read_truth
 
 _VOC_IMAGES = ("JPEGImages", "images", "Images", "imgs", "img")
 """PASCAL VOC's folder, and where people put images that were exported without."""
@@ -58,10 +59,10 @@ def read_masks(dataset: Dataset) -> Annotations:
     found.notes += [f"{path}: has no partner, a mask or image of the same name." for path in dataset.unpaired]
     for split, pairs in dataset.splits.items():
         for pair in pairs:
-            name = Path(os.path.relpath(pair.picture, dataset.root)).as_posix()
-            name = name if ".." not in name.split("/") else pair.picture.name
+            name = Path(os.path.relpath(pair.image, dataset.root)).as_posix()
+            name = name if ".." not in name.split("/") else pair.image.name
             items = partial(_classes_of, pair.mask, labels)
-            found.images.append(AnnotatedImage(name, str(pair.mask), None, items, split, pair.picture))
+            found.images.append(AnnotatedImage(name, str(pair.mask), None, items, split, pair.image))
     return found
 
 
@@ -212,8 +213,8 @@ def pair_list(path: Path) -> Dataset:
             return replace(camvid, root=path)
     pairs = [
         pair
-        if pair.picture.is_file() or pair.mask.is_file()
-        else replace(pair, picture=_below(path.parent, str(pair.picture)), mask=_below(path.parent, str(pair.mask)))
+        if pair.image.is_file() or pair.mask.is_file()
+        else replace(pair, image=_below(path.parent, str(pair.image)), mask=_below(path.parent, str(pair.mask)))
         for pair in read_pairs(path)
     ]
     return Dataset(path, "a list of pairs", {ALL: tuple(pairs)}, None, ())

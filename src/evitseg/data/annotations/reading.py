@@ -20,7 +20,7 @@ from evitseg.data.annotations.coco import is_coco, read_coco
 from evitseg.data.annotations.conversion import write_masks
 from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of, text_lines
 from evitseg.data.annotations.panoptic import TOOL, is_panoptic, read_panoptic
-from evitseg.dataset import Dataset
+from evitseg.data.dataset import Dataset
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.labels import LabelSpace
 

@@ -25,7 +25,7 @@ from evitseg.data.annotations.regions import Runs, ShapeError
 from evitseg.data.lists import decoded
 from evitseg.data.yaml_file import check_shape
 from evitseg.errors import DatasetError
-from evitseg.image import EXTENSIONS
+from evitseg.raster.formats import EXTENSIONS
 
 TOOL = "a YOLO segmentation dataset"
 _SPLITS = ("train", "val", "test")

@@ -1,0 +1,161 @@
+"""An evaluation as one HTML file that needs nothing beside it: numbers, confusions, and where the model fails."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.data.lists import Pair
+from evitseg.errors import ImageError
+from evitseg.evaluation.evaluate import Report
+from evitseg.image import ImageArray, Mask
+from evitseg.labels import LabelSpace
+from evitseg.raster.files import read_image
+from evitseg.raster.masks import read_truth
+from evitseg.system.files import replacing
+
+WORST = 8
+"""Images shown, of those with the lowest mIoU."""
+_WIDTH = 420  # of an image in the report, in pixels
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: #1c1c1c; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; } th, td { padding: .2rem .6rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { background: #f5f5f3; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border: 1px solid #0004; }
+.bar { display: inline-block; height: .7em; background: #3a6ea5; vertical-align: middle; }
+.wide { overflow-x: auto; } .confusion td, .confusion th { padding: .15rem .3rem; font-size: .8rem; min-width: 2.4em; }
+.confusion th.top { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
+.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem; }
+.worst figure { margin: 0; } .worst img { width: 100%; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.numbers { display: flex; gap: 2.5rem; flex-wrap: wrap; } .numbers b { display: block; font-size: 1.7rem; }
+"""
+
+
+def write_html(
+    report: Report, path: str | os.PathLike[str], mask_of: Callable[[Pair], Mask], title: str = "evitseg"
+) -> None:
+    """Write the report.
+
+    Args:
+        mask_of: gives a pair's predicted mask again, for the images that are drawn.
+    """
+    numbers = {
+        "mIoU": report.miou,
+        "boundary mIoU": report.mean_boundary_iou,
+        "pixel accuracy": report.pixel_accuracy,
+        "frequency-weighted IoU": report.frequency_weighted_iou,
+    }
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        "<p>" + ", ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in report.settings.items()) + "</p>",
+        "<div class=numbers>"
+        + "".join(f"<div><b>{_percent(value)}</b>{name}</div>" for name, value in numbers.items())
+        + f"<div><b>{len(report.images)}</b>images</div></div>",
+        "<h2>Classes</h2>",
+        _class_table(report),
+        "<h2>Confusion</h2><p>Of a true class's pixels (row), the percentage given to each class (column).</p>",
+        _confusion_table(report),
+        f"<h2>The {min(WORST, len(report.images))} worst images</h2>"
+        "<p>Above the image; below in red the pixels that are wrong, in grey those that do not count.</p>",
+        _worst(report, mask_of),
+    ]
+    if report.skipped:
+        sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in report.skipped)
+        parts.append(f"<h2>Left out</h2><ul>{sentences}</ul>")
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{_STYLE}</style>{''.join(parts)}</html>"
+    )
+    with replacing(path) as file:
+        file.write(page.encode(errors="replace"))  # file names need not be UTF-8
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _swatch(labels: LabelSpace, index: int) -> str:
+    label = labels.classes[index]
+    color = ",".join(map(str, label.color))
+    return f'<span class=swatch style="background:rgb({color})"></span>{html.escape(label.name)}'
+
+
+def _class_table(report: Report) -> str:
+    share = report.counts.confusion.sum(1) / max(report.counts.confusion.sum(), 1)
+    rows = "".join(
+        f"<tr><td>{_swatch(report.labels, i)}<td>{_percent(report.iou[i])}"
+        f'<td style="text-align:left"><span class=bar style="width:{10 * np.nan_to_num(report.iou[i]):.2f}em">'
+        f"</span><td>{_percent(report.accuracy[i])}<td>{_percent(report.boundary_iou[i])}<td>{_percent(share[i])}"
+        for i in range(len(report.labels.classes))
+    )
+    header = "<tr><th>class<th>IoU %<th><th>found %<th>boundary IoU %<th>share of pixels %"
+    return f"<div class=wide><table>{header}{rows}</table></div>"
+
+
+def _confusion_table(report: Report) -> str:
+    confusion = report.counts.confusion
+    names = report.labels.names
+    rows = []
+    header = "".join(f"<th class=top>{html.escape(name)}" for name in names)
+    for i, name in enumerate(names):
+        total = confusion[i].sum()
+        cells = []
+        for j in range(len(names)):
+            share = confusion[i, j] / total if total else 0.0
+            # Square roots, so that a confusion of some percent is seen beside the diagonal.
+            color = ("58,110,165" if i == j else "200,60,40") + f",{math.sqrt(share):.2f}"
+            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            cells.append(f'<td style="background:rgba({color})">{text}')
+        rows.append(f"<tr><th>{html.escape(name)}{''.join(cells)}")
+    return f"<div class=wide><table class=confusion><tr><th>{header}{''.join(rows)}</table></div>"
+
+
+def _worst(report: Report, mask_of: Callable[[Pair], Mask]) -> str:
+    figures = []
+    judged = (result for result in report.images if not math.isnan(result.miou))
+    for result in sorted(judged, key=lambda r: r.miou)[:WORST]:
+        try:
+            image, truth = (
+                read_image(result.pair.image, result.pair.reading),
+                read_truth(result.pair.mask, report.labels),
+            )
+            prediction = mask_of(result.pair)
+        except ImageError:
+            continue  # predicted masks can be measured without their images, not drawn
+        if image.shape[:2] != truth.shape:
+            continue
+        errors = draw_errors(image, truth, prediction, report.labels)
+        name = html.escape(str(result.pair.image))
+        caption = f"{name}: mIoU {_percent(result.miou)}, right {_percent(result.accuracy)} %"
+        figures.append(
+            f"<figure>{_image(Image.fromarray(image))}{_image(errors)}<figcaption>{caption}</figcaption></figure>"
+        )
+    return f"<div class=worst>{''.join(figures)}</div>"
+
+
+def draw_errors(image: ImageArray, truth: Mask, prediction: Mask, labels: LabelSpace) -> Image.Image:
+    """The image in grey, pixels whose class is wrong in red, those that do not count in light grey."""
+    grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB")).astype(np.float32)
+    ignored = truth == labels.ignore_index
+    wrong = (truth != prediction) & ~ignored
+    drawn: NDArray[np.float32] = grey.copy()
+    drawn[wrong] = 0.35 * grey[wrong] + 0.65 * np.array([230, 30, 20])
+    drawn[ignored] = 0.3 * grey[ignored] + 0.7 * 210
+    return Image.fromarray(drawn.astype(np.uint8))
+
+
+def _image(image: Image.Image) -> str:
+    image = image.resize((_WIDTH, max(1, image.height * _WIDTH // image.width)))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -1,0 +1,197 @@
+"""From a checkpoint to a file for a device, verified before it is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from evitseg import __version__
+from evitseg.data.layouts import find_dataset
+from evitseg.data.lists import Pair
+from evitseg.engine import Engine
+from evitseg.errors import ExportError, FileError, unknown
+from evitseg.exporters.coreml import PACKAGE
+from evitseg.exporters.formats import FORMATS, WEIGHTS
+from evitseg.exporters.int8 import eight_bit
+from evitseg.exporters.verify import example_images, miou, verify
+from evitseg.image import ImageArray
+from evitseg.labels import LabelSpace
+from evitseg.loading import network_of
+from evitseg.manifest import Manifest, Training, Verification
+from evitseg.model.engine import TorchEngine
+from evitseg.model.network import EfficientViT
+from evitseg.model.state import check_numbers
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
+from evitseg.system.files import temporary_folder
+
+CALIBRATED_ON, MEASURED_ON = 32, 200
+"""Images at most, evenly chosen from those there are."""
+
+
+def export(
+    checkpoint: str | os.PathLike[str] | tuple[EfficientViT, Manifest],
+    to: str = "onnx",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    weights: str = "float32",
+    size: tuple[int, int] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    labels: LabelSpace | None = None,
+    preprocess: Preprocess | None = None,
+    name: str | None = None,
+    training: Training | None = None,
+    data: str | os.PathLike[str] | None = None,
+    max_drop: float = 0.5,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> tuple[Path, Manifest]:
+    """Convert a checkpoint, run the result beside it on real images, and keep it only if they agree.
+
+    Args:
+        checkpoint: a checkpoint's path, an .onnx artefact, a bundled or published model's name, or a network with its
+            manifest.
+        to: a key of `FORMATS`.
+        out: the file to write; by default beside the checkpoint, with the format's ending.
+        weights: "float32", "float16" for a file of half the size, or "int8" for one of a third, which needs `data`;
+            arithmetic is the engine's choice either way.
+        size: (height, width) of the only images it takes, in pixels; formats of one size need it.
+        images: to verify on; by default the photograph that ships with the package.
+        labels, preprocess, name, training: replace what the checkpoint's manifest says.
+        data: images with masks (see `find_dataset`): checkpoint and artefact are scored on val (else test, else all),
+            and int8 is calibrated on train (else all).
+        max_drop: points of mIoU that the artefact may score less than the checkpoint on `data`.
+        tell: called with a sentence before long work.
+
+    Returns: the file, and the manifest it carries.
+
+    Raises: ExportError where the artefact disagrees with its checkpoint, and then nothing is written; FileError,
+    ImageError, WeightsError, ConfigError, MissingPackageError.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    form = FORMATS[to]
+    if weights not in WEIGHTS:
+        raise unknown("number format of weights", weights, WEIGHTS)
+    if weights not in form.weights:
+        raise ExportError(f"{to} files store weights as {' or '.join(form.weights)}, not as {weights}.")
+    if weights == "int8" and data is None:
+        raise ExportError(
+            "int8 is calibrated and measured on images with masks; say where they are (data=; on the command line "
+            "--int8 DATA)."
+        )
+    if isinstance(checkpoint, tuple):
+        model, manifest = checkpoint
+        if out is None:
+            raise ExportError("a network in memory has no place on disk; say which file to write (out=).")
+        out = Path(out)
+    else:
+        model, manifest = network_of(checkpoint, extra="export")
+        out = Path(out) if out is not None else form.name(Path(checkpoint).with_suffix(""))
+    if not out.name.endswith(form.ending):
+        raise ExportError(f"{out}: {to} files end in {form.ending}; name it {form.name(out.with_suffix('')).name}.")
+
+    for file in form.files(out):
+        if file.is_dir() and not (file == out and (file / PACKAGE).is_file()):
+            raise ExportError(
+                f"{file}: a folder is in the place of a file of {out.name}; give another name, or move it."
+            )
+    reals: list[ImageArray] = [read_image(path, manifest.reading) for path in images] or example_images()
+    preprocess = preprocess or manifest.preprocess
+    if size is not None:
+        preprocess = replace(preprocess, fixed=size)
+    if form.one_size and preprocess.fixed is None:
+        height, width = preprocess.fit(reals[0].shape[:2])
+        raise ExportError(
+            f"{to} files take images of one size; say which (--size HEIGHTxWIDTH), such as {height}x{width}, to "
+            f"which this model would bring an image of {reals[0].shape[0]}x{reals[0].shape[1]}."
+        )
+    changes = {"labels": labels, "name": name, "training": training}
+    manifest = replace(
+        manifest,
+        weights=weights,
+        preprocess=preprocess,
+        float16_layers={},
+        evitseg_version=__version__,
+        **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
+    )
+    check_numbers(model.state_dict(), manifest.name)
+    scored = None if data is None else Scored(model, manifest, data, tell)
+    if weights == "int8":
+        assert scored is not None
+        tell(f"rounding weights to 8 bits, with {len(scored.calibration)} images to correct them on")
+        model, kept = eight_bit(model, preprocess, scored.calibration, scored.drop_of, max_drop, form.rounding)
+        manifest = replace(manifest, float16_layers=kept)
+    tell(f"converting {manifest.name} to {to}")
+
+    temporary = out
+    try:
+        with temporary_folder(out.parent) as folder:
+            temporary = folder / out.name
+            form.write(model, manifest, temporary)
+            form.set_manifest(temporary, manifest)
+            engine = form.run(temporary)
+            verification = verify(temporary.name, engine, model, manifest, reals)
+            if scored is not None:
+                verification = scored.added(verification, temporary.name, engine, max_drop)
+            manifest = replace(manifest, verification=verification)
+            form.set_manifest(temporary, manifest)
+            for new, final in zip(form.files(temporary), form.files(out), strict=True):
+                if final.is_dir():  # which cannot be replaced in one step
+                    final.replace(folder / "old")
+                new.replace(final)  # the artefact last: it is what makes the others one
+    except FileError as error:  # of the file on its way, which nobody knows
+        raise FileError(str(error).replace(os.fspath(temporary), os.fspath(out))) from error
+    except OSError as error:
+        raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    return out, manifest
+
+
+class Scored:
+    """A checkpoint's score on somebody's data, to compare others with."""
+
+    def __init__(
+        self, model: EfficientViT, manifest: Manifest, data: str | os.PathLike[str], tell: Callable[[str], None]
+    ) -> None:
+        splits = find_dataset(data, manifest.labels, manifest.reading).splits
+        every = tuple(pair for pairs in splits.values() for pair in pairs)
+        self.pairs = _spread(splits.get("val") or splits.get("test") or every, MEASURED_ON)
+        self._calibrate_on = _spread(splits.get("train") or every, CALIBRATED_ON)
+        self._manifest, self._tell = manifest, tell
+        tell(f"scoring the checkpoint on {len(self.pairs)} images")
+        self.miou = miou(TorchEngine(model, manifest), self.pairs, tell)
+
+    @property
+    def calibration(self) -> list[ImageArray]:
+        return [read_image(pair.image, pair.reading) for pair in self._calibrate_on]
+
+    def drop_of(self, model: EfficientViT) -> float:
+        """In points of mIoU."""
+        return self.miou - self.score(TorchEngine(model, self._manifest))
+
+    def score(self, engine: Engine) -> float:
+        """In percent."""
+        return miou(engine, self.pairs, self._tell)
+
+    def added(self, verification: Verification, artefact: str, engine: Engine, max_drop: float) -> Verification:
+        """With both scores. Raises: ExportError where the artefact's is too low."""
+        self._tell(f"scoring {artefact} on {len(self.pairs)} images")
+        score = self.score(engine)
+        if not score >= self.miou - max_drop:
+            raise ExportError(
+                f"{artefact} was not kept: on {len(self.pairs)} images it scores {score:.2f} % mIoU, its checkpoint "
+                f"{self.miou:.2f} %, and at most {max_drop} points may be lost (--max-drop)."
+            )
+        return replace(
+            verification,
+            measured_on=len(self.pairs),
+            checkpoint_miou=round(self.miou, 2),
+            exported_miou=round(score, 2),
+        )
+
+
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """So many of them at most, evenly chosen."""
+    count = min(count, len(pairs))
+    return [pairs[i * len(pairs) // count] for i in range(count)]

@@ -1,0 +1,287 @@
+"""Weights on disk: our own checkpoints, the authors' published ones, and timm's."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evitseg.architecture import (
+    BACKBONES,
+    MAX_CLASSES,
+    SEGMENTATION_HEADS,
+    ModelConfig,
+    SegmentationHead,
+    cost,
+    placed_convs,
+)
+from evitseg.errors import ConfigError, WeightsError
+from evitseg.labels import LabelSpace, load_labels, numbered
+from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
+from evitseg.model.key_names import NAMINGS
+from evitseg.model.network import EfficientViT
+from evitseg.model.published import PUBLISHED, download, file_sha256, is_classifier, published_name
+from evitseg.model.state import COUNTER, State, check_numbers, read_state, state_in
+from evitseg.preprocess import Preprocess
+from evitseg.system.files import replacing
+
+
+def _fitted(config: ModelConfig, state: State, naming: str, where: object) -> EfficientViT:
+    """The network with these weights, which is only made if they fit and are finite.
+
+    Raises: WeightsError that names what is missing, left over, misshapen or not finite.
+    """
+    convolutions = sum(1 for _ in placed_convs(config))
+    if convolutions > len(state):  # said without making a network of any depth
+        raise WeightsError(
+            f"{where}: these weights do not fit {_describe(config)}; it has {convolutions} convolutions, "
+            f"the file {len(state)} tensors."
+        )
+    problems = _misfits(config, state, naming)
+    if problems:
+        raise WeightsError(f"{where}: these weights do not fit {_describe(config)}; {_told(problems)}.")
+    check_numbers(state, where)
+    model = EfficientViT(config)
+    names = {key: NAMINGS[naming](key, config) for key in model.state_dict()}
+    counters = {key: torch.tensor(0) for key, name in names.items() if name not in state}
+    model.load_state_dict({key: state[name] for key, name in names.items() if name in state} | counters)
+    return model
+
+
+Misfits = dict[str, list[str]]
+
+
+def _misfits(config: ModelConfig, state: State, naming: str) -> Misfits:
+    """Names that are missing and left over, and shapes that differ; batch norm's counters do not matter."""
+    own = {NAMINGS[naming](key, config): shape for key, shape in _shapes(config).items()}
+    found = {
+        "missing": [key for key in own if key not in state and not key.endswith(COUNTER)],
+        "left over": [key for key in state if key not in own and not key.endswith(COUNTER)],
+        "of the wrong shape": [
+            f"{key} has shape {tuple(state[key].shape)}, the network's has {tuple(shape)}"
+            for key, shape in own.items()
+            if key in state and state[key].shape != shape and not key.endswith(COUNTER)
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
+
+
+def _told(problems: Misfits) -> str:
+    return "; ".join(
+        f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in problems.items()
+    )
+
+
+def _describe(config: ModelConfig) -> str:
+    kind = "segmentation network" if isinstance(config.head, SegmentationHead) else "classifier"
+    return f"the {config.variant} {kind} with {config.num_classes} classes"
+
+
+def _last_layer(config: ModelConfig, naming: str) -> list[str]:
+    """Names of its bias and its weight."""
+    last = "head.outputs.classify.conv" if isinstance(config.head, SegmentationHead) else "head.classify"
+    return [NAMINGS[naming](f"{last}.{part}", config) for part in ("bias", "weight")]
+
+
+def _with_classes_of(config: ModelConfig, state: State, naming: str) -> ModelConfig:
+    """The configuration with as many classes as the file's last layer has."""
+    last = next((state[name] for name in _last_layer(config, naming) if name in state), None)
+    if last is None or not last.ndim or not 1 <= len(last) <= MAX_CLASSES:
+        return config
+    return replace(config, head=replace(config.head, num_classes=len(last)))
+
+
+def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> EfficientViT:
+    """A published network with its weights, in eval mode.
+
+    Args:
+        name: a key of `PUBLISHED`, such as "efficientvit-seg-b0-cityscapes", or its short form "b0-cityscapes";
+            "efficientvit_b1" is timm's classifier.
+        source: a .pt or .safetensors file, or a state dict; None downloads the published file on first use. The
+            number of classes follows the last layer.
+
+    Raises: ConfigError for an unknown name, WeightsError where the weights do not fit, or cannot be had.
+    """
+    name = published_name(name)
+    if source is None:
+        source = download(name)
+    state = state_in(source, "the state dict") if isinstance(source, Mapping) else read_state(source)[0]
+    naming = "timm's" if "_" in name else "the authors'"
+    config = _with_classes_of(PUBLISHED[name].config, state, naming)
+    return _fitted(config, state, naming, name if isinstance(source, Mapping) else source).eval()
+
+
+def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.PathLike[str]) -> None:
+    """Write the weights and the manifest as one safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    with replacing(path, durable=True) as file:
+        file.write(save(state, {METADATA_KEY: manifest.to_json()}))
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], labels: LabelSpace | None = None, preprocess: Preprocess | None = None
+) -> tuple[EfficientViT, Manifest]:
+    """A segmentation network in eval mode and its manifest, from any checkpoint we know how to read.
+
+    Our own checkpoints say what they are. A file with the authors' names for its weights is recognised by their
+    shapes; its classes are those of Cityscapes or ADE20K where the number fits, else numbered.
+
+    Args:
+        path: .safetensors, .pt or .pth.
+        labels, preprocess: replace what the file says, or what is assumed about it.
+
+    Raises: WeightsError, ConfigError.
+    """
+    state, metadata = read_state(path)
+    sha256 = file_sha256(path)
+    if METADATA_KEY in metadata:
+        manifest = parse_manifest(metadata[METADATA_KEY], Path(path))
+        model = _fitted(manifest.model, state, "ours", path)
+        manifest = replace(manifest, checkpoint_sha256=sha256)
+    else:
+        config, naming = _recognise(state, path)
+        model = _fitted(config, state, naming, path)
+        classes = model.config.num_classes
+        data = {19: "cityscapes", 150: "ade20k"}.get(classes)
+        manifest = Manifest(
+            name=Path(path).stem,
+            model=model.config,
+            labels=labels or (load_labels(data) if data else numbered(classes)),
+            preprocess=Preprocess(),
+            training=Training(data="unknown", licence="unknown"),
+            checkpoint_sha256=sha256,
+        )
+    if labels is not None:
+        manifest = replace(manifest, labels=labels)
+    if preprocess is not None:
+        manifest = replace(manifest, preprocess=preprocess)
+    return model.eval(), manifest
+
+
+def mixed(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> State:
+    """The weighted mean of weights and of batch norm's statistics; counters are the first's."""
+    return {
+        key: sum((s * state[key] for s, state in zip(shares[1:], states[1:], strict=True)), shares[0] * value)
+        if value.is_floating_point()
+        else value
+        for key, value in states[0].items()
+    }
+
+
+def average_checkpoints(
+    paths: Sequence[str | os.PathLike[str]], shares: Sequence[float] | None = None
+) -> tuple[EfficientViT, Manifest]:
+    """One network whose weights are the mean of several's that began as the same one (arXiv:2203.05482).
+
+    Args:
+        paths: checkpoints of the same network with the same classes.
+        shares: of each, any positive numbers; None for equal ones.
+
+    Raises: WeightsError where they do not fit together, ConfigError for shares that are none.
+    """
+    if len(paths) < 2:
+        raise WeightsError("an average needs two checkpoints or more.")
+    shares = [1.0] * len(paths) if shares is None else list(shares)
+    if len(shares) != len(paths) or min(shares) < 0 or sum(shares) <= 0:
+        raise ConfigError(f"shares {shares}: give one number for each of the {len(paths)} checkpoints, none below 0.")
+    loaded = [load_checkpoint(path) for path in paths]
+    model, manifest = loaded[0]
+    for path, (_, other) in zip(paths, loaded, strict=True):
+        for what in ("model", "labels", "preprocess"):
+            if getattr(other, what) != getattr(manifest, what):
+                raise WeightsError(f"{path}: its {what} is not that of {paths[0]}; average runs of the same settings.")
+    parts = [share / sum(shares) for share in shares]
+    model.load_state_dict(mixed([network.state_dict() for network, _ in loaded], parts))
+    recipes = "; ".join(
+        f"{part:.3g} of ({other.training.recipe or 'unknown'})" for part, (_, other) in zip(parts, loaded, strict=True)
+    )
+    training = replace(manifest.training, recipe=f"mean of {len(paths)}: {recipes}")
+    return model, replace(manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None)
+
+
+def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:
+    """A network whose backbone is wanted, and the classes of its pixels; None for those of a classifier.
+
+    Args:
+        path: what `load_checkpoint` takes, or a classifier's weights under the authors' or timm's names.
+
+    Raises: WeightsError, ConfigError.
+    """
+    state, metadata = read_state(path)
+    if METADATA_KEY not in metadata:
+        for config, naming in _classifiers(state):
+            if not _misfits(config, state, naming):
+                return _fitted(config, state, naming, path).eval(), None
+    network, manifest = load_checkpoint(path)
+    return network, manifest.labels
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in EfficientViT(config).state_dict().items()}
+
+
+def _recognise(state: State, where: object) -> tuple[ModelConfig, str]:
+    """The segmentation network whose weights have the names and shapes of these, and whose names they are.
+
+    Raises: WeightsError that says what is missing from, or left over for, the nearest network.
+    """
+    statistics = ("running_mean", "running_var", COUNTER)
+    parameters = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(statistics))
+    heads = dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values())
+    known = [
+        (_with_classes_of(ModelConfig(backbone, head), state, naming), naming)
+        for naming in ("the authors'", "ours")
+        for backbone, head in itertools.product(BACKBONES.values(), heads)
+    ]
+    # Nearest in size first: one whose weights these are has the very number.
+    away = sorted(
+        ((abs(cost(config).parameters - parameters), config, naming) for config, naming in known + _classifiers(state)),
+        key=lambda one: one[0],
+    )
+    nearest = []
+    for _, config, naming in away[:_COMPARED]:
+        problems = _misfits(config, state, naming)
+        if not problems and is_classifier(config):
+            raise WeightsError(
+                f"{where}: looks like a classifier, which has no masks to give; give a segmentation network."
+            )
+        if not problems:
+            return config, naming
+        if not is_classifier(config):
+            nearest.append((problems, config, naming))
+    wrong = len(state)
+    if nearest:
+        problems, config, naming = min(nearest, key=lambda one: sum(map(len, one[0].values())))
+        wrong = sum(map(len, problems.values()))
+    if wrong > len(state) // 2:
+        raise WeightsError(
+            f"{where}: the weights' names and shapes are those of no network here, nor near to one's ({len(state)} "
+            f"tensors, the first is {next(iter(state), 'none')!r}); give a checkpoint of evitseg, or one with the "
+            "authors' names."
+        )
+    raise WeightsError(
+        f"{where}: the weights' names and shapes are those of no network here; the nearest is {_describe(config)}, "
+        f"by {naming} names, and differs: {_told(problems)}."
+    )
+
+
+_COMPARED = 24
+"""Networks of about the right size whose names and shapes are compared."""
+
+
+def _classifiers(state: State) -> list[tuple[ModelConfig, str]]:
+    """The published ones, with as many classes as these weights have, and whose names theirs are."""
+    named = [("timm's" if "_" in name else "the authors'", published.config) for name, published in PUBLISHED.items()]
+    return [(_with_classes_of(config, state, naming), naming) for naming, config in named if is_classifier(config)]

@@ -1,0 +1,195 @@
+"""The published networks: names, weights' files and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evitseg.architecture import (
+    BACKBONES,
+    CLASSIFICATION_HEADS,
+    PUBLISHED_SEGMENTATION,
+    SEGMENTATION_HEADS,
+    ClassificationHead,
+    ModelConfig,
+    short_name,
+)
+from evitseg.errors import MissingPackageError, WeightsError, unknown
+from evitseg.labels import LabelSpace, load_labels, numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.model.network import EfficientViT
+from evitseg.model.state import reason
+from evitseg.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint.
+
+    Attributes:
+        config: its network.
+        repository, file: where the hub keeps it.
+        sha256: of the file, where it is known; of the others only names, shapes and numbers are checked.
+    """
+
+    config: ModelConfig
+    repository: str
+    file: str
+    sha256: str | None = None
+
+
+_SHA256 = {
+    "efficientvit-seg-b0-cityscapes": "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50",
+}
+
+
+def _published(name: str, config: ModelConfig, repository: str, file: str) -> tuple[str, Published]:
+    return name, Published(config, repository, file, _SHA256.get(name))
+
+
+# timm's classifiers were trained with an epsilon in attention's divisor large enough to matter.
+TIMM_ATTENTION_EPS = 1e-5
+
+
+PUBLISHED: dict[str, Published] = dict(
+    [
+        _published(
+            f"efficientvit-seg-{name}",
+            config,
+            "han-cai/efficientvit-seg",
+            f"efficientvit_seg_{name.replace('-', '_')}.pt",
+        )
+        for name, config in PUBLISHED_SEGMENTATION.items()
+    ]
+    # The authors publish classifiers at several resolutions; 224 exists for every variant, and is timm's default.
+    + [
+        _published(
+            f"efficientvit-{variant}",
+            ModelConfig(BACKBONES[variant], head),
+            "han-cai/efficientvit-cls",
+            f"efficientvit_{variant}_r224.pt",
+        )
+        for variant, head in CLASSIFICATION_HEADS.items()
+        if variant != "l0"
+    ]
+    + [
+        _published(
+            f"efficientvit_{variant}",
+            ModelConfig(replace(BACKBONES[variant], attention_eps=TIMM_ATTENTION_EPS), head),
+            f"timm/efficientvit_{variant}.r224_in1k",
+            "model.safetensors",
+        )
+        for variant, head in CLASSIFICATION_HEADS.items()
+        if variant != "l0"
+    ]
+)
+"""Every published network: the authors' segmentation models and classifiers, and (with underscores) timm's."""
+
+
+PUBLISHED_TRAINING = {
+    "cityscapes": Training(
+        data="Cityscapes train (ImageNet-1k before)",
+        licence="Apache-2.0 (weights as published); Cityscapes asks for non-commercial use",
+        recipe="published by the network's authors",
+    ),
+    "ade20k": Training(
+        data="ADE20K train (ImageNet-1k before)",
+        licence="Apache-2.0 (weights as published); ADE20K's images are for non-commercial research",
+        recipe="published by the network's authors",
+    ),
+}
+
+
+def published_name(name: str) -> str:
+    """The full name for a full or a short one ("b0-cityscapes"). Raises: ConfigError for one that is neither."""
+    full = name if name in PUBLISHED else f"efficientvit-seg-{name}"
+    if full not in PUBLISHED:
+        raise unknown("published model", name, [*SEGMENTATION_HEADS, *PUBLISHED])
+    return full
+
+
+def published_labels(name: str, model: EfficientViT) -> LabelSpace | None:
+    """The classes of a published segmentation network's pixels; None for a classifier."""
+    if is_classifier(model.config):
+        return None
+    labels = load_labels(name.rsplit("-", 1)[-1])
+    return labels if len(labels.classes) == model.config.num_classes else numbered(model.config.num_classes)
+
+
+def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Manifest:
+    """What is known about a published segmentation network."""
+    data = name.rsplit("-", 1)[-1]
+    return Manifest(
+        name=short_name(name),
+        model=model.config,
+        labels=published_labels(name, model) or numbered(model.config.num_classes),
+        # Cityscapes images go in at their own size; the authors evaluate ADE20K at a short side of 512.
+        preprocess=Preprocess(short_side={"cityscapes": 1024, "ade20k": 512}[data]),
+        training=PUBLISHED_TRAINING[data],
+        checkpoint_sha256=sha256,
+    )
+
+
+def is_classifier(config: ModelConfig) -> bool:
+    return isinstance(config.head, ClassificationHead)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
+    """The published file of a network, from the cache if it is there, else from the hub.
+
+    A file whose sha256 is known must have it. Of the others nobody has published one: they are taken from the
+    repository's current revision, and loading checks that names, shapes and numbers are those of the network.
+
+    Args:
+        name: as for `load_official`.
+        endpoint: of the hub; None for the public one, or what HF_ENDPOINT says.
+        cache: folder; None for the one that all programs using the hub share (HF_HOME).
+
+    Raises: WeightsError where it cannot be had, and where it is not the file that was published.
+    """
+    name = published_name(name)
+    published = PUBLISHED[name]
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MissingPackageError(f"downloading {name}", "torch") from error
+    where: dict[str, Any] = {"repo_id": published.repository, "filename": published.file, "cache_dir": cache}
+    try:
+        # What is in the cache needs no network, and no waiting for one.
+        path = Path(hf_hub_download(**where, local_files_only=True))
+    except (OSError, ValueError):
+        logger = logging.getLogger("huggingface_hub")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it tells of every try; ours is one sentence at the end
+        try:
+            path = Path(hf_hub_download(**where, endpoint=endpoint))
+        except Exception as error:  # also whatever the HTTP library beneath raises when a connection breaks
+            raise WeightsError(
+                f"{short_name(name)}: {published.file} could not be downloaded from {published.repository} on the hub "
+                f"({reason(error).rstrip('.')}). Check the network; or fetch the file elsewhere and "
+                "give its path as the model."
+            ) from error
+        finally:
+            logger.setLevel(level)
+    if published.sha256 and (found := file_sha256(path)) != published.sha256:
+        raise WeightsError(
+            f"{path}: its sha256 is {found[:12]}…, the published file's {published.sha256[:12]}…; "
+            "delete the file and try again."
+        )
+    return path

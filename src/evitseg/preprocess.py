@@ -1,0 +1,111 @@
+"""How an image becomes the input of the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from evitseg.architecture import STRIDE
+from evitseg.errors import ConfigError
+from evitseg.image import MAX_PIXELS, ImageArray, Size
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes network input. Written into every artefact, so that training and device cannot drift apart.
+
+    The image is scaled so that its short side has `short_side` pixels, but enlarged at most `max_enlarge` times;
+    then each side goes to the nearest multiple of 32, the network's stride, by the same single resampling. An image
+    that has this size already is not resampled.
+
+    Attributes:
+        short_side: in pixels; None leaves the image at its own size (but for the multiple of 32).
+        max_enlarge: because enlarging adds no detail, only cost.
+        mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into artefacts.
+        fixed: (height, width) in pixels of the only input there is, for artefacts that take one size: every image is
+            stretched to it, and the rule above does not apply.
+    """
+
+    short_side: int | None = None
+    max_enlarge: float = 2.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fixed: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None:
+            check_size(self.short_side)
+        if not 1 <= self.max_enlarge <= 16:
+            raise ConfigError(f"max_enlarge is {self.max_enlarge}; it must be between 1 and 16.")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and every std above 0.")
+        if self.fixed is not None:
+            check_sides(self.fixed)
+
+    def fit(self, image_size: tuple[int, int], size: Size = None, limit: int | None = MAX_PIXELS) -> tuple[int, int]:
+        """(height, width) of the network input for an image of this (height, width).
+
+        Args:
+            size: overrides the rule: a short side in pixels (without the limit on enlarging), or "native".
+            limit: most pixels of the input; None for work in tiles.
+
+        Raises: ConfigError where the input would have more than `limit`, or for any `size` where there is but one.
+        """
+        if self.fixed is not None:
+            if size is not None:
+                height, width = self.fixed
+                raise ConfigError(
+                    f"this model takes images of {height}x{width} (height x width) and no others; leave out the "
+                    "size, or export it again with another."
+                )
+            return self.fixed
+        scale = 1.0
+        if size is None and self.short_side is not None:
+            scale = min(self.short_side / min(image_size), self.max_enlarge)
+        elif size is not None and size != "native":
+            scale = check_size(size) / min(image_size)
+        height, width = (max(1, round(side * scale / STRIDE)) * STRIDE for side in image_size)
+        if limit is not None and height * width > limit:
+            raise ConfigError(
+                f"an image of {image_size[1]}×{image_size[0]} pixels would go through the network at "
+                f"{width}×{height}, more than {limit:,} pixels; choose a smaller size."
+            )
+        return height, width
+
+    def apply(self, image: ImageArray, size: Size = None) -> ImageArray:
+        """Network input (h, w, 3), uint8, from an image (H, W, 3), uint8; h and w as `fit` says."""
+        return resampled(image, self.fit(image.shape[:2], size))
+
+
+def resampled(image: ImageArray, size: tuple[int, int]) -> ImageArray:
+    """An image at another (height, width); its own pixels where that is its size."""
+    if image.shape[:2] == size:
+        return np.ascontiguousarray(image)
+    # Pillow's bilinear averages over all pixels it shrinks, so that fine structures do not alias. First along the
+    # rows, then along the columns: left to itself Pillow 13 takes the order that is less work, older ones this.
+    height, width = size
+    across = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(across.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def check_size(short_side: int) -> int:
+    """The short side, if a network can work at it. Raises: ConfigError."""
+    if not isinstance(short_side, int) or not STRIDE <= short_side <= 16_384:
+        raise ConfigError(f"size {short_side} is out of range; give the short side, {STRIDE} to 16384 pixels.")
+    return short_side
+
+
+def check_sides(sides: tuple[int, int]) -> tuple[int, int]:
+    """(height, width), if it can be the network's only input. Raises: ConfigError."""
+    if not all(isinstance(side, int) and 1 <= side <= 16_384 for side in sides):
+        raise ConfigError(f"size {sides[0]}x{sides[1]} is out of range; a side has {STRIDE} to 16384 pixels.")
+    if any(side % STRIDE for side in sides):
+        fits = [max(1, round(side / STRIDE)) * STRIDE for side in sides]
+        raise ConfigError(
+            f"size {sides[0]}x{sides[1]}: both sides must be multiples of {STRIDE}, the network's stride; "
+            f"{fits[0]}x{fits[1]} fits."
+        )
+    return sides

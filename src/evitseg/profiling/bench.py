@@ -1,0 +1,297 @@
+"""How fast a model is on the machine at hand: the network alone, and from an image file to a mask file.
+
+Whatever is measured runs in a process of its own that does nothing else, so that its peak memory is its own and no
+engine's threads disturb another's. The processes take turns, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evitseg.architecture import softmax_macs
+from evitseg.bundled import DEFAULT_MODEL
+from evitseg.engine import PRECISIONS, Precision
+from evitseg.errors import ConfigError, EngineError, EvitsegError
+from evitseg.preprocess import check_sides
+from evitseg.profiling.worker import Table, Worker, median_and_p90, serve, take_turns, warm_up
+from evitseg.raster.files import read_image
+
+if TYPE_CHECKING:
+    from evitseg.runtime.segmenter import Segmenter
+
+SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048), (2048, 2048), (4096, 4096))
+"""(height, width) of the images, where no others are asked for."""
+
+
+ONE_SIZE = (1024, 2048)
+"""The size for what looks at one alone."""
+
+
+REFERENCE = (1024, 1024)
+"""The size that time per pixel is compared with."""
+
+
+NOISY = 1.15
+"""From this ratio of 90th percentile to median on, something else was running on the machine."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and how it runs; see `evitseg.load`, to whose engines "torch" comes here for an .onnx artefact, too."""
+
+    model: str | None = None
+    engine: str | None = None
+    precision: Precision = "auto"
+    threads: int | None = None
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """At the images' own sizes, unless the model takes but one."""
+        from evitseg.loading import artefact_of, load, network_of
+        from evitseg.runtime.segmenter import Segmenter
+
+        if self.engine == "torch" and artefact_of(self.model) is not None:
+            network, manifest = network_of(self.model or DEFAULT_MODEL)
+            from evitseg.model.engine import TorchEngine
+
+            engine: Any = TorchEngine(network, manifest, self.precision, self.threads)
+        else:
+            engine = load(self.model, engine=self.engine, precision=self.precision, threads=self.threads).engine
+        return Segmenter(engine, None if engine.manifest.preprocess.fixed else "native")
+
+    def sizes(self, wanted: Sequence[tuple[int, int]], default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(height, width) to measure at, from small to large. Raises: ConfigError for one it does not take."""
+        fixed = self.segmenter.manifest.preprocess.fixed
+        chosen = [check_sides(sides) for sides in wanted or ([fixed] if fixed else default)]
+        if fixed and chosen != [fixed]:
+            raise ConfigError(f"this model takes images of {fixed[0]}x{fixed[1]} (height x width) and no others.")
+        return sorted(chosen, key=lambda sides: sides[0] * sides[1])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one size.
+
+    Attributes:
+        height, width: of the image, and of the network's input.
+        network_ms, network_p90_ms: median and 90th percentile, uint8 image in, logits out.
+        end_to_end_ms, end_to_end_p90_ms: from a JPEG file (quality 95) to a mask's PNG file.
+        turns: how many were measured of each.
+        peak_mib: most memory of a process that loads the model and segments files of this size, and does nothing else.
+        softmax_macs_per_pixel: multiply-adds for a pixel if the network's attention were softmax attention; counted.
+    """
+
+    height: int
+    width: int
+    network_ms: float
+    network_p90_ms: float
+    end_to_end_ms: float
+    end_to_end_p90_ms: float
+    turns: int
+    peak_mib: float
+    softmax_macs_per_pixel: float
+
+    HEADER: ClassVar = (
+        "size", "network ms", "p90", "end to end ms", "p90", "ms per megapixel", "× 1024x1024", "softmax's ×",
+        "peak MiB",
+    )  # fmt: skip
+
+    @property
+    def ms_per_megapixel(self) -> float:
+        """Of the network alone; flat where cost grows with the number of pixels."""
+        return self.network_ms / (self.height * self.width / 1e6)
+
+    @property
+    def noise(self) -> float:
+        """The larger ratio of 90th percentile to median: 1 on a machine with nothing else to do."""
+        return max(self.network_p90_ms / self.network_ms, self.end_to_end_p90_ms / self.end_to_end_ms)
+
+    def per_pixel(self, timings: Sequence[Timing]) -> tuple[float | None, float | None]:
+        """Time for a pixel, and multiply-adds with softmax attention, as ratios to `REFERENCE`'s, if it is there."""
+        for other in timings:
+            if (other.height, other.width) == REFERENCE:
+                softmax = self.softmax_macs_per_pixel / other.softmax_macs_per_pixel
+                return self.ms_per_megapixel / other.ms_per_megapixel, softmax
+        return None, None
+
+    def to_dict(self, timings: Sequence[Timing]) -> dict[str, Any]:
+        time_ratio, softmax_ratio = self.per_pixel(timings)
+        return asdict(self) | {
+            "ms_per_megapixel": self.ms_per_megapixel,
+            "noise": self.noise,
+            "per_pixel_to_reference": time_ratio,
+            "softmax_per_pixel_to_reference": softmax_ratio,
+        }
+
+    def cells(self, timings: Sequence[Timing]) -> list[str]:
+        """As a row below `HEADER`, beside the others."""
+        numbers = (
+            self.network_ms, self.network_p90_ms, self.end_to_end_ms, self.end_to_end_p90_ms, self.ms_per_megapixel
+        )  # fmt: skip
+        ratios = ("–" if ratio is None else f"{ratio:.2f}" for ratio in self.per_pixel(timings))
+        return [f"{self.height}x{self.width}", *(f"{n:.1f}" for n in numbers), *ratios, f"{self.peak_mib:.0f}"]
+
+
+def said_of_noise(noise: float) -> str:
+    """In a sentence."""
+    kind = "other work disturbed it: measure again when the machine is idle" if noise > NOISY else "a quiet machine"
+    return f"90th percentiles are up to {noise:.2f} times the medians: {kind}."
+
+
+def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), turns: int = 15) -> Iterator[Timing]:
+    """Measure one model, size by size.
+
+    Args:
+        image: stretched to every size; what it shows matters, because boundaries cost time after the network.
+        sizes: (height, width), multiples of 32; by default `SIZES`, or the only one the model takes.
+        turns: after warming up until nothing gets faster; network and end to end alternate.
+
+    Raises: ConfigError for a size that the model does not take, ImageError, EngineError.
+    """
+    chosen = subject.sizes(sizes, SIZES)
+    source = Image.fromarray(read_image(image))
+    with tempfile.TemporaryDirectory() as folder:
+        jpeg = Path(folder) / "image.jpg"
+        for size in chosen:
+            _save_stretched(source, size, jpeg)
+            with _worker(subject, jpeg) as worker:
+                alone, whole = partial(worker.ask, "network"), partial(worker.ask, "end to end")
+                warm_up(whole)
+                peak = worker.ask("peak")  # before the network is fed alone, for which its input must be kept
+                warm_up(alone)
+                taken = take_turns({"alone": alone, "whole": whole}, turns)
+            macs = softmax_macs(subject.segmenter.manifest.model, *size) / (size[0] * size[1])
+            yield Timing(*size, *median_and_p90(taken["alone"]), *median_and_p90(taken["whole"]), turns, peak, macs)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One engine at one precision, beside others in the same run.
+
+    Attributes:
+        engine, precision: as they are asked for.
+        runs: what ran, or nothing.
+        median_ms, p90_ms: of the network alone.
+        peak_mib: most memory of its process.
+        times_fastest: its median, divided by that of the fastest.
+        problem: why it did not run; the figures are then None.
+    """
+
+    engine: str
+    precision: str
+    runs: str = ""
+    median_ms: float | None = None
+    p90_ms: float | None = None
+    peak_mib: float | None = None
+    times_fastest: float | None = None
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(subject: Subject, image: Path, size: tuple[int, int], turns: int = 15) -> list[Compared]:
+    """Every engine that runs the model's file, at every precision, in turns; the fastest first, then what cannot run.
+
+    An .onnx artefact runs in PyTorch, too, as the network that its weights are put back into.
+
+    Raises: ConfigError for a size that the model does not take, ImageError.
+    """
+    (size,) = subject.sizes([size], ())
+    ran, others = [], []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        jpeg = Path(folder) / "image.jpg"
+        _save_stretched(Image.fromarray(read_image(image)), size, jpeg)
+        workers: dict[tuple[str, str], Worker] = {}
+        for engine in _engines(subject):
+            # PyTorch emulates float16 on a CPU, 30 times slower than float32.
+            for precision in PRECISIONS[1:] if engine != "torch" else ("float32", "bfloat16"):
+                try:
+                    worker = stack.enter_context(
+                        _worker(Subject(subject.model, engine, precision, subject.threads), jpeg)
+                    )
+                    if worker.about["precision"] != precision:
+                        raise EngineError(f"it computes in {worker.about['precision']} here.")
+                except EvitsegError as error:
+                    others.append(Compared(engine, precision, problem=str(error)))
+                else:
+                    warm_up(partial(worker.ask, "network"))
+                    workers[engine, precision] = worker
+        taken = take_turns({" ".join(key): partial(worker.ask, "network") for key, worker in workers.items()}, turns)
+        fastest = min((statistics.median(times) for times in taken.values()), default=0.0)
+        for key, worker in workers.items():
+            median, p90 = median_and_p90(taken[" ".join(key)])
+            ran.append(Compared(*key, worker.about["runs"], median, p90, worker.ask("peak"), median / fastest))
+    return sorted(ran, key=lambda row: row.median_ms or 0.0) + others
+
+
+def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
+    """Lines: a table of what ran, and a sentence for each that did not."""
+    ran = [
+        (f"{row.engine}, {row.precision}", f"{row.median_ms:.1f}", f"{row.p90_ms:.1f}", f"{row.times_fastest:.2f}",
+         f"{row.peak_mib:.0f}")
+        for row in rows if not row.problem
+    ]  # fmt: skip
+    table = Table(("network in", "median ms", "p90", "× the fastest", "peak MiB"), markdown, first=24).lines(ran)
+    bullet = "- " if markdown else ""
+    return [*table, "", *(f"{bullet}{row.engine}, {row.precision}: {row.problem}" for row in rows if row.problem)]
+
+
+def _engines(subject: Subject) -> list[str]:
+    """By name, all that run its file."""
+    from evitseg.loading import artefact_of
+    from evitseg.runtime.engines import ENGINES
+
+    ending = getattr(artefact_of(subject.model), "suffix", None)
+    able = [name for name, kind in ENGINES.items() if ending in kind.endings]
+    return [*able, "torch"] if ending in (None, ".onnx") else able
+
+
+def _save_stretched(source: Image.Image, size: tuple[int, int], jpeg: Path) -> None:
+    source.resize(size[::-1], Image.Resampling.LANCZOS).save(jpeg, quality=95)
+
+
+def _worker(subject: Subject, jpeg: Path) -> Worker:
+    """Raises: EngineError for what a segmenter cannot be made of."""
+    # With this process's search path: Python's own, for -c, begins with the folder one happens to be in.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from evitseg.profiling.bench import work; work(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, json.dumps(asdict(subject)), str(jpeg)]
+    return Worker(
+        command, f"{subject.model or 'the bundled model'} at {subject.engine or 'its default engine'}"
+    ).begun()
+
+
+def work(subject: str, jpeg: str) -> None:
+    """What a worker's process does: serves "network" and "end to end"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks it
+    try:
+        segment = Subject(**json.loads(subject)).segmenter
+    except EvitsegError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return
+    mask = Path(jpeg).with_name("mask.png")
+    pixels: list[NDArray[np.uint8]] = []
+
+    def network() -> None:
+        if not pixels:  # while it warms up
+            pixels.append(segment.manifest.preprocess.apply(read_image(jpeg), segment.size)[None])
+        segment.engine(pixels[0])
+
+    def end_to_end() -> None:
+        segment(jpeg).save(mask)
+
+    serve({"network": network, "end to end": end_to_end}, asdict(segment.info) | {"runs": str(segment.info)})

@@ -1,0 +1,192 @@
+"""Where the network's time goes: every node that the engine runs, beside what this machine could do at best.
+
+A node's name says which convolution of the plan it is, or which it follows, so that a row of the profile is found in
+the network; nodes of the same name, such as those of tiles, are one row. Multiply-adds are counted on the graph that
+the engine is given, bytes on the one that it makes of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evitseg.architecture import cost
+from evitseg.engine import EngineInfo
+from evitseg.errors import EngineError
+from evitseg.profiling.bench import Subject
+from evitseg.profiling.machine_peak import Floors, copy_gb_per_s, peak_gflops
+from evitseg.profiling.nodes import PROFILERS, Node, Work
+from evitseg.profiling.worker import Table
+from evitseg.raster.files import read_image
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one model at one size.
+
+    Attributes:
+        height, width: of the image.
+        network_ms: mean over the same turns of the whole call; the nodes' sum is less by what lies between them.
+        turns: how many were measured.
+        plan_macs: multiply-adds that the network's plan needs. The graph that runs may do more: where tiles overlap,
+            and where a larger product is faster than a smaller one.
+        nodes: in the order they run, each name once.
+        floors: of this machine.
+        info: what ran.
+    """
+
+    height: int
+    width: int
+    network_ms: float
+    turns: int
+    plan_macs: int
+    nodes: tuple[Node, ...]
+    floors: Floors
+    info: EngineInfo
+
+    @property
+    def nodes_ms(self) -> float:
+        return math.fsum(node.ms for node in self.nodes)
+
+    @property
+    def macs(self) -> int:
+        """Of the graph that runs."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def blocks(self) -> list[Work]:
+        """The nodes' sums by block, in the order they begin to run."""
+        grouped: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            grouped.setdefault(node.block, []).append(node)
+        return [
+            Work(
+                block,
+                block,
+                sum(node.count for node in nodes),
+                math.fsum(node.ms for node in nodes),
+                sum(node.macs for node in nodes),
+                sum(node.bytes_in for node in nodes),
+                sum(node.bytes_out for node in nodes),
+            )
+            for block, nodes in grouped.items()
+        ]
+
+    def slowest(self, count: int) -> list[Node]:
+        return sorted(self.nodes, key=lambda node: -node.ms)[:count]
+
+    def roof_ms(self, nodes: Sequence[Work] | None = None) -> float:
+        """The sum of what the roofline gives for each."""
+        return math.fsum(node.roof_ms(self.floors) for node in (self.nodes if nodes is None else nodes))
+
+    def to_dict(self) -> dict[str, Any]:
+        def row(work: Work) -> dict[str, Any]:
+            return asdict(work) | {
+                "share": work.ms / self.nodes_ms,
+                "gflops": work.gflops,
+                "gb_per_s": work.gb_per_s,
+                "intensity": work.intensity,
+                "roof_ms": work.roof_ms(self.floors),
+            }
+
+        return {
+            "height": self.height,
+            "width": self.width,
+            "turns": self.turns,
+            "network_ms": self.network_ms,
+            "nodes_ms": self.nodes_ms,
+            "roof_ms": self.roof_ms(),
+            "macs": self.macs,
+            "plan_macs": self.plan_macs,
+            "floors": asdict(self.floors),
+            "blocks": [row(block) | {"roof_ms": self._block_roof(block.block)} for block in self.blocks],
+            "nodes": [row(node) for node in self.nodes],
+        }
+
+    def tables(self, markdown: bool, count: int = 20) -> list[str]:
+        """Lines: what it was measured against, the blocks, and the slowest nodes."""
+
+        def cells(work: Work, roof_ms: float) -> list[str]:
+            speeds = (f"{work.gflops:.0f}" if work.macs else "–", f"{work.gb_per_s:.0f}")
+            share = f"{work.ms / self.nodes_ms:.1%}"
+            return [str(work.count), f"{work.ms:.2f}", share, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
+
+        header = ("nodes", "ms", "share", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
+        blocks = Table(("block", *header), markdown, first=28)
+        nodes = Table((f"slowest {count} names", *header, "kernel"), markdown, first=40)
+        total = Work("sum", "", sum(node.count for node in self.nodes), self.nodes_ms, self.macs, 0, 0)
+        return [
+            f"{self.height}x{self.width}: {self.network_ms:.1f} ms a call while its nodes are timed, of which they "
+            f"take {self.nodes_ms:.1f}; this machine, measured now: {self.floors.gflops:.0f} GFLOP/s in large "
+            f"products, {self.floors.gb_per_s:.0f} GB/s copying",
+            f"multiply-adds: {self.macs / 1e6:.0f} M in the graph that runs, {self.plan_macs / 1e6:.0f} M in the "
+            "network's plan",
+            "",
+            *blocks.lines([[block.name, *cells(block, self._block_roof(block.block))] for block in self.blocks]),
+            blocks.row([total.name, *cells(total, self.roof_ms())[:5], "", f"{self.roof_ms():.2f}"]),
+            "",
+            *nodes.lines(
+                [
+                    [node.name, *cells(node, node.roof_ms(self.floors)), f"  {node.type} {node.kernel}"]
+                    for node in self.slowest(count)
+                ]
+            ),
+        ]
+
+    def _block_roof(self, block: str) -> float:
+        return self.roof_ms([node for node in self.nodes if node.block == block])
+
+
+def profile(subject: Subject, image: Path, size: tuple[int, int], turns: int = 15) -> Profile:
+    """Measure every node of an .onnx or .xml artefact in OpenVINO or ONNX Runtime.
+
+    Raises: EngineError for another engine, ConfigError for a size that the model does not take, ImageError.
+    """
+    from PIL import Image
+
+    from evitseg.loading import artefact_of
+
+    (size,) = subject.sizes([size], ())
+    segment = subject.segmenter
+    artefact = artefact_of(subject.model)
+    if artefact is None or segment.info.engine not in PROFILERS:
+        raise EngineError(
+            f"{segment.info.engine} does not say how long its layers take; profile an .onnx or .xml artefact, in "
+            "OpenVINO or ONNX Runtime."
+        )
+    stretched = np.asarray(Image.fromarray(read_image(image)).resize(size[::-1], Image.Resampling.LANCZOS))
+    profiled = PROFILERS[segment.info.engine](segment.engine, artefact, stretched[None], turns)
+    return Profile(
+        height=size[0],
+        width=size[1],
+        network_ms=profiled.network_ms,
+        turns=profiled.turns,
+        plan_macs=round(cost(segment.manifest.model).macs(*size)),
+        nodes=tuple(_by_name(profiled.nodes)),
+        floors=Floors(peak_gflops(profiled.product), copy_gb_per_s(segment.info.threads)),
+        info=segment.info,
+    )
+
+
+def _by_name(nodes: Sequence[Node]) -> list[Node]:
+    """One for each name, in the order in which they begin to run."""
+    grouped: dict[str, list[Node]] = {}
+    for node in nodes:
+        grouped.setdefault(node.name, []).append(node)
+    return [
+        replace(
+            same[0],
+            count=len(same),
+            ms=math.fsum(node.ms for node in same),
+            macs=sum(node.macs for node in same),
+            bytes_in=sum(node.bytes_in for node in same),
+            bytes_out=sum(node.bytes_out for node in same),
+            kernel=", ".join(dict.fromkeys(node.kernel for node in same)),
+        )
+        for same in grouped.values()
+    ]

@@ -1,0 +1,123 @@
+"""Read and write whole image files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from evitseg.errors import ImageError
+from evitseg.image import AS_STATED, MAX_PIXELS, ImageArray, ReadOptions, Reduced
+from evitseg.system.authorship import SOFTWARE
+from evitseg.system.files import replacing
+
+MAX_JPEG_SIDE = 65_500
+"""In pixels; what the library behind Pillow writes."""
+
+
+WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+"""Endings of images that are written."""
+
+
+def read_image(
+    source: str | os.PathLike[str] | Image.Image | NDArray[np.integer], options: ReadOptions = AS_STATED
+) -> ImageArray:
+    """(H, W, 3) uint8 RGB from a file, a PIL image or an array.
+
+    EXIF orientation is applied, but for georeferenced files. Grey becomes three equal channels, a palette its colours;
+    CMYK is converted, and an alpha channel is dropped: the stored colours count. What bands, 16 bits, pages and frames
+    mean: `evitseg.raster.bands`, `levels` and `tiff`. The file's content decides who reads it.
+
+    Raises: ImageError for whatever cannot be read, with the file's name and the reason.
+    """
+    from evitseg.raster.whole import of_image, read_whole
+
+    if isinstance(source, np.ndarray):
+        return _from_array(source, options)
+    if isinstance(source, Image.Image):
+        return of_image(source, "the PIL image", options)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(f"a {type(source).__name__} is not an image; give a path, a PIL image or a numpy array.")
+    return read_whole(Path(source), str(source), options).pixels
+
+
+def read_reduced(
+    source: str | os.PathLike[str] | bytes,
+    least: Callable[[tuple[int, int]], tuple[int, int]],
+    name: str | None = None,
+    options: ReadOptions = AS_STATED,
+) -> Reduced:
+    """An image file at a half, a quarter or an eighth of its size, where a JPEG decoder gives that for a fraction of
+    the time, and where the result is no smaller than asked for.
+
+    Args:
+        source: the file, or its bytes.
+        least: gives the (height, width) that is needed from the (height, width) that there is.
+        name: of the image in messages; None for the file's.
+
+    Raises: ImageError.
+    """
+    from evitseg.raster.whole import read_whole
+
+    if isinstance(source, bytes):
+        return read_whole(source, name or "the image", options, least)
+    return read_whole(Path(source), name or str(source), options, least)
+
+
+def image_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED) -> tuple[int, int]:
+    """(height, width) of an image file as `read_image` gives it, from its header. Raises: ImageError."""
+    from evitseg.raster.whole import size_whole
+
+    return size_whole(Path(path), str(path), options)
+
+
+def _from_array(array: NDArray[Any], options: ReadOptions) -> ImageArray:
+    from evitseg.raster.levels import cells_of, choose_levels
+
+    if (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3)) or 0 in array.shape:
+        raise ImageError(f"an array of shape {array.shape} is not an image; give (H, W, 3) in RGB order.")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ImageError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
+    if array.dtype != np.uint8 or options.value_range is not None:
+        if array.dtype != np.uint16 and options.value_range is None:
+            raise ImageError(f"an array of {array.dtype} is not an image; give uint8 (H, W, 3) in RGB order.")
+        array = choose_levels("the array", array.dtype, options, cells_of(array))(array)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    return cast(ImageArray, array)
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """An image in the format that the name's ending says.
+
+    Raises: ImageError for an ending or a size that cannot be written, FileError for a place.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITTEN:
+        raise ImageError(f"{path}: unknown ending; {', '.join(sorted(WRITTEN))} can be written.")
+    if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
+        raise ImageError(f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; write a PNG.")
+    kind = Image.registered_extensions()[suffix]
+    marks: dict[str, dict[str, Any]] = {"JPEG": {"comment": SOFTWARE}, "PNG": {"pnginfo": png_mark()}}
+    _save(image, path, kind, quality=90, **marks.get(kind, {}))
+
+
+def png_mark() -> PngImagePlugin.PngInfo:
+    """By which `evitseg.system.authorship` knows our own files."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    return mark
+
+
+def _save(image: Image.Image, path: str | os.PathLike[str], kind: str, **options: Any) -> None:
+    # Encoded in memory first: writing to a full disk itself, Pillow's JPEG encoder loses the end without a word.
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    with replacing(path) as file:
+        file.write(content.getbuffer())

@@ -1,0 +1,380 @@
+"""Mask files: how they are read, and how evitseg writes its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from evitseg.errors import ConfigError, DatasetError, EvitsegError, ImageError
+from evitseg.image import MAX_PIXELS, Mask
+from evitseg.labels import LabelSpace
+from evitseg.raster.files import png_mark
+from evitseg.raster.formats import TURNS, format_of, orientation_of
+from evitseg.raster.mask_values import Held, class_indices
+from evitseg.system.files import replacing
+
+if TYPE_CHECKING:
+    from evitseg.raster.tiff import Page
+
+MaskFormat: TypeAlias = Literal["palette", "gray"]
+"""How a mask of at most 255 classes is written: class indices with the classes' colours as a palette, or as plain grey
+levels for programs that turn a palette into colours. Masks of more classes are 16-bit grey levels in both."""
+
+LARGEST_ID = 65_535
+_EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
+_LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
+_SAVE_AS_PNG = "save masks as PNG, which keeps every number"
+_LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
+_PILLOW_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946}
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask as its file stores it.
+
+    Attributes:
+        values: (H, W) integers, of the kind that `held` says.
+        held: the distinct ones.
+    """
+
+    values: NDArray[np.integer]
+    held: Held
+
+    def classes(self, labels: LabelSpace) -> Mask:
+        """(H, W) class indices. Raises: ConfigError that names a value without a class."""
+        indices: Mask = class_indices(self.held, labels).astype(labels.dtype)
+        if self.held.kind == "colors":
+            return np.asarray(indices[np.searchsorted(np.array(self.held.values), self.values)])
+        is_small = self.values.dtype == np.uint8 and labels.dtype == np.uint8
+        table = np.zeros(256 if is_small else self.held.values[-1] + 1, labels.dtype)
+        table[list(self.held.values)] = indices
+        if is_small:  # several times as fast as numpy's indexing
+            found = np.frombuffer(bytearray(self.values.tobytes().translate(table.tobytes())), np.uint8)
+            return found.reshape(self.values.shape)
+        return np.asarray(table[self.values])
+
+
+def read_mask(path: str | os.PathLike[str]) -> Mask:
+    """(H, W) integers as a mask file stores them: grey levels, 16-bit levels or palette indices, never colours.
+
+    Raises: ImageError.
+    """
+    mask = read_raw_mask(path)
+    if mask.ndim != 2:
+        raise ImageError(f"{path}: a mask holds one number a pixel, but this image has colours.")
+    return mask
+
+
+def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
+    """(H, W) integers as a mask file stores them, or (H, W, 3) uint8 where it holds colours.
+
+    Raises: ImageError.
+    """
+    file = read_mask_file(path)
+    if file.held.kind != "colors":
+        return file.values
+    return np.stack([file.values >> shift & 255 for shift in (16, 8, 0)], axis=2).astype(np.uint8)
+
+
+def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
+    """(H, W) class indices of a mask file; see `class_indices`.
+
+    Raises: ImageError for a file that cannot be read, DatasetError that names a value without a class.
+    """
+    file = read_mask_file(path)
+    try:
+        return file.classes(labels)
+    except ConfigError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
+    """A mask file: PNG, TIFF, BMP, GIF or lossless WebP, of any whole numbers up to 65535, a palette, or colours.
+
+    Raises: ImageError with the file's name and the reason.
+    """
+    name = str(path)
+    with _opened(Path(path), name) as (stream, start):
+        kind = format_of(start)
+        if kind is not None and kind.name == "TIFF":
+            return _read_tiff(Path(path), stream, name)
+        with _decoded(stream) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError(f"{name}: holds {image.n_frames} images; a mask file holds one.")  # type: ignore[attr-defined]
+            place = stream.tell()
+            depth = _depth(name, start, stream, image)
+            turn = TURNS.get(orientation_of(stream, kind)) if kind is not None else None
+            stream.seek(place)  # Pillow goes on where it stopped
+            return _mask_of(name, image if turn is None else image.transpose(turn), depth)
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a PNG of 8- or 16-bit grey levels, which mean the same whatever other masks hold."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return False
+        with open(path, "rb") as stream:
+            start = stream.read(26)
+    except (OSError, ValueError):
+        return False
+    return start.startswith(b"\x89PNG") and start[24:26] in (b"\x08\0", b"\x10\0")
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
+    """The file and its first bytes; what goes wrong with it becomes a ImageError."""
+    start = b""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{name}: not a regular file; give a mask file.")
+        with open(path, "rb") as stream:
+            start = stream.read(64)
+            kind = format_of(start)
+            if kind is not None and kind.name in _LOSSY:
+                raise ImageError(f"{name}: {kind.title} changes numbers when it compresses; {_SAVE_AS_PNG}.")
+            stream.seek(0)
+            yield stream, start
+    except EvitsegError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file.") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read (permission denied).") from error
+    except UnidentifiedImageError as error:
+        what = "an empty file" if not start else "not a mask in a format that can be read"
+        raise ImageError(f"{name}: {what}; {_SAVE_AS_PNG}.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs."
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{name[:200]}: decoding it takes more memory than is free.") from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise ImageError(f"{name}: truncated or damaged ({error or type(error).__name__}).") from error
+
+
+@contextmanager
+def _decoded(stream: BinaryIO) -> Iterator[Image.Image]:
+    with Image.open(stream, formats=_EXACT) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        yield image
+
+
+def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
+    """Bits of a grey level. Raises: ImageError for what Pillow would read with other numbers than the file's."""
+    if image.format == "PNG":
+        depth, color_type = start[24], start[25]
+        if depth == 16 and color_type != 0:
+            raise ImageError(f"{name}: 16-bit colours are no class numbers or colours; {_SAVE_AS_PNG} of 8 bits.")
+        return depth
+    if image.format == "WEBP" and not _is_lossless_webp(stream):
+        raise ImageError(f"{name}: lossy WebP changes numbers when it compresses; {_SAVE_AS_PNG}.")
+    return 1 if image.mode == "1" else 8
+
+
+def _is_lossless_webp(stream: Any) -> bool:
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", head)
+        if kind in (b"VP8 ", b"VP8L"):
+            return bool(kind == b"VP8L")
+        stream.seek(length + length % 2, os.SEEK_CUR)
+    return False
+
+
+def _read_tiff(path: Path, stream: BinaryIO, name: str) -> MaskFile:
+    """A TIFF by its tags. Raises: ImageError, MissingPackageError."""
+    from evitseg.raster.tiff import read_tiff
+
+    file = read_tiff(stream, name)
+    page = file.first
+    if file.count > 1:
+        raise ImageError(f"{name}: holds {file.count} images; a mask file holds one.")
+    if page.compression in _LOSSY_TIFF:
+        raise ImageError(
+            f"{name}: its compression ({_LOSSY_TIFF[page.compression]}) changes numbers; store the mask without loss "
+            "(deflate, LZW)."
+        )
+    if page.photometric == 0:
+        raise ImageError(
+            f"{name}: white is 0 in it (PhotometricInterpretation 0), so that the shown and the stored number differ; "
+            f"{_SAVE_AS_PNG}."
+        )
+    if page.photometric not in (1, 2, 3):
+        raise ImageError(f"{name}: neither grey, a palette nor RGB (PhotometricInterpretation {page.photometric}).")
+    if page.width * page.height * page.samples > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    bits, is_unsigned = page.bits[0], set(page.formats) == {1}
+    is_plain_tiff = page.fill_order == 1 and page.compression in _PILLOW_TIFF and is_unsigned
+    is_upright = page.orientation == 1 or not page.is_placed
+    is_single = page.samples == 1 and bits in ((1, 2, 4, 8) if page.photometric == 3 else (1, 2, 4, 8, 16))
+    is_colored = page.photometric == 2 and set(page.bits) == {8} and not page.is_planar and page.samples in (3, 4)
+    if is_plain_tiff and is_upright and (is_single or is_colored):
+        stream.seek(0)
+        with _decoded(stream) as image:
+            return _mask_of(name, image, bits)
+    return _read_with_gdal(path, name, page)
+
+
+def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
+    """A TIFF that Pillow does not decode exactly. Raises: ImageError, MissingPackageError."""
+    from evitseg.raster.geotiff import environment, import_rasterio, quiet_open
+
+    rasterio = import_rasterio()
+    try:
+        with environment(), quiet_open(Path(os.path.abspath(path)), driver="GTiff") as dataset:
+            if dataset.count not in (1, 3, 4) or (dataset.count > 1 and set(dataset.dtypes) != {"uint8"}):
+                raise ImageError(
+                    f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; a mask has one band of whole numbers, or "
+                    "8-bit RGB colours."
+                )
+            pixels = np.moveaxis(dataset.read(), 0, 2)
+    except rasterio.errors.RasterioError as error:
+        raise ImageError(f"{name}: truncated or damaged ({error}).") from error
+    if not page.is_placed and page.orientation != 1:
+        pixels = _turned(pixels, page.orientation)
+    if pixels.shape[2] > 1:
+        return _colors(name, pixels)
+    if page.colormap is not None and pixels.dtype.kind == "u":
+        return _indexed(pixels[..., 0], page.colormap.astype(np.int64))
+    if pixels.dtype == np.uint8 and page.formats[0] == 2:
+        pixels = pixels.view(np.int8)  # as GDAL before 3.7 gives signed numbers
+    return _levels(name, pixels[..., 0], 8)
+
+
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo TIFF's orientation: flips first, then rows and columns are exchanged."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+
+
+def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
+    if image.mode == "P":
+        return _indexed(np.array(image), np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3))
+    if image.mode == "PA":
+        raise ImageError(f"{name}: a palette with a channel of transparency; {_SAVE_AS_PNG}.")
+    if image.mode in ("RGB", "RGBA", "RGBX"):
+        return _colors(name, np.asarray(image))
+    if image.mode in ("LA", "La"):
+        pixels = np.asarray(image)
+        return _levels(name, _without_alpha(name, pixels[..., 0].astype(np.int32), pixels[..., 1]), 8)
+    if image.mode == "1":
+        return _levels(name, np.asarray(image).astype(np.uint8), 1)
+    if image.mode not in ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
+        raise ImageError(f"{name}: a mask holds numbers or RGB colours, but this one has mode {image.mode}.")
+    levels = np.array(image)
+    if image.mode == "L" and depth in (2, 4):
+        levels //= 255 // (2**depth - 1)  # Pillow stretches them to 8 bits
+        return _levels(name, levels, depth)
+    return _levels(name, levels, 8)
+
+
+def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFile:
+    counts = _counts(indices)
+    values = np.flatnonzero(counts)
+    is_gray = bool((palette == palette[:, :1]).all())
+    codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # an index beyond the palette's end has no colour
+    codes[: len(palette)] = palette @ np.array([1 << 16, 1 << 8, 1])
+    held = Held(
+        "palette", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(codes[values].tolist()), is_gray
+    )
+    return MaskFile(indices, held)
+
+
+def _levels(name: str, levels: NDArray[Any], depth: int) -> MaskFile:
+    """Raises: ImageError for levels that are no whole numbers from 0 to 65535."""
+    if levels.dtype.kind not in "uif":
+        raise ImageError(f"{name}: holds {levels.dtype} numbers; class numbers are whole, from 0 to {LARGEST_ID}.")
+    if levels.dtype.kind == "f":
+        is_whole = levels == np.floor(levels)
+        if not is_whole.all():  # nan, too
+            raise ImageError(
+                f"{name}: holds {levels[~is_whole][0]:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+            )
+    low, high = levels.min(), levels.max()
+    if low < 0 or high > LARGEST_ID:
+        raise ImageError(
+            f"{name}: holds {low if low < 0 else high:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+        )
+    if levels.dtype != np.uint8:
+        levels = levels.astype(np.uint16 if high > 255 or levels.dtype.itemsize == 2 else np.uint8)
+    counts = _counts(levels)
+    values = np.flatnonzero(counts)
+    shown = values * (255 // (2**depth - 1)) if depth < 8 else values
+    # Levels above 255 look like nothing that a class's colour could be.
+    colors = np.where(shown < 256, shown * 0x010101, -1 - shown)
+    held = Held("levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth)
+    return MaskFile(levels, held)
+
+
+def _counts(values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pixels of every value, by the value."""
+    if values.dtype == np.uint8:
+        return np.array(Image.fromarray(values).histogram(), np.int64)  # several times as fast as bincount
+    return np.bincount(values.ravel())
+
+
+def _colors(name: str, pixels: NDArray[np.uint8]) -> MaskFile:
+    codes = pixels[..., 0].astype(np.int32) << 16
+    codes |= pixels[..., 1].astype(np.int32) << 8
+    codes |= pixels[..., 2]
+    if pixels.shape[2] == 4:
+        codes = _without_alpha(name, codes, pixels[..., 3])
+    values, counts = np.unique(codes, return_counts=True)
+    if len(values) > LARGEST_ID:
+        raise ImageError(f"{name}: {len(values):,} different colours; this is a photograph, not a mask.")
+    is_gray = bool(np.isin(values, np.arange(256) * 0x010101).all())
+    found = tuple(values.tolist())
+    return MaskFile(codes, Held("colors", found, tuple(counts.tolist()), found, is_gray))
+
+
+def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Transparency is left out where it says nothing that the colour does not say. Raises: ImageError."""
+    if alpha.min() != alpha.max():
+        both = codes.astype(np.int64) << 8 | alpha
+        if len(np.unique(both)) != len(np.unique(codes)):
+            raise ImageError(
+                f"{name}: pixels of one colour differ in transparency; flatten the mask first, so that every class has "
+                "one opaque colour."
+            )
+    return codes
+
+
+def save_mask(
+    mask: Mask, path: str | os.PathLike[str], labels: LabelSpace, mask_format: MaskFormat = "palette"
+) -> None:
+    """Write class indices as a PNG of 8 bits, or of 16 bits for more than 255 classes.
+
+    Raises: ImageError for a name that does not end in .png, FileError for a place that cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ImageError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
+    with replacing(path) as file:
+        file.write(mask_png(mask, labels, mask_format))
+
+
+def mask_png(mask: Mask, labels: LabelSpace, mask_format: MaskFormat = "palette") -> bytes:
+    """What `save_mask` writes."""
+    image = Image.fromarray(mask)
+    if mask.dtype == np.uint8 and mask_format == "palette":
+        image.putpalette(labels.palette.tobytes())
+    content = io.BytesIO()
+    # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
+    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=png_mark())
+    return content.getvalue()

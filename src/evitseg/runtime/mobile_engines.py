@@ -1,0 +1,207 @@
+"""Engines for the formats of phones and boards: LiteRT, ExecuTorch and ncnn, on the CPU at hand.
+
+Such a file takes images of one size, its manifest lies beside it. What runs here is the library that runs on the
+device, so that what `evitseg eval` measures is what the device will give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.architecture import LOGIT_STRIDE
+from evitseg.engine import EngineInfo, Precision
+from evitseg.errors import EngineError, MissingPackageError, WeightsError
+from evitseg.manifest import Manifest
+from evitseg.runtime.model_file import first_line, manifest_beside, read
+from evitseg.system.machine import physical_cores, processor_name
+from evitseg.system.silence import silenced
+
+INPUT, LOGITS = "in0", "out0"
+"""The names pnnx gives the input and the output of an ncnn network."""
+
+
+class LiteRtEngine:
+    """A .tflite file in LiteRT, with its XNNPACK delegate."""
+
+    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+        try:
+            with silenced():
+                from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise MissingPackageError("the LiteRT engine", "litert") from error
+        _only_float32("LiteRT", precision)
+        content = read(artefact)
+        self.manifest = manifest_beside(artefact, [content])
+        threads = threads or physical_cores()
+        try:
+            with silenced():
+                self._interpreter = Interpreter(model_content=content, num_threads=threads)
+                self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{artefact}: LiteRT cannot run it ({first_line(error)}).") from error
+        (given,), (logits,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if (given["dtype"], tuple(given["shape"])) != (np.uint8, _input_shape(self.manifest)):
+            raise _not_as_told(artefact)
+        if tuple(logits["shape"]) != _logits_shape(self.manifest):
+            raise _not_as_told(artefact)
+        self._input, self._logits, self._lock = given["index"], logits["index"], threading.Lock()
+        self.info = _info("LiteRT", "ai-edge-litert", "float32", threads)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images)
+
+    def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with self._lock:
+            self._interpreter.set_tensor(self._input, image)
+            self._interpreter.invoke()
+            logits: NDArray[np.float32] = self._interpreter.get_tensor(self._logits)  # a copy
+            return logits
+
+
+class ExecuTorchEngine:
+    """A .pte file in ExecuTorch, with its XNNPACK backend. Its input is (1, 3, height, width) float32 from 0 to 255.
+
+    Its Python binding, unlike its C++ one, needs torch.
+    """
+
+    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+        try:
+            with silenced():
+                import torch
+                from executorch.extension.pybindings import portable_lib
+                from executorch.runtime import Runtime
+        except ImportError as error:
+            raise MissingPackageError("the ExecuTorch engine", "executorch") from error
+        _only_float32("ExecuTorch", precision)
+        self._content = read(artefact)  # kept: the program refers to it
+        self.manifest = manifest_beside(artefact, [self._content])
+        threads = threads or physical_cores()
+        try:
+            with silenced():
+                portable_lib._unsafe_reset_threadpool(threads)  # of this process; there is no other setting
+                self._program = Runtime.get().load_program(self._content)
+                self._method = self._program.load_method("forward")
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{artefact}: ExecuTorch cannot run it ({first_line(error)}).") from error
+        about = self._method.metadata
+        shapes = [tuple(tensor.sizes()) for tensor in (about.input_tensor_meta(0), about.output_tensor_meta(0))]
+        if shapes != [_planes_shape(self.manifest), _logits_shape(self.manifest)]:
+            raise _not_as_told(artefact)
+        self._tensor, self._lock = torch.from_numpy, threading.Lock()
+        self.info = _info("ExecuTorch", "executorch", "float32", threads)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images)
+
+    def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        planes = _planes(image)
+        with self._lock:
+            return np.array(self._method.execute([self._tensor(planes)])[0].numpy())
+
+
+class NcnnEngine:
+    """A .param file with its .bin in ncnn. Its input is (3, height, width) float32 RGB from 0 to 255."""
+
+    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+        try:
+            with _patient_threads():
+                import ncnn
+        except ImportError as error:
+            raise MissingPackageError("the ncnn engine", "ncnn") from error
+        if precision == "bfloat16":
+            raise EngineError("ncnn's bfloat16 gives wrong masks with this network; leave out the precision.")
+        if precision == "float16" and platform.machine() not in ("aarch64", "arm64"):
+            raise EngineError("ncnn has float16 arithmetic on Arm only; leave out the precision.")
+        self.manifest = manifest_beside(artefact, [read(artefact), read(artefact.with_suffix(".bin"))])
+        threads = threads or physical_cores()
+        self._net = ncnn.Net()
+        options = self._net.opt
+        options.num_threads = threads
+        half = precision == "float16"
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
+        options.use_bf16_packed = options.use_bf16_storage = False
+        with silenced():
+            failed = self._net.load_param(str(artefact)) or self._net.load_model(str(artefact.with_suffix(".bin")))
+        if failed:
+            raise EngineError(f"{artefact}: ncnn cannot read it; export it again.")
+        if (list(self._net.input_names()), list(self._net.output_names())) != ([INPUT], [LOGITS]):
+            raise _not_as_told(artefact)
+        self._mat, self._artefact = ncnn.Mat, artefact
+        self.info = _info("ncnn", "ncnn", "float16" if half else "float32", threads)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images)
+
+    def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        planes = _planes(image)[0]  # ncnn reads it without holding it
+        extractor = self._net.create_extractor()
+        extractor.input(INPUT, self._mat(planes))
+        failed, logits = extractor.extract(LOGITS)
+        answer = np.array(logits)[None]
+        if failed or answer.shape != _logits_shape(self.manifest):
+            raise _not_as_told(self._artefact)
+        return answer
+
+
+@contextlib.contextmanager
+def _patient_threads() -> Iterator[None]:
+    """OpenMP, if it is loaded inside, has threads that sleep while they wait for each other.
+
+    Left to itself it lets them spin, and where another program has a core that costs ncnn fifty times its time.
+    """
+    name = "OMP_WAIT_POLICY"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "PASSIVE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def one_by_one(
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """A batch through an engine that takes single images."""
+    return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+
+
+def _only_float32(engine: str, precision: Precision) -> None:
+    if precision not in ("auto", "float32"):
+        raise EngineError(f"{engine} computes as the file says, not in {precision}; leave out the precision.")
+
+
+def _input_shape(manifest: Manifest) -> tuple[int, ...]:
+    assert manifest.preprocess.fixed is not None  # manifest_beside has seen to it
+    return (1, *manifest.preprocess.fixed, 3)
+
+
+def _planes_shape(manifest: Manifest) -> tuple[int, ...]:
+    _, height, width, channels = _input_shape(manifest)
+    return (1, channels, height, width)
+
+
+def _planes(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+
+
+def _logits_shape(manifest: Manifest) -> tuple[int, ...]:
+    _, height, width, _ = _input_shape(manifest)
+    return (1, manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE)
+
+
+def _not_as_told(artefact: Path) -> WeightsError:
+    return WeightsError(f"{artefact}: its network is not what its manifest says; export it again.")
+
+
+def _info(engine: str, package: str, precision: str, threads: int) -> EngineInfo:
+    return EngineInfo(engine, version(package), precision, threads, processor_name())

@@ -1,0 +1,290 @@
+"""Run exported models in OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from math import prod
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.architecture import LOGIT_STRIDE
+from evitseg.engine import EngineInfo, Precision
+from evitseg.errors import EngineError, WeightsError
+from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.runtime.mobile_engines import one_by_one
+from evitseg.runtime.model_file import check_graph, first_line, manifest_beside, manifest_inside, read
+from evitseg.runtime.onnx_file import check_onnx
+from evitseg.runtime.openvino_core import openvino_core
+from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
+from evitseg.system.machine import free_memory, physical_cores
+
+if TYPE_CHECKING:
+    import openvino
+
+_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+OWN_GRAPH_PIXELS = 2**18
+"""From this size on an image runs in a graph made for its size, smaller ones in the one for any size.
+
+By the size alone, not by what came before: the two round differently, and an image's mask must not depend on which
+others it was segmented with. A graph is made in a third of a second; for 512×512 pixels it saves a tenth to a quarter
+of the time, for smaller ones nothing that could be measured.
+"""
+
+
+GRAPHS_BYTES = 512 * 2**20
+"""Most that graphs for single sizes may hold together, but for the last; on small devices a quarter of what is free."""
+
+
+_GRAPH_BYTES, _GRAPH_BYTES_PER_PIXEL = 30 * 2**20, 24
+"""What such a graph holds, and for each pixel, for each stream; measured."""
+
+
+_SHAPES = 64
+"""For which the graph for any size keeps what it has prepared; left to itself, it keeps 5,000, of 6 MiB each."""
+
+
+class OpenVinoEngine:
+    """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
+
+    In float32 and bfloat16 on x86 processors it runs `openvino_graph`, made for the size of the image at hand in a
+    third of a second and kept for the next; elsewhere, and for small images, the graph in the file.
+
+    Args:
+        streams: images that run at the same time, each with its share of the threads, when several threads call.
+    """
+
+    def __init__(
+        self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+    ) -> None:
+        self._core = openvino_core()
+        import openvino
+
+        chosen = _openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        self._settings = thread_settings(threads or physical_cores(), streams)
+        if chosen is not None:
+            self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
+        self._artefact = artefact
+        try:
+            self._model, self.manifest = _openvino_model(self._core, artefact)
+            _check_ends(self._model, self.manifest, artefact)
+            runs = self._probe()
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+        self.info = EngineInfo(
+            engine="OpenVINO",
+            version=openvino.__version__.split("-")[0],
+            precision=_TYPES.get(runs, runs),  # another processor may have another name
+            threads=int(self._settings["INFERENCE_NUM_THREADS"]),
+            device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+            streams=streams,
+        )
+        self._weights: list[Weights] | None = None
+        if writes_fast(self.info.precision):
+            self._weights = read_weights(self._model, self.manifest.model, artefact)
+        self._lock = threading.Lock()
+        self._any_size: _Compiled | None = None
+        self._sizes: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
+        self._room = min(GRAPHS_BYTES, free_memory() // 4)
+
+    def _probe(self) -> str:
+        """What OpenVINO makes of the precision asked for, on this processor."""
+        import openvino
+        from openvino import opset13
+
+        some = opset13.parameter([1], np.float32)
+        compiled = self._core.compile_model(openvino.Model([opset13.relu(some)], [some]), "CPU", self._settings)
+        return str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return one_by_one(self._run, images)
+
+    def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        _, height, width, _ = image.shape
+        logits = np.empty(
+            (1, self.manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32
+        )
+        self._compiled((height, width)).run(image, logits)
+        return logits
+
+    def graph(self, size: tuple[int, int] | None) -> openvino.Model:
+        """For images of this (height, width), or of any size: `openvino_graph`'s, or the file's, where that runs."""
+        if size is not None and self._weights is not None:
+            return fast_graph(self.manifest.model, self.manifest.preprocess, self._weights, size, self.info.precision)
+        model = self._model.clone()
+        if size is not None:
+            model.reshape([1, *size, 3])
+        if self.info.precision == "bfloat16":
+            _keep_biases(model)
+        return model
+
+    def compile(self, size: tuple[int, int] | None, **settings: str) -> openvino.CompiledModel:
+        """`graph`, ready to run. Raises: EngineError."""
+        try:
+            return self._core.compile_model(self.graph(size), "CPU", self._settings | settings)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{self._artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+
+    def _compiled(self, size: tuple[int, int]) -> _Compiled:
+        """For a size: its own graph, or the one for all sizes, see `OWN_GRAPH_PIXELS`."""
+        with self._lock:
+            fixed = self.manifest.preprocess.fixed is not None
+            if self._weights is None or (prod(size) < OWN_GRAPH_PIXELS and not fixed):
+                self._any_size = self._any_size or _Compiled(self._compile_any_size(), self.info.streams)
+                return self._any_size
+            if size in self._sizes:
+                self._sizes.move_to_end(size)
+                return self._sizes[size]
+            while self._sizes and self._bytes_of(size) + sum(map(self._bytes_of, self._sizes)) > self._room:
+                self._sizes.popitem(last=False)
+            self._sizes[size] = _Compiled(self.compile(size), self.info.streams)
+            return self._sizes[size]
+
+    def _compile_any_size(self) -> openvino.CompiledModel:
+        try:
+            return self.compile(None, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
+        except EngineError:  # a version that does not know the setting, which is none of OpenVINO's documented ones
+            return self.compile(None)
+
+    def _bytes_of(self, size: tuple[int, int]) -> int:
+        return _GRAPH_BYTES + _GRAPH_BYTES_PER_PIXEL * self.info.streams * prod(size)
+
+
+class _Compiled:
+    """A compiled graph with a request for every stream."""
+
+    def __init__(self, compiled: openvino.CompiledModel, streams: int) -> None:
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+        """Fills `logits`; waits for a request if as many callers as streams are here already."""
+        import openvino
+
+        request = self._free.get()
+        try:
+            request.set_output_tensor(openvino.Tensor(logits, shared_memory=True))
+            request.infer([image], share_inputs=True, share_outputs=True)
+        finally:
+            self._free.put(request)
+
+
+def thread_settings(threads: int, streams: int) -> dict[str, str]:
+    """For OpenVINO's CPU plugin.
+
+    It would tie its threads to cores, and always begin with the first: two engines of one thread, in one process or in
+    two, would share that core and leave the others idle (https://github.com/openvinotoolkit/openvino/issues/32444). So
+    threads are free where there are fewer than cores.
+    """
+    settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
+    return settings | ({"ENABLE_CPU_PINNING": "NO"} if threads < physical_cores() else {})
+
+
+def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
+    """What to ask OpenVINO for; None leaves it the choice, which on Arm is float16 and elsewhere float32."""
+    native = {"float32": True, "float16": "FP16" in capabilities, "bfloat16": "BF16" in capabilities}
+    if wanted == "auto":
+        return "bfloat16" if native["bfloat16"] else None
+    if not native[wanted]:
+        able = ", ".join(precision for precision, has in native.items() if has)
+        raise EngineError(f"this processor has no {wanted} arithmetic; it has {able}.")
+    return wanted
+
+
+def read_manifest(artefact: Path) -> Manifest:
+    """What an artefact says about itself. Raises: WeightsError, ConfigError, EngineError."""
+    if artefact.suffix not in (".onnx", ".xml"):
+        return manifest_beside(artefact)
+    try:
+        return _openvino_model(openvino_core(), artefact)[1]
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{artefact}: OpenVINO cannot read it ({first_line(error)}).") from error
+
+
+def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model, Manifest]:
+    import openvino
+
+    # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
+    content = read(artefact)
+    if artefact.suffix == ".xml":
+        weights = np.frombuffer(read(artefact.with_suffix(".bin")), np.uint8)
+        model = core.read_model(content, openvino.Tensor(weights))
+    else:
+        check_onnx(content, artefact)
+        model = core.read_model(content)
+    where = ["framework", METADATA_KEY]
+    text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
+    return model, manifest_inside(text, artefact)
+
+
+def _check_ends(model: openvino.Model, manifest: Manifest, artefact: Path) -> None:
+    """Raises: WeightsError where a graph does not take and give what its manifest says."""
+    inputs, outputs = model.inputs, model.outputs
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise WeightsError(
+            f"{artefact}: not an evitseg artefact, it has {len(inputs)} inputs and {len(outputs)} outputs, not one of "
+            "each."
+        )
+    given, logits = (
+        [None if side.is_dynamic else side.get_length() for side in end.partial_shape] for end in (*inputs, *outputs)
+    )
+    check_graph(inputs[0].element_type.to_string(), given, logits, manifest, artefact)
+
+
+def openvino_graph(
+    artefact: Path, precision: Precision = "auto"
+) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
+    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its weights where graphs are written for
+    this processor, its manifest, and how to compile it.
+
+    Raises: EngineError, WeightsError.
+    """
+    core = openvino_core()
+    chosen = _openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    settings = {}
+    if chosen is not None:
+        settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
+    try:
+        model, manifest = _openvino_model(core, artefact)
+        _check_ends(model, manifest, artefact)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+    weights = read_weights(model, manifest.model, artefact) if writes_fast(chosen or "float32") else None
+    if chosen == "bfloat16":
+        _keep_biases(model)
+    return core, model, weights, manifest, settings
+
+
+def openvino_weights(artefact: Path) -> tuple[Manifest, list[Weights]]:
+    """The manifest and the convolutions' weights of an exported file. Raises: EngineError, WeightsError."""
+    _, model, weights, manifest, _ = openvino_graph(artefact, "float32")
+    return manifest, weights or read_weights(model, manifest.model, artefact)
+
+
+def _keep_biases(model: openvino.Model) -> None:
+    """Keep the convolutions' biases in float32 where OpenVINO 2026.4 rounds them to bfloat16 with everything else.
+
+    Rounded biases are most of what bfloat16 costs: on CamVid test the bundled model loses 0.8 points of mIoU with
+    them and 0.05 without. A bias is added in float32 if it does not directly follow its convolution, so a limit that
+    no number reaches goes between the two. `benchmarks/precision.py` measures it.
+    """
+    import openvino.opset13 as ops
+
+    for add in model.get_ordered_ops():
+        if add.get_type_name() != "Add":
+            continue
+        convolution, bias = (add.input_value(i).get_node() for i in (0, 1))
+        if convolution.get_type_name() in ("Convolution", "GroupConvolution") and bias.get_type_name() in (
+            "Constant",
+            "Reshape",
+        ):
+            limited = ops.clamp(convolution.output(0), -1e30, 1e30)
+            add.input(0).replace_source_output(limited.output(0))
+    model.validate_nodes_and_infer_types()

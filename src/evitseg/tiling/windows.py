@@ -1,0 +1,267 @@
+"""Images that are read, and masks that are written, window by window; and an image at the network's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.errors import ImageError
+
+BLOCK = (512, 512)
+"""(height, width) of what is looked at by itself where a window cannot be read, if the source has no tiles."""
+_FIXED_POINT = 22
+"""Bits after the point of Pillow's weights."""
+
+
+class Source(Protocol):
+    """An image that is read window by window; upright, RGB.
+
+    Three more attributes are looked at where they are: `tile`, (height, width) of the tiles it is made of; `identity`,
+    by which interrupted work recognises it (its path, size and time, say); `held`, the most bytes of memory it holds.
+    """
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        ...
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """(height, width, 3) of a window inside the image. Raises: ImageError where it is damaged."""
+        ...
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        """(height, width), False where there is no data; None where all is valid."""
+        ...
+
+
+def held_by(source: Source) -> int:
+    """Bytes of memory that a source itself holds at most, as far as it says."""
+    return int(getattr(source, "held", 0))
+
+
+class Sink(Protocol):
+    """A mask that is written window by window, from the top left, every pixel once."""
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """(height, width) that windows are aligned to; None for whole rows."""
+        ...
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    def over(self, stride: int) -> Window:
+        """The same place in features of a stride; exact for multiples of it."""
+        return Window(self.top // stride, self.left // stride, self.height // stride, self.width // stride)
+
+    def inside(self, outer: Window) -> tuple[slice, slice]:
+        """Rows and columns of this one in an array that holds the other."""
+        top, left = self.top - outer.top, self.left - outer.left
+        return slice(top, top + self.height), slice(left, left + self.width)
+
+    def common(self, other: Window) -> Window | None:
+        """What both share."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        height, width = min(self.bottom, other.bottom) - top, min(self.right, other.right) - left
+        return Window(top, left, height, width) if height > 0 and width > 0 else None
+
+
+class ArraySource:
+    """An image in memory. (H, W, 3) uint8; `valid` (H, W), False where there is no data.
+
+    Args:
+        identity: of its file, by which interrupted work recognises it.
+        origin: what its mask takes over; see `evitseg.raster.Origin`.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        valid: NDArray[np.bool_] | None = None,
+        identity: str = "",
+        origin: object = None,
+    ) -> None:
+        self.identity, self.origin = identity, origin
+        self.size = (image.shape[0], image.shape[1])
+        self.held = image.nbytes + (0 if valid is None else valid.nbytes)
+        self._image, self._valid = image, valid
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        return self._image[top : top + height, left : left + width]
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        return None if self._valid is None else self._valid[top : top + height, left : left + width]
+
+
+class ArraySink:
+    """A mask in memory: `mask`, (H, W)."""
+
+    tile = None
+
+    def __init__(self, size: tuple[int, int], dtype: type[np.integer] | np.dtype[np.integer] = np.uint8) -> None:
+        self.mask: NDArray[np.integer] = np.zeros(size, dtype)
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        self.mask[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A part of the image that could not be read, and why."""
+
+    window: Window
+    reason: str
+
+
+def tiles_of(size: tuple[int, int], tile: tuple[int, int]) -> Iterator[Window]:
+    """Windows that cover an image, row by row; those at its right and lower border are cut off."""
+    for top in range(0, size[0], tile[0]):
+        for left in range(0, size[1], tile[1]):
+            yield Window(top, left, min(tile[0], size[0] - top), min(tile[1], size[1] - left))
+
+
+def read_window(source: Source, window: Window) -> tuple[NDArray[np.uint8], list[Damage]]:
+    """The pixels; where the source is damaged, black, and what is damaged: whole blocks, wherever the window lies."""
+    try:
+        return source.read(window.top, window.left, window.height, window.width), []
+    except ImageError:
+        pass
+    height, width = getattr(source, "tile", None) or BLOCK
+    image, damages = np.zeros((window.height, window.width, 3), np.uint8), []
+    for top in range(window.top // height * height, window.bottom, height):
+        for left in range(window.left // width * width, window.right, width):
+            block = Window(top, left, min(height, source.size[0] - top), min(width, source.size[1] - left))
+            part = block.common(window)
+            assert part is not None
+            try:
+                pixels = source.read(block.top, block.left, block.height, block.width)
+            except ImageError as error:
+                damages.append(Damage(block, str(error)))
+                continue
+            image[part.inside(window)] = pixels[part.inside(block)]
+    return image, damages
+
+
+def valid_window(source: Source, window: Window, damages: list[Damage]) -> NDArray[np.bool_] | None:
+    """(height, width), False where the source has no data or is damaged; None where all is valid."""
+    valid = source.valid(window.top, window.left, window.height, window.width)
+    hit = [part for damage in damages if (part := damage.window.common(window)) is not None]
+    if not hit:
+        return valid
+    valid = np.ones((window.height, window.width), np.bool_) if valid is None else np.array(valid)
+    for part in hit:
+        valid[part.inside(window)] = False
+    return valid
+
+
+class Resampled:
+    """A source at another size, window by window the very pixels of Pillow's bilinear resize of the whole.
+
+    Pillow's own resize of a box would do but for its place, which Pillow keeps in float32: some pixels would differ by
+    one. Its arithmetic is simple: rows, then columns, each a sum of 8-bit pixels with weights of 22 bits after the
+    point, rounded to 8 bits. (`precompute_coeffs` in its Resample.c; a test compares them.)
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int]) -> None:
+        self.source, self.size = source, size
+
+    def box(self, window: Window) -> Window:
+        """What of the source a window depends on."""
+        (top, _, bottom), (left, _, right) = (
+            _taps(own, new, begin, count)
+            for own, new, begin, count in zip(
+                self.source.size, self.size, (window.top, window.left), (window.height, window.width), strict=True
+            )
+        )
+        return Window(top, left, bottom - top, right - left)
+
+    def read(self, window: Window) -> tuple[NDArray[np.uint8], list[Damage]]:
+        """The window's pixels, and what of the source could not be read for them."""
+        box = self.box(window)
+        image, damages = read_window(self.source, box)
+        across = _taps(self.source.size[1], self.size[1], window.left, window.width)[1]
+        down = _taps(self.source.size[0], self.size[0], window.top, window.height)[1]
+        if self.source.size[1] != self.size[1]:
+            image = _weighted(image, across, 1)
+        if self.source.size[0] != self.size[0]:
+            image = _weighted(image, down, 0)
+        return np.ascontiguousarray(image), damages
+
+    def valid(self, window: Window, damages: list[Damage], stride: int) -> NDArray[np.bool_]:
+        """(h / stride, w / stride): whether a cell has any valid pixel."""
+        cells = window.over(stride)
+        (y0, y1), (x0, x1) = (
+            (begin * own // new, min(own, -(-end * own // new)))
+            for begin, end, own, new in zip(
+                (window.top, window.left), (window.bottom, window.right), self.source.size, self.size, strict=True
+            )
+        )
+        area = Window(y0, x0, y1 - y0, x1 - x0)
+        valid = valid_window(self.source, area, damages)
+        if valid is None:
+            return np.ones((cells.height, cells.width), np.bool_)
+        rows = ((window.top + np.arange(cells.height) * stride) * self.source.size[0] // self.size[0] - y0).clip(0)
+        columns = ((window.left + np.arange(cells.width) * stride) * self.source.size[1] // self.size[1] - x0).clip(0)
+        down = np.logical_or.reduceat(valid, rows, axis=0)
+        return np.logical_or.reduceat(down, columns, axis=1)
+
+
+def _taps(own: int, new: int, begin: int, count: int) -> tuple[int, tuple[NDArray[np.intp], NDArray[np.int32]], int]:
+    """Where Pillow looks, and with which weights, for some of the pixels along one side.
+
+    Returns: the first source pixel, (count, taps) indices from there and weights, and the source pixel after the last.
+    """
+    if own == new:
+        return begin, (np.arange(count)[:, None], np.full((count, 1), 1 << _FIXED_POINT, np.int32)), begin + count
+    scale = own / new
+    support = max(scale, 1.0)
+    center = (begin + np.arange(count) + 0.5) * scale
+    low = np.maximum((center - support + 0.5).astype(np.intp), 0)
+    high = np.minimum((center + support + 0.5).astype(np.intp), own)
+    index = low[:, None] + np.arange(int((high - low).max()))
+    weights = np.maximum(1 - np.abs((index - center[:, None] + 0.5) * (1 / support)), 0)
+    weights[index >= high[:, None]] = 0
+    total = np.zeros((count, 1))
+    for tap in range(weights.shape[1]):  # one after the other, as Pillow adds them
+        total[:, 0] += weights[:, tap]
+    fixed = (0.5 + weights / total * (1 << _FIXED_POINT)).astype(np.int32)
+    first, last = int(low[0]), int(high[-1])
+    return first, (index.clip(max=own - 1).clip(max=last - 1) - first, fixed), last
+
+
+def _weighted(
+    image: NDArray[np.uint8], taps: tuple[NDArray[np.intp], NDArray[np.int32]], axis: int
+) -> NDArray[np.uint8]:
+    index, weights = taps
+    shape = (1, -1, 1) if axis else (-1, 1, 1)
+    size = list(image.shape)
+    size[axis] = len(index)
+    total = np.full(size, 1 << (_FIXED_POINT - 1), np.int32)
+    for tap in range(index.shape[1]):
+        total += image.take(index[:, tap], axis) * weights[:, tap].reshape(shape)
+    return (total >> _FIXED_POINT).clip(0, 255).astype(np.uint8)

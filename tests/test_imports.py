@@ -15,41 +15,32 @@ import evitseg
 PACKAGE = Path(evitseg.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What a folder's modules may import when they are imported themselves, beside the standard library.
+# A module may import from its own group and from the groups above it: at its top and inside its functions.
+ORDER = (
+    ("errors", "_version", "bundled"),
+    ("system", "architecture", "labels"),
+    ("image", "preprocess", "visualize", "manifest", "engine"),
+    ("raster",),
+    ("data",),
+    ("evaluation",),
+    ("runtime",),
+    ("model",),
+    ("loading",),
+    ("tiling", "video"),
+    ("exporters", "train", "profiling", "cluster"),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
+# Packages that a module may import at its top, beside the standard library.
 LIGHT = {"numpy", "PIL", "typer", "rich", "cattrs"}
-OUTSIDE = {
-    ".": LIGHT,
-    "bundled": LIGHT,
-    "system": LIGHT,
-    "cli": LIGHT,
-    "cluster": LIGHT,
-    "data": LIGHT,
-    "raster": LIGHT,
-    "runtime": LIGHT,
-    "video": LIGHT,
-    "model": LIGHT | {"torch"},
-    "exporters": LIGHT | {"torch"},
-    "train": LIGHT | {"torch"},
-}
-INSIDE = {
-    ".": {".", "data"},
-    "system": {"system"},
-    "bundled": {".", "bundled"},
-    "cli": {".", "cli"},
-    "cluster": {".", "cluster", "runtime", "bundled"},
-    "data": {".", "data"},
-    "raster": {".", "raster"},
-    "runtime": {".", "runtime", "bundled"},
-    "video": {".", "video", "runtime", "bundled"},
-    "model": {".", "model"},
-    "exporters": {".", "exporters", "model", "runtime", "bundled"},
-    "train": {".", "train", "model"},
-}
+OUTSIDE = {name: LIGHT | {"torch"} for name in ("model", "exporters", "train")}
 
 
 def place(module: Path) -> str:
-    parts = module.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else "."
+    """The folder, or the module of the package's root."""
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports(module: Path, everywhere: bool) -> set[str]:
@@ -69,39 +60,46 @@ def imports(module: Path, everywhere: bool) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.module == "evitseg":
-                found |= {f"evitseg.{alias.name}" for alias in node.names}
-            found.add(node.module)
+                names = {f"evitseg.{alias.name}" for alias in node.names}
+                found |= {name if name.split(".")[1] in RANK else "evitseg" for name in names}
+            else:
+                found.add(node.module)
     return found
 
 
-def folder_of(name: str) -> str:
-    parts = name.split(".")[1:]
-    return parts[0] if parts and (PACKAGE / parts[0]).is_dir() else "."
+def place_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
-def test_importing_a_module_needs_only_what_its_folder_says(module: Path) -> None:
+def test_a_module_imports_only_from_its_own_group_and_those_above(module: Path) -> None:
+    here = place(module)
+    for name in imports(module, everywhere=True):
+        if name.split(".")[0] != "evitseg" or place_of(name) not in RANK:
+            continue
+        there = place_of(name)
+        assert there == here or RANK[there] <= RANK[here], f"{here} imports {name}"
+        assert {here, there} != {"runtime", "model"}, f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
+def test_importing_a_module_needs_only_light_packages(module: Path) -> None:
     for name in imports(module, everywhere=False):
         top = name.split(".")[0]
-        if top != "evitseg":
-            assert top in sys.stdlib_module_names or top in OUTSIDE[place(module)], name
-        elif place(module) != ".":
-            assert folder_of(name) in {*INSIDE[place(module)], "system"}, name
-        else:
-            assert folder_of(name) in (
-                {".", "bundled", "data", "system", "cli"}
-                if module.name == "__main__.py"
-                else {".", "bundled", "data", "system"}
-            ), name
+        allowed = top == "evitseg" or top in sys.stdlib_module_names or top in OUTSIDE.get(place(module), LIGHT)
+        assert allowed, f"{place(module)} imports {name}"
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert {place(module) for module in MODULES} == set(RANK)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
-def test_the_runtime_and_the_model_never_see_each_other(module: Path) -> None:
-    seen = {folder_of(name) for name in imports(module, everywhere=True) if name.startswith("evitseg")}
-    if place(module) in ("runtime", "model"):
-        assert seen <= {*INSIDE[place(module)], "system"}
-    if module.name != "__main__.py" and place(module) != "cli":
-        assert not any(f"{name}.".startswith("evitseg.cli.") for name in imports(module, everywhere=True))
+def test_no_private_name_crosses_a_module(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "evitseg":
+            private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+            assert not private, f"{node.module}: {private}"
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -49,7 +49,9 @@ def test_a_manifest_of_schema_1_is_read_by_its_old_keys(manifest: Manifest) -> N
 
 
 def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads up to {SCHEMA}; pip install --upgrade"):
+    with pytest.raises(
+        ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads up to {SCHEMA}; pip install --upgrade"
+    ):
         parse_manifest(changed(manifest, schema=SCHEMA + 1), "a.onnx")
 
 

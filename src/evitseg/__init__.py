@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from evitseg._version import __version__ as __version__
 
 _HOMES = {
     "EvitsegError": "evitseg.errors",
@@ -17,8 +17,8 @@ _HOMES = {
     "save_checkpoint": "evitseg.model.checkpoints",
     "export": "evitseg.exporters.export",
     "TrainConfig": "evitseg.train",
-    "evaluate": "evitseg.evaluation.metrics",
-    "find_pairs": "evitseg.data.dataset",
+    "evaluate": "evitseg.evaluation.evaluate",
+    "find_pairs": "evitseg.data.layouts",
     "fit": "evitseg.train",
     "Prediction": "evitseg.runtime.segmenter",
     "Segmenter": "evitseg.runtime.segmenter",

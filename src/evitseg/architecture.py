@@ -510,6 +510,21 @@ class PlacedConv:
     conv: Conv
     stride: int
 
+    @property
+    def module_name(self) -> str:
+        """The name of its module in the PyTorch network and in checkpoints."""
+        where = self.block.split(".")
+        if where[0] == "stem":
+            return f"backbone.stem.{where[1].removeprefix('block')}.{self.name}"
+        if where[0] == "head":
+            if where[1].startswith("from_stage"):
+                return f"head.inputs.{4 - int(where[1].removeprefix('from_stage'))}"
+            if where[1] == "outputs":
+                return f"head.outputs.{self.name}"
+            return f"head.blocks.{where[1].removeprefix('block')}.{self.name}"
+        stage, block = int(where[0].removeprefix("stage")) - 1, where[1].removeprefix("block")
+        return ".".join(["backbone.stages", str(stage), block, *where[2:], self.name])
+
 
 def placed_convs(config: ModelConfig) -> Iterator[PlacedConv]:
     """Every convolution, in the order in which exported graphs have them; for a classifier up to the average."""

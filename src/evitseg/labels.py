@@ -188,7 +188,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
     elif Path(name_or_path).suffix != ".json":
         raise unknown("label space", name_or_path, [*names, "the path of a .json file"])
     else:
-        from evitseg.data.lists import decoded
+        from evitseg.system.text import decoded
 
         try:
             text = decoded(Path(name_or_path), most=_MAX_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,11 +53,10 @@ def load(
     from evitseg.runtime.segmenter import Segmenter
 
     segment = Segmenter(_engine(model, engine, threads, precision, streams), size, reading)
-    segment.loaded_by = {
-        "model": os.path.abspath(model) if model is not None and Path(model).is_file() else model,
-        "engine": engine, "threads": threads, "precision": precision, "size": size, "streams": streams,
-        "reading": reading,
-    }  # fmt: skip
+    source = os.path.abspath(model) if model is not None and Path(model).is_file() else model
+    segment.loaded_by = partial(
+        load, source, engine=engine, threads=threads, precision=precision, size=size, streams=streams, reading=reading
+    )
     return segment
 
 
@@ -123,11 +123,11 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
     from evitseg.model import published as table
 
     if path.suffix == ".onnx":
-        from evitseg.exporters.onnx import read_onnx
-        from evitseg.runtime.openvino_engine import read_manifest
+        from evitseg.model.fold import network_of_folded
+        from evitseg.runtime.openvino_engine import openvino_weights
 
-        manifest = read_manifest(path)
-        return read_onnx(path, manifest), manifest
+        manifest, weights = openvino_weights(path)
+        return network_of_folded(manifest.model, [(own.kernel, own.bias) for own in weights]), manifest
     if not published:
         return checkpoints.load_checkpoint(path)
     full = table.published_name(name)

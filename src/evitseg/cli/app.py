@@ -78,7 +78,7 @@ class _WarnOnce:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from evitseg import __version__
+        from evitseg._version import __version__
 
         print(f"evitseg {__version__}")
         raise typer.Exit

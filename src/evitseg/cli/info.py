@@ -37,7 +37,7 @@ def info(
 def _about_package() -> dict[str, Any]:
     from importlib.util import find_spec
 
-    from evitseg import __version__
+    from evitseg._version import __version__
     from evitseg.architecture import BACKBONES, PUBLISHED_SEGMENTATION, cost, model_config
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
     from evitseg.runtime.native import LIBRARY

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import evitseg
+from evitseg._version import __version__
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
 from evitseg.loading import artefact_of
 from evitseg.runtime.model_file import first_line, manifest_file, read
@@ -157,18 +157,17 @@ class Model:
 
         ray, path = require_ray(), artefact_of(model)
         if path is None:
-            return Model(evitseg.__version__, str(model or DEFAULT_MODEL), ())
+            return Model(__version__, str(model or DEFAULT_MODEL), ())
         beside = [file for file in (path.with_suffix(".bin"), manifest_file(path)) if file.is_file()]
         files = tuple((file.name, ray.put(read(file))) for file in (path, *beside))
-        return Model(evitseg.__version__, str(path), files)
+        return Model(__version__, str(path), files)
 
     @contextmanager
     def opened(self) -> Iterator[str | Path]:
         """On a worker: what to give to whatever opens models. Raises: EngineError for a worker of another version."""
-        if self.version != evitseg.__version__:
+        if self.version != __version__:
             raise EngineError(
-                f"{machine()} has evitseg {evitseg.__version__}, this machine {self.version}; install the same "
-                "everywhere."
+                f"{machine()} has evitseg {__version__}, this machine {self.version}; install the same everywhere."
             )
         if not self.files:
             yield self.name

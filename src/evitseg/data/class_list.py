@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from evitseg.data.lists import decoded
 from evitseg.errors import ConfigError, DatasetError
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, named
+from evitseg.system.text import decoded
 
 _MAX_BYTES = 4 * 2**20
 _NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;=]\s*|\s+)(\S.*)")

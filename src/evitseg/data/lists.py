@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,12 @@ from pathlib import Path
 from evitseg.errors import DatasetError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.system.files import replacing
+from evitseg.system.text import decoded
 
-MAX_LIST_BYTES = 256 * 2**20
 _LONGEST_ROW = 20_000
 _FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?:,|$)|([^,]*)(?:,|$)')
 """A field quoted as in CSV, a quote in it doubled, or a plain one, and what ends it."""
 _OPENS = re.compile(r'(?:^|,)\s*"')
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -115,25 +112,3 @@ def _fields(row: str) -> list[str]:
         fields.append(plain.strip() if quoted is None else quoted.replace('""', '"'))
         at = found.end() + (found.end() == len(row) and not found[0].endswith(","))
     return fields
-
-
-def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> str:
-    """The text of a file that a person or a tool wrote, without a byte order mark.
-
-    Raises: DatasetError for a file that is not UTF-8 text, cannot be read, or is larger than `most` bytes.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DatasetError(f"{path}: not a regular file.")
-        with open(path, "rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if len(content) > most:
-        raise DatasetError(f"{path}: more than {most:,} bytes; a file of this kind is smaller.")
-    if content.startswith(_UTF16) or b"\0" in content[:4096]:
-        raise DatasetError(f"{path}: cannot be read as UTF-8 text (it looks like UTF-16); save it as UTF-8.")
-    try:
-        return content.decode("utf-8-sig", errors)
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8.") from error

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evitseg.data.lists import decoded
 from evitseg.errors import ConfigError, DatasetError, unknown
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, named
+from evitseg.system.text import decoded
 
 KEYS = ("path", "train", "val", "test", "masks_dir", "names", "label_mapping", "nc", "download")
 _MAX_BYTES = 4 * 2**20

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evitseg import __version__
+from evitseg._version import __version__
 from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.engine import Engine

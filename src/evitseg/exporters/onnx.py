@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from evitseg.architecture import LOGIT_STRIDE
-from evitseg.errors import ExportError, MissingPackageError, WeightsError
+from evitseg.errors import ExportError, MissingPackageError
 from evitseg.exporters.deploy import up_sampling
 from evitseg.exporters.int8 import in_steps, steps
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.attention import SMALLEST, AttentionSequence, MultiScaleAttention
-from evitseg.model.fold import folded, in_half, set_folded
+from evitseg.model.fold import folded, in_half
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT, SegmentationNetworkHead
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.model_file import read
 from evitseg.system.files import replacing
 
 if TYPE_CHECKING:
@@ -127,46 +126,6 @@ def _written(
     )
     onnx.checker.check_model(proto)
     return proto, graph.convs
-
-
-def read_onnx(path: Path, manifest: Manifest) -> EfficientViT:
-    """The network of an artefact that `write_onnx` wrote, ready to be trained or exported on.
-
-    Its batch norms are the identity: the convolutions have taken up what they were.
-
-    Raises: WeightsError where the graph is not the manifest's, MissingPackageError.
-    """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-        from onnx import numpy_helper
-    except ImportError as error:
-        raise MissingPackageError(f"reading the weights of {path.name}", "export") from error
-    strange = WeightsError(f"{path}: its graph is not the one that evitseg export writes; give the checkpoint instead.")
-    try:
-        graph = onnx.load_from_string(read(path)).graph
-    except DecodeError as error:
-        raise strange from error
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    stored |= {
-        node.output[0]: stored[node.input[0]]
-        for node in graph.node
-        if node.op_type == "Cast" and node.input[0] in stored
-    }
-    given = {node.name: node for node in graph.node if node.op_type == "Conv"}
-    model = EfficientViT(manifest.model).eval()
-    _, convs = _written(model, manifest.preprocess, manifest.weights)
-    if [name for name, _ in convs] != list(given):
-        raise strange
-    for name, module in convs:
-        if not stored.keys() >= set(given[name].input[1:]):
-            raise strange
-        arrays = [numpy_helper.to_array(stored[key]).astype(np.float64) for key in given[name].input[1:]]
-        has_bias = module.conv.bias is not None or hasattr(module, "norm")
-        if arrays[0].shape != module.conv.weight.shape or len(arrays) != 1 + has_bias:
-            raise strange
-        set_folded(module, arrays[0], arrays[1] if has_bias else None)
-    return model
 
 
 class _Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from evitseg.architecture import ModelConfig, placed_convs
 from evitseg.errors import ExportError
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
@@ -48,6 +50,25 @@ def set_folded(module: ConvNormAct, weight: Weights, bias: Weights | None) -> No
     assert (place is None) == (bias is None)
     if place is not None:
         place.copy_(torch.from_numpy(bias))
+
+
+def network_of_folded(
+    config: ModelConfig, weights: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]]
+) -> EfficientViT:
+    """A network from the weights of an exported model, ready to be trained or exported on.
+
+    Its batch norms are the identity: the convolutions have absorbed them.
+
+    Args:
+        weights: kernel (outputs, inputs / groups, side, side) and bias (outputs,) of every convolution, in the order
+            of `placed_convs`.
+    """
+    model = EfficientViT(config).eval()
+    for placed, (kernel, bias) in zip(placed_convs(config), weights, strict=True):
+        module = model.get_submodule(placed.module_name)
+        assert isinstance(module, ConvNormAct)
+        set_folded(module, kernel.astype(np.float64), None if bias is None else bias.astype(np.float64))
+    return model
 
 
 def in_half(weight: NDArray[Any]) -> NDArray[np.float16]:

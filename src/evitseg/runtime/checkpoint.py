@@ -59,7 +59,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weight
 
 def _folded(tensor: Any, placed: PlacedConv, eps: float) -> Weights:
     """One convolution with its batch norm inside, computed in float64."""
-    conv, name = placed.conv, _state_name(placed)
+    conv, name = placed.conv, placed.module_name
     kernel = tensor(f"{name}.conv.weight", (conv.outputs, conv.inputs // conv.groups, conv.kernel, conv.kernel))
     bias = tensor(f"{name}.conv.bias", (conv.outputs,)) if conv.bias else None
     if conv.norm:
@@ -70,18 +70,3 @@ def _folded(tensor: Any, placed: PlacedConv, eps: float) -> Weights:
         kernel = kernel * factor[:, None, None, None]
         bias = shift + ((0 if bias is None else bias) - mean) * factor
     return Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32))
-
-
-def _state_name(placed: PlacedConv) -> str:
-    """The convolution's name in a checkpoint of evitseg."""
-    where = placed.block.split(".")
-    if where[0] == "stem":
-        return f"backbone.stem.{where[1].removeprefix('block')}.{placed.name}"
-    if where[0] == "head":
-        if where[1].startswith("from_stage"):
-            return f"head.inputs.{4 - int(where[1].removeprefix('from_stage'))}"
-        if where[1] == "outputs":
-            return f"head.outputs.{placed.name}"
-        return f"head.blocks.{where[1].removeprefix('block')}.{placed.name}"
-    stage, block = int(where[0].removeprefix("stage")) - 1, where[1].removeprefix("block")
-    return ".".join(["backbone.stages", str(stage), block, *where[2:], placed.name])

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg import __version__
+from evitseg._version import __version__
 from evitseg.architecture import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError

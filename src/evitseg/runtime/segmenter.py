@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,16 +101,16 @@ class Segmenter:
         self.engine = engine
         self.size = size
         self.reading = engine.manifest.reading if reading is None else reading
-        self.loaded_by: Mapping[str, Any] | None = None
-        """What `evitseg.load` was given, with which another process loads the same; None for an engine of one's own."""
+        self.loaded_by: Callable[[], Segmenter] | None = None
+        """Loads the same segmenter again, in another process; None for an engine of the caller's own."""
 
-    def __reduce__(self) -> tuple[Callable[..., Segmenter], tuple[Mapping[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[[], Segmenter], tuple[()]]:
         """For pickle: an engine cannot be copied, so it is loaded again. Raises: EngineError for one's own engine."""
         if self.loaded_by is None:
             raise EngineError(
                 "this segmenter was not made by evitseg.load, so it cannot be pickled; load the model in each process."
             )
-        return _loaded_again, (self.loaded_by,)
+        return self.loaded_by, ()
 
     @property
     def info(self) -> EngineInfo:
@@ -224,12 +223,6 @@ class Segmenter:
         logits = self._logits(np.stack([network_input for _, network_input in group]))
         for (image, _), own in zip(group, logits, strict=True):
             yield Prediction(argmax_upsampled(own, image.shape[:2]), image, self.labels)
-
-
-def _loaded_again(given: Mapping[str, Any]) -> Segmenter:
-    from evitseg.loading import load
-
-    return load(**given)
 
 
 def finite(logits: NDArray[np.float32], manifest: Manifest, info: EngineInfo) -> NDArray[np.float32]:

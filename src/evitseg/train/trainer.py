@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evitseg import __version__
+from evitseg._version import __version__
 from evitseg.data.inspect import Inspection
 from evitseg.data.lists import Pair
 from evitseg.errors import ImageError, MissingPackageError, TrainError

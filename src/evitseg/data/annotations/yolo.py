@@ -22,10 +22,10 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
-from evitseg.data.lists import decoded
 from evitseg.data.yaml_file import check_shape
 from evitseg.errors import DatasetError
 from evitseg.raster.formats import EXTENSIONS
+from evitseg.system.text import decoded
 
 TOOL = "a YOLO segmentation dataset"
 _SPLITS = ("train", "val", "test")

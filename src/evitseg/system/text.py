@@ -1,0 +1,34 @@
+"""Read text files that people and other tools wrote."""
+
+from __future__ import annotations
+
+import codecs
+import stat
+from pathlib import Path
+
+from evitseg.errors import DatasetError
+
+MAX_LIST_BYTES = 256 * 2**20
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> str:
+    """The text of a file that a person or a tool wrote, without a byte order mark.
+
+    Raises: DatasetError for a file that is not UTF-8 text, cannot be read, or is larger than `most` bytes.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DatasetError(f"{path}: not a regular file.")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if len(content) > most:
+        raise DatasetError(f"{path}: more than {most:,} bytes; a file of this kind is smaller.")
+    if content.startswith(_UTF16) or b"\0" in content[:4096]:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text (it looks like UTF-16); save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8.") from error

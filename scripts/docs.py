@@ -17,7 +17,7 @@ from pathlib import Path
 
 from docs_reference import PAGES
 
-from evitseg.files import replacing
+from evitseg.system.files import replacing
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"

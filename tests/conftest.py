@@ -80,7 +80,7 @@ def architectures(shared: Callable[[str], Path]) -> dict[str, dict[str, list[int
 @pytest.fixture(scope="session")
 def photograph() -> NDArray[np.uint8]:
     """A real street, 270×480 pixels."""
-    with Image.open(EXAMPLE_PICTURE) as image:
+    with Image.open(EXAMPLE_IMAGE) as image:
         return np.asarray(image.resize((480, 270)))
 
 
@@ -136,7 +136,9 @@ class Converted:
 @pytest.fixture
 def convert(tmp_path: Path, cli: Callable[..., Finished]) -> Callable[..., Converted]:
     """Runs `evitseg convert` and reads its folder as `check`, `eval` and `train` do."""
-    from evitseg.dataset import find_dataset, inspect, read_truth
+    from evitseg.data.inspect import inspect
+    from evitseg.data.layouts import find_dataset
+    from evitseg.raster.masks import read_truth
 
     def run(source: Path, *options: str) -> Converted:
         out = tmp_path / "converted"
@@ -152,8 +154,8 @@ def convert(tmp_path: Path, cli: Callable[..., Finished]) -> Callable[..., Conve
             done.status,
             output,
             dataset.labels.names,
-            {pair.picture.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()},
-            {split: [pair.picture.name for pair in pairs] for split, pairs in dataset.splits.items()},
+            {pair.image.name: read_truth(pair.mask, dataset.labels) for pair in dataset.pairs()},
+            {split: [pair.image.name for pair in pairs] for split, pairs in dataset.splits.items()},
         )
 
     return run

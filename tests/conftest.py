@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.bundled import EXAMPLE_PICTURE
+from evitseg.bundled import EXAMPLE_IMAGE
 from tests.optional import hide_packages
 
 hide_packages()

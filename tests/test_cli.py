@@ -74,7 +74,7 @@ def test_a_folder_keeps_its_shape_and_bad_files_do_not_stop_the_rest(street: Pat
     (data / "empty.jpg").touch()
     (data / "text.png").write_text("not an image")
     (data / "cut.jpg").write_bytes((data / "deep/er/a.jpg").read_bytes()[:4000])
-    (data / "notes.txt").write_text("no picture, and not called one")
+    (data / "notes.txt").write_text("no image, and not called one")
     run = cli("predict", data, "--out", "o")
     assert run.status == 1
     assert files(tmp_path / "o") == ["b_mask.png", "b_overlay.jpg", "deep/er/a_mask.png", "deep/er/a_overlay.jpg"]
@@ -92,7 +92,7 @@ def test_results_inside_the_folder_are_not_segmented_again(street: Path, cli: Cl
         assert files(tmp_path) == ["predictions/street_mask.png", "predictions/street_overlay.jpg", "street.jpg"]
 
 
-def test_results_may_go_where_the_pictures_are(street: Path, cli: Cli, tmp_path: Path) -> None:
+def test_results_may_go_where_the_images_are(street: Path, cli: Cli, tmp_path: Path) -> None:
     for _ in range(2):
         run = cli("predict", ".", "--out", ".")
         assert run.status == 0, run.stderr
@@ -100,7 +100,7 @@ def test_results_may_go_where_the_pictures_are(street: Path, cli: Cli, tmp_path:
 
 
 def test_hidden_files_are_left_alone_and_dangling_links_named(street: Path, cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "._street.jpg").write_bytes(b"what another system leaves beside a picture")
+    (tmp_path / "._street.jpg").write_bytes(b"what another system leaves beside an image")
     assert cli("predict", ".", "--no-overlay").status == 0
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
@@ -111,15 +111,15 @@ def test_hidden_files_are_left_alone_and_dangling_links_named(street: Path, cli:
     assert "Traceback" not in run.stderr
 
 
-def test_a_picture_too_long_for_the_network_does_not_stop_the_rest(street: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_image_too_long_for_the_network_does_not_stop_the_rest(street: Path, cli: Cli, tmp_path: Path) -> None:
     Image.new("1", (6_000_000, 1)).save(tmp_path / "long.png")
     run = cli("predict", "long.png", street, "--no-overlay")
     assert run.status == 1
-    assert "long.png: a picture of 6000000×1 pixels" in run.stderr
+    assert "long.png: an image of 6000000×1 pixels" in run.stderr
     assert files(tmp_path / "predictions") == ["street_mask.png"]
 
 
-def test_a_very_wide_picture_gets_its_overlay_as_png(cli: Cli, tmp_path: Path) -> None:
+def test_a_very_wide_image_gets_its_overlay_as_png(cli: Cli, tmp_path: Path) -> None:
     Image.new("RGB", (70_000, 40)).save(tmp_path / "wide.png")
     run = cli("predict", "wide.png", "--size", "32")
     assert run.status == 0, run.stderr
@@ -270,7 +270,7 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
     content = json.loads(cli("info", "b0-camvid", "--json").stdout)
     assert content["variant"] == "b0"
     assert content["classes"][3] == "road"
-    assert content["accuracy"][0]["pictures"] == 233
+    assert content["accuracy"][0]["images"] == 233
     assert "sky" in cli("info", "b0-camvid").stdout
     published = json.loads(cli("info", "b3-ade20k", "--json").stdout)
     assert published["classes"] == 150
@@ -284,7 +284,7 @@ def test_export_writes_a_verified_artefact_that_predict_uses(
 ) -> None:
     run = cli("export", b0_checkpoint, "--out", "b0.onnx", "--weights", "float16", "--size", "512")
     assert run.status == 0, run.stderr
-    assert "verified on 3 pictures" in run.stdout
+    assert "verified on 3 images" in run.stdout
     assert (tmp_path / "b0.onnx").stat().st_size < 1_600_000
     run = cli("predict", street, "--model", "b0.onnx")
     assert run.status == 0, run.stderr
@@ -416,9 +416,9 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
         "--save-context", "street.npz", "--json",
     )  # fmt: skip
     assert run.status == 0, run.stderr
-    (picture,) = json.loads(run.stdout)["pictures"]
-    assert picture["verified"]["logit difference"] < 1e-5
-    assert sum(picture["fractions"].values()) == pytest.approx(1)
+    (image,) = json.loads(run.stdout)["images"]
+    assert image["verified"]["logit difference"] < 1e-5
+    assert sum(image["fractions"].values()) == pytest.approx(1)
     assert files(tmp_path / "exact") == ["mask.png"]
     masks = []
     for name in ("o/street_mask.png", "exact/mask.png"):

@@ -15,18 +15,7 @@ from evitseg.evaluation.evaluate import PredictedMasks, evaluate, evaluate_in_pr
 from evitseg.evaluation.html import draw_errors, write_html
 from evitseg.evaluation.metrics import boundary_band, confusion_matrix, count, iou, mean_iou
 from evitseg.labels import load_labels, numbered
-from evitseg.masks import read_mask, save_mask
-from evitseg.metrics import (
-    PredictedMasks,
-    boundary_band,
-    confusion_matrix,
-    count,
-    evaluate,
-    evaluate_in_processes,
-    iou,
-    mean_iou,
-)
-from evitseg.report import draw_errors, write_html
+from evitseg.raster.masks import read_mask, save_mask
 from tests.optional import needs
 
 

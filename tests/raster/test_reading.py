@@ -25,8 +25,8 @@ import imagecodecs
 import rasterio
 import tifffile
 
-from evitseg.errors import EvitsegError, EvitsegWarning, PictureError
-from evitseg.image import AS_STATED, ReadOptions, picture_size, read_picture, read_reduced
+from evitseg.errors import EvitsegError, EvitsegWarning, ImageError
+from evitseg.image import AS_STATED, ReadOptions
 from evitseg.raster import levels, open_source
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.files import image_size, read_image, read_reduced

@@ -20,8 +20,9 @@ needs("rasterio", "tifffile", "imagecodecs")
 
 from evitseg.cli import app
 from evitseg.errors import EvitsegError, EvitsegWarning, MissingPackageError
-from evitseg.image import ReadOptions, picture_size, read_picture, read_reduced
+from evitseg.image import ReadOptions
 from evitseg.raster import open_source
+from evitseg.raster.files import image_size, read_image, read_reduced
 from tests.raster.tiff_kinds import (
     BITS,
     COLORS,

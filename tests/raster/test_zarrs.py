@@ -29,7 +29,7 @@ needs("zarr", "numcodecs")
 import numcodecs
 import zarr
 
-from evitseg.errors import EvitsegWarning, FileError, PictureError
+from evitseg.errors import EvitsegWarning, FileError, ImageError
 from evitseg.image import ReadOptions
 from evitseg.labels import load_labels
 from evitseg.raster import open_sink, open_source

@@ -20,6 +20,9 @@ from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import ENGINES, open_engine
 from evitseg.runtime.openvino_engine import _openvino_precision, read_manifest
 from evitseg.system.machine import physical_cores
+from evitseg.tiling.graph_cut import IMAGE
+from evitseg.tiling.network import Network
+from evitseg.tiling.windows import Window
 from tests.optional import needs
 
 BUNDLED = bundled_models()["b0-camvid"]

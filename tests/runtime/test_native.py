@@ -18,8 +18,8 @@ needs("torch")
 
 import torch
 
-from evitseg.bundled import EXAMPLE_PICTURE, bundled_models
-from evitseg.config import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
+from evitseg.architecture import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
+from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.labels import numbered
 from evitseg.loading import load

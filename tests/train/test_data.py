@@ -13,7 +13,7 @@ needs("torch", "accelerate")
 
 import torch
 
-from evitseg.dataset import Pair
+from evitseg.data.lists import Pair
 from evitseg.errors import TrainError
 from evitseg.labels import numbered
 from evitseg.train import TrainConfig

@@ -9,7 +9,7 @@ from tests.optional import needs
 
 needs("torch", "accelerate")
 
-from evitseg.config import STRIDE
+from evitseg.architecture import STRIDE
 from evitseg.train import TrainConfig
 from evitseg.train.config import CHOOSABLE, structured
 from evitseg.train.defaults import settled

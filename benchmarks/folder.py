@@ -24,7 +24,7 @@ from PIL import Image
 
 import evitseg
 from evitseg.bundled import EXAMPLE_IMAGE
-from evitseg.cli.jobs import Job
+from evitseg.cli.jobs import PredictJob
 from evitseg.cli.predict_whole import predict_one
 from evitseg.cli.request import Mode, Request
 from evitseg.raster.files import read_image
@@ -80,7 +80,7 @@ def whole(segment: evitseg.Segmenter, images: list[Path], out: Path, overlay: bo
         start = time.perf_counter()
         for done in overlapped(
             images,
-            lambda image: predict_one(segment, Job(image, Mode.whole, out / image.stem), request),
+            lambda image: predict_one(segment, PredictJob(image, Mode.whole, out / image.stem), request),
             segment.info.streams + 1,
         ):
             assert not done.problem, done.problem

@@ -38,34 +38,32 @@ def escaped(text: str) -> str:
     )
 
 
-def command_line() -> Any:
-    """The command line as a tree of Click commands."""
-    from evitseg.cli import app
-
-    if hasattr(app, "commands"):
-        return app
-    from typer.main import get_command
-
-    return get_command(app)
-
-
 def cli_page() -> str:
     """Every verb with its arguments and options, as its help has them."""
-    group = command_line()
+    from click import Context
+
+    from evitseg.cli import app
+
+    context = Context(app, info_name="evitseg")
     blocks = [
         GENERATED,
         "# Command line",
         "`evitseg VERB --help` prints the same in a terminal. The exit status is 0 if everything was done, 1 if the "
         "work or a part of it failed, 2 if the command line was wrong, and 130 after Ctrl-C.",
-        *option_tables(group),
+        *option_tables(app),
     ]
-    for name, verb in group.commands.items():
-        if verb.hidden:
-            continue
+    for name in app.list_commands(context):
+        verb: Any = app.get_command(context, name)
         names = (argument_name(param) for param in verb.params if param.param_type_name == "argument")
         blocks += [f"## {name}", f"```text\n{' '.join(['evitseg', name, *names, '[OPTIONS]'])}\n```"]
-        blocks += [*paragraphs(verb.help or ""), *option_tables(verb)]
+        blocks += [*paragraphs(verb.help or ""), *option_tables(verb), *examples(verb)]
     return "\n\n".join(blocks) + "\n"
+
+
+def examples(verb: Any) -> Iterator[str]:
+    if verb.examples:
+        lines = [f"# {purpose}\n{command}" for command, purpose in verb.examples]
+        yield "```text\n" + "\n\n".join(lines) + "\n```"
 
 
 def argument_name(param: Any) -> str:
@@ -91,7 +89,7 @@ def option_tables(command: Any) -> Iterator[str]:
         if getattr(param, "hidden", False) or param.name in ("help", "install_completion", "show_completion"):
             continue
         is_argument = param.param_type_name == "argument"
-        panel = "" if is_argument else getattr(param, "rich_help_panel", None) or getattr(param, "panel", None) or ""
+        panel = "" if is_argument else param.panel
         panels.setdefault(panel, []).append(f"| {option_names(param, is_argument)} | {option_text(param)} |")
     for panel, rows in panels.items():
         if panel:
@@ -103,7 +101,7 @@ def option_names(param: Any, is_argument: bool) -> str:
     if is_argument:
         return f"`{argument_name(param)}`"
     names = [*param.opts, *param.secondary_opts]
-    value = "" if param.is_flag else f" {value_name(param)}"
+    value = "" if param.is_flag or param.count else f" {value_name(param)}"
     return ", ".join(f"`{name}{value if name == max(param.opts, key=len) else ''}`" for name in names)
 
 
@@ -114,15 +112,16 @@ def option_text(param: Any) -> str:
     if param.required:
         return f"{text} Required."
     shown = getattr(param.default, "value", param.default)
-    is_plain = isinstance(shown, (str, int, float, Path)) and not isinstance(shown, bool)
-    return f"{text} (default: {escaped(str(shown))})" if is_plain and "default:" not in text else text
+    is_plain = isinstance(shown, (str, int, float, Path)) and not isinstance(shown, bool) and not param.count
+    return f"{text} (default: {escaped(str(shown))})" if is_plain and "default:" not in text.lower() else text
 
 
 def value_name(param: Any) -> str:
     """The word for an option's value: its metavar, its choices, or its kind."""
-    kind = getattr(param, "type_descriptor", None) or param.type  # Typer's description, or Click's type
-    choices = [str(getattr(choice, "value", choice)) for choice in getattr(kind, "choices", None) or ()]
-    name = getattr(getattr(kind, "annotation", None), "__name__", getattr(kind, "name", "")).lower()
+    kind = param.type
+    known = kind.known() if hasattr(kind, "known") else getattr(kind, "choices", None) or ()
+    choices = [str(choice) for choice in known]
+    name = kind.name.lower()
     word = next((word for part, word in {"int": "N", "float": "NUMBER"}.items() if name.startswith(part)), name.upper())
     return str(param.metavar or "|".join(choices) or word).replace("|", "\\|")
 

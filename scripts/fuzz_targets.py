@@ -628,7 +628,7 @@ def run_command(place: Path) -> None:
 
 def command(words: list[str]) -> None:
     """The command line in this process; raises what no user may see."""
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from evitseg.cli import app
 

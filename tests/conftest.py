@@ -109,7 +109,7 @@ def cli() -> Callable[..., Finished]:
 
     An exception that is no exit would be a bug of the command line, and fails the test.
     """
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from evitseg.cli import app
 

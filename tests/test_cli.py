@@ -180,9 +180,9 @@ def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) 
         (["*.nothing"], "no file matches this pattern"),
         (["street.jpg", "--model", "b0-camvit"], "did you mean 'b0-camvid'"),
         (["street.jpg", "--model", "absent.onnx"], "absent.onnx: no such file"),
-        (["street.jpg", "--out", "street.jpg"], "it is a file; give a folder as --out"),
-        (["street.jpg", "--out", "mask.JPG"], "mask.JPG: masks are not written as .jpg; end the name in .png"),
-        (["street.jpg", "--out", "mask.svs", "--exact"], "mask.svs: masks are not written as .svs; end the name in"),
+        (["street.jpg", "--out", "street.jpg"], "is a file, not a folder"),
+        (["street.jpg", "--out", "mask.JPG"], "mask.JPG: masks cannot be written as .jpg"),
+        (["street.jpg", "--out", "mask.svs", "--exact"], "mask.svs: masks cannot be written as .svs"),
         (["x" * 300 + ".jpg"], "error: "),
         (["street.jpg", "--engine", "onnxruntime", "--precision", "float16"], "not in float16"),
     ],
@@ -241,7 +241,7 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; the same command with --skip-existing goes on."
+    assert errors.strip() == "interrupted; to resume, run the same command with --skip-existing."
     results = list((tmp_path / "o").iterdir())
     assert 0 < len(results) < 800
     assert not [p for p in results if p.name.startswith(".")]
@@ -251,7 +251,7 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     done = {path: path.stat().st_mtime_ns for path in results if path.name.endswith("_mask.png")}
     run = evitseg("predict", "data", "--out", "o", "--size", "64", "--skip-existing", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert f"{len(done)} images have their results and are left out." in run.stdout
+    assert f"{len(done)} inputs have results already; skipped." in run.stdout
     assert f"of {400 - len(done)} images to o" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list((tmp_path / "o").iterdir())) == 800
@@ -260,10 +260,15 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
 def test_info_lists_what_there_is(cli: Cli, tmp_path: Path) -> None:
     content = json.loads(cli("info", "--json").stdout)
     assert content["version"] == __version__
-    assert "b0-camvid" in content["bundled models"]
     assert content["variants"]["b0"]["parameters"] == 706_691
-    assert round(content["published models"]["l2-cityscapes"]["MACs at 1024×2048"] / 1e9) == 396
-    assert "b3-ade20k" in cli("info").stdout
+
+
+def test_models_lists_every_name_with_its_cost(cli: Cli) -> None:
+    models = {each["name"]: each for each in json.loads(cli("models", "--json").stdout)["models"]}
+    assert models["b0-camvid"]["source"] == "bundled"
+    assert models["b0-camvid"]["default"] is True
+    assert round(models["l2-cityscapes"]["macs_1024x2048"] / 1e9) == 396
+    assert "b3-ade20k" in cli("models").stdout
 
 
 def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_export_writes_a_verified_artefact_that_predict_uses(
     assert "vegetation" in run.stdout
     content = json.loads(cli("info", "b0.onnx", "--json").stdout)
     assert content["preprocess"]["short_side"] == 512
-    assert content["checkpoint sha256"].startswith("923d6fdd")
+    assert content["checkpoint_sha256"].startswith("923d6fdd")
 
 
 def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
@@ -317,7 +322,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     run = cli("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16")
     assert run.status == 0, run.stderr
-    assert "keep beside it: b0-camvid.ncnn.bin, b0-camvid.ncnn.param.json" in run.stdout
+    assert "keep next to it: b0-camvid.ncnn.bin, b0-camvid.ncnn.param.json" in run.stdout
     assert files(tmp_path) == ["b0-camvid.ncnn.bin", "b0-camvid.ncnn.param", "b0-camvid.ncnn.param.json"]
     run = cli("predict", "--example", "--model", "b0-camvid.ncnn.param", "--out", "out")
     assert run.status == 0, run.stderr
@@ -327,8 +332,8 @@ def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> 
     assert content["weights"] == "float16"
     for arguments, sentence in (
         (["--size", "100x160"], "96x160 fits"),
-        (["--fp16", "--int8", "data"], "excludes --fp16"),
-        (["--size", "96x", "--to", "ncnn"], "neither a number"),
+        (["--fp16", "--int8", "data"], "--int8"),
+        (["--size", "96x", "--to", "ncnn"], "is not HEIGHTxWIDTH"),
     ):
         run = cli("export", "b0-camvid", *arguments)
         assert run.status == 2
@@ -417,7 +422,7 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
     )  # fmt: skip
     assert run.status == 0, run.stderr
     (image,) = json.loads(run.stdout)["images"]
-    assert image["verified"]["logit difference"] < 1e-5
+    assert image["verification"]["max_logit_difference"] < 1e-5
     assert sum(image["fractions"].values()) == pytest.approx(1)
     assert files(tmp_path / "exact") == ["mask.png"]
     masks = []
@@ -437,10 +442,10 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
     [
         (("--memory", "1MiB"), 1, "1 MiB of memory are too little"),
         (("--memory", "much"), 2, "is not a size in bytes"),
-        (("--region", "1,2,3,4"), 2, "go together"),
+        (("--region", "1,2,3,4"), 2, "given together"),
         (("--context", "street.jpg", "--region", "1,2,3"), 2, "is not X,Y,WIDTH,HEIGHT"),
         (("--context", "street.jpg", "--region", "1,2,3,4"), 1, "not a context file"),
-        (("--exact", "--engine", "onnxruntime"), 2, "run in openvino"),
+        (("--exact", "--engine", "onnxruntime"), 2, "needs the openvino engine"),
         (("--context-window", "5"), 1, "give at least 96"),
         (("--exact", "--model", "b0-cityscapes"), 1, "export one"),
     ],

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.optional import needs
 
@@ -199,7 +199,7 @@ def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
         assert not (tmp_path / "mask.tif").exists()
     run = subprocess.run([*command, "mask.tif", "--scratch", "work"], cwd=tmp_path, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["images"][0]["tiles done before"] >= 5
+    assert json.loads(run.stdout)["images"][0]["resumed_tiles"] >= 5
     assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "once.tif").read_bytes()
     assert not leftovers(tmp_path)
 
@@ -252,7 +252,9 @@ def test_the_memory_is_kept_whatever_reads_the_image(kind: str, street: NDArray[
     assert memory - 100 < float(run.stdout.splitlines()[-1]) < memory
 
 
-@pytest.mark.parametrize("how", [exact("tif"), ("--blend", "256", "--precision", "float32")], ids=["exact", "blend"])
+@pytest.mark.parametrize(
+    "how", [exact("tif"), ("--sliding-window", "256", "--precision", "float32")], ids=["exact", "blend"]
+)
 def test_a_damaged_tile_is_named_left_out_and_the_status_is_1(
     how: tuple[str, ...], street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -296,7 +298,7 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     assert names == ["a_png_mask.png", "a_png_overlay.jpg", "a_tif_mask.tif", "a_tif_mask.tif.aux.xml"]
     assert read_geotiff(tmp_path / "o/a_tif_mask.tif").shape == (4060, 4900)
     run = predict("data", "--skip-existing", "--out", "o", cwd=tmp_path)
-    assert "2 images have their results" in run.stdout
+    assert "2 inputs have results already" in run.stdout
 
 
 def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
@@ -305,7 +307,7 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
     image = street.clip(1)
     image[:100, :200] = 0
     write_geotiff(tmp_path / "a.tif", image, nodata=0)
-    common = ("--blend", "128", "--precision", "float32")
+    common = ("--sliding-window", "128", "--precision", "float32")
     run = predict("a.tif", *common, "--out", "mask.tif", "--polygons", "p.gpkg", "--json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     network = Network(evitseg.bundled.bundled_models()["b0-camvid"], "float32")
@@ -339,12 +341,12 @@ def test_every_kind_of_image_in_a_folder_is_blended_at_its_own_size_but_those_th
     about = "Aperio Image Library v12.0\r\n700x580 [0,0 700x580] (240x240) |AppMag = 20|MPP = 0.4990"
     tifffile.imwrite(tmp_path / "data/d.svs", street, tile=(240, 240), description=about, metadata=None)
     (tmp_path / "data/torn.tif").write_bytes(b"II*\0" + bytes(20))
-    common = ("data", "--blend", "192", "--precision", "float32", "--memory", "1GiB", "--out", "o")
+    common = ("data", "--sliding-window", "192", "--precision", "float32", "--memory", "1GiB", "--out", "o")
     run = predict(*common, cwd=tmp_path)
     assert run.returncode == 1
     assert "error: data/torn.tif: truncated or damaged" in run.stderr
     assert "tifffile" not in run.stderr
-    assert "a.png, 700×580, in blended windows" in run.stdout
+    assert "a.png, 700×580, in sliding windows" in run.stdout
     with Image.open(tmp_path / "o/a_mask.png") as image:
         mask = np.asarray(image)
     for other in (
@@ -355,7 +357,7 @@ def test_every_kind_of_image_in_a_folder_is_blended_at_its_own_size_but_those_th
         np.testing.assert_array_equal(other, mask)
     (tmp_path / "o/b_mask.tif").unlink()
     run = predict(*common, "--skip-existing", "--size", "128", cwd=tmp_path)
-    assert "3 images have their results" in run.stdout
+    assert "3 inputs have results already" in run.stdout
     assert 0.01 < (read_geotiff(tmp_path / "o/b_mask.tif") != mask).mean() < 0.6
     assert not leftovers(tmp_path)
 
@@ -363,19 +365,19 @@ def test_every_kind_of_image_in_a_folder_is_blended_at_its_own_size_but_those_th
 @pytest.mark.parametrize(
     ("beside", "sentence"),
     [
-        *((option, f"do without {option[0]}; leave one") for option in (
+        *((option, f"{option[0]}: cannot be combined with --sliding-window") for option in (
             ("--exact",), ("--context-window", "960"), ("--save-context", "a.npz"), ("--context", "a.npz"),
             ("--region", "0,0,9,9"), ("--verify",), ("--ray", "auto"),
         )),
-        (("--engine", "onnxruntime"), "images in tiles run in openvino"),
-        (("--blend", "1000"), "a window of 1000 pixels does not fit the network; give a multiple of 64."),
+        (("--engine", "onnxruntime"), "needs the openvino engine"),
+        (("--sliding-window", "1000"), "a window of 1000 pixels does not fit the network; give a multiple of 64."),
     ],
 )  # fmt: skip
 def test_beside_blended_windows_what_they_cannot_do_is_refused(
     beside: tuple[str, ...], sentence: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "o"
-    command = ["predict", str(tmp_path / "a.tif"), "--blend", "1024", *beside, "--out", str(out)]
+    command = ["predict", str(tmp_path / "a.tif"), "--sliding-window", "1024", *beside, "--out", str(out)]
     run = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert run.exit_code == 2
     assert sentence in run.output
@@ -384,7 +386,7 @@ def test_beside_blended_windows_what_they_cannot_do_is_refused(
 
 def test_too_little_memory_for_blended_windows_leaves_no_mask(street: NDArray[np.uint8], tmp_path: Path) -> None:
     write_geotiff(tmp_path / "a.tif", street)
-    run = predict("a.tif", "--blend", "512", "--memory", "300MiB", "--out", "mask.tif", cwd=tmp_path)
+    run = predict("a.tif", "--sliding-window", "512", "--memory", "300MiB", "--out", "mask.tif", cwd=tmp_path)
     assert run.returncode == 1
     assert run.stderr.startswith("error: a.tif: 300 MiB of memory are too little: windows of 512 pixels ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
@@ -393,12 +395,12 @@ def test_too_little_memory_for_blended_windows_leaves_no_mask(street: NDArray[np
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 def test_an_interrupt_leaves_nothing_of_a_mask_of_blended_windows(street: NDArray[np.uint8], tmp_path: Path) -> None:
     write_geotiff(tmp_path / "a.tif", np.tile(street, (6, 6, 1)))
-    command = [sys.executable, "-m", "evitseg", "predict", "a.tif", "--blend", "128", "--out", "mask.tif"]
+    command = [sys.executable, "-m", "evitseg", "predict", "a.tif", "--sliding-window", "128", "--out", "mask.tif"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not leftovers(tmp_path) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; nothing of mask.tif is kept, and the same command begins it again."
+    assert errors.strip() == "interrupted; mask.tif was not written. The same command starts over."
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]

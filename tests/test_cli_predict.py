@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
-import typer
+from click.testing import CliRunner
 from PIL import Image
-from typer.main import get_command
-from typer.testing import CliRunner
 
 from evitseg.cli import app, inputs, signals
-from evitseg.cli.jobs import name_outputs
-from evitseg.cli.outcome import Outcome
+from evitseg.cli.names import name_outputs
+from evitseg.cli.outcome import ImageEntry, Outcome
+from evitseg.cli.output import Output
 from evitseg.cli.request import HONOURED, Mode, method_of
 from evitseg.system.authorship import is_ours
 
@@ -34,6 +34,7 @@ VALUES = {
     "--video": "overlay",
     "--duration": "1",
     "--engine": "openvino",
+    "--device": "cpu",
     "--precision": "float32",
     "--threads": "1",
     "--memory": "1GiB",
@@ -43,7 +44,7 @@ VALUES = {
     "--context": "c.npz",
     "--region": "0,0,9,9",
     "--context-window": "960",
-    "--blend": "64",
+    "--sliding-window": "64",
     "--ray": "auto",
     "--bands": "1,2,3",
     "--range": "auto",
@@ -52,8 +53,8 @@ VALUES = {
 }
 CHOOSES = {
     Mode.whole: (),
-    Mode.exact: ("--exact",),
-    Mode.blend: ("--blend", "64"),
+    Mode.tiles: ("--exact",),
+    Mode.sliding_window: ("--sliding-window", "64"),
     Mode.region: ("--context", "c.npz", "--region", "0,0,9,9"),
     Mode.ray: ("--ray", "auto"),
 }
@@ -83,9 +84,13 @@ def files(folder: Path) -> list[str]:
 
 
 def options() -> set[str]:
-    command = get_command(app).commands["predict"]  # type: ignore[attr-defined]
-    names = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
-    return {name for name in names if name.startswith("--") and name != "--help"}
+    command = app.get_command(click.Context(app), "predict")
+    assert command is not None
+    shown = [
+        p for p in command.params if not getattr(p, "hidden", False) and getattr(p, "panel", "General") != "General"
+    ]
+    names = {name for p in shown for name in (*p.opts, *p.secondary_opts)}
+    return {name for name in names if name.startswith("--")}
 
 
 def test_the_table_of_options_has_every_option_of_predict_and_no_other() -> None:
@@ -106,7 +111,7 @@ def test_an_option_that_a_mode_does_not_honour_is_a_usage_error(option: str, mod
     assert files(here) == ["a.png"]
 
 
-@pytest.mark.parametrize("how", [("--exact",), ("--blend", "64"), ("--ray", "auto")])
+@pytest.mark.parametrize("how", [("--exact",), ("--sliding-window", "64"), ("--ray", "auto")])
 def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple[str, ...], here: Path) -> None:
     (here / "clip.mp4").write_bytes(b"video")
     run = predict("clip.mp4", *how)
@@ -117,13 +122,13 @@ def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a.png", "--out", "o.mp4"), "a.png is an image, whose mask is not written as .mp4"),
-        (("clip.mp4", "--out", "o.png"), "clip.mp4 is a video, which does not become a .png file"),
-        (("clip.mp4", "--out", "o.mp4", "--video", "mask"), "written as .mov"),
+        (("a.png", "--out", "o.mp4"), "a.png is an image, whose mask cannot be written as .mp4"),
+        (("clip.mp4", "--out", "o.png"), "clip.mp4 is a video, which cannot be written as .png"),
+        (("clip.mp4", "--out", "o.mp4", "--video", "mask"), ".mov"),
         (("clip.mp4", "--out", "o.mp4", "--video", "frames"), "give a folder"),
         (("clip.mp4", "--out", "o.mp4", "--video", "mask", "--video", "overlay"), "several files"),
-        (("clip.mp4", "--no-overlay", "--video", "overlay"), "contradicts"),
-        (("clip.mp4", "--overlay", "--video", "mask"), "needs --video overlay"),
+        (("clip.mp4", "--no-overlay", "--video", "overlay"), "--video overlay"),
+        (("clip.mp4", "--overlay", "--video", "mask"), "requires --video overlay"),
         (("clip.mp4", "--memory", "1GiB"), "none of the inputs is an image"),
         (("a.png", "b.png", "--out", "m.png"), "give one image"),
         (("a.png", "b.png", "--polygons", "p.geojson"), "give one image"),
@@ -171,7 +176,7 @@ def test_another_engine_writes_a_mask_file_too(here: Path) -> None:
     street(here / "a.png")
     run = predict("a.png", *SMALL, "--engine", "onnxruntime", "--out", "m.png", "--json")
     assert run.exit_code == 0, run.output
-    assert "ONNX Runtime" in json.loads(run.stdout)["runs"]
+    assert "ONNX Runtime" in json.loads(run.stdout)["engine"]
 
 
 def test_polygons_take_the_ordinary_path_too(here: Path) -> None:
@@ -206,7 +211,7 @@ def test_a_file_that_evitseg_did_not_write_is_not_replaced(name: str, how: tuple
     theirs = street(here / "o" / name, (5, 5)).read_bytes()
     run = predict("a.png", *SMALL, *how, "--out", "o")
     assert run.exit_code == 1
-    assert f"o/{name}: exists, and evitseg did not write it" in run.output
+    assert f"o/{name}: exists and was not written by evitseg" in run.output
     assert (here / "o" / name).read_bytes() == theirs
     assert files(here) == ["a.png", f"o/{name}"]
     assert predict("a.png", *SMALL, *how, "--out", "o", "--overwrite").exit_code == 0
@@ -240,7 +245,7 @@ def test_a_world_file_of_others_is_not_replaced(here: Path) -> None:
     (here / "o/a_mask.pgw").write_text("theirs")
     run = predict("a.png", *SMALL, "--out", "o")
     assert run.exit_code == 1
-    assert "o/a_mask.pgw: says where a_mask.png lies" in run.output
+    assert "o/a_mask.pgw: would georeference a_mask.png" in run.output
     assert files(here / "o") == ["a_mask.pgw"]
     assert predict("a.png", *SMALL, "--no-overlay", "--out", "o", "--overwrite").exit_code == 0
     assert predict("a.png", *SMALL, "--no-overlay", "--out", "o").exit_code == 0  # now they are ours
@@ -363,13 +368,13 @@ def test_names_that_differ_in_case_and_ending_get_results_of_their_own(how: tupl
 
 def test_existing_results_are_skipped_in_every_mode(here: Path) -> None:
     street(here / "a.png")
-    for how in ((), ("--exact",), ("--blend", "64")):
+    for how in ((), ("--exact",), ("--sliding-window", "64")):
         out = f"o{len(how)}"
         assert predict("a.png", *SMALL, *how, "--out", out).exit_code == 0
         before = {p: p.stat().st_mtime_ns for p in (here / out).iterdir()}
         run = predict("a.png", *SMALL, *how, "--out", out, "--skip-existing")
         assert run.exit_code == 0
-        assert "1 images have their results" in run.output
+        assert "1 input has results already" in run.output
         assert {p: p.stat().st_mtime_ns for p in (here / out).iterdir()} == before
 
 
@@ -400,13 +405,13 @@ def test_a_resumed_folder_runs_in_as_many_streams_as_a_whole_one(here: Path) -> 
     for name in ("a.png", "b.png"):
         street(here / "f" / name)
     run = predict("f", *SMALL, "--threads", 2, "--out", "o", "--json")
-    assert "2 threads in 2 streams" in (whole := json.loads(run.stdout)["runs"])
+    assert "2 threads in 2 streams" in (whole := json.loads(run.stdout)["engine"])
     (here / "o" / "b_mask.png").unlink()
     run = predict("f", *SMALL, "--threads", 2, "--out", "o", "--json", "--skip-existing")
-    assert json.loads(run.stdout)["runs"] == whole
+    assert json.loads(run.stdout)["engine"] == whole
 
 
-@pytest.mark.parametrize("how", [(), ("--exact",), ("--blend", "64")])
+@pytest.mark.parametrize("how", [(), ("--exact",), ("--sliding-window", "64")])
 def test_a_name_that_is_no_utf_8_does_not_stop_the_others(how: tuple[str, ...], here: Path) -> None:
     street(here / "good.png")
     strange = os.fsencode(here) + b"/b\xff\xfe.png"
@@ -461,10 +466,10 @@ def test_failures_name_every_input_in_json(here: Path) -> None:
 
 
 def test_the_summary_counts_an_image_that_was_done_in_part_once(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = Outcome(as_json=False)
+    outcome = Outcome(Output())
     outcome.fail("a.tif", "a.tif: damaged")
-    outcome.image({"image": "a.tif"})
-    with pytest.raises(Exception):  # noqa: B017,PT011  # typer's Exit
+    outcome.image(ImageEntry("a.tif", "tiles", "a_mask.tif", (4, 4)))
+    with pytest.raises(click.exceptions.Exit):
         outcome.finish()
     assert "of the inputs failed" not in capsys.readouterr().err
 
@@ -491,7 +496,7 @@ def test_a_signal_ends_a_folder_with_a_sentence_and_leaves_nothing_hidden(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors.strip() == "interrupted; the same command with --skip-existing goes on."
+    assert errors.strip() == "interrupted; to resume, run the same command with --skip-existing."
     assert not [name for name in files(here) if "/." in name]
 
 
@@ -558,10 +563,10 @@ def test_thousands_of_files_of_one_name_get_names_in_a_moment() -> None:
 def test_what_is_told_of_a_folder_counts_an_image_that_was_done_in_part_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    outcome = Outcome(as_json=False)
+    outcome = Outcome(Output())
     outcome.fail("a.tif", "a.tif: one tile is damaged.")
     for name in ("a.tif", "b.tif"):
-        outcome.image({"image": name})
-    with pytest.raises(typer.Exit):
+        outcome.image(ImageEntry(name, "tiles", f"{name}.png", (4, 4)))
+    with pytest.raises(click.exceptions.Exit):
         outcome.finish()
     assert "1 of the inputs failed; images done: 2." in capsys.readouterr().err

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from PIL import Image
-from typer.testing import CliRunner
 
 from evitseg.bundled import EXAMPLE_IMAGE
 

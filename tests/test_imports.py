@@ -34,7 +34,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 # Packages that a module may import at its top, beside the standard library.
-LIGHT = {"numpy", "PIL", "typer", "rich", "cattrs"}
+LIGHT = {"numpy", "PIL", "click", "rich", "cattrs"}
 OUTSIDE = {name: LIGHT | {"torch"} for name in ("model", "exporters", "train")}
 
 
@@ -111,7 +111,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_import_loads_neither_torch_nor_an_engine() -> None:
     run = python("import sys, evitseg; print({m.split('.')[0] for m in sys.modules})")
     loaded = ast.literal_eval(run.stdout)
-    assert not loaded & {"torch", "openvino", "onnxruntime", "onnx", "numpy", "PIL", "rich", "typer"}
+    assert not loaded & {"torch", "openvino", "onnxruntime", "onnx", "numpy", "PIL", "rich", "click"}
 
 
 def test_help_loads_only_the_command_lines_library() -> None:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.optional import needs
 

@@ -26,6 +26,7 @@ def load(
     model: str | os.PathLike[str] | None = None,
     *,
     engine: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
     precision: Precision = "auto",
     size: Size = None,
@@ -40,6 +41,8 @@ def load(
             "b0-cityscapes", which is downloaded on first use.
         engine: "openvino" (the default), "onnxruntime" or "native" for an ONNX file; "torch" (the default) or "native"
             for a checkpoint; every other kind of file has one engine.
+        device: for the torch engine "cpu" (the default), "cuda", "cuda:1", "mps", or "auto" for the fastest that is
+            there; every other engine runs on the CPU.
         threads: at most; None for every physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
         size: the short side at which images go through the network, in pixels; "native" for their own; None for
@@ -52,18 +55,36 @@ def load(
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    segment = Segmenter(_engine(model, engine, threads, precision, streams), size, reading)
+    segment = Segmenter(_engine(model, engine, device, threads, precision, streams), size, reading)
     source = os.path.abspath(model) if model is not None and Path(model).is_file() else model
     segment.loaded_by = partial(
-        load, source, engine=engine, threads=threads, precision=precision, size=size, streams=streams, reading=reading
+        load,
+        source,
+        engine=engine,
+        device=device,
+        threads=threads,
+        precision=precision,
+        size=size,
+        streams=streams,
+        reading=reading,
     )
     return segment
 
 
 def _engine(
-    model: str | os.PathLike[str] | None, engine: str | None, threads: int | None, precision: Precision, streams: int
+    model: str | os.PathLike[str] | None,
+    engine: str | None,
+    device: str | None,
+    threads: int | None,
+    precision: Precision,
+    streams: int,
 ) -> Engine:
     path = artefact_of(model)
+    if device not in (None, "auto", "cpu") and (path is not None or engine not in (None, "torch")):
+        raise EngineError(
+            f"{model or DEFAULT_MODEL}: only the torch engine runs on {device}; use a checkpoint or a published model, "
+            "or leave the device out."
+        )
     if path is not None:
         from evitseg.runtime.engines import open_engine
 
@@ -81,7 +102,7 @@ def _engine(
     network, manifest = network_of(model or DEFAULT_MODEL)
     from evitseg.model.engine import TorchEngine
 
-    return TorchEngine(network, manifest, precision, threads)
+    return TorchEngine(network, manifest, precision, threads, device or "cpu")
 
 
 def artefact_of(model: str | os.PathLike[str] | None) -> Path | None:

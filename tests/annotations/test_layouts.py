@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from typer.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.data.annotations.layouts import voc_color

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from typer.testing import CliRunner
 
 from evitseg.cli import app
 
@@ -37,7 +37,7 @@ def test_what_is_left_out_is_counted_with_its_reasons(data: Path) -> None:
     status, out, err = run("check", str(data))
     assert status == 0
     assert "left out: 1 images that cannot be read, 1 files without a partner, 1 .nef files, which are not read" in out
-    assert "note: 2 images are turned by their EXIF orientation" in out
+    assert "note: 2 images are rotated by their EXIF orientation" in out
     assert "ready to train; 1 pairs will be left out" in out
     assert err.count("error: ") == 2
     status, out, _ = run("check", str(data), "--json")

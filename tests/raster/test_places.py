@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.optional import needs
 
@@ -92,7 +92,7 @@ def linear(transform: Any) -> Any:
     return rasterio.Affine(transform.a, transform.b, 0, transform.d, transform.e, 0)
 
 
-@pytest.mark.parametrize("how", [(), ("--exact",), ("--blend", "64")], ids=["whole", "exact", "blend"])
+@pytest.mark.parametrize("how", [(), ("--exact",), ("--sliding-window", "64")], ids=["whole", "exact", "blend"])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_mask_of_a_georeferenced_image_is_a_geotiff_in_its_place(
     place: str, how: tuple[str, ...], here: Path

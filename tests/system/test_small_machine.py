@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from evitseg.cli import app
 from evitseg.tiling import memory
@@ -57,7 +57,7 @@ def test_the_first_command_of_the_readme_runs_in_512_mb_and_one_core(limited: Li
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     content = json.loads(run.stdout)
-    assert " 1 thread," in content["runs"]
+    assert " 1 thread," in content["engine"]
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         "street_mask.png",
         "street_overlay.jpg",

@@ -1,4 +1,4 @@
-"""From arguments to files: folders, patterns, and what in them is left out, with the reason."""
+"""From arguments to files: searches folders and patterns, and records which files are left out and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from evitseg.cli.console import printable
+from evitseg.cli.failures import printable
 from evitseg.cli.outcome import Outcome
 from evitseg.system.files import is_folder, is_there
 
@@ -20,11 +20,11 @@ NOT_REGULAR = "neither files nor folders (pipes, sockets, devices)"
 
 @dataclass(frozen=True)
 class Found:
-    """An input.
+    """An input file.
 
     Attributes:
-        place: its place below the folder it was found in.
-        is_named: by the person, not found in a folder or by a pattern.
+        place: its path relative to the folder it was found in.
+        is_named: the person named it, rather than its folder or a pattern.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Found:
 
 
 def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
-    """Every image and video; what cannot be found fails, and what is left out is noted, in `outcome`."""
+    """Every image and video; `outcome` records inputs that cannot be found and files that are left out."""
     from evitseg.raster import is_zarr
 
     found: list[Found] = []
@@ -68,7 +68,7 @@ def _endings() -> list[str]:
 
 
 def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
-    """Files that a pattern names, each once, whatever links lead to it."""
+    """Files that a pattern matches, each once even if several links lead to it."""
     from evitseg.raster import is_zarr
 
     seen = set()
@@ -90,7 +90,7 @@ def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
 
 
 def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
-    """Images and videos below a folder, sorted; hidden files and folders are not looked at."""
+    """Images and videos below a folder, sorted; hidden files and folders are ignored."""
     from evitseg.raster import SLIDE_ENDINGS, formats
     from evitseg.raster.formats import EXTENSIONS as IMAGES
     from evitseg.video import EXTENSIONS as VIDEOS
@@ -105,7 +105,7 @@ def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
                 outcome.skip(path, f"{ending} is not read")
             if ending not in known:
                 continue
-            if _is_special(path):  # never opened: a pipe would wait for ever
+            if _is_special(path):  # never opened: a pipe would block
                 outcome.skip(path, NOT_REGULAR)
                 continue
         if _is_result(path, out):
@@ -116,12 +116,12 @@ def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
 
 
 def walk(folder: Path, outcome: Outcome) -> Iterator[tuple[Path, bool]]:
-    """Files below a folder, and the folders of Zarr (True); every folder once, whatever links lead to it."""
+    """Files below a folder, and Zarr folders (True); every folder once, even if several links lead to it."""
     from evitseg.raster import is_zarr
 
     seen: set[tuple[int, int]] = set()
     links: list[Path] = [folder]
-    while links:  # what is there itself comes before what a link leads to
+    while links:  # real folders come before the targets of links
         waiting = [links.pop(0)]
         while waiting:
             place = waiting.pop()
@@ -154,12 +154,12 @@ def walk(folder: Path, outcome: Outcome) -> Iterator[tuple[Path, bool]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: told by whoever reads it
+    except OSError:  # a circular link: reported when it is read
         return False
 
 
 def _is_special(path: Path) -> bool:
-    """A pipe, a socket or a device; what cannot be looked at is told by whoever reads it."""
+    """Whether it is a pipe, a socket or a device; inaccessible files are reported when they are read."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -167,7 +167,7 @@ def _is_special(path: Path) -> bool:
 
 
 def _is_result(path: Path, out: Path) -> bool:
-    """Whether evitseg wrote it: looked at only where its name or its place suggests so."""
+    """Whether evitseg wrote it; the file is opened only if its name or its folder suggests so."""
     from evitseg.system.authorship import is_ours
     from evitseg.video import is_result
 

@@ -1,89 +1,147 @@
-"""What a run of predict did: results, failures and skipped files, told as they come and summed up at the end."""
+"""What a run of predict did: results, failures and skipped files, reported as they come and summed up at the end."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
+from evitseg.cli.command import fail
+from evitseg.cli.failures import sentence_of
 
-from evitseg.cli.console import FAILED, complain, note, sentence_of
+if TYPE_CHECKING:
+    from evitseg.cli.output import Output
+    from evitseg.engine import EngineInfo
+    from evitseg.video import VideoResult
 
-DONE = "they have their results"
+HAS_RESULTS = "they already have results"
+
+
+@dataclass
+class ImageEntry:
+    """An image in the JSON of predict. Every mode gives every key; docs/reference/json.md describes them.
+
+    Attributes:
+        size: (height, width) of the mask.
+        fractions: fraction of the pixels per class that occurs; None for a region.
+        verification: what --verify measured.
+    """
+
+    image: str
+    mode: str
+    mask: str
+    size: tuple[int, int]
+    fractions: dict[str, float] | None = None
+    overlay: str | None = None
+    polygons: str | None = None
+    context: str | None = None
+    resumed_tiles: int = 0
+    verification: dict[str, float] | None = None
 
 
 class Outcome:
     """Collects what becomes of every input.
 
-    Without --json no result is kept, so that a folder may have any number of images.
+    Without --json no result is stored, so that a folder may have any number of images.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self.about: dict[str, str] = {}
+    def __init__(self, output: Output, names: dict[str, str] | None = None) -> None:
+        self.output = output
         self.images_done = self.videos_done = 0
+        self._names = names or {}
         self._images: list[dict[str, Any]] = []
         self._videos: list[dict[str, Any]] = []
         self._failed: list[dict[str, str]] = []
         self._failed_inputs: set[str] = set()
         self._skipped: list[dict[str, str]] = []
         self._partly = 0
+        output.content |= {"model": None, "engine": None}
+        self._update()
+
+    def _update(self) -> None:
+        """Fill in the JSON, so that it is complete whenever the verb ends."""
+        self.output.content |= {
+            "images": self._images,
+            "videos": self._videos,
+            "failed": self._failed,
+            "skipped": self._skipped,
+            "counts": {
+                "images": self.images_done,
+                "videos": self.videos_done,
+                "failed": len(self._failed_inputs),
+                "skipped": len(self._skipped),
+            },
+        }
+
+    def name(self, source: object) -> str:
+        """An input as the person named it; standard input is read through a temporary file."""
+        return self._names.get(str(source), str(source))
+
+    def runs_on(self, model: str, engine: EngineInfo) -> None:
+        """Record which model and engine segment the images; the first of several is reported."""
+        if self.output.content["model"] is None:
+            self.output.content |= {"model": model, "engine": str(engine)}
 
     def fail(self, source: object, error: object) -> None:
-        """An input that was not done, or not whole."""
-        sentence = str(error) if str(source) in str(error) else f"{source}: {error}"
-        self._failed.append({"input": str(source), "error": sentence})
-        self._failed_inputs.add(str(source))
-        complain(sentence)
+        """Record an input that was not segmented, or not completely."""
+        sentence = str(error)
+        for file, name in self._names.items():
+            sentence = sentence.replace(file, name)
+        name = self.name(source)
+        sentence = sentence if name in sentence else f"{name}: {sentence}"
+        self._failed.append({"input": name, "error": sentence})
+        self._failed_inputs.add(name)
+        self.output.error(sentence)
+        self._update()
 
     def skip(self, source: object, reason: str) -> None:
-        """A file that was left out; the summary counts it by its reason."""
-        self._skipped.append({"input": str(source), "reason": reason})
+        """Record a file that was left out; the summary counts it by its reason."""
+        self._skipped.append({"input": self.name(source), "reason": reason})
+        self._update()
 
     def skipped(self, reason: str) -> int:
-        """How many files were left out for this reason."""
+        """Number of files that were left out for this reason."""
         return sum(each["reason"] == reason for each in self._skipped)
 
-    def image(self, result: dict[str, Any]) -> None:
+    def image(self, entry: ImageEntry) -> None:
+        entry.image, entry.mask = self.name(entry.image), self.name(entry.mask)
         self.images_done += 1
-        self._partly += result["image"] in self._failed_inputs
-        if self.as_json:
-            self._images.append(result)
+        self._partly += entry.image in self._failed_inputs
+        if self.output.as_json:
+            self._images.append(asdict(entry))
+        self._update()
 
-    def video(self, result: dict[str, Any]) -> None:
+    def video(self, result: VideoResult) -> None:
         self.videos_done += 1
-        if self.as_json:
-            self._videos.append(result)
+        if self.output.as_json:
+            content = result.to_dict()
+            self._videos.append({"video": content.pop("source"), "mode": "video"} | content)
+        self._update()
 
     @contextlib.contextmanager
     def attempt(self, source: object) -> Iterator[None]:
-        """Whatever goes wrong with one input is told, and the others go on."""
+        """Report whatever goes wrong with one input; the others are still segmented."""
         try:
             yield
         except Exception as error:  # one input must never stop the others
             self.fail(source, sentence_of(error))
 
-    def tell_skipped(self) -> None:
-        """How many files were left out, by reason."""
+    def report_skipped(self) -> None:
+        """Print how many files were left out, by reason."""
         for reason, count in Counter(each["reason"] for each in self._skipped).items():
-            if reason == DONE:
-                note(f"{count} images have their results and are left out.", self.as_json)
+            if reason == HAS_RESULTS:
+                self.output.note(f"{count} {'inputs have' if count > 1 else 'input has'} results already; skipped.")
             else:
-                note(f"{count} {'files are' if count > 1 else 'file is'} left out: {reason}.", self.as_json)
+                self.output.note(f"{count} {'files are' if count > 1 else 'file is'} left out: {reason}.")
 
     def finish(self) -> None:
-        """Print the summary. Raises: Exit where an input failed."""
-        if self.as_json:
-            content: dict[str, Any] = {**self.about, "images": self._images}
-            if self._videos:
-                content["videos"] = self._videos
-            print(json.dumps(content | {"failed": self._failed, "skipped": self._skipped}, indent=2))
-        if self._failed:
-            count = len(self._failed_inputs)
-            done = f"images done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
-            if count - self._partly + self.images_done + self.videos_done > 1:
-                complain(f"{count} of the inputs failed; {done}.")
-            raise typer.Exit(FAILED)
+        """Print the summary. Raises: Exit if an input failed."""
+        if not self._failed:
+            return
+        count = len(self._failed_inputs)
+        done = f"images done: {self.images_done}" + (f", videos: {self.videos_done}" if self.videos_done else "")
+        if count - self._partly + self.images_done + self.videos_done > 1:
+            self.output.error(f"{count} of the inputs failed; {done}.")
+        fail()

@@ -1,4 +1,4 @@
-"""predict for images in tiles on a Ray cluster: the jobs, names and errors of one machine."""
+"""predict for images in tiles on a Ray cluster, with the jobs, names and errors of one machine."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from evitseg.cli.console import progress_bar, tell_fractions
-from evitseg.cli.jobs import Job, check_free
-from evitseg.cli.outcome import Outcome
-from evitseg.cli.predict_tiles import keep, mask_place, open_network, outline, windows_of
+from evitseg.cli.jobs import PredictJob
+from evitseg.cli.names import check_free
+from evitseg.cli.outcome import ImageEntry, Outcome
+from evitseg.cli.predict_tiles import mask_place, open_network, windows_of
 from evitseg.cli.request import Request
+from evitseg.cli.tiled_results import save_context, show_tiled, write_outlines
 
 
-def predict_ray(jobs: list[Job], request: Request, outcome: Outcome) -> None:
+def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Write the masks of images, each in tiles on the cluster."""
-    from rich.console import Console
-    from rich.text import Text
-
     from evitseg import cluster
     from evitseg.raster import check_place, open_sink
     from evitseg.tiling.memory import default_memory
     from evitseg.tiling.stream import Progress
 
     assert request.ray is not None
-    console = Console(stderr=request.as_json, highlight=False)
     network = open_network(request, None)
-    outcome.about = {"model": network.manifest.name, "runs": str(network.info)}
+    outcome.runs_on(network.manifest.name, network.info)
     reading = request.reading or network.manifest.reading
     with cluster.connected(request.ray, scratch=request.scratch):
         for job in jobs:
@@ -38,9 +35,7 @@ def predict_ray(jobs: list[Job], request: Request, outcome: Outcome) -> None:
                 memory = default_memory() if request.memory is None else request.memory
                 source, by_window = stack.enter_context(windows_of(job.source, request.scratch, memory, reading))
                 check_place(place, source)
-                advance = stack.enter_context(
-                    progress_bar("segmenting", None, Console(stderr=True, highlight=False), unit="tiles")
-                )
+                advance = stack.enter_context(outcome.output.progress("segmenting", None, unit="tiles"))
 
                 def watch(progress: Progress, advance: Any = advance) -> None:
                     advance(1)
@@ -58,14 +53,10 @@ def predict_ray(jobs: list[Job], request: Request, outcome: Outcome) -> None:
                         watch=watch,
                         reading=reading,
                     )
-                result: dict[str, Any] = {"image": str(job.source), "mask": str(place), "size": source.size}
-                keep(streamed, network.labels, request, result)
-                outline(place, request, network.labels, result, job.source)
+                entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
+                save_context(streamed, network.labels, request, entry)
+                write_outlines(place, request, network.labels, entry, outcome.output)
                 for damage in streamed.damages:
                     outcome.fail(job.source, damage.reason)
-                outcome.image(result)
-                if not request.as_json:
-                    height, width = source.size
-                    title = f"{job.source.name}, {width}×{height}, in tiles"
-                    tell_fractions(console, title, result["fractions"], network.labels)
-                    console.print(Text(f"wrote {place}"), soft_wrap=True)
+                outcome.image(entry)
+                show_tiled(entry, outcome.output, network.labels)

@@ -1,4 +1,4 @@
-"""What a command line of predict asks for, checked: every option is honoured by the mode it meets, or is an error."""
+"""The command line of `predict`, checked: an option that the chosen mode does not use is an error."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from evitseg.system.files import is_folder
 
 if TYPE_CHECKING:
+    from evitseg.engine import Precision
     from evitseg.image import ReadOptions, Size
     from evitseg.raster.masks import MaskFormat
     from evitseg.tiling.windows import Window
 
 
 class Mode(str, Enum):
-    """How one input becomes its results."""
+    """How one input is segmented; the value is the `mode` in JSON."""
 
     whole = "whole"
-    exact = "exact"
-    blend = "blend"
+    tiles = "tiles"
+    sliding_window = "sliding_window"
     region = "region"
     ray = "ray"
     video = "video"
@@ -46,37 +47,36 @@ HONOURED: dict[str, frozenset[Mode]] = {
     "--video": frozenset({Mode.video}),
     "--duration": frozenset({Mode.video}),
     "--engine": _ALL,
+    "--device": _ALL,
     "--precision": _ALL,
     "--threads": _ALL,
-    "--exact": frozenset({Mode.exact, Mode.region, Mode.ray}),
+    "--exact": frozenset({Mode.tiles, Mode.region, Mode.ray}),
     "--memory": _IMAGES,
     "--scratch": _IMAGES,
     "--polygons": _IMAGES,
-    "--save-context": frozenset({Mode.exact, Mode.ray}),
+    "--save-context": frozenset({Mode.tiles, Mode.ray}),
     "--context": frozenset({Mode.region}),
     "--region": frozenset({Mode.region}),
-    "--context-window": frozenset({Mode.exact, Mode.ray}),
-    "--blend": frozenset({Mode.blend}),
-    "--verify": frozenset({Mode.exact}),
+    "--context-window": frozenset({Mode.tiles, Mode.ray}),
+    "--sliding-window": frozenset({Mode.sliding_window}),
+    "--verify": frozenset({Mode.tiles}),
     "--ray": frozenset({Mode.ray}),
     "--bands": _IMAGES,
     "--range": _IMAGES,
     "--page": _IMAGES,
     "--mask-format": _IMAGES,
-    "--json": _ALL,
 }
-"""Which modes honour an option. Every option of predict is here; any other pair of option and mode is an error."""
+"""The modes that use an option. Every option of predict is here; any other pair of option and mode is an error."""
 
-DESCRIBED = {
-    Mode.whole: "images that go through the network whole",
-    Mode.exact: "images in tiles",
-    Mode.blend: "windows that are blended",
-    Mode.region: "a region from a context",
-    Mode.ray: "images on a Ray cluster",
-    Mode.video: "videos",
+CHOSEN_BY = {
+    Mode.tiles: "--exact",
+    Mode.sliding_window: "--sliding-window",
+    Mode.region: "--region",
+    Mode.ray: "--ray",
 }
+"""The option that a message names for a mode."""
 ONE_IMAGE = ("--polygons", "--save-context", "--context")
-"""Options that name one image's file."""
+"""Options that name a file of one image."""
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".zarr")
 VIDEO_ENDINGS = (".mp4", ".mov", ".mkv")
 
@@ -86,17 +86,19 @@ class Request:
     """A command line of predict.
 
     Attributes:
-        method: how images are segmented; those that do not fit in memory whole go in tiles all the same.
+        method: how images are segmented; images that do not fit in memory whole go in tiles all the same.
+        given: the options that were given, by name.
+        reading: how image files are read; None for the model's rule.
         overlay, legend: None where neither the option nor its opposite was given.
-        is_file: `out` is the name of one mask or video, not a folder.
-        reading: how image files are read; None for what the model says.
-        given: the options that were given, as they are typed.
+        videos: what videos are written as; empty for the default.
+        is_file: `out` is the name of one mask or video, not of a folder.
+        to_stdout: the mask goes to standard output.
     """
 
     inputs: tuple[str, ...]
     out: Path
-    method: Mode
-    given: frozenset[str]
+    method: Mode = Mode.whole
+    given: frozenset[str] = frozenset()
     reading: ReadOptions | None = None
     model: str | None = None
     size: Size = None
@@ -107,7 +109,8 @@ class Request:
     videos: tuple[str, ...] = ()
     duration: float | None = None
     engine: str | None = None
-    precision: str = "auto"
+    device: str | None = None
+    precision: Precision = "auto"
     threads: int | None = None
     memory: int | None = None
     scratch: Path | None = None
@@ -116,74 +119,75 @@ class Request:
     context: Path | None = None
     region: Window | None = None
     context_window: int | None = None
-    blend: int | None = None
+    sliding_window: int | None = None
     verify: bool = False
     ray: str | None = None
     mask_format: MaskFormat = "palette"
-    as_json: bool = False
     is_file: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_file", _names_a_file(self.out))
         check_honoured(self.given, self.method)
         if self.method is not Mode.whole and self.engine not in (None, "openvino"):
-            raise typer.BadParameter("images in tiles run in openvino", param_hint="--engine")
+            raise click.BadParameter(
+                f"{CHOSEN_BY[self.method]} needs the openvino engine; leave --engine out", param_hint="--engine"
+            )
         if (self.context is None) != (self.region is None):
-            raise typer.BadParameter("--context and --region go together", param_hint="--region")
+            raise click.BadParameter("--context and --region must be given together", param_hint="--region")
         if self.legend and self.overlay is False and "overlay" not in self.videos:
-            raise typer.BadParameter("is for overlays, and --no-overlay is given", param_hint="--legend")
+            raise click.BadParameter("legends belong to overlays; leave --no-overlay out", param_hint="--legend")
         if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):
-            raise typer.BadParameter("give a number of seconds above 0", param_hint="--duration")
-        if self.blend is not None:
-            _check_window(self.blend)
+            raise click.BadParameter("give a number of seconds above 0", param_hint="--duration")
+        if self.sliding_window is not None:
+            _check_window(self.sliding_window)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What videos become."""
+        """What a video is written as."""
         return self.videos or (("mask",) if self.overlay is False else ("overlay",))
 
     @property
     def draws(self) -> bool:
-        """Whether an image that goes through whole gets an overlay."""
+        """Whether an image that is segmented whole gets an overlay."""
         return self.overlay is not False
 
 
 def method_of(exact: bool, given: frozenset[str]) -> Mode:
-    """How images are segmented, from the options alone."""
+    """How images are segmented, according to the options."""
     for option, mode in (
-        ("--blend", Mode.blend),
+        ("--sliding-window", Mode.sliding_window),
         ("--ray", Mode.ray),
         ("--context", Mode.region),
         ("--region", Mode.region),
-        ("--save-context", Mode.exact),
-        ("--context-window", Mode.exact),
-        ("--verify", Mode.exact),
+        ("--save-context", Mode.tiles),
+        ("--context-window", Mode.tiles),
+        ("--verify", Mode.tiles),
     ):
         if option in given:
             return mode
-    return Mode.exact if exact else Mode.whole
+    return Mode.tiles if exact else Mode.whole
 
 
 def check_honoured(given: frozenset[str], method: Mode) -> None:
-    """Raises: BadParameter for an option that neither this method nor, beside it, videos honour."""
+    """Raises: BadParameter for an option that neither this method nor, if there may be videos, videos use."""
     modes = {method, Mode.video} if method is Mode.whole else {method}
     for option in sorted(given & HONOURED.keys()):
         if not modes & HONOURED[option]:
-            raise typer.BadParameter(
-                f"{DESCRIBED[method]} do without {option}; leave one of them out", param_hint=f"--{method.value}"
-            )
+            chooser = CHOSEN_BY.get(method)
+            reason = f"cannot be combined with {chooser}" if chooser else "has no effect here"
+            raise click.BadParameter(f"{reason}; leave one of them out", param_hint=option)
 
 
 def check_used(given: frozenset[str], modes: frozenset[Mode]) -> None:
-    """Raises: BadParameter for an option that none of the inputs' modes honours."""
+    """Raises: BadParameter for an option that none of the inputs' modes uses."""
     for option in sorted(given & HONOURED.keys()):
         if not modes & HONOURED[option]:
             needed = "a video" if HONOURED[option] == {Mode.video} else "an image"
-            raise typer.BadParameter(f"none of the inputs is {needed}; leave {option} out", param_hint=option)
+            raise click.BadParameter(f"none of the inputs is {needed}; leave {option} out", param_hint=option)
 
 
 def _names_a_file(out: Path) -> bool:
-    """Whether this is the name of a mask or of a video; any other name is a folder's."""
+    """Whether this is the name of a mask or of a video; any other name is that of a folder."""
     ending = out.suffix.lower()
     if ending not in (*MASK_ENDINGS, *VIDEO_ENDINGS):
         return False
@@ -197,4 +201,4 @@ def _check_window(window: int) -> None:
     try:
         check_window(window)
     except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--blend") from None
+        raise click.BadParameter(str(error), param_hint="--sliding-window") from None

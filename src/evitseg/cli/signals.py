@@ -1,4 +1,4 @@
-"""Signals that end a program, as interrupts that clean up: Ctrl-C, and what `kill`, `timeout` and services send."""
+"""Ctrl-C and the signals of `kill`, `timeout` and service managers, raised as KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from types import FrameType
 
 _PAUSE_S = 0.5
-"""Two signals within this time are one: a terminal and a program that starts others may both pass it on."""
+"""Two signals within this time count as one: a terminal and a parent process may both deliver it."""
 _first: tuple[int, float] | None = None
 
 
 def received() -> int:
-    """The signal that came first; an interrupt where none did."""
+    """The signal that came first; SIGINT if none did."""
     return _first[0] if _first else int(signal.SIGINT)
 
 
 def forget() -> None:
-    """Of a live source an interrupt is the proper end; the next one is a first one again."""
+    """Start over: an interrupt is the normal end of a live source, and the next one is a first one again."""
     global _first
     _first = None
 
@@ -36,7 +36,7 @@ def as_interrupts() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global _first
-        if os.getpid() != owner:  # a worker process, forked: its parent knows what to do
+        if os.getpid() != owner:  # a forked worker process: its parent decides
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

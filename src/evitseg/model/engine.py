@@ -21,7 +21,9 @@ class TorchEngine:
     Args:
         precision: "auto" is float32, which is what was trained.
         threads: at most, for this whole process; None for PyTorch's setting, but no more than may run here.
-        device: as PyTorch names it.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu that this machine has.
+
+    Raises: EngineError for a device that this machine does not have.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class TorchEngine:
             torch.set_num_threads(logical_cores())
         chosen = "float32" if precision == "auto" else precision
         self.manifest = manifest
-        self._device = torch.device(device)
+        self._device = _device(device)
         # A copy: the caller's network stays in its mode, number format and place.
         self._network = Deployed(copy.deepcopy(model), manifest.preprocess).eval().to(self._device)
         self._network.network.to(getattr(torch, chosen))
@@ -51,7 +53,7 @@ class TorchEngine:
             version=torch.__version__,
             precision=chosen,
             threads=torch.get_num_threads(),
-            device=processor_name() if self._device.type == "cpu" else device,
+            device=processor_name() if self._device.type == "cpu" else str(self._device),
         )
 
     @torch.inference_mode()
@@ -59,3 +61,17 @@ class TorchEngine:
         tensor = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._device)
         logits: NDArray[np.float32] = self._network(tensor).float().cpu().numpy()
         return logits
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name. Raises: EngineError."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if name == "auto":
+        return torch.device(next(kind for kind, count in counts.items() if count))
+    kind, _, index = name.partition(":")
+    if kind not in counts or not (index == "" or (kind == "cuda" and index.isdecimal())):
+        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+    if counts[kind] <= int(index or 0):
+        there = ", ".join(each for each, count in counts.items() if count)
+        raise EngineError(f"PyTorch finds no device {name} on this machine; it finds {there}.")
+    return torch.device(name)

@@ -1,0 +1,234 @@
+"""evitseg eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evitseg.cli.command import option, verb
+from evitseg.cli.options import (
+    BANDS,
+    DATA,
+    DEVICE,
+    ENGINE,
+    FILE,
+    LABELS,
+    MODEL,
+    PAGE,
+    PRECISION,
+    SIZE,
+    THREADS,
+    VALUE_RANGE,
+    given_options,
+    read_options,
+    workers_option,
+)
+from evitseg.cli.output import Output
+from evitseg.errors import EvitsegError
+
+if TYPE_CHECKING:
+    from evitseg.engine import Precision
+    from evitseg.evaluation.evaluate import Report
+    from evitseg.image import ReadOptions, Size
+    from evitseg.labels import LabelSpace
+    from evitseg.runtime.segmenter import Segmenter
+
+
+@verb(
+    "eval",
+    ("evitseg eval data/", "mIoU of the bundled model on the validation images."),
+    ("evitseg eval data/ --model runs/train/best.safetensors --report report.html", "Also write a page to look at."),
+    ("evitseg eval data/ --masks predictions/ --json", "Measure masks that any program wrote."),
+)
+@DATA
+@option("--masks", type=FILE, metavar="DIR", panel="Input", help="Evaluate these predicted masks instead of a model.")
+@option(
+    "--split",
+    metavar="NAME",
+    panel="Input",
+    help="Split to evaluate. Default: val if there is one, else test, else all.",
+)
+@LABELS
+@BANDS
+@VALUE_RANGE
+@PAGE
+@MODEL
+@SIZE
+@option(
+    "--tta", is_flag=True, panel="Model", help="Test-time augmentation: average three scales and a horizontal flip."
+)
+@ENGINE
+@DEVICE
+@PRECISION
+@THREADS
+@workers_option("Number of processes. Default: 1.")
+@option("--report", type=FILE, metavar="FILE", panel="Output", help="Also write an HTML page with the worst images.")
+def eval_command(
+    output: Output,
+    data: str,
+    masks: Path | None,
+    split: str | None,
+    labels: str | None,
+    bands: str | None,
+    value_range: str | None,
+    page: int | None,
+    report: Path | None,
+    workers: int | None,
+    **model: Any,
+) -> None:
+    """Measure the accuracy of a model, or of predicted masks, on labelled images."""
+    reading = read_options(bands, value_range, page)
+    if masks is not None:
+        _check_masks(given_options(click.get_current_context()), reading is not None and report is None)
+    from evitseg.data.layouts import find_dataset
+    from evitseg.evaluation.evaluate import default_split, evaluate, evaluate_in_processes, settled_split
+    from evitseg.image import AS_STATED
+    from evitseg.labels import load_labels
+
+    given_labels = load_labels(labels) if labels else None
+    dataset = find_dataset(data, given_labels, reading or AS_STATED)
+    for problem in dataset.problems:
+        output.error(problem)
+    split = split or default_split(dataset)
+    pairs = dataset.pairs(split)
+    settings = {"data": str(dataset.root), "split": split or "all"}
+    subject: _Masks | _Model
+    if masks is not None:
+        space = settled_split(dataset, pairs, dataset.labels, None)
+        subject = _Masks(masks, space)
+        settings["masks"] = str(masks)
+    else:
+        subject = _Model(reading=reading, **model)
+        segment = subject.load()
+        if segment.reading != AS_STATED:
+            dataset = find_dataset(data, given_labels, segment.reading)
+            pairs = dataset.pairs(split)
+        space = settled_split(dataset, pairs, dataset.labels, segment.labels)
+        if dataset.labels is None:
+            settings["classes"] = "the model's, by index: the data does not name its classes"
+        settings |= subject.settings(segment)
+    with output.progress("evaluating", len(pairs), unit="images") as advance:
+        if workers is not None and workers > 1:
+            result = evaluate_in_processes(subject.function, pairs, space, workers, settings=settings, progress=advance)
+        else:
+            mask_of, by_pair = subject.function()
+            result = evaluate(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
+    output.content = result.to_dict()
+    _show(result, output)
+    if report is not None:
+        _write_page(subject, result, report, f"{settings.get('model', masks)} on {dataset.root.resolve().name}")
+        output.note(f"wrote {report}")
+    for sentence in result.skipped:
+        output.error(sentence)
+    if result.skipped:
+        raise EvitsegError(f"{len(result.skipped)} of {len(pairs)} pairs were skipped; the results leave them out.")
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Predicted masks in a folder."""
+
+    folder: Path
+    labels: LabelSpace
+
+    def function(self) -> tuple[Callable[[Any], Any], bool]:
+        """A function that gives the mask of a pair, and True: it takes pairs, not images."""
+        from evitseg.evaluation.evaluate import PredictedMasks
+
+        return PredictedMasks(self.folder, self.labels), True
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model and how it runs; it is loaded once in every process that evaluates."""
+
+    model: str | None
+    size: Size
+    tta: bool
+    engine: str | None
+    device: str | None
+    precision: Precision
+    threads: int | None
+    reading: ReadOptions | None
+
+    def load(self) -> Segmenter:
+        from evitseg.loading import load
+
+        return load(
+            self.model,
+            engine=self.engine,
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            size=self.size,
+            reading=self.reading,
+        )
+
+    def function(self) -> tuple[Callable[[Any], Any], bool]:
+        """A function that gives a mask, and whether it takes pairs rather than images."""
+        segment = self.load()
+        if self.tta:
+            return segment.mask_tta, False
+        return (lambda pair: segment(pair.image).mask), True  # from the file, like predict
+
+    def settings(self, segment: Segmenter) -> dict[str, str]:
+        """What the report says about the model; of the reading only what was chosen."""
+        reading = segment.reading
+        chosen = {"bands": reading.bands, "range": reading.value_range, "page": reading.page}
+        return {
+            "model": segment.manifest.name,
+            "engine": str(segment.info),
+            "size": str(self.size or "the model's rule"),
+            **{
+                name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                for name, value in chosen.items()
+                if value is not None
+            },
+            "tta": "three scales and a horizontal flip" if self.tta else "no",
+        }
+
+
+def _check_masks(given: frozenset[str], reads_for_nothing: bool) -> None:
+    """Raises: BadParameter for an option that predicted masks have no use for."""
+    for name in ("--model", "--tta", "--size", "--engine", "--device", "--threads", "--precision"):
+        if name in given:
+            raise click.BadParameter("needs a model, and --masks evaluates predicted masks", param_hint=name)
+    if reads_for_nothing:
+        raise click.BadParameter(
+            "predicted masks are evaluated without reading the images", param_hint="--bands, --range, --page"
+        )
+
+
+def _write_page(subject: _Masks | _Model, result: Report, path: Path, title: str) -> None:
+    from evitseg.evaluation.html import write_html
+    from evitseg.raster.files import read_image
+
+    mask_of, by_pair = subject.function()
+    of_pair = mask_of if by_pair else (lambda pair: mask_of(read_image(pair.image, pair.reading)))
+    write_html(result, path, of_pair, title)
+
+
+def _show(result: Report, output: Output) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    def percent(value: float) -> str:
+        return "–" if value != value else f"{100 * value:.2f}"
+
+    output.result(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim")
+    table = Table(box=None, padding=(0, 1))
+    for column in ("class", "IoU %", "found %", "boundary IoU %"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    rows = zip(result.labels.names, result.iou, result.accuracy, result.boundary_iou, strict=True)
+    for name, *values in rows:
+        table.add_row(Text(name), *map(percent, values))
+    table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
+    output.show(table)
+    output.result(
+        f"{len(result.images)} images, pixel accuracy {percent(result.pixel_accuracy)} %, "
+        f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
+    )

@@ -1,0 +1,221 @@
+"""evitseg export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evitseg.cli.command import option, verb
+from evitseg.cli.options import AT_LEAST_1, FILE, LABELS
+from evitseg.cli.output import Output
+from evitseg.cli.values import Names, Parsed, parse_export_size
+
+if TYPE_CHECKING:
+    from evitseg.manifest import Manifest
+
+BEST = "best"
+HERE = "here"
+FORMAT_EXTRAS = {
+    "onnx": "export",
+    "openvino": "export",
+    "litert": "litert-export",
+    "executorch": "executorch",
+    "ncnn": "ncnn-export",
+    "coreml": "coreml",
+}
+
+
+@verb(
+    "export",
+    ("evitseg export runs/train/best.safetensors", "An ONNX file next to the checkpoint."),
+    (
+        "evitseg export best.safetensors --to litert --size 512x512 --int8 data/ --out phone.tflite",
+        "8-bit weights for a phone, calibrated and scored on your images.",
+    ),
+    (
+        "evitseg export best.safetensors --to best --data data/",
+        "Try every format on this machine and keep the fastest.",
+    ),
+)
+@click.argument(
+    "checkpoint",
+    metavar="CHECKPOINT",
+    help="A checkpoint (.safetensors, .pt), our .onnx, or the name of a bundled or published model.",
+)
+@option(
+    "--images",
+    multiple=True,
+    metavar="FILE",
+    panel="Input",
+    was=["--pictures"],
+    help="Image to compare checkpoint and exported model on; may be repeated. Default: the photograph that ships with "
+    "evitseg.",
+)
+@option(
+    "--data",
+    metavar="DATA",
+    panel="Input",
+    help="Images with masks, as for `evitseg check`: also compare the mIoU of checkpoint and exported model on them.",
+)
+@option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    metavar="POINTS",
+    panel="Input",
+    help="Discard the exported model if its mIoU on --data is more than this many points lower. Default: 0.5.",
+)
+@LABELS
+@option(
+    "--to",
+    type=Names("format", lambda: [*FORMAT_EXTRAS, BEST]),
+    default="onnx",
+    panel="Format",
+    help="Format of the exported model; 'best' tries all of them on this machine and keeps the fastest. Default: onnx.",
+)
+@option(
+    "--weights",
+    type=Names("number format", lambda: ["float32", "float16", "int8"]),
+    default="float32",
+    panel="Format",
+    help="Number format of the stored weights; float16 halves the file, int8 reduces it to a third. Default: float32.",
+)
+@option("--fp16", is_flag=True, panel="Format", help="Short for --weights float16.")
+@option("--int8", metavar="DATA", panel="Format", help="Short for --weights int8 --data DATA.")
+@option(
+    "--size",
+    type=Parsed("size", parse_export_size),
+    metavar="HEIGHTxWIDTH|PIXELS|native",
+    panel="Format",
+    help="HEIGHTxWIDTH: the only input size of the exported model, required for litert, executorch, ncnn and coreml. "
+    "PIXELS or 'native': the short side that images are resized to, if the checkpoint does not say.",
+)
+@option(
+    "--device",
+    type=Names("device", lambda: [HERE]),
+    default=HERE,
+    panel="Engine",
+    help="Machine that --to best measures on; 'here' is the only choice.",
+)
+@option(
+    "--threads",
+    type=AT_LEAST_1,
+    metavar="N",
+    panel="Engine",
+    help="With --to best: maximum number of threads. Default: one per physical core.",
+)
+@option(
+    "--out", "-o", type=FILE, metavar="FILE", panel="Output", help="File to write. Default: next to the checkpoint."
+)
+def export_command(
+    output: Output,
+    checkpoint: str,
+    images: tuple[str, ...],
+    data: str | None,
+    max_drop: float,
+    labels: str | None,
+    to: str,
+    weights: str,
+    fp16: bool,
+    int8: str | None,
+    size: Any,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+) -> None:
+    """Convert a checkpoint to a format for other runtimes and devices.
+
+    Every export is compared with its checkpoint on real images, and discarded if they disagree.
+    """
+    from dataclasses import replace
+
+    if int8 is not None and (fp16 or weights == "float16"):
+        raise click.BadParameter("cannot be combined with --fp16 or --weights float16", param_hint="--int8")
+    if to == BEST and (int8 is not None or fp16 or weights != "float32"):
+        raise click.BadParameter("tries every number format; leave out --weights, --fp16 and --int8", param_hint="--to")
+    if to != BEST and threads is not None:
+        raise click.BadParameter("applies to --to best only; leave it out", param_hint="--threads")
+    stored = "int8" if int8 is not None else "float16" if fp16 else weights
+    from evitseg.labels import load_labels
+    from evitseg.loading import network_of
+
+    label_space = load_labels(labels) if labels else None
+    network, manifest = network_of(checkpoint, extra=FORMAT_EXTRAS.get(to, "export"))
+    from evitseg.exporters.export import export
+    from evitseg.exporters.formats import FORMATS
+
+    fixed = size if isinstance(size, tuple) else None
+    preprocess = None
+    if size is not None and fixed is None:
+        preprocess = replace(manifest.preprocess, short_side=None if size == "native" else size)
+
+    def tell(sentence: str) -> None:
+        output.log(f"{sentence} ...")
+
+    if to == BEST:
+        manifest = replace(
+            manifest, preprocess=preprocess or manifest.preprocess, labels=label_space or manifest.labels
+        )
+        from evitseg.cli.export_best import run_best
+
+        run_best(
+            output,
+            network,
+            manifest,
+            out or Path(checkpoint),
+            size=fixed,
+            images=images,
+            data=data,
+            max_drop=max_drop,
+            threads=threads,
+            tell=tell,
+        )
+        return
+    form = FORMATS[to]
+    place = out or form.name(Path(checkpoint).with_suffix("") if Path(checkpoint).exists() else checkpoint)
+    path, manifest = export(
+        (network, manifest),
+        to,
+        place,
+        weights=stored,
+        size=fixed,
+        images=images,
+        labels=label_space,
+        preprocess=preprocess,
+        data=int8 or data,
+        max_drop=max_drop,
+        tell=tell,
+    )
+    _report(output, path, form.files(path)[:-1], form.size_bytes(path), manifest)
+
+
+def _report(output: Output, path: Path, beside: list[Path], size_bytes: int, manifest: Manifest) -> None:
+    from dataclasses import asdict
+
+    verification = manifest.verification
+    assert verification is not None  # export verifies or raises
+    output.content = {
+        "file": str(path),
+        "beside": [str(file) for file in beside],
+        "size_bytes": size_bytes,
+        "weights": manifest.weights,
+        "verification": asdict(verification),
+        "float16_layers": dict(manifest.float16_layers),
+    }
+    output.result(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
+    if beside:
+        output.result(f"keep next to it: {', '.join(file.name for file in beside)}")
+    compared = " with the quantized network" if manifest.weights == "int8" else ""
+    output.result(
+        f"verified on {verification.images} images: compared{compared}, the largest logit difference is "
+        f"{verification.largest_difference:.1e}, and {verification.equal_pixels:.3%} of mask pixels are equal"
+    )
+    if verification.measured_on:
+        output.result(
+            f"mIoU on {verification.measured_on} images: {verification.exported_miou:.2f} %, checkpoint "
+            f"{verification.checkpoint_miou:.2f} %"
+        )
+    for layer, cost in manifest.float16_layers.items():
+        output.result(f"kept in float16: {layer} (8 bits would change the logits by {cost:.1e} of their variance)")

@@ -1,0 +1,112 @@
+"""The one place that a verb writes to: results for a person, one JSON object for a program, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from evitseg.cli.progress import Advance
+    from evitseg.labels import LabelSpace
+
+
+class Output:
+    """Results on standard output, errors on standard error; what --json and --quiet change is decided here.
+
+    Attributes:
+        as_json: print `content` as one JSON object at the end, and nothing else on standard output.
+        quiet: print no results, remarks or progress; errors still appear, and so does JSON if it was asked for.
+        content: what `as_json` prints.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.content: dict[str, Any] = {}
+        self._stdout_is_data = False
+
+    def keep_stdout_for_data(self) -> None:
+        """Print results for a person on standard error, because a file's bytes go to standard output."""
+        self._stdout_is_data = True
+
+    @cached_property
+    def console(self) -> Console:
+        """The console for results; on standard error where standard output belongs to a program."""
+        from rich.console import Console
+
+        return Console(stderr=self.as_json or self._stdout_is_data, quiet=self.quiet, highlight=False)
+
+    @cached_property
+    def progress_console(self) -> Console:
+        """The console for progress bars: the terminal, whichever of the two streams leads to it."""
+        from rich.console import Console
+
+        return self.console if self.console.is_terminal else Console(stderr=True, quiet=self.quiet, highlight=False)
+
+    def result(self, line: str, style: str = "") -> None:
+        """A line of results for a person."""
+        if not self.as_json and not self.quiet:
+            self._print(line, style)
+
+    def show(self, table: RenderableType) -> None:
+        """A table or another Rich object for a person."""
+        if not self.as_json:
+            self.console.print(table)
+
+    def note(self, line: str) -> None:
+        """A remark that is neither a result nor an error; with --json it goes to standard error."""
+        if not self.quiet:
+            self._print(line, "")
+
+    def _print(self, line: str, style: str) -> None:
+        if style and self.console.is_terminal:
+            from rich.text import Text
+
+            self.console.print(Text(line, style=style), soft_wrap=True)
+        else:
+            print(line, file=sys.stderr if self.as_json or self._stdout_is_data else sys.stdout, flush=True)
+
+    def log(self, line: str) -> None:
+        """A line about work under way, on standard error."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def error(self, sentence: object) -> None:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+
+    def fractions(self, title: str, fractions: Mapping[str, float], labels: LabelSpace) -> None:
+        """A table with a bar for each class of a mask."""
+        if self.as_json or self.quiet:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        colors = {c.name: c.color for c in labels.classes}
+        self._print(title, "italic")
+        table = Table(box=None, padding=(0, 1))
+        table.add_column("class")
+        table.add_column("pixels", justify="right")
+        table.add_column("")
+        for name, fraction in fractions.items():
+            bar = Text("█" * max(1, round(40 * fraction)), style=f"rgb({','.join(map(str, colors[name]))})")
+            table.add_row(Text(name), f"{fraction:.1%}", bar)
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
+        """A progress bar on a terminal, else a line now and then; call what it yields with the number of units done."""
+        from evitseg.cli.progress import progress_bar
+
+        with progress_bar(what, total, self.progress_console, unit) as advance:
+            yield advance
+
+    def print_json(self, error: str | None = None) -> None:
+        """Print the JSON object, if it was asked for; its key `error` says why the verb ended early, or is null."""
+        if self.as_json:
+            print(json.dumps(self.content | {"error": error}, indent=2))

@@ -1,0 +1,55 @@
+"""What predict reports and writes about an image in tiles: fractions, context and polygons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evitseg.cli.names import check_free
+from evitseg.cli.outcome import ImageEntry
+from evitseg.cli.polygons_command import write_polygons
+from evitseg.cli.request import Mode, Request
+
+if TYPE_CHECKING:
+    from evitseg.cli.output import Output
+    from evitseg.labels import LabelSpace
+    from evitseg.tiling.sliding_window import Blended
+    from evitseg.tiling.stream import Streamed
+
+
+def fractions_of(counted: Streamed | Blended, labels: LabelSpace) -> dict[str, float]:
+    """Fraction of the pixels per class that occurs; pixels without data count in the total."""
+    counts = counted.counts[: len(labels.names)].tolist()
+    total = int(counted.counts.sum())
+    return {name: count / total for name, count in zip(labels.names, counts, strict=True) if count}
+
+
+def save_context(streamed: Streamed, labels: LabelSpace, request: Request, entry: ImageEntry) -> None:
+    """Record the mask's fractions, and save the context if --save-context asks for it."""
+    entry.fractions = fractions_of(streamed, labels)
+    if request.save_context is not None:
+        streamed.context.save(request.save_context)
+        entry.context = str(request.save_context)
+
+
+def write_outlines(place: Path, request: Request, labels: LabelSpace, entry: ImageEntry, output: Output) -> None:
+    """Write the polygons of a mask, if --polygons asks for them."""
+    if request.polygons is not None:
+        check_free([request.polygons], request, Path(entry.image))
+        # A PNG cannot hold the names of its classes.
+        write_polygons(place, request.polygons, labels if place.suffix.lower() == ".png" else None, output)
+        entry.polygons = str(request.polygons)
+
+
+def show_tiled(entry: ImageEntry, output: Output, labels: LabelSpace) -> None:
+    """Print the results of an image in tiles, for a person."""
+    if entry.fractions is not None:
+        how = "in sliding windows" if entry.mode == Mode.sliding_window.value else "in tiles"
+        height, width = entry.size
+        output.fractions(f"{Path(entry.image).name}, {width}×{height}, {how}", entry.fractions, labels)
+    output.result(f"wrote {entry.mask}")
+    if entry.verification is not None:
+        output.result(
+            f"tiles compared with the whole image: logits differ by {entry.verification['max_logit_difference']:.1e} "
+            f"of the largest, {entry.verification['different_pixels']} pixels of the mask differ"
+        )

@@ -62,21 +62,6 @@ void input_window(const Node &n, int &x0, int &x1) {
     x1 = s * (n.x1 - 1) + n.reach + 1;
 }
 
-int reach_of(const Op &op) {
-    switch (op.kind) {
-        case Kind::conv3:
-        case Kind::inverted:
-        case Kind::fused: return 1;
-        case Kind::residual: return 2;
-        case Kind::sums: {
-            int most = 0;
-            for (int i = 0; i < op.scales; i++) most = op.kernels[i] / 2 > most ? op.kernels[i] / 2 : most;
-            return most;
-        }
-        default: return 0;
-    }
-}
-
 // Builds the nodes of a window, from the end to the source, and gives them their memory.
 int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *nodes) {
     const Op *ops = run.program->ops + segment.first;
@@ -141,7 +126,8 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                 n.line = arena.row(n.blocks, (b - a) > (d - c) ? (b - a) : (d - c));
                 break;
             }
-            case Kind::tee: break;
+            case Kind::tee:
+            case Kind::cut: break;
             case Kind::store: n.space[0] = arena.row(n.blocks, n.columns()); break;
             case Kind::sums: {
                 const int tokens = 3 * op.heads * op.head_dim / kBlock;
@@ -346,7 +332,10 @@ Row row_of(const Run &run, Node &n, int y, Row out) {
             add_enlarged(run.values[op.value2], h / 2, w / 2, n.blocks, 2, y, n.x0, n.x1, n.line.p, out);
             return out;
         }
+        case Kind::cut:
+            return n.source != nullptr ? pull(run, *n.source, y, out) : stored(run, op.value, n.width, n.blocks, y, n.x0);
         case Kind::tee: {
+            if (n.source == nullptr) return stored(run, op.value, n.width, n.blocks, y, n.x0);
             const Row got = pull(run, *n.source, y, out);
             if (y >= n.own.y0 && y < n.own.y1)
                 copy(got.from(n.own.x0 - n.x0), stored(run, op.value, n.width, n.blocks, y, n.own.x0), n.blocks, n.own.x1 - n.own.x0);

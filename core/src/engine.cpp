@@ -31,7 +31,7 @@ constexpr int kNumIsas = sizeof kIsas / sizeof kIsas[0];
 
 constexpr size_t kLine = 64;
 constexpr size_t kCache = 1 << 20;  // what a part's working memory should fit in
-constexpr int kMaxSide = 1 << 16, kMaxValues = 4096;
+constexpr int kMaxSide = 1 << 16, kMaxValues = 4096, kMaxParts = 4096, kMaxWindows = 8192;
 
 size_t rounded(size_t n) { return (n + kLine - 1) / kLine * kLine; }
 
@@ -52,14 +52,6 @@ struct evs_model {
 
 namespace {
 
-// Where everything of a run of one size lies.
-struct Layout {
-    size_t *offsets;    // per value, in bytes
-    size_t *partials;   // per sums slot
-    size_t *sums;
-    size_t total;       // without the threads' working memory
-};
-
 size_t value_bytes(const Program &p, int v, int height, int width) {
     const Value &value = p.values[v];
     return rounded(size_t(blocks_of(value.channels)) * kBlock * (height / value.stride) * (width / value.stride) * sizeof(float));
@@ -74,18 +66,28 @@ size_t partial_bytes(const Segment &s, const Op &op, int height, int width) {
     return rounded(down * across * sums_floats(op) * sizeof(float));
 }
 
+// Calls f with every value that an operation of a part reads or writes.
 template <typename F>
-void each_value(const Op &op, F f) {  // f(value, whether it is written)
+void each_value(const Op &op, bool at_border, F f) {
     switch (op.kind) {
-        case Kind::value: f(op.value, false); break;
+        case Kind::cut:
+            if (at_border) f(op.value);
+            break;
+        case Kind::value:
         case Kind::tee:
-        case Kind::store: f(op.value, true); break;
-        case Kind::upsum: f(op.value, false), f(op.value2, false); break;
-        case Kind::attend: f(op.value, false), f(op.value2, false); break;
-        case Kind::sums: f(op.value2, true); break;
+        case Kind::store: f(op.value); break;
+        case Kind::upsum:
+        case Kind::attend: f(op.value), f(op.value2); break;
+        case Kind::sums: f(op.value2); break;
         default: break;
     }
 }
+
+// Rows (or columns) first to last - 1 of one side.
+struct Range {
+    int first, last;
+    int count() const { return last - first; }
+};
 
 // A block of memory that lives from one segment to another.
 struct Piece {
@@ -106,12 +108,17 @@ struct evs_runner {
     size_t offsets[3 * kMaxValues];
     float *pointers[3 * kMaxValues];
     Piece pieces[2 * kMaxValues];
-    // The parts of the segment that runs.
+    Segment parts[kMaxParts];  // the segments, some of them cut in two or more, for the size of the run
+    int num_parts;
+    size_t features, planned;  // bytes of all features, and with the threads' working memory
+    // The part that runs, and how it is cut into windows for the threads.
     Run run;
     const Segment *segment;
     int tile_width, band_height, columns, rows;
     size_t space;
     char *spaces;
+    float *logits;
+    Range ranges[2][kMaxWindows];  // while a run is planned
     int64_t *times;  // per thread and operation; null where nobody asks
 };
 
@@ -144,6 +151,102 @@ void cut(evs_runner &r, const Segment &s) {
     }
 }
 
+// What a multiply-add is worth, and what else is worth as many.
+constexpr double kDepthwise = 3;                    // one of a depthwise convolution, which reads more than it computes
+constexpr double kNear = 6, kFar = 20;              // a number that is stored and loaded: in a thread's cache, beyond it
+constexpr size_t kNearBytes = 512 << 10;
+constexpr double kBarrier = 150e3;                  // threads that wait for each other
+
+Range grown(Range r, int stride, int reach, int side) {
+    const int first = r.first * stride - reach, last = (r.last - 1) * stride + reach + 1;
+    return {first < 0 ? 0 : first, last > side ? side : last};
+}
+
+// Multiply-adds for a pixel of the output, and for a pixel of the input.
+void work_of(const Op &op, double &out, double &in) {
+    const double i = op.in, m = blocks_of(op.mid) * kBlock, o = blocks_of(op.out) * kBlock;
+    out = in = 0;
+    switch (op.kind) {
+        case Kind::conv3: out = 9 * i * o; break;
+        case Kind::inverted: out = 9 * m * kDepthwise + m * o, in = op.expands ? i * m : 0; break;
+        case Kind::fused: out = 9 * i * m + m * o; break;
+        case Kind::residual: out = 9 * (i * m + m * o); break;
+        case Kind::pointwise: out = i * o; break;
+        case Kind::upsum: out = 40 * o; break;
+        case Kind::attend: out = o * (1 + op.scales) * (2.0 * op.head_dim + o); break;
+        case Kind::sums:
+            in = 3 * i * i;
+            out = (1 + op.scales) * i * op.head_dim;
+            for (int k = 0; k < op.scales; k++) out += 3 * i * (op.kernels[k] * op.kernels[k] * kDepthwise + op.head_dim);
+            break;
+        default: break;
+    }
+}
+
+// An estimate of the time that a part takes, in multiply-adds of one thread.
+double cost(evs_runner &r, const Segment &s) {
+    cut(r, s);
+    const Program &p = *r.run.program;
+    const int items = r.rows * r.columns, threads = r.pool->threads();
+    double total = 0;
+    // Rows and columns that an operation works on, in all windows together, are independent of each other.
+    int stride = s.stride;
+    Range *rows = r.ranges[0], *columns = r.ranges[1];
+    const int height = r.run.height / stride, width = r.run.width / stride;
+    for (int i = 0; i < r.rows; i++) rows[i] = {i * r.band_height, (i + 1) * r.band_height < height ? (i + 1) * r.band_height : height};
+    for (int i = 0; i < r.columns; i++) columns[i] = {i * r.tile_width, (i + 1) * r.tile_width < width ? (i + 1) * r.tile_width : width};
+    auto pixels = [&] {
+        double y = 0, x = 0;
+        for (int i = 0; i < r.rows; i++) y += rows[i].count();
+        for (int i = 0; i < r.columns; i++) x += columns[i].count();
+        return y * x;
+    };
+    for (int i = s.count - 1; i > 0; i--) {
+        const Op &op = p.ops[s.first + i];
+        double out, in;
+        work_of(op, out, in);
+        total += out * pixels();
+        stride /= op.stride;
+        for (int b = 0; b < r.rows; b++) rows[b] = grown(rows[b], op.stride, reach_of(op), r.run.height / stride);
+        for (int b = 0; b < r.columns; b++) columns[b] = grown(columns[b], op.stride, reach_of(op), r.run.width / stride);
+        total += in * pixels();
+    }
+    const Op &first = p.ops[s.first], &last = end_of(p, s);
+    double out, in;
+    work_of(first, out, in);
+    total += out * pixels();
+    const Op *borders[] = {&first, &last};
+    for (const Op *op : borders) {
+        if (!may_cut(op->kind)) continue;
+        const size_t bytes = value_bytes(p, op->value, r.run.height, r.run.width);
+        total += double(bytes / sizeof(float)) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
+    }
+    return total / threads * (double((items + threads - 1) / threads) * threads / items) + kBarrier;
+}
+
+// Cuts a segment into parts where that is estimated to save time: each window of a long part computes the rows that its
+// convolutions need beyond its own, which other windows compute, too; a cut stores features, and makes all threads wait.
+void part(evs_runner &r, const Segment &s) {
+    const Op *ops = r.run.program->ops + s.first;
+    double best[kMaxNodes];
+    int from[kMaxNodes], strides[kMaxNodes];
+    int stride = s.stride;
+    for (int i = s.count - 1; i >= 0; i--) strides[i] = stride, stride /= i > 0 ? ops[i].stride : 1;
+    for (int end = 1; end < s.count; end++) {
+        if (end < s.count - 1 && !may_cut(ops[end].kind)) continue;
+        best[end] = -1;
+        for (int start = 0; start < end; start++) {
+            if (start > 0 && !may_cut(ops[start].kind)) continue;
+            const double total = (start > 0 ? best[start] : 0) + cost(r, {s.first + start, end - start + 1, strides[end]});
+            if (best[end] < 0 || total < best[end]) best[end] = total, from[end] = start;
+        }
+    }
+    int ends[kMaxNodes], count = 0;
+    for (int end = s.count - 1; end > 0; end = from[end]) ends[count++] = end;
+    for (int i = count - 1, start = 0; i >= 0; start = ends[i--])
+        r.parts[r.num_parts++] = {s.first + start, ends[i] - start + 1, strides[ends[i]]};
+}
+
 // Gives every value, and every set of sums, a place; places are used again when what lies there is not needed any more.
 size_t lay_out(evs_runner &r) {
     const Program &p = *r.run.program;
@@ -152,23 +255,23 @@ size_t lay_out(evs_runner &r) {
     Piece *pieces = r.pieces;
     for (int v = 0; v < p.num_values; v++) {
         int from = INT_MAX, to = -1;
-        for (int s = 0; s < p.num_segments; s++)
-            for (int i = 0; i < p.segments[s].count; i++)
-                each_value(p.ops[p.segments[s].first + i], [&](int used, bool) {
+        for (int s = 0; s < r.num_parts; s++)
+            for (int i = 0; i < r.parts[s].count; i++)
+                each_value(p.ops[r.parts[s].first + i], i == 0 || i == r.parts[s].count - 1, [&](int used) {
                     if (used != v) return;
                     if (s < from) from = s;
                     to = s;
                 });
-        if (v == p.logits) to = p.num_segments;
+        if (v == p.logits) to = r.num_parts;
         r.offsets[v] = 0;
         if (to >= 0) pieces[count++] = {&r.offsets[v], value_bytes(p, v, height, width), from, to};
     }
-    for (int s = 0; s < p.num_segments; s++) {
-        const Op &op = end_of(p, p.segments[s]);
+    for (int s = 0; s < r.num_parts; s++) {
+        const Op &op = end_of(p, r.parts[s]);
         if (op.kind != Kind::sums) continue;
         const int slot = op.value3;
-        pieces[count++] = {&r.offsets[kMaxValues + slot], partial_bytes(p.segments[s], op, height, width), s, s};
-        pieces[count++] = {&r.offsets[2 * kMaxValues + slot], rounded(sums_floats(op) * sizeof(float)), s, p.num_segments};
+        pieces[count++] = {&r.offsets[kMaxValues + slot], partial_bytes(r.parts[s], op, height, width), s, s};
+        pieces[count++] = {&r.offsets[2 * kMaxValues + slot], rounded(sums_floats(op) * sizeof(float)), s, r.num_parts};
     }
     size_t total = 0;
     for (int i = 0; i < count; i++) {  // first fit, in the order of the program
@@ -193,15 +296,20 @@ bool size_ok(int height, int width) {
     return height >= 32 && width >= 32 && height <= kMaxSide && width <= kMaxSide && height % 32 == 0 && width % 32 == 0;
 }
 
-size_t memory_for(evs_runner &r, int height, int width) {
+// Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
+size_t plan(evs_runner &r, int height, int width) {
+    if (r.run.height == height && r.run.width == width) return r.planned;
     r.run = {&r.model->program, nullptr, 0, height, width, r.pointers, r.pointers + kMaxValues, r.pointers + 2 * kMaxValues, nullptr};
-    const size_t features = lay_out(r);
+    r.num_parts = 0;
+    for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
+    r.features = lay_out(r);
     size_t space = 0;
-    for (int s = 0; s < r.model->program.num_segments; s++) {
-        cut(r, r.model->program.segments[s]);
+    for (int s = 0; s < r.num_parts; s++) {
+        cut(r, r.parts[s]);
         if (r.space > space) space = r.space;
     }
-    return features + space * r.pool->threads();
+    r.planned = r.features + space * r.pool->threads();
+    return r.planned;
 }
 
 void run_part(void *context, int item, int thread) {
@@ -214,6 +322,19 @@ void run_part(void *context, int item, int thread) {
     Run run = r.run;
     if (r.times != nullptr) run.times = r.times + ptrdiff_t(thread) * run.program->num_ops;
     r.model->isa->run(run, *r.segment, w, reinterpret_cast<float *>(r.spaces + thread * r.space));
+}
+
+// A row of the logits, from blocks of channels to planes.
+void give_row(void *context, int y, int) {
+    const evs_runner &r = *static_cast<evs_runner *>(context);
+    const Program &p = *r.run.program;
+    const int h = r.run.height / 8, w = r.run.width / 8, blocks = blocks_of(p.classes);
+    const float *from = r.pointers[p.logits] + ptrdiff_t(y) * blocks * w * kBlock;
+    for (int c = 0; c < p.classes; c++) {
+        const float *in = from + ptrdiff_t(c / kBlock) * w * kBlock + c % kBlock;
+        float *out = r.logits + (ptrdiff_t(c) * h + y) * w;
+        for (int x = 0; x < w; x++) out[x] = in[ptrdiff_t(x) * kBlock];
+    }
 }
 
 }  // namespace
@@ -296,7 +417,7 @@ void evs_runner_free(evs_runner *r) {
 
 size_t evs_runner_memory(const evs_runner *runner, int height, int width) {
     if (runner == nullptr || !size_ok(height, width)) return 0;
-    return memory_for(*const_cast<evs_runner *>(runner), height, width);
+    return plan(*const_cast<evs_runner *>(runner), height, width);
 }
 
 int evs_runner_profile(evs_runner *r, int wanted) {
@@ -331,7 +452,7 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
         r->pool = new (pool) Pool(r->threads);
         r->process = getpid();
     }
-    const size_t needed = rounded(memory_for(*r, height, width));
+    const size_t needed = rounded(plan(*r, height, width));
     if (needed > r->bytes) {
         free(r->memory);
         r->memory = static_cast<char *>(aligned_alloc(kLine, needed));
@@ -339,24 +460,16 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
         if (r->memory == nullptr) return EVS_NO_MEMORY;
     }
     const Program &p = r->model->program;
-    const size_t features = lay_out(*r);
     for (int i = 0; i < 3 * kMaxValues; i++) r->pointers[i] = reinterpret_cast<float *>(r->memory + r->offsets[i]);
-    r->spaces = r->memory + features;
+    r->spaces = r->memory + r->features;
     r->run.image = image, r->run.row_bytes = ptrdiff_t(row_bytes);
-    for (int s = 0; s < p.num_segments; s++) {
-        cut(*r, p.segments[s]);
+    for (int s = 0; s < r->num_parts; s++) {
+        cut(*r, r->parts[s]);
         r->pool->run(r->rows * r->columns, run_part, r);
-        if (end_of(p, p.segments[s]).kind == Kind::sums) r->model->isa->reduce(r->run, p.segments[s]);
+        if (end_of(p, r->parts[s]).kind == Kind::sums) r->model->isa->reduce(r->run, r->parts[s]);
     }
-    // From blocks of channels to planes.
-    const int h = height / 8, w = width / 8, blocks = blocks_of(p.classes);
-    const float *from = r->pointers[p.logits];
-    for (int y = 0; y < h; y++)
-        for (int c = 0; c < p.classes; c++) {
-            const float *in = from + (ptrdiff_t(y) * blocks + c / kBlock) * w * kBlock + c % kBlock;
-            float *out = logits + (ptrdiff_t(c) * h + y) * w;
-            for (int x = 0; x < w; x++) out[x] = in[ptrdiff_t(x) * kBlock];
-        }
+    r->logits = logits;
+    r->pool->run(height / 8, give_row, r);
     return EVS_OK;
 }
 

@@ -52,6 +52,7 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
         case Kind::image: return op.out == 3 && w.has(op.w1, kBlock);
         case Kind::value:
         case Kind::tee:
+        case Kind::cut:
         case Kind::store: return channels_ok(op.out) && op.in == op.out && value_ok(op.value, op.out);
         case Kind::conv3: return channels_ok(op.in) && channels_ok(op.out) && w.dense(op.w1, op.b1, op.in, op.out, 9);
         case Kind::pointwise:
@@ -113,7 +114,7 @@ bool segment_ok(const Segment &s, const Program &p) {
         stride *= op.stride;
         if (stride > 32) return false;
         channels = op.kind == Kind::sums ? 0 : op.out;
-        if ((op.kind == Kind::tee || op.kind == Kind::store) && p.values[op.value].stride != stride) return false;
+        if ((may_cut(op.kind) || op.kind == Kind::store) && p.values[op.value].stride != stride) return false;
         if (op.kind == Kind::sums && p.values[op.value2].stride != stride) return false;
         if (op.kind == Kind::upsum &&
             (p.values[op.value].stride != 4 * stride || p.values[op.value2].stride != 2 * stride))
@@ -133,7 +134,7 @@ bool order_ok(const Program &p) {
         for (int pass = 0; pass < 2; pass++) {  // all reads before any write
             for (int o = s.first; o < s.first + s.count; o++) {
                 const Op &op = p.ops[o];
-                const bool writes = op.kind == Kind::tee || op.kind == Kind::store || op.kind == Kind::sums;
+                const bool writes = may_cut(op.kind) || op.kind == Kind::store || op.kind == Kind::sums;
                 if (pass == 0 && !writes && op.kind != Kind::image) {
                     if (op.kind == Kind::value) ok = ok && stored[op.value];
                     if (op.kind == Kind::upsum) ok = ok && stored[op.value] && stored[op.value2];
@@ -196,7 +197,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
               p.values[h.logits].stride == 8;
     for (int i = 0; ok && i < p.num_values; i++) {
         const Value &v = p.values[i];
-        ok = channels_ok(v.channels) && (v.stride == 4 || v.stride == 8 || v.stride == 16 || v.stride == 32);
+        ok = channels_ok(v.channels) && (v.stride == 2 || v.stride == 4 || v.stride == 8 || v.stride == 16 || v.stride == 32);
     }
     for (int i = 0; ok && i < p.num_ops; i++) ok = op_ok(p.ops[i], p, weights);
     for (int i = 0; ok && i < p.num_segments; i++) ok = segment_ok(p.segments[i], p);

@@ -19,10 +19,11 @@ enum class Kind : int32_t {
     residual,   // two dense 3x3 convolutions, residual
     pointwise,  // 1x1 convolution
     upsum,      // adds two coarser feature maps, bicubically enlarged
-    tee,        // stores rows on their way
+    tee,        // stores rows on their way; a run may cut the segment here
     store,      // end: stores rows
     sums,       // end: queries, and sums of keys and values, for attention
     pool,       // end: sums over all pixels, for a classifier
+    cut,        // where a run may cut the segment in two: rows are stored only then
 };
 
 enum class Act : int32_t { none, hardswish, gelu };
@@ -66,7 +67,26 @@ struct Program {
     void *memory = nullptr;  // owns all of the above
 };
 
+// Where a run may cut a segment in two: the first part ends here, and the second begins here.
+inline bool may_cut(Kind k) { return k == Kind::tee || k == Kind::cut; }
+
 inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
+
+// Pixels to each side of an output pixel that an operation reads: half of its kernel.
+inline int reach_of(const Op &op) {
+    switch (op.kind) {
+        case Kind::conv3:
+        case Kind::inverted:
+        case Kind::fused: return 1;
+        case Kind::residual: return 2;
+        case Kind::sums: {
+            int most = 0;
+            for (int i = 0; i < op.scales; i++) most = op.kernels[i] / 2 > most ? op.kernels[i] / 2 : most;
+            return most;
+        }
+        default: return 0;
+    }
+}
 
 // Reads and checks everything, so that running needs no check. Returns an EVS_ code.
 int read_program(const void *bytes, size_t size, Program &program);

@@ -1,8 +1,62 @@
 #include "threads.h"
 
+#include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 
 namespace evs {
+namespace {
+
+int64_t now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+template <typename T>
+T get(const T &value) {
+    return __atomic_load_n(&value, __ATOMIC_SEQ_CST);
+}
+
+template <typename T>
+void set(T &value, T to) {
+    __atomic_store_n(&value, to, __ATOMIC_SEQ_CST);
+}
+
+}  // namespace
+
+template <typename Ready>
+void Pool::wait(pthread_cond_t &condition, int &sleepers, Ready ready) {
+    const int64_t deadline = now() + kSpinNs;
+    do {
+        for (int i = 0; i < 100; i++) {
+            if (ready()) return;
+            pause();
+        }
+        sched_yield();  // where there are more threads than cores, another may have the work
+    } while (now() < deadline);
+    pthread_mutex_lock(&mutex_);
+    __atomic_fetch_add(&sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!ready()) pthread_cond_wait(&condition, &mutex_);
+    __atomic_fetch_sub(&sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&mutex_);
+}
+
+// Call after what the others wait for has been set: whoever does not see it counts as a sleeper by then.
+void Pool::wake(pthread_cond_t &condition, const int &sleepers) {
+    if (get(sleepers) == 0) return;
+    pthread_mutex_lock(&mutex_);
+    pthread_cond_broadcast(&condition);
+    pthread_mutex_unlock(&mutex_);
+}
 
 Pool::Pool(int threads) {
     pthread_mutex_init(&mutex_, nullptr);
@@ -20,10 +74,8 @@ Pool::Pool(int threads) {
 }
 
 Pool::~Pool() {
-    pthread_mutex_lock(&mutex_);
-    stop_ = true;
-    pthread_cond_broadcast(&begin_);
-    pthread_mutex_unlock(&mutex_);
+    set(stop_, 1);
+    wake(begin_, begin_sleepers_);
     for (int i = 1; i < threads_; i++) pthread_join(workers_[i - 1].thread, nullptr);
     free(workers_);
     pthread_cond_destroy(&end_);
@@ -34,19 +86,13 @@ Pool::~Pool() {
 void *Pool::start(void *argument) {
     Worker &w = *static_cast<Worker *>(argument);
     Pool &p = *w.pool;
-    uint64_t seen = 0;
-    pthread_mutex_lock(&p.mutex_);
-    for (;;) {
-        while (!p.stop_ && p.round_ == seen) pthread_cond_wait(&p.begin_, &p.mutex_);
-        if (p.stop_) break;
-        seen = p.round_;
-        pthread_mutex_unlock(&p.mutex_);
+    for (uint32_t seen = 0;;) {
+        p.wait(p.begin_, p.begin_sleepers_, [&] { return get(p.round_) != seen || get(p.stop_); });
+        if (get(p.stop_)) return nullptr;
+        seen++;
         p.work(w.number);
-        pthread_mutex_lock(&p.mutex_);
-        if (--p.busy_ == 0) pthread_cond_signal(&p.end_);
+        if (__atomic_sub_fetch(&p.busy_, 1, __ATOMIC_SEQ_CST) == 0) p.wake(p.end_, p.end_sleepers_);
     }
-    pthread_mutex_unlock(&p.mutex_);
-    return nullptr;
 }
 
 void Pool::work(int thread) {
@@ -58,16 +104,14 @@ void Pool::work(int thread) {
 }
 
 void Pool::run(int count, Task task, void *context) {
-    pthread_mutex_lock(&mutex_);
     count_ = count, next_ = 0, task_ = task, context_ = context;
-    busy_ = threads_ - 1;
-    round_++;
-    if (threads_ > 1) pthread_cond_broadcast(&begin_);
-    pthread_mutex_unlock(&mutex_);
+    if (threads_ > 1) {
+        set(busy_, threads_ - 1);
+        set(round_, round_ + 1);
+        wake(begin_, begin_sleepers_);
+    }
     work(0);
-    pthread_mutex_lock(&mutex_);
-    while (busy_ > 0) pthread_cond_wait(&end_, &mutex_);
-    pthread_mutex_unlock(&mutex_);
+    if (threads_ > 1) wait(end_, end_sleepers_, [&] { return get(busy_) == 0; });
 }
 
 }  // namespace evs

@@ -89,7 +89,7 @@ def test_threads_and_instruction_sets_give_the_same_bytes(variant: str, size: tu
     expected = Core(program, isa=FUSED[-1])(pixels)
     np.testing.assert_allclose(expected, torch_logits(made, pixels), atol=1e-5 * np.abs(expected).max())
     for isa in FUSED:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 9):
             assert Core(program, threads, isa=isa)(pixels).tobytes() == expected.tobytes(), (isa, threads)
 
 

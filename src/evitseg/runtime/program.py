@@ -34,7 +34,7 @@ BLOCK = 16
 """Channels that lie together in the core's memory; numbers of channels are padded to a multiple."""
 MAX_SCALES = 4
 
-(IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS) = range(12)
+(IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, _POOL, CUT) = range(14)
 _ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
 
 _OP = np.dtype(
@@ -144,10 +144,21 @@ class _Compiler:
         self.first = len(self.ops)
 
     def _store(self, channels: int, stride: int) -> int:
+        self._drop_cut()
         value = self._value(channels, stride)
         self._op(STORE, **{"in": channels}, out=channels, value=value)
         self._end(stride)
         return value
+
+    def _cut(self, channels: int, stride: int) -> None:
+        """A place where the core may cut the segment in two, where that saves work at the parts' borders."""
+        self._op(CUT, **{"in": channels}, out=channels, value=self._value(channels, stride))
+
+    def _drop_cut(self) -> None:
+        """A cut just before a tee or an end serves nothing."""
+        if self.ops[-1]["kind"] == CUT:
+            self.ops.pop()
+            self.values.pop()
 
     def _load(self, value: int) -> None:
         channels = self.values[value][0]
@@ -185,6 +196,7 @@ class _Compiler:
 
     def _attention(self, where: str, block: AttentionBlock, stride: int) -> None:
         """Ends a segment with this attention's sums, and begins the next with its application."""
+        self._drop_cut()
         width, dim, scales = block.width, block.head_dim, len(block.kernels)
         tee, queries = self._value(width, stride), self._value(width * (1 + scales), stride)
         self._op(TEE, **{"in": width}, out=width, value=tee)
@@ -208,8 +220,10 @@ class _Compiler:
             if isinstance(block, AttentionBlock):
                 self._attention(f"{where}.block{i}", block, stride)
                 self._block(f"{where}.block{i}.local", block.local)
+                self._cut(block.width, stride)
             else:
                 self._block(f"{where}.block{i}", block)
+                self._cut(self.ops[-1]["out"], stride)
         return stride
 
     def program(self) -> bytes:
@@ -220,6 +234,7 @@ class _Compiler:
         self._op(IMAGE, out=3, w1=self._pack(np.concatenate([scale, [0], shift, [0]])))
         for i, block in enumerate(stem_plan(backbone)):
             self._block(f"stem.block{i}", block)
+            self._cut(self.ops[-1]["out"], 2)
         stride, features = 2, {}
         for number, blocks in enumerate(stage_plans(backbone), 1):
             stride = self._blocks_of(blocks, f"stage{number}", stride)
@@ -227,6 +242,7 @@ class _Compiler:
             if number == 4:
                 features[number] = self._store(width, stride)
             elif number > 1:
+                self._drop_cut()
                 features[number] = self._value(width, stride)
                 self._op(TEE, **{"in": width}, out=width, value=features[number])
         plan = head_plan(backbone, head)
@@ -238,8 +254,10 @@ class _Compiler:
         self._load(features[2])
         self._pointwise("head.from_stage2", "conv", plan.inputs[2].inputs, head.width)
         self._op(UPSUM, **{"in": head.width}, out=head.width, value=coarse[4], value2=coarse[3])
+        self._cut(head.width, 8)
         for i, block in enumerate(plan.blocks):
             self._block(f"head.block{i}", block)
+            self._cut(head.width, 8)
         for name, conv in plan.outputs.items():
             self._pointwise("head.outputs", name, conv.inputs, conv.outputs, conv.act)
         logits = self._store(head.num_classes, 8)

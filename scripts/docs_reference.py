@@ -44,7 +44,7 @@ def cli_page() -> str:
 
     from evitseg.cli import app
 
-    context = Context(app, info_name="evitseg")
+    context = Context(app, info_name="evitseg", **app.context_settings)
     blocks = [
         GENERATED,
         "# Command line",

@@ -84,7 +84,7 @@ def files(folder: Path) -> list[str]:
 
 
 def options() -> set[str]:
-    command = app.get_command(click.Context(app), "predict")
+    command = app.get_command(click.Context(app, **app.context_settings), "predict")
     assert command is not None
     shown = [
         p for p in command.params if not getattr(p, "hidden", False) and getattr(p, "panel", "General") != "General"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evitseg._version import __version__ as __version__
+
+# Silent, unless a program or `evitseg --verbose` configures logging.
+logging.getLogger("evitseg").addHandler(logging.NullHandler())
 
 _HOMES = {
     "EvitsegError": "evitseg.errors",

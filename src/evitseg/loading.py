@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from evitseg.model.network import EfficientViT
     from evitseg.runtime.segmenter import Segmenter
 
+_LOG = logging.getLogger(__name__)
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
 ARTEFACT_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
 
@@ -56,6 +58,7 @@ def load(
     from evitseg.runtime.segmenter import Segmenter
 
     segment = Segmenter(_engine(model, engine, device, threads, precision, streams), size, reading)
+    _LOG.info("model %s runs in %s", segment.manifest.name, segment.info)
     source = os.path.abspath(model) if model is not None and Path(model).is_file() else model
     segment.loaded_by = partial(
         load,

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     ("evitseg bench model.onnx --size 512x1024 --compare", "Every engine and precision at one size."),
     ("evitseg bench b0-camvid --size 1024x2048 --roofline roofline.png", "Where the time goes, drawn as a roofline."),
 )
-@click.argument("model", required=False, metavar="[MODEL]", help="As predict's --model. Default: the bundled model.")
+@click.argument(
+    "model",
+    required=False,
+    metavar="[MODEL]",
+    help="A model's name, a checkpoint, or an exported model. Default: the bundled model.",
+)
 @option(
     "--size",
     "sizes",
@@ -112,7 +117,7 @@ def bench_command(
         from evitseg.profiling.roofline import check_drawing
 
         check_drawing(roofline)
-    subject = bench_module.Subject(model, engine, precision, threads)
+    subject = bench_module.Subject(model, engine, precision, threads, device)
     command, machine = shlex.join(["evitseg", *sys.argv[1:]]), machine_here()
     content: dict[str, Any] = {
         "command": command,

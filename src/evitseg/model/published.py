@@ -25,6 +25,8 @@ from evitseg.model.network import EfficientViT
 from evitseg.model.state import reason
 from evitseg.preprocess import Preprocess
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -173,10 +175,12 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
     try:
         # What is in the cache needs no network, and no waiting for one.
         path = Path(hf_hub_download(**where, local_files_only=True))
+        _LOG.info("%s is in the cache: %s", short_name(name), path)
     except (OSError, ValueError):
         logger = logging.getLogger("huggingface_hub")
         level = logger.level
         logger.setLevel(logging.ERROR)  # it tells of every try; ours is one sentence at the end
+        _LOG.info("downloading %s from %s", published.file, published.repository)
         try:
             path = Path(hf_hub_download(**where, endpoint=endpoint))
         except Exception as error:  # also whatever the HTTP library beneath raises when a connection breaks

@@ -57,6 +57,7 @@ class Subject:
     engine: str | None = None
     precision: Precision = "auto"
     threads: int | None = None
+    device: str | None = None
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -68,9 +69,11 @@ class Subject:
             network, manifest = network_of(self.model or DEFAULT_MODEL)
             from evitseg.model.engine import TorchEngine
 
-            engine: Any = TorchEngine(network, manifest, self.precision, self.threads)
+            engine: Any = TorchEngine(network, manifest, self.precision, self.threads, self.device or "cpu")
         else:
-            engine = load(self.model, engine=self.engine, precision=self.precision, threads=self.threads).engine
+            engine = load(
+                self.model, engine=self.engine, device=self.device, precision=self.precision, threads=self.threads
+            ).engine
         return Segmenter(engine, None if engine.manifest.preprocess.fixed else "native")
 
     def sizes(self, wanted: Sequence[tuple[int, int]], default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -221,8 +224,9 @@ def compare(subject: Subject, image: Path, size: tuple[int, int], turns: int = 1
             # PyTorch emulates float16 on a CPU, 30 times slower than float32.
             for precision in PRECISIONS[1:] if engine != "torch" else ("float32", "bfloat16"):
                 try:
+                    device = subject.device if engine == "torch" else None
                     worker = stack.enter_context(
-                        _worker(Subject(subject.model, engine, precision, subject.threads), jpeg)
+                        _worker(Subject(subject.model, engine, precision, subject.threads, device), jpeg)
                     )
                     if worker.about["precision"] != precision:
                         raise EngineError(f"it computes in {worker.about['precision']} here.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from evitseg.runtime.openvino_engine import OpenVinoEngine
 
 if TYPE_CHECKING:
     pass
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,5 +88,6 @@ def open_engine(
         raise EngineError(f"threads is {threads}; give 1 or more.")
     if streams < 1:
         raise EngineError(f"streams is {streams}; give 1 or more.")
+    _LOG.info("%s: engine %s of %s, precision %s", artefact, engine, ", ".join(able), precision)
     kind = ENGINES[engine]
     return kind.open(Path(artefact), precision, threads, *([streams] if kind.has_streams else []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from math import prod
@@ -26,6 +27,7 @@ from evitseg.system.machine import free_memory, physical_cores
 if TYPE_CHECKING:
     import openvino
 
+_LOG = logging.getLogger(__name__)
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -139,14 +141,17 @@ class OpenVinoEngine:
                 self._any_size = self._any_size or _Compiled(self._compile_any_size(), self.info.streams)
                 return self._any_size
             if size in self._sizes:
+                _LOG.debug("graph for %d×%d pixels: compiled before", size[1], size[0])
                 self._sizes.move_to_end(size)
                 return self._sizes[size]
             while self._sizes and self._bytes_of(size) + sum(map(self._bytes_of, self._sizes)) > self._room:
                 self._sizes.popitem(last=False)
+            _LOG.info("compiling the graph for %d×%d pixels", size[1], size[0])
             self._sizes[size] = _Compiled(self.compile(size), self.info.streams)
             return self._sizes[size]
 
     def _compile_any_size(self) -> openvino.CompiledModel:
+        _LOG.info("compiling the graph for images of any size")
         try:
             return self.compile(None, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
         except EngineError:  # a version that does not know the setting, which is none of OpenVINO's documented ones

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from evitseg.architecture import LOGIT_STRIDE, ModelConfig, placed_convs
 from evitseg.system.machine import free_memory, held_memory
 
+_LOG = logging.getLogger(__name__)
 BASE_BYTES = 185 * 1024**2
 """What a process holds beside its source and its tiles: Python, OpenVINO, a small network."""
 SMALL_SHARE = 512 * 1024**2
@@ -46,6 +48,7 @@ def fits(
     free = free_memory()
     of_process = max(0, BASE_BYTES - held_memory())
     of_image = needed - BASE_BYTES
+    _LOG.debug("an image of %d×%d pixels needs %s; %s are free", *working[::-1], mib(of_image), mib(free))
     return of_image + of_process <= share_of(free) and at_once * of_image + of_process <= free * 3 // 4
 
 

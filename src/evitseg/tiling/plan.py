@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,6 +25,7 @@ ContextMode: TypeAlias = Literal["global"] | int
 """What attention sums over: the whole image, or so many pixels around."""
 
 
+_LOG = logging.getLogger(__name__)
 LARGEST_TILE = 4096
 """Pixels of a tile's side; larger ones see less twice and gained nothing in sight of their memory."""
 
@@ -193,7 +195,10 @@ def make_plan(
                 f"needs {mib(least)}; give more."
             )
         sides.append(min(fitting, key=lambda side: _cost(tried[side], piece)))
-    return Plan(image, working, tuple(sides))
+    plan = Plan(image, working, tuple(sides))
+    tiles = ", ".join(f"{plan.tiles(i)} of {side} pixels" for i, side in enumerate(sides))
+    _LOG.info("memory limit %s; tiles per segment of the network: %s", mib(memory), tiles)
+    return plan
 
 
 def _sides(tile: int | None, longest: int) -> list[int]:

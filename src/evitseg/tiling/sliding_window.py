@@ -6,6 +6,7 @@ not that of the whole image, as `streaming`'s is. docs/huge.md says where it is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from evitseg.tiling.plan import Plan, mask_window, working_size
 from evitseg.tiling.stream import Progress
 from evitseg.tiling.windows import Damage, Resampled, Sink, Source, Window, held_by, tiles_of, valid_window
 
+_LOG = logging.getLogger(__name__)
 _WAITING = 1
 """Windows whose turn to be added may be still to come, beside those that are under way."""
 _PIXELS_AT_ONCE = 2**20
@@ -86,6 +88,7 @@ def blend(
             f"{mib(memory)} of memory are too little: windows of {window} pixels in an image {plan.working[1]} pixels "
             f"wide need {mib(needed)}; give more, or smaller windows."
         )
+    _LOG.info("windows of %d×%d pixels need %s; memory limit %s", width, height, mib(needed), mib(memory))
     resampled, weights = Resampled(source, plan.working), _weights(height // LOGIT_STRIDE, width // LOGIT_STRIDE)
     held = _Held(network.manifest.model.num_classes, held_rows, plan.working[1] // LOGIT_STRIDE)
     windows = (Window(row.top, left, height, width) for row in rows for left in lefts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,7 @@ from evitseg.tiling.plan import ContextMode, Plan, make_plan
 from evitseg.tiling.scratch import Scratch
 from evitseg.tiling.windows import Damage, Sink, Source, Window, held_by, tiles_of
 
+_LOG = logging.getLogger(__name__)
 _STRIP_PIXELS = 2**22
 """Pixels of the mask that are handed to a sink at once, where it has no tiles."""
 
@@ -146,6 +148,10 @@ def _segment(
     pieces = network.cut.pieces
     store.save(state)
     resumed = sum(map(plan.tiles, range(state["piece"]))) + store.marks(state["piece"])
+    if resumed:
+        _LOG.info("resuming after %d tiles, from %s", resumed, store.folder)
+    else:
+        _LOG.info("intermediate results go to %s", store.folder)
     for piece in pieces[state["piece"] :]:
         sums = job.sums(piece.number - 1) if piece.number and not near else None
         begin, tiles = store.marks(piece.number), plan.tiles(piece.number)

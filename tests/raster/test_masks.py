@@ -217,3 +217,39 @@ def test_own_masks_come_back_also_from_an_optimiser(mask_format: Any, tmp_path: 
     optimised.putpalette(colors.tobytes())
     optimised.save(tmp_path / "optimised.png", bits=4)
     np.testing.assert_array_equal(read_mask_file(tmp_path / "optimised.png").classes(classes), mask)
+
+
+def test_a_mask_is_class_indices_with_the_palette(tmp_path: Path) -> None:
+    labels = load_labels("camvid")
+    mask = np.random.default_rng(0).integers(0, 11, (20, 30), np.uint8)
+    mask[0, 0] = labels.ignore_index
+    save_mask(mask, tmp_path / "new" / "a.png", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "new" / "a.png"), mask)
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), labels.palette[mask])
+
+
+def test_a_mask_of_many_classes_is_sixteen_bit(tmp_path: Path) -> None:
+    mask = np.array([[0, 299]], np.uint16)
+    save_mask(mask, tmp_path / "a.png", numbered(300))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), mask)
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("語" * 78 + "_mask.png")
+    save_mask(np.zeros((4, 4), np.uint8), path, numbered(2))
+    assert path.exists()
+
+
+def test_a_mask_cannot_be_written_with_loss(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="end it in .png"):
+        save_mask(np.zeros((4, 4), np.uint8), tmp_path / "a.jpg", numbered(2))
+
+
+def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [10, 255]], np.uint8)
+    save_mask(mask, tmp_path / "a.png", load_labels("camvid"), "gray")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), mask)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -17,14 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.errors import ConfigError, FileError, ImageError
-from evitseg.image import MAX_PIXELS
-from evitseg.labels import load_labels, numbered
-from evitseg.preprocess import Preprocess
+from evitseg.errors import FileError, ImageError
 from evitseg.raster.files import image_size, read_image, save_image
-from evitseg.raster.masks import read_mask, save_mask
-from evitseg.system.files import replacing
-from evitseg.visualize import class_fractions, overlay
 
 Array = NDArray[np.uint8]
 
@@ -156,7 +149,7 @@ def test_every_bad_file_is_one_sentence_with_its_name(photograph: Array, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own words about damage
-def test_every_cut_and_every_flipped_byte_is_a_image_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
+def test_every_cut_and_every_flipped_byte_is_an_image_or_a_sentence(photograph: Array, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for ending, options in {"jpg": {}, "png": {}, "webp": {}, "tif": {"compression": "tiff_lzw"}, "bmp": {}}.items():
         file = io.BytesIO()
@@ -222,72 +215,10 @@ def test_arrays_that_are_no_images_are_refused(pixels: Array) -> None:
     np.testing.assert_array_equal(read_image(pixels[..., 0])[..., 2], pixels[..., 0])
 
 
-# Preprocess
-
-
-@pytest.mark.parametrize(
-    ("rule", "image", "size", "expected"),
-    [
-        (Preprocess(720), (360, 480), None, (704, 960)),  # 720 is halfway; even multiples win, as Python rounds
-        (Preprocess(720), (1080, 1920), None, (704, 1280)),
-        (Preprocess(720), (4032, 3024), None, (960, 704)),
-        (Preprocess(720), (100, 100), None, (192, 192)),  # enlarged at most twice: 200, and 192 is nearest
-        (Preprocess(720), (360, 480), 480, (480, 640)),
-        (Preprocess(720), (100, 100), 640, (640, 640)),  # who asks for a size gets it
-        (Preprocess(720), (1024, 2048), "native", (1024, 2048)),
-        (Preprocess(720), (1000, 2000), "native", (992, 1984)),
-        (Preprocess(), (1000, 2000), None, (992, 1984)),
-        (Preprocess(), (1, 1), None, (32, 32)),
-        (Preprocess(720), (1, 1), None, (32, 32)),
-        (Preprocess(720), (10, 4000), None, (32, 8000)),
-    ],
-)
-def test_the_working_size_follows_the_rule(
-    rule: Preprocess, image: tuple[int, int], size: int | None, expected: tuple[int, int]
-) -> None:
-    assert rule.fit(image, size) == expected
-    if max(image) < 2000:
-        assert rule.apply(np.zeros((*image, 3), np.uint8), size).shape == (*expected, 3)
-
-
-def test_a_image_of_the_working_size_is_not_resampled(pixels: Array) -> None:
-    image = np.tile(pixels, (8, 8, 1))[:64, :96]
-    np.testing.assert_array_equal(Preprocess().apply(image), image)
-
-
-def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ConfigError, match="size 5 is out of range"):
-        Preprocess(5)
-    with pytest.raises(ConfigError, match="std"):
-        Preprocess(std=(1.0, 0.0, 1.0))
-    with pytest.raises(ConfigError, match=f"{MAX_PIXELS:,}"):
-        Preprocess(720).fit((10, 400_000), size=1024)
-
-
-# Writing
-
-
-def test_a_mask_is_class_indices_with_the_palette(tmp_path: Path) -> None:
-    labels = load_labels("camvid")
-    mask = np.random.default_rng(0).integers(0, 11, (20, 30), np.uint8)
-    mask[0, 0] = labels.ignore_index
-    save_mask(mask, tmp_path / "new" / "a.png", labels)
-    np.testing.assert_array_equal(read_mask(tmp_path / "new" / "a.png"), mask)
-    with Image.open(tmp_path / "new" / "a.png") as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), labels.palette[mask])
-
-
-def test_a_mask_of_many_classes_is_sixteen_bit(tmp_path: Path) -> None:
-    mask = np.array([[0, 299]], np.uint16)
-    save_mask(mask, tmp_path / "a.png", numbered(300))
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), mask)
-
-
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(photograph: Array, tmp_path: Path) -> None:
     # A limit on the size of files does what a full disk does, in a process of its own.
     code = (
-        "import resource, signal, sys; from PIL import Image; from evitseg.image import save_image;"
+        "import resource, signal, sys; from PIL import Image; from evitseg.raster.files import save_image;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000));"
         f"save_image(Image.effect_noise((400, 400), 90), {str(tmp_path / 'a.jpg')!r})"
     )
@@ -298,30 +229,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(photograph: Array, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_image_wider_than_a_jpeg_can_be_is_one_sentence(tmp_path: Path) -> None:
+def test_an_image_wider_than_a_jpeg_can_be_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="write a PNG"):
         save_image(Image.new("RGB", (70_000, 2)), tmp_path / "a.jpg")
-
-
-def test_a_long_name_can_be_written(tmp_path: Path) -> None:
-    path = tmp_path / ("語" * 78 + "_mask.png")
-    save_mask(np.zeros((4, 4), np.uint8), path, numbered(2))
-    assert path.exists()
-
-
-def test_a_mask_cannot_be_written_with_loss(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="end it in .png"):
-        save_mask(np.zeros((4, 4), np.uint8), tmp_path / "a.jpg", numbered(2))
-
-
-def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
-        file.write(b"half of the new")
-        raise RuntimeError
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -330,37 +240,9 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         save_image(Image.new("RGB", (4, 4)), tmp_path / "file" / "b.png")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
-def test_a_result_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    with replacing(tmp_path / "ours") as file:
-        file.write(b"x")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-# Drawing
-
-
-def test_fractions_add_up_and_come_largest_first() -> None:
-    mask = np.array([[3, 3, 3, 0], [3, 0, 8, 3]], np.uint8)
-    assert class_fractions(mask, load_labels("camvid")) == {"road": 5 / 8, "sky": 2 / 8, "car": 1 / 8}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (270, 480)])
-def test_an_overlay_has_the_image_above_and_the_legend_below(size: tuple[int, int]) -> None:
-    labels = load_labels("camvid")
-    image = np.full((*size, 3), 200, np.uint8)
-    mask = np.zeros(size, np.uint8)
-    drawn = np.asarray(overlay(image, mask, labels, opacity=0.5))
-    assert drawn.shape[0] > size[0]
-    assert drawn.shape[1] >= size[1]
-    np.testing.assert_allclose(drawn[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
-    assert (drawn[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch
-
-
 @pytest.mark.parametrize("ending", ["tif", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_image_that_is_stored_turned_is_turned_once(orientation: int, ending: str, tmp_path: Path) -> None:
+def test_an_image_that_is_stored_turned_is_turned_once(orientation: int, ending: str, tmp_path: Path) -> None:
     stored = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -372,14 +254,6 @@ def test_a_image_that_is_stored_turned_is_turned_once(orientation: int, ending: 
     ][orientation - 1]  # fmt: skip
     np.testing.assert_array_equal(read_image(tmp_path / f"a.{ending}")[..., 0], upright)
     assert image_size(tmp_path / f"a.{ending}") == upright.shape
-
-
-def test_a_gray_mask_holds_the_indices_as_levels(tmp_path: Path) -> None:
-    mask = np.array([[0, 1], [10, 255]], np.uint8)
-    save_mask(mask, tmp_path / "a.png", load_labels("camvid"), "gray")
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.mode == "L"
-        np.testing.assert_array_equal(np.asarray(image), mask)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 4, 3, 1), (0, 4), (4, 4, 2)])

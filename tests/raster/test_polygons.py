@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from tests.optional import needs
+
+needs("rasterio", "tifffile", "zarr")
+
+
+from evitseg.cli import app
+from evitseg.errors import ConfigError, ImageError
+from evitseg.labels import load_labels, numbered
+from evitseg.raster import mask_bands, open_sink, open_source
+from evitseg.raster.polygons import polygons, whole_regions
+from tests.raster.samples import AREAS, CAMVID, THREE, drawn, georeferenced_mask, geotiff
+
+
+@pytest.mark.parametrize("band_rows", [1, 7, 13, 60])
+def test_polygons_have_the_areas_that_are_counted_by_hand(
+    band_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * 80)
+    Image.fromarray(drawn()).save(tmp_path / "m.png")
+    written = polygons(tmp_path / "m.png", tmp_path / "out/p.geojson", THREE)
+    assert written.in_pixels
+    assert written.polygons == {"class 0": 3, "class 1": 2, "class 2": 2}
+    content = json.loads((tmp_path / "out/p.geojson").read_text())
+    features = content["features"]
+    assert {(f["properties"]["name"], f["properties"]["pixels"]) for f in features} == AREAS
+    ring = next(f for f in features if f["properties"]["pixels"] == 176)
+    outside, hole = (set(map(tuple, points)) for points in ring["geometry"]["coordinates"])
+    assert outside == {(5, 10), (25, 10), (25, 20), (5, 20)}
+    assert hole == {(10, 13), (16, 13), (16, 17), (10, 17)}
+    assert not list(tmp_path.glob("out/.*"))
+
+
+@pytest.mark.parametrize("band_rows", [1, 2, 3, 8])
+def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GDAL's own outlines of the whole mask, drawn again and counted, are what the pieces must add up to.
+    from rasterio.features import rasterize, shapes
+
+    rng = np.random.default_rng(band_rows)
+    for number in range(12):
+        mask = rng.choice([0, 1, 2, 255], rng.integers(1, 30, 2), p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
+        mask = np.kron(mask, np.ones((1 + number % 3, 1 + number % 2))).astype(np.uint8)
+        monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * mask.shape[1])
+        view = mask_bands.Mask("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
+        found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
+        whole = list(shapes(mask, mask=mask < 3, connectivity=4))
+        assert len(found) == len(whole)
+        polygon = [({"type": "Polygon", "coordinates": [r.tolist() for r in rings]}, v) for v, rings in found]
+        np.testing.assert_array_equal(rasterize(polygon, mask.shape, fill=255), mask)
+        for _, rings in found:
+            for ring in rings:
+                assert len({tuple(point) for point in ring}) == len(ring) - 1  # simple: no corner twice
+
+
+def test_small_regions_and_other_classes_are_left_out(tmp_path: Path) -> None:
+    Image.fromarray(drawn()).save(tmp_path / "m.png")
+    written = polygons(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["class 1", "class 2"], minimum_pixels=2)
+    assert written.polygons == {"class 1": 2, "class 2": 0}
+    with pytest.raises(ConfigError, match="did you mean 'class 1'"):
+        polygons(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["clas 1"])
+    with pytest.raises(ConfigError, match="holds 2, which is no class"):
+        polygons(tmp_path / "m.png", tmp_path / "q.geojson", numbered(2))
+    with pytest.raises(ConfigError, match="does not say what its classes are"):
+        polygons(tmp_path / "m.png", tmp_path / "q.geojson")
+    with pytest.raises(ImageError, match="as .geojson or .gpkg"):
+        polygons(tmp_path / "m.png", tmp_path / "q.shp", THREE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "p.geojson"]
+
+
+@pytest.mark.parametrize("ending", ["tif", "ome.tif", "zarr"])
+def test_a_mask_says_its_classes(ending: str, tmp_path: Path) -> None:
+    geotiff(tmp_path / "a.tif", np.zeros((60, 80, 3), np.uint8), crs=None, transform=None)
+    with open_source(tmp_path / "a.tif") as source, open_sink(tmp_path / f"m.{ending}", source, CAMVID) as sink:
+        sink.write(0, 0, drawn())
+    written = polygons(tmp_path / f"m.{ending}", tmp_path / "p.geojson")
+    assert {name: n for name, n in written.polygons.items() if n} == {"sky": 3, "building": 2, "pole": 2}
+
+
+def test_the_verb_outlines_a_mask(tmp_path: Path) -> None:
+    mask = georeferenced_mask(tmp_path)
+    run = CliRunner().invoke(app, ["polygons", str(mask), "--out", str(tmp_path / "p.geojson"), "--class", "class 1"])
+    assert run.exit_code == 0, run.output
+    assert "class 1 2; in coordinates on earth" in run.output
+    run = CliRunner().invoke(app, ["polygons", str(tmp_path / "absent.tif"), "--out", str(tmp_path / "p.gpkg")])
+    assert run.exit_code == 1
+    assert "no such file" in run.output
+
+
+def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> None:
+    """An optimiser sorts and cuts the palette; the colours still say the classes."""
+    from evitseg.raster.masks import save_mask
+
+    mask = np.kron(np.random.default_rng(0).choice([0, 1, 3, 8, 10], (6, 5)), np.ones((9, 9))).astype(np.uint8)
+    save_mask(mask, tmp_path / "m.png", CAMVID)
+    with Image.open(tmp_path / "m.png") as image:
+        shown = np.asarray(image.convert("RGB"))
+    colors, indices = np.unique(shown.reshape(-1, 3), axis=0, return_inverse=True)
+    optimised = Image.fromarray(indices.reshape(mask.shape).astype(np.uint8))
+    optimised.putpalette(colors.tobytes())
+    optimised.save(tmp_path / "o.png", bits=4)
+    save_mask(np.full((4, 4), 1, np.uint8), tmp_path / "gray.png", CAMVID)  # building is grey 70
+    Image.new("L", (4, 4), 70).save(tmp_path / "gray_o.png")
+    for name, other in (("m", "o"), ("gray", "gray_o")):
+        found = [json.loads(outlined(tmp_path / f"{n}.png", tmp_path / "p.geojson")) for n in (name, other)]
+        assert found[0]["features"]
+        assert found[0]["features"] == found[1]["features"]
+
+
+def outlined(mask: Path, out: Path) -> str:
+    polygons(mask, out, CAMVID)
+    return out.read_text()
+
+
+def test_polygons_of_a_mask_of_0_and_255_are_refused_not_empty(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "m.png")
+    stated = '{"name": "x", "classes": [{"name": "bg"}, {"name": "fg", "raw_ids": [255]}]}'
+    bare = '{"name": "x", "classes": [{"name": "bg"}, {"name": "fg"}]}'
+    for text, reason in ((stated, "holds 255, the raw id of 'fg'"), (bare, "holds 255 and never 1")):
+        (tmp_path / "labels.json").write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            polygons(tmp_path / "m.png", tmp_path / "p.geojson", load_labels(tmp_path / "labels.json"))

@@ -26,6 +26,7 @@ GROUPS = {
     "Errors": ["EvitsegError", "errors"],
 }  # fmt: skip
 
+SHARED_PANEL = "General"
 _SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Source|Examples?):(?: (.*))?")
 _ITEM = re.compile(r"([\w*, ]+): (.*)")
 
@@ -45,19 +46,27 @@ def cli_page() -> str:
     from evitseg.cli import app
 
     context = Context(app, info_name="evitseg", **app.context_settings)
+    verbs: dict[str, Any] = {name: app.get_command(context, name) for name in app.list_commands(context)}
     blocks = [
         GENERATED,
         "# Command line",
         "`evitseg VERB --help` prints the same in a terminal. The exit status is 0 if everything was done, 1 if the "
         "work or a part of it failed, 2 if the command line was wrong, and 130 after Ctrl-C.",
-        *option_tables(app),
+        "## Options of every verb",
+        option_table(shared_options(verbs.values())),
+        "`evitseg --version` prints the version.",
     ]
-    for name in app.list_commands(context):
-        verb: Any = app.get_command(context, name)
+    for name, verb in verbs.items():
         names = (argument_name(param) for param in verb.params if param.param_type_name == "argument")
         blocks += [f"## {name}", f"```text\n{' '.join(['evitseg', name, *names, '[OPTIONS]'])}\n```"]
         blocks += [*paragraphs(verb.help or ""), *option_tables(verb), *examples(verb)]
     return "\n\n".join(blocks) + "\n"
+
+
+def shared_options(verbs: Iterable[Any]) -> list[Any]:
+    """Options that every verb has, from the panel that their help ends with."""
+    options = {param.name: param for verb in verbs for param in verb.params if param.param_type_name == "option"}
+    return [option for option in options.values() if option.panel == SHARED_PANEL and not option.hidden]
 
 
 def examples(verb: Any) -> Iterator[str]:
@@ -83,22 +92,25 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def option_tables(command: Any) -> Iterator[str]:
-    """A table of arguments and options for each panel of the help."""
-    panels: dict[str, list[str]] = {}
+    """A table of arguments and options for each panel of the help, but for the options of every verb."""
+    panels: dict[str, list[Any]] = {}
     for param in command.params:
-        if getattr(param, "hidden", False) or param.name in ("help", "install_completion", "show_completion"):
-            continue
-        is_argument = param.param_type_name == "argument"
-        panel = "" if is_argument else param.panel
-        panels.setdefault(panel, []).append(f"| {option_names(param, is_argument)} | {option_text(param)} |")
-    for panel, rows in panels.items():
+        panel = "" if param.param_type_name == "argument" else param.panel
+        if panel != SHARED_PANEL and not getattr(param, "hidden", False):
+            panels.setdefault(panel, []).append(param)
+    for panel, params in panels.items():
         if panel:
             yield f"**{escaped(panel)}**"
-        yield "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+        yield option_table(params)
 
 
-def option_names(param: Any, is_argument: bool) -> str:
-    if is_argument:
+def option_table(params: Iterable[Any]) -> str:
+    rows = (f"| {option_names(param)} | {option_text(param)} |" for param in params if param.name != "help")
+    return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+
+
+def option_names(param: Any) -> str:
+    if param.param_type_name == "argument":
         return f"`{argument_name(param)}`"
     names = [*param.opts, *param.secondary_opts]
     value = "" if param.is_flag or param.count else f" {value_name(param)}"
@@ -112,7 +124,9 @@ def option_text(param: Any) -> str:
     if param.required:
         return f"{text} Required."
     shown = getattr(param.default, "value", param.default)
-    is_plain = isinstance(shown, (str, int, float, Path)) and not isinstance(shown, bool) and not param.count
+    is_plain = (
+        isinstance(shown, (str, int, float, Path)) and not isinstance(shown, bool) and not param.count and shown != ""
+    )
     return f"{text} (default: {escaped(str(shown))})" if is_plain and "default:" not in text.lower() else text
 
 

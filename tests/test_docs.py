@@ -40,7 +40,10 @@ SMALLER = {
     "736x960": "64x96",
     "512, 1024": "64, 96",
     "12000,8000,1024,768": "8,16,64,32",
-    "--class wheat --class barley": "--class road --class tree",
+    "range(40)": "range(8)",
+    "annotated/00.jpg": "annotated/07.jpg",
+    "down, across = 32, 16": "down, across = 2, 1",
+    "--minimum-pixels 400": "--minimum-pixels 1",
 }
 TRAINING = ["--start", "none", "--epochs", "1", "--crop", "64x64", "--size", "64", "--workers", "0", "--batch", "2"]
 """Given last, these replace a run of hours by one of seconds."""

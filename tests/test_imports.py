@@ -94,14 +94,6 @@ def test_every_module_has_a_place_in_the_order() -> None:
     assert {place(module) for module in MODULES} == set(RANK)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
-def test_no_private_name_crosses_a_module(module: Path) -> None:
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "evitseg":
-            private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
-            assert not private, f"{node.module}: {private}"
-
-
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment

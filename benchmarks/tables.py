@@ -24,6 +24,25 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+# Names in the results that a reader of the tables would not understand.
+LABELS = {
+    "bundled before": "previous model",
+    "taught": "distilled",
+    "their mean": "mean of both",
+    "engine, one after the other": "engine, one frame at a time",
+    "each image alone": "single images",
+    "the whole": "whole mosaic (exact)",
+    "+ freed memory is kept": "+ freed memory kept",
+}
+PARTS = {"share ": "weight of the past ", "blended windows": "sliding windows"}
+
+
+def label(name: str) -> str:
+    for part, words in PARTS.items():
+        name = name.replace(part, words)
+    return LABELS.get(name, name)
+
+
 def result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -65,7 +84,7 @@ def short_sides() -> str:
 
 def training() -> str:
     rows = [
-        (name, f"{row['median_ms']:.0f} ms", f"{row['peak_mib']:.0f} MiB", f"{row['times_faster']:.2f}")
+        (label(name), f"{row['median_ms']:.0f} ms", f"{row['peak_mib']:.0f} MiB", f"{row['times_faster']:.2f}")
         for name, row in result("training")["results"].items()
     ]
     return table(("", "median", "peak memory", "times faster"), rows)
@@ -90,7 +109,7 @@ def camvid() -> str:
     names = list(next(iter(values.values()))["iou"])
     rows = [(name, *(f"{row['iou'][name]:.1f}" for row in values.values())) for name in names]
     rows.append(("**mean**", *(f"**{row['miou']:.2f}**" for row in values.values())))
-    return table(("", *values), rows)
+    return table(("", *map(label, values)), rows)
 
 
 def deploy() -> str:
@@ -117,21 +136,21 @@ def plain() -> str:
             same = name.replace("plain, ", "")
             ours = values.get(f"{same}, one size", values.get(same, 0.0))
             rows.append((name.split(",")[0], f"{took:.1f} ms", f"{ours:.1f} ms", f"{took / ours:.2f}"))
-    return table(("", "plain conversion", "ours", "times faster"), rows)
+    return table(("", "plain conversion", "our form", "times faster"), rows)
 
 
 def video() -> str:
     rows = [
-        (name, f"{row['frames_a_second']:.1f}", f"{row['of_the_engine']:.2f}", f"{row['peak_mib']:.0f} MiB")
+        (label(name), f"{row['frames_a_second']:.1f}", f"{row['of_the_engine']:.2f}", f"{row['peak_mib']:.0f} MiB")
         for name, row in result("video")["results"].items()
     ]
-    return table(("", "frames a second", "of the engine", "peak memory"), rows)
+    return table(("", "frames per second", "relative to the engine", "peak memory"), rows)
 
 
 def video_pixels() -> str:
     differing = result("video")["differing_pixels"]
     return table(
-        ("mask pixels that differ from the same frame's as an image", "in the worst frame"),
+        ("mask pixels that differ from those of the frame as an image file", "in the worst frame"),
         [(f"{differing['mean']:.2%}", f"{differing['most']:.2%}")],
     )
 
@@ -141,15 +160,15 @@ def video_encoders() -> str:
         (name, f"{row['ms_a_frame']:.1f} ms", f"{row['megabits_a_second']:.1f} Mbit/s", f"{row['psnr_luma']:.1f} dB")
         for name, row in result("video")["encoders"].items()
     ]
-    return table(("x264", "a frame", "size", "PSNR of the brightness"), rows)
+    return table(("x264", "time per frame", "size", "PSNR of luma"), rows)
 
 
 def video_smoothing() -> str:
     rows = [
-        (name, f"{row['miou']:.2f}", f"{row['flicker']:.2%}", f"{row['back_and_forth']:.2%}")
+        (label(name), f"{row['miou']:.2f}", f"{row['flicker']:.2%}", f"{row['back_and_forth']:.2%}")
         for name, row in result("video_smoothing")["results"].items()
     ]
-    return table(("", "mIoU", "pixels that change", "and change back"), rows)
+    return table(("", "mIoU", "pixels that change per frame", "and change back"), rows)
 
 
 def folder() -> str:
@@ -159,10 +178,11 @@ def folder() -> str:
         alone = max(rate for key, rate in row["images_per_s"].items() if key.startswith("engine"))
         shares = row["share_of_engine"]
         cells = [
-            f"{row['images_per_s'][key]:.1f} a second, {shares[key]:.2f}" for key in ("masks", "masks and overlays")
+            f"{row['images_per_s'][key]:.1f} per second ({shares[key]:.2f} of the engine)"
+            for key in ("masks", "masks and overlays")
         ]
-        rows.append((name, f"{height}×{width}", f"{alone:.1f} a second", *cells))
-    return table(("", "network's input", "engine alone", "masks", "masks and overlays"), rows)
+        rows.append((name, f"{height}×{width}", f"{alone:.1f} per second", *cells))
+    return table(("files", "input of the network", "engine only", "masks", "masks and overlays"), rows)
 
 
 def upsampling() -> str:
@@ -188,7 +208,7 @@ def peers() -> str:
              f"{row['peak_mib']:.0f} MiB", f"{row['median_ms'] / ours:.2f}")
         )  # fmt: skip
     return table(
-        ("the network alone, 1024×2048", "multiply-adds", "median", "90th percentile", "peak memory", "time, ours = 1"),
+        ("1024×2048", "multiply-adds", "median", "90th percentile", "peak memory", "relative to evitseg"),
         rows,
     )
 
@@ -222,12 +242,12 @@ def peer_sizes() -> str:
 
 def mosaics() -> str:
     rows = [
-        (row["mosaics"], row["way"], f"{row['miou']:.2f}",
+        (row["mosaics"], label(row["way"]), f"{row['miou']:.2f}",
          "–" if row["changes_at_lines"] is None else f"{100 * row['changes_at_lines']:.2f}",
          f"{100 * row['changes_elsewhere']:.2f}")
         for row in result("mosaics")["rows"]
     ]  # fmt: skip
-    return table(("mosaics of", "way", "mIoU %", "changes at its lines %", "changes elsewhere %"), rows)
+    return table(("mosaics of", "method", "mIoU %", "changes at its lines %", "changes elsewhere %"), rows)
 
 
 def scaling() -> str:
@@ -243,7 +263,8 @@ def scaling() -> str:
                  f"{timing['peak_mib']:.0f} MiB")
             )  # fmt: skip
     header = (
-        "", "network", "end to end", "network, ms per megapixel", "to 1024×1024", "multiply-adds with softmax",
+        "", "network", "end to end", "network, ms per megapixel", "time per pixel, 1024×1024 = 1",
+        "multiply-adds per pixel with softmax",
         "p90 / median", "peak memory",
     )  # fmt: skip
     return table(header, rows)

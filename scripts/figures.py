@@ -64,15 +64,17 @@ def example(size: tuple[int, int]) -> Image.Image:
 
 
 def street() -> None:
-    """The example photograph beside its overlay, with the legend."""
+    """The example photograph next to its overlay, with a legend of the classes that one can see."""
     import evitseg
+    from evitseg.visualize import with_legend
 
-    photo = example((800, 450))
-    overlay = evitseg.load(precision="float32")(photo).overlay()
-    both = Image.new("RGB", (2 * photo.width + 10, overlay.height), "white")
+    photo = example((560, 315))
+    prediction = evitseg.load(precision="float32")(photo)
+    both = Image.new("RGB", (2 * photo.width + 8, photo.height), "white")
     both.paste(photo, (0, 0))
-    both.paste(overlay, (photo.width + 10, 0))
-    save_photo(both, "street.jpg")
+    both.paste(prediction.overlay(legend=False), (photo.width + 8, 0))
+    visible = {name: fraction for name, fraction in prediction.fractions().items() if fraction > 0.001}
+    save_photo(with_legend(both, visible, prediction.labels), "street.jpg")
 
 
 def polygons() -> None:

@@ -28,12 +28,12 @@ from evitseg.data.layouts import find_dataset
 from evitseg.evaluation.metrics import confusion_matrix, mean_iou
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
+from evitseg.raster.window import ArraySink, ArraySource
 from evitseg.system.files import replacing
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import make_plan
 from evitseg.tiling.sliding_window import blend
 from evitseg.tiling.stream import segment_huge
-from evitseg.tiling.windows import ArraySink, ArraySource
 
 SIDE, MOSAICS = 4, 4
 WIDTH, HEIGHT = 960, 720

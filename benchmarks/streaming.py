@@ -34,6 +34,7 @@ from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.preprocess import Preprocess
+from evitseg.raster.window import ArraySource, Sink, Source
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, processor_name
@@ -42,17 +43,14 @@ from evitseg.tiling.scratch import Scratch
 from evitseg.tiling.sliding_window import blend
 from evitseg.tiling.stream import Progress, segment_huge
 from evitseg.tiling.verify import tiled_logits
-from evitseg.tiling.windows import ArraySource
 
 SIZES = ((4096, 4096), (3001, 2047))
 TILES = (512, 1536)
 BUNDLED = bundled_models()["b0-camvid"]
 
 
-class Mosaic:
+class Mosaic(Source):
     """An image of any size: the photograph beside and below itself, each time a little brighter or darker."""
-
-    tile = None
 
     def __init__(self, side: int) -> None:
         self.size = (side, side)
@@ -77,10 +75,10 @@ class Mosaic:
         return None
 
 
-class Forgotten:
+class Forgotten(Sink):
     """A sink that keeps nothing."""
 
-    tile = None
+    tile = (1, 2**30)  # whole rows
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
         pass

@@ -31,12 +31,12 @@ from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.cli import app
 from evitseg.cluster import session, tiles
 from evitseg.errors import ConfigError, DatasetError, EngineError, ImageError, MissingPackageError
-from evitseg.raster import open_source
+from evitseg.raster import ArraySink, ArraySource, Source, open_source
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import ContextMode
 from evitseg.tiling.stream import Progress, Streamed, segment_huge
-from evitseg.tiling.windows import ArraySink, ArraySource, Source, Window
+from evitseg.tiling.windows import Window
 
 BUNDLED = bundled_models()["b0-camvid"]
 TILE = 64

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, FileError, ImageError
 from evitseg.labels import load_labels
-from evitseg.raster.window import identity_of
+from evitseg.raster.window import ArraySource, identity_of
 from evitseg.system.files import STATE
 from evitseg.tiling.context import Context, looks_of
 from evitseg.tiling.graph_cut import LOGITS
@@ -28,7 +28,7 @@ from evitseg.tiling.plan import Plan
 from evitseg.tiling.scratch import Scratch
 from evitseg.tiling.stream import remove_orphans, remove_superseded
 from evitseg.tiling.sums import Sums
-from evitseg.tiling.windows import ArraySource, Window
+from evitseg.tiling.windows import Window
 
 NETWORK = cast(
     Network, SimpleNamespace(digest="d", cut=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))

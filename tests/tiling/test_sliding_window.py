@@ -4,7 +4,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from PIL import Image
 import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, ImageError
+from evitseg.raster.window import ArraySink, ArraySource, Source
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.tiling.network import Network
 from evitseg.tiling.sliding_window import blend
 from evitseg.tiling.stream import Progress
-from evitseg.tiling.windows import ArraySink, ArraySource, Window
+from evitseg.tiling.windows import Window
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255
@@ -44,7 +44,9 @@ def blended(image: NDArray[np.uint8], network: Network, window: int) -> NDArray[
 class Tiled(ArraySink):
     """Takes windows where a file does: from a line of its tiles on, whole rows of them or one of several."""
 
-    tile: Any = (96, 160)
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__((size[0], size[1]))
+        self.tile = (96, 160)
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
         height, width = self.mask.shape
@@ -141,7 +143,7 @@ def test_a_window_that_does_not_fit_the_stride_is_refused(window: int, network: 
 
 
 def test_too_little_memory_is_refused_before_anything_is_read(network: Network) -> None:
-    class Endless:
+    class Endless(Source):
         size = (100_000, 100_000)
 
         def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -163,9 +165,9 @@ from evitseg.system.machine import peak_mib
 from evitseg.errors import ConfigError
 from evitseg.tiling.sliding_window import blend
 from evitseg.tiling.stream import Network
-from evitseg.tiling.windows import ArraySink
+from evitseg.raster.window import ArraySink, Source
 
-class Grey:
+class Grey(Source):
     size = (1600, 1590)
     def read(self, top, left, height, width):
         return np.full((height, width, 3), 99, np.uint8)

@@ -31,6 +31,7 @@ from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
+from evitseg.raster.window import ArraySink, ArraySource, Sink, Source
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.tiling.context import Context
@@ -40,7 +41,7 @@ from evitseg.tiling.region import render
 from evitseg.tiling.scratch import Layout, Life, Scratch, arranged
 from evitseg.tiling.stream import Progress, Streamed, segment_huge
 from evitseg.tiling.verify import tiled_logits, verify
-from evitseg.tiling.windows import ArraySink, ArraySource, Resampled, Window, tiles_of
+from evitseg.tiling.windows import Resampled, Window, tiles_of
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255
@@ -269,13 +270,13 @@ def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(
     assert streamed.counts[IGNORE] == (~valid).sum()
 
 
-class Torn:
+class Torn(Source):
     """An image of tiles of which some cannot be read."""
 
     tile = (64, 64)
 
     def __init__(self, image: NDArray[np.uint8], torn: list[tuple[int, int]]) -> None:
-        self.size, self._image, self._torn = image.shape[:2], image, torn
+        self.size, self._image, self._torn = (image.shape[0], image.shape[1]), image, torn
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         for row, column in self._torn:
@@ -306,7 +307,7 @@ def test_a_torn_tile_is_named_left_out_and_the_rest_is_done(
     assert {d.window for d in streamed.damages} == {Window(64, 128, 64, 64), Window(384, 512, 13, 3)}
 
 
-class Endless:
+class Endless(Source):
     """An image larger than any disk."""
 
     size = (2_000_000, 3_000_000)
@@ -342,7 +343,7 @@ def test_after_an_error_nothing_is_left(street: NDArray[np.uint8], network: Netw
 KILLED = """
 import sys, numpy as np
 from evitseg.tiling.stream import Network, segment_huge
-from evitseg.tiling.windows import ArraySink, ArraySource
+from evitseg.raster.window import ArraySink, ArraySource
 
 image = np.load(sys.argv[1])
 sink = ArraySink(image.shape[:2])
@@ -544,10 +545,8 @@ def test_verification_says_how_tiles_and_whole_compare(
     assert found.pixels < 10
 
 
-class Full:
+class Full(Sink):
     """A place that has no room."""
-
-    tile = None
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
         raise FileError("mask.tif: cannot be written (no space left).")

@@ -22,6 +22,7 @@ from evitseg.cluster.session import RETRIES, Model, kept, machine, require_ray, 
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, EngineError, ImageError
 from evitseg.image import AS_STATED, ReadOptions, Size
+from evitseg.raster.window import ArraySource, Sink, Source
 from evitseg.system.machine import free_memory
 from evitseg.tiling.context import Context
 from evitseg.tiling.graph_cut import Piece
@@ -32,7 +33,7 @@ from evitseg.tiling.plan import ContextMode, Plan, make_plan
 from evitseg.tiling.scratch import Layout
 from evitseg.tiling.stream import Progress, Streamed, deliver
 from evitseg.tiling.sums import GROUP, Sums, added, summed
-from evitseg.tiling.windows import ArraySource, Damage, Sink, Source, Window, held_by
+from evitseg.tiling.windows import Damage, Window
 
 Values = NDArray[Any]
 
@@ -192,7 +193,7 @@ def segment_huge(
         raise ConfigError("an image that is not in memory needs its path, for the workers to open it.")
     try:
         memory = share_of(free_memory()) // many if memory is None else memory
-        plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
+        plan = make_plan(network, source.size, size, memory, context, tile, source.held)
         order = _Order(
             plan=plan,
             model=Model.sent(network.path),
@@ -200,7 +201,7 @@ def segment_huge(
             precision=network.info.precision,  # type: ignore[arg-type]  # one of them
             threads=threads,
             path=None if path is None else os.path.abspath(path),
-            identity=str(getattr(source, "identity", "")),
+            identity=source.identity,
             reading=reading,
             pixels=None if path is not None else _sent(ray, source),
         )

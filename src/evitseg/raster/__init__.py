@@ -16,20 +16,21 @@ from evitseg.raster.masks import MaskFormat
 from evitseg.raster.window import (
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
+    ArraySink,
+    ArraySource,
     Georeference,
     HasSize,
     Origin,
     Sink,
     Source,
-    WholeSource,
     identity_of,
     origin_of,
 )
 from evitseg.system.files import is_file, is_folder
 
 __all__ = [
-    "MASK_ENDINGS", "MAX_BLOCK_BYTES", "MAX_PIXELS", "SLIDE_ENDINGS", "Georeference", "Origin", "Part", "Sink",
-    "Source", "WholeSource", "check_place", "is_zarr", "mask_ending", "open_sink", "open_source", "part_of",
+    "MASK_ENDINGS", "MAX_BLOCK_BYTES", "MAX_PIXELS", "SLIDE_ENDINGS", "ArraySink", "ArraySource", "Georeference",
+    "Origin", "Part", "Sink", "Source", "check_place", "is_zarr", "mask_ending", "open_sink", "open_source", "part_of",
 ]  # fmt: skip
 
 MASK_ENDINGS = (".tif", ".tiff", ".png", ".zarr")
@@ -74,7 +75,7 @@ def open_source(
     elif kind == "whole":
         from evitseg.raster.whole import read_whole
 
-        yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
+        yield ArraySource(read_whole(file, name, options).pixels, None, identity_of(file))
     else:
         from evitseg.raster.formats import orientation_of, png_frames
         from evitseg.raster.geotiff import NotOpenedError, open_gdal
@@ -93,7 +94,7 @@ def open_source(
         if options.page is not None and options.page > 1:
             if frames == 1:
                 raise ImageError(f"{name}: there is no page {options.page} (--page); it has 1.")
-            yield WholeSource(read_whole(file, name, options).pixels, identity_of(file))
+            yield ArraySource(read_whole(file, name, options).pixels, None, identity_of(file))
             return
         if frames > 1 and options.page is None:
             from evitseg.raster.tiff import warn_first
@@ -103,7 +104,7 @@ def open_source(
             try:
                 source = stack.enter_context(open_gdal(file, name, kind, scratch, options, None, orientation))
             except NotOpenedError:  # BMPs with five parts of a header, and what is damaged
-                source = WholeSource(read_whole(file, name, options).pixels, identity_of(file))
+                source = ArraySource(read_whole(file, name, options).pixels, None, identity_of(file))
             yield source
 
 

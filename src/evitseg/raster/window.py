@@ -28,71 +28,11 @@ TILE = 512
 """Side of the tiles that are written, in pixels."""
 
 
-class Source(Protocol):
-    """An image that is read window by window.
-
-    Attributes:
-        size: (height, width) in pixels.
-        tile: (height, width) of the pieces it is stored in: what damage takes along.
-        identity: says whether it is still the same file, without reading it.
-        held: most bytes of memory that reading takes, with the format's library, as measured.
-    """
-
-    size: tuple[int, int]
-    tile: tuple[int, int]
-    identity: str
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """(height, width, 3) RGB of a window inside the image; may be called from several threads.
-
-        Raises: ImageError that names file and window where it cannot be decoded; others still can.
-        """
-        ...
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        """(height, width), False where there is no data or none can be read; None where all are valid."""
-        ...
-
-
-class WholeSource:
-    """An image in memory, as a source of windows."""
-
-    def __init__(self, pixels: NDArray[np.uint8], identity: str) -> None:
-        self._pixels, self.identity = pixels, identity
-        self.size = (pixels.shape[0], pixels.shape[1])
-        self.tile = self.size
-        self.held = pixels.nbytes
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        check_window(self.size, top, left, height, width)
-        return np.ascontiguousarray(self._pixels[top : top + height, left : left + width])
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        check_window(self.size, top, left, height, width)
-        return None
-
-
 class HasSize(Protocol):
     """Anything with a `size`, (height, width) in pixels."""
 
     @property
     def size(self) -> tuple[int, int]: ...
-
-
-class Sink(Protocol):
-    """A mask that is written window by window.
-
-    Attributes:
-        tile: (height, width) that the corners of windows are multiples of, and their sizes, but at the border.
-        ordered: whether windows must come row by row, left to right.
-    """
-
-    tile: tuple[int, int]
-    ordered: bool
-
-    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
-        """(height, width) class indices; may be called from several threads. Raises: FileError."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,6 +75,96 @@ class Origin:
     zarr_format: Literal[2, 3] = 3
     axes: tuple[str, ...] = ()
     multiscale: dict[str, Any] | None = None
+
+
+class Source(Protocol):
+    """An RGB image, the right way up, that is read window by window.
+
+    A class that inherits from it only has to set `size` and define `read` and `valid`.
+
+    Attributes:
+        size: (height, width) in pixels.
+        tile: (height, width) of the blocks the image is stored in. A damaged pixel costs its whole block.
+        identity: changes whenever the file changes; "" for an image without a file. Interrupted work is resumed only
+            for the same identity.
+        held: largest number of bytes of memory that the source and its library hold.
+        origin: properties that a mask of the image inherits.
+    """
+
+    size: tuple[int, int]
+    tile: tuple[int, int] = (TILE, TILE)
+    identity: str = ""
+    held: int = 0
+    origin: Origin = Origin()
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """(height, width, 3) pixels of a window inside the image. Several threads may call it at once.
+
+        Raises: ImageError, with the file and the window, for pixels that cannot be decoded; others can still be read.
+        """
+        ...
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        """(height, width), False for pixels without data or that cannot be read; None if all are valid."""
+        ...
+
+
+class Sink(Protocol):
+    """A mask that is written window by window, each pixel once.
+
+    Attributes:
+        tile: (height, width) that corners and sizes of windows are multiples of, except at the mask's right and
+            lower border.
+        ordered: whether windows must arrive row by row, from left to right.
+    """
+
+    tile: tuple[int, int] = (TILE, TILE)
+    ordered: bool = True
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        """Write (height, width) class indices. Several threads may call it at once. Raises: FileError."""
+        ...
+
+
+class ArraySource(Source):
+    """An image in memory, as a source of windows.
+
+    Args:
+        image: (H, W, 3) uint8.
+        valid: (H, W), False for pixels without data; None if all are valid.
+        identity, origin: of the file that the image was read from.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        valid: NDArray[np.bool_] | None = None,
+        identity: str = "",
+        origin: Origin | None = None,
+    ) -> None:
+        self.identity, self.origin = identity, origin or Origin()
+        self.size = (image.shape[0], image.shape[1])
+        self.held = image.nbytes + (0 if valid is None else valid.nbytes)
+        self._image, self._valid = image, valid
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        return self._image[top : top + height, left : left + width]
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        return None if self._valid is None else self._valid[top : top + height, left : left + width]
+
+
+class ArraySink(Sink):
+    """A mask in memory: `mask`, (H, W). It takes whole rows."""
+
+    def __init__(self, size: tuple[int, int], dtype: type[np.integer] | np.dtype[np.integer] = np.uint8) -> None:
+        self.tile = (1, size[1])
+        self.mask: NDArray[np.integer] = np.zeros(size, dtype)
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        self.mask[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
 
 
 @runtime_checkable

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, FileError, WeightsError
+from evitseg.raster.window import Source
 from evitseg.system.files import replacing
 from evitseg.tiling.job import Job
 from evitseg.tiling.network import Arrays, Network
 from evitseg.tiling.sums import Sums
-from evitseg.tiling.windows import Source, Window, read_window
+from evitseg.tiling.windows import Window, read_window
 
 FORMAT = 2
 """Of context files."""
@@ -53,7 +54,7 @@ class Context:
     def of(sums: tuple[Sums, ...], job: Job) -> Context:
         """Of a finished job."""
         source = job.source.source
-        name = Path(str(getattr(source, "identity", "")).rsplit(" ", 2)[0]).name
+        name = Path(source.identity.rsplit(" ", 2)[0]).name
         return Context(sums, job.network.digest, job.plan.image, job.plan.working, looks_of(source), name)
 
     def check_of(self, source: Source) -> None:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.architecture import STRIDE
+from evitseg.raster.window import Source
 from evitseg.tiling.graph_cut import IMAGE, LOGITS, WEIGHT, Piece
 from evitseg.tiling.network import Arrays, Network, Run
 from evitseg.tiling.plan import Plan, mask_window
 from evitseg.tiling.scratch import Layout, Life, Store, arranged
 from evitseg.tiling.sums import Sums, record_length, record_of, summed
-from evitseg.tiling.windows import Damage, Resampled, Source, Window, valid_window
+from evitseg.tiling.windows import Damage, Resampled, Window, valid_window
 
 
 class Job:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
+from evitseg.raster.window import Source
 from evitseg.runtime.upsample import Side
 from evitseg.system.parallel import overlapped
 from evitseg.tiling.context import Context
@@ -17,7 +18,7 @@ from evitseg.tiling.graph_cut import IMAGE, LOGITS
 from evitseg.tiling.memory import BASE_BYTES, default_memory, mib
 from evitseg.tiling.network import Arrays, Network
 from evitseg.tiling.plan import LARGEST_FIRST_TILE, Plan, bytes_per_pixel, mask_window, window_around
-from evitseg.tiling.windows import Damage, Resampled, Source, Window, held_by, valid_window
+from evitseg.tiling.windows import Damage, Resampled, Window, valid_window
 
 _SMALLEST_PART = 256
 """Pixels of a region's part, about: what lies around it is several times that already."""
@@ -45,7 +46,7 @@ def render(
     ):
         raise ConfigError(f"the region is not inside the image of {width}×{height} pixels.")
     plan = Plan(context.image, context.working, ())
-    held = held_by(source)
+    held = source.held
     memory = default_memory(held) if memory is None else memory
     parts, size, at_once = _parts(region, network, plan, held, memory)
     resampled = Resampled(source, plan.working)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Size
+from evitseg.raster.window import Sink, Source
 from evitseg.runtime.upsample import Side
 from evitseg.system.parallel import overlapped
 from evitseg.tiling.graph_cut import IMAGE, LOGITS
@@ -24,7 +25,7 @@ from evitseg.tiling.memory import BASE_BYTES, default_memory, mib
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, mask_window, working_size
 from evitseg.tiling.stream import Progress
-from evitseg.tiling.windows import Damage, Resampled, Sink, Source, Window, held_by, tiles_of, valid_window
+from evitseg.tiling.windows import Damage, Resampled, Window, tiles_of, valid_window, whole_rows
 
 _LOG = logging.getLogger(__name__)
 _WAITING = 1
@@ -81,8 +82,8 @@ def blend(
     height, width = (min(window, length) for length in plan.working)
     rows, lefts = _rows(plan, height, sink), _starts(plan.working[1], width)
     held_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
-    needed = held_by(source) + _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
-    memory = default_memory(held_by(source)) if memory is None else memory
+    needed = source.held + _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
+    memory = default_memory(source.held) if memory is None else memory
     if needed > memory:
         raise ConfigError(
             f"{mib(memory)} of memory are too little: windows of {window} pixels in an image {plan.working[1]} pixels "
@@ -145,7 +146,7 @@ def _rows(plan: Plan, height: int, sink: Sink) -> list[_Row]:
         first, _ = Side(logits, pixels, 0, min(begin, pixels - 1)).needed(1)
         complete = following // LOGIT_STRIDE
         end = _whole_pixels(plan, complete)
-        if sink.tile is not None and end < pixels:
+        if end < pixels:
             end -= end % sink.tile[0]
         rows.append(_Row(top, first, complete, begin, end))
         begin = end
@@ -213,7 +214,7 @@ def _write(
         logits: (classes, rows, across) from `row.first` to `row.complete`.
     """
     width = plan.image[1]
-    down, across = sink.tile or (max(1, _PIXELS_AT_ONCE // width), width)
+    down, across = whole_rows(sink.tile, width, _PIXELS_AT_ONCE)
     across *= max(1, _PIXELS_AT_ONCE // (down * across))
     known = Window(row.first * LOGIT_STRIDE, 0, logits.shape[1] * LOGIT_STRIDE, plan.working[1])
     counts = np.zeros(ignore + 1, np.int64)

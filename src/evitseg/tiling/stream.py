@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import FileError
 from evitseg.image import Size
+from evitseg.raster.window import Sink, Source
 from evitseg.system.files import STATE, TEMPORARY, remove_folder, sweep_once
 from evitseg.system.parallel import overlapped
 from evitseg.tiling.context import Context, looks_of
@@ -32,7 +33,7 @@ from evitseg.tiling.job import Job, class_counts
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import ContextMode, Plan, make_plan
 from evitseg.tiling.scratch import Scratch
-from evitseg.tiling.windows import Damage, Sink, Source, Window, held_by, tiles_of
+from evitseg.tiling.windows import Damage, Window, tiles_of, whole_rows
 
 _LOG = logging.getLogger(__name__)
 _STRIP_PIXELS = 2**22
@@ -100,7 +101,7 @@ def segment_huge(
 
     Raises: ConfigError where the memory is too little, FileError where the disk is, EngineError.
     """
-    plan = make_plan(network, source.size, size, memory, context, tile, held_by(source))
+    plan = make_plan(network, source.size, size, memory, context, tile, source.held)
     explicit = memory is not None or tile is not None
     identity = _identity(network, source, plan, context)
     with contextlib.suppress(OSError):
@@ -175,7 +176,7 @@ def deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
     height, width = job.plan.image
     ignore = job.network.labels.ignore_index
     counts = np.zeros(ignore + 1, np.int64)
-    down, across = sink.tile or (max(1, _STRIP_PIXELS // width), width)
+    down, across = whole_rows(sink.tile, width, _STRIP_PIXELS)
     across_read = max(across, _STRIP_PIXELS // (down * across) * across)  # of the scratch file, several tiles at once
 
     def read(window: Window) -> tuple[Window, NDArray[np.integer], NDArray[np.int64]]:
@@ -196,7 +197,7 @@ def _identity(network: Network, source: Source, plan: Plan, context: ContextMode
         "format": _SCRATCH_FORMAT,
         "image": list(plan.image),
         "working": list(plan.working),
-        "source": str(getattr(source, "identity", "")),
+        "source": source.identity,
         "looks": list(looks_of(source)),
         "model": network.digest,
         "precision": network.info.precision,

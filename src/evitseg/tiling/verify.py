@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.image import Size
+from evitseg.raster.window import ArraySource, Source
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import temporary_folder
@@ -18,7 +19,7 @@ from evitseg.tiling.job import Job
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, working_size
 from evitseg.tiling.scratch import Scratch
-from evitseg.tiling.windows import ArraySource, Source, Window, read_window
+from evitseg.tiling.windows import Window, read_window
 
 
 def tiled_logits(

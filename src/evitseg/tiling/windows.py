@@ -4,54 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ImageError
+from evitseg.raster.window import ArraySink as ArraySink
+from evitseg.raster.window import ArraySource as ArraySource
+from evitseg.raster.window import Sink as Sink
+from evitseg.raster.window import Source as Source
 
-BLOCK = (512, 512)
-"""(height, width) of what is looked at by itself where a window cannot be read, if the source has no tiles."""
 _FIXED_POINT = 22
 """Bits after the point of Pillow's weights."""
-
-
-class Source(Protocol):
-    """An image that is read window by window; upright, RGB.
-
-    Three more attributes are looked at where they are: `tile`, (height, width) of the tiles it is made of; `identity`,
-    by which interrupted work recognises it (its path, size and time, say); `held`, the most bytes of memory it holds.
-    """
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        ...
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """(height, width, 3) of a window inside the image. Raises: ImageError where it is damaged."""
-        ...
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        """(height, width), False where there is no data; None where all is valid."""
-        ...
-
-
-def held_by(source: Source) -> int:
-    """Bytes of memory that a source itself holds at most, as far as it says."""
-    return int(getattr(source, "held", 0))
-
-
-class Sink(Protocol):
-    """A mask that is written window by window, from the top left, every pixel once."""
-
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """(height, width) that windows are aligned to; None for whole rows."""
-        ...
-
-    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -91,51 +55,18 @@ class Window:
         return Window(top, left, height, width) if height > 0 and width > 0 else None
 
 
-class ArraySource:
-    """An image in memory. (H, W, 3) uint8; `valid` (H, W), False where there is no data.
-
-    Args:
-        identity: of its file, by which interrupted work recognises it.
-        origin: what its mask takes over; see `evitseg.raster.Origin`.
-    """
-
-    def __init__(
-        self,
-        image: NDArray[np.uint8],
-        valid: NDArray[np.bool_] | None = None,
-        identity: str = "",
-        origin: object = None,
-    ) -> None:
-        self.identity, self.origin = identity, origin
-        self.size = (image.shape[0], image.shape[1])
-        self.held = image.nbytes + (0 if valid is None else valid.nbytes)
-        self._image, self._valid = image, valid
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        return self._image[top : top + height, left : left + width]
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        return None if self._valid is None else self._valid[top : top + height, left : left + width]
-
-
-class ArraySink:
-    """A mask in memory: `mask`, (H, W)."""
-
-    tile = None
-
-    def __init__(self, size: tuple[int, int], dtype: type[np.integer] | np.dtype[np.integer] = np.uint8) -> None:
-        self.mask: NDArray[np.integer] = np.zeros(size, dtype)
-
-    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
-        self.mask[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-
-
 @dataclass(frozen=True)
 class Damage:
     """A part of the image that could not be read, and why."""
 
     window: Window
     reason: str
+
+
+def whole_rows(tile: tuple[int, int], width: int, pixels: int) -> tuple[int, int]:
+    """A sink's tile, or, if one spans the whole width, as many of them as have about this many pixels."""
+    down, across = tile
+    return tile if across < width else (down * max(1, pixels // (down * width)), width)
 
 
 def tiles_of(size: tuple[int, int], tile: tuple[int, int]) -> Iterator[Window]:
@@ -151,7 +82,7 @@ def read_window(source: Source, window: Window) -> tuple[NDArray[np.uint8], list
         return source.read(window.top, window.left, window.height, window.width), []
     except ImageError:
         pass
-    height, width = getattr(source, "tile", None) or BLOCK
+    height, width = source.tile
     image, damages = np.zeros((window.height, window.width, 3), np.uint8), []
     for top in range(window.top // height * height, window.bottom, height):
         for left in range(window.left // width * width, window.right, width):

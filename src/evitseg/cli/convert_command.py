@@ -60,7 +60,7 @@ def convert_command(
 ) -> None:
     """Convert annotations to masks: COCO, CVAT, Labelme, Label Studio, YOLO and others.
 
-    The tool is recognized by its files. Damaged annotations are reported with their ids and left out, and the exit
+    The tool is recognised by its files. Damaged annotations are reported with their ids and left out, and the exit
     status is 1; all others are converted. `check`, `eval` and `train` read the folder DATA.
     """
     _convert(output, source, images, labels, out, ignore_background)

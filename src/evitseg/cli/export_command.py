@@ -207,7 +207,7 @@ def _report(output: Output, path: Path, beside: list[Path], size_bytes: int, man
     output.result(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
     if beside:
         output.result(f"keep next to it: {', '.join(file.name for file in beside)}")
-    compared = " with the quantized network" if manifest.weights == "int8" else ""
+    compared = " with the quantised network" if manifest.weights == "int8" else ""
     output.result(
         f"verified on {verification.images} images: compared{compared}, the largest logit difference is "
         f"{verification.largest_difference:.1e}, and {verification.equal_pixels:.3%} of mask pixels are equal"

@@ -135,8 +135,8 @@ MASK_FORMAT = option(
     type=Names("mask format", _mask_formats),
     default="palette",
     panel="Output",
-    help="How masks store class indices: with the class colors as a palette, or as plain grey levels for programs such "
-    "as OpenCV that would convert a palette to colors. Default: palette.",
+    help="How masks store class indices: with the class colours as a palette, or as plain grey levels for programs "
+    "such as OpenCV that would convert a palette to colours. Default: palette.",
 )
 DATA = click.argument(
     "data",

@@ -41,7 +41,7 @@ STDIN = "-"
         "evitseg predict mosaic.tif --sliding-window 1024 --polygons regions.gpkg",
         "A mosaic of many scenes, and polygons.",
     ),
-    ("evitseg predict drive.mp4 --video overlay --video mask", "A video: colored, and as class indices."),
+    ("evitseg predict drive.mp4 --video overlay --video mask", "A video: coloured, and as class indices."),
     ("evitseg predict camera:0 --duration 60", "One minute of a camera."),
 )
 @click.argument(
@@ -69,7 +69,7 @@ STDIN = "-"
     "--overlay/--no-overlay",
     default=None,
     panel="Output",
-    help="Write the image with its classes in color, too. Default: yes, except for images in tiles.",
+    help="Write the image with its classes in colour, too. Default: yes, except for images in tiles.",
 )
 @option(
     "--legend/--no-legend",
@@ -134,7 +134,7 @@ STDIN = "-"
     type=int,
     metavar="PIXELS",
     panel="Large images",
-    help="Limit attention to a neighborhood of this many pixels instead of the whole image; implies --exact.",
+    help="Limit attention to a neighbourhood of this many pixels instead of the whole image; implies --exact.",
 )
 @option(
     "--save-context",
@@ -169,7 +169,7 @@ STDIN = "-"
     type=Names("kind of video", video_kinds),
     multiple=True,
     panel="Video",
-    help="What to write for a video: a colored video, a lossless video of class indices, or a PNG mask per frame; may "
+    help="What to write for a video: a coloured video, a lossless video of class indices, or a PNG mask per frame; may "
     "be repeated. Default: overlay; with --no-overlay: mask.",
 )
 @option(
@@ -197,7 +197,7 @@ def predict_command(
 ) -> None:
     """Segment images, videos and live streams.
 
-    Each image gets a mask of class indices and a colored overlay. Unreadable files are reported, the others are still
+    Each image gets a mask of class indices and a coloured overlay. Unreadable files are reported, the others are still
     segmented, and the exit status is 1. Files that evitseg did not write are never replaced without --overwrite. A live
     stream is segmented at its newest frame, dropping older ones, until Ctrl-C.
     """

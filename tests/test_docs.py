@@ -102,6 +102,12 @@ def test_every_block_runs_or_says_why_not() -> None:
             assert part in block.code, f"{block}: no line has {part!r}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_file_of_this_project_that_a_page_names_exists(page: Path) -> None:
+    for path in re.findall(r"\b(?:tests|benchmarks|scripts|examples)/[\w/.-]*\w", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), f"{title(page)}: there is no {path}"
+
+
 def test_every_extra_that_is_installed_by_the_docs_exists() -> None:
     known = set(metadata.metadata("evitseg").get_all("Provides-Extra") or [])
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:

@@ -10,6 +10,7 @@
 #include "ops/attention.h"
 #include "ops/dense.h"
 #include "ops/depthwise.h"
+#include "ops/narrow.h"
 #include "ops/upsample.h"
 #include "ops/vector.h"
 
@@ -46,6 +47,7 @@ struct Arena {
         used += (n * sizeof(float) + 63) / 64 * 64;
         return base == nullptr ? nullptr : reinterpret_cast<float *>(base + at);
     }
+    Row planes(int pixels) { return {floats(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
     Row row(int blocks, int pixels) {
         return {floats(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
     }
@@ -96,17 +98,25 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             case Kind::attend: n.line = arena.row(op.heads * op.head_dim * (1 + op.scales) / kBlock, n.columns()); break;
             case Kind::conv3:
                 for (int r = 0; r < 3; r++) {
-                    if (n.source->op->kind == Kind::image) {  // 3 floats per pixel
+                    if (op.planar) {
+                        const int plane = plane_of(n.span / 2 + 1);
+                        n.ring[r] = {arena.floats(size_t(plane) * 6), plane};
+                    } else if (n.source->op->kind == Kind::image) {  // 3 floats per pixel
                         n.ring[r] = {arena.floats(size_t(n.span) * 3), 0};
                     } else {
                         n.ring[r] = arena.row(in, n.span);
                     }
                 }
+                if (op.planar) n.line = {arena.floats(size_t(n.span) * 3 + 12 * kLanes), 0};
                 break;
             case Kind::inverted:
+                if (op.planar) {
+                    for (int r = 0; r < 3; r++) n.ring[r] = arena.planes(n.span);
+                    break;
+                }
                 for (int r = 0; r < 3; r++) {
                     n.ring[r] = arena.row(mid, n.span);
-                    if (op.expands) n.space[r] = arena.row(in, given);
+                    if (op.expands) n.space[r] = n.source->op->planar ? arena.planes(given) : arena.row(in, given);
                 }
                 n.line = arena.row(mid, n.columns());
                 break;
@@ -218,8 +228,26 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
     if (n.source->op->kind == Kind::image) {
         if (n.have == INT32_MIN) n.have = first - 1;
         while (n.have < first + 2) {
-            n.have++;
-            image_row(run, *n.source->op, n.have, n.low, n.span, n.ring[mod(n.have, 3)].p);
+            const Row to = n.ring[mod(++n.have, 3)];
+            image_row(run, *n.source->op, n.have, n.low, n.span, op.planar ? n.line.p : to.p);
+            if (op.planar) {
+                memset(n.line.p + ptrdiff_t(n.span) * 3, 0, 12 * kLanes * sizeof(float));
+                split_pixels(n.line.p, n.span, to.p, int(to.block));
+            }
+        }
+        if (op.planar) {
+            const float *rows[3];
+            for (int t = 0; t < 3; t++) rows[t] = n.ring[mod(first + t, 3)].p;
+            const int plane = int(n.ring[0].block);
+            const float *w = at(run, op.w1), *b = at(run, op.b1);
+            if (op.act == Act::gelu) {
+                narrow_stem<Act::gelu>(rows, plane, w, b, n.columns(), out);
+            } else if (op.act == Act::hardswish) {
+                narrow_stem<Act::hardswish>(rows, plane, w, b, n.columns(), out);
+            } else {
+                narrow_stem<Act::none>(rows, plane, w, b, n.columns(), out);
+            }
+            return out;
         }
         // The three taps of a row lie side by side: together they are one tap of 9 channels.
         d.step = op.stride * 3, d.taps = 3, d.inputs = 9;
@@ -233,15 +261,55 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
     return out;
 }
 
+// Copies planes, with zeros before and after their pixels; of a row outside the image only zeros.
+void copy_planes(Row from, Row to, int before, int pixels, int after) {
+    for (int c = 0; c < kNarrow; c++) {
+        float *plane = to.p + c * to.block;
+        memset(plane, 0, size_t(before) * sizeof(float));
+        if (pixels > 0 && from.p + c * from.block != plane + before)
+            memmove(plane + before, from.p + c * from.block, size_t(pixels) * sizeof(float));
+        memset(plane + before + pixels, 0, size_t(after) * sizeof(float));
+    }
+}
+
+Row narrow_row(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op;
+    const int before = n.source->x0 - n.low, given = n.source->columns(), after = n.span - before - given;
+    if (n.have == INT32_MIN || n.have < y - 2) n.have = y - 2;
+    while (n.have < y + 1) {
+        const int row = ++n.have;
+        const Row ring = n.ring[mod(row, 3)];
+        if (row < 0 || row >= n.source->height) {
+            copy_planes(ring, ring, 0, 0, n.span);
+        } else {
+            const Row to{ring.p + before, ring.block};
+            copy_planes(pull(run, *n.source, row, to), ring, before, given, after);
+        }
+    }
+    const Row rows[3] = {n.ring[mod(y - 1, 3)], n.ring[mod(y, 3)], n.ring[mod(y + 1, 3)]};
+    const float *w2 = at(run, op.w2), *b2 = at(run, op.b2), *w3 = at(run, op.w3), *b3 = at(run, op.b3);
+    const bool residual = op.residual != 0;
+    if (op.act == Act::gelu) {
+        narrow_block<Act::gelu>(rows, w2, b2, w3, b3, residual, n.columns(), out);
+    } else if (op.act == Act::hardswish) {
+        narrow_block<Act::hardswish>(rows, w2, b2, w3, b3, residual, n.columns(), out);
+    } else {
+        narrow_block<Act::none>(rows, w2, b2, w3, b3, residual, n.columns(), out);
+    }
+    return out;
+}
+
 Row inverted_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
+    if (op.planar) return narrow_row(run, n, y, out);
     const int first = op.stride * y - 1, mid = blocks_of(op.mid);
     advance(n, first, first + 2, 3, mid, [&](int row, int slot) {
         const Row to = n.ring[slot].from(pad(n, n.ring[slot], mid));
         const int given = n.source->columns();
         if (op.expands) {
             n.input[slot] = pull(run, *n.source, row, n.space[slot]);
-            pointwise(n.input[slot], op.in, at(run, op.w1), at(run, op.b1), op.act, given, to, mid, {nullptr, 0});
+            pointwise(n.input[slot], op.in, at(run, op.w1), at(run, op.b1), op.act, given, to, mid, {nullptr, 0},
+                      n.source->op->planar != 0);
         } else {
             n.input[slot] = to;
             const Row got = pull(run, *n.source, row, to);
@@ -295,6 +363,12 @@ Row stored(const Run &run, int value, int width, int blocks, int y, int x) {
     return {run.values[value] + (ptrdiff_t(y) * blocks * width + x) * kBlock, ptrdiff_t(width) * kBlock};
 }
 
+// Of an operation that stores its rows: planar ones take the same place.
+Row stored(const Run &run, const Node &n, int y) {
+    if (!n.op->planar) return stored(run, n.op->value, n.width, n.blocks, y, n.x0);
+    return {run.values[n.op->value] + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
+}
+
 Row attend_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
     const int per_head = op.head_dim / kBlock, heads = op.heads * (1 + op.scales);
@@ -333,9 +407,9 @@ Row row_of(const Run &run, Node &n, int y, Row out) {
             return out;
         }
         case Kind::cut:
-            return n.source != nullptr ? pull(run, *n.source, y, out) : stored(run, op.value, n.width, n.blocks, y, n.x0);
+            return n.source != nullptr ? pull(run, *n.source, y, out) : stored(run, n, y);
         case Kind::tee: {
-            if (n.source == nullptr) return stored(run, op.value, n.width, n.blocks, y, n.x0);
+            if (n.source == nullptr) return stored(run, n, y);
             const Row got = pull(run, *n.source, y, out);
             if (y >= n.own.y0 && y < n.own.y1)
                 copy(got.from(n.own.x0 - n.x0), stored(run, op.value, n.width, n.blocks, y, n.own.x0), n.blocks, n.own.x1 - n.own.x0);
@@ -356,7 +430,7 @@ int64_t now() {
 }
 
 Row pull(const Run &run, Node &n, int y, Row out) {
-    if (run.times == nullptr) return row_of(run, n, y, out);
+    if (run.times == nullptr || (n.source == nullptr && may_cut(n.op->kind))) return row_of(run, n, y, out);
     const int64_t start = now();
     const Row row = row_of(run, n, y, out);
     run.times[n.op - run.program->ops] += now() - start;
@@ -431,9 +505,14 @@ void run(const Run &run, const Segment &segment, Window w, float *memory) {
         if (end.op->kind == Kind::sums) {
             sums_row(run, end, y);
         } else {
-            const Row to = stored(run, end.op->value, end.width, end.blocks, y, end.x0);
+            const Row to = stored(run, end, y);
             const Row got = pull(run, *end.source, y, to);
-            if (got.p != to.p) copy(got, to, end.blocks, end.columns());
+            if (got.p == to.p) continue;
+            if (end.op->planar) {
+                copy_planes(got, to, 0, end.columns(), 0);
+            } else {
+                copy(got, to, end.blocks, end.columns());
+            }
         }
     }
     if (run.times != nullptr) run.times[end.op - run.program->ops] += now() - start;

@@ -434,12 +434,17 @@ int evs_runner_times(const evs_runner *r, int64_t *nanoseconds, int count) {
     const Program &p = r->model->program;
     if (count != p.num_ops) return EVS_BAD_ARGUMENT;
     memset(nanoseconds, 0, sizeof(int64_t) * size_t(count));
-    for (int s = 0; s < p.num_segments; s++)
-        for (int i = p.segments[s].first; i < p.segments[s].first + p.segments[s].count; i++)
+    for (int s = 0; s < r->num_parts; s++) {
+        const int first = r->parts[s].first;
+        for (int i = first; i < first + r->parts[s].count; i++) {
+            if (i == first && may_cut(p.ops[i].kind)) continue;  // that is the end of another part
+            const bool has_source = i > first && !(i == first + 1 && may_cut(p.ops[first].kind));
             for (int t = 0; t < r->pool->threads(); t++) {
                 const int64_t *times = r->times + ptrdiff_t(t) * p.num_ops;  // each holds the time of its source, too
-                nanoseconds[i] += times[i] - (i > p.segments[s].first ? times[i - 1] : 0);
+                nanoseconds[i] += times[i] - (has_source ? times[i - 1] : 0);
             }
+        }
+    }
     return EVS_OK;
 }
 

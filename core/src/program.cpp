@@ -96,6 +96,18 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
 bool is_source(Kind k) { return k == Kind::image || k == Kind::value || k == Kind::attend; }
 bool is_end(Kind k) { return k == Kind::store || k == Kind::sums || k == Kind::pool; }
 
+// Planar rows come from the convolution at the image and from blocks without expansion; only a cut, such a block, or a
+// block with expansion reads them.
+bool planar_ok(const Op &op, const Op &source, bool is_first) {
+    const bool reads = source.planar != 0, gives = op.planar != 0;
+    switch (op.kind) {
+        case Kind::conv3: return !reads && (!gives || (is_first && source.kind == Kind::image && op.stride == 2 && op.out == kNarrow));
+        case Kind::cut: return reads == gives;
+        case Kind::inverted: return op.expands ? !gives : reads == gives && (!gives || (op.stride == 1 && op.in == kNarrow && op.out == kNarrow));
+        default: return !reads && !gives;
+    }
+}
+
 // A segment is a source, operations whose channels fit each other, and an end; strides fit the values'.
 bool segment_ok(const Segment &s, const Program &p) {
     if (s.first < 0 || s.count < 2 || s.count > kMaxNodes || s.count > p.num_ops || s.first > p.num_ops - s.count) return false;
@@ -106,10 +118,12 @@ bool segment_ok(const Segment &s, const Program &p) {
         if (i == 0) {
             stride = op.kind == Kind::image ? 1 : p.values[op.value].stride;
             channels = op.out;
+            if (op.planar) return false;
             if (op.kind == Kind::attend && p.values[op.value2].stride != stride) return false;
             continue;
         }
         if (op.in != channels) return false;
+        if (!planar_ok(op, p.ops[s.first + i - 1], i == 1)) return false;
         if (p.ops[s.first].kind == Kind::image && i == 1 && op.kind != Kind::conv3) return false;
         stride *= op.stride;
         if (stride > 32) return false;

@@ -6,6 +6,7 @@
 namespace evs {
 
 constexpr int kBlock = 16;     // channels are stored in blocks of this many, padded with zeros
+constexpr int kNarrow = 8;     // channels of planar rows, padded with zeros
 constexpr int kMaxNodes = 64;   // operations of a segment
 constexpr int kMaxScales = 4;  // aggregation scales of one attention
 
@@ -42,7 +43,7 @@ struct Op {
     int64_t w1, b1, w2, b2, w3, b3;
     int64_t wa[kMaxScales], ba[kMaxScales], wg[kMaxScales], bg[kMaxScales];  // aggregation: depthwise, grouped
     float eps;
-    int32_t reserved;
+    int32_t planar;     // whether it gives planar rows (see ops/narrow.h)
 };
 
 struct Value {

@@ -16,9 +16,10 @@ struct Dense {
     int outputs;       // blocks
     int taps;
     const float *from[kMaxTaps];  // first pixel of the row each tap reads
-    ptrdiff_t block;   // of the input
+    ptrdiff_t block;   // of the input; of one plane, where planar
     int step;          // floats between the inputs of neighbouring output pixels
     Row residual;      // p is null where there is none
+    bool planar = false;  // whether the input is planar (see narrow.h)
 };
 
 template <int kPixels, int kBlocks, Act A>
@@ -43,6 +44,15 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
             }
             w += kBlock;
         };
+        if (d.planar) {
+            for (; left > 0; left--, x += d.block) {
+                for (int j = 0; j < kBlocks * kPerBlock; j++) {
+                    const V k = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+                    for (int q = 0; q < kPixels; q++) sum[q][j] = sum[q][j] + all(x[q]) * k;
+                }
+                w += kBlock;
+            }
+        }
         for (; left >= kBlock; left -= kBlock, x += d.block) {
 #pragma GCC unroll 4
             for (int c = 0; c < kBlock; c++) channel(c);
@@ -112,8 +122,8 @@ EVS_INLINE void dense(const Dense &d, Act act, int pixels, Row out) {
 
 // The 1x1 case.
 EVS_INLINE void pointwise(Row in, int inputs, const float *weights, const float *bias, Act act, int pixels, Row out,
-                          int out_blocks, Row residual) {
-    const Dense d{weights, bias, inputs, out_blocks, 1, {in.p}, in.block, kBlock, residual};
+                          int out_blocks, Row residual, bool planar = false) {
+    const Dense d{weights, bias, inputs, out_blocks, 1, {in.p}, in.block, planar ? 1 : kBlock, residual, planar};
     dense(d, act, pixels, out);
 }
 

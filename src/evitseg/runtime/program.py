@@ -33,6 +33,8 @@ MAGIC = b"EVITSEG1"
 BLOCK = 16
 """Channels that lie together in the core's memory; numbers of channels are padded to a multiple."""
 MAX_SCALES = 4
+NARROW = 8
+"""Channels of planar rows: a row then holds planes, so that no vector is half empty."""
 
 (IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, _POOL, CUT) = range(14)
 _ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
@@ -43,7 +45,7 @@ _OP = np.dtype(
     + [("kernels", "<i4", MAX_SCALES), ("expands", "<i4")]
     + [(name, "<i8") for name in ("w1", "b1", "w2", "b2", "w3", "b3")]
     + [(name, "<i8", MAX_SCALES) for name in ("wa", "ba", "wg", "bg")]
-    + [("eps", "<f4"), ("reserved", "<i4")]
+    + [("eps", "<f4"), ("planar", "<i4")]
 )  # fmt: skip
 _HEADER = np.dtype(
     [("magic", "S8"), ("op_bytes", "<i4"), ("ops", "<i4"), ("values", "<i4"), ("segments", "<i4"), ("classes", "<i4"),
@@ -261,7 +263,22 @@ class _Compiler:
         for name, conv in plan.outputs.items():
             self._pointwise("head.outputs", name, conv.inputs, conv.outputs, conv.act)
         logits = self._store(head.num_classes, 8)
+        self._make_planar()
         return self._bytes(head.num_classes, logits)
+
+    def _make_planar(self) -> None:
+        """Planar rows for as many operations after the image as the core can run on them."""
+        chain: list[dict[str, Any]] = []
+        for op in self.ops[1:]:
+            if op["out"] != NARROW or not (op["kind"] == CUT or op["stride"] == (1 if chain else 2)):
+                break
+            if op["kind"] not in (CUT, INVERTED if chain else CONV3) or op.get("expands"):
+                break
+            chain.append(op)
+        after = self.ops[1 + len(chain)]
+        if chain and after["kind"] == INVERTED and after["expands"]:
+            for op in chain:
+                op["planar"] = 1
 
     def _bytes(self, classes: int, logits: int) -> bytes:
         ops = np.zeros(len(self.ops), _OP)

@@ -1,4 +1,4 @@
-"""Everything about speed in README.md and docs/speed.md, anew: measures, then fills the tables.
+"""Everything about speed in README.md and docs/results/speed.md, anew: measures, then fills the tables.
 
     python benchmarks/speed.py CHECKPOINT
 

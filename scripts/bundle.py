@@ -105,8 +105,9 @@ arithmetic.
 {rows}
 | **mean** | {means} |
 
-The recipe was chosen on training images held out, not on this split (`docs/results.md`); the working size was chosen
-on this split with an earlier model, between sizes that differ by a few tenths of a point (`docs/working-size.md`).
+The recipe was chosen on training images held out, not on this split (`docs/results/camvid.md`). The working size was
+chosen on this split with an earlier model, between sizes that differ by a few tenths of a point
+(`docs/results/working-size.md`).
 
 ## Limits
 

@@ -11,7 +11,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 SMALLER = {
     # What a person does with large images and long runs, done with small ones.
-    "epochs=40": "epochs=1, crop=(64, 64), batch=8",
+    "epochs=30": "epochs=1, crop=(64, 64), batch=8",
     "range(40)": "range(10)",
     "number < 32": "number < 8",
     "val/32.png": "val/08.png",

@@ -231,7 +231,7 @@ def test_the_portable_formats_can_have_one_size_too(
 ) -> None:
     path, manifest = export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=SIZE)
     assert manifest.preprocess.fixed == SIZE
-    if to == "onnx":  # what TensorRT needs, and what docs/deploy.md promises
+    if to == "onnx":  # what TensorRT needs, and what docs/how-to/deploy-tensorrt.md promises
         operators = [node.op_type for node in onnx.load(path).graph.node]
         assert operators[:2] == ["Cast", "Transpose"]
         assert not {"Resize", "Shape", "Sqrt", "Reciprocal"} & set(operators)

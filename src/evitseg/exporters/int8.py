@@ -2,7 +2,7 @@
 
 Rounding the weights alone is what pays on CPUs for these networks: it costs next to no accuracy once the biases take up
 the mean error, a third of the size is left, and every engine runs it as fast as float. Activations in 8 bits cost
-points of mIoU and were faster in one engine only; docs/deploy.md has the numbers.
+points of mIoU and were faster in one engine only; docs/results/deploy.md has the numbers.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class Writer:
         # OpenVINO 2026.4 rounds a convolution's bias to bfloat16 with everything else. A bias is added in float32 if it
         # does not directly follow its convolution, so `conv` puts a limit that no number reaches between the two. Where
         # it matters is in these stages, whose biases are large because no batch norm follows their blocks' first
-        # convolutions; everywhere would cost another twentieth of the time (docs/speed.md).
+        # convolutions; everywhere would cost another twentieth of the time (docs/results/speed.md).
         self.exact_biases = self.low_precision
         for number, blocks in enumerate(stages[FIRST:], start=FIRST + 1):
             for i, block in enumerate(blocks):

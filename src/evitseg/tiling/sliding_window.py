@@ -1,7 +1,7 @@
 """Overlapping windows of an image through the network one by one, their logits averaged: what other tools do.
 
 Every window's attention sums over that window alone, and its convolutions pad with zeros at its borders: the mask is
-not that of the whole image, as `streaming`'s is. docs/huge.md says where it is the better one.
+not that of the whole image, as `streaming`'s is. docs/results/large-images.md says where it is the better one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What an engine is: images in, logits out. `evitseg.runtime` has those for artefacts, `evitseg.model` torch's."""
+"""The interface between engines and segmenters: images in, logits out.
+
+`evitseg.runtime` has the engines for exported models, `evitseg.model` has PyTorch's.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from numpy.typing import NDArray
 from evitseg.manifest import Manifest
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-
+"""Numerical precision of the arithmetic; "auto" leaves the choice to the engine."""
 
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs.
+    """How a model runs.
 
     Attributes:
-        engine, version: of the library.
+        engine, version: the library.
         precision: of the arithmetic, as the engine reports it.
-        threads: at most.
-        device: the processor's name.
+        threads: maximum number of threads.
+        device: the processor's name, or PyTorch's name of a GPU.
         streams: calls that run at the same time, sharing the threads; further callers wait.
     """
 
@@ -43,7 +46,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """What a `Segmenter` needs.
+    """The part of a `Segmenter` that runs the network.
 
     Called with (N, h, w, 3) uint8 RGB, h and w divisible by 32, it returns (N, classes, h / 8, w / 8) float32 logits.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -119,6 +119,36 @@ class LabelSpace:
                 f"{', '.join(map(str, self.ignored_ids))}); add it to a class's raw_ids or to ignored_ids."
             )
         return encoded.astype(self.dtype)
+
+
+def recolored(labels: LabelSpace, palette: Mapping[str, Color] | Sequence[Color]) -> LabelSpace:
+    """The same classes in other colours.
+
+    Args:
+        palette: RGB colours, 0 to 255: by class name, for some or all classes; or one for each class, in their order.
+
+    Raises: ConfigError for an unknown class, another number of colours, and a colour that is no RGB triple.
+    """
+    if isinstance(palette, Mapping):
+        for name in palette:
+            if name not in labels.names:
+                raise unknown("class", name, labels.names)
+        colors = [palette.get(c.name, c.color) for c in labels.classes]
+    else:
+        colors = list(palette)
+        if len(colors) != len(labels.classes):
+            raise ConfigError(
+                f"a palette of {len(colors)} colours for the {len(labels.classes)} classes of {labels.name!r}; give "
+                "one for each, or only some by name: {name: (red, green, blue)}."
+            )
+    checked: list[Color] = []
+    for color in colors:
+        if isinstance(color, str) or len(color) != 3 or not all(float(level).is_integer() for level in color):
+            raise ConfigError(f"palette: {color!r} is no colour; give (red, green, blue), each 0 to 255.")
+        red, green, blue = (int(level) for level in color)
+        checked.append((red, green, blue))
+    classes = tuple(replace(c, color=color) for c, color in zip(labels.classes, checked, strict=True))
+    return replace(labels, classes=classes)
 
 
 def distinct_color(index: int) -> Color:

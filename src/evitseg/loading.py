@@ -1,14 +1,15 @@
-"""From a model's name or file to a segmenter."""
+"""Load models by name or file."""
 
 from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from evitseg.architecture import PUBLISHED_SEGMENTATION, short_name
+from evitseg.architecture import PUBLISHED_SEGMENTATION, cost, short_name
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.engine import Engine, Precision
 from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
@@ -24,6 +25,45 @@ CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
 ARTEFACT_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that `load` finds by its name.
+
+    Attributes:
+        name: such as "b0-camvid".
+        origin: "bundled" models ship with the package, "published" ones are downloaded on first use.
+        variant: the network's, "b0" to "l3".
+        dataset: that the model was trained on; its classes.
+        parameters: how many numbers were trained.
+        is_default: whether `load()` without a name takes it.
+    """
+
+    name: str
+    origin: Literal["bundled", "published"]
+    variant: str
+    dataset: str
+    parameters: int
+    is_default: bool = False
+
+
+def list_models() -> list[ModelInfo]:
+    """Every model that has a name: the bundled ones, then those that are published by the network's authors."""
+    from evitseg.architecture import model_config
+    from evitseg.labels import load_labels
+
+    models = []
+    for name in bundled_models():
+        variant, dataset = name.split("-", 1)
+        config = model_config(variant, len(load_labels(dataset).classes))
+        models.append(
+            ModelInfo(name, "bundled", variant, dataset, cost(config).parameters, is_default=name == DEFAULT_MODEL)
+        )
+    for name, config in PUBLISHED_SEGMENTATION.items():
+        variant, dataset = name.split("-", 1)
+        models.append(ModelInfo(name, "published", variant, dataset, cost(config).parameters))
+    return models
+
+
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
@@ -35,23 +75,23 @@ def load(
     streams: int = 1,
     reading: ReadOptions | None = None,
 ) -> Segmenter:
-    """A segmenter: give it an image, it gives the mask.
+    """Load a model as a segmenter, which is called with an image and returns its mask.
 
     Args:
-        model: None for the bundled model; a bundled model's name; the path of an artefact (.onnx, .xml, .tflite,
-            .pte, .param) or a checkpoint (.safetensors, .pt, .pth); or a published model's name, such as
-            "b0-cityscapes", which is downloaded on first use.
+        model: the name of a bundled or a published model (`list_models`), or the path of an exported model (.onnx,
+            .xml, .tflite, .pte, .param) or a checkpoint (.safetensors, .pt, .pth). None for the bundled default. A
+            published model is downloaded on first use.
         engine: "openvino" (the default), "onnxruntime" or "native" for an ONNX file; "torch" (the default) or "native"
             for a checkpoint; every other kind of file has one engine.
-        device: for the torch engine "cpu" (the default), "cuda", "cuda:1", "mps", or "auto" for the fastest that is
-            there; every other engine runs on the CPU.
-        threads: at most; None for every physical core.
+        device: for the torch engine "cpu" (the default), "cuda", "cuda:1", "mps", or "auto" for the fastest that this
+            machine has; every other engine runs on the CPU.
+        threads: maximum number of threads; None for one per physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
-        size: the short side at which images go through the network, in pixels; "native" for their own; None for
-            the rule in the model's manifest.
-        streams: images that may be under way at the same time when several threads ask, where the engine can do that
-            (OpenVINO, native); together they are done sooner, each alone takes longer.
-        reading: how image files are read; None for what the model's manifest says.
+        size: the short side, in pixels, at which images go through the network; "native" for each image's own size;
+            None for the rule in the model's manifest.
+        streams: images that may run at the same time when several threads call, if the engine can do that (OpenVINO,
+            native). Together they finish sooner; each one takes longer.
+        reading: how image files are read; None for the model's manifest.
 
     Raises: ConfigError, WeightsError, EngineError, MissingPackageError.
     """
@@ -61,16 +101,9 @@ def load(
     _LOG.info("model %s runs in %s", segment.manifest.name, segment.info)
     source = os.path.abspath(model) if model is not None and Path(model).is_file() else model
     segment.loaded_by = partial(
-        load,
-        source,
-        engine=engine,
-        device=device,
-        threads=threads,
-        precision=precision,
-        size=size,
-        streams=streams,
+        load, source, engine=engine, device=device, threads=threads, precision=precision, size=size, streams=streams,
         reading=reading,
-    )
+    )  # fmt: skip
     return segment
 
 
@@ -88,16 +121,14 @@ def _engine(
             f"{model or DEFAULT_MODEL}: only the torch engine runs on {device}; use a checkpoint or a published model, "
             "or leave the device out."
         )
+    if path is not None and engine == "torch":
+        raise EngineError(f"{path}: torch runs checkpoints, not exported models; leave out the engine.")
+    if path is None and engine == "native" and Path(model or DEFAULT_MODEL).suffix == ".safetensors":
+        path = Path(str(model))
     if path is not None:
         from evitseg.runtime.engines import open_engine
 
-        if engine == "torch":
-            raise EngineError(f"{path}: torch runs checkpoints, not artefacts; leave out the engine.")
         return open_engine(path, engine, precision, threads, streams)
-    if engine == "native" and Path(model or DEFAULT_MODEL).suffix == ".safetensors":
-        from evitseg.runtime.engines import open_engine
-
-        return open_engine(Path(str(model)), engine, precision, threads, streams)
     if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
         raise EngineError(
             f"{model}: a checkpoint runs in torch or, as .safetensors, in native; for {engine}, export it first."
@@ -109,7 +140,7 @@ def _engine(
 
 
 def artefact_of(model: str | os.PathLike[str] | None) -> Path | None:
-    """The artefact's path, where a name or path given to `load` means one; there may be no file."""
+    """The exported model's path, if a name or path given to `load` means one; the file may not exist."""
     path = bundled_models().get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
     return path if path.suffix in ARTEFACT_ENDINGS else None
 

@@ -168,7 +168,7 @@ def test_an_artefact_whose_weights_are_not_finite_is_refused(tmp_path: Path, pho
         Network(path, "float32")
     # An engine whose weights are not looked at, gives itself away by what it answers.
     segment = Segmenter(open_engine(path, "onnxruntime"))
-    with pytest.raises(WeightsError, match="'b0-camvid' gives scores that are not finite"):
+    with pytest.raises(WeightsError, match="'b0-camvid' gives logits that are not finite"):
         segment(photograph[:64, :64])
 
 

@@ -1,7 +1,8 @@
-"""A checkpoint as an engine: the network in PyTorch, behind the interface that artefacts have."""
+"""Run checkpoints in PyTorch."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -16,14 +17,15 @@ from evitseg.system.machine import logical_cores, processor_name
 
 
 class TorchEngine:
-    """A network and its manifest, run by PyTorch on a CPU or a CUDA device.
+    """A network and its manifest, run by PyTorch.
 
     Args:
-        precision: "auto" is float32, which is what was trained.
-        threads: at most, for this whole process; None for PyTorch's setting, but no more than may run here.
+        precision: "auto" is float32, the precision of training.
+        threads: maximum number of threads of this whole process; None for PyTorch's setting, but no more than the
+            process may use.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu that this machine has.
 
-    Raises: EngineError for a device that this machine does not have.
+    Raises: ConfigError for an unknown name, EngineError for a device that this machine does not have.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class TorchEngine:
             if threads < 1:
                 raise EngineError(f"threads is {threads}; give 1 or more.")
             torch.set_num_threads(threads)
-        elif torch.get_num_threads() > logical_cores():  # PyTorch does not know of a container's quota
+        elif torch.get_num_threads() > logical_cores():  # PyTorch ignores a container's quota
             torch.set_num_threads(logical_cores())
         chosen = "float32" if precision == "auto" else precision
         self.manifest = manifest
@@ -59,12 +61,18 @@ class TorchEngine:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         tensor = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._device)
-        logits: NDArray[np.float32] = self._network(tensor).float().cpu().numpy()
+        with contextlib.nullcontext() if self._device.type != "cuda" else _true_float32():
+            logits: NDArray[np.float32] = self._network(tensor).float().cpu().numpy()
         return logits
 
 
+def _true_float32() -> contextlib.AbstractContextManager[None]:
+    """Keeps cuDNN from rounding the inputs of float32 convolutions to 10 bits (TF32), which is its default."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def _device(name: str) -> torch.device:
-    """The device of this name. Raises: EngineError."""
+    """PyTorch's device of this name. Raises: ConfigError, EngineError."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
         return torch.device(next(kind for kind, count in counts.items() if count))
@@ -72,6 +80,6 @@ def _device(name: str) -> torch.device:
     if kind not in counts or not (index == "" or (kind == "cuda" and index.isdecimal())):
         raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0", "mps"])
     if counts[kind] <= int(index or 0):
-        there = ", ".join(each for each, count in counts.items() if count)
-        raise EngineError(f"PyTorch finds no device {name} on this machine; it finds {there}.")
+        found = ", ".join(each for each, count in counts.items() if count)
+        raise EngineError(f"PyTorch finds no device {name} on this machine; use {found}.")
     return torch.device(name)

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,19 @@ WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 """Endings of images that are written."""
 
 
-def read_image(
-    source: str | os.PathLike[str] | Image.Image | NDArray[np.integer], options: ReadOptions = AS_STATED
-) -> ImageArray:
-    """(H, W, 3) uint8 RGB from a file, a PIL image or an array.
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open binary file, or anything else whose `read()` returns bytes."""
+
+    def read(self) -> bytes: ...
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | NDArray[np.integer]
+"""An image: a path, a file's bytes, an open binary file, a PIL image, or an (H, W, 3) uint8 RGB array."""
+
+
+def read_image(source: ImageSource, options: ReadOptions = AS_STATED) -> ImageArray:
+    """(H, W, 3) uint8 RGB from a file, its bytes, an open binary file, a PIL image or an array.
 
     EXIF orientation is applied, but for georeferenced files. Grey becomes three equal channels, a palette its colours;
     CMYK is converted, and an alpha channel is dropped: the stored colours count. What bands, 16 bits, pages and frames
@@ -42,9 +51,31 @@ def read_image(
         return _from_array(source, options)
     if isinstance(source, Image.Image):
         return of_image(source, "the PIL image", options)
-    if not isinstance(source, (str, os.PathLike)):
-        raise ImageError(f"a {type(source).__name__} is not an image; give a path, a PIL image or a numpy array.")
-    return read_whole(Path(source), str(source), options).pixels
+    encoded, name = file_or_bytes(source)
+    return read_whole(encoded if isinstance(encoded, bytes) else Path(encoded), name, options).pixels
+
+
+def file_or_bytes(source: str | os.PathLike[str] | bytes | BinaryFile) -> tuple[str | os.PathLike[str] | bytes, str]:
+    """A path as it is, or the bytes of an open file; with the image's name for messages.
+
+    Raises: ImageError for anything else.
+    """
+    if isinstance(source, bytes):
+        return source, "the image"
+    if isinstance(source, (str, os.PathLike)):
+        return source, str(source)
+    if not isinstance(source, BinaryFile):
+        kind = type(source)
+        advice = "give a path, bytes, an open binary file, a PIL image or a numpy array"
+        if kind.__module__.partition(".")[0] in ("torch", "jax", "tensorflow"):
+            advice = "convert it to a numpy array (H, W, 3), uint8 RGB"
+        raise ImageError(f"a {kind.__name__} is not an image; {advice}.")
+    stated = getattr(source, "name", None)
+    name = stated if isinstance(stated, str) else "the image"
+    content: object = source.read()
+    if not isinstance(content, bytes):
+        raise ImageError(f"{name}: read() returned {type(content).__name__}, not bytes; open the file in mode 'rb'.")
+    return content, name
 
 
 def read_reduced(
@@ -81,16 +112,32 @@ def _from_array(array: NDArray[Any], options: ReadOptions) -> ImageArray:
     from evitseg.raster.levels import cells_of, choose_levels
 
     if (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3)) or 0 in array.shape:
-        raise ImageError(f"an array of shape {array.shape} is not an image; give (H, W, 3) in RGB order.")
+        raise ImageError(
+            f"an array of shape {array.shape} is not an image; give (H, W, 3) in RGB order{_shape_advice(array.shape)}."
+        )
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise ImageError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
     if array.dtype != np.uint8 or options.value_range is not None:
         if array.dtype != np.uint16 and options.value_range is None:
-            raise ImageError(f"an array of {array.dtype} is not an image; give uint8 (H, W, 3) in RGB order.")
+            advice = "; for values from 0 to 1: (array * 255).round().astype('uint8')" * (array.dtype.kind == "f")
+            raise ImageError(f"an array of {array.dtype} is not an image; give uint8 (H, W, 3) in RGB order{advice}.")
         array = choose_levels("the array", array.dtype, options, cells_of(array))(array)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     return cast(ImageArray, array)
+
+
+def _shape_advice(shape: tuple[int, ...]) -> str:
+    """How to make an image of an array in another common layout."""
+    if 0 in shape:
+        return ""
+    if len(shape) == 3 and shape[2] == 4:
+        return ", without the fourth channel: array[..., :3], or array[..., 2::-1] if it is BGRA"
+    if len(shape) == 3 and shape[0] == 3:
+        return ": array.transpose(1, 2, 0)"
+    if len(shape) == 4:
+        return "; of a batch, give a list: list(array)"
+    return ""
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,50 @@ def polygons(
         transform = mask.transform if crs is not None else rasterio.Affine.identity()
         write(out, features(), transform, crs, Path(mask_path).stem)
     return Outlines(counts, in_pixels=crs is None)
+
+
+class PolygonGeometry(TypedDict):
+    """Coordinates [x, y] in pixels from the mask's corner, y downwards; the outer ring first, then the holes."""
+
+    type: Literal["Polygon"]
+    coordinates: list[list[list[int]]]
+
+
+class PolygonFeature(TypedDict):
+    """A region of one class, as GeoJSON describes it. Its properties: class (the index), name, pixels (the area)."""
+
+    type: Literal["Feature"]
+    properties: dict[str, str | int]
+    geometry: PolygonGeometry
+
+
+def polygon_features(
+    mask: NDArray[np.integer], labels: LabelSpace, classes: Iterable[str] | None = None, min_pixels: int = 1
+) -> list[PolygonFeature]:
+    """Every region of a class, pixels that touch along an edge, as a polygon with its holes, in pixel coordinates.
+
+    Args:
+        mask: (H, W) class indices.
+        classes: names of the classes to return; None for all.
+        min_pixels: leaves out smaller regions; the holes they fill stay.
+
+    Raises: ConfigError, MissingPackageError without the extra `geo`.
+    """
+    if min_pixels < 1:
+        raise ConfigError(f"min_pixels is {min_pixels}; it must be 1 or more.")
+    whole = Mask("the mask", mask.shape[:2], lambda top, rows: mask[top : top + rows], labels)
+    found: list[PolygonFeature] = []
+    for value, rings in whole_regions(whole, labels, _wanted(labels, classes), lambda fraction: None):
+        pixels = abs(round(sum(doubled_area(ring) for ring in rings) / 2))
+        if pixels >= min_pixels:
+            found.append(
+                {
+                    "type": "Feature",
+                    "properties": {"class": value, "name": labels.names[value], "pixels": pixels},
+                    "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]},
+                }
+            )
+    return found
 
 
 def _wanted(labels: LabelSpace, classes: Iterable[str] | None) -> tuple[int, ...]:

@@ -29,7 +29,10 @@ def main(camvid: Path, named: list[str]) -> None:
         name, _, checkpoint = entry.rpartition("=")
         segment = load(checkpoint, precision="float32")
         report = evaluate(segment.mask, pairs, dataset.labels)
-        results[name] = {"miou": 100 * report.miou, "iou": {k: 100 * v for k, v in report.to_dict()["iou"].items()}}
+        results[name] = {
+            "miou": 100 * report.miou,
+            "iou": dict(zip(dataset.labels.names, (100 * report.iou).tolist(), strict=True)),
+        }
         print(f"{name}: {100 * report.miou:.2f}", flush=True)
     with replacing(RESULTS / "camvid.json") as file:
         file.write((json.dumps({"images": len(pairs), "results": results}, indent=2) + "\n").encode())

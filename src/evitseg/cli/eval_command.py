@@ -117,7 +117,7 @@ def eval_command(
         else:
             mask_of, by_pair = subject.function()
             result = evaluate(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
-    output.content = result.to_dict()
+    output.content = {**result.to_dict()}
     _show(result, output)
     if report is not None:
         _write_page(subject, result, report, f"{settings.get('model', masks)} on {dataset.root.resolve().name}")

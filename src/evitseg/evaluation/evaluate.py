@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,22 @@ class ImageResult:
     pair: Pair
     miou: float
     accuracy: float
+
+
+class ReportDict(TypedDict):
+    """A report's numbers for programs; a class that does not occur has None."""
+
+    miou: float | None
+    iou: dict[str, float | None]
+    accuracy: dict[str, float | None]
+    pixel_accuracy: float
+    frequency_weighted_iou: float
+    boundary_iou: dict[str, float | None]
+    mean_boundary_iou: float | None
+    images: int
+    skipped: list[str]
+    confusion: list[list[int]]
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ class Report:
     def mean_boundary_iou(self) -> float:
         return mean(self.boundary_iou)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ReportDict:
         """Numbers for programs; a class that does not occur has null."""
 
         def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
@@ -126,8 +142,27 @@ MaskFunction = Callable[[ImageArray], Mask]
 """(H, W, 3) uint8 image -> (H, W) class indices."""
 
 
+class HasMask(Protocol):
+    """A prediction."""
+
+    @property
+    def mask(self) -> Mask: ...
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A segmenter: called with a file, it returns a prediction."""
+
+    @property
+    def labels(self) -> LabelSpace: ...
+
+    def mask_tta(self, image: ImageArray) -> Mask: ...
+
+    def __call__(self, source: Path, /) -> HasMask: ...
+
+
 def evaluate(
-    mask_of: Callable[[Any], Any],
+    mask_of: ReadsFiles | MaskFunction | Callable[[Pair], Mask],
     data: str | os.PathLike[str] | Dataset | Sequence[Pair],
     labels: LabelSpace | None = None,
     *,
@@ -161,23 +196,13 @@ def evaluate(
             raise ConfigError(f"split {split!r} of pairs: give the data itself to choose a split of it.")
         pairs = tuple(data)
         labels = settled_for([pair.mask for pair in pairs], labels or own)
-    function = mask_of
+    function: Callable[[Any], Any] = mask_of  # of an image or of a pair, as by_pair says
     if isinstance(mask_of, ReadsFiles) and not by_pair:
-        # From the file, as `evitseg predict` does it: large JPEGs are decoded in a smaller size.
-        reads: Callable[[Any], Any] = mask_of
-        function, by_pair = (lambda pair: reads(pair.image).mask), True
+        segment = mask_of
+        # From the file, like `evitseg predict`: large JPEGs are decoded at a reduced size.
+        function, by_pair = (lambda pair: segment(pair.image).mask), True
     outcomes = (measured(function, pair, labels, by_pair, progress) for pair in pairs)
     return summarise(outcomes, labels, settings or {})
-
-
-@runtime_checkable
-class ReadsFiles(Protocol):
-    """A segmenter: called with a file it gives a prediction."""
-
-    @property
-    def labels(self) -> LabelSpace: ...
-
-    def mask_tta(self, image: ImageArray) -> Mask: ...
 
 
 def default_split(dataset: Dataset) -> str | None:

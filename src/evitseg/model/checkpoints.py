@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +98,7 @@ def _with_classes_of(config: ModelConfig, state: State, naming: str) -> ModelCon
     return replace(config, head=replace(config.head, num_classes=len(last)))
 
 
-def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> EfficientViT:
+def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Tensor] | None = None) -> EfficientViT:
     """A published network with its weights, in eval mode.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from evitseg.raster.polygons import PolygonFeature
 
 Logits: TypeAlias = NDArray[np.float32]
+_AnySource = TypeVar("_AnySource", bound=ImageSource)  # so that a list[Path] is a list of sources
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,13 +214,13 @@ class Segmenter:
     def __call__(self, source: ImageSource) -> Prediction: ...
 
     @overload
-    def __call__(self, source: list[ImageSource] | tuple[ImageSource, ...]) -> list[Prediction]: ...
+    def __call__(self, source: list[_AnySource] | tuple[_AnySource, ...]) -> list[Prediction]: ...
 
     @overload
     def __call__(self, source: Iterator[ImageSource]) -> Iterator[Prediction]: ...
 
     def __call__(
-        self, source: ImageSource | list[ImageSource] | tuple[ImageSource, ...] | Iterator[ImageSource]
+        self, source: ImageSource | list[_AnySource] | tuple[_AnySource, ...] | Iterator[ImageSource]
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Segment an image, or several: the mask, with all that can be made of it.
 

@@ -324,7 +324,7 @@ class Trainer:
         loss = total / max(1, count)
         self.losses = [0.0, 0]
         event = self._event(loss, rate, report, epoch_done=True)
-        line = {
+        line: dict[str, object] = {
             "epoch": epoch + 1, "step": self.step, "loss": loss, "learning_rate": rate,
             "images_per_s": round(event.images_per_s, 2),
         }  # fmt: skip

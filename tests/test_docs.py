@@ -28,6 +28,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from evitseg.bundled import EXAMPLE_IMAGE
+from tests.optional import is_installed, needs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,6 +48,21 @@ SMALLER = {
 }
 TRAINING = ["--start", "none", "--epochs", "1", "--crop", "64x64", "--size", "64", "--workers", "0", "--batch", "2"]
 """Given last, these replace a run of hours by one of seconds."""
+PACKAGES = {
+    r"evitseg (train|average)|evitseg\.(fit|TrainConfig)": (
+        "torch",
+        "safetensors",
+        "accelerate",
+        "tensorboard",
+        "matplotlib",
+    ),
+    r"evitseg export|evitseg\.(build|export)|\.safetensors": ("torch", "safetensors", "onnx"),
+    r"clip\.|holiday|camera:|import av|segment_video": ("av",),
+    r"mosaic\.|rasterio|polygons": ("rasterio", "pyogrio"),
+    r"--to litert|ai_edge_litert": ("litert_torch", "ai_edge_litert"),
+    r"import onnxruntime": ("onnxruntime",),
+}
+"""The optional packages that code needs, by a pattern of the code."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,12 @@ def test_every_block_runs_or_says_why_not() -> None:
             assert len(block.reason.split()) > 2, f"{block}: {block.reason!r} is no reason"
         for part in block.left_out:
             assert part in block.code, f"{block}: no line has {part!r}"
+
+
+def test_every_replacement_is_needed() -> None:
+    code = "\n".join(map(code_of, PAGES))
+    for large in SMALLER:
+        assert large in code, f"no page has {large!r} any more"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -175,10 +197,12 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("photo.jpg", "street.jpg", "folder/a.jpg", "holiday/b.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
         photograph().save(folder / name)
-    for name in ("clip.mp4", "clip.mov", "holiday/c.mp4"):
-        clip(folder / name)
+    if is_installed("av"):
+        for name in ("clip.mp4", "clip.mov", "holiday/c.mp4"):
+            clip(folder / name)
     data_set(folder / "data")
-    mosaic(folder / "mosaic.tif")
+    if is_installed("rasterio"):
+        mosaic(folder / "mosaic.tif")
     photograph((160, 96)).save(folder / "mosaic.png")
     (folder / "predictions").mkdir()
     for mask in (folder / "data/masks/val").iterdir():
@@ -236,8 +260,31 @@ def given(page: Path) -> list[list[str]]:
     return [shlex.split(smaller(command)) for command in commands]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=title)
+def runs(page: Path) -> list[Block]:
+    return [block for block in BLOCKS if block.page == page and block.language in RUN and block.reason is None]
+
+
+def code_of(page: Path) -> str:
+    """Everything that a page runs."""
+    lines = [shlex.join(words) for words in given(page)]
+    for block in runs(page):
+        lines += [line for line in block.code.splitlines() if not any(part in line for part in block.left_out)]
+    return "\n".join(lines)
+
+
+def marked_pages() -> Iterator[Any]:
+    for page in PAGES:
+        code = code_of(page)
+        marks = [pytest.mark.slow] if "evitseg train" in code else []
+        marks += [pytest.mark.converters] if "--to litert" in code else []
+        yield pytest.param(page, id=title(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", list(marked_pages()))
 def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pattern, packages in PACKAGES.items():
+        if re.search(pattern, code_of(page)):
+            needs(*packages)
     monkeypatch.setattr(sys, "path", [str(place), *sys.path])
     for name, block in FILES.items():
         (place / name).write_text(smaller(block.code), encoding="utf-8")
@@ -245,9 +292,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, place: Path, m
     for words in given(page):
         run(words, title(page))
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in BLOCKS:
-        if block.page != page or block.language not in RUN or block.reason is not None:
-            continue
+    for block in runs(page):
         if block.language == "sh":
             for words in commands(block):
                 run(words, str(block))

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from tests.optional import needs
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -75,7 +77,7 @@ def test_every_page_is_in_the_table_of_contents_once() -> None:
 
 
 def test_the_reference_says_what_the_code_says() -> None:
-    pytest.importorskip("torch")
+    needs("torch", "accelerate")
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/docs.py"), "--check"], capture_output=True, text=True, check=False
     )
@@ -94,6 +96,7 @@ class _Loaded(HTMLParser):
             self.found += [value for name, value in attrs if name in ("src", "href") and value]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_net(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     site = tmp_path / "site"

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.optional import needs
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 SMALLER = {
     # What a person does with large images and long runs, done with small ones.
@@ -19,7 +21,10 @@ SMALLER = {
     "network, 1024)": "network, 64)",
     '(360, 720, "native")': "(64,)",
 }
-NEEDS = {"large-images": "rasterio", "train": "accelerate"}
+NEEDS = {
+    "large-images": ("rasterio", "pyogrio"),
+    "train": ("torch", "safetensors", "accelerate", "tensorboard", "onnx"),
+}
 
 
 def cells(notebook: Path) -> list[str]:
@@ -27,9 +32,12 @@ def cells(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("notebook", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "train" else []) for path in EXAMPLES],
+)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(NEEDS.get(notebook.stem, "numpy"))
+    needs(*NEEDS.get(notebook.stem, ()))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "notebook"}
     for number, code in enumerate(cells(notebook), 1):

@@ -38,7 +38,6 @@ SHOWN = {"", "text"}
 SMALLER = {
     # What a person does with large files, done with small ones.
     "512x1024": "64x96",
-    "736x960": "64x96",
     "512, 1024": "64, 96",
     "12000,8000,1024,768": "8,16,64,32",
     "range(40)": "range(8)",

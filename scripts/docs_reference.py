@@ -60,7 +60,8 @@ def cli_page() -> str:
         "work or a part of it failed, 2 if the command line was wrong, and 130 after Ctrl-C.",
         "## Options of every verb",
         option_table(shared_options(verbs.values())),
-        "`evitseg --version` prints the version.",
+        "`evitseg --version` prints the version. `evitseg --show-completion bash >> ~/.bashrc` makes bash complete "
+        "verbs, options and their values; `zsh` and `fish` work in the same way.",
     ]
     for name, verb in verbs.items():
         names = (argument_name(param) for param in verb.params if param.param_type_name == "argument")

@@ -37,6 +37,7 @@ from evitseg.tiling.network import Network
 from evitseg.tiling.plan import ContextMode
 from evitseg.tiling.stream import Progress, Streamed, segment_huge
 from evitseg.tiling.windows import Window
+from tests.cli.test_json import checked
 
 BUNDLED = bundled_models()["b0-camvid"]
 TILE = 64
@@ -275,7 +276,9 @@ def test_predict_with_ray_writes_what_predict_exact_writes(tmp_path: Path) -> No
     assert many.exit_code == 0, many.output
     assert (tmp_path / "many.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     assert context.exists()
-    assert json.loads(many.stdout)["images"][0]["fractions"]["road"] > 0.1
+    (image,) = checked(many.stdout)["images"]
+    assert (image["mode"], image["context"]) == ("ray", str(context))
+    assert image["fractions"]["road"] > 0.1
 
 
 def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> None:
@@ -296,7 +299,7 @@ def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> N
     assert masks[0] == masks[1]
     assert sorted(masks[0]) == ["c/y_mask.png", "x_png_2_mask.png", "x_png_mask.png"]
     run = CliRunner().invoke(app, [*given, "--ray", "auto", "--out", str(tmp_path / "many"), "--skip-existing"])
-    assert "3 images have their results" in run.output
+    assert "3 inputs have results already" in run.output
     run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--overlay"])
     assert run.exit_code == 2
 

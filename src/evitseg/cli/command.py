@@ -201,13 +201,20 @@ def fail() -> None:
     raise click.exceptions.Exit(FAILED)
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to the current sys.stderr, which a progress bar replaces to print lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _logging(verbose: int) -> Iterator[None]:
     """Show the package's log on standard error while a verb runs, if --verbose asks for it."""
     if not verbose:
         yield
         return
-    logger, handler = logging.getLogger("evitseg"), logging.StreamHandler()
+    logger, handler = logging.getLogger("evitseg"), _StderrHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)

@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 BEST = "best"
 HERE = "here"
-FORMAT_EXTRAS = {
-    "onnx": "export",
-    "openvino": "export",
-    "litert": "litert-export",
-    "executorch": "executorch",
-    "ncnn": "ncnn-export",
-    "coreml": "coreml",
-}
+
+
+def _formats() -> list[str]:
+    from evitseg.exporters.formats import FORMATS
+
+    return [*FORMATS, BEST]
+
+
+def _number_formats() -> list[str]:
+    from evitseg.exporters.formats import WEIGHTS
+
+    return list(WEIGHTS)
 
 
 @verb(
@@ -70,14 +74,14 @@ FORMAT_EXTRAS = {
 @LABELS
 @option(
     "--to",
-    type=Names("format", lambda: [*FORMAT_EXTRAS, BEST]),
+    type=Names("format", _formats),
     default="onnx",
     panel="Format",
     help="Format of the exported model; 'best' tries all of them on this machine and keeps the fastest. Default: onnx.",
 )
 @option(
     "--weights",
-    type=Names("number format", lambda: ["float32", "float16", "int8"]),
+    type=Names("number format", _number_formats),
     default="float32",
     panel="Format",
     help="Number format of the stored weights; float16 halves the file, int8 reduces it to a third. Default: float32.",
@@ -138,13 +142,13 @@ def export_command(
     if to != BEST and threads is not None:
         raise click.BadParameter("applies to --to best only; leave it out", param_hint="--threads")
     stored = "int8" if int8 is not None else "float16" if fp16 else weights
+    from evitseg.exporters.formats import FORMATS
     from evitseg.labels import load_labels
     from evitseg.loading import network_of
 
     label_space = load_labels(labels) if labels else None
-    network, manifest = network_of(checkpoint, extra=FORMAT_EXTRAS.get(to, "export"))
+    network, manifest = network_of(checkpoint, extra="export" if to == BEST else FORMATS[to].extra)
     from evitseg.exporters.export import export
-    from evitseg.exporters.formats import FORMATS
 
     fixed = size if isinstance(size, tuple) else None
     preprocess = None

@@ -115,7 +115,7 @@ def plan(request: Request, outcome: Outcome) -> list[PredictJob]:
         if _is_video(each.path) and request.method is not Mode.whole:
             if each.is_named:
                 raise click.BadParameter(
-                    f"{each.path} is a video, which {CHOSEN_BY[request.method]} does not support", param_hint="INPUT..."
+                    f"{each.path} is a video, which {CHOSEN_BY[request.method]} does not support", param_hint="INPUT"
                 )
             outcome.skip(each.path, f"{CHOSEN_BY[request.method]} does not support videos")
             continue
@@ -124,11 +124,11 @@ def plan(request: Request, outcome: Outcome) -> list[PredictJob]:
         if not is_stream(given):
             continue
         if request.method is not Mode.whole:
-            raise click.BadParameter(f"{given} is a live source, not an image", param_hint="INPUT...")
+            raise click.BadParameter(f"{given} is a live source, not an image", param_hint="INPUT")
         try:
             check_address(given)
         except ConfigError as error:
-            raise click.BadParameter(str(error), param_hint="INPUT...") from None
+            raise click.BadParameter(str(error), param_hint="INPUT") from None
         # .live, because name_outputs removes the suffix.
         sources.append((given, Path(f"{stream_name(given)}.live")))
     jobs = [
@@ -169,7 +169,7 @@ def _check(jobs: list[PredictJob], request: Request) -> None:
     """Raises: BadParameter for options that do not fit the jobs."""
     one = [option for option in ONE_IMAGE if option in request.given]
     if len(jobs) > 1 and (request.is_file or one):
-        raise click.BadParameter("give one image, or a folder as --out", param_hint="INPUT...")
+        raise click.BadParameter("give one image, or a folder as --out", param_hint="INPUT")
     if jobs:
         check_used(request.given, frozenset(job.mode for job in jobs))
     if request.overlay is False and "overlay" in request.videos:

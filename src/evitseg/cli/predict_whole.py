@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MAX_STREAMS = 4
 """Images that the network segments at the same time; each needs memory for its own features."""
 
-_MORE = "overlay", "polygons"
-
 
 @dataclass(frozen=True)
 class WrittenImage:
@@ -229,8 +227,9 @@ def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: 
 
 
 def _entry(done: WrittenImage) -> ImageEntry:
-    entry = ImageEntry(str(done.source), Mode.whole.value, str(done.written["mask"]), done.size, done.fractions)
-    entry.overlay, entry.polygons = (str(done.written[k]) if k in done.written else None for k in _MORE)
+    paths = {kind: str(path) for kind, path in done.written.items()}
+    entry = ImageEntry(str(done.source), Mode.whole.value, paths["mask"], done.size, done.fractions)
+    entry.overlay, entry.polygons = paths.get("overlay"), paths.get("polygons")
     return entry
 
 

@@ -25,14 +25,8 @@ from evitseg.raster.files import read_image
 from evitseg.runtime.engines import open_engine
 from evitseg.system.files import temporary_folder
 
-RUNS = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "litert": "litert",
-    "executorch": "executorch",
-    "ncnn": "ncnn",
-}
-"""The engine to try a format in; OpenVINO runs its own format as it runs ONNX."""
+RUNS = {name: form.engine for name, form in FORMATS.items() if form.engine is not None}
+"""The engine to measure each format in; OpenVINO runs its own format as it runs ONNX."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 TURNS = 15
 AS_FAST = 1.03

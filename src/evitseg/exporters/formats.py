@@ -1,73 +1,97 @@
-"""The export formats as a table."""
+"""The export formats as a table, which needs neither PyTorch nor a converter until a format is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evitseg.engine import Engine
-from evitseg.exporters.coreml import CoreMlReader, write_coreml
-from evitseg.exporters.executorch import write_executorch
-from evitseg.exporters.int8 import Rounding, by_table, per_channel
-from evitseg.exporters.litert import write_litert
-from evitseg.exporters.ncnn import write_ncnn
-from evitseg.exporters.onnx import set_onnx_manifest, write_onnx
-from evitseg.exporters.openvino import set_openvino_manifest, write_openvino
 from evitseg.manifest import Manifest
-from evitseg.model.network import EfficientViT
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.model_file import manifest_file, set_manifest_beside
+
+if TYPE_CHECKING:
+    from evitseg.exporters.int8 import Rounding
+    from evitseg.model.network import EfficientViT
 
 WEIGHTS = ("float32", "float16", "int8")
 
 
+def _in(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of a converter's module, which is imported when it is called."""
+
+    def call(*arguments: object) -> Any:
+        return getattr(import_module(f"evitseg.exporters.{module}"), name)(*arguments)
+
+    return call
+
+
+_PER_CHANNEL = _in("int8", "per_channel")
+
+
 @dataclass(frozen=True)
 class Format:
-    """A kind of artefact.
+    """A kind of exported model.
 
     Attributes:
-        ending: of the file's name.
+        ending: the end of the file's name.
+        extra: the extra of the package that installs the converter.
+        engine: the engine that `--to best` measures it in; None if it runs on other machines only.
         write: converts a network to the file.
         set_manifest: gives a written file its manifest.
-        beside: what stands in place of the ending in the names of further files that belong to it.
-        one_size: whether it takes images of one size; its manifest lies beside it then.
-        weights: the number formats it can store them in.
-        rounding: to what its 8 bits can say.
+        beside: endings of further files that belong to it, in place of `ending`.
+        one_size: whether it takes images of one size; its manifest is then a file next to it.
+        weights: the number formats that it can store weights in.
+        rounding: rounds weights to values that its 8 bits can represent.
         run: opens a written file, to compare it with its checkpoint.
     """
 
     ending: str
+    extra: str
+    engine: str | None
     write: Callable[[EfficientViT, Manifest, Path], None]
     set_manifest: Callable[[Path, Manifest], None] = set_manifest_beside
     beside: tuple[str, ...] = ()
     one_size: bool = True
     weights: tuple[str, ...] = WEIGHTS
-    rounding: Rounding = per_channel
+    rounding: Rounding = _PER_CHANNEL
     run: Callable[[Path], Engine] = lambda path: open_engine(path, precision="float32")
 
     def name(self, stem: str | os.PathLike[str]) -> Path:
-        """The file's name for a model that is called so."""
+        """Name of the file for a model of this name."""
         return Path(f"{os.fspath(stem)}{self.ending}")
 
     def size_bytes(self, artefact: Path) -> int:
-        """Of all that belong to an artefact."""
+        """Size of an exported model with all files that belong to it."""
         every = (file for top in self.files(artefact) for file in (top, *top.rglob("*")))
         return sum(file.stat().st_size for file in every if file.is_file())
 
     def files(self, artefact: Path) -> list[Path]:
-        """All that belong to an artefact, itself last."""
+        """All files that belong to an exported model, itself last."""
         stem = artefact.name.removesuffix(self.ending)
         further = [artefact.with_name(stem + ending) for ending in self.beside]
         return [*further, *([manifest_file(artefact)] if self.one_size else []), artefact]
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", write_onnx, set_onnx_manifest, one_size=False),
-    "openvino": Format(".xml", write_openvino, set_openvino_manifest, beside=(".bin",), one_size=False),
-    "litert": Format(".tflite", write_litert),
-    "executorch": Format(".pte", write_executorch, weights=("float32",)),
-    "ncnn": Format(".ncnn.param", write_ncnn, beside=(".ncnn.bin",), rounding=by_table),
-    "coreml": Format(".mlpackage", write_coreml, run=CoreMlReader),
-}
+    "onnx": Format(
+        ".onnx", "export", "onnxruntime", _in("onnx", "write_onnx"), _in("onnx", "set_onnx_manifest"), one_size=False
+    ),
+    "openvino": Format(
+        ".xml", "export", "openvino", _in("openvino", "write_openvino"), _in("openvino", "set_openvino_manifest"),
+        beside=(".bin",), one_size=False,
+    ),
+    "litert": Format(".tflite", "litert-export", "litert", _in("litert", "write_litert")),
+    "executorch": Format(
+        ".pte", "executorch", "executorch", _in("executorch", "write_executorch"), weights=("float32",)
+    ),
+    "ncnn": Format(
+        ".ncnn.param", "ncnn-export", "ncnn", _in("ncnn", "write_ncnn"), beside=(".ncnn.bin",),
+        rounding=_in("int8", "by_table"),
+    ),
+    "coreml": Format(".mlpackage", "coreml", None, _in("coreml", "write_coreml"), run=_in("coreml", "CoreMlReader")),
+}  # fmt: skip

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evitseg.profiling.worker import Worker, median_and_p90, take_turns, warm_up
+from evitseg.profiling.worker import Worker, median_and_p90, take_rounds, warm_up
 from evitseg.profiling.worker import serve as serve_works
 from evitseg.system.files import replacing
 from evitseg.system.machine import processor_name
@@ -28,13 +28,13 @@ class Result:
     Attributes:
         median_ms, p90_ms: of one turn.
         peak_mib: most memory its process ever held.
-        turns: how many were measured, after those that warm up.
+        rounds: how many were measured, after those that warm up.
     """
 
     median_ms: float
     p90_ms: float
     peak_mib: float
-    turns: int
+    rounds: int
 
 
 def serve(work: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ def serve(work: Callable[[], object]) -> None:
     serve_works({"go": work})
 
 
-def compete(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Result]:
+def compete(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Result]:
     """Run the contestants turn by turn, each warm."""
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(command, name)) for name, command in commands.items()}
@@ -51,9 +51,9 @@ def compete(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Resu
         works = {name: partial(worker.ask, "go") for name, worker in workers.items()}
         for work in works.values():
             warm_up(work)
-        taken = take_turns(works, turns)
+        taken = take_rounds(works, rounds)
         return {
-            name: Result(*median_and_p90(taken[name]), worker.ask("peak"), turns) for name, worker in workers.items()
+            name: Result(*median_and_p90(taken[name]), worker.ask("peak"), rounds) for name, worker in workers.items()
         }
 
 

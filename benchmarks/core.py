@@ -1,4 +1,4 @@
-"""The core beside OpenVINO: the network alone in float32, same machine, image and threads, in turns.
+"""The core beside OpenVINO: the network alone in float32, same machine, image and threads, in rounds.
 
     python benchmarks/core.py CHECKPOINT
 
@@ -36,7 +36,7 @@ CORE, GRAPH = "core", "OpenVINO, evitseg's graph"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -56,7 +56,7 @@ def main() -> None:
                 sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--serve"
             ]  # fmt: skip
             commands = {name: [*command, name, str(path), str(height), str(width)] for name, path in files.items()}
-            results = compete(commands, arguments.turns)
+            results = compete(commands, arguments.rounds)
             plain = min(results[way].median_ms for way in (PLAIN, PLAIN_OPENVINO))
             flops = 2 * cost(manifest.model).macs(height, width)
             row: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
@@ -70,7 +70,7 @@ def main() -> None:
                 flush=True,
             )
     settings = {
-        "checkpoint": arguments.checkpoint.name, "threads": arguments.threads, "turns": arguments.turns,
+        "checkpoint": arguments.checkpoint.name, "threads": arguments.threads, "rounds": arguments.rounds,
         "machine": machine().to_dict(),
     }  # fmt: skip
     with replacing(RESULTS / "core.json") as file:

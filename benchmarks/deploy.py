@@ -32,12 +32,12 @@ from evitseg.exporters import executorch, litert
 from evitseg.exporters.export import CALIBRATED_ON
 from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.int8 import eight_bit
-from evitseg.exporters.ncnn import Planes
+from evitseg.exporters.ncnn import ChannelsFirstModel
 from evitseg.image import Mask
 from evitseg.loading import network_of
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.engine import TorchEngine
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
 from evitseg.runtime.engines import open_engine
@@ -88,7 +88,7 @@ CONTESTANTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("camvid", type=Path)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", default="deploy")
     parser.add_argument(
         "--only", default="", help="regular expression: measure these anew, and keep the others' figures"
@@ -136,7 +136,7 @@ def main() -> None:
                         sys.executable, __file__, "serve", str(path), contestant.engine or "-", contestant.precision,
                         *map(str, size),
                     ]  # fmt: skip
-            for name, result in (compete(commands, arguments.turns) if commands else {}).items():
+            for name, result in (compete(commands, arguments.rounds) if commands else {}).items():
                 rows[name]["x".join(map(str, size))] = asdict(result)
     place = RESULTS / f"{arguments.out}.json"
     if arguments.only:
@@ -191,7 +191,7 @@ def write_plain(to: str, network: EfficientViT, manifest: Manifest, path: Path) 
     """What a converter makes of the network without our help."""
     assert manifest.preprocess.fixed is not None
     pixels = torch.zeros((1, *manifest.preprocess.fixed, 3), dtype=torch.uint8)
-    deployed = Deployed(network, manifest.preprocess).eval()
+    deployed = NormalizedModel(network, manifest.preprocess).eval()
     with silenced():
         if to == "litert":
             import litert_torch
@@ -201,7 +201,7 @@ def write_plain(to: str, network: EfficientViT, manifest: Manifest, path: Path) 
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
-            planes = Planes(network, manifest.preprocess).eval()
+            planes = ChannelsFirstModel(network, manifest.preprocess).eval()
             program = torch.export.export(planes, (pixels.permute(0, 3, 1, 2).float().contiguous(),))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             path.write_bytes(lowered.to_executorch().buffer)

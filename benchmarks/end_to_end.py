@@ -24,10 +24,10 @@ from evitseg.errors import EngineError
 SIZE = (1024, 2048)
 
 
-def ours(artefact: Path, image: Path, out: Path, precision: str, threads: int) -> None:
+def ours(model_file: Path, image: Path, out: Path, precision: str, threads: int) -> None:
     import evitseg
 
-    segment = evitseg.load(artefact, precision=precision, threads=threads, size="native")  # type: ignore[arg-type]
+    segment = evitseg.load(model_file, precision=precision, threads=threads, size="native")  # type: ignore[arg-type]
     serve(lambda: segment(image).save(out))
 
 
@@ -55,7 +55,7 @@ def usual(checkpoint: Path, image: Path, out: Path, threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--as", dest="contestant", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,18 +73,18 @@ def main() -> None:
         place = Path(folder)
         image = place / "street.jpg"
         Image.open(EXAMPLE_IMAGE).resize(SIZE[::-1], Image.Resampling.LANCZOS).save(image, quality=95)
-        artefact, _ = export(arguments.checkpoint, "onnx", place / "model.onnx")
+        model_file, _ = export(arguments.checkpoint, "onnx", place / "model.onnx")
         command = [sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--as"]
         commands = {"usual procedure": [*command, "usual", str(image), str(place / "usual.png")]}
         for precision in PRECISIONS[1:] + PRECISIONS[:1]:
             try:
-                load(artefact, precision=precision)
+                load(model_file, precision=precision)
             except EngineError as error:
                 print(f"left out: {error}")
                 continue
             name = f"evitseg, {precision}" if precision != "auto" else "evitseg, default"
-            commands[name] = [*command, precision, str(image), str(place / f"{precision}.png"), str(artefact)]
-        results = compete(commands, arguments.turns)
+            commands[name] = [*command, precision, str(image), str(place / f"{precision}.png"), str(model_file)]
+        results = compete(commands, arguments.rounds)
     settings = {"size": SIZE, "threads": arguments.threads, "checkpoint": arguments.checkpoint.name}
     report("end_to_end", settings, results, reference="usual procedure")
 

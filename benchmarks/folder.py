@@ -4,7 +4,7 @@
 
 The engine alone: its own asynchronous queue, in as many streams as OpenVINO chooses for throughput and in ours, fed
 with one prepared input. The whole path: decoding, resampling, network, mask, PNG, and with overlays their drawing and
-JPEG, as `evitseg predict FOLDER` does it. In turns in one process; medians.
+JPEG, as `evitseg predict FOLDER` does it. In rounds in one process; medians.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def whole(segment: evitseg.Segmenter, images: list[Path], out: Path, overlay: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     segment = None
@@ -111,7 +111,7 @@ def main() -> None:
                 "masks and overlays": whole(segment, images, place / "both", overlay=True),
             }
             rates: dict[str, list[float]] = {key: [] for key in contestants}
-            for turn in range(arguments.turns + 1):
+            for turn in range(arguments.rounds + 1):
                 for key in random.Random(turn).sample(list(contestants), len(contestants)):
                     rate = contestants[key]()
                     if turn:

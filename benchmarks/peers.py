@@ -1,4 +1,4 @@
-"""The network alone beside its peers: same machine, image, engine, precision and threads, in turns.
+"""The network alone beside its peers: same machine, image, engine, precision and threads, in rounds.
 
     python benchmarks/peers.py CHECKPOINT
 
@@ -117,7 +117,7 @@ def converted(network: Any, way: str, size: tuple[int, int], stem: Path) -> Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -159,7 +159,7 @@ def main() -> None:
             }
             if size == MAIN:
                 commands[f"{EAGER}, float32"] = [*command, EAGER, "-", "float32", *map(str, size)]
-            results[at] = {name: asdict(result) for name, result in compete(commands, arguments.turns).items()}
+            results[at] = {name: asdict(result) for name, result in compete(commands, arguments.rounds).items()}
             for name, row in results[at].items():
                 print(f"{at:<12}{name:<46}{row['median_ms']:>9.1f} ms{row['p90_ms']:>9.1f}", flush=True)
     main_results = results["x".join(map(str, MAIN))]
@@ -176,7 +176,7 @@ def main() -> None:
     print(json.dumps(ratios, indent=2))
     settings = {
         "checkpoint": arguments.checkpoint.name, "threads": arguments.threads, "machine": machine().to_dict(),
-        "turns": arguments.turns, "default_precision": default, "openvino": openvino.__version__.split("-")[0],
+        "rounds": arguments.rounds, "default_precision": default, "openvino": openvino.__version__.split("-")[0],
     }  # fmt: skip
     content = {"settings": settings, "macs": macs, "times_faster": ratios, "results": results}
     with replacing(RESULTS / "peers.json") as file:

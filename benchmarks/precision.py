@@ -70,8 +70,8 @@ def main() -> None:
     images = sorted((arguments.camvid / "test").iterdir())[:: arguments.every]
 
     with tempfile.TemporaryDirectory() as folder:
-        artefact, _ = export((model, manifest), "onnx", Path(folder) / "model.onnx")
-        openvino = {f"OpenVINO {precision}": open_engine(artefact, precision=precision) for precision in PRECISIONS}
+        model_file, _ = export((model, manifest), "onnx", Path(folder) / "model.onnx")
+        openvino = {f"OpenVINO {precision}": open_engine(model_file, precision=precision) for precision in PRECISIONS}
 
     def run(engine: Engine, image: ImageArray, size: tuple[int, int]) -> tuple[NDArray[np.integer], bool]:
         logits = engine(preprocess.apply(image)[None])[0]

@@ -29,18 +29,18 @@ FURTHER_ROUNDS, THEIR_TURNS = 2, 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     from evitseg import export
 
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        artefact, manifest = export(arguments.checkpoint, "onnx", Path(folder) / "model.onnx")
+        model_file, manifest = export(arguments.checkpoint, "onnx", Path(folder) / "model.onnx")
         for name in ("float32", "auto"):
-            subject = Subject(str(artefact), precision=name, threads=arguments.threads)
+            subject = Subject(str(model_file), precision=name, threads=arguments.threads)
             timings = {}
-            for timing in bench(subject, EXAMPLE_IMAGE, SIZES, arguments.turns):
+            for timing in bench(subject, EXAMPLE_IMAGE, SIZES, arguments.rounds):
                 timings[timing.height, timing.width] = timing
                 print(name, *timing.cells(list(timings.values())), flush=True)
             ratios = [timings[LARGEST].ms_per_megapixel / timings[REFERENCE].ms_per_megapixel]

@@ -85,7 +85,7 @@ class Forgotten(Sink):
 
 
 def random_artefact(variant: str, folder: Path) -> Path:
-    """A network with random weights that keep the signal alive, as an artefact."""
+    """A network with random weights that keep the signal alive, as an exported model."""
     import torch
 
     from evitseg.exporters.onnx import write_onnx
@@ -110,11 +110,11 @@ def exact(sizes: tuple[tuple[int, int], ...], variants: list[str]) -> list[dict[
     with tempfile.TemporaryDirectory() as name, Image.open(EXAMPLE_IMAGE) as photograph:
         folder = Path(name)
         for variant in variants:
-            artefact = BUNDLED if variant == "b0-camvid" else random_artefact(variant, folder)
-            network = Network(artefact, "float32")
+            model_file = BUNDLED if variant == "b0-camvid" else random_artefact(variant, folder)
+            network = Network(model_file, "float32")
             for height, width in sizes:
                 image = np.asarray(photograph.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-                whole = evitseg.load(artefact, precision="float32", size="native").logits(image)
+                whole = evitseg.load(model_file, precision="float32", size="native").logits(image)
                 for tile in TILES:
                     tiles = tiled_logits(ArraySource(image), network, tile, folder)
                     masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, nargs=2, default=(352, 480))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     crop = (arguments.crop[0], arguments.crop[1])
@@ -112,7 +112,7 @@ def main() -> None:
         return
     options = ["--batch", str(arguments.batch), "--crop", *map(str, crop), "--threads", str(arguments.threads)]
     results = compete(
-        {name: [sys.executable, __file__, *options, "--contestant", name] for name in CONTESTANTS}, arguments.turns
+        {name: [sys.executable, __file__, *options, "--contestant", name] for name in CONTESTANTS}, arguments.rounds
     )
     settings = {
         "batch": arguments.batch, "crop": crop, "threads": arguments.threads, "reading_a_piece_ms": reading_ms(crop),

@@ -3,7 +3,7 @@
     python benchmarks/upsampling.py
 
 The photograph's logits at 1024×2048, and logits with more and more of their cells replaced by noise, so that a
-boundary crosses them: from which share on is it faster to up-sample everything in the engine? In turns; medians.
+boundary crosses them: from which share on is it faster to up-sample everything in the engine? In rounds; medians.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import replacing
 from evitseg.system.machine import physical_cores, processor_name
 
-SIZE, TURNS = (1024, 2048), 15
+SIZE, ROUNDS = (1024, 2048), 15
 NOISE = (0.0, 0.05, 0.1, 0.25, 1.0)
 """Shares of the logits that are replaced."""
 
@@ -84,7 +84,7 @@ def main() -> None:
         logits = np.where(replaced, dice.normal(size=street.shape).astype(np.float32) * street.std(), street)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         masks = {}
-        for turn in range(TURNS + 2):
+        for turn in range(ROUNDS + 2):
             for name in random.Random(turn).sample(list(ways), len(ways)):
                 start = time.perf_counter()
                 masks[name] = ways[name](logits)
@@ -95,7 +95,7 @@ def main() -> None:
         equal = {name: float((mask == masks["boundary cells, numpy"]).mean()) for name, mask in masks.items()}
         results[f"{share:.3f}"] = {"median_ms": row, "equal_pixels": equal}
         print(f"{share:>6.1%} of the cells crossed:", {name: f"{ms:.1f} ms" for name, ms in row.items()}, equal)
-    settings = {"size": SIZE, "classes": len(street), "processor": processor_name(), "turns": TURNS}
+    settings = {"size": SIZE, "classes": len(street), "processor": processor_name(), "rounds": ROUNDS}
     with replacing(RESULTS / "upsampling.json") as file:
         file.write((json.dumps({"settings": settings, "results": results}, indent=2) + "\n").encode())
 

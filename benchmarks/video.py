@@ -3,7 +3,7 @@
     python benchmarks/video.py
 
 The clip is made from the shipped photograph, panned and zoomed: 10 seconds, 960×540, 30 Hz, H.264 with x264's defaults.
-The contestants take turns, each in its own warm process, on the whole clip:
+The contestants take rounds, each in its own warm process, on the whole clip:
 
 - engine, one after the other: the network alone on the clip's frames, prepared beforehand, with every thread on one;
 - engine, in streams: the same with as many frames at a time as `evitseg predict` has under way;
@@ -147,7 +147,7 @@ def encoders(clip: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--as", dest="contestant", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -165,7 +165,7 @@ def main() -> None:
             "mask": "mask",
         }
         commands = {name: [sys.executable, __file__, "--as", role, str(clip)] for name, role in roles.items()}
-        results = compete(commands, arguments.turns)
+        results = compete(commands, arguments.rounds)
         differing = differing_pixels(clip)
         compared = encoders(clip)
         sizes = {"clip": clip.stat().st_size, "overlay": (Path(folder) / "overlay_overlay.mp4").stat().st_size}

@@ -1,7 +1,7 @@
-"""Make the bundled artefact: convert our checkpoint, measure it on CamVid test, write both into the package.
+"""Make the bundled exported model: convert our checkpoint, measure it on CamVid test, write both into the package.
 
     python scripts/bundle.py CHECKPOINT CAMVID
-    python scripts/bundle.py --measure CAMVID    the artefact as it is: measures again what this processor can compute
+    python scripts/bundle.py --measure CAMVID    measure the exported model again, with what this processor computes
 
 The card and the manifest hold the same numbers, measured here with the runtime as `evitseg predict` uses it.
 """
@@ -47,9 +47,9 @@ def fill(text: str) -> str:
     return _fill(text, 118)
 
 
-def measure(artefact: Path, camvid: Path, precision: Precision) -> Accuracy:
+def measure(model_file: Path, camvid: Path, precision: Precision) -> Accuracy:
     """CamVid test through the runtime."""
-    segment = load(artefact, precision=precision)
+    segment = load(model_file, precision=precision)
     classes = len(segment.labels.classes)
     confusion = np.zeros((classes, classes), np.int64)
     images = sorted((camvid / "test").iterdir())
@@ -123,17 +123,17 @@ chosen on this split with an earlier model, between sizes that differ by a few t
 
 {fill(manifest.training.licence)}. The images are not part of this package.
 
-This card is written by `scripts/bundle.py` from the manifest inside the artefact (`evitseg info {manifest.name}`).
+`scripts/bundle.py` writes this card from the manifest inside the exported model (`evitseg info {manifest.name}`).
 """
 
 
-def measured(artefact: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
+def measured(model_file: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
     """In every precision; where this processor has none, as it was."""
     found = {accuracy.settings["precision"]: accuracy for accuracy in before}
     for precision in PRECISIONS:
         if precision != "auto":
             try:
-                found[precision] = measure(artefact, camvid, precision)
+                found[precision] = measure(model_file, camvid, precision)
             except EngineError as error:
                 print(f"not measured: {error}")
     return tuple(found[precision] for precision in PRECISIONS if precision in found)
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("camvid", type=Path, help="folder with test/ and testannot/")
-    parser.add_argument("--measure", action="store_true", help="leave the artefact's weights alone")
+    parser.add_argument("--measure", action="store_true", help="leave the exported model's weights alone")
     arguments = parser.parse_args()
     path, before = FOLDER / f"{DEFAULT_MODEL}.onnx", tuple[Accuracy, ...]()
     if arguments.measure:

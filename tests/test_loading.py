@@ -12,7 +12,7 @@ import evitseg
 from evitseg.architecture import PUBLISHED_SEGMENTATION
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.errors import EngineError, WeightsError
-from evitseg.loading import artefact_of
+from evitseg.loading import exported_path
 
 
 def test_every_model_with_a_name_is_listed_once_and_one_is_the_default() -> None:
@@ -42,10 +42,10 @@ def test_a_loaded_segmenter_survives_pickling(photograph: NDArray[np.uint8]) -> 
 
 
 def test_names_and_paths_of_exported_models_are_told_from_those_of_checkpoints() -> None:
-    assert artefact_of(None) == artefact_of(DEFAULT_MODEL) == bundled_models()[DEFAULT_MODEL]
-    assert artefact_of("my/model.tflite") == Path("my/model.tflite")
-    assert artefact_of("my/model.safetensors") is None
-    assert artefact_of("b0-cityscapes") is None
+    assert exported_path(None) == exported_path(DEFAULT_MODEL) == bundled_models()[DEFAULT_MODEL]
+    assert exported_path("my/model.tflite") == Path("my/model.tflite")
+    assert exported_path("my/model.safetensors") is None
+    assert exported_path("b0-cityscapes") is None
 
 
 @pytest.mark.parametrize("engine", ["openvino", "native", None])

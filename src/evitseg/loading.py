@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
-ARTEFACT_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
+EXPORTED_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _engine(
     precision: Precision,
     streams: int,
 ) -> Engine:
-    path = artefact_of(model)
+    path = exported_path(model)
     if device not in (None, "auto", "cpu") and (path is not None or engine not in (None, "torch")):
         raise EngineError(
             f"{model or DEFAULT_MODEL}: only the torch engine runs on {device}; use a checkpoint or a published model, "
@@ -139,10 +139,10 @@ def _engine(
     return TorchEngine(network, manifest, precision, threads, device or "cpu")
 
 
-def artefact_of(model: str | os.PathLike[str] | None) -> Path | None:
+def exported_path(model: str | os.PathLike[str] | None) -> Path | None:
     """The exported model's path, if a name or path given to `load` means one; the file may not exist."""
     path = bundled_models().get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
-    return path if path.suffix in ARTEFACT_ENDINGS else None
+    return path if path.suffix in EXPORTED_ENDINGS else None
 
 
 def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
@@ -150,7 +150,7 @@ def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
 
 
 def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[EfficientViT, Manifest]:
-    """The network in PyTorch, with its manifest, of a checkpoint, an .onnx artefact, a bundled or a published model.
+    """A network in PyTorch with its manifest, from a checkpoint, an exported .onnx file, or a model that has a name.
 
     Args:
         extra: which of the package's extras the caller needs, for the message where PyTorch is missing.
@@ -160,12 +160,12 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
     name = short_name(str(model))
     path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION
     if path.suffix not in CHECKPOINT_ENDINGS and not published and path.suffix != ".onnx":
-        if path.suffix in ARTEFACT_ENDINGS:
+        if path.suffix in EXPORTED_ENDINGS:
             raise WeightsError(
-                f"{model}: an artefact; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}) or .onnx."
+                f"{model}: an exported model; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}) or .onnx."
             )
         if path.suffix or path.exists():
-            endings = ", ".join((*ARTEFACT_ENDINGS, *CHECKPOINT_ENDINGS))
+            endings = ", ".join((*EXPORTED_ENDINGS, *CHECKPOINT_ENDINGS))
             raise WeightsError(f"{model}: not a model; models end in {endings}.")
         raise unknown("model", name, [*bundled_models(), *PUBLISHED_SEGMENTATION])
     if not published and not path.is_file():

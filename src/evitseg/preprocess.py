@@ -15,7 +15,7 @@ from evitseg.image import MAX_PIXELS, ImageArray, Size
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes network input. Written into every artefact, so that training and device cannot drift apart.
+    """How an image becomes network input. Every exported model carries it, so training and device cannot drift apart.
 
     The image is scaled so that its short side has `short_side` pixels, but enlarged at most `max_enlarge` times;
     then each side goes to the nearest multiple of 32, the network's stride, by the same single resampling. An image
@@ -24,8 +24,8 @@ class Preprocess:
     Attributes:
         short_side: in pixels; None leaves the image at its own size (but for the multiple of 32).
         max_enlarge: because enlarging adds no detail, only cost.
-        mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into artefacts.
-        fixed: (height, width) in pixels of the only input there is, for artefacts that take one size: every image is
+        mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into exported models.
+        fixed: (height, width), in pixels, of the only input that an exported model of one size takes. Every image is
             stretched to it, and the rule above does not apply.
     """
 

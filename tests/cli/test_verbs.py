@@ -284,7 +284,7 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
     assert "unknown model 'b9'" in run.stderr
 
 
-def test_export_writes_a_verified_artefact_that_predict_uses(
+def test_export_writes_a_verified_exported_model_that_predict_uses(
     b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
     run = cli("export", b0_checkpoint, "--out", "b0.onnx", "--weights", "float16", "--size", "512")
@@ -305,7 +305,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
         (["a.pt"], "a.pt: "),
         (["absent.pt"], "absent.pt: no such file"),
         (["a.pt", "--labels", "citiscapes"], "did you mean 'cityscapes'"),
-        (["m.tflite"], "an artefact; this needs a checkpoint"),
+        (["m.tflite"], "an exported model; this needs a checkpoint"),
         (
             ["b0-camvid", "--to", "litert"],
             "take images of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",

@@ -52,35 +52,35 @@ def bundled() -> tuple[EfficientViT, Manifest]:
 
 
 @pytest.fixture(scope="module")
-def artefacts(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("artefacts")
+def model_files(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported models")
     return {name: export(bundled, name, FORMATS[name].name(folder / "m"), size=SIZE)[0] for name in DEVICES}
 
 
 @pytest.fixture(scope="module")
 def image(bundled: tuple[EfficientViT, Manifest]) -> NDArray[np.uint8]:
-    """Two images of the artefacts' size."""
+    """Two images of the exported models' size."""
     fitting = Preprocess(fixed=SIZE)
     return np.stack([fitting.apply(image) for image in example_images()[:2]])
 
 
-def copied(artefact: Path, to: str, folder: Path) -> Path:
-    """The artefact with its files in another folder."""
-    for file in FORMATS[to].files(artefact):
+def copied(model_file: Path, to: str, folder: Path) -> Path:
+    """The exported model with its files in another folder."""
+    for file in FORMATS[to].files(model_file):
         (shutil.copytree if file.is_dir() else shutil.copy)(file, folder / file.name)
-    return folder / artefact.name
+    return folder / model_file.name
 
 
 @pytest.mark.parametrize("to", DEVICES)
 def test_every_format_is_the_same_network(
-    to: str, artefacts: dict[str, Path], bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8]
+    to: str, model_files: dict[str, Path], bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8]
 ) -> None:
-    engine = CoreMlReader(artefacts[to]) if to == "coreml" else open_engine(artefacts[to], threads=2)
+    engine = CoreMlReader(model_files[to]) if to == "coreml" else open_engine(model_files[to], threads=2)
     expected = TorchEngine(*bundled, "float32")(image)
     actual = engine(image)
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
-    manifest = read_manifest(artefacts[to])
+    manifest = read_manifest(model_files[to])
     assert manifest.preprocess.fixed == SIZE
     assert manifest.verification is not None
     assert manifest.verification.largest_difference < TOLERANCE["float32"][0]
@@ -88,15 +88,15 @@ def test_every_format_is_the_same_network(
 
 
 @pytest.mark.parametrize("to", DEVICES)
-def test_only_the_artefacts_own_files_are_left(to: str, artefacts: dict[str, Path]) -> None:
-    folder = artefacts[to].parent
-    expected = {file.name for name in DEVICES for file in FORMATS[name].files(artefacts[name])}
+def test_only_the_exported_models_own_files_are_left(to: str, model_files: dict[str, Path]) -> None:
+    folder = model_files[to].parent
+    expected = {file.name for name in DEVICES for file in FORMATS[name].files(model_files[name])}
     assert {path.name for path in folder.iterdir()} == expected
 
 
-def test_xnnpack_runs_every_operator(artefacts: dict[str, Path]) -> None:
-    assert undelegated_in_litert(artefacts["litert"]) == []
-    assert undelegated_in_executorch(artefacts["executorch"]) == []
+def test_xnnpack_runs_every_operator(model_files: dict[str, Path]) -> None:
+    assert undelegated_in_litert(model_files["litert"]) == []
+    assert undelegated_in_executorch(model_files["executorch"]) == []
 
 
 def test_the_lists_of_undelegated_operators_can_be_other_than_empty(
@@ -146,8 +146,8 @@ def test_a_broken_weight_is_refused(
 
 
 @pytest.mark.parametrize("to", ["ncnn", "coreml"])  # several files, a folder
-def test_an_artefact_is_replaced(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
-    path = copied(artefacts[to], to, tmp_path)
+def test_an_exported_model_is_replaced(to: str, model_files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(model_files[to], to, tmp_path)
     names = sorted(file.name for file in tmp_path.iterdir())
     export(network_of("b0-camvid"), to, path, size=(64, 96))
     assert read_manifest(path).preprocess.fixed == (64, 96)
@@ -155,8 +155,8 @@ def test_an_artefact_is_replaced(to: str, artefacts: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize("to", RUN_HERE)
-def test_a_file_that_is_not_its_manifests_is_refused(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
-    path = copied(artefacts[to], to, tmp_path)
+def test_a_file_that_is_not_its_manifests_is_refused(to: str, model_files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(model_files[to], to, tmp_path)
     weights = FORMATS[to].files(path)[0] if to == "ncnn" else path
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100] + bytes(100))
@@ -172,8 +172,8 @@ def test_a_file_that_is_not_its_manifests_is_refused(to: str, artefacts: dict[st
 
 
 @pytest.mark.parametrize("to", RUN_HERE)
-def test_a_file_that_is_no_network_is_a_sentence(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
-    path = copied(artefacts[to], to, tmp_path)
+def test_a_file_that_is_no_network_is_a_sentence(to: str, model_files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(model_files[to], to, tmp_path)
     *further, _, _ = FORMATS[to].files(path)
     path.write_bytes(b"7767517 nothing of the kind")
     content = json.loads(manifest_file(path).read_text())
@@ -184,8 +184,8 @@ def test_a_file_that_is_no_network_is_a_sentence(to: str, artefacts: dict[str, P
 
 
 @pytest.mark.parametrize("to", ["litert", "executorch"])  # ncnn's file would take any size
-def test_another_size_than_the_manifests_is_refused(to: str, artefacts: dict[str, Path], tmp_path: Path) -> None:
-    path = copied(artefacts[to], to, tmp_path)
+def test_another_size_than_the_manifests_is_refused(to: str, model_files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(model_files[to], to, tmp_path)
     content = json.loads(manifest_file(path).read_text())
     content["preprocess"]["fixed"] = [256, 192]
     manifest_file(path).write_text(json.dumps(content))
@@ -195,19 +195,19 @@ def test_another_size_than_the_manifests_is_refused(to: str, artefacts: dict[str
 
 @pytest.mark.parametrize("to", RUN_HERE)
 def test_a_segmenter_takes_images_of_any_size_all_the_same(
-    to: str, artefacts: dict[str, Path], photograph: NDArray[np.uint8]
+    to: str, model_files: dict[str, Path], photograph: NDArray[np.uint8]
 ) -> None:
-    prediction = evitseg.load(artefacts[to])(photograph)
+    prediction = evitseg.load(model_files[to])(photograph)
     assert prediction.mask.shape == photograph.shape[:2]
     assert 0.2 < prediction.fractions()["road"] < 0.6
     with pytest.raises(ConfigError, match="128x192"):
-        evitseg.load(artefacts[to], size=256)
+        evitseg.load(model_files[to], size=256)
     with pytest.raises(ConfigError, match="test-time augmentation"):
-        evitseg.load(artefacts[to]).mask_tta(photograph)
+        evitseg.load(model_files[to]).mask_tta(photograph)
 
 
 def test_what_cannot_be_is_a_sentence(
-    bundled: tuple[EfficientViT, Manifest], artefacts: dict[str, Path], tmp_path: Path
+    bundled: tuple[EfficientViT, Manifest], model_files: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=r"one size; say which .*such as 704x1280"):
         export(bundled, "litert", tmp_path / "m.tflite")
@@ -218,10 +218,10 @@ def test_what_cannot_be_is_a_sentence(
     with pytest.raises(ExportError, match=r"end in .ncnn.param; name it m.ncnn.param"):
         export(bundled, "ncnn", tmp_path / "m.param", size=SIZE)
     with pytest.raises(EngineError, match="Apple"):
-        open_engine(artefacts["coreml"])
+        open_engine(model_files["coreml"])
     for to in RUN_HERE:
         with pytest.raises(EngineError, match="leave out the precision"):
-            open_engine(artefacts[to], precision="bfloat16")
+            open_engine(model_files[to], precision="bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,11 +252,11 @@ def test_nothing_is_printed(
 def test_the_plain_network_is_what_ncnn_gets(bundled: tuple[EfficientViT, Manifest], image: NDArray[np.uint8]) -> None:
     planes = torch.from_numpy(image[:1]).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
-        actual = ncnn.Planes(bundled[0], bundled[1].preprocess).eval()(planes).numpy()
+        actual = ncnn.ChannelsFirstModel(bundled[0], bundled[1].preprocess).eval()(planes).numpy()
     assert np.abs(actual - TorchEngine(*bundled, "float32")(image[:1])).max() < 1e-4
 
 
-def test_the_weights_of_an_artefact_are_those_it_was_made_from(tmp_path: Path) -> None:
+def test_the_weights_of_an_exported_model_are_those_it_was_made_from(tmp_path: Path) -> None:
     model = evitseg.build("l1", 4)
     torch.manual_seed(0)
     for module in model.modules():
@@ -287,7 +287,7 @@ def test_a_folder_of_somebody_elses_stays(to: str, in_the_way: str, tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_names_and_artefacts_are_exported_from_python_as_from_the_command_line(tmp_path: Path) -> None:
+def test_names_and_exported_models_are_exported_from_python_as_from_the_command_line(tmp_path: Path) -> None:
     first, manifest = evitseg.export("b0-camvid", "onnx", tmp_path / "m.onnx")
     second, again = evitseg.export(first, "ncnn", size=(64, 96))
     assert second == tmp_path / "m.ncnn.param"

@@ -73,16 +73,16 @@ CONFIGS: dict[str, ModelConfig] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_the_artefact_gives_the_networks_logits_at_any_size(name: str, engine: str, tmp_path: Path) -> None:
+def test_the_exported_model_gives_the_networks_logits_at_any_size(name: str, engine: str, tmp_path: Path) -> None:
     model = lively(EfficientViT(CONFIGS[name]))
     write_onnx(model, manifest_of(model), tmp_path / "a.onnx")
-    artefact = open_engine(tmp_path / "a.onnx", engine, "float32")
+    model_file = open_engine(tmp_path / "a.onnx", engine, "float32")
     network = TorchEngine(model, manifest_of(model))
     rng = np.random.default_rng(0)
     for batch, height, width in ((1, 32, 32), (2, 64, 160), (3, 96, 32)):
         images = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
         expected = network(images)
-        actual = artefact(images)
+        actual = model_file(images)
         assert actual.shape == expected.shape == (batch, model.config.num_classes, height // 8, width // 8)
         assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-4
 
@@ -122,7 +122,7 @@ def broken_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "folded", wrong)
 
 
-def test_an_artefact_that_disagrees_is_not_kept(model: EfficientViT, broken_writer: None, tmp_path: Path) -> None:
+def test_an_exported_model_that_disagrees_is_not_kept(model: EfficientViT, broken_writer: None, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="disagrees with its checkpoint and was not kept"):
         export((model, manifest_of(model)), out=tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []

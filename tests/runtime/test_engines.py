@@ -134,7 +134,7 @@ def test_what_an_engine_cannot_do_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_files_that_are_no_artefacts_are_one_sentence(engine: str, tmp_path: Path) -> None:
+def test_files_that_are_no_exported_models_are_one_sentence(engine: str, tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
@@ -174,7 +174,7 @@ def test_a_graph_that_is_not_what_its_manifest_says_is_refused(engine: str, tmp_
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_an_artefact_cannot_make_us_read_other_files(engine: str, tmp_path: Path) -> None:
+def test_an_exported_model_cannot_make_us_read_other_files(engine: str, tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
@@ -198,7 +198,7 @@ def test_a_manifest_is_read_without_compiling() -> None:
 def test_an_engine_that_does_not_run_a_file_says_which_does(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"onnxruntime does not run \.xml files; openvino can"):
         open_engine(tmp_path / "a.xml", "onnxruntime")
-    with pytest.raises(WeightsError, match=r"artefacts end in \.onnx, \.xml"):
+    with pytest.raises(WeightsError, match=r"exported models end in \.onnx, \.xml"):
         open_engine(tmp_path / "a.bin")
     with pytest.raises(WeightsError, match=r"a\.xml: no such file"):
         open_engine(tmp_path / "a.xml")

@@ -83,9 +83,9 @@ def short_weights(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (external("*/_ORT_MEM_ADDR_/*"), "keeps weights in other files or in memory"),
-        (external("weights.bin"), "keeps weights in other files or in memory"),
-        (external_inside_a_node, "keeps weights in other files or in memory"),
+        (external("*/_ORT_MEM_ADDR_/*"), "stores weights in other files or in memory"),
+        (external("weights.bin"), "stores weights in other files or in memory"),
+        (external_inside_a_node, "stores weights in other files or in memory"),
         (no_outputs, "1 inputs and 0 outputs"),
         (no_manifest, "carries no manifest"),
         (damaged_manifest, "its manifest is damaged"),
@@ -160,7 +160,9 @@ def with_nan(proto: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-def test_an_artefact_whose_weights_are_not_finite_is_refused(tmp_path: Path, photograph: NDArray[np.uint8]) -> None:
+def test_an_exported_model_whose_weights_are_not_finite_is_refused(
+    tmp_path: Path, photograph: NDArray[np.uint8]
+) -> None:
     path = changed(tmp_path / "nan.onnx", with_nan)
     with pytest.raises(WeightsError, match=r"nan\.onnx: its weights are not finite"):
         open_engine(path, "openvino", "float32")

@@ -27,7 +27,7 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.model.fold import folded
 from evitseg.model.layers import ConvNormAct
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 from evitseg.runtime.engines import open_engine
@@ -69,7 +69,7 @@ def image(height: int, width: int) -> NDArray[np.uint8]:
 
 def torch_logits(made: EfficientViT, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        logits: NDArray[np.float32] = Deployed(made, Preprocess())(torch.from_numpy(pixels)[None])[0].numpy()
+        logits: NDArray[np.float32] = NormalizedModel(made, Preprocess())(torch.from_numpy(pixels)[None])[0].numpy()
     return logits
 
 
@@ -152,14 +152,14 @@ def test_a_fork_has_threads_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_engine_agrees_with_openvino() -> None:
-    artefact = bundled_models()["b0-camvid"]
+    model_file = bundled_models()["b0-camvid"]
     pixels = read_image(EXAMPLE_IMAGE)[:512, :640]
-    own, other = (open_engine(artefact, engine, "float32") for engine in ("native", "openvino"))
+    own, other = (open_engine(model_file, engine, "float32") for engine in ("native", "openvino"))
     assert own.info.precision == "float32"
     expected = other(pixels[None])
     np.testing.assert_allclose(own(pixels[None]), expected, atol=2e-5 * np.abs(expected).max())
     with pytest.raises(EngineError, match="float32"):
-        open_engine(artefact, "native", "bfloat16")
+        open_engine(model_file, "native", "bfloat16")
 
 
 @pytest.mark.parametrize("variant", ["b0", "l0"])

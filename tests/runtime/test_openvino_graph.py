@@ -22,7 +22,7 @@ from evitseg.exporters.onnx import onnx_graph, set_onnx_manifest, write_onnx
 from evitseg.exporters.openvino import write_openvino
 from evitseg.labels import load_labels
 from evitseg.manifest import Manifest, Training
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.runtime import openvino_engine, openvino_graph
 from evitseg.runtime.engines import open_engine
@@ -39,7 +39,7 @@ def small_images_have_graphs_of_their_own(request: pytest.FixtureRequest, monkey
         monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 0, raising=False)
 
 
-def artefact(model: EfficientViT, path: Path, weights: str = "float32") -> Path:
+def model_file(model: EfficientViT, path: Path, weights: str = "float32") -> Path:
     names = model.config.num_classes
     labels = load_labels("cityscapes" if names == 19 else "ade20k")
     manifest = Manifest(
@@ -80,20 +80,20 @@ def relative(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> floa
 @pytest.mark.parametrize("variant", list(BACKBONES))
 def test_every_variant_gives_the_networks_logits(variant: str, tmp_path: Path) -> None:
     model = random_network(variant)
-    engine = open_engine(artefact(model, tmp_path / "m.onnx"), precision="float32")
+    engine = open_engine(model_file(model, tmp_path / "m.onnx"), precision="float32")
     image = noise(64, 96)
     with torch.inference_mode():
-        expected = Deployed(model, Preprocess())(torch.from_numpy(image)).numpy()
+        expected = NormalizedModel(model, Preprocess())(torch.from_numpy(image)).numpy()
     assert relative(engine(image), expected) < 1e-5
 
 
 @pytest.mark.parametrize("head", ["b1-ade20k", "l1-ade20k"])
 def test_every_kind_of_head_gives_the_networks_logits(head: str, tmp_path: Path) -> None:
     model = random_network(head.split("-")[0], head)
-    engine = open_engine(artefact(model, tmp_path / "m.onnx"), precision="float32")
+    engine = open_engine(model_file(model, tmp_path / "m.onnx"), precision="float32")
     image = noise(64, 64)
     with torch.inference_mode():
-        expected = Deployed(model, Preprocess())(torch.from_numpy(image)).numpy()
+        expected = NormalizedModel(model, Preprocess())(torch.from_numpy(image)).numpy()
     assert relative(engine(image), expected) < 1e-5
     assert {"b1-ade20k", "l1-ade20k"} <= SEGMENTATION_HEADS.keys()
 
@@ -101,7 +101,7 @@ def test_every_kind_of_head_gives_the_networks_logits(head: str, tmp_path: Path)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["b0", "l0"])
 def test_tiles_change_nothing(variant: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = artefact(random_network(variant), tmp_path / "m.onnx")
+    path = model_file(random_network(variant), tmp_path / "m.onnx")
     whole = open_engine(path, precision=precision)  # type: ignore[arg-type]
     image = noise(416, 480)
     expected = whole(image)
@@ -124,7 +124,7 @@ def test_weights_are_read_however_they_are_stored(weights: str, file: str, tmp_p
     model = random_network("b0")
     if weights == "int8":
         model = rounded(model, [torch.zeros(1, 3, 64, 64)], per_channel)
-    path = artefact(model, tmp_path / file, weights)
+    path = model_file(model, tmp_path / file, weights)
     engine = OpenVinoEngine(path, "float32")
     assert engine._weights is not None
     image = noise(64, 96)
@@ -163,7 +163,7 @@ def test_large_features_are_cut_and_small_ones_are_not() -> None:
 
 
 def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    path = artefact(random_network("b0"), tmp_path / "m.onnx")
+    path = model_file(random_network("b0"), tmp_path / "m.onnx")
     manifest = read_manifest(path)
     other = onnx_graph(random_network("b1"), Preprocess())
     onnx.save(other, path)

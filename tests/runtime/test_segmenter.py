@@ -99,14 +99,14 @@ def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], t
     assert prediction.overlay().width == 480
 
 
-def test_a_checkpoint_runs_as_its_artefact_does(
+def test_a_checkpoint_runs_as_its_exported_model_does(
     b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    artefact, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx")
+    model_file, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx")
     checkpoint = evitseg.load(b0_checkpoint, size=256)
     assert checkpoint.info.engine == "PyTorch"
     expected = checkpoint(photograph).mask
-    mask = evitseg.load(artefact, precision="float32", size=256)(photograph).mask
+    mask = evitseg.load(model_file, precision="float32", size=256)(photograph).mask
     assert (mask == expected).mean() > 0.999
 
 

@@ -1,4 +1,4 @@
-"""What ships with the package: artefacts with their model cards, and a photograph to try them on."""
+"""What ships with the package: exported models with their model cards, and a photograph to try them on."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ DEFAULT_MODEL = "b0-camvid"
 
 
 def bundled_models() -> dict[str, Path]:
-    """Artefacts by name."""
+    """Exported models by name."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}

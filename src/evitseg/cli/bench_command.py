@@ -143,7 +143,7 @@ def bench_command(
     show("", *table.lines(timing.cells(timings) for timing in timings))
     content["sizes"] = [timing.to_dict(timings) for timing in timings]
     content["noise"] = max(timing.noise for timing in timings)
-    show("", bench_module.said_of_noise(content["noise"]))
+    show("", bench_module.noise_message(content["noise"]))
     sides = timings[-1].height, timings[-1].width
     if profile:
         from evitseg.profiling.profile import profile as measure_layers

@@ -72,14 +72,14 @@ def _about_model(model: str) -> dict[str, Any]:
 
     from evitseg.architecture import PUBLISHED_SEGMENTATION, cost, short_name
     from evitseg.bundled import bundled_models
-    from evitseg.loading import ARTEFACT_ENDINGS, network_of
+    from evitseg.loading import EXPORTED_ENDINGS, network_of
 
     short = short_name(model)
     if short in PUBLISHED_SEGMENTATION:  # described without downloading its weights
         config = PUBLISHED_SEGMENTATION[short]
         return {"name": short, "variant": config.variant, "classes": config.num_classes} | costs(cost(config))
     path = bundled_models().get(model, Path(model))
-    if path.suffix in ARTEFACT_ENDINGS:
+    if path.suffix in EXPORTED_ENDINGS:
         from evitseg.runtime.openvino_engine import read_manifest
 
         manifest = read_manifest(path)

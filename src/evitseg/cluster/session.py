@@ -14,7 +14,7 @@ from typing import Any
 
 from evitseg._version import __version__
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
-from evitseg.loading import artefact_of
+from evitseg.loading import exported_path
 from evitseg.runtime.model_file import first_line, manifest_file, read
 from evitseg.system.files import temporary_folder
 from evitseg.system.machine import physical_cores
@@ -155,7 +155,7 @@ class Model:
         """Raises: WeightsError."""
         from evitseg.bundled import DEFAULT_MODEL
 
-        ray, path = require_ray(), artefact_of(model)
+        ray, path = require_ray(), exported_path(model)
         if path is None:
             return Model(__version__, str(model or DEFAULT_MODEL), ())
         beside = [file for file in (path.with_suffix(".bin"), manifest_file(path)) if file.is_file()]

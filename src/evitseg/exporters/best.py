@@ -1,4 +1,4 @@
-"""The fastest artefact for the machine at hand: every candidate is made, scored and timed there."""
+"""The fastest exported model for the machine at hand: every candidate is made, scored and timed there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from evitseg.system.files import temporary_folder
 RUNS = {name: form.engine for name, form in FORMATS.items() if form.engine is not None}
 """The engine to measure each format in; OpenVINO runs its own format as it runs ONNX."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-TURNS = 15
+ROUNDS = 15
 AS_FAST = 1.03
 """Times that differ by less say nothing; the smaller file is taken then."""
 
@@ -38,7 +38,7 @@ class Candidate:
     """A way to run the network here.
 
     Attributes:
-        to, weights: the artefact's format and the number format of its weights.
+        to, weights: the exported model's format and the number format of its weights.
         engine, precision: what runs it.
         size_bytes: of all its files.
         miou: in percent, on the user's data if there are any.
@@ -76,7 +76,7 @@ def export_best(
         data, max_drop: as in `export`; without data, weights are not tried in 8 bits, nor arithmetic in 16.
         threads: at most; None for every physical core.
 
-    Returns: the artefact, what it is, and all that were tried.
+    Returns: the exported model, what it is, and all that were tried.
 
     Raises: ExportError where nothing runs; what `export` raises for bad data or images.
     """
@@ -142,10 +142,10 @@ def export_best(
 
 
 def _time(running: Sequence[tuple[Candidate, Engine]], image: NDArray[np.uint8]) -> None:
-    """Medians of `TURNS`, in turns, so that a busy moment of the machine hits all alike."""
+    """Medians of `ROUNDS`, in rounds, so that a busy moment of the machine hits all alike."""
     seconds: dict[int, list[float]] = {number: [] for number in range(len(running))}
     order, shuffle = list(seconds), random.Random(0).shuffle
-    for turn in range(TURNS + 2):
+    for turn in range(ROUNDS + 2):
         shuffle(order)  # nobody always comes after the same other
         for number in order:
             time.sleep(0.05)  # the threads of the one before may still spin

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from evitseg.engine import EngineInfo
 from evitseg.errors import EngineError, MissingPackageError
-from evitseg.exporters.deploy import DeploymentForm
+from evitseg.exporters.export_model import ExportModel
 from evitseg.exporters.int8 import in_steps
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
@@ -30,7 +30,7 @@ PACKAGE, WEIGHTS = "Manifest.json", "Data/com.apple.CoreML/weights"
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write the package. Its input is an image of Apple's kind, RGB. Raises: MissingPackageError."""
     half = manifest.weights != "float32"
-    form = DeploymentForm(model, manifest.preprocess, half=True, planes=True).eval()
+    form = ExportModel(model, manifest.preprocess, half=True, planes=True).eval()
     try:
         with silenced():
             import coremltools as ct

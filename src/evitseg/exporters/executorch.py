@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from evitseg.errors import MissingPackageError
-from evitseg.exporters.deploy import DeploymentForm
+from evitseg.exporters.export_model import ExportModel
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
 from evitseg.system.silence import silenced
@@ -16,7 +16,7 @@ from evitseg.system.silence import silenced
 def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write the file. Raises: MissingPackageError."""
     # Float planes, as the helpers for phones make them; bytes would have to be converted outside of XNNPACK.
-    form = DeploymentForm(model, manifest.preprocess, planes=True).eval()
+    form = ExportModel(model, manifest.preprocess, planes=True).eval()
     try:
         with silenced():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

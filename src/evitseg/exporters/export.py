@@ -50,8 +50,8 @@ def export(
     """Convert a checkpoint, run the result beside it on real images, and keep it only if they agree.
 
     Args:
-        checkpoint: a checkpoint's path, an .onnx artefact, a bundled or published model's name, or a network with its
-            manifest.
+        checkpoint: the path of a checkpoint or of an exported .onnx file, the name of a bundled or a published model,
+            or a network with its manifest.
         to: a key of `FORMATS`.
         out: the file to write; by default beside the checkpoint, with the format's ending.
         weights: "float32", "float16" for a file of half the size, or "int8" for one of a third, which needs `data`;
@@ -59,14 +59,14 @@ def export(
         size: (height, width) of the only images it takes, in pixels; formats of one size need it.
         images: to verify on; by default the photograph that ships with the package.
         labels, preprocess, name, training: replace what the checkpoint's manifest says.
-        data: images with masks (see `find_dataset`): checkpoint and artefact are scored on val (else test, else all),
-            and int8 is calibrated on train (else all).
-        max_drop: points of mIoU that the artefact may score less than the checkpoint on `data`.
+        data: images with masks (see `find_dataset`). The checkpoint and the exported model are scored on val (else
+            test, else all); int8 is calibrated on train (else all).
+        max_drop: points of mIoU that the exported model may score less than the checkpoint on `data`.
         tell: called with a sentence before long work.
 
     Returns: the file, and the manifest it carries.
 
-    Raises: ExportError where the artefact disagrees with its checkpoint, and then nothing is written; FileError,
+    Raises: ExportError where the exported model disagrees with its checkpoint, and then nothing is written; FileError,
     ImageError, WeightsError, ConfigError, MissingPackageError.
     """
     if to not in FORMATS:
@@ -140,7 +140,7 @@ def export(
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
                 if final.is_dir():  # which cannot be replaced in one step
                     final.replace(folder / "old")
-                new.replace(final)  # the artefact last: it is what makes the others one
+                new.replace(final)  # the exported model last: it is what makes the others one
     except FileError as error:  # of the file on its way, which nobody knows
         raise FileError(str(error).replace(os.fspath(temporary), os.fspath(out))) from error
     except OSError as error:
@@ -174,13 +174,13 @@ class Scored:
         """In percent."""
         return miou(engine, self.pairs, self._tell)
 
-    def added(self, verification: Verification, artefact: str, engine: Engine, max_drop: float) -> Verification:
-        """With both scores. Raises: ExportError where the artefact's is too low."""
-        self._tell(f"scoring {artefact} on {len(self.pairs)} images")
+    def added(self, verification: Verification, model_file: str, engine: Engine, max_drop: float) -> Verification:
+        """With both scores. Raises: ExportError where the exported model's is too low."""
+        self._tell(f"scoring {model_file} on {len(self.pairs)} images")
         score = self.score(engine)
         if not score >= self.miou - max_drop:
             raise ExportError(
-                f"{artefact} was not kept: on {len(self.pairs)} images it scores {score:.2f} % mIoU, its checkpoint "
+                f"{model_file} was not kept: on {len(self.pairs)} images it scores {score:.2f} % mIoU, its checkpoint "
                 f"{self.miou:.2f} %, and at most {max_drop} points may be lost (--max-drop)."
             )
         return replace(

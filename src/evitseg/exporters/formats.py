@@ -65,16 +65,16 @@ class Format:
         """Name of the file for a model of this name."""
         return Path(f"{os.fspath(stem)}{self.ending}")
 
-    def size_bytes(self, artefact: Path) -> int:
+    def size_bytes(self, model_file: Path) -> int:
         """Size of an exported model with all files that belong to it."""
-        every = (file for top in self.files(artefact) for file in (top, *top.rglob("*")))
+        every = (file for top in self.files(model_file) for file in (top, *top.rglob("*")))
         return sum(file.stat().st_size for file in every if file.is_file())
 
-    def files(self, artefact: Path) -> list[Path]:
+    def files(self, model_file: Path) -> list[Path]:
         """All files that belong to an exported model, itself last."""
-        stem = artefact.name.removesuffix(self.ending)
-        further = [artefact.with_name(stem + ending) for ending in self.beside]
-        return [*further, *([manifest_file(artefact)] if self.one_size else []), artefact]
+        stem = model_file.name.removesuffix(self.ending)
+        further = [model_file.with_name(stem + ending) for ending in self.beside]
+        return [*further, *([manifest_file(model_file)] if self.one_size else []), model_file]
 
 
 FORMATS: dict[str, Format] = {

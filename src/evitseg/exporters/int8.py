@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evitseg.errors import ExportError
 from evitseg.model.fold import convolutions, folded, set_folded, with_folded_norms
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 
 LEVELS = 256
@@ -133,7 +133,7 @@ def eight_bit(
     Raises: ExportError where no rounding at all keeps the drop.
     """
     model = with_folded_norms(model)
-    ready = Deployed(model, preprocess)
+    ready = NormalizedModel(model, preprocess)
     fitting = (preprocess.apply(image).transpose(2, 0, 1)[None].astype(np.float32) for image in images)
     inputs = [(torch.from_numpy(pixels) + ready.shift) * ready.scale for pixels in fitting]
     new = rounded(model, inputs, rounding)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import MissingPackageError
-from evitseg.exporters.deploy import DeploymentForm
+from evitseg.exporters.export_model import ExportModel
 from evitseg.exporters.int8 import in_steps
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
@@ -20,7 +20,7 @@ from evitseg.system.silence import silenced
 
 def write_litert(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write the file, every operator of which the XNNPACK delegate runs. Raises: MissingPackageError."""
-    form = DeploymentForm(model, manifest.preprocess).eval()
+    form = ExportModel(model, manifest.preprocess).eval()
     try:
         with silenced():
             import litert_torch

@@ -15,7 +15,7 @@ from evitseg.errors import ExportError, MissingPackageError
 from evitseg.exporters.int8 import LEVELS
 from evitseg.manifest import Manifest
 from evitseg.model.attention import SMALLEST, MultiScaleAttention
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.system.silence import silenced
 
@@ -23,7 +23,7 @@ FLOAT32, FLOAT16, TABLE = (tag.to_bytes(4, "little") for tag in (0, 0x01306B47, 
 """What the weights of a layer in a .bin begin with."""
 
 
-class Planes(Deployed):
+class ChannelsFirstModel(NormalizedModel):
     """The network as it is: ncnn has bicubic up-sampling and all that attention needs, and ran no other form faster.
 
     Input: (1, 3, height, width) float32 RGB from 0 to 255, what ncnn::Mat::from_pixels_resize makes. Output: logits.
@@ -42,7 +42,7 @@ class Planes(Deployed):
 
 def write_ncnn(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write NAME.param and NAME.bin. Raises: ExportError, MissingPackageError."""
-    form = Planes(model, manifest.preprocess).eval()
+    form = ChannelsFirstModel(model, manifest.preprocess).eval()
     assert manifest.preprocess.fixed is not None
     example = torch.zeros(1, 3, *manifest.preprocess.fixed)
     try:

@@ -1,4 +1,4 @@
-"""The portable artefact: one ONNX file, weights and manifest inside, any height and width.
+"""The portable exported model: one ONNX file, weights and manifest inside, any height and width.
 
 The graph is written here, operator by operator, and not traced: PyTorch's exporter needs 22 s for B0 with free sizes
 and minutes for the larger networks, this a second, and what stands in the file is what was meant: batch norm folded
@@ -16,7 +16,7 @@ from torch import nn
 
 from evitseg.architecture import LOGIT_STRIDE
 from evitseg.errors import ExportError, MissingPackageError
-from evitseg.exporters.deploy import up_sampling
+from evitseg.exporters.export_model import up_sampling
 from evitseg.exporters.int8 import in_steps, steps
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.model.attention import SMALLEST, AttentionSequence, MultiScaleAttention
@@ -36,12 +36,12 @@ IR_VERSION = 9
 
 
 def write_onnx(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write the artefact, unverified, where nothing depends on it yet. Raises: ExportError, MissingPackageError."""
+    """Write the model without verifying it. Raises: ExportError, MissingPackageError."""
     path.write_bytes(_with_manifest(onnx_graph(model, manifest.preprocess, manifest.weights), manifest))
 
 
 def set_onnx_manifest(path: Path, manifest: Manifest) -> None:
-    """Give an artefact another manifest."""
+    """Give an exported model another manifest."""
     import onnx
 
     content = _with_manifest(onnx.load(path, load_external_data=False), manifest)

@@ -1,4 +1,4 @@
-"""An artefact beside its checkpoint, on real images."""
+"""An exported model beside its checkpoint, on real images."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def example_images() -> list[ImageArray]:
 
 
 def verify(
-    artefact: str, engine: Engine, model: EfficientViT, manifest: Manifest, images: Sequence[ImageArray]
+    model_file: str, engine: Engine, model: EfficientViT, manifest: Manifest, images: Sequence[ImageArray]
 ) -> Verification:
     """Run both in float32 on every image, and compare logits and masks.
 
     Args:
-        artefact: its name, for the message.
+        model_file: its name, for the message.
         engine: that runs it.
-        model: in float32 what the artefact should be, also to the weights it stores in 8 bits.
+        model: in float32 what the exported model should be, also to the weights it stores in 8 bits.
 
     Raises: ExportError with the numbers where they differ by more than `TOLERANCE` allows.
     """
@@ -66,7 +66,7 @@ def verify(
     tolerance, min_equal = TOLERANCE["float16 arithmetic" if engine.info.precision == "float16" else manifest.weights]
     if largest > tolerance or equal < min_equal * pixels:
         raise ExportError(
-            f"{artefact} disagrees with its checkpoint and was not kept: the largest logit difference is "
+            f"{model_file} disagrees with its checkpoint and was not kept: the largest logit difference is "
             f"{largest:.2e} (at most {tolerance:.0e}), {equal / pixels:.3%} of mask pixels are equal "
             f"(at least {min_equal:.1%}), on {len(images)} images."
         )

@@ -167,7 +167,7 @@ def load_checkpoint(
     return model.eval(), manifest
 
 
-def mixed(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> State:
+def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> State:
     """The weighted mean of weights and of batch norm's statistics; counters are the first's."""
     return {
         key: sum((s * state[key] for s, state in zip(shares[1:], states[1:], strict=True)), shares[0] * value)
@@ -200,7 +200,7 @@ def average_checkpoints(
             if getattr(other, what) != getattr(manifest, what):
                 raise WeightsError(f"{path}: its {what} is not that of {paths[0]}; average runs of the same settings.")
     parts = [share / sum(shares) for share in shares]
-    model.load_state_dict(mixed([network.state_dict() for network, _ in loaded], parts))
+    model.load_state_dict(average_weights([network.state_dict() for network, _ in loaded], parts))
     recipes = "; ".join(
         f"{part:.3g} of ({other.training.recipe or 'unknown'})" for part, (_, other) in zip(parts, loaded, strict=True)
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evitseg.engine import PRECISIONS, EngineInfo, Precision
 from evitseg.errors import EngineError, unknown
 from evitseg.manifest import Manifest
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.system.machine import logical_cores, processor_name
 
 
@@ -48,7 +48,7 @@ class TorchEngine:
         self.manifest = manifest
         self._device = _device(device)
         # A copy: the caller's network stays in its mode, number format and place.
-        self._network = Deployed(copy.deepcopy(model), manifest.preprocess).eval().to(self._device)
+        self._network = NormalizedModel(copy.deepcopy(model), manifest.preprocess).eval().to(self._device)
         self._network.network.to(getattr(torch, chosen))
         self.info = EngineInfo(
             engine="PyTorch",

@@ -138,7 +138,7 @@ class EfficientViT(nn.Module):
         return logits
 
 
-class Deployed(nn.Module):
+class NormalizedModel(nn.Module):
     """The network with its normalisation inside.
 
     Input: (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.

@@ -1,7 +1,7 @@
 """How fast a model is on the machine at hand: the network alone, and from an image file to a mask file.
 
 Whatever is measured runs in a process of its own that does nothing else, so that its peak memory is its own and no
-engine's threads disturb another's. The processes take turns, one at a time.
+engine's threads disturb another's. The processes take rounds, one at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from evitseg.bundled import DEFAULT_MODEL
 from evitseg.engine import PRECISIONS, Precision
 from evitseg.errors import ConfigError, EngineError, EvitsegError
 from evitseg.preprocess import check_sides
-from evitseg.profiling.worker import Table, Worker, median_and_p90, serve, take_turns, warm_up
+from evitseg.profiling.worker import Table, Worker, median_and_p90, serve, take_rounds, warm_up
 from evitseg.raster.files import read_image
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ NOISY = 1.15
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and how it runs; see `evitseg.load`, to whose engines "torch" comes here for an .onnx artefact, too."""
+    """A model and how it runs, as in `evitseg.load`; the engine "torch" runs exported .onnx files, too."""
 
     model: str | None = None
     engine: str | None = None
@@ -62,10 +62,10 @@ class Subject:
     @cached_property
     def segmenter(self) -> Segmenter:
         """At the images' own sizes, unless the model takes but one."""
-        from evitseg.loading import artefact_of, load, network_of
+        from evitseg.loading import exported_path, load, network_of
         from evitseg.runtime.segmenter import Segmenter
 
-        if self.engine == "torch" and artefact_of(self.model) is not None:
+        if self.engine == "torch" and exported_path(self.model) is not None:
             network, manifest = network_of(self.model or DEFAULT_MODEL)
             from evitseg.model.engine import TorchEngine
 
@@ -93,7 +93,7 @@ class Timing:
         height, width: of the image, and of the network's input.
         network_ms, network_p90_ms: median and 90th percentile, uint8 image in, logits out.
         end_to_end_ms, end_to_end_p90_ms: from a JPEG file (quality 95) to a mask's PNG file.
-        turns: how many were measured of each.
+        rounds: how many were measured of each.
         peak_mib: most memory of a process that loads the model and segments files of this size, and does nothing else.
         softmax_macs_per_pixel: multiply-adds for a pixel if the network's attention were softmax attention; counted.
     """
@@ -104,7 +104,7 @@ class Timing:
     network_p90_ms: float
     end_to_end_ms: float
     end_to_end_p90_ms: float
-    turns: int
+    rounds: int
     peak_mib: float
     softmax_macs_per_pixel: float
 
@@ -149,19 +149,19 @@ class Timing:
         return [f"{self.height}x{self.width}", *(f"{n:.1f}" for n in numbers), *ratios, f"{self.peak_mib:.0f}"]
 
 
-def said_of_noise(noise: float) -> str:
+def noise_message(noise: float) -> str:
     """In a sentence."""
     kind = "other work disturbed it: measure again when the machine is idle" if noise > NOISY else "a quiet machine"
     return f"90th percentiles are up to {noise:.2f} times the medians: {kind}."
 
 
-def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), turns: int = 15) -> Iterator[Timing]:
+def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), rounds: int = 15) -> Iterator[Timing]:
     """Measure one model, size by size.
 
     Args:
         image: stretched to every size; what it shows matters, because boundaries cost time after the network.
         sizes: (height, width), multiples of 32; by default `SIZES`, or the only one the model takes.
-        turns: after warming up until nothing gets faster; network and end to end alternate.
+        rounds: after warming up until nothing gets faster; network and end to end alternate.
 
     Raises: ConfigError for a size that the model does not take, ImageError, EngineError.
     """
@@ -176,9 +176,9 @@ def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), 
                 warm_up(whole)
                 peak = worker.ask("peak")  # before the network is fed alone, for which its input must be kept
                 warm_up(alone)
-                taken = take_turns({"alone": alone, "whole": whole}, turns)
+                taken = take_rounds({"alone": alone, "whole": whole}, rounds)
             macs = softmax_macs(subject.segmenter.manifest.model, *size) / (size[0] * size[1])
-            yield Timing(*size, *median_and_p90(taken["alone"]), *median_and_p90(taken["whole"]), turns, peak, macs)
+            yield Timing(*size, *median_and_p90(taken["alone"]), *median_and_p90(taken["whole"]), rounds, peak, macs)
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ class Compared:
         return asdict(self)
 
 
-def compare(subject: Subject, image: Path, size: tuple[int, int], turns: int = 15) -> list[Compared]:
-    """Every engine that runs the model's file, at every precision, in turns; the fastest first, then what cannot run.
+def compare(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> list[Compared]:
+    """Every engine that runs the model's file, at every precision, in rounds; the fastest first, then what cannot run.
 
-    An .onnx artefact runs in PyTorch, too, as the network that its weights are put back into.
+    An exported .onnx file runs in PyTorch, too: its weights go back into the network.
 
     Raises: ConfigError for a size that the model does not take, ImageError.
     """
@@ -235,7 +235,7 @@ def compare(subject: Subject, image: Path, size: tuple[int, int], turns: int = 1
                 else:
                     warm_up(partial(worker.ask, "network"))
                     workers[engine, precision] = worker
-        taken = take_turns({" ".join(key): partial(worker.ask, "network") for key, worker in workers.items()}, turns)
+        taken = take_rounds({" ".join(key): partial(worker.ask, "network") for key, worker in workers.items()}, rounds)
         fastest = min((statistics.median(times) for times in taken.values()), default=0.0)
         for key, worker in workers.items():
             median, p90 = median_and_p90(taken[" ".join(key)])
@@ -257,10 +257,10 @@ def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
 
 def _engines(subject: Subject) -> list[str]:
     """By name, all that run its file."""
-    from evitseg.loading import artefact_of
+    from evitseg.loading import exported_path
     from evitseg.runtime.engines import ENGINES
 
-    ending = getattr(artefact_of(subject.model), "suffix", None)
+    ending = getattr(exported_path(subject.model), "suffix", None)
     able = [name for name, kind in ENGINES.items() if ending in kind.endings]
     return [*able, "torch"] if ending in (None, ".onnx") else able
 

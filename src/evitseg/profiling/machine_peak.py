@@ -26,7 +26,7 @@ COPIED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Floors:
+class MachinePeak:
     """What the machine does at best.
 
     Attributes:
@@ -98,10 +98,10 @@ def copy_gb_per_s(threads: int) -> float:
     return 2 * COPIED_BYTES * threads / seconds / 1e9
 
 
-def _fastest(work: Callable[[], object], turns: int = 9) -> float:
+def _fastest(work: Callable[[], object], rounds: int = 9) -> float:
     """Seconds: of what a machine can do at best, the best is what counts."""
     best = float("inf")
-    for _ in range(turns):
+    for _ in range(rounds):
         start = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - start)

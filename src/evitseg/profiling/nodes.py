@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evitseg.architecture import ModelConfig, placed_convs
 from evitseg.engine import Engine
 from evitseg.errors import WeightsError
-from evitseg.profiling.machine_peak import Floors, onnxruntime_product, openvino_product
+from evitseg.profiling.machine_peak import MachinePeak, onnxruntime_product, openvino_product
 from evitseg.profiling.worker import warm_up
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Work:
     Attributes:
         name, block: in the network's terms; see `evitseg.architecture.PlacedConv`.
         count: how many of the engine's nodes do it: tiles, and what a block has several of.
-        ms: mean over the turns.
+        ms: mean over the rounds.
         macs: multiply-adds.
         bytes_in, bytes_out: of all inputs with the weights, and of all outputs.
     """
@@ -61,8 +61,8 @@ class Work:
         """Floating-point operations for a byte."""
         return 2 * self.macs / max(1, self.bytes_in + self.bytes_out)
 
-    def roof_ms(self, floors: Floors) -> float:
-        return floors.ms(self.macs, self.bytes_in + self.bytes_out)
+    def roof_ms(self, peak: MachinePeak) -> float:
+        return peak.ms(self.macs, self.bytes_in + self.bytes_out)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _plain(name: str) -> str:
     return name.removesuffix("/WithoutBiases")
 
 
-def _places(model: openvino.Model, config: ModelConfig, artefact: Path) -> dict[str, _Place]:
+def _places(model: openvino.Model, config: ModelConfig, model_file: Path) -> dict[str, _Place]:
     """Of the operators that stand for something in the network, by name: in the file its convolutions.
 
     Names in the file end in places in the file; `openvino_graph` names what it writes after the plan's blocks.
@@ -141,7 +141,9 @@ def _places(model: openvino.Model, config: ModelConfig, artefact: Path) -> dict[
                 (i for i, conv in planned if conv.block == block and f"{part}.".startswith(f"{conv.name}.")), -1
             )
             if number < 0:
-                raise WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
+                raise WeightsError(
+                    f"{model_file}: its graph is not the one that evitseg export writes; export it again."
+                )
             places[name] = _Place(f"{block}.{part}", block, number)
         elif slash and operator.get_type_name() != "Constant":
             places[name] = _Place(f"{block}/{part}", block)
@@ -153,24 +155,24 @@ class _Profiled:
     """What a profiler gives.
 
     Attributes:
-        network_ms, turns: see `Profile`.
+        network_ms, rounds: see `Profile`.
         nodes: one for each of the engine's.
         product: multiplies two square matrices of `PEAK_SIDE` in the same engine, precision and threads.
     """
 
     network_ms: float
-    turns: int
+    rounds: int
     nodes: list[Node]
     product: Callable[[], object]
 
 
-def _in_openvino(engine: Engine, artefact: Path, images: NDArray[np.uint8], turns: int) -> _Profiled:
+def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
     from evitseg.runtime.openvino_engine import OpenVinoEngine
 
     assert isinstance(engine, OpenVinoEngine)
     size = images.shape[1], images.shape[2]
     graph, compiled = engine.graph(size), engine.compile(size, PERF_COUNT="YES")
-    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, artefact)
+    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, model_file)
     in_file = any(name.startswith("Conv_") for name in known)
     request = compiled.create_infer_request()
 
@@ -191,9 +193,11 @@ def _in_openvino(engine: Engine, artefact: Path, images: NDArray[np.uint8], turn
         return {node.node_name: calls * node.real_time.microseconds for node in request.get_profiling_info()}
 
     warm_up(counted)
-    turns = max(turns, 2 * calls)  # the means are whole microseconds; what is taken off for warming up must stay small
+    rounds = max(
+        rounds, 2 * calls
+    )  # the means are whole microseconds; what is taken off for warming up must stay small
     before = microseconds()
-    network_ms = 1000 * sum(counted() for _ in range(turns)) / turns
+    network_ms = 1000 * sum(counted() for _ in range(rounds)) / rounds
     after = microseconds()
 
     nodes, places = [], dict[str, _Place]()
@@ -217,7 +221,7 @@ def _in_openvino(engine: Engine, artefact: Path, images: NDArray[np.uint8], turn
                 name=own.name if own else f"{place.block}/{kind}",
                 block=place.block,
                 count=1,
-                ms=max(0, after[name] - before.get(name, 0)) / turns / 1000,
+                ms=max(0, after[name] - before.get(name, 0)) / rounds / 1000,
                 macs=sum(macs.get(original, 0) for original in dict.fromkeys(originals)),
                 bytes_in=sum(_bytes(value) for value in operator.input_values()),
                 bytes_out=sum(_bytes(value) for value in operator.outputs()),
@@ -226,7 +230,7 @@ def _in_openvino(engine: Engine, artefact: Path, images: NDArray[np.uint8], turn
                 engine_name=name,
             )
         )
-    return _Profiled(network_ms, turns, nodes, openvino_product(compiled))
+    return _Profiled(network_ms, rounds, nodes, openvino_product(compiled))
 
 
 def _operator(kind: str, name: str) -> str:
@@ -238,15 +242,15 @@ def _bytes(value: Any) -> int:
     return int(math.prod(value.get_partial_shape().to_shape()) * value.get_element_type().size)
 
 
-def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], turns: int) -> _Profiled:
+def _in_onnxruntime(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
     import onnxruntime
 
     from evitseg.runtime.openvino_engine import OpenVinoEngine
 
     # What OpenVINO reads of the file says what ONNX Runtime does not: the operators' names and attributes.
-    graph = OpenVinoEngine(artefact, "float32").graph(None)
+    graph = OpenVinoEngine(model_file, "float32").graph(None)
     graph.reshape(list(images.shape))
-    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, artefact)
+    macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, model_file)
     threads = engine.info.threads
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -255,7 +259,7 @@ def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], t
         options.intra_op_num_threads = threads
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(artefact.read_bytes(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model_file.read_bytes(), options, providers=["CPUExecutionProvider"])
         given, written = session.get_inputs()[0].name, session.get_outputs()[0].name
 
         def call() -> float:
@@ -264,7 +268,7 @@ def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], t
             return time.perf_counter() - start
 
         warm_up(call)
-        network_ms = 1000 * sum(call() for _ in range(turns)) / turns
+        network_ms = 1000 * sum(call() for _ in range(rounds)) / rounds
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
     nodes = []
@@ -294,7 +298,7 @@ def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], t
                 name=place.name if original in known else f"{place.block}/{_operator(told['op_name'], original)}",
                 block=place.block,
                 count=1,
-                ms=sum(taken[name][-turns:]) / turns / 1000,
+                ms=sum(taken[name][-rounds:]) / rounds / 1000,
                 macs=macs.get(original, 0),
                 bytes_in=sizes[0],
                 bytes_out=sizes[1],
@@ -303,7 +307,7 @@ def _in_onnxruntime(engine: Engine, artefact: Path, images: NDArray[np.uint8], t
                 engine_name=name,
             )
         )
-    return _Profiled(network_ms, turns, nodes, onnxruntime_product(threads))
+    return _Profiled(network_ms, rounds, nodes, onnxruntime_product(threads))
 
 
 _ONNX_TYPES = {"float": "float32", "double": "float64"}

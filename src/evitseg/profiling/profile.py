@@ -19,7 +19,7 @@ from evitseg.architecture import cost
 from evitseg.engine import EngineInfo
 from evitseg.errors import EngineError
 from evitseg.profiling.bench import Subject
-from evitseg.profiling.machine_peak import Floors, copy_gb_per_s, peak_gflops
+from evitseg.profiling.machine_peak import MachinePeak, copy_gb_per_s, peak_gflops
 from evitseg.profiling.nodes import PROFILERS, Node, Work
 from evitseg.profiling.worker import Table
 from evitseg.raster.files import read_image
@@ -31,22 +31,22 @@ class Profile:
 
     Attributes:
         height, width: of the image.
-        network_ms: mean over the same turns of the whole call; the nodes' sum is less by what lies between them.
-        turns: how many were measured.
+        network_ms: mean over the same rounds of the whole call; the nodes' sum is less by what lies between them.
+        rounds: how many were measured.
         plan_macs: multiply-adds that the network's plan needs. The graph that runs may do more: where tiles overlap,
             and where a larger product is faster than a smaller one.
         nodes: in the order they run, each name once.
-        floors: of this machine.
+        peak: of this machine.
         info: what ran.
     """
 
     height: int
     width: int
     network_ms: float
-    turns: int
+    rounds: int
     plan_macs: int
     nodes: tuple[Node, ...]
-    floors: Floors
+    peak: MachinePeak
     info: EngineInfo
 
     @property
@@ -82,7 +82,7 @@ class Profile:
 
     def roof_ms(self, nodes: Sequence[Work] | None = None) -> float:
         """The sum of what the roofline gives for each."""
-        return math.fsum(node.roof_ms(self.floors) for node in (self.nodes if nodes is None else nodes))
+        return math.fsum(node.roof_ms(self.peak) for node in (self.nodes if nodes is None else nodes))
 
     def to_dict(self) -> dict[str, Any]:
         def row(work: Work) -> dict[str, Any]:
@@ -91,19 +91,19 @@ class Profile:
                 "gflops": work.gflops,
                 "gb_per_s": work.gb_per_s,
                 "intensity": work.intensity,
-                "roof_ms": work.roof_ms(self.floors),
+                "roof_ms": work.roof_ms(self.peak),
             }
 
         return {
             "height": self.height,
             "width": self.width,
-            "turns": self.turns,
+            "rounds": self.rounds,
             "network_ms": self.network_ms,
             "nodes_ms": self.nodes_ms,
             "roof_ms": self.roof_ms(),
             "macs": self.macs,
             "plan_macs": self.plan_macs,
-            "floors": asdict(self.floors),
+            "peak": asdict(self.peak),
             "blocks": [row(block) | {"roof_ms": self._block_roof(block.block)} for block in self.blocks],
             "nodes": [row(node) for node in self.nodes],
         }
@@ -122,8 +122,8 @@ class Profile:
         total = Work("sum", "", sum(node.count for node in self.nodes), self.nodes_ms, self.macs, 0, 0)
         return [
             f"{self.height}x{self.width}: {self.network_ms:.1f} ms a call while its nodes are timed, of which they "
-            f"take {self.nodes_ms:.1f}; this machine, measured now: {self.floors.gflops:.0f} GFLOP/s in large "
-            f"products, {self.floors.gb_per_s:.0f} GB/s copying",
+            f"take {self.nodes_ms:.1f}; this machine, measured now: {self.peak.gflops:.0f} GFLOP/s in large "
+            f"products, {self.peak.gb_per_s:.0f} GB/s copying",
             f"multiply-adds: {self.macs / 1e6:.0f} M in the graph that runs, {self.plan_macs / 1e6:.0f} M in the "
             "network's plan",
             "",
@@ -132,7 +132,7 @@ class Profile:
             "",
             *nodes.lines(
                 [
-                    [node.name, *cells(node, node.roof_ms(self.floors)), f"  {node.type} {node.kernel}"]
+                    [node.name, *cells(node, node.roof_ms(self.peak)), f"  {node.type} {node.kernel}"]
                     for node in self.slowest(count)
                 ]
             ),
@@ -142,33 +142,33 @@ class Profile:
         return self.roof_ms([node for node in self.nodes if node.block == block])
 
 
-def profile(subject: Subject, image: Path, size: tuple[int, int], turns: int = 15) -> Profile:
-    """Measure every node of an .onnx or .xml artefact in OpenVINO or ONNX Runtime.
+def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> Profile:
+    """Measure every node of an .onnx or .xml exported model in OpenVINO or ONNX Runtime.
 
     Raises: EngineError for another engine, ConfigError for a size that the model does not take, ImageError.
     """
     from PIL import Image
 
-    from evitseg.loading import artefact_of
+    from evitseg.loading import exported_path
 
     (size,) = subject.sizes([size], ())
     segment = subject.segmenter
-    artefact = artefact_of(subject.model)
-    if artefact is None or segment.info.engine not in PROFILERS:
+    model_file = exported_path(subject.model)
+    if model_file is None or segment.info.engine not in PROFILERS:
         raise EngineError(
-            f"{segment.info.engine} does not say how long its layers take; profile an .onnx or .xml artefact, in "
+            f"{segment.info.engine} does not say how long its layers take; profile an .onnx or .xml exported model, in "
             "OpenVINO or ONNX Runtime."
         )
     stretched = np.asarray(Image.fromarray(read_image(image)).resize(size[::-1], Image.Resampling.LANCZOS))
-    profiled = PROFILERS[segment.info.engine](segment.engine, artefact, stretched[None], turns)
+    profiled = PROFILERS[segment.info.engine](segment.engine, model_file, stretched[None], rounds)
     return Profile(
         height=size[0],
         width=size[1],
         network_ms=profiled.network_ms,
-        turns=profiled.turns,
+        rounds=profiled.rounds,
         plan_macs=round(cost(segment.manifest.model).macs(*size)),
         nodes=tuple(_by_name(profiled.nodes)),
-        floors=Floors(peak_gflops(profiled.product), copy_gb_per_s(segment.info.threads)),
+        peak=MachinePeak(peak_gflops(profiled.product), copy_gb_per_s(segment.info.threads)),
         info=segment.info,
     )
 

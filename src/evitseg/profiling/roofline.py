@@ -65,14 +65,14 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullLocator
 
-    floors = profile.floors
+    peak = profile.peak
     nodes = [node for node in profile.nodes if node.macs and node.ms]
     intensities = [node.intensity for node in nodes]
-    ridge = floors.gflops / floors.gb_per_s
+    ridge = peak.gflops / peak.gb_per_s
     low = min(intensities) / 2
     xs = np.geomspace(low, 2 * max(ridge, *intensities), 200)
-    axes.plot(xs, np.minimum(floors.gflops, xs * floors.gb_per_s), color="black", linewidth=1.8, zorder=2)
-    axes.fill_between(xs, np.minimum(floors.gflops, xs * floors.gb_per_s), 1e9, color="black", alpha=0.05, zorder=0)
+    axes.plot(xs, np.minimum(peak.gflops, xs * peak.gb_per_s), color="black", linewidth=1.8, zorder=2)
+    axes.fill_between(xs, np.minimum(peak.gflops, xs * peak.gb_per_s), 1e9, color="black", alpha=0.05, zorder=0)
     for node in sorted(nodes, key=lambda node: -node.ms):
         axes.scatter(
             node.intensity,
@@ -89,7 +89,7 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         xscale="log",
         yscale="log",
         xlim=(low, xs[-1]),
-        ylim=(min(node.gflops for node in nodes) / 2, 2 * floors.gflops),
+        ylim=(min(node.gflops for node in nodes) / 2, 2 * peak.gflops),
         xlabel="floating-point operations for a byte read or written",
         ylabel="GFLOP/s achieved",
         title="Nodes with multiply-adds; area: share of the time; above the slope: data came from a cache",
@@ -99,7 +99,7 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    roof = f"roof: {floors.gb_per_s:.0f} GB/s copying memory\n{floors.gflops:.0f} GFLOP/s in large products"
+    roof = f"roof: {peak.gb_per_s:.0f} GB/s copying memory\n{peak.gflops:.0f} GFLOP/s in large products"
     axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where hardly a node is
     assert axes.figure is not None
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known where a node is seen

@@ -1,4 +1,4 @@
-"""Measure in processes of their own that take turns."""
+"""Measure in processes of their own that take rounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Table:
         return [*self.head(), *map(self.row, rows)]
 
 
-def take_turns(works: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+def take_rounds(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each, one after the other in random order, so that a busy moment of the machine hits all alike.
 
     Args:
@@ -47,7 +47,7 @@ def take_turns(works: Mapping[str, Callable[[], float]], turns: int) -> dict[str
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     order, shuffle = list(works), random.Random(0).shuffle
-    for _ in range(turns):
+    for _ in range(rounds):
         shuffle(order)  # nobody always comes after the same other
         for name in order:
             time.sleep(0.05)  # the threads of the one before may still spin

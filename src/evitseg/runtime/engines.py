@@ -1,4 +1,4 @@
-"""Engines for artefacts: which runs which file, and OpenVINO and ONNX Runtime; those for devices are in `devices`."""
+"""Open an exported model in the engine that runs its kind of file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineKind:
-    """A way to run artefacts.
+    """A way to run exported models.
 
     Attributes:
         endings: of the files it runs.
@@ -50,44 +50,44 @@ ENGINES: dict[str, EngineKind] = {
 
 
 def open_engine(
-    artefact: str | os.PathLike[str],
+    model_file: str | os.PathLike[str],
     engine: str | None = None,
     precision: Precision = "auto",
     threads: int | None = None,
     streams: int = 1,
 ) -> Engine:
-    """An artefact, ready to run.
+    """An exported model, ready to run.
 
     Args:
-        artefact: path of a file that `evitseg export` wrote.
+        model_file: path of a file that `evitseg export` wrote.
         engine: a key of `ENGINES`; None for the first that runs such a file.
         precision: of the arithmetic; "auto" takes bfloat16 where the processor has it, else what the engine chooses.
         threads: at most; None for every physical core.
         streams: calls that may run at the same time, if the engine can do that; else one waits for the other.
 
-    Raises: EngineError for what the engine or this processor cannot do, WeightsError for a file that is no artefact,
-    ConfigError for an unknown name.
+    Raises: EngineError for a request that the engine or this processor cannot fulfil, WeightsError for a file that is
+    no exported model, ConfigError for an unknown name.
     """
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    ending = Path(artefact).suffix
+    ending = Path(model_file).suffix
     if ending == ".mlpackage":
-        raise EngineError(f"{artefact}: Core ML runs on Apple's devices alone; evitseg info says what is in it.")
+        raise EngineError(f"{model_file}: Core ML runs on Apple's devices alone; evitseg info says what is in it.")
     able = [name for name, kind in ENGINES.items() if ending in kind.endings]
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
-        raise WeightsError(f"{artefact}: not an artefact; artefacts end in {endings}.")
+        raise WeightsError(f"{model_file}: not an exported model; exported models end in {endings}.")
     engine = engine or able[0]
     if engine not in able:
-        raise EngineError(f"{artefact}: {engine} does not run {ending} files; {' and '.join(able)} can.")
-    if not Path(artefact).exists():  # said before a package is missed that would not help
-        raise WeightsError(f"{artefact}: no such file; evitseg info lists the models that come with the package.")
+        raise EngineError(f"{model_file}: {engine} does not run {ending} files; {' and '.join(able)} can.")
+    if not Path(model_file).exists():  # said before a package is missed that would not help
+        raise WeightsError(f"{model_file}: no such file; evitseg info lists the models that come with the package.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more.")
     if streams < 1:
         raise EngineError(f"streams is {streams}; give 1 or more.")
-    _LOG.info("%s: engine %s of %s, precision %s", artefact, engine, ", ".join(able), precision)
+    _LOG.info("%s: engine %s of %s, precision %s", model_file, engine, ", ".join(able), precision)
     kind = ENGINES[engine]
-    return kind.open(Path(artefact), precision, threads, *([streams] if kind.has_streams else []))
+    return kind.open(Path(model_file), precision, threads, *([streams] if kind.has_streams else []))

@@ -32,27 +32,27 @@ INPUT, LOGITS = "in0", "out0"
 class LiteRtEngine:
     """A .tflite file in LiteRT, with its XNNPACK delegate."""
 
-    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+    def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
         try:
             with silenced():
                 from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise MissingPackageError("the LiteRT engine", "litert") from error
         _only_float32("LiteRT", precision)
-        content = read(artefact)
-        self.manifest = manifest_beside(artefact, [content])
+        content = read(model_file)
+        self.manifest = manifest_beside(model_file, [content])
         threads = threads or physical_cores()
         try:
             with silenced():
                 self._interpreter = Interpreter(model_content=content, num_threads=threads)
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: LiteRT cannot run it ({first_line(error)}).") from error
+            raise EngineError(f"{model_file}: LiteRT cannot run it ({first_line(error)}).") from error
         (given,), (logits,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if (given["dtype"], tuple(given["shape"])) != (np.uint8, _input_shape(self.manifest)):
-            raise _not_as_told(artefact)
+            raise _not_as_told(model_file)
         if tuple(logits["shape"]) != _logits_shape(self.manifest):
-            raise _not_as_told(artefact)
+            raise _not_as_told(model_file)
         self._input, self._logits, self._lock = given["index"], logits["index"], threading.Lock()
         self.info = _info("LiteRT", "ai-edge-litert", "float32", threads)
 
@@ -73,7 +73,7 @@ class ExecuTorchEngine:
     Its Python binding, unlike its C++ one, needs torch.
     """
 
-    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+    def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
         try:
             with silenced():
                 import torch
@@ -82,8 +82,8 @@ class ExecuTorchEngine:
         except ImportError as error:
             raise MissingPackageError("the ExecuTorch engine", "executorch") from error
         _only_float32("ExecuTorch", precision)
-        self._content = read(artefact)  # kept: the program refers to it
-        self.manifest = manifest_beside(artefact, [self._content])
+        self._content = read(model_file)  # kept: the program refers to it
+        self.manifest = manifest_beside(model_file, [self._content])
         threads = threads or physical_cores()
         try:
             with silenced():
@@ -91,11 +91,11 @@ class ExecuTorchEngine:
                 self._program = Runtime.get().load_program(self._content)
                 self._method = self._program.load_method("forward")
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: ExecuTorch cannot run it ({first_line(error)}).") from error
+            raise EngineError(f"{model_file}: ExecuTorch cannot run it ({first_line(error)}).") from error
         about = self._method.metadata
         shapes = [tuple(tensor.sizes()) for tensor in (about.input_tensor_meta(0), about.output_tensor_meta(0))]
         if shapes != [_planes_shape(self.manifest), _logits_shape(self.manifest)]:
-            raise _not_as_told(artefact)
+            raise _not_as_told(model_file)
         self._tensor, self._lock = torch.from_numpy, threading.Lock()
         self.info = _info("ExecuTorch", "executorch", "float32", threads)
 
@@ -111,7 +111,7 @@ class ExecuTorchEngine:
 class NcnnEngine:
     """A .param file with its .bin in ncnn. Its input is (3, height, width) float32 RGB from 0 to 255."""
 
-    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+    def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
         try:
             with _patient_threads():
                 import ncnn
@@ -121,7 +121,7 @@ class NcnnEngine:
             raise EngineError("ncnn's bfloat16 gives wrong masks with this network; leave out the precision.")
         if precision == "float16" and platform.machine() not in ("aarch64", "arm64"):
             raise EngineError("ncnn has float16 arithmetic on Arm only; leave out the precision.")
-        self.manifest = manifest_beside(artefact, [read(artefact), read(artefact.with_suffix(".bin"))])
+        self.manifest = manifest_beside(model_file, [read(model_file), read(model_file.with_suffix(".bin"))])
         threads = threads or physical_cores()
         self._net = ncnn.Net()
         options = self._net.opt
@@ -130,12 +130,12 @@ class NcnnEngine:
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
         options.use_bf16_packed = options.use_bf16_storage = False
         with silenced():
-            failed = self._net.load_param(str(artefact)) or self._net.load_model(str(artefact.with_suffix(".bin")))
+            failed = self._net.load_param(str(model_file)) or self._net.load_model(str(model_file.with_suffix(".bin")))
         if failed:
-            raise EngineError(f"{artefact}: ncnn cannot read it; export it again.")
+            raise EngineError(f"{model_file}: ncnn cannot read it; export it again.")
         if (list(self._net.input_names()), list(self._net.output_names())) != ([INPUT], [LOGITS]):
-            raise _not_as_told(artefact)
-        self._mat, self._artefact = ncnn.Mat, artefact
+            raise _not_as_told(model_file)
+        self._mat, self._model_file = ncnn.Mat, model_file
         self.info = _info("ncnn", "ncnn", "float16" if half else "float32", threads)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -148,7 +148,7 @@ class NcnnEngine:
         failed, logits = extractor.extract(LOGITS)
         answer = np.array(logits)[None]
         if failed or answer.shape != _logits_shape(self.manifest):
-            raise _not_as_told(self._artefact)
+            raise _not_as_told(self._model_file)
         return answer
 
 
@@ -199,8 +199,8 @@ def _logits_shape(manifest: Manifest) -> tuple[int, ...]:
     return (1, manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE)
 
 
-def _not_as_told(artefact: Path) -> WeightsError:
-    return WeightsError(f"{artefact}: its network is not what its manifest says; export it again.")
+def _not_as_told(model_file: Path) -> WeightsError:
+    return WeightsError(f"{model_file}: its network is not what its manifest says; export it again.")
 
 
 def _info(engine: str, package: str, precision: str, threads: int) -> EngineInfo:

@@ -140,16 +140,16 @@ class NativeEngine:
     """
 
     def __init__(
-        self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+        self, model_file: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
     ) -> None:
         if precision not in ("auto", "float32"):
             raise EngineError(f"the native engine computes in float32, not in {precision}; use --engine openvino.")
-        if artefact.suffix == ".safetensors":
-            self.manifest, weights = read_checkpoint(artefact)
+        if model_file.suffix == ".safetensors":
+            self.manifest, weights = read_checkpoint(model_file)
         else:
             from evitseg.runtime.openvino_engine import openvino_weights
 
-            self.manifest, weights = openvino_weights(artefact)
+            self.manifest, weights = openvino_weights(model_file)
         program = compile_program(self.manifest.model, self.manifest.preprocess, weights)
         threads = threads or physical_cores()
         self._core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)

@@ -31,15 +31,15 @@ _DEEPEST = 32
 """Graphs in graphs."""
 
 
-def check_onnx(content: bytes, artefact: Path) -> None:
+def check_onnx(content: bytes, model_file: Path) -> None:
     """Raises: WeightsError for weights outside the file, tensors that are not as large as said, and other damage."""
     try:
-        _check("model", memoryview(content), artefact, 0)
+        _check("model", memoryview(content), model_file, 0)
     except (ValueError, IndexError) as error:
-        raise WeightsError(f"{artefact}: damaged, or not an ONNX file; export it again.") from error
+        raise WeightsError(f"{model_file}: damaged, or not an ONNX file; export it again.") from error
 
 
-def _check(kind: str, content: memoryview, artefact: Path, depth: int) -> None:
+def _check(kind: str, content: memoryview, model_file: Path, depth: int) -> None:
     if depth > _DEEPEST:
         raise ValueError("too deep")
     dims: list[int] = []
@@ -47,13 +47,13 @@ def _check(kind: str, content: memoryview, artefact: Path, depth: int) -> None:
     for number, value in _fields(content):
         inner = _MESSAGES[kind].get(number)
         if inner is not None and isinstance(value, memoryview):
-            _check(inner, value, artefact, depth + 1)
+            _check(inner, value, model_file, depth + 1)
         elif kind != "tensor":
             continue
         elif number == _EXTERNAL or (number == _LOCATION and value):
             raise WeightsError(
-                f"{artefact}: keeps weights in other files or in memory, which are not read; evitseg export keeps them "
-                "inside."
+                f"{model_file}: stores weights in other files or in memory, which are not read; evitseg export stores "
+                "them inside."
             )
         elif number == _DIMS:
             dims += [value] if isinstance(value, int) else _packed(value)
@@ -62,7 +62,7 @@ def _check(kind: str, content: memoryview, artefact: Path, depth: int) -> None:
         elif number == _RAW:
             raw = value
     if isinstance(raw, memoryview) and data_type in _ITEM_BYTES and prod(dims) * _ITEM_BYTES[data_type] != len(raw):
-        raise WeightsError(f"{artefact}: damaged: a tensor of {prod(dims)} numbers has {len(raw)} bytes.")
+        raise WeightsError(f"{model_file}: damaged: a tensor of {prod(dims)} numbers has {len(raw)} bytes.")
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:

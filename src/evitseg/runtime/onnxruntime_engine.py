@@ -18,9 +18,9 @@ from evitseg.system.machine import physical_cores, processor_name
 
 
 class OnnxRuntimeEngine:
-    """An ONNX artefact in ONNX Runtime, on the CPU."""
+    """An ONNX exported model in ONNX Runtime, on the CPU."""
 
-    def __init__(self, artefact: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+    def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,27 +33,27 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
         # Said, not left at its default, so that what is reported is what runs.
         options.intra_op_num_threads = threads or physical_cores()
-        content = read(artefact)
-        check_onnx(content, artefact)
+        content = read(model_file)
+        check_onnx(content, model_file)
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({first_line(error)}).") from error
+            raise EngineError(f"{model_file}: ONNX Runtime cannot run it ({first_line(error)}).") from error
         except Exception as error:  # its own exceptions share no base but this
             if type(error).__module__.startswith("onnxruntime"):
-                raise EngineError(f"{artefact}: ONNX Runtime cannot run it ({first_line(error)}).") from error
+                raise EngineError(f"{model_file}: ONNX Runtime cannot run it ({first_line(error)}).") from error
             raise
-        self.manifest = manifest_inside(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), artefact)
+        self.manifest = manifest_inside(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), model_file)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise WeightsError(
-                f"{artefact}: not an evitseg artefact, it has {len(inputs)} inputs and {len(outputs)} outputs, not one "
+                f"{model_file}: not an evitseg export, it has {len(inputs)} inputs and {len(outputs)} outputs, not one "
                 "of each."
             )
         (given,), (logits,) = inputs, outputs
         into, out = ([side if isinstance(side, int) else None for side in value.shape] for value in (given, logits))
         kind = {"tensor(uint8)": "u8"}.get(given.type, given.type)
-        check_graph(kind, into, out, self.manifest, artefact)
+        check_graph(kind, into, out, self.manifest, model_file)
         self._input = given.name
         self.info = EngineInfo(
             engine="ONNX Runtime",

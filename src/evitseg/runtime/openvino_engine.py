@@ -53,7 +53,7 @@ _SHAPES = 64
 
 
 class OpenVinoEngine:
-    """An artefact in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
+    """An exported model in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
 
     In float32 and bfloat16 on x86 processors it runs `openvino_graph`, made for the size of the image at hand in a
     third of a second and kept for the next; elsewhere, and for small images, the graph in the file.
@@ -63,7 +63,7 @@ class OpenVinoEngine:
     """
 
     def __init__(
-        self, artefact: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+        self, model_file: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
     ) -> None:
         self._core = openvino_core()
         import openvino
@@ -72,13 +72,13 @@ class OpenVinoEngine:
         self._settings = thread_settings(threads or physical_cores(), streams)
         if chosen is not None:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
-        self._artefact = artefact
+        self._model_file = model_file
         try:
-            self._model, self.manifest = _openvino_model(self._core, artefact)
-            _check_ends(self._model, self.manifest, artefact)
+            self._model, self.manifest = _openvino_model(self._core, model_file)
+            _check_ends(self._model, self.manifest, model_file)
             runs = self._probe()
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+            raise EngineError(f"{model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
@@ -89,7 +89,7 @@ class OpenVinoEngine:
         )
         self._weights: list[Weights] | None = None
         if writes_fast(self.info.precision):
-            self._weights = read_weights(self._model, self.manifest.model, artefact)
+            self._weights = read_weights(self._model, self.manifest.model, model_file)
         self._lock = threading.Lock()
         self._any_size: _Compiled | None = None
         self._sizes: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
@@ -131,7 +131,7 @@ class OpenVinoEngine:
         try:
             return self._core.compile_model(self.graph(size), "CPU", self._settings | settings)
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{self._artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
+            raise EngineError(f"{self._model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
 
     def _compiled(self, size: tuple[int, int]) -> _Compiled:
         """For a size: its own graph, or the one for all sizes, see `OWN_GRAPH_PIXELS`."""
@@ -203,51 +203,53 @@ def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | Non
     return wanted
 
 
-def read_manifest(artefact: Path) -> Manifest:
-    """What an artefact says about itself. Raises: WeightsError, ConfigError, EngineError."""
-    if artefact.suffix not in (".onnx", ".xml"):
-        return manifest_beside(artefact)
+def read_manifest(model_file: Path) -> Manifest:
+    """What an exported model says about itself. Raises: WeightsError, ConfigError, EngineError."""
+    if model_file.suffix not in (".onnx", ".xml"):
+        return manifest_beside(model_file)
     try:
-        return _openvino_model(openvino_core(), artefact)[1]
+        return _openvino_model(openvino_core(), model_file)[1]
     except (RuntimeError, ValueError) as error:
-        raise EngineError(f"{artefact}: OpenVINO cannot read it ({first_line(error)}).") from error
+        raise EngineError(f"{model_file}: OpenVINO cannot read it ({first_line(error)}).") from error
 
 
-def _openvino_model(core: openvino.Core, artefact: Path) -> tuple[openvino.Model, Manifest]:
+def _openvino_model(core: openvino.Core, model_file: Path) -> tuple[openvino.Model, Manifest]:
     import openvino
 
     # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
-    content = read(artefact)
-    if artefact.suffix == ".xml":
-        weights = np.frombuffer(read(artefact.with_suffix(".bin")), np.uint8)
+    content = read(model_file)
+    if model_file.suffix == ".xml":
+        weights = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
         model = core.read_model(content, openvino.Tensor(weights))
     else:
-        check_onnx(content, artefact)
+        check_onnx(content, model_file)
         model = core.read_model(content)
     where = ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
-    return model, manifest_inside(text, artefact)
+    return model, manifest_inside(text, model_file)
 
 
-def _check_ends(model: openvino.Model, manifest: Manifest, artefact: Path) -> None:
+def _check_ends(model: openvino.Model, manifest: Manifest, model_file: Path) -> None:
     """Raises: WeightsError where a graph does not take and give what its manifest says."""
     inputs, outputs = model.inputs, model.outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise WeightsError(
-            f"{artefact}: not an evitseg artefact, it has {len(inputs)} inputs and {len(outputs)} outputs, not one of "
+            f"{model_file}: not an evitseg export, it has {len(inputs)} inputs and {len(outputs)} outputs, not one of "
             "each."
         )
     given, logits = (
         [None if side.is_dynamic else side.get_length() for side in end.partial_shape] for end in (*inputs, *outputs)
     )
-    check_graph(inputs[0].element_type.to_string(), given, logits, manifest, artefact)
+    check_graph(inputs[0].element_type.to_string(), given, logits, manifest, model_file)
 
 
 def openvino_graph(
-    artefact: Path, precision: Precision = "auto"
+    model_file: Path, precision: Precision = "auto"
 ) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
-    """An artefact's graph for whoever runs it in parts: with OpenVINO's core, its weights where graphs are written for
-    this processor, its manifest, and how to compile it.
+    """An exported model's graph, for callers that run it in parts.
+
+    Returns: OpenVINO's core; the graph; the weights, if this processor runs graphs of our own; the manifest; and the
+    settings to compile with.
 
     Raises: EngineError, WeightsError.
     """
@@ -257,20 +259,20 @@ def openvino_graph(
     if chosen is not None:
         settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
     try:
-        model, manifest = _openvino_model(core, artefact)
-        _check_ends(model, manifest, artefact)
+        model, manifest = _openvino_model(core, model_file)
+        _check_ends(model, manifest, model_file)
     except (RuntimeError, ValueError) as error:
-        raise EngineError(f"{artefact}: OpenVINO cannot run it ({first_line(error)}).") from error
-    weights = read_weights(model, manifest.model, artefact) if writes_fast(chosen or "float32") else None
+        raise EngineError(f"{model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
+    weights = read_weights(model, manifest.model, model_file) if writes_fast(chosen or "float32") else None
     if chosen == "bfloat16":
         _keep_biases(model)
     return core, model, weights, manifest, settings
 
 
-def openvino_weights(artefact: Path) -> tuple[Manifest, list[Weights]]:
+def openvino_weights(model_file: Path) -> tuple[Manifest, list[Weights]]:
     """The manifest and the convolutions' weights of an exported file. Raises: EngineError, WeightsError."""
-    _, model, weights, manifest, _ = openvino_graph(artefact, "float32")
-    return manifest, weights or read_weights(model, manifest.model, artefact)
+    _, model, weights, manifest, _ = openvino_graph(model_file, "float32")
+    return manifest, weights or read_weights(model, manifest.model, model_file)
 
 
 def _keep_biases(model: openvino.Model) -> None:

@@ -1,4 +1,4 @@
-"""The network written for OpenVINO on a CPU: the function of the artefact's graph, in a third less time.
+"""The network written for OpenVINO on a CPU: the function of the exported model's graph, in a third less time.
 
 Three things differ from the graph in the file, none of which changes the function:
 
@@ -69,8 +69,8 @@ def writes_fast(precision: str) -> bool:
     return precision in ("float32", "bfloat16") and platform.machine() in ("x86_64", "AMD64")
 
 
-def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> list[Weights]:
-    """The convolutions' weights of an artefact's graph, in the order of the plan.
+def read_weights(model: openvino.Model, config: ModelConfig, model_file: Path) -> list[Weights]:
+    """The convolutions' weights of an exported model's graph, in the order of the plan.
 
     Raises: WeightsError for a graph that is not the one `evitseg export` writes for this configuration.
     """
@@ -81,7 +81,7 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
     passes.register_pass(ConstantFolding())  # a bias is a small graph of its own
     passes.run_passes(model)
     found: dict[int, Weights] = {}
-    strange = WeightsError(f"{artefact}: its graph is not the one that evitseg export writes; export it again.")
+    strange = WeightsError(f"{model_file}: its graph is not the one that evitseg export writes; export it again.")
     for node in model.get_ops():
         try:
             number = re.match(r"Conv_(\d+)", node.get_friendly_name())
@@ -106,7 +106,7 @@ def read_weights(model: openvino.Model, config: ModelConfig, artefact: Path) -> 
     for own in weights:
         if not all(np.isfinite(values).all() for values in (own.kernel, own.bias) if values is not None):
             raise WeightsError(
-                f"{artefact}: its weights are not finite (NaN or infinite), so every mask would be wrong; export it "
+                f"{model_file}: its weights are not finite (NaN or infinite), so every mask would be wrong; export it "
                 "again from a checkpoint that is whole."
             )
     return weights

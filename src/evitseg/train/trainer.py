@@ -25,7 +25,7 @@ from evitseg.errors import ImageError, MissingPackageError, TrainError
 from evitseg.evaluation.evaluate import Report, measured, summarise
 from evitseg.image import ImageArray
 from evitseg.manifest import Accuracy, Manifest, Training
-from evitseg.model.checkpoints import mixed, save_checkpoint
+from evitseg.model.checkpoints import average_weights, save_checkpoint
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import file_sha256
 from evitseg.preprocess import Preprocess
@@ -263,7 +263,7 @@ class Trainer:
     def _load_kept(self) -> None:
         """Into `measured`: the weights that are kept, with batch norm's statistics of their own."""
         share = self.config.keep_start
-        self.measured.load_state_dict(mixed([self.average.state_dict(), self.start], [1 - share, share]))
+        self.measured.load_state_dict(average_weights([self.average.state_dict(), self.start], [1 - share, share]))
         if self.config.freeze_norm:
             return
         most_pixels = self.config.batch * self.config.crop[0] * self.config.crop[1]

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import evitseg
 from evitseg.errors import ConfigError
-from evitseg.exporters.deploy import Bicubic, DeploymentForm
-from evitseg.model.network import Deployed, EfficientViT
+from evitseg.exporters.export_model import Bicubic, ExportModel
+from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.model.published import PUBLISHED
 from evitseg.preprocess import Preprocess
 
@@ -35,12 +35,12 @@ def test_the_form_for_devices_is_the_same_function(variant: str, size: tuple[int
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = Deployed(model, Preprocess())(image)
+        expected = NormalizedModel(model, Preprocess())(image)
         for half in (False, True):
-            actual = DeploymentForm(model, Preprocess(fixed=size), half)(image)
+            actual = ExportModel(model, Preprocess(fixed=size), half)(image)
             assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
         planes = image.permute(0, 3, 1, 2).float()
-        assert torch.equal(DeploymentForm(model, Preprocess(fixed=size), True, planes=True)(planes), actual)
+        assert torch.equal(ExportModel(model, Preprocess(fixed=size), True, planes=True)(planes), actual)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -53,4 +53,4 @@ def test_bicubic_up_sampling_is_pytorchs_to_the_border(factor: int) -> None:
 
 def test_what_has_no_such_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="only segmentation networks"):
-        DeploymentForm(EfficientViT(PUBLISHED["efficientvit-b1"].config), Preprocess(fixed=(64, 64)))
+        ExportModel(EfficientViT(PUBLISHED["efficientvit-b1"].config), Preprocess(fixed=(64, 64)))

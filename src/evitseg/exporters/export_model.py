@@ -126,11 +126,11 @@ def _permute(conv: nn.Module, order: Tensor) -> None:
         conv.bias = nn.Parameter(conv.bias[order])
 
 
-class DeploymentForm(nn.Module):
+class ExportModel(nn.Module):
     """A segmentation network, normalisation included, at one size.
 
     Input: (1, height, width, 3) uint8 RGB, or with `planes` (1, 3, height, width) float32 from 0 to 255. Output: logits
-    (1, classes, height / 8, width / 8) float32, those of `evitseg.model.network.Deployed` to rounding.
+    (1, classes, height / 8, width / 8) float32, those of `evitseg.model.network.NormalizedModel` to rounding.
 
     Args:
         preprocess: with a fixed size.

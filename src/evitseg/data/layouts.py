@@ -10,20 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from evitseg.data.class_list import read_class_list
-from evitseg.data.dataset import ALL, Dataset
+from evitseg.data.dataset import ALL, SPLIT_SYNONYMS, SPLITS, Dataset
 from evitseg.data.folders import Skipped, image_files, reasons
 from evitseg.data.lists import Pair
 from evitseg.data.yaml_file import own_yaml, read_yaml, yaml_labels
 from evitseg.errors import DatasetError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace, load_labels
-
-_SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit", "img_dir")
 
@@ -176,7 +169,7 @@ def _splits_of(folder: Path) -> dict[str, Path]:
     """Subfolders named as splits are. Raises: DatasetError where two are the same split."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split = _SPLITS.get(path.name.lower()) if path.is_dir() else None
+        split = SPLIT_SYNONYMS.get(path.name.lower()) if path.is_dir() else None
         if split in found:
             raise DatasetError(f"{folder}: {found[split].name}/ and {path.name}/ are both the {split} split; keep one.")
         if split is not None:
@@ -263,7 +256,7 @@ def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], la
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
-    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+    for split in sorted(parts, key=SPLITS.index):
         pairs, alone = _pair_trees(*parts[split], skipped)
         splits[split] = tuple(pairs)
         unpaired += alone
@@ -327,7 +320,7 @@ def _side_by_side(root: Path) -> Dataset | None:
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
-    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+    for split in sorted(parts, key=SPLITS.index):
         places: dict[Path, list[Path]] = {}
         for path in image_files(parts[split], skipped):
             places.setdefault(_place(path, parts[split]), []).append(path)

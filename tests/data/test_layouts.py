@@ -395,7 +395,7 @@ def test_a_split_is_the_same_for_the_same_seed() -> None:
     assert len(first["val"]) == 10
     assert sorted([*first["train"], *first["val"]], key=lambda p: int(p.image.stem)) == pairs
     assert {len(part) for part in split_pairs(pairs[:2]).values()} == {1}
-    with pytest.raises(DatasetError, match="two are the least"):
+    with pytest.raises(DatasetError, match="at least two"):
         split_pairs(pairs[:1])
 
 

@@ -186,9 +186,8 @@ def evaluate(
         settings: notes to keep in the report.
         progress: called with 1 after every pair.
 
-    Raises:
-        DatasetError: no pair can be read, or a mask has an id that belongs to no class.
-        ConfigError: the data has other classes than the segmenter, or `model` cannot be pickled for other processes.
+    Raises: DatasetError if no pair can be read or a mask has an id that belongs to no class; ConfigError if the data
+    has other classes than the segmenter, or `model` cannot be pickled.
     """
     own: LabelSpace | None = getattr(model, "labels", None) if labels is None else None
     if isinstance(data, (str, os.PathLike, Dataset)):
@@ -220,9 +219,7 @@ def settled_split(
 ) -> LabelSpace:
     """The classes of a split's masks, in the order of the model's classes if those are given.
 
-    Raises:
-        DatasetError: the masks contradict each other.
-        ConfigError: the data has other classes than the model.
+    Raises: DatasetError if the masks contradict each other; ConfigError if the data has other classes than the model.
     """
     labels = labels or model
     # Only the other splits may show whether 255 is the second of two classes.
@@ -316,7 +313,7 @@ class PredictedMasks:
     """Masks in a folder, written earlier by `evitseg predict` or another program; a model for `evaluate`.
 
     Args:
-        folder: holds NAME.png or NAME_mask.png for every image NAME, at any depth.
+        folder: contains NAME.png or NAME_mask.png for every image NAME, at any depth.
         labels: the classes. Masks hold class indices or the classes' colours, as `evitseg predict` writes them.
 
     Raises: DatasetError for a folder without masks.

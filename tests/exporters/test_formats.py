@@ -23,7 +23,7 @@ import torch
 
 import evitseg
 from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError
-from evitseg.exporters import deploy, ncnn
+from evitseg.exporters import export_model, ncnn
 from evitseg.exporters.coreml import CoreMlReader
 from evitseg.exporters.executorch import undelegated as undelegated_in_executorch
 from evitseg.exporters.export import export
@@ -106,12 +106,12 @@ def test_the_lists_of_undelegated_operators_can_be_other_than_empty(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sort(dim=1).values
 
-    plain = deploy.plain
+    plain = export_model.plain
 
     def with_sorting(block: ConvNormAct) -> torch.nn.Module:
         return torch.nn.Sequential(plain(block), Sorted()) if hasattr(block, "act") else plain(block)
 
-    monkeypatch.setattr(deploy, "plain", with_sorting)
+    monkeypatch.setattr(export_model, "plain", with_sorting)
     _, manifest = bundled
     manifest = replace(manifest, preprocess=Preprocess(fixed=(64, 64)))
     FORMATS["executorch"].write(bundled[0], manifest, tmp_path / "a.pte")

@@ -27,8 +27,10 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
     V sum[kPixels][kBlocks * kPerBlock];
     const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
     const float *w = d.weights + block * per_block;
+    EVS_UNROLL
     for (int j = 0; j < kBlocks * kPerBlock; j++) {
         const V b = load(d.bias + block * kBlock + j * kLanes);
+        EVS_UNROLL
         for (int q = 0; q < kPixels; q++) sum[q][j] = b;
     }
     for (int t = 0; t < d.taps; t++) {
@@ -36,18 +38,23 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         int left = d.inputs;
         auto channel = [&](int c) __attribute__((always_inline)) {
             V k[kBlocks * kPerBlock];
+            EVS_UNROLL
             for (int j = 0; j < kBlocks * kPerBlock; j++)
                 k[j] = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+            EVS_UNROLL
             for (int q = 0; q < kPixels; q++) {
                 const V in = all(x[q * ptrdiff_t(d.step) + c]);
+                EVS_UNROLL
                 for (int j = 0; j < kBlocks * kPerBlock; j++) sum[q][j] = sum[q][j] + in * k[j];
             }
             w += kBlock;
         };
         if (d.planar) {
             for (; left > 0; left--, x += d.block) {
+                EVS_UNROLL
                 for (int j = 0; j < kBlocks * kPerBlock; j++) {
                     const V k = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+                    EVS_UNROLL
                     for (int q = 0; q < kPixels; q++) sum[q][j] = sum[q][j] + all(x[q]) * k;
                 }
                 w += kBlock;
@@ -59,9 +66,11 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         }
         for (int c = 0; c < left; c++) channel(c);
     }
+    EVS_UNROLL
     for (int j = 0; j < kBlocks * kPerBlock; j++) {
         const ptrdiff_t channel = (j % kPerBlock) * kLanes;
         const int b = block + j / kPerBlock;
+        EVS_UNROLL
         for (int q = 0; q < kPixels; q++) {
             V v = activated<A>(sum[q][j]);
             const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock + channel;

@@ -9,24 +9,25 @@ constexpr int kMaxKernel = 7;
 template <int kKernel, int kStride, int kPixels, Act A>
 EVS_INLINE void depthwise_tile(const float *const *rows, const float *w, V bias, float *out) {
     V sum[kPixels];
+    EVS_UNROLL
     for (int q = 0; q < kPixels; q++) sum[q] = bias;
     constexpr int kColumns = (kPixels - 1) * kStride + kKernel;
-#pragma GCC unroll 8
+    EVS_UNROLL
     for (int y = 0; y < kKernel; y++) {
         V k[kKernel];
-#pragma GCC unroll 8
+        EVS_UNROLL
         for (int x = 0; x < kKernel; x++) k[x] = load(w + (y * kKernel + x) * kBlock);
-#pragma GCC unroll 16
+        EVS_UNROLL
         for (int c = 0; c < kColumns; c++) {
             const V in = load(rows[y] + c * kBlock);
-#pragma GCC unroll 8
+            EVS_UNROLL
             for (int q = 0; q < kPixels; q++) {
                 const int x = c - q * kStride;
                 if (x >= 0 && x < kKernel) sum[q] = sum[q] + in * k[x];
             }
         }
     }
-#pragma GCC unroll 8
+    EVS_UNROLL
     for (int q = 0; q < kPixels; q++) store(out + q * kBlock, activated<A>(sum[q]));
 }
 

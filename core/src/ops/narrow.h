@@ -67,15 +67,17 @@ template <Act A>
 static void narrow_stem(const float *const *rows, int plane, const float *w, const float *bias, int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V sum[kNarrow];
+        EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) sum[o] = all(bias[o]);
         const float *k = w;
         for (int y = 0; y < 3; y++)
-#pragma GCC unroll 9
+            EVS_UNROLL
             for (int t = 0; t < 9; t++, k += kBlock) {  // three columns of three channels
                 const V in = load_any(rows[y] + ptrdiff_t(t % 6) * plane + t / 6 + x);
-#pragma GCC unroll 8
+                EVS_UNROLL
                 for (int o = 0; o < kNarrow; o++) sum[o] = sum[o] + in * all(k[o]);
             }
+        EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) store_any(out.p + o * out.block + x, activated<A>(sum[o]), pixels - x);
     }
 }
@@ -86,17 +88,20 @@ static void narrow_block(const Row *rows, const float *w2, const float *b2, cons
                          int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V mid[kNarrow], sum[kNarrow];
+        EVS_UNROLL
         for (int c = 0; c < kNarrow; c++) {
             V s = all(b2[c]);
-#pragma GCC unroll 9
+            EVS_UNROLL
             for (int t = 0; t < 9; t++) s = s + load_any(rows[t / 3].p + c * rows[t / 3].block + t % 3 + x) * all(w2[t * kBlock + c]);
             mid[c] = activated<A>(s);
         }
+        EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) sum[o] = all(b3[o]);
-#pragma GCC unroll 8
+        EVS_UNROLL
         for (int c = 0; c < kNarrow; c++)
-#pragma GCC unroll 8
+            EVS_UNROLL
             for (int o = 0; o < kNarrow; o++) sum[o] = sum[o] + mid[c] * all(w3[c * kBlock + o]);
+        EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) {
             if (residual) sum[o] = sum[o] + load_any(rows[1].p + o * rows[1].block + 1 + x);
             store_any(out.p + o * out.block + x, sum[o], pixels - x);

@@ -24,6 +24,13 @@ typedef int32_t I __attribute__((vector_size(EVS_WIDTH * 4), aligned(EVS_WIDTH *
 
 #define EVS_INLINE static inline __attribute__((always_inline))
 
+// Before a loop over registers: unless it is unrolled, its array lies in memory.
+#if defined(__clang__)
+#define EVS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define EVS_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 EVS_INLINE V load(const float *p) { return *reinterpret_cast<const V *>(p); }
 EVS_INLINE void store(float *p, V v) { *reinterpret_cast<V *>(p) = v; }
 EVS_INLINE V all(float x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0

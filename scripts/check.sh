@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every check: format, lint, types, the base install, tests, two minutes of fuzzing. Installs what it needs into .venv-check.
 #   scripts/check.sh               everything
-#   scripts/check.sh tests/model   everything, but of the tests only these
+#   scripts/check.sh --coverage    everything; also measures which lines of the package the tests run
+#   scripts/check.sh tests/model   everything but fuzzing, and only these tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${EVITSEG_VENV:-.venv-check}
@@ -15,9 +16,14 @@ echo "installing into $venv"
 "$venv/bin/mypy"
 "$venv/bin/python" benchmarks/tables.py --check
 PYTHON="$venv/bin/python" bash scripts/base_install.sh
-if [ $# -gt 0 ]; then
+# Two processes; a file's tests stay in one, because they share its fixtures.
+pytest=("$venv/bin/python" -m pytest -n 2 --dist loadfile)
+if [ "${1:-}" = --coverage ]; then
+    "${pytest[@]}" --cov --cov-report=term-missing:skip-covered
+    "$venv/bin/python" scripts/fuzz.py --seconds 120
+elif [ $# -gt 0 ]; then
     "$venv/bin/python" -m pytest "$@"
 else
+    "${pytest[@]}"
     "$venv/bin/python" scripts/fuzz.py --seconds 120
-    "$venv/bin/python" -m pytest
 fi

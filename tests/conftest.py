@@ -18,8 +18,11 @@ from evitseg.bundled import EXAMPLE_IMAGE
 from tests.optional import hide_packages
 
 hide_packages()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several workers on a few cores wait for each other in loops, which takes minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(os.environ.get("EVITSEG_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,7 @@ def shared() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = SHARED / name
         if not path.exists():
-            sentence = f"needs ../shared/{name}, which a clone does not have"
+            sentence = f"needs {path}, which a clone does not have"
             if os.environ.get("EVITSEG_REQUIRE_SHARED") == "1":
                 pytest.fail(sentence)
             pytest.skip(sentence)

@@ -45,7 +45,6 @@ SAME_CLASS = {
     "Attention": "",
     "Progress": "",
     "Sink": "",
-    "Source": "",
 }
 """Names that several public classes have, with the reason."""
 
@@ -115,6 +114,11 @@ def private_uses(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_uses_a_private_name_of_another(name: str) -> None:
     assert set(private_uses(MODULES[name])) <= {"evitseg._version"}
+
+
+def test_tests_use_public_names() -> None:
+    found = {path.relative_to(TESTS).as_posix(): set(private_uses(path)) for path in TESTS.rglob("*.py")}
+    assert {name: uses for name, uses in found.items() if uses} == {}
 
 
 def test_tests_lie_where_the_module_that_they_are_about_lies() -> None:

@@ -15,9 +15,12 @@ from evitseg.exporters.best import AS_FAST, export_best
 from evitseg.exporters.formats import FORMATS
 from evitseg.loading import network_of
 from evitseg.runtime.engines import open_engine
+from tests.exporters.converters import needs_format
 
 
+@pytest.mark.converters
 def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    needs_format("onnx", "openvino", "ncnn")
     monkeypatch.setattr(best, "RUNS", {name: best.RUNS[name] for name in ("onnx", "openvino", "ncnn")})
     told: list[str] = []
     path, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(64, 96), tell=told.append)

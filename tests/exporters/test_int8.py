@@ -134,6 +134,7 @@ def test_the_worst_layers_stay_until_the_drop_is_small_enough(
         eight_bit(bundled[0], Preprocess(fixed=SIZE), images[:1], lambda network: 1.0, 0.5)
 
 
+@pytest.mark.converters
 @pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
 def test_every_format_stores_what_was_rounded(
     to: str, bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -163,12 +164,14 @@ def test_every_format_stores_what_was_rounded(
 
 
 def test_both_engines_run_the_portable_file(bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path) -> None:
+    needs("onnxruntime")
     path, _ = export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data, max_drop=5)
     image = Preprocess(256).apply(example_images()[0])[None]
     one, other = (open_engine(path, engine, "float32")(image) for engine in ("openvino", "onnxruntime"))
     assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
 
 
+@pytest.mark.converters
 @pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
 def test_layers_that_stay_are_stored_in_float16(
     to: str, bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor], tmp_path: Path

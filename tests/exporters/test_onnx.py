@@ -96,8 +96,9 @@ def test_the_exported_file_is_verified_and_carries_its_manifest(model: Efficient
 
 
 def test_float16_weights_halve_the_file_and_keep_the_masks(b0_checkpoint: Path, tmp_path: Path) -> None:
-    full, _ = export(b0_checkpoint, out=tmp_path / "full.onnx")
-    half, manifest = export(b0_checkpoint, out=tmp_path / "half.onnx", weights="float16")
+    small = Preprocess(256)
+    full, _ = export(b0_checkpoint, out=tmp_path / "full.onnx", preprocess=small)
+    half, manifest = export(b0_checkpoint, out=tmp_path / "half.onnx", weights="float16", preprocess=small)
     assert half.stat().st_size < 0.6 * full.stat().st_size
     assert manifest.verification is not None
     assert 1e-4 < manifest.verification.largest_difference < TOLERANCE["float16"][0]  # rounded, and no more than that
@@ -177,7 +178,7 @@ def test_operators_are_plain(model: EfficientViT) -> None:
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     script = (
-        "import sys, torch, evitseg; from evitseg.image import Preprocess;"
+        "import sys, torch, evitseg; from evitseg.preprocess import Preprocess;"
         "from evitseg.exporters.onnx import onnx_graph;"
         "torch.manual_seed(0); model = evitseg.build('b0', 3).eval();"
         "sys.stdout.buffer.write(onnx_graph(model, Preprocess()).SerializeToString())"

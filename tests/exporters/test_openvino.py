@@ -25,8 +25,12 @@ from evitseg.runtime.engines import open_engine
 def test_openvinos_own_file_says_what_the_onnx_file_says(
     b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path, weights: str
 ) -> None:
-    own, manifest = evitseg.export(b0_checkpoint, "openvino", tmp_path / "b0.xml", weights=weights)
-    portable, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx", weights=weights)
+    own, manifest = evitseg.export(
+        b0_checkpoint, "openvino", tmp_path / "b0.xml", weights=weights, preprocess=Preprocess(256)
+    )
+    portable, _ = evitseg.export(
+        b0_checkpoint, "onnx", tmp_path / "b0.onnx", weights=weights, preprocess=Preprocess(256)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b0.bin", "b0.onnx", "b0.xml"]
     assert (tmp_path / "b0.bin").stat().st_size < (1_600_000 if weights == "float16" else 3_000_000)
     for short_side in (128, 256):  # any size
@@ -40,7 +44,7 @@ def test_openvinos_own_file_says_what_the_onnx_file_says(
 
 
 def test_a_broken_weight_is_seen(b0_checkpoint: Path, tmp_path: Path) -> None:
-    path, manifest = evitseg.export(b0_checkpoint, "openvino", tmp_path / "b0.xml")
+    path, manifest = evitseg.export(b0_checkpoint, "openvino", tmp_path / "b0.xml", preprocess=Preprocess(256))
     constants = [data.attrib for data in ElementTree.parse(path).iter("data") if "offset" in data.attrib]
     largest = max(constants, key=lambda data: int(data["size"]))
     weights = np.frombuffer((tmp_path / "b0.bin").read_bytes(), np.uint8).copy()

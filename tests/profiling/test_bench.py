@@ -4,8 +4,8 @@ import json
 import math
 import platform
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import ConfigError, EngineError, ImageError, WeightsError
 from evitseg.profiling import bench as measure
 from evitseg.profiling import worker
-from evitseg.profiling.bench import Subject, bench, compare
+from evitseg.profiling.bench import Compared, Subject, bench
 from evitseg.profiling.machine_peak import MachinePeak
 from evitseg.profiling.profile import Profile, profile
 from evitseg.profiling.roofline import draw
@@ -32,10 +32,15 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "WARM_UP_LEAST", 0.05)
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evitseg", "bench", *arguments], capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def bench_command(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs `evitseg bench ARGUMENTS...` inside this process; the workers that it starts are processes."""
+
+    def run(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["evitseg", "bench", *arguments])  # bench prints its own command
+        return cli("bench", *arguments)
+
+    return run
 
 
 def test_every_size_is_measured_from_small_to_large() -> None:
@@ -242,8 +247,10 @@ def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
     assert peak.ms(macs=50_000_000, moved_bytes=20_000_000) == pytest.approx(2.0)  # 0.02 GB at 10 a second
 
 
-def test_every_engine_is_compared() -> None:
-    rows = compare(Subject(), EXAMPLE_IMAGE, SMALL, rounds=2)
+def test_every_engine_is_compared(bench_command: Callable[..., Any]) -> None:
+    run = bench_command("--size", "64x96", "--rounds", "2", "--compare", "--json")
+    assert run.status == 0, run.stderr
+    rows = [Compared(**row) for row in json.loads(run.stdout)["engines"]]
     assert {row.engine for row in rows} == {"openvino", "onnxruntime", "native", "torch"}
     ran = [row for row in rows if not row.problem]
     assert {("openvino", "float32"), ("onnxruntime", "float32"), ("torch", "float32")} <= {
@@ -256,12 +263,12 @@ def test_every_engine_is_compared() -> None:
     assert "float32 on a CPU" in problem
 
 
-def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
+def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tmp_path: Path) -> None:
     drawn = str(tmp_path / "r.png")
-    run = command("--size", "64x96", "--rounds", "1", "--roofline", drawn, "--compare", "--json")
+    run = bench_command("--size", "64x96", "--rounds", "1", "--roofline", drawn, "--json")
     content = json.loads(run.stdout)
-    assert set(content) == {"command", "machine", "model", "runs", "sizes", "noise", "profile", "engines"}
-    assert content["command"] == f"evitseg bench --size 64x96 --rounds 1 --roofline {drawn} --compare --json"
+    assert set(content) == {"command", "machine", "model", "runs", "sizes", "noise", "profile"}
+    assert content["command"] == f"evitseg bench --size 64x96 --rounds 1 --roofline {drawn} --json"
     assert set(content["machine"]) == {"processor", "physical_cores", "logical_cores", "system"}
     assert content["model"] == "b0-camvid"
     assert content["sizes"][0]["width"] == 96
@@ -281,7 +288,7 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     } <= set(content["profile"]["nodes"][0])
     assert sum(node["share"] for node in content["profile"]["nodes"]) == pytest.approx(1)
     assert Path(drawn).stat().st_size > 10_000
-    lines = command("--size", "64x96", "--rounds", "1", "--profile", "--markdown").stdout.splitlines()
+    lines = bench_command("--size", "64x96", "--rounds", "1", "--profile", "--markdown").stdout.splitlines()
     assert "$ evitseg bench --size 64x96 --rounds 1 --profile --markdown" in lines
     assert any(line.startswith("| size | network ms |") for line in lines)
     assert any(line.startswith("| 64x96 |") for line in lines)
@@ -300,8 +307,10 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
         (["--roofline", "r.png", "nosuch.onnx"], 1, "nosuch.onnx: no such file"),
     ],
 )
-def test_wrong_options_are_one_sentence(arguments: list[str], status: int, sentence: str) -> None:
-    run = command(*arguments)
-    assert run.returncode == status
+def test_wrong_options_are_one_sentence(
+    arguments: list[str], status: int, sentence: str, bench_command: Callable[..., Any]
+) -> None:
+    run = bench_command(*arguments)
+    assert run.status == status
     assert sentence in " ".join(run.stderr.replace("│", " ").split())
     assert "Traceback" not in run.stderr

@@ -18,7 +18,7 @@ from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import ENGINES, open_engine
-from evitseg.runtime.openvino_engine import _openvino_precision, read_manifest
+from evitseg.runtime.openvino_engine import openvino_precision, read_manifest
 from evitseg.system.machine import physical_cores
 from evitseg.tiling.graph_cut import IMAGE
 from evitseg.tiling.network import Network
@@ -114,12 +114,12 @@ def test_results_of_an_earlier_call_stay_as_they_were(image: NDArray[np.uint8]) 
 
 
 def test_auto_takes_what_the_processor_has() -> None:
-    assert _openvino_precision("auto", ["FP32", "BF16", "FP16"]) == "bfloat16"
-    assert _openvino_precision("auto", ["FP32", "FP16"]) is None
-    assert _openvino_precision("auto", ["FP32", "INT8"]) is None
-    assert _openvino_precision("float16", ["FP32", "FP16"]) == "float16"
+    assert openvino_precision("auto", ["FP32", "BF16", "FP16"]) == "bfloat16"
+    assert openvino_precision("auto", ["FP32", "FP16"]) is None
+    assert openvino_precision("auto", ["FP32", "INT8"]) is None
+    assert openvino_precision("float16", ["FP32", "FP16"]) == "float16"
     with pytest.raises(EngineError, match="no bfloat16 arithmetic; it has float32, float16"):
-        _openvino_precision("bfloat16", ["FP32", "FP16"])
+        openvino_precision("bfloat16", ["FP32", "FP16"])
 
 
 def test_what_an_engine_cannot_do_is_a_sentence() -> None:

@@ -1,1 +1,1 @@
-"""Datasets: folder layouts, lists of pairs, inspection, and the formats of annotation tools."""
+"""Data as other tools store it."""

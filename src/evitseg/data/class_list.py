@@ -1,4 +1,4 @@
-"""Read text files with one class name per line."""
+"""Text files with a class on each line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;=]\s*|\s+)(\S.*)")
 
 
 def read_class_list(path: Path, name: str) -> LabelSpace:
-    """The classes in a file with one name per line. Empty lines and comments, which start with #, are skipped.
+    """The classes of a file with a name on each line, without blank lines and comments, which begin with #.
 
-    If every line starts with a number, and the numbers count from 0 or 1, they are the raw ids of the classes.
+    Where every line begins with a number, from 0 or 1 on without gaps, the numbers are the classes' raw ids.
 
     Raises: DatasetError.
     """

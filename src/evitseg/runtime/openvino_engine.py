@@ -68,7 +68,7 @@ class OpenVinoEngine:
         self._core = openvino_core()
         import openvino
 
-        chosen = _openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        chosen = openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self._settings = thread_settings(threads or physical_cores(), streams)
         if chosen is not None:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
@@ -192,7 +192,7 @@ def thread_settings(threads: int, streams: int) -> dict[str, str]:
     return settings | ({"ENABLE_CPU_PINNING": "NO"} if threads < physical_cores() else {})
 
 
-def _openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
+def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
     """What to ask OpenVINO for; None leaves it the choice, which on Arm is float16 and elsewhere float32."""
     native = {"float32": True, "float16": "FP16" in capabilities, "bfloat16": "BF16" in capabilities}
     if wanted == "auto":
@@ -254,7 +254,7 @@ def openvino_graph(
     Raises: EngineError, WeightsError.
     """
     core = openvino_core()
-    chosen = _openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    chosen = openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     settings = {}
     if chosen is not None:
         settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.exporters.converters import needs_format
+
+
+@pytest.fixture(autouse=True)
+def _converters_are_installed(request: pytest.FixtureRequest) -> None:
+    """Skips a row of the table of formats (the parameter `to`) whose converter is not installed."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and isinstance(callspec.params.get("to"), str):
+        needs_format(callspec.params["to"])

@@ -26,7 +26,7 @@ from streaming import BUNDLED, Forgotten, Mosaic
 
 import evitseg
 from evitseg import cluster
-from evitseg.raster import open_source
+from evitseg.raster import open_raster
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import mask_png
 from evitseg.system.files import replacing
@@ -72,12 +72,12 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
 
     def tiles_here() -> None:
         network = Network(BUNDLED)
-        with open_source(image, folder) as source:
+        with open_raster(image, folder) as source:
             results["here"] = segment_huge(source, Forgotten(), network, folder, memory=memory).counts
 
     def tiles_there(name: str) -> None:
         network = Network(BUNDLED)
-        with open_source(image, folder) as source:
+        with open_raster(image, folder) as source:
             there = cluster.segment_huge(source, Forgotten(), network, path=image, memory=memory)
         results[name] = there.counts
 

@@ -38,7 +38,7 @@ from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.cli.predict_whole import MAX_STREAMS
 from evitseg.system.files import replacing
 from evitseg.system.machine import physical_cores, processor_name
-from evitseg.video.frames import drawn_over, frame_mask, new_frame, plane_of, yuv_colors
+from evitseg.video.frames import frame_mask, new_frame, overlaid, plane_of, yuv_colors
 
 HEIGHT, WIDTH, RATE, SECONDS = 540, 960, 30, 10
 FRAMES = RATE * SECONDS
@@ -115,7 +115,7 @@ def encoders(clip: Path) -> dict[str, Any]:
     colors = None
     for frame in decode(clip)[:60]:
         colors = colors or yuv_colors(segment.labels, new_frame(frame, 2, 2))
-        drawn.append(drawn_over(frame, frame_mask(frame, segment), colors))
+        drawn.append(overlaid(frame, frame_mask(frame, segment), colors))
     for name, options in ENCODERS.items():
         taken = []
         for _ in range(3):

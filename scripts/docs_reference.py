@@ -18,8 +18,8 @@ GROUPS = {
     ],
     "Files": ["ReadOptions", "read_image", "read_mask"],
     "Large images": [
-        "segment_large", "sliding_window", "render_region", "verify_tiles", "open_raster", "open_source",
-        "open_mask_writer", "open_sink", "polygonize",
+        "segment_large", "sliding_window", "render_region", "verify_tiles", "open_raster",
+        "open_mask_writer", "polygonize",
     ],
     "Video": ["segment_video", "write_video"],
     "Data and evaluation": ["find_dataset", "find_pairs", "Dataset", "Pair", "evaluate", "Report"],

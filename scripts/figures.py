@@ -80,7 +80,7 @@ def street() -> None:
 def polygons() -> None:
     """The example photograph with the polygons of buildings and trees."""
     import evitseg
-    from evitseg.raster.polygons import polygons as write_polygons
+    from evitseg.raster.polygons import polygonize as write_polygons
 
     photo = example((960, 540))
     prediction = evitseg.load(precision="float32")(photo)
@@ -88,7 +88,7 @@ def polygons() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prediction.save(f"{folder}/mask.png")
         write_polygons(
-            f"{folder}/mask.png", f"{folder}/all.geojson", prediction.labels, ["building", "tree"], minimum_pixels=150
+            f"{folder}/mask.png", f"{folder}/all.geojson", prediction.labels, ["building", "tree"], min_pixels=150
         )
         features = json.loads(Path(f"{folder}/all.geojson").read_text(encoding="utf-8"))["features"]
     draw = ImageDraw.Draw(photo)

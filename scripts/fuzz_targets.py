@@ -244,13 +244,13 @@ def raster_trees() -> list[Tree]:
 def run_windows(place: Path) -> None:
     """Every window of a small raster; a few of a large one."""
     from evitseg.labels import load_labels
-    from evitseg.raster import open_sink, open_source
+    from evitseg.raster import open_mask_writer, open_raster
 
     files = sorted(place.iterdir())
     paths = [path for path in files if path.suffix not in (".tfw", ".pgw", ".xml")] or files or [place]
     path = place if any(path.name in (".zgroup", ".zarray", "zarr.json") for path in files) else paths[0]
     options = read_options(b"".join(file.read_bytes() for file in files if file.is_file()))
-    with folder() as scratch, open_source(path, scratch, options) as source:
+    with folder() as scratch, open_raster(path, scratch, options) as source:
         height, width = source.size
         rng = random.Random(height * 7919 + width)
         windows = [(0, 0, min(height, 64), min(width, 64)), (height - 1, width - 1, 1, 1)]
@@ -263,7 +263,7 @@ def run_windows(place: Path) -> None:
         each(*calls)
         if height * width <= 10**6:
             out = scratch / ("mask.zarr" if path.is_dir() else "mask.tif")
-            with open_sink(out, source, load_labels("camvid")) as sink:
+            with open_mask_writer(out, source, load_labels("camvid")) as sink:
                 tile = min(height, sink.tile[0]), min(width, sink.tile[1])
                 sink.write(0, 0, np.zeros(tile, np.uint8))
 

@@ -47,11 +47,17 @@ if TYPE_CHECKING:
     from evitseg.model.checkpoints import save_checkpoint as save_checkpoint
     from evitseg.model.network import build as build
     from evitseg.preprocess import Preprocess as Preprocess
+    from evitseg.raster.files import read_image as read_image
+    from evitseg.raster.masks import read_mask as read_mask
+    from evitseg.raster.open import open_mask_writer as open_mask_writer
+    from evitseg.raster.open import open_raster as open_raster
+    from evitseg.raster.polygons import polygonize as polygonize
     from evitseg.runtime.segmenter import Prediction as Prediction
     from evitseg.runtime.segmenter import Segmenter as Segmenter
     from evitseg.train import TrainConfig as TrainConfig
     from evitseg.train import fit as fit
-    from evitseg.video import segment_video as segment_video
+    from evitseg.video.segment import segment_video as segment_video
+    from evitseg.video.segment import write_video as write_video
 
 _MODULES = {
     "evitseg.data.dataset": ("Dataset",),
@@ -71,9 +77,13 @@ _MODULES = {
     "evitseg.model.checkpoints": ("load_checkpoint", "load_official", "save_checkpoint"),
     "evitseg.model.network": ("build",),
     "evitseg.preprocess": ("Preprocess",),
+    "evitseg.raster.files": ("read_image",),
+    "evitseg.raster.masks": ("read_mask",),
+    "evitseg.raster.open": ("open_mask_writer", "open_raster"),
+    "evitseg.raster.polygons": ("polygonize",),
     "evitseg.runtime.segmenter": ("Prediction", "Segmenter"),
     "evitseg.train": ("TrainConfig", "fit"),
-    "evitseg.video": ("segment_video",),
+    "evitseg.video.segment": ("segment_video", "write_video"),
 }  # fmt: skip
 """Every public name and its module, which is imported when the name is first used.
 

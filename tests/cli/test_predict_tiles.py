@@ -28,7 +28,7 @@ import zarr
 
 import evitseg
 from evitseg.cli import app
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 from evitseg.tiling.memory import whole_memory
 from evitseg.tiling.network import Network
 from evitseg.tiling.sliding_window import blend
@@ -311,7 +311,10 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
     run = predict("a.tif", *common, "--out", "mask.tif", "--polygons", "p.gpkg", "--json", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     network = Network(evitseg.bundled.bundled_models()["b0-camvid"], "float32")
-    with open_source(tmp_path / "a.tif") as source, open_sink(tmp_path / "b.tif", source, network.labels) as sink:
+    with (
+        open_raster(tmp_path / "a.tif") as source,
+        open_mask_writer(tmp_path / "b.tif", source, network.labels) as sink,
+    ):
         found = blend(source, sink, network, 128)
     assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
     with rasterio.open(tmp_path / "mask.tif") as file:

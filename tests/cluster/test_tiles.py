@@ -31,7 +31,7 @@ from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.cli import app
 from evitseg.cluster import session, tiles
 from evitseg.errors import ConfigError, DatasetError, EngineError, ImageError, MissingPackageError
-from evitseg.raster import ArraySink, ArraySource, Source, open_source
+from evitseg.raster import ArraySink, ArraySource, Source, open_raster
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import ContextMode
@@ -133,7 +133,7 @@ def test_a_damaged_image_on_disk_is_read_by_the_workers_as_by_one_machine(
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
     path.write_bytes(content)
-    with open_source(path) as source:
+    with open_raster(path) as source:
         mask, expected = alone(source, network, tmp_path)
         assert expected.damages
         sink = ArraySink(source.size)
@@ -144,7 +144,7 @@ def test_a_damaged_image_on_disk_is_read_by_the_workers_as_by_one_machine(
             cluster.segment_huge(source, sink, network, tile=TILE)
     other = tmp_path / "other.tif"  # which no worker has open
     other.write_bytes(content)
-    with open_source(other) as source:
+    with open_raster(other) as source:
         os.utime(other, (1, 1))
         with pytest.raises(ImageError, match="not the same file on the machine"):
             cluster.segment_huge(source, sink, network, path=other, tile=TILE)

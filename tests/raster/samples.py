@@ -19,8 +19,8 @@ import tifffile
 import zarr
 
 from evitseg.labels import LabelSpace, load_labels, numbered
-from evitseg.raster import Sink, Source, open_sink, open_source
-from evitseg.raster.geotiff import quiet_open
+from evitseg.raster import Sink, Source, open_mask_writer, open_raster
+from evitseg.raster.gdal import quiet_open
 
 CAMVID = load_labels("camvid")
 SIZE = (1100, 1400)
@@ -96,7 +96,7 @@ AREAS = {
 
 def georeferenced_mask(folder: Path) -> Path:
     geotiff(folder / "a.tif", np.zeros((60, 80, 3), np.uint8), transform=rasterio.Affine(2, 0, 500000, 0, -2, 5e6))
-    with open_source(folder / "a.tif") as source, open_sink(folder / "m.tif", source, THREE) as sink:
+    with open_raster(folder / "a.tif") as source, open_mask_writer(folder / "m.tif", source, THREE) as sink:
         sink.write(0, 0, drawn())
     return folder / "m.tif"
 

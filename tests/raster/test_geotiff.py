@@ -16,9 +16,9 @@ import rasterio.shutil
 import tifffile
 
 from evitseg.errors import EvitsegWarning, ImageError
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 from evitseg.raster.files import read_image
-from evitseg.raster.geotiff import quiet_open
+from evitseg.raster.gdal import quiet_open
 from tests.raster.samples import CAMVID, PLACE, SIZE, broken, geotiff, read_at_random, write_all
 
 
@@ -27,7 +27,7 @@ def test_a_geotiffs_place_is_kept_to_the_bit(
 ) -> None:
     path = geotiff(tmp_path / "a.tif", pixels, overviews=(2, 4))
     out = tmp_path / "new/folder/mask.tif"
-    with open_source(path) as source, open_sink(out, source, CAMVID) as sink:
+    with open_raster(path) as source, open_mask_writer(out, source, CAMVID) as sink:
         read_at_random(source, pixels)
         write_all(sink, mask, seed=3)
     with rasterio.open(path) as before, rasterio.open(out) as after:
@@ -57,7 +57,10 @@ def test_control_points_and_the_meaning_of_a_pixel_are_kept(tmp_path: Path, pixe
     with rasterio.open(placed, "r+") as dataset:
         dataset.update_tags(AREA_OR_POINT="Point")
     for name in ("a", "b"):
-        with open_source(tmp_path / f"{name}.tif") as source, open_sink(tmp_path / f"{name}_m.tif", source, CAMVID):
+        with (
+            open_raster(tmp_path / f"{name}.tif") as source,
+            open_mask_writer(tmp_path / f"{name}_m.tif", source, CAMVID),
+        ):
             pass
     with quiet_open(tmp_path / "a_m.tif") as after:
         assert [(p.row, p.col, p.x, p.y) for p in after.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in points]
@@ -74,7 +77,7 @@ def test_a_cog_gives_a_cog(tmp_path: Path, pixels: NDArray[np.uint8], mask: NDAr
     with rasterio.open(tmp_path / "cog.tif") as dataset:
         before = dataset.overviews(1)
         assert before == [2, 4, 8]
-    with open_source(tmp_path / "cog.tif") as source, open_sink(tmp_path / "out/m.tif", source, CAMVID) as sink:
+    with open_raster(tmp_path / "cog.tif") as source, open_mask_writer(tmp_path / "out/m.tif", source, CAMVID) as sink:
         read_at_random(source, pixels)
         write_all(sink, mask, seed=0)
     with rasterio.open(tmp_path / "out/m.tif") as after:
@@ -112,7 +115,7 @@ def test_what_is_nodata_is_told(how: str, tmp_path: Path, pixels: NDArray[np.uin
             valid = np.full(SIZE, 255, np.uint8)
             valid[hole] = 0
             dataset.write_mask(valid)
-    with open_source(path) as source:
+    with open_raster(path) as source:
         np.testing.assert_array_equal(source.read(0, 0, 50, 50), pixels[:50, :50])
         found = source.valid(50, 150, 400, 400)
         assert found is not None
@@ -123,7 +126,7 @@ def test_what_is_nodata_is_told(how: str, tmp_path: Path, pixels: NDArray[np.uin
 
 
 def test_without_nodata_all_is_valid(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    with open_source(geotiff(tmp_path / "a.tif", pixels)) as source:
+    with open_raster(geotiff(tmp_path / "a.tif", pixels)) as source:
         assert source.valid(0, 0, *SIZE) is None
 
 
@@ -132,10 +135,10 @@ def test_bands_are_those_that_are_called_red_green_and_blue(tmp_path: Path, pixe
     path = geotiff(tmp_path / "a.tif", np.dstack([infrared, pixels[..., ::-1]]))
     with rasterio.open(path, "r+") as dataset:
         dataset.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("undefined", "blue", "green", "red")]
-    with open_source(path) as source:
+    with open_raster(path) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
     unnamed = geotiff(tmp_path / "b.tif", np.dstack([pixels, infrared, infrared]), photometric="minisblack")
-    with pytest.warns(EvitsegWarning, match="bands 1, 2 and 3 of 5 are read"), open_source(unnamed) as source:
+    with pytest.warns(EvitsegWarning, match="bands 1, 2 and 3 of 5 are read"), open_raster(unnamed) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
 
 
@@ -160,7 +163,7 @@ def test_a_tiff_is_read_as_when_it_is_read_whole(what: str, tmp_path: Path, pixe
         )
     else:
         tifffile.imwrite(path, pixels, tile=(256, 256), metadata=None, extratags=[(274, "H", 1, 6, True)])
-    with open_source(path) as source:
+    with open_raster(path) as source:
         # Orientation 6 is undone by a quarter turn clockwise.
         read_at_random(source, np.rot90(pixels, -1) if what == "turned" else read_image(path))
 
@@ -171,7 +174,7 @@ def test_a_tiff_is_read_as_when_it_is_read_whole(what: str, tmp_path: Path, pixe
 )
 def test_strange_bands_are_said(bands: int, dtype: str, sentence: str, tmp_path: Path) -> None:
     path = geotiff(tmp_path / "a.tif", np.zeros((50, 60, bands), dtype))
-    with pytest.raises(ImageError, match=sentence), open_source(path):
+    with pytest.raises(ImageError, match=sentence), open_raster(path):
         pass
 
 
@@ -180,8 +183,8 @@ def test_wide_compressed_strips_are_decoded_once(tmp_path: Path) -> None:
     noise[20:30, 100:200] = 0
     path = tmp_path / "a.tif"
     geotiff(path, noise, tiled=False, blockysize=7, blockxsize=None, nodata=0)
-    with open_source(path, scratch=tmp_path) as source:
-        assert type(source).__name__ == "Decoded"
+    with open_raster(path, scratch=tmp_path) as source:
+        assert type(source).__name__ == "DecodedCopy"
         read_at_random(source, noise)
         valid = source.valid(15, 90, 20, 120)
         assert valid is not None
@@ -195,7 +198,7 @@ def test_where_a_damaged_tile_lies_there_is_no_data(tmp_path: Path, pixels: NDAr
     broken(tmp_path / "a.tif", "geotiff", holes)
     with quiet_open(tmp_path / "a.tif", "r+") as dataset:
         dataset.nodata = 0
-    with open_source(tmp_path / "a.tif") as source:
+    with open_raster(tmp_path / "a.tif") as source:
         expected = np.full(SIZE, True)
         expected[:10] = expected[256:512, 512:768] = False
         np.testing.assert_array_equal(source.valid(0, 0, *SIZE), expected)

@@ -21,8 +21,8 @@ import zarr
 
 from evitseg.errors import FileError, ImageError
 from evitseg.labels import numbered
-from evitseg.raster import open_sink, open_source
-from evitseg.raster.geotiff import quiet_open
+from evitseg.raster import open_mask_writer, open_raster
+from evitseg.raster.gdal import quiet_open
 from evitseg.raster.masks import read_mask
 from tests.raster.samples import CAMVID, SIZE, geotiff, write_all
 
@@ -38,7 +38,7 @@ def test_a_mask_file_holds_every_class(num_classes: int, ending: str, tmp_path: 
         size = SIZE
 
     path = tmp_path / f"m.{ending}"
-    with open_sink(path, Like(), labels) as sink:
+    with open_mask_writer(path, Like(), labels) as sink:
         assert SIZE[0] % sink.tile[0]  # the last windows are smaller
         write_all(sink, mask, seed=7)
     if ending == "zarr":
@@ -60,7 +60,7 @@ def test_a_gray_mask_file_has_no_palette(ending: str, tmp_path: Path) -> None:
     class Like:
         size = SIZE
 
-    with open_sink(tmp_path / f"m.{ending}", Like(), CAMVID, "gray") as sink:
+    with open_mask_writer(tmp_path / f"m.{ending}", Like(), CAMVID, "gray") as sink:
         write_all(sink, mask, seed=7)
     with quiet_open(tmp_path / f"m.{ending}") as dataset:
         assert [i.name for i in dataset.colorinterp] == ["gray"]
@@ -75,7 +75,7 @@ def test_interrupted_writing_leaves_nothing(ending: str, tmp_path: Path, pixels:
         (out / f"m.{ending}").write_bytes(b"the old one")
     before = [(p.name, p.read_bytes()) for p in out.iterdir()]
     interrupted = pytest.raises(KeyboardInterrupt)
-    with open_source(path) as source, interrupted, open_sink(out / f"m.{ending}", source, CAMVID) as sink:
+    with open_raster(path) as source, interrupted, open_mask_writer(out / f"m.{ending}", source, CAMVID) as sink:
         sink.write(0, 0, np.zeros((min(sink.tile[0], SIZE[0]), min(sink.tile[1], SIZE[1])), np.uint8))
         raise KeyboardInterrupt
     assert [(p.name, p.read_bytes()) for p in out.iterdir()] == before
@@ -86,7 +86,7 @@ import resource, signal, sys
 import numpy as np
 from evitseg.errors import FileError
 from evitseg.labels import load_labels
-from evitseg.raster import open_sink
+from evitseg.raster import open_mask_writer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))  # no file may grow beyond, as on a full disk
 
@@ -95,7 +95,7 @@ class Image:
 
 noise = np.random.default_rng(0).integers(0, 11, Image.size).astype(np.uint8)
 try:
-    with open_sink(sys.argv[1], Image(), load_labels("camvid")) as sink:
+    with open_mask_writer(sys.argv[1], Image(), load_labels("camvid")) as sink:
         for y in range(0, 2048, sink.tile[0]):
             for x in range(0, 2048, sink.tile[1]):
                 sink.write(y, x, noise[y : y + sink.tile[0], x : x + sink.tile[1]])
@@ -119,18 +119,18 @@ PEAK = """
 import sys
 import numpy as np
 from evitseg.labels import load_labels
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 
 if sys.argv[3] == "whole":
     from PIL import Image
     Image.MAX_IMAGE_PIXELS = None
     np.asarray(Image.open(sys.argv[1]))
 else:
-    with open_source(sys.argv[1]) as source:
+    with open_raster(sys.argv[1]) as source:
         if sys.argv[3] == "open":
             source.read(0, 0, 1, 1)
         else:
-            with open_sink(sys.argv[2], source, load_labels("camvid")) as sink:
+            with open_mask_writer(sys.argv[2], source, load_labels("camvid")) as sink:
                 height, width = source.size
                 rows, columns = sink.tile
                 for y in range(0, height, rows):
@@ -173,13 +173,16 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
 
 
 def test_a_mask_is_written_in_known_formats_only(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    with open_source(geotiff(tmp_path / "a.tif", pixels)) as source:
+    with open_raster(geotiff(tmp_path / "a.tif", pixels)) as source:
         refused = pytest.raises(ImageError, match="written as .tif, .png or .zarr")
-        with refused, open_sink(tmp_path / "m.jpg", source, CAMVID):
+        with refused, open_mask_writer(tmp_path / "m.jpg", source, CAMVID):
             pass
         (tmp_path / "m.tif").mkdir()
-        with pytest.raises(FileError, match="a folder"), open_sink(tmp_path / "m.tif", source, CAMVID):
+        with pytest.raises(FileError, match="a folder"), open_mask_writer(tmp_path / "m.tif", source, CAMVID):
             pass
         (tmp_path / "file").touch()
-        with pytest.raises(FileError, match="cannot be written"), open_sink(tmp_path / "file/m.png", source, CAMVID):
+        with (
+            pytest.raises(FileError, match="cannot be written"),
+            open_mask_writer(tmp_path / "file/m.png", source, CAMVID),
+        ):
             pass

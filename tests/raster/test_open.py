@@ -20,9 +20,9 @@ import tifffile
 import zarr
 
 from evitseg.errors import ImageError
-from evitseg.raster import open_source
+from evitseg.raster import open_raster
 from evitseg.raster.files import read_image
-from evitseg.raster.geotiff import quiet_open
+from evitseg.raster.gdal import quiet_open
 from tests.raster.samples import broken, geotiff, read_at_random, slide
 
 
@@ -31,7 +31,7 @@ def test_a_photograph_stands_upright(orientation: int, tmp_path: Path, pixels: N
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels[:300, :400]).save(tmp_path / "a.jpg", exif=exif, subsampling=0)
-    with open_source(tmp_path / "a.jpg") as source:
+    with open_raster(tmp_path / "a.jpg") as source:
         expected = read_image(tmp_path / "a.jpg")
         assert source.size == expected.shape[:2]
         for top, left, height, width in ((0, 0, *source.size), (20, 130, 100, 60)):
@@ -56,7 +56,7 @@ def test_a_photograph_is_read_as_when_it_is_read_whole(kind: str, tmp_path: Path
     else:
         image.save(path, subsampling=0)
     expected = read_image(path)
-    with open_source(path, scratch=tmp_path) as source:
+    with open_raster(path, scratch=tmp_path) as source:
         if kind == "jpg":
             difference = source.read(100, 200, 300, 400).astype(int) - expected[100:400, 200:600]
             assert np.abs(difference).max() <= 1
@@ -95,7 +95,7 @@ def test_a_damaged_tile_is_named_and_the_rest_is_read(
 ) -> None:
     path = tmp_path / name
     broken(path, kind, pixels)
-    with open_source(path) as source:
+    with open_raster(path) as source:
         assert source.tile == (256, 256)
         for _ in range(2):
             with pytest.raises(ImageError, match=rf"{name}: the window of 100×50 pixels at x 600, y 300 cannot"):
@@ -113,7 +113,7 @@ def test_a_photograph_is_read_down_to_its_damage(kind: str, tmp_path: Path, pixe
     half = content.getvalue()[: len(content.getvalue()) // 2]
     # A JPEG without its end is refused: its decoder would give grey below without a word.
     path.write_bytes(half + b"\xff\xd9" * (kind == "jpg"))
-    with open_source(path) as source:
+    with open_raster(path) as source:
         source.read(0, 0, 100, 1400)
         with pytest.raises(ImageError, match="x 0, y 1000 cannot be read: truncated or damaged"):
             source.read(1000, 0, 100, 100)
@@ -132,7 +132,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
             file.pages.first.tags[tag].overwrite(10**6)
     refused = pytest.raises(ImageError, match="1000000×1000000 pixels, more than 100,000,000,000")
     for name in ("a.tif", "b.svs", "c.zarr"):
-        with refused, open_source(tmp_path / name):
+        with refused, open_raster(tmp_path / name):
             pass
     zarr.create_array(tmp_path / "d.zarr", shape=(60000, 60000), chunks=(60000, 60000), dtype=np.uint8)
     geotiff(tmp_path / "e.tif", np.zeros((10, 10), np.uint8))
@@ -142,7 +142,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         pass
     for name in ("d.zarr", "e.tif"):
-        with pytest.raises(ImageError, match="pieces of .* more than 268,435,456"), open_source(tmp_path / name):
+        with pytest.raises(ImageError, match="pieces of .* more than 268,435,456"), open_raster(tmp_path / name):
             pass
 
 
@@ -159,10 +159,10 @@ def test_what_is_no_image_is_said(tmp_path: Path) -> None:
         "absent.tif": "no such file", "vsicurl/http/a.tif": "no such file",
     }  # fmt: skip
     for name, sentence in sentences.items():
-        with pytest.raises(ImageError, match=sentence), open_source(tmp_path / name):
+        with pytest.raises(ImageError, match=sentence), open_raster(tmp_path / name):
             pass
     for name in ("/vsicurl/http://127.0.0.1:9/a.tif", "zip://a.zip!a.tif", "GTIFF_DIR:1:a.tif", "http://127.0.0.1/a"):
-        with pytest.raises(ImageError, match="no such file"), open_source(name):
+        with pytest.raises(ImageError, match="no such file"), open_raster(name):
             pass
 
 
@@ -182,12 +182,12 @@ def test_what_is_not_installed_is_named(
     geotiff(tmp_path / "a.tif", pixels[..., 0] % 3)
     zarr.create_array(tmp_path / "a.zarr", data=pixels)
     slide(tmp_path / "a.svs", pixels)
-    work = f"with open_source({str(tmp_path / name)!r}): pass"
+    work = f"with open_raster({str(tmp_path / name)!r}): pass"
     if not name:
         work = f"polygons({str(tmp_path / 'a.tif')!r}, {str(tmp_path / 'o.gpkg')!r}, numbered(3))"
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from evitseg.raster import open_source; from evitseg.raster.polygons import polygons, whole_regions\n"
+        "from evitseg.raster import open_raster; from evitseg.raster.polygons import polygonize, whole_regions\n"
         f"from evitseg.labels import numbered\n{work}"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
 from evitseg.cli import app
-from evitseg.raster import Georeference, open_source
+from evitseg.raster import Georeference, open_raster
 from evitseg.raster.places import shifted, upright
 from evitseg.raster.window import origin_of
 
@@ -160,6 +160,7 @@ def test_a_photograph_gets_nothing_beside_its_mask(here: Path) -> None:
 def test_without_rasterio_a_sentence_says_what_the_mask_lacks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     geotiff(here / "a.tif", **PLACES["transform"])
     import evitseg.raster.geotiff as gdal
+
     from evitseg.errors import MissingPackageError
 
     def missing() -> Any:
@@ -224,7 +225,7 @@ def test_a_size_that_is_not_the_contexts_is_refused(here: Path) -> None:
 def test_the_origin_of_a_png_in_windows_is_its_world_files(here: Path) -> None:
     Image.fromarray(PIXELS).save(here / "a.png")
     (here / "a.pgw").write_text("2\n0\n0\n-2\n1\n-1\n")
-    with open_source(here / "a.png") as source:
+    with open_raster(here / "a.png") as source:
         place = origin_of(source).georeference
     assert place is not None
     assert place.transform[:6] == (2, 0, 0, 0, -2, 0)

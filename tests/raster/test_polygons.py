@@ -16,8 +16,8 @@ needs("rasterio", "tifffile", "zarr")
 from evitseg.cli import app
 from evitseg.errors import ConfigError, ImageError
 from evitseg.labels import load_labels, numbered
-from evitseg.raster import mask_bands, open_sink, open_source
-from evitseg.raster.polygons import polygons, whole_regions
+from evitseg.raster import mask_bands, open_mask_writer, open_raster
+from evitseg.raster.polygons import polygonize, whole_regions
 from tests.raster.samples import AREAS, CAMVID, THREE, drawn, georeferenced_mask, geotiff
 
 
@@ -27,7 +27,7 @@ def test_polygons_have_the_areas_that_are_counted_by_hand(
 ) -> None:
     monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * 80)
     Image.fromarray(drawn()).save(tmp_path / "m.png")
-    written = polygons(tmp_path / "m.png", tmp_path / "out/p.geojson", THREE)
+    written = polygonize(tmp_path / "m.png", tmp_path / "out/p.geojson", THREE)
     assert written.in_pixels
     assert written.polygons == {"class 0": 3, "class 1": 2, "class 2": 2}
     content = json.loads((tmp_path / "out/p.geojson").read_text())
@@ -50,7 +50,7 @@ def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch
         mask = rng.choice([0, 1, 2, 255], rng.integers(1, 30, 2), p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
         mask = np.kron(mask, np.ones((1 + number % 3, 1 + number % 2))).astype(np.uint8)
         monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * mask.shape[1])
-        view = mask_bands.Mask("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
+        view = mask_bands.MaskBands("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
         found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
         whole = list(shapes(mask, mask=mask < 3, connectivity=4))
         assert len(found) == len(whole)
@@ -63,25 +63,25 @@ def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch
 
 def test_small_regions_and_other_classes_are_left_out(tmp_path: Path) -> None:
     Image.fromarray(drawn()).save(tmp_path / "m.png")
-    written = polygons(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["class 1", "class 2"], minimum_pixels=2)
+    written = polygonize(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["class 1", "class 2"], min_pixels=2)
     assert written.polygons == {"class 1": 2, "class 2": 0}
     with pytest.raises(ConfigError, match="did you mean 'class 1'"):
-        polygons(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["clas 1"])
+        polygonize(tmp_path / "m.png", tmp_path / "p.geojson", THREE, ["clas 1"])
     with pytest.raises(ConfigError, match="holds 2, which is no class"):
-        polygons(tmp_path / "m.png", tmp_path / "q.geojson", numbered(2))
+        polygonize(tmp_path / "m.png", tmp_path / "q.geojson", numbered(2))
     with pytest.raises(ConfigError, match="does not say what its classes are"):
-        polygons(tmp_path / "m.png", tmp_path / "q.geojson")
+        polygonize(tmp_path / "m.png", tmp_path / "q.geojson")
     with pytest.raises(ImageError, match="as .geojson or .gpkg"):
-        polygons(tmp_path / "m.png", tmp_path / "q.shp", THREE)
+        polygonize(tmp_path / "m.png", tmp_path / "q.shp", THREE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "p.geojson"]
 
 
 @pytest.mark.parametrize("ending", ["tif", "ome.tif", "zarr"])
 def test_a_mask_says_its_classes(ending: str, tmp_path: Path) -> None:
     geotiff(tmp_path / "a.tif", np.zeros((60, 80, 3), np.uint8), crs=None, transform=None)
-    with open_source(tmp_path / "a.tif") as source, open_sink(tmp_path / f"m.{ending}", source, CAMVID) as sink:
+    with open_raster(tmp_path / "a.tif") as source, open_mask_writer(tmp_path / f"m.{ending}", source, CAMVID) as sink:
         sink.write(0, 0, drawn())
-    written = polygons(tmp_path / f"m.{ending}", tmp_path / "p.geojson")
+    written = polygonize(tmp_path / f"m.{ending}", tmp_path / "p.geojson")
     assert {name: n for name, n in written.polygons.items() if n} == {"sky": 3, "building": 2, "pole": 2}
 
 
@@ -116,7 +116,7 @@ def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> N
 
 
 def outlined(mask: Path, out: Path) -> str:
-    polygons(mask, out, CAMVID)
+    polygonize(mask, out, CAMVID)
     return out.read_text()
 
 
@@ -127,4 +127,4 @@ def test_polygons_of_a_mask_of_0_and_255_are_refused_not_empty(tmp_path: Path) -
     for text, reason in ((stated, "holds 255, the raw id of 'fg'"), (bare, "holds 255 and never 1")):
         (tmp_path / "labels.json").write_text(text)
         with pytest.raises(ConfigError, match=reason):
-            polygons(tmp_path / "m.png", tmp_path / "p.geojson", load_labels(tmp_path / "labels.json"))
+            polygonize(tmp_path / "m.png", tmp_path / "p.geojson", load_labels(tmp_path / "labels.json"))

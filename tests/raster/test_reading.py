@@ -27,7 +27,7 @@ import tifffile
 
 from evitseg.errors import EvitsegError, EvitsegWarning, ImageError
 from evitseg.image import AS_STATED, ReadOptions
-from evitseg.raster import levels, open_source
+from evitseg.raster import levels, open_raster
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.files import image_size, read_image, read_reduced
 
@@ -42,7 +42,7 @@ def deep() -> Array:
 
 
 def windows(path: Path, options: ReadOptions = AS_STATED) -> Array:
-    with warnings.catch_warnings(), open_source(path, options=options) as source:
+    with warnings.catch_warnings(), open_raster(path, options=options) as source:
         pixels = np.empty((*source.size, 3), np.uint8)
         for top in range(0, source.size[0], 41):
             for left in range(0, source.size[1], 57):
@@ -237,7 +237,7 @@ def test_nodata_and_nan_are_no_part_of_the_range_nor_valid(how: Any, tmp_path: P
     ).astype(float)  # fmt: skip
     expected = np.clip(np.floor((inside - low) * 255 / (high - low) + 0.5), 0, 255)
     np.testing.assert_array_equal(read(path, ReadOptions(value_range=how))[15:, :, 0], expected)
-    with open_source(path, options=ReadOptions(value_range=how)) as source:
+    with open_raster(path, options=ReadOptions(value_range=how)) as source:
         valid = source.valid(0, 0, *SIZE)
         assert valid is not None
         np.testing.assert_array_equal(valid, np.broadcast_to(np.arange(SIZE[0])[:, None] >= 15, SIZE))
@@ -583,7 +583,7 @@ def test_a_slides_tile_that_says_it_is_huge_is_not_decoded(codec: str, tmp_path:
         place = offset + tile.index(b"\xff\x4f\xff\x51") + 8
         content[place : place + 8] = struct.pack(">II", 60_000, 60_000)
     path.write_bytes(content)
-    with open_source(path) as source:
+    with open_raster(path) as source:
         with pytest.raises(ImageError, match="a tile of 256×256 pixels says that it has 60000×60000"):
             source.read(0, 0, 10, 10)
         assert source.read(280, 280, 10, 10).max() < 20

@@ -15,7 +15,7 @@ import tifffile
 
 from evitseg.errors import EvitsegWarning, ImageError
 from evitseg.image import ReadOptions
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 from tests.raster.samples import CAMVID, SIZE, read_at_random, slide, write_all
 
 
@@ -27,7 +27,7 @@ def test_a_slide_is_read_at_its_full_size_and_gives_a_pyramid(
         assert file.is_svs
         expected = file.series[0].asarray()
         levels = len(file.series[0].levels)
-    with open_source(path) as source, open_sink(tmp_path / "out/m.ome.tif", source, CAMVID) as sink:
+    with open_raster(path) as source, open_mask_writer(tmp_path / "out/m.ome.tif", source, CAMVID) as sink:
         read_at_random(source, expected)
         assert source.valid(0, 0, 9, 9) is None
         write_all(sink, mask, seed=4)
@@ -62,7 +62,7 @@ def test_an_ome_tiff_is_read_whatever_its_axes(
         tmp_path / "a.ome.tif", contents[axes], photometric=kind, metadata={"axes": axes}, **stored[storage]
     )
     expected = np.repeat(pixels[..., :1], 3, axis=2) if axes == "YX" else pixels
-    with open_source(tmp_path / "a.ome.tif") as source:
+    with open_raster(tmp_path / "a.ome.tif") as source:
         read_at_random(source, expected)
 
 
@@ -72,9 +72,9 @@ def test_of_a_stack_the_first_plane_is_read_with_a_warning_or_the_chosen_one(
     stack = np.stack([pixels[..., 0] // 4 * n for n in range(1, 5)])
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"})
-    with pytest.warns(EvitsegWarning, match=r"first of 4 images \(4 along Z\)"), open_source(path) as source:
+    with pytest.warns(EvitsegWarning, match=r"first of 4 images \(4 along Z\)"), open_raster(path) as source:
         np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[0])
-    with open_source(path, options=ReadOptions(page=3)) as source:
+    with open_raster(path, options=ReadOptions(page=3)) as source:
         np.testing.assert_array_equal(source.read(0, 0, *SIZE)[..., 1], stack[2])
-    with pytest.raises(ImageError, match="no page 5"), open_source(path, options=ReadOptions(page=5)):
+    with pytest.raises(ImageError, match="no page 5"), open_raster(path, options=ReadOptions(page=5)):
         pass

@@ -21,7 +21,7 @@ needs("rasterio", "tifffile", "imagecodecs")
 from evitseg.cli import app
 from evitseg.errors import EvitsegError, EvitsegWarning, MissingPackageError
 from evitseg.image import ReadOptions
-from evitseg.raster import open_source
+from evitseg.raster import open_raster
 from evitseg.raster.files import image_size, read_image, read_reduced
 from tests.raster.tiff_kinds import (
     BITS,
@@ -90,7 +90,7 @@ def read_everywhere(path: Path, options: ReadOptions) -> dict[str, NDArray[np.ui
     except EvitsegError as error:
         results["reduced"] = refused(error, path)
     try:
-        with open_source(path, options=options) as source:
+        with open_raster(path, options=options) as source:
             image = results["windows"] = source.read(0, 0, *source.size)
             top, left, height, width = WINDOW
             np.testing.assert_array_equal(source.read(*WINDOW), image[top : top + height, left : left + width])

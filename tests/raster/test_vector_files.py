@@ -12,13 +12,13 @@ needs("rasterio", "tifffile", "zarr", "pyogrio")
 
 
 from evitseg.raster import vector_files
-from evitseg.raster.polygons import polygons
+from evitseg.raster.polygons import polygonize
 from tests.raster.samples import AREAS, georeferenced_mask
 
 
 def test_geojson_is_in_degrees_and_wound_as_its_standard_says(tmp_path: Path) -> None:
     mask = georeferenced_mask(tmp_path)
-    written = polygons(mask, tmp_path / "p.geojson")  # the mask says what its classes are
+    written = polygonize(mask, tmp_path / "p.geojson")  # the mask says what its classes are
     assert not written.in_pixels
     assert written.polygons == {"class 0": 3, "class 1": 2, "class 2": 2}
     features = json.loads((tmp_path / "p.geojson").read_text())["features"]
@@ -41,7 +41,7 @@ def test_a_geopackage_is_in_the_masks_own_coordinates(
 
     monkeypatch.setattr(vector_files, "_BATCH_POINTS", batch)
     mask = georeferenced_mask(tmp_path)
-    polygons(mask, tmp_path / "p.gpkg")
+    polygonize(mask, tmp_path / "p.gpkg")
     about, _, shapes, columns = pyogrio.raw.read(tmp_path / "p.gpkg")
     assert "32633" in about["crs"]
     rows = dict(zip(about["fields"], columns, strict=True))
@@ -51,6 +51,6 @@ def test_a_geopackage_is_in_the_masks_own_coordinates(
     assert bounds[bar].tolist() == [500100, 5e6 - 120, 500106, 5e6]
     assert len(shapes) == 7
     assert pyogrio.list_layers(tmp_path / "p.gpkg")[0].tolist() == ["m", "Polygon"]
-    polygons(mask, tmp_path / "none.gpkg", minimum_pixels=10_000)
+    polygonize(mask, tmp_path / "none.gpkg", min_pixels=10_000)
     assert pyogrio.read_info(tmp_path / "none.gpkg")["features"] == 0
     assert not list(tmp_path.glob(".evitseg*"))

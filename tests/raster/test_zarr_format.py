@@ -32,7 +32,7 @@ import zarr
 from evitseg.errors import EvitsegWarning, FileError, ImageError
 from evitseg.image import ReadOptions
 from evitseg.labels import load_labels
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 
 CAMVID = load_labels("camvid")
 SIZE = (70, 90)
@@ -45,7 +45,7 @@ def numbers(bands: int = 3, dtype: str = "uint8", top: int | None = None) -> NDA
 
 
 def read(path: Path, options: ReadOptions = ReadOptions()) -> NDArray[np.uint8]:  # noqa: B008
-    with open_source(path, options=options) as source:
+    with open_raster(path, options=options) as source:
         whole = source.read(0, 0, *source.size)
         np.testing.assert_array_equal(source.read(11, 17, 40, 50), whole[11:51, 17:67])
         return whole
@@ -172,7 +172,7 @@ def test_damaged_ome_metadata_are_one_sentence(transformations: object, sentence
 def test_thousands_of_levels_give_no_more_than_the_size_has(tmp_path: Path) -> None:
     datasets = [{"path": "0"}] * 5000
     path = ome(tmp_path / "a.zarr", np.moveaxis(numbers(), 2, 0), datasets=datasets)
-    with open_source(path) as source, open_sink(tmp_path / "m.zarr", source, CAMVID):
+    with open_raster(path) as source, open_mask_writer(tmp_path / "m.zarr", source, CAMVID):
         pass
     levels = sorted(int(p.name) for p in (tmp_path / "m.zarr").iterdir() if p.is_dir())
     assert levels == list(range(7))  # 90 pixels are 1 after six halvings
@@ -260,7 +260,7 @@ def test_a_chunk_that_inflates_is_refused_before_it_takes_memory(codec: str, tmp
     content = bomb(codec)
     assert len(content) < 3 * 2**20
     path = version_2(tmp_path / "a.zarr", content, compressor=CODECS[codec])
-    with open_source(path) as source:
+    with open_raster(path) as source:
         with pytest.raises(ImageError, match="a chunk inflates to more than"):
             source.read(0, 0, 64, 64)
         assert not source.read(0, 64, 64, 64).any()  # a chunk that is not there is empty
@@ -287,7 +287,7 @@ def test_a_chunk_of_version_3_that_inflates_is_refused(codec: str, is_sharded: b
         )
     else:
         path = version_3(tmp_path / "a.zarr", codecs, content)
-    with open_source(path) as source:
+    with open_raster(path) as source:
         for window in ((0, 0, 10, 10), (0, 0, 128, 128)):
             with pytest.raises(ImageError, match="a chunk inflates to more than"):
                 source.read(*window)
@@ -308,7 +308,7 @@ def test_chunks_that_declare_what_they_hold_are_read(codec: str, tmp_path: Path)
         blocks = [struct.pack("<I", len(p) << 3 | (i == 1))[:3] + p for i, p in enumerate(parts)]
         chunk = struct.pack("<IBB", 0xFD2FB528, 0, 0x38) + b"".join(blocks)
     path = version_2(tmp_path / "a.zarr", bytes(chunk or compressor.encode(values)), compressor=compressor.get_config())
-    with open_source(path) as source:
+    with open_raster(path) as source:
         np.testing.assert_array_equal(source.read(0, 0, 64, 64)[..., 0], values)
 
 
@@ -339,7 +339,7 @@ def test_no_chunk_is_unpickled(place: str, tmp_path: Path, monkeypatch: pytest.M
     config = {"id": "pickle", "protocol": 4}
     about: dict[str, Any] = {place: config if place == "compressor" else [config]}
     path = version_2(tmp_path / "a.zarr", pickle.dumps(Exploit()), **about)
-    with pytest.raises(ImageError, match="pickle"), open_source(path) as source:
+    with pytest.raises(ImageError, match="pickle"), open_raster(path) as source:
         source.read(0, 0, 64, 64)
     assert not (tmp_path / "exploited").exists()
 
@@ -366,7 +366,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("little_memory")
 def test_hostile_metadata_are_one_sentence(what: str, tmp_path: Path) -> None:
     path = version_2(tmp_path / "a.zarr", bytes(64 * 64), **HOSTILE[what])
-    with pytest.raises(ImageError) as error, open_source(path) as source:
+    with pytest.raises(ImageError) as error, open_raster(path) as source:
         source.read(0, 0, 1, 1)
         pytest.fail(f"read as {source.size}")
     assert "a.zarr: " in str(error.value)
@@ -380,7 +380,7 @@ def test_metadata_that_are_none_are_one_sentence(content: bytes, tmp_path: Path)
         path = tmp_path / name.strip(".")
         path.mkdir()
         (path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=path.name) as error, open_source(path):
+        with pytest.raises(ImageError, match=path.name) as error, open_raster(path):
             pass
         assert "\n" not in str(error.value)
 
@@ -403,7 +403,7 @@ def test_chunks_that_are_no_chunks_neither_hang_nor_take_memory(kind: str, tmp_p
         chunk.write_bytes(b"abc")
     else:
         chunk.symlink_to("nowhere")
-    with open_source(path) as source:
+    with open_raster(path) as source:
         if kind in ("folder", "link to nothing"):
             assert not source.read(0, 0, 64, 64).any()
         else:
@@ -417,7 +417,7 @@ def test_a_shard_of_countless_chunks_is_refused(tmp_path: Path) -> None:
     inside = {"chunk_shape": [1, 1], "codecs": [raw], "index_codecs": [raw], "index_location": "end"}
     codecs = [{"name": "sharding_indexed", "configuration": inside}]
     path = version_3(tmp_path / "a.zarr", codecs, b"", (2**20, 2**20))
-    with pytest.raises(ImageError, match="shards have 1,099,511,627,776 chunks"), open_source(path):
+    with pytest.raises(ImageError, match="shards have 1,099,511,627,776 chunks"), open_raster(path):
         pass
 
 
@@ -436,9 +436,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(where: str, tmp_path: Pa
         path = ome(tmp_path / "a.zarr", values, datasets=[{"path": "0"}] * (4 if where == "levels" else 1))
         mask = values[0] if where == "array" else np.kron(values[0, ::4, ::4] % 2, np.ones((4, 4), np.uint8))
         with (
-            open_source(path) as source,
+            open_raster(path) as source,
             pytest.raises(FileError, match=r"m\.zarr: cannot be written \(No space left on device\)"),
-            open_sink(small / "m.zarr", source, CAMVID) as sink,
+            open_mask_writer(small / "m.zarr", source, CAMVID) as sink,
         ):
             if where == "levels":
                 (small / "filler").write_bytes(bytes(40 * 2**10))

@@ -14,7 +14,7 @@ needs("rasterio", "tifffile", "zarr")
 import zarr
 
 from evitseg.errors import FileError
-from evitseg.raster import open_sink, open_source
+from evitseg.raster import open_mask_writer, open_raster
 from tests.raster.samples import CAMVID, read_at_random, write_all
 
 
@@ -49,7 +49,7 @@ def test_zarr_gives_zarr_of_the_same_kind(
     else:
         zarr.create_array(path, data=content, chunks=tuple(min(200, n) for n in content.shape), zarr_format=version)
     expected = np.repeat(pixels[..., 1:2], 3, axis=2) if layout == "HW" else pixels
-    with open_source(path) as source, open_sink(out, source, CAMVID) as sink:
+    with open_raster(path) as source, open_mask_writer(out, source, CAMVID) as sink:
         read_at_random(source, expected)
         write_all(sink, mask, seed=5)
     result: Any = zarr.open(out, mode="r")
@@ -65,5 +65,9 @@ def test_zarr_gives_zarr_of_the_same_kind(
         for level in (0, 1):
             array: Any = result[str(level)]
             np.testing.assert_array_equal(array[0, 0, 0], mask[:: 2**level, :: 2**level])
-    with pytest.raises(FileError, match="exists already"), open_source(path) as source, open_sink(out, source, CAMVID):
+    with (
+        pytest.raises(FileError, match="exists already"),
+        open_raster(path) as source,
+        open_mask_writer(out, source, CAMVID),
+    ):
         pass

@@ -69,7 +69,7 @@ def encode(
 def read(path: Path, content: bytes, duration_s: float | None = None) -> list[Fraction]:
     path.write_bytes(content)
     with VideoReader(path, None, duration_s) as video:
-        times = [frame.time for frame in video.through(lambda frame: frame, 1)]
+        times = [frame.time for frame in video.map_frames(lambda frame: frame, 1)]
         assert video.damage is None
     return times
 
@@ -138,7 +138,7 @@ def test_an_avis_audio_stays_with_its_frames(tmp_path: Path) -> None:
     # Both begin at 0; the delay of the codec is in no frame's time.
     (tmp_path / "clip.avi").write_bytes(encode("avi", options=WITH_B_FRAMES, audio=True))
     with VideoReader(tmp_path / "clip.avi", None, None, audio=True) as video:
-        times = [frame.time for frame in video.through(lambda frame: frame, 1)]
+        times = [frame.time for frame in video.map_frames(lambda frame: frame, 1)]
         first = video.audio[0]
         assert video.place(first)
         assert first.pts == 0
@@ -148,7 +148,7 @@ def test_an_avis_audio_stays_with_its_frames(tmp_path: Path) -> None:
 def test_audio_of_joined_files_goes_on_with_the_frames(tmp_path: Path) -> None:
     (tmp_path / "clip.ts").write_bytes(2 * encode("mpegts", at_rate(10), audio=True))
     with VideoReader(tmp_path / "clip.ts", None, None, audio=True) as video:
-        times = [frame.time for frame in video.through(lambda frame: frame, 1)]
+        times = [frame.time for frame in video.map_frames(lambda frame: frame, 1)]
         heard = [float(packet.pts * packet.time_base) for packet in video.audio if video.place(packet)]  # type: ignore[operator]
     assert len(times) == 24
     assert np.diff(np.array(times, float)).min() > 0

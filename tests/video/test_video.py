@@ -420,7 +420,7 @@ def test_an_unknown_kind_is_named(segment: Segmenter, tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
     (tmp_path / "file").touch()
-    for kind in video.KINDS:
+    for kind in video.VIDEO_KINDS:
         with pytest.raises(FileError, match="cannot be written"):
             write_video(clip, tmp_path / "file/clip", segment, [kind])
     (tmp_path / "clip_frames").mkdir()
@@ -545,8 +545,8 @@ def test_a_live_source_gives_the_newest_frame_and_tells_how_late(
     sender: Sender, segment: Segmenter, tmp_path: Path
 ) -> None:
     slow = Segmenter(Slow(segment.engine, 0.1), 64)
-    seen: list[video.Progress] = []
-    result = write_video(sender.address, tmp_path / "live", slow, duration_s=3, watch=seen.append)
+    seen: list[video.VideoProgress] = []
+    result = write_video(sender.address, tmp_path / "live", slow, duration_s=3, progress=seen.append)
     assert result.live
     assert result.damage is None
     times = seconds(decoded(result.written["overlay"]))
@@ -814,14 +814,14 @@ def test_a_legend_that_has_no_room_is_cut_or_left_out(segment: Segmenter, tmp_pa
 def test_an_interrupt_cuts_no_frame_in_two(segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # It comes when the first kind has a frame that the second has not.
     clip = make(tmp_path / "clip.mp4", street(20))
-    real = writers.SINKS["mask"]
+    real = writers.WRITERS["mask"]
 
     @contextlib.contextmanager
-    def interrupting(*arguments: Any, **more: Any) -> Iterator[writers.Sink]:
+    def interrupting(*arguments: Any, **more: Any) -> Iterator[writers.FrameWriter]:
         with real(*arguments, **more) as sink:
             written = 0
 
-            def write(done: writers.Done) -> None:
+            def write(done: writers.SegmentedFrame) -> None:
                 nonlocal written
                 sink.write(done)
                 written += 1
@@ -829,9 +829,9 @@ def test_an_interrupt_cuts_no_frame_in_two(segment: Segmenter, tmp_path: Path, m
                     os.kill(os.getpid(), signal.SIGINT)
                     time.sleep(0.05)
 
-            yield writers.Sink(sink.path, write)
+            yield writers.FrameWriter(sink.path, write)
 
-    monkeypatch.setitem(writers.SINKS, "mask", interrupting)
+    monkeypatch.setitem(writers.WRITERS, "mask", interrupting)
     slow = Segmenter(Slow(segment.engine, 0.02), 64)
     result = write_video(clip, tmp_path / "clip", slow, ["mask", "frames"], live=True)
     assert result.interrupted

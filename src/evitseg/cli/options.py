@@ -47,9 +47,9 @@ def precision_names() -> list[str]:
 
 
 def video_kinds() -> list[str]:
-    from evitseg.video import Kind
+    from evitseg.video import VideoKind
 
-    return list(get_args(Kind))
+    return list(get_args(VideoKind))
 
 
 def _mask_formats() -> list[str]:

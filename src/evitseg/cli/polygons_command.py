@@ -65,12 +65,12 @@ def write_polygons(
     """Write the regions of a mask file as polygons, with a progress bar, and report what was written."""
     from rich.progress import Progress
 
-    from evitseg.raster.polygons import polygons
+    from evitseg.raster.polygons import polygonize
 
     console = output.progress_console
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("polygons", total=1.0)
-        written = polygons(mask, out, labels, classes, minimum_pixels, lambda part: bar.update(task, completed=part))
+        written = polygonize(mask, out, labels, classes, minimum_pixels, lambda part: bar.update(task, completed=part))
     counts = {name: count for name, count in written.polygons.items() if count}
     if not output.content:  # of the verb itself; predict reports polygons with their image
         output.content = {

@@ -17,7 +17,7 @@ from evitseg.cli.tiled_results import save_context, show_tiled, write_outlines
 def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Write the masks of images, each in tiles on the cluster."""
     from evitseg import cluster
-    from evitseg.raster import check_place, open_sink
+    from evitseg.raster import check_place, open_mask_writer
     from evitseg.tiling.memory import default_memory
     from evitseg.tiling.stream import Progress
 
@@ -40,7 +40,7 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
                 def watch(progress: Progress, advance: Any = advance) -> None:
                     advance(1)
 
-                with open_sink(place, source, network.labels, request.mask_format) as sink:
+                with open_mask_writer(place, source, network.labels, request.mask_format) as sink:
                     streamed = cluster.segment_huge(
                         source,
                         sink,

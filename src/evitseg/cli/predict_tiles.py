@@ -66,7 +66,7 @@ def mask_place(job: PredictJob) -> Path:
 def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptions) -> Iterator[tuple[Source, bool]]:
     """An image file as a source of windows, and whether each window is read from the file when it is needed."""
     from evitseg.image import TooManyPixelsError
-    from evitseg.raster import open_source
+    from evitseg.raster import open_raster
     from evitseg.raster.files import image_size, read_image
     from evitseg.raster.formats import format_of
     from evitseg.raster.places import place_of
@@ -85,7 +85,7 @@ def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptio
                 image = read_image(path, reading)
                 yield ArraySource(image, None, identity_of(path.absolute()), place_of(path, reading).origin), False
                 return
-    with open_source(path, scratch, reading) as source:
+    with open_raster(path, scratch, reading) as source:
         yield source, True
 
 
@@ -119,7 +119,7 @@ def _segment(
 
 
 def _region(source: Source, place: Path, network: Network, request: Request, entry: ImageEntry) -> list[str]:
-    from evitseg.raster import open_sink, part_of
+    from evitseg.raster import open_mask_writer, part_of
     from evitseg.tiling.context import Context
     from evitseg.tiling.plan import working_size
     from evitseg.tiling.region import render
@@ -136,7 +136,7 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
         )
     mask, unread = render(source, network, context, region, request.memory)
     part = part_of(source, region.top, region.left, region.height, region.width)
-    with open_sink(place, part, network.labels, request.mask_format) as sink:
+    with open_mask_writer(place, part, network.labels, request.mask_format) as sink:
         for window in tiles_of((mask.shape[0], mask.shape[1]), sink.tile):
             sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
     entry.size = part.size
@@ -146,14 +146,14 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
 def _sliding_window(
     source: Source, place: Path, network: Network, request: Request, entry: ImageEntry, output: Output
 ) -> list[str]:
-    from evitseg.raster import open_sink
+    from evitseg.raster import open_mask_writer
     from evitseg.tiling.sliding_window import blend
 
     assert request.sliding_window is not None
     size = request.size or "native"
     with output.progress("segmenting", None, unit="windows") as advance:
         try:
-            with open_sink(place, source, network.labels, request.mask_format) as sink:
+            with open_mask_writer(place, source, network.labels, request.mask_format) as sink:
                 blended = blend(
                     source,
                     sink,
@@ -179,7 +179,7 @@ def _exactly(
     output: Output,
 ) -> list[str]:
     from evitseg.image import MAX_PIXELS
-    from evitseg.raster import check_place, open_sink
+    from evitseg.raster import check_place, open_mask_writer
     from evitseg.tiling.stream import segment_huge
 
     check_place(place, source)
@@ -190,7 +190,7 @@ def _exactly(
         try:
             streamed = segment_huge(
                 source,
-                open_sink(place, source, network.labels, request.mask_format),
+                open_mask_writer(place, source, network.labels, request.mask_format),
                 network,
                 scratch,
                 size=size,

@@ -35,7 +35,7 @@ def predict_videos(segment: Segmenter, jobs: list[PredictJob], request: Request,
                     duration_s=request.duration,
                     workers=segment.info.streams,
                     legend=bool(request.legend),
-                    watch=watch,
+                    progress=watch,
                     file=job.file,
                 )
             left = len(jobs) - i - 1

@@ -213,7 +213,7 @@ def _write(
 
 def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: MaskFormat) -> None:
     """Write a mask that is in memory, in the format of the path's ending."""
-    from evitseg.raster import Part, open_sink
+    from evitseg.raster import Part, open_mask_writer
     from evitseg.tiling.windows import tiles_of
 
     if path.suffix.lower() == ".png" and origin.georeference is None:
@@ -221,7 +221,7 @@ def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: 
         return
     mask = prediction.mask
     size = (mask.shape[0], mask.shape[1])
-    with open_sink(path, Part(size, origin), prediction.labels, mask_format) as sink:
+    with open_mask_writer(path, Part(size, origin), prediction.labels, mask_format) as sink:
         for window in tiles_of(size, sink.tile):
             sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evitseg.video import Progress as VideoProgress
+    from evitseg.video import VideoProgress
 
 Advance = Callable[[int], None]
 

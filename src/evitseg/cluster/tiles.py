@@ -177,7 +177,7 @@ def segment_huge(
     A worker that dies costs the time of the tile it had; the death of the process that calls this ends the work.
 
     Args:
-        source: the image, in memory (`ArraySource`) or one that `evitseg.raster.open_source` opened.
+        source: the image, in memory (`ArraySource`) or one that `evitseg.raster.open_raster` opened.
         network: of this machine; the workers open their own, in the same precision.
         path: of the latter kind of image, in a place that all machines share.
         threads: of a task; a machine of n cores does n / threads tiles at once.
@@ -323,10 +323,10 @@ def _source(order: _Order, stack: ExitStack) -> Source:
         assert order.pixels is not None
         pixels, valid = order.pixels
         return ArraySource(ray.get(pixels), None if valid is None else ray.get(valid))
-    from evitseg.raster import open_source
+    from evitseg.raster import open_raster
 
     try:
-        source = stack.enter_context(open_source(Path(order.path), None, order.reading))
+        source = stack.enter_context(open_raster(Path(order.path), None, order.reading))
     except ImageError as error:
         raise ImageError(f"{error} That was on {machine()}: the image must lie where all machines find it.") from error
     if source.identity != order.identity:

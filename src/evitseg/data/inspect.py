@@ -23,9 +23,10 @@ from evitseg.data.truth import Survey, class_counts, settled_labels
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
-from evitseg.raster.formats import exif_orientation, format_of, orientation_of
-from evitseg.raster.mask_values import Held
+from evitseg.raster.formats import format_of
+from evitseg.raster.mask_values import DistinctValues
 from evitseg.raster.masks import read_mask_file, read_truth
+from evitseg.raster.orientation import exif_orientation, orientation_of
 from evitseg.visualize import tinted, with_legend
 
 MAX_WORKERS = 61
@@ -157,7 +158,7 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
     """
     jobs = [(split, pair) for split, pairs in dataset.splits.items() for pair in pairs]
     workers = min(MAX_WORKERS, len(jobs), workers)
-    read: list[tuple[Finding, Held | None]] = []
+    read: list[tuple[Finding, DistinctValues | None]] = []
     if workers > 1:
         try:
             # Fresh processes, not forks, which copy a program in the middle of what its threads do.
@@ -184,7 +185,7 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
     return Inspection(dataset, labels, tuple(_counted(finding, held, labels) for finding, held in read))
 
 
-def _inspect(job: tuple[str, Pair]) -> tuple[Finding, Held | None]:
+def _inspect(job: tuple[str, Pair]) -> tuple[Finding, DistinctValues | None]:
     # In a process of its own a warning would be lost.
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("ignore")
@@ -194,7 +195,7 @@ def _inspect(job: tuple[str, Pair]) -> tuple[Finding, Held | None]:
     return replace(finding, remarks=tuple(remarks)), held
 
 
-def _read(split: str, pair: Pair) -> tuple[Finding, Held | None]:
+def _read(split: str, pair: Pair) -> tuple[Finding, DistinctValues | None]:
     finding = Finding(split, pair)
     try:
         image = read_image(pair.image, pair.reading)
@@ -204,7 +205,7 @@ def _read(split: str, pair: Pair) -> tuple[Finding, Held | None]:
         file = read_mask_file(pair.mask)
     except EvitsegError as error:
         return replace(finding, problem=str(error), reason="masks that cannot be read"), None
-    held = file.held
+    held = file.distinct
     size, mask_size = image.shape[:2], file.values.shape
     turned = _is_turned(pair.image)
     if size != mask_size:
@@ -220,7 +221,7 @@ def _read(split: str, pair: Pair) -> tuple[Finding, Held | None]:
     return replace(finding, size=size, digest=digest, mask_digest=stored, turned=turned), held
 
 
-def _counted(finding: Finding, held: Held | None, labels: LabelSpace) -> Finding:
+def _counted(finding: Finding, held: DistinctValues | None, labels: LabelSpace) -> Finding:
     """The finding with the pixels of every class."""
     if held is None or finding.problem:
         return finding

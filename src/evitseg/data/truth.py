@@ -11,7 +11,7 @@ import numpy as np
 
 from evitseg.errors import ConfigError, DatasetError, ImageError
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
-from evitseg.raster.mask_values import VOID_COLORS, Held, class_indices, color_of, colors_of
+from evitseg.raster.mask_values import VOID_COLORS, DistinctValues, class_indices, color_of, colors_of
 from evitseg.raster.masks import is_plain, read_mask_file
 
 _EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180, 60]}]}'
@@ -22,7 +22,7 @@ class Survey:
     """A mask file, and what it holds."""
 
     path: Path
-    held: Held
+    distinct: DistinctValues
 
 
 def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done: None) -> list[Survey]:
@@ -30,7 +30,7 @@ def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done:
     found = []
     for path in paths:
         with contextlib.suppress(ImageError):
-            found.append(Survey(path, read_mask_file(path).held))
+            found.append(Survey(path, read_mask_file(path).distinct))
         progress(1)
     return found
 
@@ -49,11 +49,13 @@ def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> Labe
     _refuse_mixed_depths(surveys, labels)
     labels = _binary(surveys, labels)
     labels = _by_color(surveys, labels)
-    _refuse_contradicting_palettes([s for s in surveys if s.held.kind == "palette" and _is_by_index(s.held, labels)])
+    _refuse_contradicting_palettes(
+        [s for s in surveys if s.distinct.kind == "palette" and _is_by_index(s.distinct, labels)]
+    )
     return replace(labels, assumed=frozenset())
 
 
-def _is_by_index(held: Held, labels: LabelSpace) -> bool:
+def _is_by_index(held: DistinctValues, labels: LabelSpace) -> bool:
     by_color = colors_of(labels)
     known = {*by_color, *VOID_COLORS}
     is_by_color = set(held.colors) <= known and any(color in by_color for color in held.colors)
@@ -66,10 +68,10 @@ def _refuse_single_name(surveys: Sequence[Survey], labels: LabelSpace) -> None:
     levels: set[int] = set()
     colors: set[int] = set()
     for each in surveys:
-        if each.held.kind == "colors" and not each.held.is_gray:
-            colors |= set(each.held.colors)
+        if each.distinct.kind == "colors" and not each.distinct.is_gray:
+            colors |= set(each.distinct.colors)
         else:
-            levels |= set(each.held.levels if each.held.is_gray else each.held.values)
+            levels |= set(each.distinct.levels if each.distinct.is_gray else each.distinct.values)
         if len(levels) + len(colors) > 1:
             numbers = " and ".join(map(str, sorted(levels)[:2]))
             raise DatasetError(
@@ -84,11 +86,11 @@ def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -
 
     In a set of one depth the stored numbers count. In a set of several a file whose two readings differ is refused.
     """
-    levels = [each for each in surveys if each.held.kind == "levels"]
-    if len({each.held.depth for each in levels}) < 2:
-        if labels is not None and levels and levels[0].held.depth == 1 and len(levels) == len(surveys):
+    levels = [each for each in surveys if each.distinct.kind == "levels"]
+    if len({each.distinct.depth for each in levels}) < 2:
+        if labels is not None and levels and levels[0].distinct.depth == 1 and len(levels) == len(surveys):
             ids = {raw for c in labels.classes for raw in c.raw_ids}
-            both = next((each for each in levels if 1 in each.held.values), None)
+            both = next((each for each in levels if 1 in each.distinct.values), None)
             if len(labels.classes) > 2 and both and 1 in ids and 255 in {*ids, *labels.ignored_ids}:
                 raise DatasetError(
                     f"{both.path}: masks of 1 bit show two values, but label space {labels.name!r} has "
@@ -96,12 +98,12 @@ def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -
                 )
         return
     for each in levels:
-        held = each.held
+        held = each.distinct
         if held.depth >= 8 or held.values == held.shown_levels:
             continue
-        other = next(e for e in levels if e.held.depth != held.depth)
+        other = next(e for e in levels if e.distinct.depth != held.depth)
         if held.depth == 1:
-            wide = {value for e in levels if e.held.depth >= 8 for value in e.held.values}
+            wide = {value for e in levels if e.distinct.depth >= 8 for value in e.distinct.values}
             if labels is not None and (len(labels.classes) > 2 or not {1, 255} <= wide):
                 continue  # white of 1 bit is 255, or the second of two classes
             if labels is None and 1 not in wide:
@@ -113,13 +115,13 @@ def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -
         value, shown = max(zip(held.values, held.shown_levels, strict=True))
         raise DatasetError(
             f"{each.path}: stores {value} in {held.depth} bits, which is shown as {shown}, while {other.path} has "
-            f"{other.held.depth} bits; an image optimiser may have changed the number. Save all masks with 8 bits."
+            f"{other.distinct.depth} bits; an image optimiser may have changed the number. Save all masks with 8 bits."
         )
 
 
 def _gray_levels(surveys: Sequence[Survey]) -> list[tuple[Survey, set[int]]]:
     """Files of grey levels, and their levels; white of 1 bit is left to `class_indices`."""
-    return [(s, set(s.held.levels)) for s in surveys if s.held.is_gray and s.held.depth != 1]
+    return [(s, set(s.distinct.levels)) for s in surveys if s.distinct.is_gray and s.distinct.depth != 1]
 
 
 def _binary(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
@@ -156,18 +158,19 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     by_color = colors_of(labels)
     colored = [
         s for s in surveys
-        if s.held.kind != "levels" and not s.held.is_gray and set(s.held.colors) <= {*by_color, *VOID_COLORS}
-        and not _is_by_index(s.held, labels)
+        if s.distinct.kind != "levels" and not s.distinct.is_gray
+        and set(s.distinct.colors) <= {*by_color, *VOID_COLORS}
+        and not _is_by_index(s.distinct, labels)
     ]  # fmt: skip
-    gray = [s for s in surveys if s.held.is_gray]
+    gray = [s for s in surveys if s.distinct.is_gray]
     if not colored or not gray:
         return labels
     meaning = dict.fromkeys(VOID_COLORS, labels.ignore_index) | by_color
-    shown = {color for s in gray for color in s.held.colors}
-    used = {color for s in colored for color in s.held.colors}
+    shown = {color for s in gray for color in s.distinct.colors}
+    used = {color for s in colored for color in s.distinct.colors}
     if not shown <= set(meaning) or not shown & VOID_COLORS <= used | set(by_color):
         return labels  # numbers
-    if all(_means(s.held, labels) == [meaning[color] for color in s.held.colors] for s in gray):
+    if all(_means(s.distinct, labels) == [meaning[color] for color in s.distinct.colors] for s in gray):
         return labels
     levels = {index: code & 255 for code, index in by_color.items() if len(set(color_of(code))) == 1}
     classes = tuple(
@@ -176,7 +179,7 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     return LabelSpace(labels.name, classes, tuple(sorted({0, 255} - set(levels.values()))))
 
 
-def _means(held: Held, labels: LabelSpace) -> list[int] | None:
+def _means(held: DistinctValues, labels: LabelSpace) -> list[int] | None:
     try:
         return [int(index) for index in class_indices(held, labels)]
     except ConfigError:
@@ -187,8 +190,8 @@ def _refuse_contradicting_palettes(surveys: Sequence[Survey]) -> None:
     colors: dict[int, tuple[int, Survey]] = {}
     indices: dict[int, tuple[int, Survey]] = {}
     for each in surveys:
-        is_telling = len(set(each.held.colors)) == len(each.held.colors)
-        for index, color in zip(each.held.values, each.held.colors, strict=True):
+        is_telling = len(set(each.distinct.colors)) == len(each.distinct.colors)
+        for index, color in zip(each.distinct.values, each.distinct.colors, strict=True):
             other_color, first = colors.setdefault(index, (color, each))
             other_index, second = indices.setdefault(color, (index, each)) if is_telling else (index, each)
             other = first if other_color != color else second if other_index != index else None
@@ -212,15 +215,15 @@ def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
     _refuse_mixed_depths(surveys, None)
     ids: set[int] = set()
     for each in surveys:
-        if each.held.kind == "colors" and not each.held.is_gray:
+        if each.distinct.kind == "colors" and not each.distinct.is_gray:
             raise DatasetError(
                 f"{each.path}: a mask in colours; say which colour is which class in a .json file, --labels FILE: "
                 f"{_EXAMPLE}."
             )
-        ids |= set(each.held.levels if each.held.is_gray else each.held.values)
-    _refuse_contradicting_palettes([s for s in surveys if s.held.kind == "palette" and not s.held.is_gray])
+        ids |= set(each.distinct.levels if each.distinct.is_gray else each.distinct.values)
+    _refuse_contradicting_palettes([s for s in surveys if s.distinct.kind == "palette" and not s.distinct.is_gray])
     wide = {level for _, levels in _gray_levels(surveys) for level in levels}
-    if 255 in wide and 1 not in wide and any(s.held.depth == 1 for s in surveys):
+    if 255 in wide and 1 not in wide and any(s.distinct.depth == 1 for s in surveys):
         ids.discard(1)  # white of 1 bit
     if ids == {0, 255}:
         names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
@@ -235,7 +238,7 @@ def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
     return numbered(classes)
 
 
-def class_counts(held: Held, labels: LabelSpace) -> tuple[int, ...]:
+def class_counts(held: DistinctValues, labels: LabelSpace) -> tuple[int, ...]:
     """Pixels of every class. Raises: ConfigError that names a value without a class."""
     indices = class_indices(held, labels)
     counts = np.zeros(len(labels.classes), np.int64)

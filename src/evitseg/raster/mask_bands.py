@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, ImageError
 from evitseg.labels import LabelClass, LabelSpace
-from evitseg.raster.geotiff import environment, import_rasterio, quiet_open
+from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.mask_values import code_of
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
 
@@ -22,7 +22,7 @@ BAND_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Mask:
+class MaskBands:
     """Class indices, row by row, and what the file says of them."""
 
     name: str
@@ -36,15 +36,15 @@ class Mask:
 
 
 @contextmanager
-def open_mask(path: Path, name: str) -> Iterator[Mask]:
-    from evitseg.raster import kind_of
+def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
+    from evitseg.raster.open import kind_of
 
     kind = kind_of(path, name)
     if kind == "zarr":
         from evitseg.raster.zarr_format import open_zarr
 
         with open_zarr(path, name) as source:
-            yield Mask(name, source.size, source.indices, _labels(source.attributes.get("evitseg")))
+            yield MaskBands(name, source.size, source.indices, _labels(source.attributes.get("evitseg")))
         return
     if kind == "whole":
         raise ImageError(f"{name}: a mask is a TIFF, a PNG or a Zarr.")
@@ -75,7 +75,7 @@ def open_mask(path: Path, name: str) -> Iterator[Mask]:
             palette = None
             if dataset.colorinterp[0].name == "palette":
                 palette = {index: code_of(color) for index, color in dataset.colormap(1).items()}
-            yield Mask(name, size, read, labels, dataset.crs, transform, palette, kind == "PNG")
+            yield MaskBands(name, size, read, labels, dataset.crs, transform, palette, kind == "PNG")
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"{name}: truncated or damaged ({error}).") from error
 
@@ -100,7 +100,7 @@ def _parsed(text: str | None) -> Any:
 
 
 def _labels(said: Any) -> LabelSpace | None:
-    """The label space of a mask that `open_sink` wrote; None where another program did."""
+    """The label space of a mask that `open_mask_writer` wrote; None where another program did."""
     try:
         table = said["classes"] if isinstance(said, dict) else said
         classes = tuple(

@@ -18,7 +18,7 @@ VOID_COLORS = frozenset({0, 0xFFFFFF, 0xE0E0C0})
 
 
 @dataclass(frozen=True)
-class Held:
+class DistinctValues:
     """The distinct values of a mask.
 
     Attributes:
@@ -49,7 +49,7 @@ class Held:
         return tuple(color & 255 for color in self.colors) if self.depth < 8 else self.levels
 
 
-def class_indices(held: Held, labels: LabelSpace) -> NDArray[np.int64]:
+def class_indices(held: DistinctValues, labels: LabelSpace) -> NDArray[np.int64]:
     """The class index, or `ignore_index`, of every value of a mask.
 
     Colours that are all of classes are read by colour, whatever their palette indices are; grey, also of a palette, by
@@ -67,7 +67,7 @@ def class_indices(held: Held, labels: LabelSpace) -> NDArray[np.int64]:
 
 
 def _readings(
-    held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]
+    held: DistinctValues, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]
 ) -> Iterator[list[int | None]]:
     """What the values may mean, the most certain first; None for one that means nothing."""
     # Two palette indices of one colour: the colours say nothing.
@@ -106,7 +106,9 @@ def color_of(code: int) -> tuple[int, int, int]:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def _by_index(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]) -> list[int | None]:
+def _by_index(
+    held: DistinctValues, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]
+) -> list[int | None]:
     indices = [by_id.get(value) for value in held.values]
     if None in indices:
         return indices
@@ -121,7 +123,7 @@ def _by_index(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: d
     return indices
 
 
-def _stranger(held: Held, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]) -> str:
+def _stranger(held: DistinctValues, labels: LabelSpace, by_id: dict[int, int], by_color: dict[int, int]) -> str:
     numbers = held.levels if held.is_gray else held.values
     if held.kind == "levels" or held.is_gray:
         known = sorted(raw for c in labels.classes for raw in c.raw_ids)

@@ -21,8 +21,9 @@ from evitseg.errors import ConfigError, DatasetError, EvitsegError, ImageError
 from evitseg.image import MAX_PIXELS, Mask
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import png_mark
-from evitseg.raster.formats import TURNS, format_of, orientation_of
-from evitseg.raster.mask_values import Held, class_indices
+from evitseg.raster.formats import format_of
+from evitseg.raster.mask_values import DistinctValues, class_indices
+from evitseg.raster.orientation import TRANSPOSES, orientation_of, upright_array
 from evitseg.system.files import replacing
 
 if TYPE_CHECKING:
@@ -45,21 +46,21 @@ class MaskFile:
     """A mask as its file stores it.
 
     Attributes:
-        values: (H, W) integers, of the kind that `held` says.
-        held: the distinct ones.
+        values: (H, W) integers, of the kind that `distinct` says.
+        distinct: the distinct ones.
     """
 
     values: NDArray[np.integer]
-    held: Held
+    distinct: DistinctValues
 
     def classes(self, labels: LabelSpace) -> Mask:
         """(H, W) class indices. Raises: ConfigError that names a value without a class."""
-        indices: Mask = class_indices(self.held, labels).astype(labels.dtype)
-        if self.held.kind == "colors":
-            return np.asarray(indices[np.searchsorted(np.array(self.held.values), self.values)])
+        indices: Mask = class_indices(self.distinct, labels).astype(labels.dtype)
+        if self.distinct.kind == "colors":
+            return np.asarray(indices[np.searchsorted(np.array(self.distinct.values), self.values)])
         is_small = self.values.dtype == np.uint8 and labels.dtype == np.uint8
-        table = np.zeros(256 if is_small else self.held.values[-1] + 1, labels.dtype)
-        table[list(self.held.values)] = indices
+        table = np.zeros(256 if is_small else self.distinct.values[-1] + 1, labels.dtype)
+        table[list(self.distinct.values)] = indices
         if is_small:  # several times as fast as numpy's indexing
             found = np.frombuffer(bytearray(self.values.tobytes().translate(table.tobytes())), np.uint8)
             return found.reshape(self.values.shape)
@@ -83,7 +84,7 @@ def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
     Raises: ImageError.
     """
     file = read_mask_file(path)
-    if file.held.kind != "colors":
+    if file.distinct.kind != "colors":
         return file.values
     return np.stack([file.values >> shift & 255 for shift in (16, 8, 0)], axis=2).astype(np.uint8)
 
@@ -115,7 +116,7 @@ def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
                 raise ImageError(f"{name}: holds {image.n_frames} images; a mask file holds one.")  # type: ignore[attr-defined]
             place = stream.tell()
             depth = _depth(name, start, stream, image)
-            turn = TURNS.get(orientation_of(stream, kind)) if kind is not None else None
+            turn = TRANSPOSES.get(orientation_of(stream, kind)) if kind is not None else None
             stream.seek(place)  # Pillow goes on where it stopped
             return _mask_of(name, image if turn is None else image.transpose(turn), depth)
 
@@ -231,7 +232,7 @@ def _read_tiff(path: Path, stream: BinaryIO, name: str) -> MaskFile:
 
 def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
     """A TIFF that Pillow does not decode exactly. Raises: ImageError, MissingPackageError."""
-    from evitseg.raster.geotiff import environment, import_rasterio, quiet_open
+    from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 
     rasterio = import_rasterio()
     try:
@@ -245,7 +246,7 @@ def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"{name}: truncated or damaged ({error}).") from error
     if not page.is_placed and page.orientation != 1:
-        pixels = _turned(pixels, page.orientation)
+        pixels = upright_array(pixels, page.orientation)
     if pixels.shape[2] > 1:
         return _colors(name, pixels)
     if page.colormap is not None and pixels.dtype.kind == "u":
@@ -253,15 +254,6 @@ def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
     if pixels.dtype == np.uint8 and page.formats[0] == 2:
         pixels = pixels.view(np.int8)  # as GDAL before 3.7 gives signed numbers
     return _levels(name, pixels[..., 0], 8)
-
-
-def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo TIFF's orientation: flips first, then rows and columns are exchanged."""
-    if orientation in (3, 4, 6, 7):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 7, 8):
-        pixels = pixels[:, ::-1]
-    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
 
 
 def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
@@ -291,7 +283,7 @@ def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFi
     is_gray = bool((palette == palette[:, :1]).all())
     codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # an index beyond the palette's end has no colour
     codes[: len(palette)] = palette @ np.array([1 << 16, 1 << 8, 1])
-    held = Held(
+    held = DistinctValues(
         "palette", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(codes[values].tolist()), is_gray
     )
     return MaskFile(indices, held)
@@ -319,7 +311,9 @@ def _levels(name: str, levels: NDArray[Any], depth: int) -> MaskFile:
     shown = values * (255 // (2**depth - 1)) if depth < 8 else values
     # Levels above 255 look like nothing that a class's colour could be.
     colors = np.where(shown < 256, shown * 0x010101, -1 - shown)
-    held = Held("levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth)
+    held = DistinctValues(
+        "levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth
+    )
     return MaskFile(levels, held)
 
 
@@ -341,7 +335,7 @@ def _colors(name: str, pixels: NDArray[np.uint8]) -> MaskFile:
         raise ImageError(f"{name}: {len(values):,} different colours; this is a photograph, not a mask.")
     is_gray = bool(np.isin(values, np.arange(256) * 0x010101).all())
     found = tuple(values.tolist())
-    return MaskFile(codes, Held("colors", found, tuple(counts.tolist()), found, is_gray))
+    return MaskFile(codes, DistinctValues("colors", found, tuple(counts.tolist()), found, is_gray))
 
 
 def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -15,6 +15,7 @@ from evitseg.errors import MissingPackageError, warn, without_warnings
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.raster.formats import format_of
+from evitseg.raster.tiff_readers import is_for_tifffile
 from evitseg.raster.window import Georeference, Origin, origin_of
 from evitseg.system.files import is_file, replacing
 
@@ -51,7 +52,7 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
         if not row.gdal:
             warn(f"{path}: the mask has no georeference, because none is read for {row.title}.")
             return Place()
-        from evitseg.raster.geotiff import georeference_of
+        from evitseg.raster.gdal import georeference_of
 
         place = georeference_of(path, str(path), row.gdal)
     except MissingPackageError as error:
@@ -61,16 +62,17 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
 
 
 def _place_of_tiff(path: Path, options: ReadOptions) -> Place:
-    from evitseg.raster import open_source, tiff
+    from evitseg.raster import tiff
+    from evitseg.raster.open import open_raster
 
     with path.open("rb") as stream:
         about = tiff.read_tiff(stream, str(path))
     page = about.first
-    if tiff.is_for_tifffile(about):
+    if is_for_tifffile(about):
         return Place()
     if not (page.is_placed or page.nodata or page.has_alpha or any(_beside(path, b"II"))):
         return Place()
-    with without_warnings(), open_source(path, options=options) as source:  # the reader of the pixels says it
+    with without_warnings(), open_raster(path, options=options) as source:  # the reader of the pixels says it
         origin, valid = origin_of(source), source.valid(0, 0, *source.size)
     # A TIFF without place is a photograph, whatever wrote it.
     return Place(origin if origin.georeference is not None else Origin(), valid)

@@ -25,7 +25,7 @@ _INDEXED, _GREY = 3, 0  # PNG's colour types
 _PIECE_BYTES = 1 << 20
 
 
-class PngSink:
+class PngWriter:
     """What `save_mask` writes: 8 bits with a palette or plain grey, 16 bits for more than 255 classes.
 
     Holds the rows of one row of tiles.
@@ -96,12 +96,12 @@ class PngSink:
 
 
 @contextmanager
-def png_sink(
+def png_writer(
     file: Path, size: tuple[int, int], labels: LabelSpace, mask_format: MaskFormat = "palette"
-) -> Iterator[PngSink]:
+) -> Iterator[PngWriter]:
     if max(size) > _MAX_SIDE:
         raise ImageError(f"{file}: a PNG has at most {_MAX_SIDE:,} pixels a side; write a .tif.")
     with replacing(file) as stream:
-        sink = PngSink(stream, size, labels, mask_format)
+        sink = PngWriter(stream, size, labels, mask_format)
         yield sink
         sink.finish()

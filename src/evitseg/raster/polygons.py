@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, ImageError, unknown
 from evitseg.labels import LabelSpace, by_index
-from evitseg.raster.geotiff import import_rasterio
-from evitseg.raster.mask_bands import BAND_BYTES, Mask, open_mask
-from evitseg.raster.mask_values import Held, class_indices, code_of, color_of
+from evitseg.raster.gdal import import_rasterio
+from evitseg.raster.mask_bands import BAND_BYTES, MaskBands, open_mask
+from evitseg.raster.mask_values import DistinctValues, class_indices, code_of, color_of
 from evitseg.raster.vector_files import ENDINGS, Ring, Rings, doubled_area, geojson, geopackage
 
 
 @dataclass(frozen=True)
-class Outlines:
+class PolygonCounts:
     """What was written.
 
     Attributes:
@@ -38,14 +38,14 @@ class Outlines:
     in_pixels: bool
 
 
-def polygons(
-    mask_path: str | os.PathLike[str],
+def polygonize(
+    mask: str | os.PathLike[str],
     out: str | os.PathLike[str],
     labels: LabelSpace | None = None,
     classes: Iterable[str] | None = None,
-    minimum_pixels: int = 1,
+    min_pixels: int = 1,
     progress: Callable[[float], None] = lambda share: None,
-) -> Outlines:
+) -> PolygonCounts:
     """Write every region of a class, pixels that touch along an edge, as a polygon with its holes.
 
     GeoJSON (.geojson, .json) is in longitude and latitude, as its standard wants; GeoPackage (.gpkg) is in the mask's
@@ -53,10 +53,10 @@ def polygons(
     `class` (its index), `name` and `pixels`.
 
     Args:
-        mask_path: a mask as `open_sink` and `save_mask` write it: .tif, .png or .zarr.
+        mask_path: a mask as `open_mask_writer` and `save_mask` write it: .tif, .png or .zarr.
         labels: None takes what the mask says of its classes.
         classes: names of those to write; None takes all.
-        minimum_pixels: smaller regions are left out; the holes they fill stay.
+        min_pixels: smaller regions are left out; the holes they fill stay.
         progress: called with the share done, 0 to 1.
 
     Raises: ImageError, ConfigError for an unknown class, FileError, MissingPackageError.
@@ -64,30 +64,30 @@ def polygons(
     out = Path(out)
     if out.suffix.lower() not in ENDINGS:
         raise ImageError(f"{out}: polygons are written as .geojson or .gpkg; end the name in one of them.")
-    if minimum_pixels < 1:
-        raise ConfigError(f"minimum_pixels is {minimum_pixels}; it must be 1 or more.")
+    if min_pixels < 1:
+        raise ConfigError(f"min_pixels is {min_pixels}; it must be 1 or more.")
     rasterio = import_rasterio()
     write = geojson if out.suffix.lower() != ".gpkg" else geopackage
-    with open_mask(Path(os.path.abspath(mask_path)), str(mask_path)) as mask:
-        labels = labels or mask.labels
+    with open_mask(Path(os.path.abspath(mask)), str(mask)) as bands:
+        labels = labels or bands.labels
         if labels is None:
-            raise ConfigError(f"{mask_path}: does not say what its classes are; give their label space (--labels).")
-        mask = replace(mask, read=_class_reader(mask, labels))
+            raise ConfigError(f"{mask}: does not say what its classes are; give their label space (--labels).")
+        bands = replace(bands, read=_class_reader(bands, labels))
         wanted = _wanted(labels, classes)
         counts = dict.fromkeys((labels.names[i] for i in wanted), 0)
 
         def features() -> Iterator[tuple[int, str, int, Rings]]:
-            for value, rings in whole_regions(mask, labels, wanted, progress):
+            for value, rings in whole_regions(bands, labels, wanted, progress):
                 pixels = abs(round(sum(doubled_area(ring) for ring in rings) / 2))
-                if pixels >= minimum_pixels:
+                if pixels >= min_pixels:
                     name = labels.names[value]
                     counts[name] += 1
                     yield value, name, pixels, rings
 
-        crs = mask.crs if mask.transform is not None else None
-        transform = mask.transform if crs is not None else rasterio.Affine.identity()
-        write(out, features(), transform, crs, Path(mask_path).stem)
-    return Outlines(counts, in_pixels=crs is None)
+        crs = bands.crs if bands.transform is not None else None
+        transform = bands.transform if crs is not None else rasterio.Affine.identity()
+        write(out, features(), transform, crs, Path(mask).stem)
+    return PolygonCounts(counts, in_pixels=crs is None)
 
 
 class PolygonGeometry(TypedDict):
@@ -119,7 +119,7 @@ def polygon_features(
     """
     if min_pixels < 1:
         raise ConfigError(f"min_pixels is {min_pixels}; it must be 1 or more.")
-    whole = Mask("the mask", mask.shape[:2], lambda top, rows: mask[top : top + rows], labels)
+    whole = MaskBands("the mask", mask.shape[:2], lambda top, rows: mask[top : top + rows], labels)
     found: list[PolygonFeature] = []
     for value, rings in whole_regions(whole, labels, _wanted(labels, classes), lambda fraction: None):
         pixels = abs(round(sum(doubled_area(ring) for ring in rings) / 2))
@@ -143,7 +143,7 @@ def _wanted(labels: LabelSpace, classes: Iterable[str] | None) -> tuple[int, ...
     return tuple(labels.names.index(name) for name in dict.fromkeys(classes))
 
 
-def _class_reader(mask: Mask, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
+def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
     """Class indices by rows, also of a mask whose palette a PNG optimiser has put in another order."""
     colors = [code_of(c.color) for c in labels.classes]
     is_own = mask.palette is not None and [mask.palette.get(index) for index in range(len(colors))] == colors
@@ -162,7 +162,7 @@ def _class_reader(mask: Mask, labels: LabelSpace) -> Callable[[int, int], NDArra
             "indices, in which 255 is no class."
         )
     shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
-    held = Held(
+    held = DistinctValues(
         "levels" if mask.palette is None else "palette", values, tuple(counts[list(values)].tolist()),
         tuple(shown.get(value, -1 - value) for value in values),
         mask.palette is None or all(len(set(color_of(code))) == 1 for code in mask.palette.values()),
@@ -179,7 +179,7 @@ def _class_reader(mask: Mask, labels: LabelSpace) -> Callable[[int, int], NDArra
 
 
 @dataclass
-class _Open:
+class _OpenRegion:
     """Pieces of one region, above the line that bands have come to.
 
     Attributes:
@@ -189,9 +189,9 @@ class _Open:
 
     value: int
     edges: list[NDArray[np.int64]] = field(default_factory=list)
-    joined: _Open | None = None
+    joined: _OpenRegion | None = None
 
-    def root(self) -> _Open:
+    def find(self) -> _OpenRegion:
         end = self
         while end.joined is not None:
             end = end.joined
@@ -202,16 +202,18 @@ class _Open:
 
 
 def whole_regions(
-    mask: Mask, labels: LabelSpace, wanted: tuple[int, ...], progress: Callable[[float], None]
+    mask: MaskBands, labels: LabelSpace, wanted: tuple[int, ...], progress: Callable[[float], None]
 ) -> Iterator[tuple[int, Rings]]:
     """Every region's class index and rings; those that cross bands come when their last band is read."""
     height, width = mask.size
     rows = max(1, min(height, BAND_BYTES // width))
-    hanging: list[tuple[int, int, _Open]] = []  # x from, x to, and whose edge on the line above it is; left to right
+    hanging: list[
+        tuple[int, int, _OpenRegion]
+    ] = []  # x from, x to, and whose edge on the line above it is; left to right
     for top in range(0, height, rows):
         count = min(rows, height - top)
-        below: list[tuple[int, int, _Open]] = []
-        above: list[tuple[int, int, _Open]] = []
+        below: list[tuple[int, int, _OpenRegion]] = []
+        above: list[tuple[int, int, _OpenRegion]] = []
         for value, rings in _regions_of(_checked(mask, labels, top, count), wanted, top):
             on_top = top > 0 and rings[0][:, 1].min() == top
             on_bottom = top + count < height and rings[0][:, 1].max() == top + count
@@ -222,14 +224,14 @@ def whole_regions(
             level = edges[:, 1] == edges[:, 3]
             is_above = level & (edges[:, 1] == top) & on_top
             is_below = level & (edges[:, 1] == top + count) & on_bottom
-            piece = _Open(value, [edges[~is_above & ~is_below]])
+            piece = _OpenRegion(value, [edges[~is_above & ~is_below]])
             # The inside is to the right of an edge: a top edge goes right, a bottom edge left.
             above += [(int(a), int(b), piece) for a, b in edges[is_above][:, (0, 2)]]
             below += [(int(b), int(a), piece) for a, b in edges[is_below][:, (0, 2)]]
         done = {id(piece): piece for _, _, piece in hanging}
         _join(hanging, sorted(above, key=lambda run: run[0]), top)
-        going_on = {id(piece.root()) for _, _, piece in below}
-        roots = {id(piece.root()): piece.root() for piece in [*done.values(), *(piece for _, _, piece in above)]}
+        going_on = {id(piece.find()) for _, _, piece in below}
+        roots = {id(piece.find()): piece.find() for piece in [*done.values(), *(piece for _, _, piece in above)]}
         for key, root in roots.items():
             if key not in going_on:
                 yield root.value, _rings(np.concatenate(root.edges))
@@ -237,7 +239,7 @@ def whole_regions(
         progress((top + count) / height)
 
 
-def _checked(mask: Mask, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
+def _checked(mask: MaskBands, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
     indices = mask.read(top, count)
     found = np.flatnonzero(np.bincount(indices.ravel()))
     void = int(np.iinfo(indices.dtype).max)
@@ -275,21 +277,21 @@ def _regions_of(indices: NDArray[np.integer], wanted: tuple[int, ...], top: int)
         yield int(value), _rings(np.concatenate(edges))
 
 
-def _join(hanging: list[tuple[int, int, _Open]], above: list[tuple[int, int, _Open]], y: int) -> None:
+def _join(hanging: list[tuple[int, int, _OpenRegion]], above: list[tuple[int, int, _OpenRegion]], y: int) -> None:
     """Make one of the pieces that meet on a line between bands; what of their edges there has no counterpart stays.
 
     `hanging` are bottom edges of the band above the line, `above` top edges of the band below it; both left to right.
     """
     kept: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
-    owners: dict[int, _Open] = {}
+    owners: dict[int, _OpenRegion] = {}
 
-    def keep(piece: _Open, start: int, stop: int) -> None:
+    def keep(piece: _OpenRegion, start: int, stop: int) -> None:
         if start != stop:
             owners[id(piece)] = piece
             kept[id(piece)].append((start, y, stop, y))
 
     at = 0
-    met: list[tuple[_Open, _Open]] = []
+    met: list[tuple[_OpenRegion, _OpenRegion]] = []
     # For every lower edge, how much of it meets edges of the same class; for every upper edge likewise.
     upper_left = [start for start, _, _ in hanging]
     for start, stop, lower in above:
@@ -309,9 +311,9 @@ def _join(hanging: list[tuple[int, int, _Open]], above: list[tuple[int, int, _Op
     for (_, stop, upper), left in zip(hanging, upper_left, strict=True):
         keep(upper, stop, left)
     for key, edges in kept.items():
-        owners[key].root().edges.append(np.array(edges, np.int64))
+        owners[key].find().edges.append(np.array(edges, np.int64))
     for first, second in met:
-        larger, smaller = first.root(), second.root()
+        larger, smaller = first.find(), second.find()
         if larger is not smaller:
             if len(larger.edges) < len(smaller.edges):
                 larger, smaller = smaller, larger

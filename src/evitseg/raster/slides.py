@@ -1,9 +1,8 @@
-"""Images of microscopes, pyramids in TIFF, through tifffile: level 0 is read tile by tile."""
+"""Read microscope slides and OME-TIFF window by window."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -23,27 +22,10 @@ from numpy.typing import NDArray
 
 from evitseg.errors import ImageError, MissingPackageError
 from evitseg.image import AS_STATED, ReadOptions
-from evitseg.labels import LabelSpace
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import Levels, cells, check_range, choose_levels
-from evitseg.raster.masks import MaskFormat
-from evitseg.raster.tiff import warn_first
-from evitseg.raster.window import (
-    CACHE_BYTES,
-    TILE,
-    Origin,
-    RawFile,
-    check_block,
-    check_size,
-    check_window,
-    class_table,
-    damaged,
-    identity_of,
-    rgb,
-    writing,
-)
-from evitseg.system.authorship import SOFTWARE
-from evitseg.system.files import replacing
+from evitseg.raster.tiff_readers import warn_first
+from evitseg.raster.window import CACHE_BYTES, Origin, check_block, check_size, check_window, damaged, identity_of, rgb
 
 _MICROSCOPES = ("bif", "indica", "ndpi", "ome", "philips", "qpi", "scn", "svs")
 """Of tifffile's names for what wrote a file, those that this module reads."""
@@ -54,8 +36,6 @@ _IMAGES = (*_JPEG, 33003, 33005, 34712)
 """Of them those whose tiles are images with a size of their own."""
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _PLANES_APART = 2
-
-
 _LIBRARY_BYTES = 8 * 2**20
 """Of memory: tifffile and imagecodecs."""
 
@@ -371,85 +351,3 @@ def open_slide(path: Path, name: str, options: ReadOptions = AS_STATED) -> Itera
         with _parsing(name):
             source = SlideSource(name, file, identity_of(path), options)
         yield source
-
-
-class SlideSink:
-    """Tiles of an OME-TIFF in any order: its pyramid is written at the end, from a copy on disk of a byte a pixel."""
-
-    tile = (TILE, TILE)
-    ordered = False
-
-    def __init__(self, raw: RawFile, size: tuple[int, int], labels: LabelSpace) -> None:
-        self._raw, self._size = raw, size
-        self._ignored, self._dtype = labels.ignore_index, np.dtype(labels.dtype)
-        # A hole in a file reads as zeros: indices are stored turned over, so that these mean "no class".
-        self._turn = self._dtype.type(labels.ignore_index)
-
-    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
-        self._raw.write(top, left, (mask.astype(self._dtype, copy=False) ^ self._turn)[..., None])
-
-    def tiles(self, step: int) -> Iterator[NDArray[np.integer]]:
-        """Of the mask with every `step`-th row and column, in reading order."""
-        for top in range(0, self._size[0], TILE * step):
-            for left in range(0, self._size[1], TILE * step):
-                height, width = (
-                    min(TILE * step, side - start) for side, start in zip(self._size, (top, left), strict=True)
-                )
-                part = self._raw.read(top, left, height, width, step)[..., 0] ^ self._turn
-                tile = np.full((TILE, TILE), self._ignored, self._dtype)
-                tile[: part.shape[0], : part.shape[1]] = part
-                yield tile
-
-
-@contextmanager
-def slide_sink(
-    path: Path,
-    name: str,
-    size: tuple[int, int],
-    origin: Origin,
-    labels: LabelSpace,
-    mask_format: MaskFormat = "palette",
-) -> Iterator[SlideSink]:
-    """A tiled, compressed OME-TIFF with as many levels as the image, the classes' colours, names and pixel size."""
-    tifffile = import_tifffile()
-    raw = RawFile(name, (*size, 1), labels.dtype, path.parent)
-    try:
-        sink = SlideSink(raw, size, labels)
-        yield sink
-        with writing(name), replacing(path) as stream:
-            _write_pyramid(tifffile, stream, sink, size, origin, labels, mask_format)
-    finally:
-        raw.close()
-
-
-def _write_pyramid(
-    tifffile: ModuleType,
-    stream: Any,
-    sink: SlideSink,
-    size: tuple[int, int],
-    origin: Origin,
-    labels: LabelSpace,
-    mask_format: MaskFormat,
-) -> None:
-    levels = max(1, min(origin.levels, min(size).bit_length()))
-    metadata: dict[str, Any] = {
-        "axes": "YX", "Name": f"class index, {labels.name}",
-        "Description": json.dumps({"classes": class_table(labels), "ignore_index": labels.ignore_index}),
-    }  # fmt: skip
-    if origin.pixel_size_um is not None:
-        for axis, length in zip("YX", origin.pixel_size_um, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "µm"}
-    options: dict[str, Any] = {"dtype": labels.dtype, "tile": (TILE, TILE), "compression": "zlib"}
-    if labels.dtype == np.uint8 and mask_format == "palette":
-        options |= {"photometric": "palette", "colormap": labels.palette.T.astype(np.uint16) * 257}
-    else:
-        options |= {"photometric": "minisblack"}
-    is_big = size[0] * size[1] * np.dtype(labels.dtype).itemsize > 2**31
-    with tifffile.TiffWriter(stream, ome=True, bigtiff=is_big) as writer:
-        for level in range(levels):
-            step = 2**level
-            shape = tuple(-(-side // step) for side in size)
-            own: dict[str, Any] = {"subfiletype": 1}
-            if level == 0:
-                own = {"subifds": levels - 1, "metadata": metadata, "software": SOFTWARE}
-            writer.write(sink.tiles(step), shape=shape, **own, **options)

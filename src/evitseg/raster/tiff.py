@@ -1,13 +1,4 @@
-"""What a TIFF's tags say, read without decoding a pixel, and which reader gives its pixels right.
-
-Sizes of everything are limited before it is read: directories, entries, the bytes of a tag.
-
-The reader, the same whole and in windows:
-
-- tifffile for microscopes' files, and for OME-TIFF and ImageJ's files of several planes;
-- Pillow for whole images of the kinds in `pillow_reads`, which need no extra package;
-- GDAL for all others, and for windows of those that Pillow reads whole, with equal pixels.
-"""
+"""The tags of a TIFF, read without decoding a pixel."""
 
 from __future__ import annotations
 
@@ -15,34 +6,25 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import ImageError, warn
-from evitseg.image import ReadOptions
-from evitseg.raster.formats import RAW_EXTENSIONS
+from evitseg.errors import ImageError
 from evitseg.raster.window import check_size
 
-MOST_PAGES = 10_000
+MAX_PAGES = 10_000
 """Directories that are followed."""
 _MOST_ENTRIES = 4096
-_MOST_BYTES = 2**20
+MAX_TAG_BYTES = 2**20
 _LONGEST_TEXT = 16 * 2**20
 """Of OME's XML."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
-_PHOTOMETRIC = {
-    4: "transparency mask", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "colour filter array", 32844: "LogL",
-    32845: "LogLuv", 34892: "linear raw", 51177: "depth",
-}  # fmt: skip
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_JPEG = 7
-_PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
-"""None, CCITT's three, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+JPEG = 7
 
 
 @dataclass(frozen=True)
@@ -114,7 +96,7 @@ class Tiff:
         pages: the full-size images among the directories.
         count: how many images there are; more than `pages` where several lie behind one directory.
         is_little: its byte order.
-        is_cut: there are more than `MOST_PAGES` directories.
+        is_cut: there are more than `MAX_PAGES` directories.
     """
 
     kind: Literal["plain", "ome", "imagej", "slide"]
@@ -165,7 +147,7 @@ class _Reader:
         after = data[count * entry :]
         return entries, self._unpack("Q" if self.is_big else "I", after)[0] if len(after) == width else 0
 
-    def raw(self, entry: tuple[int, int, bytes] | None, most: int = _MOST_BYTES) -> bytes:
+    def raw(self, entry: tuple[int, int, bytes] | None, most: int = MAX_TAG_BYTES) -> bytes:
         """An entry's bytes; none where it is absent, too long, or not inside the file."""
         if entry is None or entry[0] not in _SIZES:
             return b""
@@ -193,7 +175,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
     first_entries, _ = reader.directory(reader.first)
     sizes: list[tuple[int, int, bool]] = []  # width, height, whether it is reduced or a mask
     offset, seen = reader.first, set[int]()
-    while offset and offset not in seen and len(seen) < MOST_PAGES:
+    while offset and offset not in seen and len(seen) < MAX_PAGES:
         seen.add(offset)
         try:
             entries, after = reader.directory(offset)
@@ -217,7 +199,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
         count = max(count, first_entries[33629][1])
     if pages[0] != 0:
         first = read_page(stream, name, pages[0])
-    return Tiff(kind, pages, count, first, reader.order == "<", is_cut=bool(offset) and len(seen) == MOST_PAGES)
+    return Tiff(kind, pages, count, first, reader.order == "<", is_cut=bool(offset) and len(seen) == MAX_PAGES)
 
 
 def read_page(stream: BinaryIO, name: str, ifd: int) -> Page:
@@ -283,9 +265,9 @@ def _page(reader: _Reader, name: str, entries: dict[int, tuple[int, int, bytes]]
         raise reader.damaged(f"{samples} samples a pixel")
     compression = one(259, 1)
     # Old JPEG may leave out what its stream says.
-    photometric = one(262, YCBCR if compression in (6, _JPEG) and samples == 3 else MIN_IS_WHITE)
+    photometric = one(262, YCBCR if compression in (6, JPEG) and samples == 3 else MIN_IS_WHITE)
     bits = _each(reader.numbers(entries.get(258), (1,)), samples)
-    formats = _each(reader.numbers(entries.get(339), (_UNSIGNED,)), samples)
+    formats = _each(reader.numbers(entries.get(339), (UNSIGNED,)), samples)
     _check_pieces(reader, entries, width, height, samples if one(284, 1) == 2 else 1)
     colormap = None
     if photometric == PALETTE:
@@ -327,124 +309,3 @@ def _check_pieces(
     kind, count, _ = entries[tag]
     if count < needed or count * _SIZES.get(kind, 1) > reader.length:
         raise reader.damaged(f"{needed} strips or tiles are needed, its directory has {min(count, reader.length)}")
-
-
-def choose_page(name: str, tiff: Tiff, options: ReadOptions, quietly: bool = False) -> int:
-    """Place in the chain of the directory to read; warns where there are several. Raises: ImageError."""
-    total = f"more than {MOST_PAGES}" if tiff.is_cut else str(tiff.count)
-    if options.page is None:
-        if tiff.count > 1 and not quietly:
-            warn_first(name, total)
-        return tiff.pages[0]
-    if options.page > max(tiff.count, len(tiff.pages)):
-        raise ImageError(f"{name}: there is no page {options.page} (--page); it has {total}.")
-    if options.page > len(tiff.pages):
-        raise ImageError(
-            f"{name}: its {tiff.count} images lie behind one directory, of which only the first is read; save them as "
-            "separate files or pages first."
-        )
-    return tiff.pages[options.page - 1]
-
-
-def warn_first(name: str, total: str, what: str = "pages") -> None:
-    warn(f"{name}: the first of {total} {what} is read (--page chooses).", stacklevel=3)
-
-
-def is_for_tifffile(tiff: Tiff) -> bool:
-    """Whether tifffile reads the file, whole and in windows."""
-    if tiff.kind in ("ome", "imagej"):
-        return len(tiff.pages) > 1 or tiff.first.has_subifds
-    return tiff.kind == "slide"
-
-
-def pillow_reads(page: Page, is_little: bool, options: ReadOptions, path: Path | None) -> bool:
-    """Whether Pillow reads the page whole, with the pixels that GDAL gives.
-
-    Args:
-        path: of the file, beside which GDAL's own metadata may lie.
-    """
-    if len(set(page.bits)) > 1 or set(page.formats) != {_UNSIGNED} or page.compression not in _PILLOW_COMPRESSIONS:
-        return False
-    bits, samples, extra = page.bits[0], page.samples, page.extra
-    if page.is_placed and page.orientation != 1:
-        return False  # which stays as it is stored
-    if 'role="colorinterp"' in page.metadata or 'role="description"' in page.metadata:
-        return False
-    has_companion = path is not None and _has_companion(path)
-    if has_companion or (isinstance(options.value_range, str) and (page.nodata or page.has_alpha)):
-        return False
-    if page.fill_order != 1 and bits != 1:
-        return False
-    if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK):
-        if samples == 1 and not extra:
-            return bits in (1, 2, 4, 8) or (bits == 16 and (page.photometric == MIN_IS_BLACK or is_little))
-        return samples == 2 and bits == 8 and extra == (2,) and not page.is_planar and page.photometric == MIN_IS_BLACK
-    if page.photometric == PALETTE:
-        return samples == 1 and bits in (1, 2, 4, 8)
-    if page.photometric == RGB:
-        if samples not in (3, 4) or len(extra) != samples - 3:
-            return False
-        if page.is_planar:
-            return bits == 8 and samples == 3
-        return bits == 8 or (bits == 16 and options.value_range is None and page.stated_bits is None)
-    if page.photometric == SEPARATED:
-        return bits == 8 and samples == 4 and not extra and page.ink_set == 1 and not page.is_planar
-    return page.photometric == YCBCR and page.compression == _JPEG and samples == 3 and bits == 8 and not page.is_planar
-
-
-def _has_companion(path: Path) -> bool:
-    """Whether a file beside it says what bands, colours or nodata are: GDAL alone reads it."""
-    try:
-        with open(f"{path}.aux.xml", "rb") as file:
-            content = file.read(_MOST_BYTES)
-    except (OSError, ValueError):
-        return False
-    return any(word in content for word in (b"<ColorInterp", b"<Description", b"<NoDataValue", b"<ColorTable"))
-
-
-def refusal(page: Page) -> str:
-    """Why nobody here reads the page, by its tags; "" where GDAL does."""
-    if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR):
-        what = _PHOTOMETRIC.get(page.photometric, "unknown")
-        return f"PhotometricInterpretation {page.photometric} ({what}) is not read; convert the image to RGB first"
-    if page.photometric == YCBCR and page.compression not in (6, _JPEG):
-        return "PhotometricInterpretation 6 (YCbCr) is read from JPEG compression only; convert the image to RGB first"
-    if page.photometric == SEPARATED and (page.samples < 4 or page.ink_set != 1):
-        return "PhotometricInterpretation 5 with inks other than CMYK is not read; convert the image to RGB first"
-    if len(set(page.bits)) > 1 or len(set(page.formats)) > 1:
-        return f"BitsPerSample {page.bits} and SampleFormat {page.formats} differ by band; convert the image first"
-    if page.photometric in (PALETTE, SEPARATED, YCBCR) and page.formats[0] != _UNSIGNED:
-        return (
-            f"SampleFormat {page.formats[0]} with PhotometricInterpretation {page.photometric} is not read; convert "
-            "the image to RGB first"
-        )
-    if page.formats[0] == _SIGNED and page.bits[0] not in (8, 16, 32, 64):
-        return f"SampleFormat 2 (signed) with BitsPerSample {page.bits[0]} is not read; convert the image first"
-    return ""
-
-
-def kind_in_words(page: Page) -> str:
-    """The tags that make the page GDAL's, for the sentence that GDAL is missing."""
-    words = [f"{page.samples} bands of {page.bits[0]} bits"]
-    if page.formats[0] != _UNSIGNED:
-        words.append(f"SampleFormat {page.formats[0]}")
-    if page.is_planar:
-        words.append("PlanarConfiguration 2")
-    words.append(f"PhotometricInterpretation {page.photometric}")
-    if page.extra:
-        words.append(f"ExtraSamples {', '.join(map(str, page.extra))}")
-    if page.compression not in _PILLOW_COMPRESSIONS:
-        words.append(f"Compression {page.compression}")
-    return ", ".join(words)
-
-
-def cmyk_to_rgb(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) from (H, W, 4), without a colour profile, as libtiff, and so GDAL, does it."""
-    light = 255 - inks.astype(np.uint32)
-    return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
-
-
-def no_raw(path: Path, name: str) -> None:
-    """Raises: ImageError for a camera's raw file, whose first page is a thumbnail."""
-    if path.suffix.lower() in RAW_EXTENSIONS:
-        raise ImageError(f"{name}: a camera's raw file; develop it to JPEG, PNG or TIFF first.")

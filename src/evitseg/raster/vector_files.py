@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import FileError, MissingPackageError
-from evitseg.raster.geotiff import environment
+from evitseg.raster.gdal import environment
 from evitseg.system.authorship import POLYGONS
 from evitseg.system.files import replacing, temporary_folder
 

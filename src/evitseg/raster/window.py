@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import FileError, ImageError
 from evitseg.labels import LabelSpace
+from evitseg.raster.orientation import upright_array
 
 MAX_PIXELS = 100_000_000_000
 """Of the largest image that is read window by window: ten times the largest mosaics; more is taken for an attack."""
@@ -306,7 +307,7 @@ class Upright:
     """A source as it is looked at, where EXIF says that it is stored turned (values 2 to 8)."""
 
     def __init__(self, source: Any, orientation: int) -> None:
-        self._source, self.origin = source, source.origin
+        self._source, self._orientation, self.origin = source, orientation, source.origin
         # What is stored is flipped first, then its rows and columns are exchanged.
         self._flip_x, self._flip_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
         self._transposed = orientation in (5, 6, 7, 8)
@@ -325,20 +326,13 @@ class Upright:
             left = self._source.size[1] - left - width
         return top, left, height, width
 
-    def _turn(self, content: NDArray[Any]) -> NDArray[Any]:
-        if self._flip_y:
-            content = content[::-1]
-        if self._flip_x:
-            content = content[:, ::-1]
-        return np.ascontiguousarray(content.swapaxes(0, 1) if self._transposed else content)
-
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
-        return self._turn(self._source.read(*self._stored(top, left, height, width)))
+        return upright_array(self._source.read(*self._stored(top, left, height, width)), self._orientation)
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         valid = self._source.valid(*self._stored(top, left, height, width))
-        return None if valid is None else self._turn(valid)
+        return None if valid is None else upright_array(valid, self._orientation)
 
 
 @contextmanager

@@ -264,7 +264,7 @@ def open_zarr(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterat
     yield source
 
 
-class ZarrSink:
+class ZarrWriter:
     """Chunks of a Zarr array, in any order."""
 
     tile = (_CHUNK, _CHUNK)
@@ -281,7 +281,9 @@ class ZarrSink:
 
 
 @contextmanager
-def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace) -> Iterator[ZarrSink]:
+def zarr_writer(
+    path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace
+) -> Iterator[ZarrWriter]:
     """A chunked, compressed array, or an OME-Zarr of labels where the image is an OME-Zarr."""
     zarr = import_zarr()
     axes = origin.axes or ("y", "x")
@@ -310,7 +312,7 @@ def zarr_sink(path: Path, name: str, size: tuple[int, int], origin: Origin, labe
                 attributes = about | _ome(origin.multiscale, levels, axes, labels)
                 zarr.create_group(store, zarr_format=origin.zarr_format, attributes=attributes)
                 array = array_of("0", 1)
-        yield ZarrSink(name, array, axes)
+        yield ZarrWriter(name, array, axes)
         with writing(name):
             for level in range(1, levels):
                 _reduce(array, array_of(str(level), 2**level), axes, 2**level)

@@ -88,7 +88,8 @@ def segment_huge(
     """The mask of an image of any size, the same as if it went through the network whole.
 
     Args:
-        sink: where the mask goes, once it is complete; or what opens such a place then, as `evitseg.raster.open_sink`.
+        sink: where the mask goes, once it is complete; or what opens such a place then, as
+            `evitseg.raster.open_mask_writer`.
         scratch: folder in which a hidden one holds what does not fit in memory. It is removed at the end, also after
             an error; after a kill or an interrupt, and where the sink fails, it stays, and the same call goes on from
             there. One process at a time works in it.

@@ -41,7 +41,7 @@ def frame_mask(image: av.VideoFrame, segment: Segmenter) -> Mask:
 TRANSPOSED, _ROWS_BACK, _COLUMNS_BACK = 4, 2, 1
 
 
-def turn_of(image: av.VideoFrame) -> int:
+def rotation_of(image: av.VideoFrame) -> int:
     """What makes a frame upright, as its display matrix says: a sum of the flags above, applied in their order."""
     found: Any = image.side_data.get("DISPLAYMATRIX")
     if found is None:
@@ -129,7 +129,7 @@ def yuv_colors(labels: LabelSpace, like: av.VideoFrame) -> Colors:
     return Colors(planes, 256 - opacity)
 
 
-def drawn_over(image: av.VideoFrame, mask: Mask, colors: Colors) -> av.VideoFrame:
+def overlaid(image: av.VideoFrame, mask: Mask, colors: Colors) -> av.VideoFrame:
     """The frame in the classes' colours; an odd side gets one pixel more, its last once again, for H.264."""
     image = yuv(image)
     height, width = mask.shape

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
 from evitseg.system.parallel import overlapped
-from evitseg.video.frames import TRANSPOSED, turn_of
+from evitseg.video.frames import TRANSPOSED, rotation_of
 from evitseg.video.sources import (
     CAMERAS,
     FILE_FORMATS,
     LIVE,
     PROTOCOLS,
     TIMEOUT_S,
-    Source,
+    VideoSource,
     address_formats,
     check_address,
     is_stream,
-    told,
+    redacted,
 )
 from evitseg.video.times import Timeline, frame_rate
 
@@ -64,20 +64,20 @@ class VideoReader:
     Attributes:
         name: as it may be told.
         live: frames that nobody took in time are dropped.
-        turn: what makes its frames upright; see `turn_of`.
+        turn: what makes its frames upright; see `rotation_of`.
         size: (height, width), upright.
         audio: packets read and not yet written, which the overlay takes.
         damage: set at the end, where not everything could be read.
         soonest: the least that a frame came after its own time, in seconds of the monotonic clock.
     """
 
-    def __init__(self, source: Source, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
+    def __init__(self, source: VideoSource, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
         try:
             import av
         except ImportError as error:
             raise MissingPackageError("video", "video") from error
         self._av = av
-        self.name = told(source)
+        self.name = redacted(source)
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
         self._limit = None if duration_s is None else checked_duration(duration_s)
@@ -119,7 +119,7 @@ class VideoReader:
             raise
         self._first, self.first = [first], first.image
         self._stored = (self.first.height, self.first.width)
-        self.turn = turn_of(self.first)
+        self.turn = rotation_of(self.first)
         self.size = self._stored[::-1] if self.turn & TRANSPOSED else self._stored
 
     def _open(self, text: str, stream: bool) -> InputContainer:
@@ -189,7 +189,7 @@ class VideoReader:
         frames = self.stream.frames or round((self.declared_s or 0) * self.rate)
         return frames if self._limit is None else min(frames, round(self._limit * self.rate))
 
-    def through(self, work: Callable[[Frame], Any], workers: int) -> Iterator[Any]:
+    def map_frames(self, work: Callable[[Frame], Any], workers: int) -> Iterator[Any]:
         """The work's results, in order: of every frame, or of those that were the newest when work began."""
         if self.live:
             # One at a time: with several under way the network would be no faster, and every frame would wait.

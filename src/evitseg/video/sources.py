@@ -77,7 +77,7 @@ CAMERAS = {
 TIMEOUT_S = 10.0
 """How long a network or a camera may be silent."""
 
-Source = str | PathLike[str]
+VideoSource = str | PathLike[str]
 """A file; "camera:0"; or an address such as "rtsp://host/path"."""
 
 
@@ -94,13 +94,13 @@ def check_address(source: str) -> None:
         return
     if scheme not in PROTOCOLS:
         advice = "give the path itself" if scheme == "file" else f"known are {', '.join(PROTOCOLS)}"
-        raise ConfigError(f"{told(source)}: addresses that begin with {scheme}:// are not read; {advice}.")
+        raise ConfigError(f"{redacted(source)}: addresses that begin with {scheme}:// are not read; {advice}.")
     try:
         whole = bool(urlsplit(source).netloc) and urlsplit(source).port != 0
     except ValueError as error:
-        raise ConfigError(f"{told(source)}: not an address ({error}).") from error
+        raise ConfigError(f"{redacted(source)}: not an address ({error}).") from error
     if not whole:
-        raise ConfigError(f"{told(source)}: not an address; {scheme}://HOST:PORT/PATH is one.")
+        raise ConfigError(f"{redacted(source)}: not an address; {scheme}://HOST:PORT/PATH is one.")
 
 
 def is_stream(source: str) -> bool:
@@ -139,11 +139,11 @@ def _begins_as_video(head: bytes) -> bool:
 
 def stream_name(source: str) -> str:
     """What the results of a stream are called; without the password that an address may hold."""
-    name = re.sub(r"[^\w.-]+", "_", told(source).partition("://")[2] or source).strip("._")
+    name = re.sub(r"[^\w.-]+", "_", redacted(source).partition("://")[2] or source).strip("._")
     return name[:80] or "stream"
 
 
-def told(source: Source) -> str:
+def redacted(source: VideoSource) -> str:
     """A source as it may be printed: an address without user, password and query, which may hold a key."""
     text = str(source)
     scheme, separator, rest = text.partition("://")

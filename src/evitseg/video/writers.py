@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-Kind = Literal["overlay", "mask", "frames"]
-KINDS: tuple[Kind, ...] = ("overlay", "mask", "frames")
+VideoKind = Literal["overlay", "mask", "frames"]
+VIDEO_KINDS: tuple[VideoKind, ...] = ("overlay", "mask", "frames")
 AUDIO_IN = {
     ".mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus"},
     ".mov": {"pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_u8", "pcm_mulaw", "pcm_alaw"},
@@ -49,7 +49,7 @@ def is_result(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Done:
+class SegmentedFrame:
     """A frame after its work."""
 
     frame: Frame
@@ -59,9 +59,9 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Sink:
+class FrameWriter:
     path: Path
-    write: Callable[[Done], None]
+    write: Callable[[SegmentedFrame], None]
 
 
 @contextlib.contextmanager
@@ -78,7 +78,9 @@ def _container(path: Path) -> Iterator[OutputContainer]:
 
 
 @contextlib.contextmanager
-def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
+def _overlay_writer(
+    video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None
+) -> Iterator[FrameWriter]:
     import av
 
     codecs = {stream.codec_context.name for stream in video.audio_streams}
@@ -110,7 +112,7 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path
             context.sample_aspect_ratio = 1 / shape if video.turn & TRANSPOSED else shape
         tracks = {audio.index: container.add_stream_from_template(audio) for audio in video.audio_streams}
 
-        def write(done: Done) -> None:
+        def write(done: SegmentedFrame) -> None:
             assert done.drawn is not None
             done.drawn.time_base, done.drawn.pts = base, round(done.frame.time / base)
             done.drawn.duration = round(done.frame.duration / base)
@@ -126,13 +128,13 @@ def _overlay_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path
                     packet.stream = track
                     container.mux(packet)
 
-        yield Sink(path, write)
+        yield FrameWriter(path, write)
         container.mux(stream.encode(None))
         write_audio()
 
 
 @contextlib.contextmanager
-def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
+def _mask_writer(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[FrameWriter]:
     import av
 
     # .mov, because it keeps times to the tick where .mkv rounds them to milliseconds.
@@ -142,18 +144,20 @@ def _mask_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | 
         stream = container.add_mux_stream("png", video.rate, height=height, width=width)
         base = stream.time_base = video.time_base
 
-        def write(done: Done) -> None:
+        def write(done: SegmentedFrame) -> None:
             packet: av.Packet[Any] = av.Packet(done.png)
             packet.stream, packet.time_base, packet.is_keyframe = stream, base, True
             packet.pts = packet.dts = round(done.frame.time / base)
             packet.duration = round(done.frame.duration / base)
             container.mux(packet)
 
-        yield Sink(path, write)
+        yield FrameWriter(path, write)
 
 
 @contextlib.contextmanager
-def _frames_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[Sink]:
+def _frames_writer(
+    video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None
+) -> Iterator[FrameWriter]:
     path = file or stem.with_name(f"{stem.name}{FRAMES_ENDING}")
     if path.exists():
         raise FileError(f"{path}: is there already; remove it, or choose another place.")
@@ -163,16 +167,16 @@ def _frames_sink(video: VideoReader, stem: Path, labels: LabelSpace, file: Path 
             folder = temporary / "frames"
             folder.mkdir()
 
-            def write(done: Done) -> None:
+            def write(done: SegmentedFrame) -> None:
                 name = f"{len(times) - 1:06}.png"
                 (folder / name).write_bytes(done.png)
                 times.append(f"{name},{float(done.frame.time):.6f}")
 
-            yield Sink(path, write)
+            yield FrameWriter(path, write)
             (folder / TIMES_FILE).write_text("\n".join(times) + "\n", encoding="utf-8")
             folder.rename(path)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-SINKS = {"overlay": _overlay_sink, "mask": _mask_sink, "frames": _frames_sink}
+WRITERS = {"overlay": _overlay_writer, "mask": _mask_writer, "frames": _frames_writer}

@@ -21,8 +21,9 @@ from evitseg.errors import DatasetError, EvitsegError
 from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
 from evitseg.raster.files import image_size
-from evitseg.raster.formats import TURNS, exif_orientation, format_of
+from evitseg.raster.formats import format_of
 from evitseg.raster.masks import save_mask
+from evitseg.raster.orientation import TRANSPOSES, exif_orientation
 from evitseg.system.files import replacing
 
 BACKGROUND = "background"
@@ -198,7 +199,7 @@ class _Work:
         if size != upright:
             orientation = _orientation(file)
             # Those from 5 on exchange rows and columns.
-            turn = TURNS[orientation] if orientation in range(5, 9) and size == upright[::-1] else None
+            turn = TRANSPOSES[orientation] if orientation in range(5, 9) and size == upright[::-1] else None
             if turn is None:
                 raise DatasetError(
                     f"{image.where} ({image.name}): its annotations are for {size[1]}×{size[0]} pixels, but the image "

@@ -1,57 +1,39 @@
-"""GeoTIFF and its kin, PNG, JPEG and BMP through rasterio, the binding of GDAL."""
+"""Read GeoTIFF, PNG, JPEG and BMP window by window."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import FileError, ImageError, MissingPackageError
+from evitseg.errors import ImageError
 from evitseg.image import AS_STATED, ReadOptions
-from evitseg.labels import LabelSpace
 from evitseg.raster.bands import Band, choose_bands
+from evitseg.raster.gdal import Handles, NotOpenedError, georeference_in, import_rasterio
 from evitseg.raster.levels import cells, check_range, choose_levels
-from evitseg.raster.masks import MaskFormat
-from evitseg.raster.places import pam, upright
-from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, Page, cmyk_to_rgb, refusal
+from evitseg.raster.places import upright
+from evitseg.raster.tiff import MIN_IS_BLACK, MIN_IS_WHITE, PALETTE, Page
+from evitseg.raster.tiff_readers import cmyk_to_rgb, refusal
 from evitseg.raster.window import (
     CACHE_BYTES,
-    TILE,
-    Georeference,
     Origin,
     RawFile,
     Upright,
     check_block,
     check_size,
     check_window,
-    class_table,
     damaged,
     identity_of,
     rgb,
-    writing,
 )
-from evitseg.system.authorship import SOFTWARE
-from evitseg.system.files import replacing, temporary_folder
 
-_OPTIONS: dict[str, Any] = {
-    "GDAL_CACHEMAX": CACHE_BYTES,  # else a twentieth of the machine's memory
-    # A file beside an image, or a tag in it, may name another to read from; none from the net is.
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".evitseg-reads-no-net",
-    "GTIFF_DIRECT_IO": True,  # uncompressed strips: only the window's part of each is read
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # GDAL 3.10's way to read a PNG at once says nothing of a damaged one
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a JPEG that ends too early is grey from there on, else
-}
 _HELD = 40 * 2**20 + CACHE_BYTES
 """Bytes of memory: GDAL and what it brings, and its cache."""
 _WIDE = 8192
@@ -60,104 +42,6 @@ _COPY_BYTES = 8 * 2**20
 _STREAMS = ("PNG", "JPEG")
 _STREAM_ROWS = 16
 """Of the pieces that a format without pieces is said to be made of."""
-_open_lock = threading.Lock()
-
-
-def import_rasterio() -> ModuleType:
-    try:
-        import rasterio
-        import rasterio.shutil
-    except ImportError as error:
-        raise MissingPackageError("reading and writing GeoTIFF and huge PNG and JPEG images", "geo") from error
-    return cast(ModuleType, rasterio)
-
-
-def quiet_open(path: Path | str, *arguments: Any, **options: Any) -> Any:
-    """`rasterio.open`, without its warning that a photograph has no georeference.
-
-    Raises: ImageError, or FileError for writing, where GDAL cannot open a file of this name.
-    """
-    rasterio = import_rasterio()
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as error:
-        what = FileError if "w" in arguments else ImageError
-        raise what(f"{path}: GDAL opens only files whose names are UTF-8; rename the file or its folder.") from error
-    # Filters of warnings belong to the process: one thread at a time changes them.
-    with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(os.fspath(path), *arguments, **options)
-
-
-def environment() -> Any:
-    """GDAL's settings for the calling thread, for as long as it is entered."""
-    return import_rasterio().Env(**_OPTIONS)
-
-
-class NotOpenedError(ImageError):
-    """A file that GDAL does not open."""
-
-
-class _Handles:
-    """Opened datasets: a dataset may be used by one thread at a time."""
-
-    def __init__(self, path: Path, driver: str, ifd: int = 0) -> None:
-        # Pages after the first are named by GDAL's own scheme, in which they count from 1.
-        self._path = f"GTIFF_DIR:{ifd + 1}:{path}" if ifd else path
-        self._driver = driver
-        self._lock = threading.Lock()
-        self._idle: list[Any] = []
-        self._all: list[Any] = []
-
-    @contextmanager
-    def one(self) -> Iterator[Any]:
-        with environment():
-            with self._lock:
-                dataset = self._idle.pop() if self._idle else None
-            if dataset is None:
-                dataset = quiet_open(self._path, driver=self._driver)
-                with self._lock:
-                    self._all.append(dataset)
-            try:
-                yield dataset
-            finally:
-                with self._lock:
-                    self._idle.append(dataset)
-
-    def close(self) -> None:
-        with environment():
-            for dataset in self._all:
-                dataset.close()
-
-
-def _georeference(dataset: Any) -> Georeference | None:
-    """Where an opened file lies on earth; None where it does not say."""
-    points, points_crs = dataset.gcps
-    place = Georeference(
-        crs=dataset.crs,
-        transform=dataset.transform if dataset.transform != import_rasterio().Affine.identity() else None,
-        gcps=(points, points_crs) if points else None,
-        rpcs=dataset.rpcs,
-        area_or_point=dataset.tags().get("AREA_OR_POINT"),
-    )
-    is_placed = any(value is not None for value in (place.crs, place.transform, place.gcps, place.rpcs))
-    return place if is_placed else None
-
-
-def georeference_of(path: Path, name: str, driver: str) -> Georeference | None:
-    """Where a PNG, JPEG or BMP lies on earth, once it is upright, from the files beside it. Raises: ImageError."""
-    from evitseg.raster.formats import format_of, orientation_of
-
-    rasterio = import_rasterio()
-    try:
-        with environment(), quiet_open(path.absolute(), driver=driver) as dataset:
-            place, size = _georeference(dataset), (dataset.height, dataset.width)
-    except (rasterio.errors.RasterioError, UnicodeError) as error:
-        raise ImageError(f"{name}: the files beside it that may say where it lies cannot be read ({error}).") from error
-    with path.open("rb") as stream:
-        row = format_of(stream.read(64))
-        orientation = orientation_of(stream, row) if row is not None else 1
-    return None if place is None else upright(place, orientation, size)
 
 
 class GdalSource:
@@ -166,7 +50,7 @@ class GdalSource:
     held = _HELD
 
     def __init__(
-        self, name: str, handles: _Handles, driver: str, identity: str, options: ReadOptions, page: Page | None
+        self, name: str, handles: Handles, driver: str, identity: str, options: ReadOptions, page: Page | None
     ) -> None:
         """`page`: what the tags of a TIFF say."""
         self._name, self._handles, self.identity = name, handles, identity
@@ -208,7 +92,7 @@ class GdalSource:
             overviews = tuple(dataset.overviews(1))
             self.origin = Origin(
                 kind="tiff" if driver == "GTiff" else "other",
-                georeference=_georeference(dataset),
+                georeference=georeference_in(dataset),
                 overviews=overviews,
                 is_cog=image.get("LAYOUT") == "COG",
                 levels=1 + len(overviews),
@@ -301,7 +185,7 @@ class GdalSource:
             raise damaged(self._name, top, left, height, width, error.__cause__ or error) from error
 
 
-class Decoded:
+class DecodedCopy:
     """A source whose rows were all decoded to disk, because windows of it would decode whole rows again and again."""
 
     held = _HELD
@@ -398,7 +282,7 @@ def open_gdal(
     options: ReadOptions = AS_STATED,
     page: Page | None = None,
     orientation: int = 1,
-) -> Iterator[GdalSource | Decoded | Upright]:
+) -> Iterator[GdalSource | DecodedCopy | Upright]:
     """Windows of a file in the format of one driver of GDAL's.
 
     Args:
@@ -408,7 +292,7 @@ def open_gdal(
     Raises: ImageError, FileError, MissingPackageError.
     """
     rasterio = import_rasterio()
-    handles = _Handles(path, driver, page.ifd if page is not None else 0)
+    handles = Handles(path, driver, page.ifd if page is not None else 0)
     with contextlib.ExitStack() as stack:
         stack.callback(handles.close)
         try:
@@ -417,9 +301,9 @@ def open_gdal(
             raise NotOpenedError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
         except UnicodeError as error:
             raise ImageError(f"{name}: its name is not UTF-8, which GDAL needs; rename the file.") from error
-        result: GdalSource | Decoded = source
+        result: GdalSource | DecodedCopy = source
         if driver in (*_STREAMS, "BMP") or (driver == "GTiff" and source.is_striped and source.size[1] > _WIDE):
-            result = Decoded(name, source, driver in _STREAMS, scratch)
+            result = DecodedCopy(name, source, driver in _STREAMS, scratch)
             stack.callback(result.close)
         if page is not None and source.origin.georeference is None:
             orientation = page.orientation
@@ -431,119 +315,3 @@ def open_gdal(
             place = upright(turned.origin.georeference, orientation, result.size)
             turned.origin = replace(turned.origin, georeference=place)
         yield turned
-
-
-class GeoTiffSink:
-    """Tiles of a GeoTIFF, in any order."""
-
-    tile = (TILE, TILE)
-    ordered = False
-
-    def __init__(self, name: str, dataset: Any, labels: LabelSpace) -> None:
-        self._name, self._dataset, self._dtype = name, dataset, labels.dtype
-        self._lock = threading.Lock()
-
-    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
-        rasterio = import_rasterio()
-        height, width = mask.shape
-        window = rasterio.windows.Window(left, top, width, height)
-        with self._lock, environment(), telling(self._name):
-            self._dataset.write(mask.astype(self._dtype, copy=False), 1, window=window)
-
-
-@contextmanager
-def telling(name: str) -> Iterator[None]:
-    """GDAL's words on a file that it cannot write become a FileError."""
-    rasterio = import_rasterio()
-    try:
-        yield
-    except rasterio.errors.RasterioError as error:
-        raise FileError(f"{name}: cannot be written ({error.__cause__ or error}).") from error
-
-
-@contextmanager
-def geotiff_sink(
-    path: Path,
-    name: str,
-    size: tuple[int, int],
-    origin: Origin,
-    labels: LabelSpace,
-    mask_format: MaskFormat = "palette",
-) -> Iterator[GeoTiffSink]:
-    """A tiled, compressed GeoTIFF with the classes' colours and names, the image's place and its overviews."""
-    rasterio = import_rasterio()
-    place = origin.georeference or Georeference()
-    profile = {
-        "driver": "GTiff", "height": size[0], "width": size[1], "count": 1, "dtype": np.dtype(labels.dtype).name,
-        "tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer",
-        "nodata": labels.ignore_index,
-    }  # fmt: skip
-    profile |= {key: value for key, value in (("crs", place.crs), ("transform", place.transform)) if value is not None}
-    with contextlib.ExitStack() as stack:
-        with writing(name):
-            folder = stack.enter_context(temporary_folder(path.parent))
-        temporary, ready = folder / "mask.tif", folder / "cog.tif"
-        with environment(), telling(name):
-            dataset = quiet_open(temporary, "w", **profile)
-        try:
-            with environment(), telling(name):
-                _describe(dataset, place, labels, mask_format)
-            yield GeoTiffSink(name, dataset, labels)
-        finally:
-            with environment(), telling(name):
-                dataset.close()
-        with environment(), telling(name):
-            _check_written(temporary, size)
-            if origin.overviews:
-                _add_overviews(temporary, origin.overviews)
-            if origin.is_cog:
-                rasterio.shutil.copy(
-                    os.fspath(temporary), os.fspath(ready), driver="COG", compress="deflate", blocksize=TILE,
-                    overview_resampling="nearest", bigtiff="if_safer",
-                )  # fmt: skip
-        with writing(name):
-            (ready if origin.is_cog else temporary).replace(path)
-        # GeoTIFF itself has no place for the names of classes; QGIS and GDAL look for them here.
-        with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
-            file.write(pam(labels).encode())
-
-
-def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format: MaskFormat) -> None:
-    if place.gcps is not None:
-        dataset.gcps = place.gcps
-    if place.rpcs is not None:
-        dataset.rpcs = place.rpcs
-    if place.area_or_point is not None:
-        dataset.update_tags(AREA_OR_POINT=place.area_or_point)
-    if labels.dtype == np.uint8 and mask_format == "palette":
-        dataset.write_colormap(1, {i: (*map(int, color), 255) for i, color in enumerate(labels.palette)})
-    dataset.set_band_description(1, f"class index, {labels.name}")
-    dataset.update_tags(TIFFTAG_SOFTWARE=SOFTWARE)
-    dataset.update_tags(1, EVITSEG_CLASSES=json.dumps(class_table(labels), ensure_ascii=False))
-
-
-def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:
-    """Reduced copies inside the file, by nearest neighbour: class indices have no mean."""
-    rasterio = import_rasterio()
-    with (
-        rasterio.Env(COMPRESS_OVERVIEW="DEFLATE", GDAL_TIFF_OVR_BLOCKSIZE=TILE),
-        quiet_open(path, "r+", driver="GTiff") as dataset,
-    ):
-        dataset.build_overviews(list(factors), rasterio.enums.Resampling.nearest)
-
-
-def _check_written(path: Path, size: tuple[int, int]) -> None:
-    """GDAL writes the last tiles while closing, where a full disk goes unsaid: every tile's place must be in the file.
-
-    Raises: rasterio's error.
-    """
-    rasterio = import_rasterio()
-    length = path.stat().st_size
-    with quiet_open(path, driver="GTiff") as dataset:
-        for row in range(-(-size[0] // TILE)):
-            for column in range(-(-size[1] // TILE)):
-                # rasterio counts rows and columns in this order: x, then y.
-                place = dataset.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
-                count = dataset.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
-                if place is not None and int(place) + int(count or 0) > length:
-                    raise rasterio.errors.RasterioIOError("no space left")

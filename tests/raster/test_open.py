@@ -184,7 +184,7 @@ def test_what_is_not_installed_is_named(
     slide(tmp_path / "a.svs", pixels)
     work = f"with open_raster({str(tmp_path / name)!r}): pass"
     if not name:
-        work = f"polygons({str(tmp_path / 'a.tif')!r}, {str(tmp_path / 'o.gpkg')!r}, numbered(3))"
+        work = f"polygonize({str(tmp_path / 'a.tif')!r}, {str(tmp_path / 'o.gpkg')!r}, numbered(3))"
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from evitseg.raster import open_raster; from evitseg.raster.polygons import polygonize, whole_regions\n"

@@ -22,7 +22,7 @@ GROUPS = {
         "open_mask_writer", "polygonize",
     ],
     "Video": ["segment_video", "write_video"],
-    "Data and evaluation": ["find_dataset", "find_pairs", "Dataset", "Pair", "evaluate", "Report"],
+    "Data and evaluation": ["find_dataset", "find_pairs", "Dataset", "Pair", "evaluate", "PredictedMasks", "Report"],
     "Training and export": ["TrainConfig", "fit", "export"],
     "Networks in PyTorch": ["build", "load_official", "load_checkpoint", "save_checkpoint"],
     "Cluster": ["cluster"],

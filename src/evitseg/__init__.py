@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from evitseg.errors import TrainError as TrainError
     from evitseg.errors import VideoError as VideoError
     from evitseg.errors import WeightsError as WeightsError
+    from evitseg.evaluation.evaluate import PredictedMasks as PredictedMasks
     from evitseg.evaluation.evaluate import Report as Report
     from evitseg.evaluation.evaluate import evaluate as evaluate
     from evitseg.exporters.export import export as export
@@ -68,7 +69,7 @@ _MODULES = {
         "ConfigError", "DatasetError", "EngineError", "EvitsegError", "EvitsegWarning", "ExportError", "FileError",
         "ImageError", "MissingPackageError", "TrainError", "VideoError", "WeightsError",
     ),
-    "evitseg.evaluation.evaluate": ("Report", "evaluate"),
+    "evitseg.evaluation.evaluate": ("PredictedMasks", "Report", "evaluate"),
     "evitseg.exporters.export": ("export",),
     "evitseg.image": ("ReadOptions",),
     "evitseg.labels": ("LabelClass", "LabelSpace", "load_labels"),

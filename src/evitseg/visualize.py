@@ -1,28 +1,32 @@
-"""Images for people: overlays, legends, error maps and contact sheets."""
+"""Draw images for people: overlays, legends, error maps and sheets of tiles."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
 
 OPACITY = 0.55
-"""Of the classes' colours on an image."""
+"""Opacity of the class colours on an image."""
 
 
 def overlay(image: ImageArray, mask: Mask, labels: LabelSpace, opacity: float = OPACITY) -> Image.Image:
-    """The image with every class in its colour, and below it a legend of the classes that occur, by area."""
+    """The image tinted with its classes, above a legend of those that occur, the largest first."""
     return with_legend(tinted(image, mask, labels, opacity), class_fractions(mask, labels), labels)
 
 
 def tinted(image: ImageArray, mask: Mask, labels: LabelSpace, opacity: float = OPACITY) -> Image.Image:
-    """The image with every class in its colour; white where a mask has `ignore_index`."""
+    """The image with each class in its colour; white where the mask has `ignore_index`."""
     if mask.dtype == np.uint8 and labels.dtype == np.uint8:
+        # Pillow's palette, because numpy's indexing is several times slower.
         indexed = Image.fromarray(mask)
         indexed.putpalette(labels.palette.tobytes())
-        drawn = indexed.convert("RGB")  # several times as fast as numpy's indexing
+        drawn = indexed.convert("RGB")
     else:
         colors = np.full((labels.ignore_index + 1, 3), 255, np.uint8)
         colors[: len(labels.classes)] = [c.color for c in labels.classes]
@@ -31,9 +35,9 @@ def tinted(image: ImageArray, mask: Mask, labels: LabelSpace, opacity: float = O
 
 
 def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
-    """Share of the pixels of every class that occurs, largest first."""
+    """Fraction of the pixels per class, for classes that occur, the largest first."""
     if mask.dtype == np.uint8:
-        counts = np.array(Image.fromarray(mask).histogram())  # several times as fast as bincount
+        counts = np.array(Image.fromarray(mask).histogram())  # faster than bincount
     else:
         counts = np.bincount(mask.ravel(), minlength=len(labels.classes))
     counts = counts[: len(labels.classes)]
@@ -42,12 +46,12 @@ def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
 
 
 def with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSpace) -> Image.Image:
-    """The image with classes, their colours and shares below it."""
+    """The image above a legend of class names, colours and fractions."""
     size = max(12, min(image.size) // 36)
     font = ImageFont.load_default(size)
     gap, swatch = size // 2, size
     colors = {c.name: c.color for c in labels.classes}
-    entries = [(name, f"{name} {_percent(share)}") for name, share in fractions.items()]
+    entries = [(name, f"{name} {_percent(fraction)}") for name, fraction in fractions.items()]
     widths = [gap + swatch + gap // 2 + int(font.getlength(text)) + gap for _, text in entries]
 
     rows: list[list[int]] = [[]]
@@ -56,7 +60,7 @@ def with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSp
             rows.append([])
         rows[-1].append(i)
     line = size + gap
-    # A thumbnail narrower than one entry gets a canvas wide enough to read it.
+    # A thumbnail may be narrower than one entry of its legend.
     canvas = Image.new(
         "RGB", (max(image.width, max(widths, default=0)), image.height + line * len(rows) + gap), (255, 255, 255)
     )
@@ -72,5 +76,29 @@ def with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSp
     return canvas
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "<1%"
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}" if fraction >= 0.01 else "<1%"
+
+
+def error_map(image: ImageArray, truth: Mask, prediction: Mask, labels: LabelSpace) -> Image.Image:
+    """The image in grey, with wrong pixels in red and ignored pixels in light grey."""
+    grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB")).astype(np.float32)
+    ignored = truth == labels.ignore_index
+    wrong = (truth != prediction) & ~ignored
+    drawn: NDArray[np.float32] = grey.copy()
+    drawn[wrong] = 0.35 * grey[wrong] + 0.65 * np.array([230, 30, 20])
+    drawn[ignored] = 0.3 * grey[ignored] + 0.7 * 210
+    return Image.fromarray(drawn.astype(np.uint8))
+
+
+def tile_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of images of one width as one image; white where a row is short or a tile is low."""
+    width = rows[0][0].width
+    heights = [max(tile.height for tile in row) for row in rows]
+    sheet = Image.new("RGB", (width * max(map(len, rows)), sum(heights)), (255, 255, 255))
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * width, top))
+        top += height
+    return sheet

@@ -11,11 +11,12 @@ from PIL import Image
 
 from evitseg.data.lists import Pair
 from evitseg.errors import ConfigError, DatasetError
-from evitseg.evaluation.evaluate import PredictedMasks, evaluate, evaluate_in_processes
-from evitseg.evaluation.html import draw_errors, write_html
+from evitseg.evaluation.evaluate import PredictedMasks, evaluate
+from evitseg.evaluation.html import write_html
 from evitseg.evaluation.metrics import boundary_band, confusion_matrix, count, iou, mean_iou
 from evitseg.labels import load_labels, numbered
 from evitseg.raster.masks import read_mask, save_mask
+from evitseg.visualize import error_map
 from tests.optional import needs
 
 
@@ -88,8 +89,8 @@ def test_boundary_iou_counted_by_hand() -> None:
     truth = np.array([[0, 0, 0, 1, 1, 1, 1, 255]], np.uint8)
     prediction = np.array([[0, 0, 1, 1, 1, 1, 0, 0]], np.uint8)
     counts = count(truth, prediction, numbered(2))
-    np.testing.assert_array_equal(counts.band_hits, [2, 3])
-    np.testing.assert_array_equal(counts.band_union, [4, 5])
+    np.testing.assert_array_equal(counts.boundary_intersection, [2, 3])
+    np.testing.assert_array_equal(counts.boundary_union, [4, 5])
 
 
 def test_a_perfect_prediction_has_a_perfect_boundary_whatever_it_says_of_void() -> None:
@@ -98,15 +99,15 @@ def test_a_perfect_prediction_has_a_perfect_boundary_whatever_it_says_of_void() 
     truth[10:40, 20:50] = 255
     prediction = np.where(truth == 255, 1, truth)
     counts = count(truth, prediction, numbered(3))
-    np.testing.assert_array_equal(counts.band_hits, counts.band_union)
-    assert counts.band_union.min() > 0
+    np.testing.assert_array_equal(counts.boundary_intersection, counts.boundary_union)
+    assert counts.boundary_union.min() > 0
 
 
 def test_boundary_pixels_are_part_of_the_classes_pixels() -> None:
     rng = np.random.default_rng(1)
     truth, prediction = rng.integers(0, 2, (2, 40, 40)).astype(np.uint8)
     counts = count(truth, prediction, numbered(2))
-    assert (counts.band_hits <= np.diag(counts.confusion)).all()
+    assert (counts.boundary_intersection <= np.diag(counts.confusion)).all()
 
 
 @pytest.fixture
@@ -137,10 +138,6 @@ def almost(image: NDArray[np.uint8]) -> NDArray[np.integer]:
     return mask
 
 
-def make_almost() -> tuple[object, bool]:
-    return almost, False
-
-
 def test_a_perfect_function_scores_one(folder: Path) -> None:
     report = evaluate(by_brightness, pairs_of(folder), numbered(3))
     assert report.miou == report.pixel_accuracy == report.frequency_weighted_iou == report.mean_boundary_iou == 1
@@ -149,7 +146,9 @@ def test_a_perfect_function_scores_one(folder: Path) -> None:
 
 def test_several_processes_count_what_one_does(folder: Path) -> None:
     alone = evaluate(almost, pairs_of(folder), numbered(3))
-    together = evaluate_in_processes(make_almost, pairs_of(folder), numbered(3), workers=2)  # type: ignore[arg-type]
+    done: list[int] = []
+    together = evaluate(almost, pairs_of(folder), numbered(3), workers=2, progress=done.append)
+    assert done == [1] * 6
     assert 0.5 < alone.miou < 1
     np.testing.assert_array_equal(alone.counts.confusion, together.counts.confusion)
     assert together.images == alone.images
@@ -159,7 +158,12 @@ def test_several_processes_count_what_one_does(folder: Path) -> None:
     assert alone.frequency_weighted_iou == pytest.approx((alone.iou * confusion.sum(1)).sum() / confusion.sum())
 
 
-def test_pairs_that_cannot_be_read_are_told_and_not_counted(folder: Path) -> None:
+def test_a_function_that_other_processes_cannot_get_is_an_error(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be sent to other processes"):
+        evaluate(lambda image: by_brightness(image), pairs_of(folder), numbered(3), workers=2)
+
+
+def test_pairs_that_cannot_be_read_are_reported_and_not_counted(folder: Path) -> None:
     (folder / "images/2.png").write_bytes(b"")
     Image.new("L", (3, 3)).save(folder / "masks/4.png")
     report = evaluate(by_brightness, pairs_of(folder), numbered(3))
@@ -175,16 +179,16 @@ def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
     for pair in pairs_of(folder):
         with Image.open(pair.image) as image:
             save_mask(almost(np.asarray(image)), folder / "out" / f"{pair.image.stem}_mask.png", labels)
-    again = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    again = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels)
     expected = evaluate(almost, pairs_of(folder), labels)
     np.testing.assert_array_equal(again.counts.confusion, expected.counts.confusion)
     save_mask(np.full((32, 40), 9, np.uint8), folder / "out/1_mask.png", labels)
-    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels)
     assert "1_mask.png: palette index 9 of colour (0, 0, 0) is neither" in report.skipped[0]
     (folder / "out/1_mask.png").unlink()
     (folder / "out/elsewhere").mkdir()
     (folder / "out/3_mask.png").rename(folder / "out/elsewhere/3_mask.png")
-    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels, by_pair=True)
+    report = evaluate(PredictedMasks(folder / "out", labels), pairs_of(folder), labels)
     assert len(report.skipped) == 2
     assert all("no mask of its name" in sentence for sentence in report.skipped)
     with pytest.raises(DatasetError, match="no masks"):
@@ -194,11 +198,7 @@ def test_masks_predicted_before_are_found_by_name(folder: Path) -> None:
 def test_the_page_holds_everything_and_escapes_names(folder: Path) -> None:
     report = evaluate(almost, pairs_of(folder), numbered(3), settings={"model": "<script>alert(1)</script>"})
 
-    def of_pair(pair: Pair) -> NDArray[np.integer]:
-        with Image.open(pair.image) as image:
-            return almost(np.asarray(image))
-
-    write_html(report, folder / "report.html", of_pair)
+    write_html(report, folder / "report.html", almost)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "http" not in page
@@ -208,7 +208,7 @@ def test_the_page_holds_everything_and_escapes_names(folder: Path) -> None:
 
 def test_errors_are_drawn_where_they_are() -> None:
     truth = np.array([[0, 1], [255, 1]], np.uint8)
-    drawn = np.asarray(draw_errors(np.zeros((2, 2, 3), np.uint8), truth, np.zeros((2, 2), np.uint8), numbered(2)))
+    drawn = np.asarray(error_map(np.zeros((2, 2, 3), np.uint8), truth, np.zeros((2, 2), np.uint8), numbered(2)))
     assert (drawn[0, 0] == 0).all()
     assert drawn[0, 1, 0] > 100 > drawn[0, 1, 1]
     assert (drawn[1, 0] > 100).all()
@@ -236,10 +236,7 @@ def test_predicted_masks_are_measured_alike_after_an_optimiser(folder: Path) -> 
             mask = rng.choice([0, 1, 2, 8, 10], image.size[::-1]).astype(np.uint8)
         save_mask(mask, own / f"{pair.image.stem}_mask.png", labels)
         optimised(own / f"{pair.image.stem}_mask.png", rewritten / f"{pair.image.stem}_mask.png")
-    found = [
-        evaluate(PredictedMasks(place, labels), pairs, labels, by_pair=True).counts.confusion
-        for place in (own, rewritten)
-    ]
+    found = [evaluate(PredictedMasks(place, labels), pairs, labels).counts.confusion for place in (own, rewritten)]
     assert found[0].any()
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -266,5 +263,5 @@ def test_evaluate_takes_a_segmenter_and_a_folder(tmp_path: Path, photograph: NDA
     own = evitseg.evaluate(segment, tmp_path, split="val")
     assert own.labels.names == segment.labels.names
     np.testing.assert_array_equal(own.counts.confusion[10 - 3], expected)
-    with pytest.raises(ConfigError, match="split 'val' of pairs"):
+    with pytest.raises(ConfigError, match="split 'val' cannot be chosen"):
         evitseg.evaluate(segment, evitseg.find_pairs(tmp_path), split="val")

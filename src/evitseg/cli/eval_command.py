@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +31,8 @@ from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
     from evitseg.engine import Precision
-    from evitseg.evaluation.evaluate import Report
+    from evitseg.evaluation.evaluate import Predictor, Report
     from evitseg.image import ReadOptions, Size
-    from evitseg.labels import LabelSpace
     from evitseg.runtime.segmenter import Segmenter
 
 
@@ -85,7 +83,7 @@ def eval_command(
     if masks is not None:
         _check_masks(given_options(click.get_current_context()), reading is not None and report is None)
     from evitseg.data.layouts import find_dataset
-    from evitseg.evaluation.evaluate import default_split, evaluate, evaluate_in_processes, settled_split
+    from evitseg.evaluation.evaluate import PredictedMasks, default_split, evaluate, settled_split
     from evitseg.image import AS_STATED
     from evitseg.labels import load_labels
 
@@ -96,31 +94,30 @@ def eval_command(
     split = split or default_split(dataset)
     pairs = dataset.pairs(split)
     settings = {"data": str(dataset.root), "split": split or "all"}
-    subject: _Masks | _Model
+    predictor: Predictor
     if masks is not None:
         space = settled_split(dataset, pairs, dataset.labels, None)
-        subject = _Masks(masks, space)
+        predictor = PredictedMasks(masks, space)
         settings["masks"] = str(masks)
     else:
-        subject = _Model(reading=reading, **model)
-        segment = subject.load()
+        chosen = _Model(reading=reading, **model)
+        segment = chosen.load()
+        predictor = segment.mask_tta if chosen.tta else segment
         if segment.reading != AS_STATED:
             dataset = find_dataset(data, given_labels, segment.reading)
             pairs = dataset.pairs(split)
         space = settled_split(dataset, pairs, dataset.labels, segment.labels)
         if dataset.labels is None:
             settings["classes"] = "the model's, by index: the data does not name its classes"
-        settings |= subject.settings(segment)
+        settings |= chosen.settings(segment)
     with output.progress("evaluating", len(pairs), unit="images") as advance:
-        if workers is not None and workers > 1:
-            result = evaluate_in_processes(subject.function, pairs, space, workers, settings=settings, progress=advance)
-        else:
-            mask_of, by_pair = subject.function()
-            result = evaluate(mask_of, pairs, space, settings=settings, by_pair=by_pair, progress=advance)
+        result = evaluate(predictor, pairs, space, workers=workers or 1, settings=settings, progress=advance)
     output.content = {**result.to_dict()}
     _show(result, output)
     if report is not None:
-        _write_page(subject, result, report, f"{settings.get('model', masks)} on {dataset.root.resolve().name}")
+        from evitseg.evaluation.html import write_html
+
+        write_html(result, report, predictor, f"{settings.get('model', masks)} on {dataset.root.resolve().name}")
         output.note(f"wrote {report}")
     for sentence in result.skipped:
         output.error(sentence)
@@ -129,22 +126,8 @@ def eval_command(
 
 
 @dataclass(frozen=True)
-class _Masks:
-    """Predicted masks in a folder."""
-
-    folder: Path
-    labels: LabelSpace
-
-    def function(self) -> tuple[Callable[[Any], Any], bool]:
-        """A function that gives the mask of a pair, and True: it takes pairs, not images."""
-        from evitseg.evaluation.evaluate import PredictedMasks
-
-        return PredictedMasks(self.folder, self.labels), True
-
-
-@dataclass(frozen=True)
 class _Model:
-    """A model and how it runs; it is loaded once in every process that evaluates."""
+    """A model and how it runs."""
 
     model: str | None
     size: Size
@@ -167,13 +150,6 @@ class _Model:
             size=self.size,
             reading=self.reading,
         )
-
-    def function(self) -> tuple[Callable[[Any], Any], bool]:
-        """A function that gives a mask, and whether it takes pairs rather than images."""
-        segment = self.load()
-        if self.tta:
-            return segment.mask_tta, False
-        return (lambda pair: segment(pair.image).mask), True  # from the file, like predict
 
     def settings(self, segment: Segmenter) -> dict[str, str]:
         """What the report says about the model; of the reading only what was chosen."""
@@ -201,15 +177,6 @@ def _check_masks(given: frozenset[str], reads_for_nothing: bool) -> None:
         raise click.BadParameter(
             "predicted masks are evaluated without reading the images", param_hint="--bands, --range, --page"
         )
-
-
-def _write_page(subject: _Masks | _Model, result: Report, path: Path, title: str) -> None:
-    from evitseg.evaluation.html import write_html
-    from evitseg.raster.files import read_image
-
-    mask_of, by_pair = subject.function()
-    of_pair = mask_of if by_pair else (lambda pair: mask_of(read_image(pair.image, pair.reading)))
-    write_html(result, path, of_pair, title)
 
 
 def _show(result: Report, output: Output) -> None:

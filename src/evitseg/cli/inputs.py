@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evitseg.cli.failures import printable
 from evitseg.cli.outcome import Outcome
-from evitseg.system.files import is_folder, is_there
+from evitseg.system.files import is_folder, is_there, walk
 
 RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
 OURS = "evitseg wrote them"
@@ -91,16 +91,22 @@ def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:
 
 def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
     """Images and videos below a folder, sorted; hidden files and folders are ignored."""
-    from evitseg.raster import SLIDE_ENDINGS, formats
+    from evitseg.raster import SLIDE_ENDINGS, formats, is_zarr
     from evitseg.raster.formats import EXTENSIONS as IMAGES
     from evitseg.video import EXTENSIONS as VIDEOS
 
     known = IMAGES | VIDEOS | {*SLIDE_ENDINGS}
     unread = (formats.UNREAD_EXTENSIONS | formats.EXTENSIONS) - known
     found: list[Path] = []
-    for path, is_zarr_folder in walk(folder, outcome):
+
+    def report(error: OSError) -> None:
+        if error.filename is None or Path(error.filename) == folder:
+            raise error
+        outcome.fail(error.filename, f"{error.filename}: the folder cannot be read ({error.strerror or error}).")
+
+    for path in walk(folder, report, is_zarr):
         ending = path.suffix.lower()
-        if not is_zarr_folder:
+        if not is_folder(path):
             if ending in unread:
                 outcome.skip(path, f"{ending} is not read")
             if ending not in known:
@@ -113,49 +119,6 @@ def _files_in(folder: Path, out: Path, outcome: Outcome) -> list[Path]:
         else:
             found.append(path)
     return sorted(found)
-
-
-def walk(folder: Path, outcome: Outcome) -> Iterator[tuple[Path, bool]]:
-    """Files below a folder, and Zarr folders (True); every folder once, even if several links lead to it."""
-    from evitseg.raster import is_zarr
-
-    seen: set[tuple[int, int]] = set()
-    links: list[Path] = [folder]
-    while links:  # real folders come before the targets of links
-        waiting = [links.pop(0)]
-        while waiting:
-            place = waiting.pop()
-            try:
-                about = place.stat()
-                if (about.st_dev, about.st_ino) in seen:
-                    continue
-                seen.add((about.st_dev, about.st_ino))
-                with os.scandir(place) as entries:
-                    content = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                if place == folder:
-                    raise
-                outcome.fail(place, f"{place}: the folder cannot be read ({error.strerror or error}).")
-                continue
-            for entry in content:
-                if entry.name.startswith("."):
-                    continue
-                path = place / entry.name
-                if not _is_folder(entry):
-                    yield path, False
-                elif is_zarr(path):
-                    yield path, True
-                elif entry.is_symlink():
-                    links.append(path)
-                else:
-                    waiting.append(path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a circular link: reported when it is read
-        return False
 
 
 def _is_special(path: Path) -> bool:

@@ -1,1 +1,1 @@
-"""Data as other tools store it."""
+"""Datasets: folder layouts, lists of pairs, inspection, and the formats of annotation tools."""

@@ -1,4 +1,4 @@
-"""Text files with a class on each line."""
+"""Read text files with one class name per line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;=]\s*|\s+)(\S.*)")
 
 
 def read_class_list(path: Path, name: str) -> LabelSpace:
-    """The classes of a file with a name on each line, without blank lines and comments, which begin with #.
+    """The classes in a file with one name per line. Empty lines and comments, which start with #, are skipped.
 
-    Where every line begins with a number, from 0 or 1 on without gaps, the numbers are the classes' raw ids.
+    If every line starts with a number, and the numbers count from 0 or 1, they are the raw ids of the classes.
 
     Raises: DatasetError.
     """

@@ -1,4 +1,4 @@
-"""Labelled images: pairs, splits and the classes of a data set."""
+"""A dataset: pairs of images and masks, their splits and their classes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ from evitseg.errors import DatasetError
 from evitseg.labels import LabelSpace
 
 ALL = "all"
-"""The name of the only split, where the data has none."""
+"""Name of the only split of a dataset that is not divided."""
+SPLITS = ("train", "val", "test", ALL)
+"""Names of splits, in the order in which they are listed."""
+SPLIT_SYNONYMS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names that people and tools give to splits, in lower case."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with masks, found on disk; nothing is read yet but the folders.
+    """Pairs of images and masks found on disk. Only folders and lists have been read so far, no image.
 
     Attributes:
-        root: the folder or file it was found by.
-        layout: which of the known arrangements it is.
-        splits: pairs by the split's name, "train", "val" and "test" or only "all"; in the order of their names.
-        labels: the classes, where the data says them.
-        unpaired: images without a mask, and masks without an image.
-        problems: sentences about annotations that are wrong and were left out.
-        notes: sentences about what is not wrong but worth knowing.
+        root: the folder or file it was found in.
+        layout: the recognised arrangement, in words.
+        splits: pairs per split, in the order of `SPLITS`.
+        labels: the classes, if the data names them.
+        unpaired: images without a mask and masks without an image.
+        problems: sentences about annotations that are wrong and were skipped.
+        notes: sentences about other things worth knowing.
         skipped: files that look like images or masks and are not read.
     """
 
@@ -42,7 +50,7 @@ class Dataset:
     skipped: tuple[Skipped, ...] = ()
 
     def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
-        """One split's pairs, or all. Raises: DatasetError for a split that there is not."""
+        """The pairs of one split, or all pairs. Raises: DatasetError for a split that does not exist."""
         if split is None:
             return tuple(pair for pairs in self.splits.values() for pair in pairs)
         if split not in self.splits:
@@ -51,22 +59,26 @@ class Dataset:
 
 
 def infer_labels(pairs: Sequence[Pair]) -> LabelSpace:
-    """Numbered classes for masks that nobody named; see `evitseg.data.truth`. Raises: DatasetError."""
+    """Numbered classes for masks without class names; see `evitseg.data.truth`. Raises: DatasetError."""
     return settled_for([pair.mask for pair in pairs], None)
 
 
-def split_pairs(pairs: Sequence[Pair], share: float = 0.2, seed: int = 0) -> dict[str, tuple[Pair, ...]]:
-    """Pairs divided at random into "train" and "val", the same for the same seed.
+def split_pairs(pairs: Sequence[Pair], fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[Pair, ...]]:
+    """Divide pairs at random into "train" and "val", in the same way for the same seed.
 
     Args:
-        share: of the validation split; both splits get at least one pair.
+        fraction: size of "val" as a fraction of all pairs; both splits get at least one pair.
+
+    Raises: DatasetError for fewer than two pairs.
     """
     if len(pairs) < 2:
-        raise DatasetError(f"{len(pairs)} pair cannot be divided into training and validation; two are the least.")
+        raise DatasetError(
+            f"{len(pairs)} pair cannot be divided into training and validation; at least two are needed."
+        )
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
-    held = set(order[: min(max(1, round(share * len(pairs))), len(pairs) - 1)])
+    validation = set(order[: min(max(1, round(fraction * len(pairs))), len(pairs) - 1)])
     return {
-        "train": tuple(pair for i, pair in enumerate(pairs) if i not in held),
-        "val": tuple(pair for i, pair in enumerate(pairs) if i in held),
+        "train": tuple(pair for i, pair in enumerate(pairs) if i not in validation),
+        "val": tuple(pair for i, pair in enumerate(pairs) if i in validation),
     }

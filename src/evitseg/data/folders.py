@@ -1,8 +1,7 @@
-"""Files below a folder: links are followed once, hidden files never; what is not read is kept with its reason."""
+"""Find image files below a folder, and record the files that are skipped and why."""
 
 from __future__ import annotations
 
-import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -11,32 +10,30 @@ from pathlib import Path
 
 from evitseg.errors import DatasetError
 from evitseg.raster.formats import EXTENSIONS, UNREAD_EXTENSIONS
+from evitseg.system.files import walk
 
 _ARRAYS = frozenset({".npy", ".npz", ".mat"})
-"""Endings of files in which masks are stored that are no images."""
+"""Extensions of array files in which some tools store masks."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not read, and why: an image of another format, or no file that can be opened safely."""
+    """A file that is not read, and the reason: its format, or that it cannot be opened safely."""
 
     path: Path
     reason: str
 
 
 def image_files(folder: Path, skipped: list[Skipped] | None = None) -> list[Path]:
-    """Image files at any depth, in the order of their names.
+    """Image files at any depth, sorted; hidden files and folders are left out, and links to folders are followed.
 
-    Linked folders are followed, each once. Hidden files and folders are left out. FIFOs, sockets and devices are never
-    opened.
+    FIFOs, sockets and devices are never opened.
 
     Args:
-        skipped: gets files that look like images and are not read.
+        skipped: files that look like images but are not read are appended to it.
 
-    Raises: DatasetError for a folder that cannot be read: what lies in it would be missing.
+    Raises: DatasetError for a folder that cannot be read, because the files in it would be missing.
     """
-    found: list[Path] = []
-    seen: set[str] = set()
 
     def unreadable(error: OSError) -> None:
         raise DatasetError(
@@ -44,23 +41,16 @@ def image_files(folder: Path, skipped: list[Skipped] | None = None) -> list[Path
             "it out of the dataset."
         ) from error
 
-    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # links may lead in a circle
-            folders.clear()
+    found: list[Path] = []
+    for path in walk(folder, unreadable):
+        extension = path.suffix.lower()
+        if extension not in EXTENSIONS | UNREAD_EXTENSIONS | _ARRAYS:
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            ending = Path(name).suffix.lower()
-            if name.startswith(".") or ending not in EXTENSIONS | UNREAD_EXTENSIONS | _ARRAYS:
-                continue
-            path = Path(place, name)
-            reason = f"{ending} files, which are not read" if ending not in EXTENSIONS else _irregular(path)
-            if not reason:
-                found.append(path)
-            elif skipped is not None:
-                skipped.append(Skipped(path, reason))
+        reason = f"{extension} files, which are not read" if extension not in EXTENSIONS else _irregular(path)
+        if not reason:
+            found.append(path)
+        elif skipped is not None:
+            skipped.append(Skipped(path, reason))
     return sorted(found)
 
 
@@ -73,5 +63,5 @@ def _irregular(path: Path) -> str:
 
 
 def reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
-    """How many files were skipped, by reason, the most frequent first."""
+    """Number of skipped files per reason, the most frequent reason first."""
     return dict(Counter(each.reason for each in skipped).most_common())

@@ -1,4 +1,4 @@
-"""Recognise the folder layouts of segmentation data sets and pair their images and masks."""
+"""Recognise the folder layouts of segmentation datasets, and pair images with masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evitseg.data.class_list import read_class_list
-from evitseg.data.dataset import ALL, Dataset
+from evitseg.data.dataset import ALL, SPLIT_SYNONYMS, SPLITS, Dataset
 from evitseg.data.folders import Skipped, image_files, reasons
 from evitseg.data.lists import Pair
 from evitseg.data.yaml_file import own_yaml, read_yaml, yaml_labels
@@ -18,61 +18,47 @@ from evitseg.errors import DatasetError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace, load_labels
 
-_SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-
-
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit", "img_dir")
-
-
 _MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt", "ground_truth",
     "segmentation", "SegmentationClass", "gtFine", "ann_dir",
 )  # fmt: skip
-
-
 _IMAGE_SUFFIXES = ("_leftImg8bit", "_image", "_img", "_rgb", "_sat")
-
-
-# The first that fits wins: Cityscapes has several masks for an image.
+# Tried in this order, because Cityscapes has several masks per image.
 _MASK_SUFFIXES = (
     "_gtFine_labelIds", "_labelIds", "_labelTrainIds", "_mask", "_masks", "_label", "_labels", "_gt", "_seg",
     "_segmentation", "_annotation", "_L",
 )  # fmt: skip
-
-
 _KNOWN_SUFFIXES = frozenset({*_MASK_SUFFIXES, "_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelTrainIds"})
 
 
 def find_dataset(
     path: str | os.PathLike[str], labels: LabelSpace | None = None, reading: ReadOptions = AS_STATED
 ) -> Dataset:
-    """Recognise how images and masks are arranged.
+    """Find the pairs of images and masks in a folder or file.
 
     Args:
-        path: a folder with `images/` and `masks/` (or other usual names, with or without splits above or below them),
-            of the SegNet tutorial (`train/`, `trainannot/`), of Cityscapes (`leftImg8bit/`, `gtFine/`), or of ADE20K
-            (`images/training`, `annotations/training`); a .txt or .csv file with an image and a mask on each line;
-            or a .yaml file with the keys path, train, val, test, masks_dir, names, label_mapping.
-        labels: the classes, where they are known better than the data says.
-        reading: how the images' files are read.
+        path: a folder with `images/` and `masks/` (or other common names, with or without splits above or below
+            them); the folder of the SegNet tutorial (`train/`, `trainannot/`), Cityscapes (`leftImg8bit/`, `gtFine/`)
+            or ADE20K (`images/training`, `annotations/training`); a .txt or .csv file with an image and a mask on each
+            line; a .yaml file with the keys path, train, val, test, masks_dir, names, label_mapping; or an export of
+            an annotation tool.
+        labels: the classes; None for those that the data names.
+        reading: how the image files are read.
 
-    Raises: DatasetError where there are no pairs, with what was looked for.
+    Raises: DatasetError if there are no pairs.
     """
     root = Path(path)
     try:
         exists = root.exists()
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # not a possible file name
         raise DatasetError(f"{str(root)[:200]!r}: no such file or folder ({error}).") from error
     except OSError as error:
         raise DatasetError(f"{str(root)[:200]}: cannot be read ({error.strerror or error}).") from error
     if not exists:
         raise DatasetError(f"{root}: no such file or folder.")
     if not (root.is_file() or root.is_dir()):
-        raise DatasetError(f"{root}: neither a file nor a folder.")
+        raise DatasetError(f"{root}: is neither a file nor a folder.")
     try:
         return _found(root, labels, reading)
     except OSError as error:
@@ -90,7 +76,7 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
             if drawn is not None:
                 return drawn
         if ending not in readers:
-            raise DatasetError(f"{root}: data is a folder, a list of pairs (.txt, .csv), or a .yaml file.")
+            raise DatasetError(f"{root}: not a dataset; pass a folder, a list of pairs (.txt, .csv) or a .yaml file.")
         found = readers[ending](root)
     elif (described := own_yaml(root)) is not None:
         found = _from_yaml(described)
@@ -104,23 +90,23 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
         if recognised is None:
             raise DatasetError(
                 f"{root}: no images with masks found; arrange them as {root}/images/NAME.jpg and "
-                f"{root}/masks/NAME.png, or give a list of pairs (.txt) or a .yaml file."
+                f"{root}/masks/NAME.png, or pass a list of pairs (.txt) or a .yaml file."
             )
         found = recognised
     if not found.pairs():
         examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
-        left_out = "".join(f"; left out: {count} {reason}" for reason, count in reasons(found.skipped).items())
+        skipped = "".join(f"; skipped: {count} {reason}" for reason, count in reasons(found.skipped).items())
         raise DatasetError(
-            f"{root}: {found.layout}, but no image has a mask of the same name (unpaired: {examples}, ...{left_out})."
+            f"{root}: {found.layout}, but no image has a mask of the same name (unpaired: {examples}, ...{skipped})."
             if examples
-            else f"{root}: {found.layout}, but it holds no images."
+            else f"{root}: {found.layout}, but it contains no images."
         )
     own = labels or _own_labels(root if root.is_dir() else root.parent, found)
     return _read_as(replace(found, labels=own), reading)
 
 
 def _drawn(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Dataset | None:
-    """Polygons and brush strokes of an annotation tool, drawn. Raises: DatasetError."""
+    """The dataset of an annotation tool, with masks drawn from its shapes, or None. Raises: DatasetError."""
     from evitseg.data.annotations.reading import drawn_dataset
 
     found = drawn_dataset(root, labels)
@@ -135,30 +121,30 @@ def _read_as(dataset: Dataset, reading: ReadOptions) -> Dataset:
 
 
 def find_pairs(path: str | os.PathLike[str], split: str | None = None) -> tuple[Pair, ...]:
-    """The pairs of a dataset, or of one of its splits. Raises: DatasetError."""
+    """The pairs in a folder or file, as `find_dataset` finds them. Raises: DatasetError."""
     return find_dataset(path).pairs(split)
 
 
 def _own_labels(folder: Path, found: Dataset) -> LabelSpace | None:
-    """The classes that the data names. Raises: DatasetError where a YAML file and what lies beside it disagree."""
-    beside = _labels_beside(folder)
-    if beside is None or found.labels is None or found.root.suffix.lower() not in (".yaml", ".yml"):
-        return beside or found.labels
-    stated = [space for space in (beside, found.labels) if "raw_ids" not in space.assumed]
-    if beside.names != found.labels.names or (len(stated) == 2 and _ids(beside) != _ids(found.labels)):
+    """The classes named in the data. Raises: DatasetError if a YAML file and the files next to it disagree."""
+    in_folder = _labels_in(folder)
+    if in_folder is None or found.labels is None or found.root.suffix.lower() not in (".yaml", ".yml"):
+        return in_folder or found.labels
+    stated = [space for space in (in_folder, found.labels) if "raw_ids" not in space.assumed]
+    if in_folder.names != found.labels.names or (len(stated) == 2 and _ids(in_folder) != _ids(found.labels)):
         other = folder / ("labels.json" if (folder / "labels.json").is_file() else "classes.txt")
         raise DatasetError(
-            f"{found.root} and {other} name different classes or ids; delete the wrong one, or give --labels."
+            f"{found.root} and {other} have different classes or ids; delete the wrong one, or choose with --labels."
         )
-    return stated[0] if stated else beside
+    return stated[0] if stated else in_folder
 
 
 def _ids(labels: LabelSpace) -> list[frozenset[int]]:
     return [frozenset(c.raw_ids) for c in labels.classes]
 
 
-def _labels_beside(folder: Path) -> LabelSpace | None:
-    """Classes that the folder itself names: labels.json, or classes.txt with a name a line."""
+def _labels_in(folder: Path) -> LabelSpace | None:
+    """The classes in a folder's labels.json, or in its classes.txt, which has one name per line."""
     if (folder / "labels.json").is_file():
         return load_labels(folder / "labels.json")
     if (folder / "classes.txt").is_file():
@@ -167,55 +153,57 @@ def _labels_beside(folder: Path) -> LabelSpace | None:
 
 
 def _child(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first of the names that is a folder here, in any case."""
+    """The folder with the first of these names that exists, in any case."""
     present = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
     return next((present[name.lower()] for name in names if name.lower() in present), None)
 
 
 def _splits_of(folder: Path) -> dict[str, Path]:
-    """Subfolders named as splits are. Raises: DatasetError where two are the same split."""
+    """Subfolders with the name of a split. Raises: DatasetError if two are the same split."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split = _SPLITS.get(path.name.lower()) if path.is_dir() else None
+        split = SPLIT_SYNONYMS.get(path.name.lower()) if path.is_dir() else None
         if split in found:
-            raise DatasetError(f"{folder}: {found[split].name}/ and {path.name}/ are both the {split} split; keep one.")
+            raise DatasetError(
+                f"{folder}: {found[split].name}/ and {path.name}/ are both the {split} split; rename or delete one."
+            )
         if split is not None:
             found[split] = path
     return found
 
 
 def _pair_trees(images: Path, masks: Path, skipped: list[Skipped]) -> tuple[list[Pair], list[Path]]:
-    """Pairs of two trees by place and stem, and what has no partner."""
-    taken: list[dict[Path, Path]] = []
-    doubles = []
+    """Pairs of two folder trees by relative path, and the files without a partner."""
+    trees: list[dict[Path, Path]] = []
+    duplicates = []
     for root in (images, masks):
         places: dict[Path, Path] = {}
-        # Of files that differ in their ending alone a PNG comes first: it keeps numbers exactly.
+        # If files differ only in their extension, a PNG is used, because it is lossless.
         for path in sorted(image_files(root, skipped), key=lambda p: (p.suffix.lower() != ".png", p)):
             place = _place(path, root)
             if place in places:
-                doubles.append(path)
+                duplicates.append(path)
             else:
                 places[place] = path
-        taken.append(dict(sorted(places.items())))
-    pairs, alone = pair_files(*taken)
-    return pairs, alone + doubles
+        trees.append(dict(sorted(places.items())))
+    pairs, alone = pair_files(*trees)
+    return pairs, alone + duplicates
 
 
 def _place(path: Path, root: Path) -> Path:
-    """Folders and stem below a root; a Mac may have written an accent as a character of its own."""
+    """The path below a root without its extension, normalised because macOS stores accents as separate characters."""
     return Path(unicodedata.normalize("NFC", str(path.relative_to(root).with_suffix(""))))
 
 
 def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple[list[Pair], list[Path]]:
-    """Pair files by their place (folders and stem below a root).
+    """Pair images and masks, given by their path below a root without extension.
 
-    A mask's stem is its image's, or its image's with a suffix: a usual one such as `_mask`, or another that more
-    than half of the masks have. A suffix begins with neither a letter nor a digit: `10` is not a mask of `1`.
+    The stem of a mask is that of its image, perhaps with a suffix: a common one such as `_mask`, or another suffix that
+    more than half of the masks have. A suffix starts with neither a letter nor a digit: `10` is not a mask of `1`.
 
-    Returns: pairs in the images' order, and the files without a partner.
+    Returns: pairs in the order of the images, and the files without a partner.
 
-    Raises: DatasetError where images have several masks, one a class.
+    Raises: DatasetError if images have several masks, such as one per class.
     """
     bare = {_without(place, _IMAGE_SUFFIXES): place for place in images}
     odd = Counter(suffix for place in masks if (suffix := _suffix(place, bare)) and suffix not in _KNOWN_SUFFIXES)
@@ -223,7 +211,7 @@ def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple
     if len(common) > 1:
         raise DatasetError(
             f"{next(iter(masks.values())).parent}: images have several masks each ({', '.join(sorted(odd))}); merge "
-            "them into one mask with a number for every class."
+            "them into one mask with a number per class."
         )
     suffixes = ["", *_MASK_SUFFIXES, *common]
     pairs, used = [], set()
@@ -238,7 +226,7 @@ def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple
     alone = [image for image in images.values() if image not in paired]
     for place, mask in masks.items():
         suffix = _suffix(place, bare)
-        # Another mask of a paired image is not alone where it is one of a known kind: Cityscapes has four.
+        # Further masks of a paired image are no problem if they are of a known kind: Cityscapes has four per image.
         spare = suffix in _KNOWN_SUFFIXES and images[bare[_without(place, (suffix,))]] in paired
         if place not in used and not spare:
             alone.append(mask)
@@ -246,7 +234,7 @@ def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple
 
 
 def _suffix(place: Path, names: Mapping[Path, Path]) -> str:
-    """What a mask's stem has behind the longest of the names that it begins with; "" where there is none."""
+    """The suffix of a mask's stem after the longest name that it starts with; "" if there is none."""
     for length in range(len(place.name) - 1, 0, -1):
         if not place.name[length].isalnum() and place.with_name(place.name[:length]) in names:
             return place.name[length:]
@@ -259,11 +247,11 @@ def _without(place: Path, suffixes: Iterable[str]) -> Path:
 
 
 def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], labels: str | None) -> Dataset:
-    """A dataset of tree pairs, one a split."""
+    """A dataset from one pair of folder trees per split."""
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
-    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+    for split in sorted(parts, key=SPLITS.index):
         pairs, alone = _pair_trees(*parts[split], skipped)
         splits[split] = tuple(pairs)
         unpaired += alone
@@ -275,9 +263,9 @@ def _cityscapes(root: Path) -> Dataset | None:
     images, masks = root / "leftImg8bit", root / "gtFine"
     if not (images.is_dir() and masks.is_dir()):
         return None
-    there = _splits_of(masks)
-    # The test split's masks are not public: all its pixels are ignored.
-    parts = {s: (p, there[s]) for s, p in _splits_of(images).items() if s in there and s != "test"}
+    mask_splits = _splits_of(masks)
+    # The public masks of the test split are empty: all pixels are ignored.
+    parts = {s: (p, mask_splits[s]) for s, p in _splits_of(images).items() if s in mask_splits and s != "test"}
     return _dataset(root, "Cityscapes", parts, "cityscapes")
 
 
@@ -285,15 +273,15 @@ def _ade20k(root: Path) -> Dataset | None:
     images, masks = root / "images", root / "annotations"
     if not all((folder / part).is_dir() for folder in (images, masks) for part in ("training", "validation")):
         return None
-    there = _splits_of(masks)
-    parts = {s: (p, there[s]) for s, p in _splits_of(images).items() if s in there}
-    return _with_rest(_dataset(root, "ADE20K", parts, "ade20k"), images, masks, parts)
+    mask_splits = _splits_of(masks)
+    parts = {s: (p, mask_splits[s]) for s, p in _splits_of(images).items() if s in mask_splits}
+    return _with_unassigned(_dataset(root, "ADE20K", parts, "ade20k"), images, masks, parts)
 
 
-def _with_rest(dataset: Dataset, images: Path, masks: Path, parts: Mapping[str, tuple[Path, Path]]) -> Dataset:
-    """The dataset, with what lies in no split's folder among the files without a partner."""
-    kept = {folder for both in parts.values() for folder in both}
-    rest = [path for path in (*image_files(images), *image_files(masks)) if not kept & set(path.parents)]
+def _with_unassigned(dataset: Dataset, images: Path, masks: Path, parts: Mapping[str, tuple[Path, Path]]) -> Dataset:
+    """The dataset with files outside all split folders added to the unpaired ones."""
+    assigned = {folder for both in parts.values() for folder in both}
+    rest = [path for path in (*image_files(images), *image_files(masks)) if not assigned & set(path.parents)]
     return replace(dataset, unpaired=(*dataset.unpaired, *rest))
 
 
@@ -306,10 +294,12 @@ def _segnet(root: Path) -> Dataset | None:
 def _trees(root: Path) -> Dataset | None:
     images, masks = _child(root, _IMAGE_FOLDERS), _child(root, _MASK_FOLDERS)
     if images and masks:
-        there = _splits_of(masks)
-        parts = {s: (p, there[s]) for s, p in _splits_of(images).items() if s in there} or {ALL: (images, masks)}
+        mask_splits = _splits_of(masks)
+        parts = {s: (p, mask_splits[s]) for s, p in _splits_of(images).items() if s in mask_splits} or {
+            ALL: (images, masks)
+        }
         found = _dataset(root, f"{images.name}/ and {masks.name}/", parts, None)
-        return _with_rest(found, images, masks, parts)
+        return _with_unassigned(found, images, masks, parts)
     parts = {}
     for split, folder in _splits_of(root).items():
         images, masks = _child(folder, _IMAGE_FOLDERS), _child(folder, _MASK_FOLDERS)
@@ -319,15 +309,15 @@ def _trees(root: Path) -> Dataset | None:
 
 
 def _side_by_side(root: Path) -> Dataset | None:
-    """Images and masks in one folder, a mask called as its image with a usual suffix: x.jpg and x_mask.png.
+    """Images and masks in one folder, such as x.jpg and x_mask.png.
 
-    A file whose name ends so is an image where none has the name before the suffix: surgical_mask.png alone.
+    A file with a mask's suffix is an image if there is no file without the suffix, such as surgical_mask.png.
     """
     parts = _splits_of(root) or {ALL: root}
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
-    for split in sorted(parts, key=["train", "val", "test", ALL].index):
+    for split in sorted(parts, key=SPLITS.index):
         places: dict[Path, list[Path]] = {}
         for path in image_files(parts[split], skipped):
             places.setdefault(_place(path, parts[split]), []).append(path)
@@ -344,7 +334,7 @@ def _side_by_side(root: Path) -> Dataset | None:
         )
         splits[split] = tuple(pairs)
         unpaired += [*alone, *(path for files in places.values() for path in files[1:])]
-    return Dataset(root, "masks beside their images", splits, None, tuple(unpaired), skipped=tuple(skipped))
+    return Dataset(root, "masks next to their images", splits, None, tuple(unpaired), skipped=tuple(skipped))
 
 
 def _from_list(path: Path) -> Dataset:
@@ -364,12 +354,12 @@ def _from_yaml(path: Path) -> Dataset:
         if not where:
             continue
         if not isinstance(where, str):
-            raise DatasetError(f"{path}: {split} must be one folder; put the images below one.")
+            raise DatasetError(f"{path}: {split} must be a single folder; move its images below one.")
         images = base / where
         masks = _mask_folder(base, Path(where), content["masks_dir"])
         for folder in (images, masks):
             if not _is_folder(folder):
-                raise DatasetError(f"{path}: {split} leads to {str(folder)[:200]}, which is not a folder.")
+                raise DatasetError(f"{path}: {split}: {str(folder)[:200]} is not a folder.")
         pairs, alone = _pair_trees(images, masks, skipped)
         splits[split] = tuple(pairs)
         unpaired += alone
@@ -379,12 +369,12 @@ def _from_yaml(path: Path) -> Dataset:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
 def _mask_folder(base: Path, images: Path, masks: str) -> Path:
-    """The images' folder with `images` replaced by the masks' name."""
+    """The folder of images with the last `images` in its path replaced by `masks`."""
     parts = list(images.parts)
     for i in reversed(range(len(parts))):
         if parts[i] == "images":

@@ -1,4 +1,4 @@
-"""Lists of pairs: an image and its mask on each line, as people and `evitseg convert` write them."""
+"""Lists of pairs: text files with an image and its mask on each line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from evitseg.system.files import replacing
 from evitseg.system.text import decoded
 
 _LONGEST_ROW = 20_000
+"""A longer row has a quote that is never closed."""
+# Not `csv`, which cannot tell whether a field was quoted: spaces around a field belong to a quoted name only.
 _FIELD = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?:,|$)|([^,]*)(?:,|$)')
-"""A field quoted as in CSV, a quote in it doubled, or a plain one, and what ends it."""
+"""A field and the comma or end after it: quoted as in CSV, with quotes inside doubled, or plain."""
 _OPENS = re.compile(r'(?:^|,)\s*"')
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, and how the image's file is read."""
+    """An image file and its mask file.
+
+    Attributes:
+        image, mask: the files.
+        reading: how the image is read.
+    """
 
     image: Path
     mask: Path
@@ -29,27 +36,27 @@ class Pair:
 
 
 def write_pairs(path: str | os.PathLike[str], pairs: Iterable[Pair], comment: str = "") -> None:
-    """Write a list that `read_pairs` reads back, whatever the files are called.
+    """Write a list that `read_pairs` reads back, for any file names.
 
-    The files are named relative to the list's folder, quoted as in CSV where a comma, a quote, a line break or blanks
-    require it.
+    Paths are relative to the folder of the list. They are quoted as in CSV if they contain a comma, a quote, a line
+    break or unusual spaces.
 
     Args:
-        comment: the first line, which begins with #.
+        comment: the first line, which starts with #.
 
-    Raises: FileError where the place cannot be written.
+    Raises: FileError if the list cannot be written.
     """
     path = Path(path)
     base = os.path.realpath(path.parent)
     lines = [f"{comment}\n"] if comment else []
     lines += [f"{_quoted(pair.image, base)},{_quoted(pair.mask, base)}\n" for pair in pairs]
     with replacing(path) as file:
-        # File systems hold bytes: a name that is not UTF-8 is written as the bytes it has.
+        # A file name that is not UTF-8 is written as the bytes that the file system has.
         file.write("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def _quoted(file: Path, base: str) -> str:
-    # The folder is resolved, because ".." after a link leads elsewhere; the file's own name stays.
+    # The folder is resolved, because ".." after a link would lead elsewhere. A file that is a link keeps its name.
     place = Path(os.path.realpath(file.parent)) / file.name
     try:
         name = os.path.relpath(place, base)
@@ -63,17 +70,17 @@ def _quoted(file: Path, base: str) -> str:
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """An image and a mask on each line, separated by a comma, a tab or blanks; relative to the list's folder.
+    """Read a list with an image and a mask on each line, separated by a comma, a tab or spaces.
 
-    Names may be quoted as in CSV. Lines that begin with # are comments, and a first line without file names is a
-    header.
+    Paths are relative to the folder of the list and may be quoted as in CSV. Lines that start with # are comments. A
+    first line without file names is a header.
 
-    Raises: DatasetError that names the line.
+    Raises: DatasetError with the number of the line.
     """
     pairs: list[Pair] = []
     for number, row in _rows(decoded(path, "surrogateescape")):
         fields = [part.strip() for part in row.split("\t")] if '"' not in row else []
-        if len(fields) != 2:  # not by a tab, in which case commas belong to names
+        if len(fields) != 2:  # separated by a tab, a line may have commas in its names
             fields = _fields(row)
         if len(fields) == 1:
             fields = [part.strip() for part in row.split("\t" if "\t" in row else None)]
@@ -88,14 +95,14 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
 
 
 def _rows(text: str) -> Iterator[tuple[int, str]]:
-    """Rows that are neither blank nor comments, with the number of their first line."""
+    """Rows that are neither empty nor comments, each with the number of its first line."""
     row, first = "", 0
     for number, line in enumerate(text.split("\n"), start=1):
         if row:
             row += f"\n{line}"
         elif line.strip() and not line.lstrip().startswith("#"):
             row, first = line, number
-        # A quoted name may hold a line break; a quote that nothing closes does not swallow the file.
+        # A quoted name may contain a line break, but a quote that is never closed must not swallow the whole file.
         if len(row) > _LONGEST_ROW or (row and not (_OPENS.search(row) and row.count('"') % 2)):
             yield first, row.strip()
             row = ""

@@ -1,4 +1,4 @@
-"""YAML files that describe a dataset, read as text: names stay as they are written, and nothing is constructed."""
+"""Read YAML files that describe a dataset. All scalars stay text: a class called `no` is not a boolean."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 def own_yaml(folder: Path) -> Path | None:
-    """The YAML file in a folder that describes its masks; others may be there, too.
+    """The YAML file in a folder that describes its masks, or None; other YAML files are ignored.
 
-    Raises: DatasetError where several do.
+    Raises: DatasetError if several files describe masks.
     """
     found = []
     for path in sorted(folder.glob("*.y*ml")):
@@ -33,14 +33,14 @@ def own_yaml(folder: Path) -> Path | None:
         if is_own:
             found.append(path)
     if len(found) > 1:
-        raise DatasetError(f"{found[0]} and {found[1]} both describe masks (masks_dir); give one of the files.")
+        raise DatasetError(f"{found[0]} and {found[1]} both describe masks (masks_dir); pass one of the two files.")
     return found[0] if found else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a dataset's YAML file; every scalar is the text as written, and "" for nothing.
+    """The keys and values of a dataset's YAML file; scalars are text as written, and empty values are "".
 
-    Raises: DatasetError for what cannot be read, nests deeply, or has other keys than `KEYS`.
+    Raises: DatasetError for a file that cannot be read, is nested deeply, or has keys that are not in `KEYS`.
     """
     import yaml
 
@@ -50,61 +50,65 @@ def read_yaml(path: Path) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise DatasetError(f"{path}: not a YAML file that can be read ({reason[:160]}).") from error
+        raise DatasetError(f"{path}: cannot be read as YAML ({reason[:160]}).") from error
     if not isinstance(node, yaml.MappingNode):
-        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+        raise DatasetError(f"{path}: needs the key masks_dir, the folder that replaces images/ in the paths of masks.")
     content: dict[str, Any] = {}
     for key_node, value in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
         if key not in KEYS:
             raise DatasetError(f"{path}: {unknown('key', key[:80], KEYS)}")
         if key in content:
-            raise DatasetError(f"{path}: the key {key} occurs twice; keep one.")
+            raise DatasetError(f"{path}: the key {key} occurs twice; delete one.")
         content[key] = None if key == "download" else _plain(path, value, 0)
     if not isinstance(content.get("masks_dir"), str) or not content["masks_dir"]:
-        raise DatasetError(f"{path}: needs the key masks_dir, the folder that takes the place of images/ for masks.")
+        raise DatasetError(f"{path}: needs the key masks_dir, the folder that replaces images/ in the paths of masks.")
     for key in ("path", "nc"):
         if not isinstance(content.get(key, ""), str):
-            raise DatasetError(f"{path}: {key} must be one value.")
+            raise DatasetError(f"{path}: {key} must be a single value.")
     return content
 
 
 def check_shape(path: Path, text: str) -> None:
-    """Before anything is built of it. Raises: DatasetError for deep nesting and aliases, YAMLError."""
+    """Check the nesting and size of a YAML text before it is parsed. Raises: DatasetError, and yaml.YAMLError."""
     import yaml
 
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.BaseLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH or number > _MAX_EVENTS:
-            raise DatasetError(f"{path}: nests more than {_MAX_DEPTH} levels deep or is too long for a dataset's YAML.")
+            raise DatasetError(
+                f"{path}: is nested more than {_MAX_DEPTH} levels deep, or too long for a dataset's YAML."
+            )
         if isinstance(event, yaml.AliasEvent):
             line = event.start_mark.line + 1 if event.start_mark else 1
-            raise DatasetError(f"{path}, line {line}: an alias (*{event.anchor}), which is not read; write it out.")
+            raise DatasetError(
+                f"{path}, line {line}: aliases (*{event.anchor}) are not supported; write the value out."
+            )
 
 
 def _plain(path: Path, node: Any, depth: int) -> Any:
-    """Text, a list of texts, or a mapping from text to text: nothing here goes deeper."""
+    """Text, a list of texts, or a mapping from text to text; deeper nesting is an error."""
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
         is_null = node.style is None and node.value in ("", "~", "null", "Null", "NULL")
         return "" if is_null and depth == 0 else node.value
     if depth:
-        raise DatasetError(f"{path}, line {node.start_mark.line + 1}: a list or mapping, where one value is expected.")
+        raise DatasetError(f"{path}, line {node.start_mark.line + 1}: a list or mapping instead of a single value.")
     if isinstance(node, yaml.SequenceNode):
         return [_plain(path, item, 1) for item in node.value]
     mapping: dict[str, str] = {}
     for key, value in node.value:
         name = _plain(path, key, 1)
         if name in mapping:
-            raise DatasetError(f"{path}, line {key.start_mark.line + 1}: the key {name} occurs twice; keep one.")
+            raise DatasetError(f"{path}, line {key.start_mark.line + 1}: the key {name} occurs twice; delete one.")
         mapping[name] = _plain(path, value, 1)
     return mapping
 
 
 def yaml_labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
-    """The classes that `names`, `nc` and `label_mapping` describe. Raises: DatasetError."""
+    """The classes from `names`, `nc` and `label_mapping`, or None without `names`. Raises: DatasetError."""
     try:
         return _labels(path, content)
     except ConfigError as error:
@@ -128,7 +132,7 @@ def _labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
     if not isinstance(mapping, dict) or not all(
         _NUMBER.fullmatch(number) for pair in mapping.items() for number in pair
     ):
-        raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id.")
+        raise DatasetError(f"{path}: label_mapping must map every raw id to a class index or to 255.")
     raw_ids: list[list[int]] = [[] for _ in ordered]
     ignored = set()
     for raw, index in ((int(raw), int(index)) for raw, index in mapping.items()):
@@ -137,7 +141,9 @@ def _labels(path: Path, content: Mapping[str, Any]) -> LabelSpace | None:
         elif index == 255 or index < 0:
             ignored.add(raw)
         else:
-            raise DatasetError(f"{path}: label_mapping must give a class index, or 255, for every raw id, not {index}.")
+            raise DatasetError(
+                f"{path}: label_mapping must map every raw id to a class index or to 255, not to {index}."
+            )
     assumed = frozenset() if ignored else frozenset({"ignored_ids"})
     ignored |= {255} - {raw for raws in raw_ids for raw in raws}
     classes = tuple(LabelClass(name, tuple(raw_ids[i]), distinct_color(i)) for i, name in enumerate(ordered))

@@ -1,16 +1,18 @@
-"""Evaluate a model, or masks that were predicted earlier, on labelled images."""
+"""Measure a segmenter, a function, or masks that exist already on labelled images."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +33,12 @@ from evitseg.raster.masks import read_mask_file, read_truth
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's part in a report.
+    """The score of one image; both numbers are nan if no pixel of its mask counts.
 
     Attributes:
-        pair: which one.
+        pair: the image and its mask.
         miou: mean over the classes that occur in this image, 0 to 1.
-        accuracy: share of its counted pixels that are right.
-
-    Both are nan where no pixel counts.
+        accuracy: fraction of its counted pixels that have the right class.
     """
 
     pair: Pair
@@ -47,7 +47,7 @@ class ImageResult:
 
 
 class ReportDict(TypedDict):
-    """A report's numbers for programs; a class that does not occur has None."""
+    """The JSON form of a `Report`; None stands for the score of a class that does not occur."""
 
     miou: float | None
     iou: dict[str, float | None]
@@ -64,14 +64,14 @@ class ReportDict(TypedDict):
 
 @dataclass(frozen=True)
 class Report:
-    """How good a model is on a set of images; all shares are 0 to 1.
+    """The accuracy of a model on a set of images; every fraction is between 0 and 1.
 
     Attributes:
         labels: the classes.
-        counts: over the whole set.
-        images: one by one, in the order they were given.
-        skipped: sentences about pairs that could not be read and are not in the numbers.
-        settings: what was measured, and how.
+        counts: pixel counts over the whole set.
+        images: one result per image, in the order of the pairs.
+        skipped: one sentence for each pair that could not be read; the numbers leave these pairs out.
+        settings: free-form notes on what was measured and how, such as the engine.
     """
 
     labels: LabelSpace
@@ -82,39 +82,43 @@ class Report:
 
     @property
     def iou(self) -> NDArray[np.float64]:
+        """IoU per class; nan for a class that occurs in neither truth nor prediction."""
         return iou(self.counts.confusion)
 
     @property
     def miou(self) -> float:
+        """Mean IoU over the classes that occur."""
         return mean(self.iou)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Share of every class's true pixels that are found; nan for a class without any."""
+        """Recall per class: the fraction of its true pixels that were predicted; nan for a class without any."""
         return ratio(np.diag(self.counts.confusion), self.counts.confusion.sum(1))
 
     @property
     def pixel_accuracy(self) -> float:
+        """Fraction of all counted pixels that have the right class."""
         confusion = self.counts.confusion
         return float(np.trace(confusion) / max(confusion.sum(), 1))
 
     @property
     def frequency_weighted_iou(self) -> float:
-        """Mean IoU, every class weighted by its share of the true pixels."""
-        shares = self.counts.confusion.sum(1) / max(self.counts.confusion.sum(), 1)
-        return float(np.nansum(self.iou * shares))
+        """Mean IoU in which each class weighs as much as its fraction of the true pixels."""
+        frequencies = self.counts.confusion.sum(1) / max(self.counts.confusion.sum(), 1)
+        return float(np.nansum(self.iou * frequencies))
 
     @property
     def boundary_iou(self) -> NDArray[np.float64]:
-        """IoU of every class's pixels near its boundaries, arXiv:2103.16562; nan for a class that has none."""
-        return ratio(self.counts.band_hits, self.counts.band_union)
+        """IoU per class of the pixels near its boundaries (arXiv:2103.16562); nan for a class without any."""
+        return ratio(self.counts.boundary_intersection, self.counts.boundary_union)
 
     @property
     def mean_boundary_iou(self) -> float:
+        """Mean of `boundary_iou` over the classes that occur."""
         return mean(self.boundary_iou)
 
     def to_dict(self) -> ReportDict:
-        """Numbers for programs; a class that does not occur has null."""
+        """The report as JSON types."""
 
         def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
             pairs = zip(self.labels.names, values.tolist(), strict=True)
@@ -135,11 +139,8 @@ class Report:
         }
 
     def to_json(self) -> str:
+        """`to_dict` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
-
-
-MaskFunction = Callable[[ImageArray], Mask]
-"""(H, W, 3) uint8 image -> (H, W) class indices."""
 
 
 class HasMask(Protocol):
@@ -150,8 +151,8 @@ class HasMask(Protocol):
 
 
 @runtime_checkable
-class ReadsFiles(Protocol):
-    """A segmenter: called with a file, it returns a prediction."""
+class FileSegmenter(Protocol):
+    """An `evitseg.Segmenter`, which reads image files itself. Evaluation must not import the runtime to say so."""
 
     @property
     def labels(self) -> LabelSpace: ...
@@ -162,97 +163,101 @@ class ReadsFiles(Protocol):
 
 
 def evaluate(
-    mask_of: ReadsFiles | MaskFunction | Callable[[Pair], Mask],
+    model: Predictor,
     data: str | os.PathLike[str] | Dataset | Sequence[Pair],
     labels: LabelSpace | None = None,
     *,
     split: str | None = None,
+    workers: int = 1,
     settings: dict[str, str] | None = None,
-    by_pair: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Measure a model, or any function from an image to a mask.
+    """Measure how well predicted masks match the true ones.
 
     Args:
-        mask_of: a `Segmenter`, which reads the files itself, as `evitseg eval` measures it; or a function from an image
-            (H, W, 3), uint8 RGB, to (H, W) class indices.
-        data: what `find_dataset` takes or gives, or pairs as `find_pairs` gives them.
-        labels: the classes; None takes the data's, in the order of the segmenter's, or else the segmenter's.
-        split: of a dataset; None takes val, else test, else all there is.
-        by_pair: `mask_of` takes the pair instead of the image, as a folder of predicted masks does.
-        settings: noted in the report.
-        progress: called with 1 for every pair done.
+        model: a `Segmenter`, which reads the image files as `evitseg eval` does; a function from an image, (H, W, 3)
+            uint8 RGB, to class indices, (H, W); or `PredictedMasks`.
+        data: a path or `Dataset` as for `find_dataset`, or a sequence of pairs.
+        labels: the classes. None uses the data's classes in the order of the segmenter's, or the segmenter's classes if
+            the data does not name any.
+        split: the split of a dataset to measure. None uses "val" if there is one, else "test", else all pairs.
+        workers: number of processes. `model` is pickled once for each of them, so it cannot be a lambda, and a script
+            needs `if __name__ == "__main__":` around its work.
+        settings: notes to keep in the report.
+        progress: called with 1 after every pair.
 
-    Raises: DatasetError where no pair can be read, and for a mask with an id that has no class; ConfigError where the
-    data's classes are not the segmenter's.
+    Raises: DatasetError if no pair can be read or a mask has an id that belongs to no class; ConfigError if the data
+    has other classes than the segmenter, or `model` cannot be pickled.
     """
-    own: LabelSpace | None = getattr(mask_of, "labels", None) if labels is None else None
+    own: LabelSpace | None = getattr(model, "labels", None) if labels is None else None
     if isinstance(data, (str, os.PathLike, Dataset)):
         dataset = data if isinstance(data, Dataset) else find_dataset(data, labels)
         pairs = dataset.pairs(split or default_split(dataset))
         labels = settled_split(dataset, pairs, labels or dataset.labels, own)
     else:
         if split is not None:
-            raise ConfigError(f"split {split!r} of pairs: give the data itself to choose a split of it.")
+            raise ConfigError(f"split {split!r} cannot be chosen from a list of pairs; pass the dataset itself.")
         pairs = tuple(data)
         labels = settled_for([pair.mask for pair in pairs], labels or own)
-    function: Callable[[Any], Any] = mask_of  # of an image or of a pair, as by_pair says
-    if isinstance(mask_of, ReadsFiles) and not by_pair:
-        segment = mask_of
-        # From the file, like `evitseg predict`: large JPEGs are decoded at a reduced size.
-        function, by_pair = (lambda pair: segment(pair.image).mask), True
-    outcomes = (measured(function, pair, labels, by_pair, progress) for pair in pairs)
-    return summarise(outcomes, labels, settings or {})
+    scored = _in_processes(model, pairs, labels, workers) if workers > 1 else _one_by_one(model, pairs, labels)
+
+    def reported() -> Iterator[tuple[Pair, Counts | str]]:
+        for each in scored:
+            progress(1)
+            yield each
+
+    return summarise(reported(), labels, settings or {})
 
 
 def default_split(dataset: Dataset) -> str | None:
-    """The split that is measured where none is asked for: val, else test, else all there is."""
+    """The split to measure unless the user chooses one: val, else test, else None for all pairs."""
     return next((name for name in ("val", "test") if name in dataset.splits), None)
 
 
 def settled_split(
     dataset: Dataset, pairs: Sequence[Pair], labels: LabelSpace | None, model: LabelSpace | None
 ) -> LabelSpace:
-    """The classes of a split's masks, in the order of a model's where there is one.
+    """The classes of a split's masks, in the order of the model's classes if those are given.
 
-    Raises: DatasetError, and ConfigError where the data's classes are not the model's.
+    Raises: DatasetError if the masks contradict each other; ConfigError if the data has other classes than the model.
     """
     labels = labels or model
-    # Whether 255 is the second of two classes can show in another split.
+    # Only the other splits may show whether 255 is the second of two classes.
     is_binary = labels is not None and len(labels.classes) <= 2
     settled = settled_for([pair.mask for pair in (dataset.pairs() if is_binary else pairs)], labels)
     return aligned(settled, model) if model is not None and settled.names != model.names else settled
 
 
-def measured(
-    mask_of: Callable[[Any], Mask],
-    pair: Pair,
-    labels: LabelSpace,
-    by_pair: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Pair, Counts | str]:
-    """One pair's counts, or the sentence about why it has none; see `evaluate` and `summarise`."""
+def pair_predictor(model: Predictor) -> Callable[[Pair], Mask]:
+    """A function that gives a pair's predicted mask; see `evaluate` for the models."""
+    if isinstance(model, PredictedMasks):
+        return model
+    if isinstance(model, FileSegmenter):
+        # It reads the file itself, like `evitseg predict`: large JPEGs are decoded at a reduced size.
+        segment: FileSegmenter = model
+        return lambda pair: segment(pair.image).mask
+    function: Callable[[ImageArray], Mask] = model
+    return lambda pair: function(read_image(pair.image, pair.reading))
+
+
+def count_pair(predict: Callable[[Pair], Mask], pair: Pair, labels: LabelSpace) -> Counts | str:
+    """The pixel counts of one pair, or a sentence that says why it has none."""
     try:
         truth = read_truth(pair.mask, labels)
-        prediction = mask_of(pair if by_pair else read_image(pair.image, pair.reading))
+        prediction = predict(pair)
         if prediction.shape != truth.shape:
             sizes = [f"{width}×{height}" for height, width in (truth.shape, prediction.shape)]
-            return pair, f"{pair.mask}: {sizes[0]} pixels, but the prediction has {sizes[1]}."
-        return pair, count(truth, prediction, labels)
+            return f"{pair.mask}: {sizes[0]} pixels, but the prediction has {sizes[1]}."
+        return count(truth, prediction, labels)
     except ImageError as error:
-        return pair, str(error)
-    finally:
-        progress(1)
+        return str(error)
 
 
-def summarise(outcomes: Iterable[tuple[Pair, Counts | str]], labels: LabelSpace, settings: dict[str, str]) -> Report:
-    """One report from every pair's counts, or the sentence about why it has none.
-
-    Raises: DatasetError where not one has counts.
-    """
+def summarise(scored: Iterable[tuple[Pair, Counts | str]], labels: LabelSpace, settings: dict[str, str]) -> Report:
+    """One report from all pairs with their `count_pair`. Raises: DatasetError if no pair has counts."""
     total: Counts | None = None
     images, skipped = [], []
-    for pair, counts in outcomes:
+    for pair, counts in scored:
         if isinstance(counts, str):
             skipped.append(counts)
             continue
@@ -261,16 +266,55 @@ def summarise(outcomes: Iterable[tuple[Pair, Counts | str]], labels: LabelSpace,
         right = np.trace(counts.confusion) / pixels if pixels else math.nan
         images.append(ImageResult(pair, mean_iou(counts.confusion), float(right)))
     if total is None:
-        raise DatasetError(f"nothing to measure: {skipped[0] if skipped else 'no pairs were given.'}")
+        raise DatasetError(f"nothing to measure: {skipped[0] if skipped else 'there are no pairs.'}")
     return Report(labels, total, tuple(images), tuple(skipped), settings)
 
 
+def _one_by_one(model: Predictor, pairs: Sequence[Pair], labels: LabelSpace) -> Iterator[tuple[Pair, Counts | str]]:
+    predict = pair_predictor(model)
+    for pair in pairs:
+        yield pair, count_pair(predict, pair, labels)
+
+
+def _in_processes(
+    model: Predictor, pairs: Sequence[Pair], labels: LabelSpace, workers: int
+) -> Iterator[tuple[Pair, Counts | str]]:
+    try:
+        pickled = pickle.dumps(model)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"this model cannot be sent to other processes ({error}); pass a segmenter or a function that a module "
+            "defines by name, or use one process."
+        ) from error
+    # Spawned, because an engine's threads do not survive a fork.
+    pool = ProcessPoolExecutor(min(workers, MAX_WORKERS), get_context("spawn"), _prepare, (pickled, labels))
+    try:
+        with pool:
+            yield from zip(pairs, pool.map(_count, pairs, chunksize=4), strict=True)
+    except BrokenProcessPool as error:
+        raise DatasetError(f"the evaluation stopped: {KILLED}") from error
+
+
+_prepared: tuple[Callable[[Pair], Mask], LabelSpace]
+"""The model and the classes of a worker process, which gets them once and not with every pair."""
+
+
+def _prepare(pickled: bytes, labels: LabelSpace) -> None:
+    global _prepared
+    _prepared = pair_predictor(pickle.loads(pickled)), labels
+
+
+def _count(pair: Pair) -> Counts | str:
+    predict, labels = _prepared
+    return count_pair(predict, pair, labels)
+
+
 class PredictedMasks:
-    """Masks that were predicted before, found in a folder by the images' names.
+    """Masks in a folder, written earlier by `evitseg predict` or another program; a model for `evaluate`.
 
     Args:
-        folder: with NAME.png or NAME_mask.png for every image NAME, at any depth.
-        labels: the classes; masks hold class indices or the classes' colours, as `evitseg predict` writes them.
+        folder: contains NAME.png or NAME_mask.png for every image NAME, at any depth.
+        labels: the classes. Masks hold class indices or the classes' colours, as `evitseg predict` writes them.
 
     Raises: DatasetError for a folder without masks.
     """
@@ -286,11 +330,12 @@ class PredictedMasks:
             raise DatasetError(f"{folder}: no masks (.png) found; evitseg predict writes them.")
 
     def __call__(self, pair: Pair) -> Mask:
-        """Raises: ImageError where the image has no mask here, or several."""
-        # Of street.jpg beside street.png, the masks are street_jpg_mask.png and street_png_mask.png.
+        """The predicted mask of a pair's image. Raises: ImageError if the folder has none, or several."""
+        # If street.jpg and street.png are in one folder, predict calls their masks street_jpg_mask.png and
+        # street_png_mask.png.
         names = (pair.image.name.replace(".", "_"), pair.image.stem)
         found = next((self._masks[name] for name in names if name in self._masks), [])
-        # Folders below ours are those that the image lies in; so a mask of the same name from elsewhere is no match.
+        # The folders above a mask must be those above the image: a mask of the same name elsewhere is another image's.
         found = [p for p in found if _ends_with(pair.image.parent.parts, p.relative_to(self.folder).parent.parts)]
         deepest = max((len(p.parts) for p in found), default=0)
         found = [p for p in found if len(p.parts) == deepest]
@@ -313,45 +358,5 @@ def _ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:
     return not end or parts[-len(end) :] == end
 
 
-_worker: Callable[[Pair], tuple[Pair, Counts | str]]
-
-
-def evaluate_in_processes(
-    make: Callable[[], tuple[Callable[[Any], Mask], bool]],
-    pairs: Sequence[Pair],
-    labels: LabelSpace,
-    workers: int,
-    *,
-    settings: dict[str, str] | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Report:
-    """`evaluate`, with the pairs divided over processes.
-
-    Args:
-        make: called once in every process; gives `mask_of` and `by_pair`. It has to be picklable.
-    """
-    import multiprocessing
-
-    # A fresh process, not a fork: an engine's threads do not survive one.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(workers, MAX_WORKERS), context, _start_worker, (make, labels)) as pool:
-
-            def outcomes() -> Iterable[tuple[Pair, Counts | str]]:
-                for outcome in pool.map(_work, pairs, chunksize=4):
-                    progress(1)
-                    yield outcome
-
-            return summarise(outcomes(), labels, settings or {})
-    except BrokenProcessPool as error:
-        raise DatasetError(f"measuring stopped: {KILLED}") from error
-
-
-def _start_worker(make: Callable[[], tuple[Callable[[Any], Mask], bool]], labels: LabelSpace) -> None:
-    global _worker
-    mask_of, by_pair = make()
-    _worker = lambda pair: measured(mask_of, pair, labels, by_pair, lambda done: None)  # noqa: E731  # bound once
-
-
-def _work(pair: Pair) -> tuple[Pair, Counts | str]:
-    return _worker(pair)
+Predictor: TypeAlias = FileSegmenter | PredictedMasks | Callable[[ImageArray], Mask]
+"""A source of predicted masks, as `evaluate` takes it."""

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing beside it: numbers, confusions, and where the model fails."""
+"""Write an evaluation as one self-contained HTML file: scores, confusion matrix and the worst images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.lists import Pair
 from evitseg.errors import ImageError
-from evitseg.evaluation.evaluate import Report
-from evitseg.image import ImageArray, Mask
+from evitseg.evaluation.evaluate import Predictor, Report, pair_predictor
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
 from evitseg.system.files import replacing
+from evitseg.visualize import error_map
 
 WORST = 8
-"""Images shown, of those with the lowest mIoU."""
-_WIDTH = 420  # of an image in the report, in pixels
+"""Number of images shown: those with the lowest mIoU."""
+_WIDTH = 420
+"""Width of an image in the report, in pixels."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: #1c1c1c; }
@@ -41,13 +39,11 @@ th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { backgr
 """
 
 
-def write_html(
-    report: Report, path: str | os.PathLike[str], mask_of: Callable[[Pair], Mask], title: str = "evitseg"
-) -> None:
-    """Write the report.
+def write_html(report: Report, path: str | os.PathLike[str], model: Predictor, title: str = "evitseg") -> None:
+    """Write the report as an HTML page.
 
     Args:
-        mask_of: gives a pair's predicted mask again, for the images that are drawn.
+        model: the model that was measured; it predicts the drawn images once more.
     """
     numbers = {
         "mIoU": report.miou,
@@ -63,21 +59,21 @@ def write_html(
         + f"<div><b>{len(report.images)}</b>images</div></div>",
         "<h2>Classes</h2>",
         _class_table(report),
-        "<h2>Confusion</h2><p>Of a true class's pixels (row), the percentage given to each class (column).</p>",
+        "<h2>Confusion matrix</h2><p>Each row shows how the pixels of one true class were predicted, in percent.</p>",
         _confusion_table(report),
-        f"<h2>The {min(WORST, len(report.images))} worst images</h2>"
-        "<p>Above the image; below in red the pixels that are wrong, in grey those that do not count.</p>",
-        _worst(report, mask_of),
+        f"<h2>The {min(WORST, len(report.images))} images with the lowest mIoU</h2>"
+        "<p>Each image, and below it an error map: wrong pixels are red, ignored pixels light grey.</p>",
+        _worst(report, model),
     ]
     if report.skipped:
         sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in report.skipped)
-        parts.append(f"<h2>Left out</h2><ul>{sentences}</ul>")
+        parts.append(f"<h2>Skipped</h2><ul>{sentences}</ul>")
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style>{''.join(parts)}</html>"
     )
     with replacing(path) as file:
-        file.write(page.encode(errors="replace"))  # file names need not be UTF-8
+        file.write(page.encode(errors="replace"))  # a file name may not be UTF-8
 
 
 def _percent(value: float) -> str:
@@ -91,14 +87,14 @@ def _swatch(labels: LabelSpace, index: int) -> str:
 
 
 def _class_table(report: Report) -> str:
-    share = report.counts.confusion.sum(1) / max(report.counts.confusion.sum(), 1)
+    frequencies = report.counts.confusion.sum(1) / max(report.counts.confusion.sum(), 1)
     rows = "".join(
         f"<tr><td>{_swatch(report.labels, i)}<td>{_percent(report.iou[i])}"
         f'<td style="text-align:left"><span class=bar style="width:{10 * np.nan_to_num(report.iou[i]):.2f}em">'
-        f"</span><td>{_percent(report.accuracy[i])}<td>{_percent(report.boundary_iou[i])}<td>{_percent(share[i])}"
+        f"</span><td>{_percent(report.accuracy[i])}<td>{_percent(report.boundary_iou[i])}<td>{_percent(frequencies[i])}"
         for i in range(len(report.labels.classes))
     )
-    header = "<tr><th>class<th>IoU %<th><th>found %<th>boundary IoU %<th>share of pixels %"
+    header = "<tr><th>class<th>IoU %<th><th>recall %<th>boundary IoU %<th>pixels %"
     return f"<div class=wide><table>{header}{rows}</table></div>"
 
 
@@ -111,47 +107,36 @@ def _confusion_table(report: Report) -> str:
         total = confusion[i].sum()
         cells = []
         for j in range(len(names)):
-            share = confusion[i, j] / total if total else 0.0
-            # Square roots, so that a confusion of some percent is seen beside the diagonal.
-            color = ("58,110,165" if i == j else "200,60,40") + f",{math.sqrt(share):.2f}"
-            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            fraction = confusion[i, j] / total if total else 0.0
+            # Square roots keep a confusion of a few percent visible next to the diagonal.
+            color = ("58,110,165" if i == j else "200,60,40") + f",{math.sqrt(fraction):.2f}"
+            text = f"{100 * fraction:.0f}" if fraction >= 0.005 else ""
             cells.append(f'<td style="background:rgba({color})">{text}')
         rows.append(f"<tr><th>{html.escape(name)}{''.join(cells)}")
     return f"<div class=wide><table class=confusion><tr><th>{header}{''.join(rows)}</table></div>"
 
 
-def _worst(report: Report, mask_of: Callable[[Pair], Mask]) -> str:
-    figures = []
-    judged = (result for result in report.images if not math.isnan(result.miou))
-    for result in sorted(judged, key=lambda r: r.miou)[:WORST]:
+def _worst(report: Report, model: Predictor) -> str:
+    predict, figures = pair_predictor(model), []
+    scored = (result for result in report.images if not math.isnan(result.miou))
+    for result in sorted(scored, key=lambda r: r.miou)[:WORST]:
         try:
             image, truth = (
                 read_image(result.pair.image, result.pair.reading),
                 read_truth(result.pair.mask, report.labels),
             )
-            prediction = mask_of(result.pair)
+            prediction = predict(result.pair)
         except ImageError:
-            continue  # predicted masks can be measured without their images, not drawn
+            continue  # predicted masks can be measured without their images, but not drawn
         if image.shape[:2] != truth.shape:
             continue
-        errors = draw_errors(image, truth, prediction, report.labels)
+        errors = error_map(image, truth, prediction, report.labels)
         name = html.escape(str(result.pair.image))
-        caption = f"{name}: mIoU {_percent(result.miou)}, right {_percent(result.accuracy)} %"
+        caption = f"{name}: mIoU {_percent(result.miou)}, {_percent(result.accuracy)} % of the pixels right"
         figures.append(
             f"<figure>{_image(Image.fromarray(image))}{_image(errors)}<figcaption>{caption}</figcaption></figure>"
         )
     return f"<div class=worst>{''.join(figures)}</div>"
-
-
-def draw_errors(image: ImageArray, truth: Mask, prediction: Mask, labels: LabelSpace) -> Image.Image:
-    """The image in grey, pixels whose class is wrong in red, those that do not count in light grey."""
-    grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB")).astype(np.float32)
-    ignored = truth == labels.ignore_index
-    wrong = (truth != prediction) & ~ignored
-    drawn: NDArray[np.float32] = grey.copy()
-    drawn[wrong] = 0.35 * grey[wrong] + 0.65 * np.array([230, 30, 20])
-    drawn[ignored] = 0.3 * grey[ignored] + 0.7 * 210
-    return Image.fromarray(drawn.astype(np.uint8))
 
 
 def _image(image: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is left of those whose process died."""
+"""Write files atomically, clean up after killed processes, and walk folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,43 +16,47 @@ from typing import BinaryIO
 from evitseg.errors import FileError
 
 TEMPORARY = ".evitseg-"
-"""What the names of files begin with that are on their way to another."""
+"""Prefix of the names of files and folders that are not finished."""
 STATE, LOCK = "state.json", "lock"
-"""Files of a folder with interrupted work, which a later call resumes."""
+"""Files in a folder of interrupted work that a later call can resume."""
 _OURS = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{12}")
 
 _ATTEMPTS = 4
 _swept: set[Path] = set()
-"""Folders that this process has looked through for what others left."""
+"""Folders in which this process has already cleaned up after others."""
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or folder; unlike `Path.exists`, False where that may not be known or cannot be a name.
+    """Whether a file or folder exists; False for an impossible name or one that may not be looked up.
 
-    Whoever reads or writes it tells why: one such name must not stop the others.
+    `Path.exists` raises for such names. Here one bad name must not stop the others: whoever reads or writes the file
+    reports it.
     """
     return os.path.exists(path)
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file, in the same way."""
+    """Whether a file exists; like `is_there` it never raises."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder, in the same way."""
+    """Whether a folder exists; like `is_there` it never raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` once the block ends, and leaves nothing behind if it fails.
+    """A binary file that replaces `path` when the block ends, or disappears if the block fails.
 
-    Missing folders are made. With `durable` the content is on the disk before it takes the place, so that after a
-    power cut one of the two is there whole; that waits for the disk. What is left of a process that was killed is
-    removed by the next one that writes to the folder.
+    Missing folders are created. A killed process leaves a temporary file, which the next process that writes to the
+    folder removes.
 
-    Raises: FileError where the place cannot be written.
+    Args:
+        durable: flush the content to disk before the replacement, so that either the old or the new file survives a
+            power cut. This waits for the disk.
+
+    Raises: FileError if the file cannot be written.
     """
     path = Path(path)
     try:
@@ -61,7 +65,7 @@ def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[B
         file, temporary = _new_file(path.parent)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    held = _held_open(file.fileno())
+    lock = _duplicate(file.fileno())
     try:
         with file:
             yield file
@@ -76,41 +80,87 @@ def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[B
             raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error
         raise
     finally:
-        if held is not None:
-            os.close(held)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent`, for what is on its way to its place beside it; removed at the end with all in it.
+    """A hidden temporary folder in `parent`, removed with its content when the block ends.
 
-    Raises: OSError where none can be made.
+    Raises: OSError if it cannot be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     sweep_once(parent)
     while True:
         folder = parent / temporary_name()
         folder.mkdir()
-        held = _lock_folder(folder)
-        if folder.is_dir():  # another process's `sweep` may have come in between
+        lock = _lock_folder(folder)
+        if folder.is_dir():  # another process's `sweep` may have removed it before it was locked
             break
-        if held is not None:
-            os.close(held)
+        if lock is not None:
+            os.close(lock)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        if lock is not None:
+            os.close(lock)
+
+
+def walk(
+    folder: Path, on_error: Callable[[OSError], None], is_opaque: Callable[[Path], bool] = lambda folder: False
+) -> Iterator[Path]:
+    """Files at any depth below a folder, in no particular order.
+
+    Links to folders are followed, but every folder is visited once. Hidden files and folders are left out.
+
+    Args:
+        on_error: called with the error, whose `filename` is the path, for a folder that cannot be listed.
+        is_opaque: whether a folder is yielded as if it were a file, instead of being searched.
+    """
+    seen: set[tuple[int, int]] = set()
+    links = [folder]
+    while links:  # real folders before linked ones, so that a file has its real path if it can be reached by both
+        waiting = [links.pop(0)]
+        while waiting:
+            place = waiting.pop()
+            try:
+                about = place.stat()
+                if (about.st_dev, about.st_ino) in seen:
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+                with os.scandir(place) as entries:
+                    content = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                on_error(error)
+                continue
+            for entry in content:
+                if entry.name.startswith("."):
+                    continue
+                path = place / entry.name
+                if not _is_folder_entry(entry) or is_opaque(path):
+                    yield path
+                elif entry.is_symlink():
+                    links.append(path)
+                else:
+                    waiting.append(path)
+
+
+def _is_folder_entry(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a circular link
+        return False
 
 
 def temporary_name() -> str:
-    """A name for a file or folder on its way to another: hidden, and short whatever that other is called."""
+    """A name for an unfinished file or folder: hidden, and short enough whatever the final name is."""
     return f"{TEMPORARY}{secrets.token_hex(6)}"
 
 
 def sweep_once(folder: Path) -> None:
-    """`sweep`, if this process has not yet done so."""
+    """Call `sweep` unless this process has already done so for the folder."""
     place = Path(os.path.abspath(folder))
     if place not in _swept:
         _swept.add(place)
@@ -118,10 +168,10 @@ def sweep_once(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the hidden files and folders that killed processes left here.
+    """Remove the temporary files and folders that killed processes left in a folder.
 
-    Whoever writes one holds a lock on it, which the system releases when the process ends, however it ends; only what
-    can be locked is removed. Interrupted work that can be resumed stays.
+    A writer holds a lock on its temporary file, and the system releases the lock when the process ends for any reason.
+    Only files that can be locked are removed. Interrupted work that can be resumed stays.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -136,8 +186,8 @@ def sweep(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> bool:
-    """Remove a hidden folder unless a process works in it; whether it is gone."""
-    if sys.platform == "win32":  # which removes no file that is open
+    """Remove a temporary folder unless a process works in it; returns whether it is gone."""
+    if sys.platform == "win32":  # Windows does not remove open files
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
             shutil.rmtree(folder)
@@ -168,8 +218,8 @@ def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
     """A new hidden file, locked."""
     for attempt in range(_ATTEMPTS):
         temporary = folder / temporary_name()
-        # Not tempfile's: its files are private, and a result has the rights of any new file.
-        file = open(temporary, "xb")  # noqa: SIM115  # closed by the caller, where its errors are told
+        # Not from tempfile, whose files only the owner may read: a result gets the permissions of any new file.
+        file = open(temporary, "xb")  # noqa: SIM115  # the caller closes it and reports errors
         if sys.platform == "win32":
             return file, temporary
         _lock(file.fileno())
@@ -178,12 +228,12 @@ def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
                 return file, temporary
         if attempt == _ATTEMPTS - 1:
             return file, temporary
-        file.close()  # another process's `sweep` came in between
+        file.close()  # another process's `sweep` removed it before it was locked
     raise AssertionError
 
 
-def _held_open(file: int) -> int | None:
-    """Keeps the lock of an open file until the file has its name, also after it is closed."""
+def _duplicate(file: int) -> int | None:
+    """A second descriptor, which keeps the lock of a file that is closed before it gets its final name."""
     return None if sys.platform == "win32" else os.dup(file)
 
 
@@ -198,7 +248,7 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def _lock(file: int) -> bool:
-    """Take an open file for this process alone; False where another has it or the file system has no locks."""
+    """Lock an open file; False if another process has locked it or the file system has no locks."""
     if sys.platform == "win32":
         return False
     import fcntl

@@ -23,7 +23,7 @@ from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image, save_image
 from evitseg.raster.masks import read_truth
 from evitseg.system.files import replacing
-from evitseg.visualize import tinted
+from evitseg.visualize import tile_sheet, tinted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -241,10 +241,4 @@ def predictions(pairs: Sequence[Pair], mask_of: Callable[[ImageArray], Mask], la
         rows.append([tile.resize((_WIDTH, height)) for tile in tiles])
     if not rows:
         return None
-    sheet = Image.new("RGB", (3 * _WIDTH, sum(row[0].height for row in rows)))
-    top = 0
-    for row in rows:
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (column * _WIDTH, top))
-        top += row[0].height
-    return sheet
+    return tile_sheet(rows)

@@ -22,7 +22,7 @@ from evitseg._version import __version__
 from evitseg.data.inspect import Inspection
 from evitseg.data.lists import Pair
 from evitseg.errors import ImageError, MissingPackageError, TrainError
-from evitseg.evaluation.evaluate import Report, measured, summarise
+from evitseg.evaluation.evaluate import Report, count_pair, pair_predictor, summarise
 from evitseg.image import ImageArray
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.model.checkpoints import average_weights, save_checkpoint
@@ -284,7 +284,8 @@ class Trainer:
 
             # Without it batch norm's statistics would be every process's own.
             self.measured.load_state_dict(broadcast(self.measured.state_dict()))
-        outcomes = [measured(self._mask, pair, self.labels) for pair in self.val[rank::processes]]
+        predict = pair_predictor(self._mask)
+        outcomes = [(pair, count_pair(predict, pair, self.labels)) for pair in self.val[rank::processes]]
         if processes > 1:
             from accelerate.utils import gather_object
 

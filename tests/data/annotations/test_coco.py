@@ -108,17 +108,17 @@ BAD = [
     ({"segmentation": [[1e300, 1, 20, 20, 30, 5]]}, "far outside"),
     ({"segmentation": [[100000000, 1, 20, 20, 30, 5]]}, "far outside"),
     ({"segmentation": [[10, 10, 30, 10, 30, 30, 10]]}, "7 numbers"),
-    ({"segmentation": [[0, 0]]}, "at least 3"),
-    ({"segmentation": [[1, 1, 3, 3]]}, "at least 3"),  # pycocotools takes four numbers for a box
-    ({"segmentation": [{}]}, "no list of numbers"),
+    ({"segmentation": [[0, 0]]}, "no area"),
+    ({"segmentation": [[1, 1, 3, 3]]}, "no area"),  # pycocotools takes four numbers for a box
+    ({"segmentation": [{}]}, "not a list of numbers"),
     ({"segmentation": []}, "no polygon"),
-    ({"segmentation": None}, "no segmentation"),
-    ({"segmentation": "nothing"}, "no segmentation"),
+    ({"segmentation": None}, "neither polygons nor run lengths"),
+    ({"segmentation": "nothing"}, "neither polygons nor run lengths"),
     ({"segmentation": {"size": [6, 8], "counts": [1, 2]}}, "add up to 3 pixels"),
     ({"segmentation": {"size": [6, 8], "counts": [-1, 49]}}, "negative"),
-    ({"segmentation": {"size": [6, 8], "counts": "zzzzz~~~"}}, "do not belong"),
+    ({"segmentation": {"size": [6, 8], "counts": "zzzzz~~~"}}, "invalid characters"),
     ({"segmentation": {"size": [6, 8], "counts": "0"}}, "add up to 0 pixels"),
-    ({"segmentation": {"size": [6, 8], "counts": 5}}, "no list and no text"),
+    ({"segmentation": {"size": [6, 8], "counts": 5}}, "neither a list nor text"),
     ({"segmentation": {"size": [600, 8], "counts": [4800]}}, "run lengths for"),
     ({"segmentation": {"counts": [48]}}, "run lengths for"),
     ({"segmentation": square(1, 1, 3, 3), "category_id": 5}, "category_id 5"),
@@ -154,7 +154,7 @@ def test_the_command_reports_what_it_leaves_out_with_status_1(tmp_path: Path) ->
     assert run.exit_code == 1, run.output
     assert "annotation 101 (deep/a.png) has a polygon of 3 numbers" in run.output
     assert "and 10 more" in run.output
-    assert "1 object on 1 image" in run.output
+    assert "1 object in 1 image" in run.output
     again = CliRunner().invoke(app, ["check", str(tmp_path / "out/pairs.txt"), "--workers", "1"])
     assert "cat" in again.output
 
@@ -197,7 +197,7 @@ def test_ids_as_text_are_matched_and_strangers_reported(tmp_path: Path) -> None:
     write(tmp_path, [shape | {"image_id": "7", "category_id": "90"}, shape | {"image_id": 99}])
     done = convert(tmp_path)
     assert ["annotation 101 has the image_id 99" in problem for problem in done.problems] == [True]
-    assert any("as text" in note for note in done.notes)
+    assert any("text" in note for note in done.notes)
     assert np.asarray(Image.open(tmp_path / "out/masks/deep/a.png"))[2, 3] == 2
 
 
@@ -207,34 +207,34 @@ def test_an_id_of_two_images_leaves_both_out(tmp_path: Path) -> None:
     shape = {"segmentation": square(1, 2, 4, 7)}
     write(tmp_path, [shape, shape | {"image_id": 9}], ("a.png", "b.png", "c.png"), images=images)
     done = convert(tmp_path)
-    assert any("image id 7 stands for 'a.png' and 'b.png'" in problem for problem in done.problems)
+    assert any("image id 7 is shared by 'a.png' and 'b.png'" in problem for problem in done.problems)
     assert [p.name for p in (tmp_path / "out/masks").iterdir()] == ["c.png"]
 
 
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"file_name": "../a.png"}, "leads out of the folder"),
-        ({"file_name": "/etc/a.png"}, "leads out of the folder"),
-        ({"file_name": "C:\\a.png"}, "leads out of the folder"),
-        ({"file_name": "deep/../../a.png"}, "leads out of the folder"),
-        ({"file_name": ""}, "leads out of the folder"),
-        ({"file_name": 5}, "no text"),
-        ({"file_name": None}, "no text"),
+        ({"file_name": "../a.png"}, "outside the folder"),
+        ({"file_name": "/etc/a.png"}, "outside the folder"),
+        ({"file_name": "C:\\a.png"}, "outside the folder"),
+        ({"file_name": "deep/../../a.png"}, "outside the folder"),
+        ({"file_name": ""}, "outside the folder"),
+        ({"file_name": 5}, "not text"),
+        ({"file_name": None}, "not text"),
         ({"file_name": "a\ud800.png"}, "cannot be printed"),
         ({"file_name": "a\0.png"}, "cannot be printed"),
         ({"file_name": "x" * 5000}, "too long"),
-        ({"file_name": "absent.png"}, "no such image"),
-        ({"height": float("inf")}, "no number"),
-        ({"height": 6.5}, "no whole number"),
-        ({"height": 10**30}, "no number"),
-        ({"height": -6, "width": -8}, "cannot be"),
-        ({"height": 10**9}, "cannot be"),
-        ({"height": 0}, "cannot be"),
-        ({"height": None}, "no number"),
+        ({"file_name": "absent.png"}, "was not found"),
+        ({"height": float("inf")}, "not a number"),
+        ({"height": 6.5}, "not a whole number"),
+        ({"height": 10**30}, "not a number"),
+        ({"height": -6, "width": -8}, "impossible"),
+        ({"height": 10**9}, "impossible"),
+        ({"height": 0}, "impossible"),
+        ({"height": None}, "not a number"),
         ({"height": 12, "width": 16}, "for 16×12 pixels, but the image has 8×6"),
-        ({"id": None}, "no number"),
-        ({"id": []}, "no number"),
+        ({"id": None}, "not a number"),
+        ({"id": []}, "not a number"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_reported_and_the_others_are_done(
@@ -277,7 +277,7 @@ def test_an_image_annotated_as_it_is_stored_gets_a_mask_turned_like_it(tmp_path:
     exif[0x0112] = 6
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos/a.jpg", exif=exif)
     done = write_masks(read_annotations(source), tmp_path / "out")
-    assert any("not as EXIF turns it" in note for note in done.notes)
+    assert any("EXIF" in note for note in done.notes)
     stored = np.zeros(SIZE, int)
     stored[1:4, 2:7] = 1
     # Orientation 6: the stored rows are the upright image's columns, from right to left.
@@ -314,7 +314,7 @@ def test_2000_objects_take_the_memory_of_a_mask(tmp_path: Path) -> None:
 
 def test_70000_categories_are_counted_before_anything_else(tmp_path: Path) -> None:
     write(tmp_path, [], categories=[{"id": i, "name": f"c{i}"} for i in range(70_000)])
-    with pytest.raises(DatasetError, match="70,001 classes; a mask holds at most 65,535"):
+    with pytest.raises(DatasetError, match="70,001 classes.* 65,535"):
         convert(tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_files_that_are_not_coco_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=r"a\.json: not") as error:
             read_annotations(tmp_path / "a.json")
         assert "\n" not in str(error.value)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="no such file"):
         read_annotations(tmp_path / "absent.json")
 
 
@@ -336,7 +336,7 @@ def test_a_file_without_a_usable_image_or_object_is_an_error(tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="none of its 1 images"):
         (tmp_path / "empty").mkdir()
         write_masks(read_annotations(source, tmp_path / "empty"), tmp_path / "new")
-    with pytest.raises(DatasetError, match="no such folder of images"):
+    with pytest.raises(DatasetError, match="does not exist"):
         read_annotations(source, tmp_path / "absent")
 
 

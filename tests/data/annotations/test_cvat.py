@@ -69,7 +69,7 @@ def test_polygons_masks_and_ellipses_are_drawn_by_z_order(
     np.testing.assert_array_equal(done.masks["a.png"], expected)
     assert done.splits == {"train": ["a.png"]}
     for kind in ("box", "polyline", "tag"):
-        assert f"1 shape of type {kind} left out" in done.output
+        assert f"1 shape of type {kind} skipped" in done.output
 
 
 BAD = [
@@ -133,9 +133,9 @@ def test_a_damaged_image_does_not_stop_the_others(
     [
         (HEAD.replace("<annotations>", '<!DOCTYPE x [<!ENTITY a "b">]><annotations>'), "entities"),
         (HEAD + "<track></track>", "CVAT for images 1.1"),
-        (HEAD + "<image", "not XML"),
-        (HEAD.replace("utf-8", "utfN8"), "not XML"),
-        (HEAD.replace("utf-8", "utf-7"), "not XML"),
+        (HEAD + "<image", "as XML"),
+        (HEAD.replace("utf-8", "utfN8"), "as XML"),
+        (HEAD.replace("utf-8", "utf-7"), "as XML"),
         ("<annotations>", "no image is left"),
     ],
 )

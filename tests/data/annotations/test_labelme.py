@@ -84,7 +84,7 @@ def test_every_shape_with_an_area_is_drawn_in_the_files_order(
     )
     expected[2:6, 30:35][brush > 0] = 3
     np.testing.assert_array_equal(done.masks["a.jpg"], expected)
-    assert "1 shape of type line left out" in done.output
+    assert "1 shape of type line skipped" in done.output
 
 
 def test_a_circle_is_round(convert: Callable[..., Any], photo: Callable[..., Path], tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_labels_txt_gives_the_order_of_classes_and_so_does_the_option(
     labels.write_text("__ignore__\n_background_\ny\nx\n")
     done = convert(tmp_path / "d")
     assert (done.status, done.names) == (0, ("background", "y", "x"))
-    assert "1 image without a JSON file left out" in done.output
-    assert "1 JSON file of another kind left out" in done.output
+    assert "1 image without a JSON file skipped" in done.output
+    assert "1 JSON file of another kind skipped" in done.output
     shutil.move(labels, tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("y\n_background_\n")
     done = convert(tmp_path / "d", "--labels", str(tmp_path / "names.txt"))
     assert done.names == ("y", "background")
-    assert "1 object of class 'x', which --labels does not have" in done.output
+    assert "1 object of class 'x', which is not in --labels" in done.output
     assert (done.masks["a.jpg"][[5, 15, 30], [5, 15, 30]] == [255, 0, 1]).all()
 
 
@@ -199,7 +199,7 @@ def test_check_reads_the_folder_as_it_is_and_names_the_command_that_keeps_the_ma
     assert "Labelme annotations" in run.output
     assert "ready to train" in run.output
     assert "c.json: shapes[1] (c.jpg) has a polygon of 1 points" in run.output
-    assert f"to keep them: evitseg convert '{tmp_path}/my data' --out DATA" in run.output
+    assert f"evitseg convert '{tmp_path}/my data' --out DATA keeps them" in run.output
     assert sorted(path.name for path in (tmp_path / "my data").iterdir()) == [
         f"{n}.{e}" for n in "abc" for e in ("jpg", "json")
     ]
@@ -234,7 +234,7 @@ def test_a_label_space_without_background_ignores_it_and_says_so(
     done = convert(tmp_path / "d", "--labels", "camvid")
     assert done.status == 1
     assert "have no background" in done.output
-    assert "1 image left out, the first b.jpg" in done.output
+    assert "1 image skipped, the first b.jpg" in done.output
     assert set(np.unique(done.masks["a.jpg"])) == {done.names.index("car"), 255}
 
 

@@ -239,7 +239,7 @@ def test_tools_whose_files_are_not_read_are_named(photo: Callable[..., Path], tm
         ("b/meta.json", "Supervisely"),
         ("c/classes/classes.json", "SuperAnnotate"),
         ("d/export.zip", "unpack"),
-        ("f/labels/a.txt", "without the names of their classes"),
+        ("f/labels/a.txt", "without class names"),
         ("e/x.txt", "not an export of a known tool"),
     ):
         path = tmp_path / place

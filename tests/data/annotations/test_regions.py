@@ -67,11 +67,11 @@ def test_a_bitmap_that_leaves_the_image_is_cut_off() -> None:
         ([0, 0], "1 points"),
         ([1, 1, 2, 2], "2 points"),
         ([], "0 points"),
-        ([[1, 1], [2, 2], [3]], "no number"),
-        (["1", 1, 2, 2, 3, 3], "no number"),
-        ([True, 1, 2, 2, 3, 3], "no number"),
-        ({}, "no list"),
-        (None, "no list"),
+        ([[1, 1], [2, 2], [3]], "not a number"),
+        (["1", 1, 2, 2, 3, 3], "not a number"),
+        ([True, 1, 2, 2, 3, 3], "not a number"),
+        ({}, "not a list"),
+        (None, "not a list"),
     ],
 )
 def test_coordinates_that_cannot_be_drawn_are_refused(values: object, reason: str) -> None:

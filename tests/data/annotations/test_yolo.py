@@ -138,7 +138,7 @@ def test_what_cannot_be_converted_is_one_sentence(photo: Callable[..., Path], tm
     assert "labels of boxes" in error("train: images\nnames: [x]\n", "0 0.5 0.5 0.1 0.1\n")
     assert "no image has a label file" in error("train: images\nnames: [x]\n", None)
     assert "without gaps" in error("train: images\nnames: {0: x, 2: y}\n", AREA)
-    assert "which is not there" in error("train: absent\nnames: [x, y]\n", AREA)
+    assert "does not exist" in error("train: absent\nnames: [x, y]\n", AREA)
 
 
 def test_check_reads_it_as_it_is(photo: Callable[..., Path], tmp_path: Path) -> None:

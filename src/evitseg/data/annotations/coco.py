@@ -1,4 +1,4 @@
-"""COCO: objects as polygons or run lengths (and panoptic ones as PNGs), in one JSON file for many images."""
+"""COCO: one JSON file for many images, with objects as polygons or run lengths."""
 
 from __future__ import annotations
 
@@ -37,33 +37,34 @@ FORM = (
 
 
 def is_coco(content: Any) -> bool:
+    """Whether the content of a JSON file has the keys of COCO."""
     return isinstance(content, dict) and set(content) >= _KEYS
 
 
 def read_coco(content: Any, path: Path, images: Path | None, split: str | None = None) -> Annotations:
-    """Objects of a COCO file; the smaller ones lie above the larger.
+    """Read the objects of a COCO file; smaller objects are drawn over larger ones.
 
     Args:
-        content: what its JSON holds.
+        content: the parsed JSON.
         path: the file, for messages and to find the images near it.
-        images: the folder that file names start from; None to look for it.
-        split: of all its images; None for the one its name tells.
+        images: the folder that file names are relative to; None to look for it.
+        split: split of all images; None to take it from the file's name.
 
-    Raises: DatasetError for a file that is not COCO's.
+    Raises: DatasetError for a file that is not in COCO's format.
     """
     if not is_coco(content) or not all(isinstance(content[key], list) for key in _KEYS):
-        raise DatasetError(f"{path}: not COCO's form; {FORM}.")
+        raise DatasetError(f"{path}: not in COCO's format: {FORM}.")
     found = Annotations("COCO annotations", path, [], [], larger_first=True)
     name_of = categories_of(content["categories"], found)
     stem = path.stem
     folder = ImageFolder(path.parent, images, _usual_folders(stem))
-    kept = images_of(content["images"], found, folder)
+    usable = images_of(content["images"], found, folder)
     objects: dict[Id, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     as_text = 0
-    ids: set[Id] = {key for key, *_ in kept}
+    ids: set[Id] = {key for key, *_ in usable}
     for i, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict):
-            found.problems.append(f"{path}: annotations[{i}] is no object ({short(annotation)}).")
+            found.problems.append(f"{path}: annotations[{i}] is not an object ({short(annotation)}).")
             continue
         where = f"annotation {short(annotation['id'])}" if "id" in annotation else f"annotations[{i}]"
         image_id = annotation.get("image_id")
@@ -74,8 +75,8 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
         as_text += isinstance(image_id, str) and isinstance(key, int)
         objects[key].append((where, annotation))
     if as_text:
-        found.notes.append(f"{as_text} annotations give the number of their image as text; it is taken as a number.")
-    for key, name, size in kept:
+        found.notes.append(f"{as_text} annotations have an image id that is text; it is read as a number.")
+    for key, name, size in usable:
         found.images.append(
             AnnotatedImage(
                 name,
@@ -90,19 +91,20 @@ def read_coco(content: Any, path: Path, images: Path | None, split: str | None =
 
 
 def _usual_folders(stem: str) -> list[str]:
-    """Where images lie by the annotations' name: instances_train2017.json beside train2017/, images/train2017/."""
+    """Folders of images by the annotations' name: train2017/ and images/train2017/ for instances_train2017.json."""
     last = stem.split("_")[-1]
     return [f"{prefix}{name}" for name in dict.fromkeys((last, stem)) for prefix in ("", "images/")]
 
 
 def id_of(value: Any) -> Id:
-    """An id; one of digits is a number, also where it is written as text. Raises: DatasetError."""
+    """An id; digits are a number, even if they are written as text. Raises: DatasetError."""
     if isinstance(value, str) and value and value.isprintable() and not value.strip().isdecimal():
         return value
     return whole(value, "id")
 
 
 def known_id(value: Any, ids: Container[Id]) -> Id | None:
+    """The id, or None if it is not among `ids`."""
     try:
         key = id_of(value)
     except DatasetError:
@@ -111,12 +113,13 @@ def known_id(value: Any, ids: Container[Id]) -> Id | None:
 
 
 def categories_of(categories: list[Any], found: Annotations) -> dict[Id, str]:
+    """Class names by category id; also appends them to `found.names`. Raises: DatasetError for an id with two names."""
     name_of: dict[Id, str] = {}
     entries = []
     for i, category in enumerate(categories):
         try:
             if not isinstance(category, dict):
-                raise DatasetError(f"is no object ({short(category)})")
+                raise DatasetError(f"is not an object ({short(category)})")
             key = id_of(category.get("id"))
             entries.append((key, class_name(category.get("name"))))
         except DatasetError as error:
@@ -124,23 +127,23 @@ def categories_of(categories: list[Any], found: Annotations) -> dict[Id, str]:
     for key, name in sorted(entries, key=lambda entry: (isinstance(entry[0], str), entry[0])):
         if name_of.setdefault(key, name) != name:
             raise DatasetError(
-                f"{found.source}: category {key} is both {name_of[key]!r} and {name!r}; ids must differ."
+                f"{found.source}: category {key} is both {name_of[key]!r} and {name!r}; give each category its own id."
             )
-    found.names += name_of.values()  # two categories of one name are one class
+    found.names += name_of.values()  # categories of the same name are one class
     return name_of
 
 
 def images_of(
     entries: list[Any], found: Annotations, folder: ImageFolder | None = None
 ) -> list[tuple[Id, str, tuple[int, int]]]:
-    """Id, name and (height, width) of the images that can be used."""
-    kept: dict[Id, tuple[Id, str, tuple[int, int]]] = {}
+    """Id, name and (height, width) of the images that can be used; the others are reported in `found.problems`."""
+    usable: dict[Id, tuple[Id, str, tuple[int, int]]] = {}
     twice: dict[Id, set[str]] = defaultdict(set)
     exact = {name for entry in entries if isinstance(name := _get(entry, "file_name"), str)}
     for i, entry in enumerate(entries):
         try:
             if not isinstance(entry, dict):
-                raise DatasetError(f"is no object ({short(entry)})")
+                raise DatasetError(f"is not an object ({short(entry)})")
             key = id_of(entry.get("id"))
             file_name = entry.get("file_name")
             twice[key].add(short(file_name))
@@ -154,30 +157,30 @@ def images_of(
             )
             height, width = image[2]
             if min(height, width) <= 0 or height * width > MAX_PIXELS:
-                raise DatasetError(f"has {short(width)}×{short(height)} pixels, which cannot be")
-            kept.setdefault(key, image)
+                raise DatasetError(f"has {short(width)}×{short(height)} pixels, which is impossible")
+            usable.setdefault(key, image)
         except DatasetError as error:
             found.problems.append(f"{found.source}: images[{i}], id {short(_get(entry, 'id'))}, {error}.")
     for key, names in twice.items():
         if len(names) > 1:
             found.problems.append(
-                f"{found.source}: image id {key} stands for {' and '.join(sorted(names))}; which one an annotation "
-                "means cannot be known, so that all of them are left out."
+                f"{found.source}: image id {key} is shared by {' and '.join(sorted(names))}; they are skipped, because "
+                "annotations of this id are ambiguous."
             )
-            kept.pop(key, None)
+            usable.pop(key, None)
     by_name: dict[str, list[Id]] = defaultdict(list)
-    for key, name, _ in kept.values():
+    for key, name, _ in usable.values():
         by_name[name].append(key)
     for name, same in by_name.items():
         if len(same) < 2:
             continue
         found.problems.append(
-            f"{found.source}: images {', '.join(map(str, same))} are all {name}; each has only a part of its objects, "
-            "so that it is left out."
+            f"{found.source}: images {', '.join(map(str, same))} are all {name}; it is skipped, because each "
+            "of them has only some of its objects."
         )
         for key in same:
-            kept.pop(key)
-    return list(kept.values())
+            usable.pop(key)
+    return list(usable.values())
 
 
 def _get(entry: Any, key: str) -> Any:
@@ -190,7 +193,7 @@ def _items(annotations: Iterable[tuple[str, dict[str, Any]]], name_of: dict[Id, 
         category = annotation.get("category_id")
         key = known_id(category, name_of)
         if key is None:
-            yield Item(where, None, Damaged(f"has the category_id {short(category)}, which is no category's"))
+            yield Item(where, None, Damaged(f"has the category_id {short(category)}, which no category has"))
         else:
             yield Item(where, name_of[key], _shape(annotation.get("segmentation")))
 
@@ -200,12 +203,12 @@ def _shape(segmentation: Any) -> Shape:
         return RunLengths(segmentation.get("counts"), segmentation.get("size"))
     if isinstance(segmentation, list):
         return Polygons(segmentation)
-    return Damaged(f"has no segmentation of polygons or run lengths ({short(segmentation)})")
+    return Damaged(f"has a segmentation that is neither polygons nor run lengths ({short(segmentation)})")
 
 
 @dataclass(frozen=True)
 class RunLengths:
-    """COCO's run lengths, as numbers or as text."""
+    """A shape from COCO's run lengths, which are numbers or text."""
 
     counts: Any
     size: Any
@@ -217,5 +220,5 @@ class RunLengths:
         if isinstance(counts, (str, bytes)):
             counts = regions.compressed_run_lengths(counts)
         elif not isinstance(counts, list):
-            raise ShapeError(f"has run lengths that are no list and no text ({short(counts)})")
+            raise ShapeError(f"has run lengths that are neither a list nor text ({short(counts)})")
         return regions.run_lengths(counts, size)

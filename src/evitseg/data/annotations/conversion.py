@@ -1,4 +1,4 @@
-"""Masks, a list of pairs and the classes, from any annotations."""
+"""Write masks, lists of pairs and the classes from annotations of any format."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.annotations.objects import ALL, AnnotatedImage, Annotations, count, space_name, text_lines
+from evitseg.data.annotations.objects import AnnotatedImage, Annotations, count, space_name, text_lines
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
+from evitseg.data.dataset import ALL, SPLITS
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.image import MAX_PIXELS
@@ -28,13 +29,12 @@ from evitseg.system.files import replacing
 
 BACKGROUND = "background"
 BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
-"""Names by which tools call pixels of no object."""
+"""Names that tools give to pixels outside all objects."""
 IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
-"""Names by which tools call pixels that do not count."""
+"""Names that tools give to pixels to ignore."""
 MARK = "# written by evitseg convert"
-"""First line of a list of pairs; only a folder whose list begins so is written to again."""
+"""First line of a list of pairs; a folder with a list is overwritten only if the list starts with it."""
 _LISTS = ("pairs.txt", "train.txt", "val.txt", "test.txt")
-_ORDER = ("train", "val", "test", ALL)
 _MOST_CLASSES = 65_535
 _DARK = (40, 40, 40)
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"}
@@ -42,16 +42,16 @@ _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
-        tool: what wrote the annotations, in words.
-        lists: the lists of pairs; `find_dataset` takes them, and the folder they are in.
-        splits: images and masks by the split's name.
+        tool: the tool that wrote the annotations, in words.
+        lists: the lists of pairs; `find_dataset` reads them, or their folder.
+        splits: pairs per split.
         labels: the classes of the masks.
-        objects: shapes drawn.
-        problems: sentences about what was wrong and is left out of the masks.
-        notes: sentences about what is not wrong but worth knowing.
+        objects: number of objects drawn.
+        problems: sentences about annotations that are wrong and were skipped.
+        notes: sentences about other things worth knowing.
     """
 
     tool: str
@@ -64,7 +64,7 @@ class Conversion:
 
     @property
     def pairs(self) -> int:
-        """Images with a mask."""
+        """Number of images with a mask."""
         return sum(map(len, self.splits.values()))
 
 
@@ -78,17 +78,18 @@ def write_masks(
 ) -> Conversion:
     """Write a mask for every image, lists of pairs, and the classes.
 
-    Pixels of no object are the class "background", the first, unless they are to be ignored. In an image of which an
-    object is damaged they are ignored, because some of them belong to that object.
+    Pixels outside all objects get the first class, "background". In an image with a damaged object they are ignored
+    instead, because some of them belong to that object.
 
     Args:
-        found: what `read_annotations` gives.
-        out: gets `masks/`, `labels.json` and `pairs.txt`, or one list a split: `train.txt`, `val.txt`, `test.txt`.
+        found: the annotations, from `read_annotations`.
+        out: folder for `masks/`, `labels.json` and `pairs.txt`, or instead of the latter one list per split:
+            `train.txt`, `val.txt`, `test.txt`.
         labels: the classes and their order; None for those of the annotations.
-        progress: called with 1 for every image done.
+        ignore_background: ignore pixels outside all objects in every image.
+        progress: called with 1 after every image.
 
-    Raises: DatasetError where no image is left, or `out` holds something else; FileError for a place that cannot be
-    written.
+    Raises: DatasetError if no image is left or `out` contains something else; FileError if it cannot be written.
     """
     out = Path(out)
     space, value_of = _label_space(found, labels, ignore_background)
@@ -96,14 +97,14 @@ def write_masks(
     if ignore_background:
         fill = space.ignore_index
     elif fill == space.ignore_index:
-        found.notes.append(f"the classes of {space.name} have no background: pixels of no object are ignored.")
+        found.notes.append(f"the classes of {space.name} have no background: pixels outside all objects are ignored.")
     _begin(out)
     try:
         return _write(found, out, _Work(space, value_of, fill, found.larger_first), progress)
     except EvitsegError:
         _remove_lists(out, ())
         for place in (*(folder for folder, *_ in os.walk(out / "masks", topdown=False)), str(out)):
-            with contextlib.suppress(OSError):  # where something is in it
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
                 Path(place).rmdir()
         raise
 
@@ -114,8 +115,8 @@ def _write(found: Annotations, out: Path, work: _Work, progress: Callable[[int],
     images = [image for image in found.images if image.file is not None or image.embedded is not None]
     missing = [image for image in found.images if image.file is None and image.embedded is None]
     work.problems += [
-        f"{image.where} ({image.name}): no such image in or near the annotations; evitseg convert --images DIR names "
-        "its folder."
+        f"{image.where} ({image.name}): the image was not found near the annotations; give its folder with evitseg "
+        "convert --images DIR."
         for image in missing
     ]
     for image, mask_name in zip(images, mask_names([image.name for image in images]), strict=True):
@@ -145,7 +146,7 @@ def _write(found: Annotations, out: Path, work: _Work, progress: Callable[[int],
     return Conversion(
         found.tool,
         lists,
-        {split: tuple(pairs) for split, pairs in sorted(lines.items(), key=lambda item: _ORDER.index(item[0]))},
+        {split: tuple(pairs) for split, pairs in sorted(lines.items(), key=lambda item: SPLITS.index(item[0]))},
         space,
         work.objects,
         tuple(problems),
@@ -154,7 +155,7 @@ def _write(found: Annotations, out: Path, work: _Work, progress: Callable[[int],
 
 
 def _unpacked(image: AnnotatedImage, place: Path) -> Path:
-    """The image that the annotations hold, as a file of its own."""
+    """Write an image that is embedded in the annotations to a file."""
     assert image.embedded is not None
     data = image.embedded()
     file = place.with_suffix(_SUFFIXES.get(data[:2], ".jpg"))
@@ -166,8 +167,8 @@ def _unpacked(image: AnnotatedImage, place: Path) -> Path:
 def _explain_nothing(found: Annotations, missing: Sequence[AnnotatedImage], problems: Sequence[str]) -> None:
     if missing and len(missing) == len(found.images):
         raise DatasetError(
-            f"{found.source}: {found.tool}, but none of its {len(missing)} images ({missing[0].name}, ...) lies in or "
-            "near it; evitseg convert --images DIR names the folder that their names start from."
+            f"{found.source}: {found.tool}, but none of its {len(missing)} images ({missing[0].name}, ...) was "
+            "found near it; give the folder that their names are relative to with evitseg convert --images DIR."
         )
     raise DatasetError(
         f"{found.source}: {found.tool}, but no image is left to write a mask for"
@@ -176,7 +177,7 @@ def _explain_nothing(found: Annotations, missing: Sequence[AnnotatedImage], prob
 
 
 class _Work:
-    """Draws masks, and remembers what happened."""
+    """Draws masks and collects problems and notes."""
 
     def __init__(self, space: LabelSpace, value_of: Mapping[str, int], fill: int, larger_first: bool) -> None:
         self.space, self._value_of, self._fill, self._larger_first = space, value_of, fill, larger_first
@@ -184,34 +185,34 @@ class _Work:
         self.objects = 0
         self._unknown: Counter[str] = Counter()
         self._empty: list[str] = []
-        self._turned: list[str] = []
-        self._blank: list[str] = []
-        self._bare: list[str] = []
+        self._rotated: list[str] = []
+        self._without_objects: list[str] = []
+        self._without_valid: list[str] = []
         self._partial = 0
 
     def mask(self, image: AnnotatedImage, file: Path) -> NDArray[np.integer] | None:
-        """(H, W) class indices; None where every pixel is ignored. Raises: EvitsegError."""
+        """(H, W) class indices, or None if every pixel is ignored. Raises: EvitsegError."""
         upright = image_size(file)
         size = image.size or upright
         if not 0 < size[0] * size[1] <= MAX_PIXELS or min(size) <= 0:
-            raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which cannot be.")
+            raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which is impossible.")
         turn = None
         if size != upright:
             orientation = _orientation(file)
-            # Those from 5 on exchange rows and columns.
+            # EXIF orientations 5 to 8 swap rows and columns.
             turn = TRANSPOSES[orientation] if orientation in range(5, 9) and size == upright[::-1] else None
             if turn is None:
                 raise DatasetError(
                     f"{image.where} ({image.name}): its annotations are for {size[1]}×{size[0]} pixels, but the image "
-                    f"has {upright[1]}×{upright[0]}; give --images the folder of the images that were annotated."
+                    f"has {upright[1]}×{upright[0]}; give the folder of the annotated images with --images."
                 )
-            self._turned.append(image.name)
-        drawn, lost = self._drawn(image, size)
-        fill = self.space.ignore_index if lost else self._fill
+            self._rotated.append(image.name)
+        drawn, damaged = self._drawn(image, size)
+        fill = self.space.ignore_index if damaged else self._fill
         if fill == self.space.ignore_index and all(value == fill or not runs.area for runs, value in drawn):
-            (self._bare if lost else self._blank).append(image.name)
+            (self._without_valid if damaged else self._without_objects).append(image.name)
             return None
-        self._partial += lost and self._fill != self.space.ignore_index
+        self._partial += damaged and self._fill != self.space.ignore_index
         canvas = np.full(size[0] * size[1], fill, self.space.dtype)
         for runs, value in drawn:
             paint(canvas, runs, value)
@@ -219,14 +220,14 @@ class _Work:
         return mask if turn is None else np.asarray(Image.fromarray(mask).transpose(turn))
 
     def _drawn(self, image: AnnotatedImage, size: tuple[int, int]) -> tuple[list[tuple[Runs, int]], bool]:
-        """Regions and their values in the order of drawing, and whether an object is lost."""
-        drawn, lost = [], False
+        """Regions and their values in drawing order, and whether the shape of an object is damaged."""
+        drawn, damaged = [], False
         for item in image.items():
             try:
                 runs = item.shape.runs(size)
             except ShapeError as error:
                 self.problems.append(f"{item.where} ({image.name}) {error}.")
-                lost = True
+                damaged = True
                 continue
             value = self.space.ignore_index
             if item.label is not None:
@@ -240,52 +241,56 @@ class _Work:
             drawn.append((runs, value))
         if self._larger_first:
             drawn.sort(key=lambda pair: -pair[0].area)
-        return drawn, lost
+        return drawn, damaged
 
     def notes(self) -> list[str]:
-        told = []
+        """Sentences about objects and images that are not drawn as annotated."""
+        notes = []
         for name, times in self._unknown.most_common():
-            told.append(f"{count(times, 'object')} of class {name!r}, which --labels does not have: ignored.")
+            notes.append(f"{count(times, 'object')} of class {name!r}, which is not in --labels: ignored.")
         if self._partial:
-            told.append(
+            notes.append(
                 f"{count(self._partial, 'image')} with damaged objects: pixels outside the other objects are ignored, "
                 "because some of them belong to the damaged ones."
             )
         if self._empty:
-            told.append(f"{count(len(self._empty), 'object')} without a pixel, the first {self._empty[0]}.")
-        if self._bare:
-            told.append(
-                f"{count(len(self._bare), 'image')} left out, the first {self._bare[0]}: all objects are damaged or "
-                "ignored."
+            notes.append(f"{count(len(self._empty), 'object')} too small to cover a pixel, the first {self._empty[0]}.")
+        if self._without_valid:
+            notes.append(
+                f"{count(len(self._without_valid), 'image')} skipped, the first {self._without_valid[0]}: no object is "
+                "intact and of a class."
             )
-        if self._blank:
-            told.append(f"{count(len(self._blank), 'image')} without an object left out, the first {self._blank[0]}.")
-        if self._turned:
-            told.append(
-                f"{count(len(self._turned), 'image')} annotated as stored, not as EXIF turns it, the first "
-                f"{self._turned[0]}; the masks are turned like the images."
+        if self._without_objects:
+            notes.append(
+                f"{count(len(self._without_objects), 'image')} without an object skipped, the first "
+                f"{self._without_objects[0]}."
             )
-        return told
+        if self._rotated:
+            notes.append(
+                f"{count(len(self._rotated), 'image')} annotated without its EXIF rotation, the first "
+                f"{self._rotated[0]}; the masks are rotated like the images."
+            )
+        return notes
 
 
 def _orientation(file: Path) -> int:
-    """EXIF's, of a file that `image_size` could read."""
+    """The EXIF orientation of a file that `image_size` could read."""
     with open(file, "rb") as stream:
         kind = format_of(stream.read(64))
     if kind is None or not kind.name:
         return 1
     try:
-        # No other formats: Pillow hands some of them to outside programs.
+        # Only this format: for some others Pillow starts external programs.
         with Image.open(file, formats=(kind.name,)) as image:
             return exif_orientation(image)
-    except Exception:  # Pillow raises whatever a damaged file makes it stumble over; reading it names the damage
+    except Exception:  # Pillow raises all kinds of errors for damaged files; reading the image reports them
         return 1
 
 
 def _label_space(
     found: Annotations, given: LabelSpace | None, ignore_background: bool
 ) -> tuple[LabelSpace, dict[str, int]]:
-    """The classes of the masks, and the index of every name; ignored names have none."""
+    """The classes of the masks, and the mask value of every class name, including names to ignore."""
     if given is not None:
         value_of = {name: i for i, name in enumerate(given.names)}
         background = next((name for name in BACKGROUNDS if name in value_of), None)
@@ -302,9 +307,9 @@ def _label_space(
             names.append(name)
             seen.add(name)
     if len(names) > _MOST_CLASSES:
-        raise DatasetError(f"{found.source}: {len(names):,} classes; a mask holds at most {_MOST_CLASSES:,}.")
+        raise DatasetError(f"{found.source}: {len(names):,} classes; a mask can hold at most {_MOST_CLASSES:,}.")
     if not names:
-        raise DatasetError(f"{found.source}: {found.tool}, but it names no classes.")
+        raise DatasetError(f"{found.source}: {found.tool}, but it contains no classes.")
     classes = tuple(
         LabelClass(name, (i,), found.colors.get(name) or (_DARK if name == BACKGROUND else distinct_color(i)))
         for i, name in enumerate(names)
@@ -318,7 +323,7 @@ def _label_space(
 
 
 def labels_for(name_or_path: str) -> LabelSpace:
-    """The classes that a person names: as `load_labels`, or a text file with a name on each line."""
+    """The classes of a .txt file with one name per line, else those of `load_labels`."""
     path = Path(name_or_path)
     if path.suffix.lower() != ".txt":
         return load_labels(name_or_path)
@@ -331,14 +336,14 @@ def labels_for(name_or_path: str) -> LabelSpace:
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
-    """A path for every image's mask, no two alike, also where case does not count: a.png, or a.jpg.png beside it."""
+    """A distinct mask path for every image, also if case is ignored: a.png, or a.jpg.png if a.png is taken."""
     stems = [_stem(name) for name in names]
-    often = Counter(stem.casefold() for stem in stems)
+    occurrences = Counter(stem.casefold() for stem in stems)
     taken: set[str] = set()
-    numbers: dict[str, int] = {}  # that a name's last mask got
+    numbers: dict[str, int] = {}  # the last suffix used for each name
     result = []
     for name, stem in zip(names, stems, strict=True):
-        base = stem if often[stem.casefold()] == 1 else name
+        base = stem if occurrences[stem.casefold()] == 1 else name
         candidate, number = base, numbers.get(base, 1)
         while f"{candidate}.png".casefold() in taken:
             number += 1
@@ -356,23 +361,23 @@ def _stem(name: str) -> str:
 
 
 def _begin(out: Path) -> None:
-    """Mark the folder as written to by us, so that it may be written to again after an interrupt.
+    """Mark the folder as ours, so that another conversion may overwrite it after an interrupt.
 
-    Raises: DatasetError where the place holds what this did not write.
+    Raises: DatasetError if it contains masks or lists that evitseg did not write.
     """
     if out.exists() and not out.is_dir():
-        raise DatasetError(f"{out}: a file; --out is the folder that masks and lists are written to.")
+        raise DatasetError(f"{out}: is a file; --out is the folder for masks and lists.")
     lists = [out / name for name in _LISTS if (out / name).exists()]
     if any(_is_ours(path) for path in lists):
         return
     there = next((p for p in (*lists, out / "labels.json", out / "masks") if p.exists()), None)
     if there is not None:
-        raise DatasetError(f"{there}: is there already, and evitseg convert did not write it; choose another --out.")
+        raise DatasetError(f"{there}: exists, and evitseg convert did not write it; choose another --out.")
     write_pairs(out / _LISTS[0], (), f"{MARK}, which was interrupted")
 
 
 def _remove_lists(out: Path, kept: Sequence[Path]) -> None:
-    """Delete lists of an earlier or interrupted conversion."""
+    """Delete the lists of an earlier or interrupted conversion, except `kept`."""
     for path in (out / name for name in _LISTS):
         if path not in kept and _is_ours(path):
             path.unlink()

@@ -1,4 +1,4 @@
-"""CVAT: "CVAT for images 1.1", an XML file with polygons and masks."""
+"""CVAT: "CVAT for images 1.1", one XML file for many images, with polygons, masks and ellipses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HEAD = 4096
 
 
 def is_cvat(path: Path) -> bool:
-    """Whether an XML file's root is that of CVAT's own format."""
+    """Whether a file looks like CVAT's own XML format."""
     try:
         if not path.is_file():
             return False
@@ -50,9 +50,9 @@ def is_cvat(path: Path) -> bool:
 
 
 def read_cvat(path: Path, images: Path | None) -> Annotations:
-    """Polygons, masks and ellipses; those with a larger z_order lie above.
+    """Read polygons, masks and ellipses; shapes with a larger z_order are drawn over the others.
 
-    Raises: DatasetError for XML that is damaged, defines entities, or holds the tracks of a video.
+    Raises: DatasetError for XML that is damaged, defines entities, or contains the tracks of a video.
     """
     found = Annotations(TOOL, path, [], [])
     folder = ImageFolder(path.parent, images, ("images",))
@@ -60,27 +60,27 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
     where_label: set[str] = set()
     try:
         with path.open("rb") as file:
-            # Entities could make a small file large; CVAT writes none.
+            # Nested entities can expand a small file to gigabytes. CVAT writes none.
             for block in iter(lambda: file.read(1 << 20), b""):
                 if b"<!DOCTYPE" in block or b"<!ENTITY" in block:
-                    raise DatasetError(f"{path}: has a document type or entities, which CVAT does not write.")
+                    raise DatasetError(f"{path}: refused: has a document type or entities, which CVAT never writes.")
         for _, element in ElementTree.iterparse(path):
             if element.tag == "meta":
                 _labels(element, found)
             elif element.tag == "track":
                 raise DatasetError(
-                    f"{path}: tracks of a video (CVAT for video); export the task as CVAT for images 1.1 instead."
+                    f"{path}: contains tracks (CVAT for video); export the task as CVAT for images 1.1 instead."
                 )
             elif element.tag == "image":
                 _image(element, found, folder, without_area, where_label)
                 element.clear()
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # of an encoding that there is not
-        raise DatasetError(f"{path}: not XML that can be read ({error}).") from error
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: an unknown encoding
+        raise DatasetError(f"{path}: cannot be read as XML ({error}).") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
     found.names += sorted(where_label - set(found.names))
     for kind, number in without_area.items():
-        found.notes.append(f"{count(number, 'shape')} of type {kind} left out: only {', '.join(_AREAS)} are areas.")
+        found.notes.append(f"{count(number, 'shape')} of type {kind} skipped: only {', '.join(_AREAS)} are areas.")
     return found
 
 
@@ -114,7 +114,7 @@ def _image(
         name = image_name(element.get("name"))
         size = whole(element.get("height"), "height"), whole(element.get("width"), "width")
         if min(size) <= 0 or size[0] * size[1] > MAX_PIXELS:
-            raise DatasetError(f"has {short(size[1])}×{short(size[0])} pixels, which cannot be")
+            raise DatasetError(f"has {short(size[1])}×{short(size[0])} pixels, which is impossible")
     except DatasetError as error:
         found.problems.append(f"{where} {error}.")
         return
@@ -149,14 +149,14 @@ def _number(shape: dict[str, Any], key: str) -> float:
     try:
         return float(shape[key])
     except (KeyError, ValueError):
-        raise ShapeError(f"has the {key} {short(shape.get(key))}, which is no number") from None
+        raise ShapeError(f"has the {key} {short(shape.get(key))}, which is not a number") from None
 
 
 def _polygon(shape: dict[str, str], size: tuple[int, int]) -> Runs:
     try:
         points = [[float(number) for number in pair.split(",")] for pair in shape.get("points", "").split(";") if pair]
     except ValueError:
-        raise ShapeError(f"has points that are no numbers ({short(shape.get('points'))})") from None
+        raise ShapeError(f"has points that are not numbers ({short(shape.get('points'))})") from None
     if any(len(pair) != 2 for pair in points):
         raise ShapeError("has a point that is not x and y")
     return regions.polygon(regions.coordinates(points, size), size)
@@ -168,16 +168,16 @@ def _ellipse(shape: dict[str, str], size: tuple[int, int]) -> Runs:
 
 
 def _mask(shape: dict[str, str], size: tuple[int, int]) -> Runs:
-    """Run lengths, row by row, of a box in the image; zeros first."""
+    """A mask from the row-by-row run lengths of a box in the image; the first run is zeros."""
     left, top, width, height = (_number(shape, key) for key in ("left", "top", "width", "height"))
     if not all(0 <= value <= max(size) and value == int(value) for value in (left, top, width, height)):
-        raise ShapeError("has a box that is not in its image")
+        raise ShapeError("has a box outside its image")
     try:
         counts = [int(number) for number in shape.get("rle", "").split(",")]
     except ValueError:
-        raise ShapeError("has run lengths that are no numbers") from None
+        raise ShapeError("has run lengths that are not numbers") from None
     box = int(height), int(width)
-    # Row by row is column by column of the box turned about its diagonal.
+    # Row by row in the box is column by column in the transposed box.
     runs = regions.run_lengths(counts, box[::-1])
     canvas = np.zeros(box[0] * box[1], np.uint8)
     regions.paint(canvas, runs, 1)

@@ -1,4 +1,4 @@
-"""Label Studio: tasks with results in per cent of the image, and brush strokes in a coding of its own."""
+"""Label Studio: tasks whose shapes are in percent of the image, and brush strokes in its own encoding."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ _NO_AREA = ("keypoint", "vector", "choices", "textarea", "number", "rating", "ta
 
 
 def is_label_studio(content: Any) -> bool:
+    """Whether the content of a JSON file is an export of Label Studio."""
     return isinstance(content, list) and bool(content) and (_is_task(content[0]) or _is_row(content[0]))
 
 
@@ -55,9 +56,9 @@ def _annotations_of(task: dict[str, Any]) -> list[Any] | None:
 
 
 def read_label_studio(content: list[Any], source: Path, images: Path | None) -> Annotations:
-    """Results of a JSON or JSON-MIN export; later ones lie above earlier ones.
+    """Read the shapes of a JSON or JSON-MIN export; later shapes are drawn over earlier ones.
 
-    Of a task's annotations the newest counts that was not cancelled, or the one marked as ground truth.
+    If a task has several annotations, the one marked as ground truth is used, else the newest that was not cancelled.
     """
     minimal = not _is_task(content[0])
     found = Annotations(_TOOL_MIN if minimal else TOOL, source, [], [])
@@ -69,7 +70,7 @@ def read_label_studio(content: list[Any], source: Path, images: Path | None) -> 
             name, file = _image(data, folder)
             entries = [e for e in results if isinstance(e, dict)]
             if len(entries) < len(results):
-                raise DatasetError("has results that are no objects")
+                raise DatasetError("has results that are not objects")
             size = _size(entries)
         except DatasetError as error:
             found.problems.append(f"{source}: {where} {error}.")
@@ -84,7 +85,7 @@ def read_label_studio(content: list[Any], source: Path, images: Path | None) -> 
         found.images.append(AnnotatedImage(name, f"{source}: {where}", size, partial(list, items), file=file))
     found.names += sorted(seen)
     for kind, number in skipped.items():
-        found.notes.append(f"{count(number, 'result')} of type {kind} left out: it is no area with a class.")
+        found.notes.append(f"{count(number, 'result')} of type {kind} skipped: not an area with a class.")
     return found
 
 
@@ -92,7 +93,7 @@ def _tasks(content: list[Any], found: Annotations) -> Iterator[tuple[str, dict[s
     several = empty = 0
     for i, task in enumerate(content):
         if not _is_task(task):
-            found.problems.append(f"{found.source}: [{i}] is no task with data and annotations.")
+            found.problems.append(f"{found.source}: [{i}] is not a task with data and annotations.")
             continue
         where = f"task {short(task.get('id', i))}"
         done = [
@@ -111,16 +112,16 @@ def _tasks(content: list[Any], found: Annotations) -> Iterator[tuple[str, dict[s
         )
         yield f"{where}, annotation {short(best.get('id'))}", task | task["data"], best["result"]
     if several:
-        found.notes.append(f"{count(several, 'task')} with several annotations: the newest one counts.")
+        found.notes.append(f"{count(several, 'task')} with several annotations: the newest one is used.")
     if empty:
-        found.notes.append(f"{count(empty, 'task')} without a finished annotation left out.")
+        found.notes.append(f"{count(empty, 'task')} without a finished annotation skipped.")
 
 
 def _rows(content: list[Any], found: Annotations) -> Iterator[tuple[str, dict[str, Any], list[Any]]]:
     newest: dict[str, dict[str, Any]] = {}
     for i, row in enumerate(content):
         if not _is_row(row):
-            found.problems.append(f"{found.source}: [{i}] is no task of a JSON-MIN export.")
+            found.problems.append(f"{found.source}: [{i}] is not a task of a JSON-MIN export.")
             continue
         key = str(row["id"])
         if key not in newest or str(row.get("updated_at", "")) >= str(newest[key].get("updated_at", "")):
@@ -137,7 +138,7 @@ def _rows(content: list[Any], found: Annotations) -> Iterator[tuple[str, dict[st
 
 
 def _image(data: dict[str, Any], folder: ImageFolder) -> tuple[str, Path | None]:
-    """The image's name and place; addresses lead to a server or bucket, and only their last part is looked for."""
+    """The image's name and file; only the last part of a URL is searched for, as it points to a server or bucket."""
     texts = [data.get("image"), *data.values()]
     address = next((t for t in texts if isinstance(t, str) and len(t) < 4000 and _IMAGE.search(t)), None)
     if address is None:
@@ -167,7 +168,7 @@ def _size(entries: list[dict[str, Any]]) -> tuple[int, int] | None:
         raise DatasetError(f"has results for images of different sizes ({short(sorted(sizes))})")
     size = next(iter(sizes), None)
     if size is not None and (min(size) <= 0 or size[0] * size[1] > MAX_PIXELS):
-        raise DatasetError(f"has an image of {short(size[1])}×{short(size[0])} pixels, which cannot be")
+        raise DatasetError(f"has an image of {short(size[1])}×{short(size[0])} pixels, which is impossible")
     return size
 
 
@@ -186,7 +187,7 @@ def _item(
         twin = entry.get("id") is not None and any(
             other is not entry and other.get("id") == entry["id"] and _labels(other.get("value")) for other in entries
         )
-        if not twin:  # the class of a shape may be another result of the same id
+        if not twin:  # the class of a shape may be in another result with the same id
             skipped[f"{kind} without a label"] += 1
         return None
     if kind.startswith(_NO_AREA) or not isinstance(value, dict):
@@ -197,9 +198,9 @@ def _item(
     except DatasetError as error:
         return Item(where, None, Damaged(str(error)))
     if len(named) > 1:
-        return Item(where, None, Damaged(f"has {len(named)} labels; a pixel has one"))
+        return Item(where, None, Damaged(f"has {len(named)} labels, but a pixel has only one class"))
     if entry.get("image_rotation"):
-        return Item(where, label, Damaged(f"was drawn on an image turned by {short(entry['image_rotation'])} degrees"))
+        return Item(where, label, Damaged(f"was drawn on an image rotated by {short(entry['image_rotation'])} degrees"))
     return Item(where, label, _shape(value))
 
 
@@ -220,11 +221,11 @@ def _shape(value: dict[str, Any]) -> Shape:
         return Drawn(partial(_ellipse, value))
     if "width" in value and "x" in value:
         return Drawn(partial(_rectangle, value))
-    return Damaged(f"has a shape that is not known ({', '.join(sorted(map(str, value))[:6])})")
+    return Damaged(f"has an unknown shape ({', '.join(sorted(map(str, value))[:6])})")
 
 
 def _scaled(points: Any, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Pixels from per cent."""
+    """Pixel coordinates from percentages."""
     return regions.coordinates(points, size) * (size[1] / 100, size[0] / 100)
 
 
@@ -242,7 +243,7 @@ def _numbers(value: dict[str, Any], keys: tuple[str, ...], size: tuple[int, int]
 def _rectangle(value: dict[str, Any], size: tuple[int, int]) -> Runs:
     x, y, width, height, angle = _numbers(value, ("x", "y", "width", "height", "rotation"), size)
     x, width, y, height = x * size[1] / 100, width * size[1] / 100, y * size[0] / 100, height * size[0] / 100
-    # Turned clockwise about its upper left corner.
+    # The rotation is clockwise about the upper left corner.
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     corners = [
         (x + u * cos - v * sin, y + u * sin + v * cos) for u, v in ((0, 0), (width, 0), (width, height), (0, height))
@@ -261,18 +262,18 @@ def _brush(rle: Any, size: tuple[int, int]) -> Runs:
 
 
 def brush_alpha(rle: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(H, W) opacity from a brush's run lengths.
+    """(H, W) opacity from the run lengths of a brush stroke.
 
-    They are a stream of bits: 32 with the number of values, which is 4 a pixel (RGBA, row by row); 5 with the bits of
-    a value, less 1; four times 4 with the bits of a run's length, less 1. Each run is a bit that tells whether one
-    value is repeated, 2 that choose one of the four widths, the length less 1, and one value or as many as the run is
-    long.
+    The run lengths are a stream of bits for RGBA values, row by row. Its header: 32 bits, the number of values (4 per
+    pixel); 5 bits, the number of bits of a value minus 1; four times 4 bits, the four widths of a run's length minus 1.
+    Each run: 1 bit, set if one value is repeated; 2 bits, which of the four widths its length has; its length minus 1;
+    and either the repeated value or all values.
 
-    Raises: ShapeError for a stream that does not fill the image exactly, before memory for more is taken.
+    Raises: ShapeError for a stream that does not fill the image exactly, before memory for a longer one is allocated.
     """
     height, width = size
     if not isinstance(rle, list) or not all(type(byte) is int and 0 <= byte < 256 for byte in rle):
-        raise ShapeError("has brush run lengths that are no list of bytes")
+        raise ShapeError("has brush run lengths that are not a list of bytes")
     data = np.frombuffer(bytes(rle), np.uint8)
     bits = np.unpackbits(data)
     text = (bits + ord("0")).tobytes().decode()
@@ -283,7 +284,7 @@ def brush_alpha(rle: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
     if total != height * width * 4:
         raise ShapeError(f"has brush run lengths for {total:,} values, in an image of {width}×{height} pixels")
     if word > 8:
-        raise ShapeError(f"has brush run lengths of {word} bits a value, where 8 hold all")
+        raise ShapeError(f"has brush run lengths of {word} bits per value; at most 8 are possible")
     alpha = np.zeros(height * width, np.uint8)
     weights = 1 << np.arange(word - 1, -1, -1)
     at, place = 53, 0
@@ -295,7 +296,7 @@ def brush_alpha(rle: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
         end = at + (word if repeated else word * length)
         if end > len(text) or place + length > total:
             raise ShapeError("has brush run lengths that are cut off or longer than its image")
-        # Every fourth value is the opacity.
+        # The opacity is every fourth value.
         first, last = -((3 - place) // 4), -((3 - place - length) // 4)
         if repeated:
             alpha[first:last] = int(text[at:end], 2)

@@ -1,4 +1,4 @@
-"""Labelme: a JSON file for each image, mostly beside it."""
+"""Labelme: one JSON file per image, usually next to it."""
 
 from __future__ import annotations
 
@@ -45,20 +45,21 @@ _NO_AREA = ("line", "linestrip", "point", "points")
 
 
 def is_labelme(content: Any) -> bool:
+    """Whether the content of a JSON file is Labelme's."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
 
 def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> Annotations:
-    """Shapes of Labelme's files; later ones lie above earlier ones, as Labelme draws them.
+    """Read the shapes of Labelme's files; later shapes are drawn over earlier ones, as Labelme does.
 
-    Classes are in the order of `labels.txt` in the source's folder, then in that of their names.
+    Classes are in the order of `labels.txt` in the source's folder; other classes follow in alphabetical order.
 
     Args:
-        files: the JSON files; others among them are reported.
-        source: what the person gave.
-        images: the folder of the images; None for the places that the files name.
+        files: the JSON files; those of other programs are skipped and reported.
+        source: the file or folder that the user chose.
+        images: the folder of the images; None for the paths in the JSON files.
 
-    Raises: DatasetError where no file is Labelme's.
+    Raises: DatasetError if no file is Labelme's.
     """
     root = source if source.is_dir() else source.parent
     found = Annotations(TOOL, source, [], [])
@@ -73,7 +74,7 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
                 others.append(file)
                 continue
             if not is_labelme(content):
-                raise DatasetError(f"{file}: no Labelme file (it has no shapes and imagePath).")
+                raise DatasetError(f"{file}: not a Labelme file, which has shapes and imagePath.")
             image = _image(content, file, root, folder, images is not None)
         except EvitsegError as error:
             found.problems.append(str(error))
@@ -91,11 +92,11 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
             items.append(item)
         found.images.append(replace(image, items=partial(list, items)))
     if not found.images and not found.problems:
-        raise DatasetError(f"{source}: no Labelme file in it.")
+        raise DatasetError(f"{source}: has no Labelme file.")
     for kind, number in without_area.items():
-        found.notes.append(f"{count(number, 'shape')} of type {kind} left out: it has no area.")
+        found.notes.append(f"{count(number, 'shape')} of type {kind} skipped: not an area.")
     if others:
-        found.notes.append(f"{count(len(others), 'JSON file')} of another kind left out, the first {others[0]}.")
+        found.notes.append(f"{count(len(others), 'JSON file')} of another kind skipped, the first {others[0]}.")
     used = {image.file.resolve() for image in found.images if image.file is not None}
     folders = {file.parent for file in used} if source.is_dir() else ()
     alone = [
@@ -105,7 +106,7 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
         if path.suffix.lower() in EXTENSIONS and path.resolve() not in used
     ]
     if alone:
-        found.notes.append(f"{count(len(alone), 'image')} without a JSON file left out, the first {alone[0]}.")
+        found.notes.append(f"{count(len(alone), 'image')} without a JSON file skipped, the first {alone[0]}.")
     listed = []
     if (root / "labels.txt").is_file():
         listed = [line for line in text_lines(root / "labels.txt") if line]
@@ -123,11 +124,11 @@ def _image(content: dict[str, Any], file: Path, root: Path, folder: ImageFolder,
         raise DatasetError(f"{file} {error}.") from error
     path = content["imagePath"]
     if not isinstance(path, str) or not path.isprintable():
-        raise DatasetError(f"{file} has an imagePath that is no printable text ({short(path)}).")
+        raise DatasetError(f"{file} has an imagePath that is not printable text ({short(path)}).")
     path = path.replace("\\", "/")
     name = PurePosixPath(path).name or f"{file.stem}.jpg"
     below = file.relative_to(root).parent
-    # Relative to the JSON file, from which it may well lead upwards: the image is only read.
+    # The path is relative to the JSON file and may contain "..", which is safe because the image is only read.
     place = None if given or not path or len(path) > 4000 else _if_file(file.parent / path)
     place = (
         place
@@ -137,7 +138,7 @@ def _image(content: dict[str, Any], file: Path, root: Path, folder: ImageFolder,
     )
     data = content.get("imageData")
     embedded = partial(_embedded, file) if isinstance(data, str) and data else None
-    # Named after the JSON file, of which there is but one.
+    # Named after the JSON file, because several files may name the same image.
     own = (below / f"{file.stem}{PurePosixPath(name).suffix or '.jpg'}").as_posix()
     return AnnotatedImage(own, str(file), size, list, split_of(below.as_posix()), place, embedded)
 
@@ -153,16 +154,16 @@ def _embedded(file: Path) -> bytes:
     try:
         return base64.b64decode(read_json(file)["imageData"], validate=False)
     except (binascii.Error, ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"{file}: the imageData is not base64 ({error}).") from error
+        raise DatasetError(f"{file}: its imageData is not base64 ({error}).") from error
 
 
 def _item(shape: Any, where: str) -> Item:
     if not isinstance(shape, dict):
-        return Item(where, None, Damaged(f"is no object ({short(shape)})"))
+        return Item(where, None, Damaged(f"is not an object ({short(shape)})"))
     try:
         label = class_name(shape.get("label"))
     except DatasetError:
-        return Item(where, None, Damaged(f"has a label that is no printable text ({short(shape.get('label'))})"))
+        return Item(where, None, Damaged(f"has a label that is not printable text ({short(shape.get('label'))})"))
     return Item(where, label, _shape(shape))
 
 
@@ -182,7 +183,7 @@ def _shape(shape: dict[str, Any]) -> Shape:
 def _two(points: Any, size: tuple[int, int], what: str) -> NDArray[np.float64]:
     corners = regions.coordinates(points, size)
     if len(corners) != 2:
-        raise ShapeError(f"is a {what} of {len(corners)} points; it needs 2")
+        raise ShapeError(f"is a {what} of {len(corners)} points instead of 2")
     return corners
 
 
@@ -211,9 +212,9 @@ def _mask(png: Any, points: Any, size: tuple[int, int]) -> Runs:
 
 
 def png_mask(text: Any) -> NDArray[np.bool_]:
-    """(H, W) of a PNG in base64: where it is not zero. Raises: ShapeError."""
+    """(H, W) booleans, true for the non-zero pixels of a base64-encoded PNG. Raises: ShapeError."""
     if not isinstance(text, str):
-        raise ShapeError(f"has a mask that is no text ({short(text)})")
+        raise ShapeError(f"has a mask that is not text ({short(text)})")
     try:
         with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -221,6 +222,6 @@ def png_mask(text: Any) -> NDArray[np.bool_]:
             pixels = np.asarray(image)
     except ShapeError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise ShapeError(f"has a mask that is no PNG in base64 ({type(error).__name__})") from None
+    except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
+        raise ShapeError(f"has a mask that is not a PNG in base64 ({type(error).__name__})") from None
     return np.asarray(pixels.reshape(*pixels.shape[:2], -1).any(axis=2), bool)

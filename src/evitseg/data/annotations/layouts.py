@@ -1,4 +1,4 @@
-"""Folders of masks as annotation tools export them: PASCAL VOC, CVAT, labelme2voc, CamVid, Roboflow."""
+"""Folders of masks exported by annotation tools: PASCAL VOC, CVAT, labelme2voc, CamVid, Roboflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from evitseg.data.annotations.objects import (
-    ALL,
     AnnotatedImage,
     Annotations,
     Drawn,
@@ -26,7 +25,7 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError, bitmap
-from evitseg.data.dataset import Dataset, infer_labels
+from evitseg.data.dataset import ALL, SPLITS, Dataset, infer_labels
 from evitseg.data.lists import Pair, read_pairs
 from evitseg.errors import DatasetError
 from evitseg.labels import Color, LabelClass, LabelSpace, distinct_color
@@ -34,8 +33,7 @@ from evitseg.raster.formats import EXTENSIONS
 from evitseg.raster.masks import read_truth
 
 _VOC_IMAGES = ("JPEGImages", "images", "Images", "imgs", "img")
-"""PASCAL VOC's folder, and where people put images that were exported without."""
-_ORDER = ("train", "val", "test", ALL)
+"""PASCAL VOC's folder of images, and other folders to which people add them after an export without images."""
 VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -43,20 +41,20 @@ VOC_NAMES = (
 
 
 def mask_layout(root: Path) -> Dataset | None:
-    """A folder of masks that an annotation tool exported, or None.
+    """The dataset in a folder of masks that an annotation tool exported, or None for another folder.
 
-    Raises: DatasetError for one that is recognised but lacks something.
+    Raises: DatasetError for a folder that is recognised but incomplete.
     """
     found = (layout(root) for layout in (_lists, _voc, _camvid, _roboflow))
     return next((dataset for dataset in found if dataset is not None), None)
 
 
 def read_masks(dataset: Dataset) -> Annotations:
-    """The masks of a folder as objects, one per class that an image has, so that they are written like any others."""
+    """The masks of a dataset as annotations, with one object per class in each image."""
     labels = dataset.labels or infer_labels(dataset.pairs())
     found = Annotations(dataset.layout, dataset.root, list(labels.names), [])
     found.colors |= {c.name: c.color for c in labels.classes}
-    found.notes += [f"{path}: has no partner, a mask or image of the same name." for path in dataset.unpaired]
+    found.notes += [f"{path}: has no matching mask or image of the same name." for path in dataset.unpaired]
     for split, pairs in dataset.splits.items():
         for pair in pairs:
             name = Path(os.path.relpath(pair.image, dataset.root)).as_posix()
@@ -67,7 +65,7 @@ def read_masks(dataset: Dataset) -> Annotations:
 
 
 def _classes_of(mask: Path, labels: LabelSpace) -> Iterator[Item]:
-    truth = read_truth(mask, labels)  # an error is the image's
+    truth = read_truth(mask, labels)  # an error is reported for the whole image
 
     def draw(value: int, size: tuple[int, int]) -> Runs:
         if truth.shape != size:
@@ -80,20 +78,20 @@ def _classes_of(mask: Path, labels: LabelSpace) -> Iterator[Item]:
 
 
 def _lists(root: Path) -> Dataset | None:
-    """Lists of pairs in a folder, as `evitseg convert` writes them: pairs.txt, or train.txt, val.txt and test.txt."""
+    """Lists of pairs as written by `evitseg convert`: pairs.txt, or train.txt, val.txt and test.txt."""
     for names in ((ALL,), ("train", "val", "test")):
         files = {name: root / f"{'pairs' if name == ALL else name}.txt" for name in names}
         try:
             splits = {name: read_pairs(file) for name, file in files.items() if file.is_file()}
         except DatasetError:
-            continue  # a list of something else
+            continue  # not a list of pairs
         if any(splits.values()) and all(p.mask.is_file() for pairs in splits.values() for p in pairs[:1]):
             return Dataset(root, "lists of pairs", splits, None, ())
     return None
 
 
 def voc_color(index: int) -> Color:
-    """PASCAL VOC's colour of a class index: its bits, dealt out to red, green and blue by turns, highest first."""
+    """PASCAL VOC's colour of a class index, whose bits go to red, green and blue in turn, highest bit first."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -102,8 +100,8 @@ def voc_color(index: int) -> Color:
 
 
 def _voc(root: Path) -> Dataset | None:
-    """PASCAL VOC's folders; also CVAT's "Segmentation mask" with labelmap.txt, and labelme2voc's output."""
-    names = ("SegmentationClassPNG", "SegmentationClass")  # labelme2voc writes arrays to the second
+    """PASCAL VOC's folders, CVAT's "Segmentation mask" with labelmap.txt, or the output of labelme2voc."""
+    names = ("SegmentationClassPNG", "SegmentationClass")  # labelme2voc writes .npy files to the second
     masks = next((root / name for name in names if any((root / name).rglob("*.png"))), None)
     if masks is None:
         return None
@@ -112,15 +110,13 @@ def _voc(root: Path) -> Dataset | None:
     if images is None:
         if labels is None:
             return None
-        raise DatasetError(
-            f"{root}: {layout}, but without the folder JPEGImages; export it again together with its images."
-        )
+        raise DatasetError(f"{root}: {layout}, but without the folder JPEGImages; export it again with its images.")
     by_image = _by_place(images)
     by_mask = _by_place(masks)
     sets = _image_sets(root / "ImageSets" / "Segmentation") or {ALL: sorted(by_mask)}
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired = []
-    for split in sorted(sets, key=_ORDER.index):
+    for split in sorted(sets, key=SPLITS.index):
         pairs = [Pair(by_image[n], by_mask[n]) for n in sets[split] if n in by_image and n in by_mask]
         unpaired += [
             by_mask.get(n) or by_image.get(n, images / n) for n in sets[split] if not (n in by_image and n in by_mask)
@@ -147,13 +143,13 @@ def _named(root: Path, names: Sequence[str]) -> LabelSpace:
 
 
 def _labelmap(path: Path) -> list[tuple[str, Color]]:
-    """CVAT's lines `name:red,green,blue:parts:actions`."""
+    """Classes from CVAT's lines `name:red,green,blue:parts:actions`."""
     rows: list[tuple[str, Color]] = []
     for number, line in enumerate(text_lines(path), start=1):
         if not line or line.startswith("#"):
             continue
         found = re.fullmatch(r"(.+?):(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})(:.*)?", line)
-        if found is None and re.fullmatch(r"[^:]+:::", line):  # a label without a colour has the one of its place
+        if found is None and re.fullmatch(r"[^:]+:::", line):  # a label without a colour gets that of its index
             rows.append((line[:-3], voc_color(len(rows))))
             continue
         if found is None:
@@ -172,38 +168,40 @@ def _colored(path: Path, rows: Iterable[tuple[str, Color]]) -> LabelSpace:
     colors = [c.color for c in classes]
     twice = next((c for c in classes if colors.count(c.color) > 1), None)
     if twice is not None:
-        raise DatasetError(f"{path}: several classes have the colour {twice.color}, such as {twice.name!r}.")
+        raise DatasetError(
+            f"{path}: several classes have the colour {twice.color}, for example {twice.name!r}; give each its own."
+        )
     return LabelSpace(space_name(path.parent), tuple(classes))
 
 
 def _image_sets(folder: Path) -> dict[str, list[str]]:
-    """Names by split. VOC's trainval holds train and val again and counts only without them."""
+    """Names per split; VOC's trainval is train and val together, and is used only without them."""
     found = {path.stem: [n for n in text_lines(path) if n] for path in sorted(folder.glob("*.txt"))}
     if {"train", "val"} & set(found):
         found.pop("trainval", None)
     sets: dict[str, list[str]] = {}
     for stem, names in found.items():
-        # Names with blanks are quoted.
         split = split_of(stem) if stem != "trainval" else ALL
+        # CVAT quotes names that contain spaces.
         sets.setdefault(split, []).extend(dict.fromkeys(name.strip('"') for name in names))
     return {split: names for split, names in sets.items() if names}
 
 
 def _by_place(folder: Path) -> dict[str, Path]:
-    """Image files by their path below the folder, without its ending."""
+    """Image files by their path below the folder, without its extension."""
     files = files_below(folder, EXTENSIONS)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def _camvid(root: Path) -> Dataset | None:
-    """CamVid with label_colors.txt and lists, whose paths begin at a root of their own, as CVAT and SegNet write."""
+    """CamVid with label_colors.txt and lists of pairs, whose paths CVAT and SegNet start at some other root."""
     colors = root / "label_colors.txt"
     lists = [path for path in sorted(root.glob("*.txt")) if path != colors]
     return _camvid_lists(root, lists) if colors.is_file() and lists else None
 
 
 def pair_list(path: Path) -> Dataset:
-    """A list of pairs; one of CamVid's, whose paths begin at a root of their own, with its colours.
+    """The dataset of a list of pairs, which may be CamVid's list next to label_colors.txt.
 
     Raises: DatasetError.
     """
@@ -239,19 +237,19 @@ def _camvid_lists(root: Path, lists: Sequence[Path]) -> Dataset | None:
             parts = re.findall(r'"([^"]*)"|(\S+)', line)
             files = [_below(root, quoted or plain) for quoted, plain in parts if quoted or plain]
             if len(files) == 1:
-                unpaired.append(files[0])  # an image that nobody annotated
+                unpaired.append(files[0])  # an image without annotation
             elif len(files) == 2:
                 splits.setdefault(split_of(path.stem), []).append(Pair(files[0], files[1]))
             else:
                 raise DatasetError(f"{path}, line {number}: {short(line)} is not an image and a mask.")
     if not splits:
         return None
-    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=_ORDER.index)}
+    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=SPLITS.index)}
     return Dataset(root, "CamVid with label_colors.txt", ordered, _colored(colors, rows), tuple(unpaired))
 
 
 def _below(root: Path, name: str) -> Path:
-    """A list's path, which starts at a root that may have been another machine's: its longest end that is here."""
+    """The file for a path whose root may be on another machine: its longest tail that exists below `root`."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for i in range(len(parts)):
         if root.joinpath(*parts[i:]).is_file():
@@ -260,14 +258,16 @@ def _below(root: Path, name: str) -> Path:
 
 
 def _roboflow(root: Path) -> Dataset | None:
-    """Roboflow's "Semantic Segmentation Masks": x.jpg and x_mask.png side by side, and _classes.csv in each split."""
+    """Roboflow's "Semantic Segmentation Masks": x.jpg next to x_mask.png, and _classes.csv in each split."""
     tables = [path for path in (root / "_classes.csv", *sorted(root.glob("*/_classes.csv"))) if path.is_file()]
     if not tables:
         return None
     spaces = [_roboflow_classes(path) for path in tables]
     for path, rows in zip(tables, spaces, strict=True):
         if rows != spaces[0]:
-            raise DatasetError(f"{path}: has other classes than {tables[0]}; the splits of one dataset have the same.")
+            raise DatasetError(
+                f"{path}: has other classes than {tables[0]}; all splits of a dataset must have the same."
+            )
     splits: dict[str, list[Pair]] = {}
     unpaired: list[Path] = []
     for folder in (path.parent for path in tables):
@@ -277,7 +277,7 @@ def _roboflow(root: Path) -> Dataset | None:
         images = {stem: p for stem, p in files.items() if p not in masks.values()}
         splits.setdefault(split, []).extend(Pair(images[s], masks[s]) for s in images if s in masks)
         unpaired += [p for both in (images, masks) for s, p in both.items() if not (s in images and s in masks)]
-    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=_ORDER.index)}
+    ordered = {split: tuple(splits[split]) for split in sorted(splits, key=SPLITS.index)}
     return Dataset(root, "Roboflow's semantic segmentation masks", ordered, _numbered(root, spaces[0]), tuple(unpaired))
 
 
@@ -290,7 +290,7 @@ def _roboflow_classes(path: Path) -> dict[int, str]:
     for number, row in enumerate(table, start=1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 1 and not cells[0].isdecimal()):
-            continue  # the header
+            continue  # a header
         if len(cells) != 2 or not cells[0].isdecimal() or int(cells[0][:6]) > 65_535 or int(cells[0][:6]) in rows:
             raise DatasetError(f"{path}, line {number}: {short(','.join(row))} is not a pixel value and a class.")
         try:
@@ -298,7 +298,7 @@ def _roboflow_classes(path: Path) -> dict[int, str]:
         except DatasetError as error:
             raise DatasetError(f"{path}, line {number}: {error}.") from error
     if not rows:
-        raise DatasetError(f"{path}: names no class.")
+        raise DatasetError(f"{path}: contains no class.")
     return rows
 
 

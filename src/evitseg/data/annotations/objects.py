@@ -1,9 +1,9 @@
-"""What every annotation format becomes: images with objects, each a class's name and a shape."""
+"""The common form of all annotation formats: images with objects, each with a class name and a shape."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +12,25 @@ from typing import Any, Protocol
 
 from evitseg.data.annotations import regions
 from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.data.dataset import ALL, SPLIT_SYNONYMS
 from evitseg.errors import DatasetError
+from evitseg.system.files import walk
 
-ALL = "all"
-"""The split of data that has none."""
-_LONGEST = 4_000
-"""Characters of a path."""
+_MAX_PATH_LENGTH = 4_000
 MAX_FILES = 200_000
-"""Files looked at in search of images."""
+"""Most files that are looked at in a search for images."""
 
 
 class Shape(Protocol):
+    """The shape of an object, whatever its format."""
+
     def runs(self, size: tuple[int, int]) -> Runs:
-        """Its pixels in an image of this (height, width). Raises: ShapeError."""
+        """The pixels of the shape in an image of this (height, width). Raises: ShapeError."""
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """The pixels inside any of the rings, each a list of x and y by turns or of pairs."""
+    """The pixels inside any of the rings; a ring is a list of pairs, or of alternating x and y."""
 
     rings: Sequence[Any]
 
@@ -41,7 +42,7 @@ class Polygons:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A shape that a function draws."""
+    """A shape drawn by a function."""
 
     draw: Callable[[tuple[int, int]], Runs]
 
@@ -51,7 +52,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A shape or class that cannot be known, and why."""
+    """A shape or class that the annotations do not give, and the reason."""
 
     reason: str
 
@@ -61,11 +62,11 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Item:
-    """One object of an image.
+    """An object in an image.
 
     Attributes:
-        where: what messages call it, such as "annotation 17".
-        label: its class; None for pixels to be ignored.
+        where: its name in messages, such as "annotation 17".
+        label: its class; None for pixels to ignore.
         shape: its pixels.
     """
 
@@ -79,13 +80,13 @@ class AnnotatedImage:
     """An image and the objects on it.
 
     Attributes:
-        name: its path as the format gives it, with forward slashes.
-        where: what messages call it.
-        size: (height, width) that the format states, or None.
-        items: gives the objects in the order in which they are drawn.
+        name: the path in the annotations, with forward slashes.
+        where: its name in messages.
+        size: (height, width) stated in the annotations, or None.
+        items: returns the objects in drawing order.
         split: "train", "val", "test" or "all".
-        file: where it lies, if that is known.
-        embedded: gives the image file that the annotations hold themselves, for want of another.
+        file: the image file, if it was found.
+        embedded: returns the bytes of an image file that is embedded in the annotations; used if `file` is None.
     """
 
     name: str
@@ -99,17 +100,17 @@ class AnnotatedImage:
 
 @dataclass
 class Annotations:
-    """A source, read.
+    """The content of a file or folder of annotations.
 
     Attributes:
-        tool: what wrote it, in words.
+        tool: the tool that wrote it, in words.
         source: the file or folder.
-        names: classes in their order, without a background that nobody named.
+        names: class names in order; a background is among them only if the annotations name it.
         images: every image that can be used.
-        larger_first: whether objects are drawn by area instead of in their order.
-        colors: of the classes that have one.
-        problems: sentences about what is wrong and was left out.
-        notes: sentences about what is not wrong but worth knowing.
+        larger_first: draw objects by decreasing area instead of in the order of the annotations.
+        colors: colours of classes that have one.
+        problems: sentences about annotations that are wrong and were skipped.
+        notes: sentences about other things worth knowing.
     """
 
     tool: str
@@ -123,37 +124,30 @@ class Annotations:
 
 
 def whole(value: Any, what: str) -> int:
-    """A whole number, also one written as 640.0 or "640". Raises: DatasetError that names what it is."""
+    """A whole number, which may be written as 640.0 or "640". Raises: DatasetError that starts with "has a ..."."""
     if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 2**53:
-        raise DatasetError(f"has a {what} that is no number ({short(value)})")
+        raise DatasetError(f"has a {what} that is not a number ({short(value)})")
     if value != int(value):
-        raise DatasetError(f"has a {what} that is no whole number ({short(value)})")
+        raise DatasetError(f"has a {what} that is not a whole number ({short(value)})")
     return int(value)
 
 
 def short(value: Any) -> str:
-    """A value in a message."""
+    """A value as text for a message, shortened."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-
-
 def split_of(name: str) -> str:
-    """The split that the name of a file, folder or subset tells, such as instances_train2017; else "all"."""
-    told = {_SPLITS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in _SPLITS}
-    return told.pop() if len(told) == 1 else ALL
+    """The split in a name such as instances_train2017; "all" if the name has none or several."""
+    splits = {SPLIT_SYNONYMS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in SPLIT_SYNONYMS}
+    return splits.pop() if len(splits) == 1 else ALL
 
 
 def space_name(source: Path) -> str:
-    """What the classes of this file or folder are called; without characters that no text file can hold."""
+    """A name for the label space of a file or folder, of printable characters only."""
     name = source.resolve().stem or "annotations"
     return "".join(c if c.isprintable() else "_" for c in name)
 
@@ -164,31 +158,31 @@ def count(number: int, noun: str) -> str:
 
 
 def image_name(value: Any) -> str:
-    """A path below the folder of images. Raises: DatasetError whose text continues "image 7"."""
+    """A relative path below the folder of images. Raises: DatasetError that continues a sentence ("image 7 ...")."""
     if not isinstance(value, str):
-        raise DatasetError(f"has a file name that is no text ({short(value)})")
+        raise DatasetError(f"has a file name that is not text ({short(value)})")
     if not value.isprintable():  # also halves of surrogate pairs, which no file system takes
         raise DatasetError(f"has a file name with characters that cannot be printed ({short(value)})")
     name = value.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or (len(name) > 1 and name[1] == ":"):
-        raise DatasetError(f"has the file name {short(value)}, which leads out of the folder of images")
+        raise DatasetError(f"has the file name {short(value)}, which is outside the folder of images")
     if any(len(part.encode()) > 250 for part in path.parts):
         raise DatasetError(f"has a file name that is too long ({short(value)})")
     return str(path)
 
 
 def class_name(value: Any) -> str:
-    """A class's name. Raises: DatasetError whose text continues "category 7"."""
+    """The name of a class. Raises: DatasetError that continues a sentence ("category 7 ...")."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise DatasetError(f"has a name that is no printable text ({short(value)})")
+        raise DatasetError(f"has a name that is not printable text ({short(value)})")
     return value.strip()
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises: DatasetError."""
+    """The content of a JSON file. Raises: DatasetError."""
     try:
         if path.exists() and not path.is_file():
             raise DatasetError(f"{path}: not a regular file.")
@@ -200,7 +194,8 @@ def read_json(path: Path) -> Any:
 
 
 def text_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file without blanks at their ends. Raises: DatasetError."""
+    """The lines of a UTF-8 file, stripped. Raises: DatasetError."""
+    # Not `decoded`, which refuses files with NUL characters: here only the line of such a character is damaged.
     try:
         if path.exists() and not path.is_file():
             raise DatasetError(f"{path}: not a regular file.")
@@ -210,24 +205,24 @@ def text_lines(path: Path) -> list[str]:
 
 
 class ImageFolder:
-    """Finds image files by the names that annotations give them.
+    """Finds image files by the names in the annotations.
 
-    Names are looked up below a given folder, or else below the usual folders near the annotations; at last any file
-    of that name near them is taken, if there is only one.
+    The names are looked up in the folder that the user chose, or in the usual folders near the annotations. If that
+    fails, the only file of that name near the annotations is used.
     """
 
     def __init__(self, near: Path, given: Path | None = None, inside: Sequence[str] = ()) -> None:
         """
         Args:
             near: the folder of the annotations.
-            given: the folder that a person named; then no other is looked at.
+            given: the folder that the user chose; no other is searched.
             inside: further folders, relative to `near`.
 
-        Raises: DatasetError where the given folder is none.
+        Raises: DatasetError if the given folder does not exist.
         """
         if given is not None and not given.is_dir():
             raise DatasetError(
-                f"{given}: no such folder of images; --images names the folder that file names start from."
+                f"{given}: the folder of images does not exist; --images is the folder that file names are relative to."
             )
         above = near.parent
         usual = ("", "images", "image", "imgs", "photos", "data", "JPEGImages", "img")
@@ -242,12 +237,12 @@ class ImageFolder:
         self._by_name: dict[str, list[Path]] | None = None
 
     def tail(self, value: object, taken: Container[object]) -> object:
-        """The longest end of another machine's path (absolute, or leading upwards) that is a file here; else the value.
+        """The longest tail of a path from another machine (absolute, or with "..") that is a file here, or the value.
 
         Args:
-            taken: names that others have exactly.
+            taken: names that other images have exactly, which are not used.
         """
-        if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+        if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_PATH_LENGTH:
             return value
         parts = value.replace("\\", "/").split("/")
         if parts[0] and ".." not in parts and parts[0][1:2] != ":":
@@ -257,11 +252,11 @@ class ImageFolder:
         return next((end for end in ends if end not in taken and self.find(end) is not None), value)
 
     def find(self, name: str) -> Path | None:
-        """The file, or None where there is none or more than one could be meant."""
+        """The file with this name; None if there is none or the name is ambiguous."""
         try:
             for folder in self.folders:
                 if (folder / name).is_file():
-                    # The others are mostly there, too.
+                    # Most other images are in the same folder, so it is searched first.
                     self.folders.remove(folder)
                     self.folders.insert(0, folder)
                     return folder / name
@@ -278,26 +273,10 @@ class ImageFolder:
 
 
 def files_below(folder: Path, suffixes: Container[str] | None = None) -> list[Path]:
-    """Files at any depth, in order; through linked folders once, never hidden ones, and at most `MAX_FILES` of them.
+    """Visible files at any depth below a folder, sorted; at most about `MAX_FILES` files are looked at.
 
     Args:
-        suffixes: only files with these endings, in lower case.
+        suffixes: only files with these extensions, in lower case.
     """
-    found: list[Path] = []
-    real: set[str] = set()
-    seen = 0
-    for place, folders, names in os.walk(folder, followlinks=True):
-        resolved = os.path.realpath(place)
-        folders[:] = [] if resolved in real else sorted(f for f in folders if not f.startswith("."))
-        if resolved in real:  # links may lead in a circle
-            continue
-        real.add(resolved)
-        seen += len(names)
-        found += [
-            Path(place, name)
-            for name in names
-            if not name.startswith(".") and (suffixes is None or Path(name).suffix.lower() in suffixes)
-        ]
-        if seen > MAX_FILES:
-            break
-    return sorted(found)
+    files = itertools.islice(walk(folder, lambda error: None), MAX_FILES)
+    return sorted(path for path in files if suffixes is None or path.suffix.lower() in suffixes)

@@ -1,4 +1,4 @@
-"""COCO panoptic: for each image a PNG whose colours number its segments, and a JSON file with their categories."""
+"""COCO panoptic: a PNG per image whose colours are segment ids, and a JSON file with the segments' categories."""
 
 from __future__ import annotations
 
@@ -33,31 +33,36 @@ _KEYS = {"images", "categories", "annotations"}
 
 
 def is_panoptic(content: Any) -> bool:
+    """Whether the content of a JSON file is COCO panoptic."""
     if not isinstance(content, dict) or not set(content) >= _KEYS or not isinstance(content["annotations"], list):
         return False
     return any(isinstance(a, dict) and "segments_info" in a for a in content["annotations"][:1])
 
 
 def read_panoptic(content: dict[str, Any], path: Path, images: Path | None) -> Annotations:
-    """Segments of a panoptic file; its PNGs lie in the folder of its name, or beside it."""
+    """Read the segments of a panoptic file, whose PNGs are next to it or in a folder of its name."""
     found = Annotations(TOOL, path, [], [])
     if not all(isinstance(content[key], list) for key in _KEYS):
-        raise DatasetError(f"{path}: not COCO's panoptic form; images, categories and annotations are lists.")
+        raise DatasetError(f"{path}: not in COCO's panoptic format: images, categories and annotations must be lists.")
     name_of = categories_of(content["categories"], found)
     stem = path.stem
     photos = ImageFolder(path.parent, images, [stem.removeprefix("panoptic_")])
-    kept = images_of(content["images"], found, photos)
-    ids = {key for key, *_ in kept}
+    usable = images_of(content["images"], found, photos)
+    ids = {key for key, *_ in usable}
     entries: dict[Any, dict[str, Any]] = {}
     for i, entry in enumerate(content["annotations"]):
         key = known_id(entry.get("image_id"), ids) if isinstance(entry, dict) else None
         if key is None or key in entries:
-            reason = "is the second of its image" if key is not None else "has an image_id that no usable image has"
+            reason = (
+                "belongs to an image that has one already"
+                if key is not None
+                else "has an image_id that no usable image has"
+            )
             found.problems.append(f"{path}: annotations[{i}] {reason}.")
         else:
             entries[key] = entry
     masks = ImageFolder(path.parent, None, [stem])
-    for key, name, size in kept:
+    for key, name, size in usable:
         if key not in entries:
             found.problems.append(f"{path}: image {key} ({name}) has no annotation.")
             continue
@@ -75,7 +80,7 @@ def _items(entry: dict[str, Any], masks: ImageFolder, name_of: dict[Any, str], w
         return
     segments = entry.get("segments_info")
     if file is None or not isinstance(segments, list):
-        yield Item(where, None, Damaged(f"has no segments, or no PNG {short(entry.get('file_name'))}"))
+        yield Item(where, None, Damaged(f"has no segments_info, or no PNG {short(entry.get('file_name'))}"))
         return
     for i, segment in enumerate(segments):
         here = (
@@ -84,12 +89,14 @@ def _items(entry: dict[str, Any], masks: ImageFolder, name_of: dict[Any, str], w
         try:
             number, category = id_of(segment["id"]), known_id(segment["category_id"], name_of)
         except (DatasetError, KeyError, TypeError):
-            yield Item(here, None, Damaged("has no number as id, or no category_id"))
+            yield Item(here, None, Damaged("has no numeric id, or no category_id"))
             continue
         if category is None:
-            yield Item(here, None, Damaged(f"has the category_id {short(segment['category_id'])}, of no category"))
+            yield Item(
+                here, None, Damaged(f"has the category_id {short(segment['category_id'])}, which no category has")
+            )
         elif not isinstance(number, int):
-            yield Item(here, None, Damaged("has an id that is no number"))
+            yield Item(here, None, Damaged("has an id that is not a number"))
         else:
             yield Item(here, name_of[category], Drawn(partial(_segment, file, number)))
 
@@ -97,13 +104,15 @@ def _items(entry: dict[str, Any], masks: ImageFolder, name_of: dict[Any, str], w
 def _segment(file: Path, number: int, size: tuple[int, int]) -> Runs:
     numbers = _numbers(file)
     if numbers.shape != size:
-        raise ShapeError(f"is in a PNG of {numbers.shape[1]}×{numbers.shape[0]} pixels, not of its image's size")
+        raise ShapeError(
+            f"is in a PNG of {numbers.shape[1]}×{numbers.shape[0]} pixels, but its image has {size[1]}×{size[0]}"
+        )
     return regions.bitmap(numbers == number, 0, 0, size)
 
 
 @lru_cache(maxsize=1)
 def _numbers(file: Path) -> NDArray[np.int64]:
-    """(H, W) ids: red + 256 green + 65536 blue."""
+    """(H, W) segment ids: red + 256 × green + 65536 × blue."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -112,5 +121,5 @@ def _numbers(file: Path) -> NDArray[np.int64]:
             return np.asarray(red + 256 * green + 65536 * blue, np.int64)
     except ShapeError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+    except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
         raise ShapeError(f"is in a PNG that cannot be read ({type(error).__name__})") from None

@@ -1,4 +1,4 @@
-"""Which tool wrote a file or folder of annotations, and its objects."""
+"""Recognise the tool that wrote a file or folder of annotations, and read its objects."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from typing import Any
 from evitseg.data.annotations import cvat, label_studio, labelme, via, yolo
 from evitseg.data.annotations.coco import is_coco, read_coco
 from evitseg.data.annotations.conversion import write_masks
-from evitseg.data.annotations.objects import ALL, Annotations, files_below, read_json, split_of, text_lines
+from evitseg.data.annotations.objects import Annotations, files_below, read_json, split_of, text_lines
 from evitseg.data.annotations.panoptic import TOOL, is_panoptic, read_panoptic
-from evitseg.data.dataset import Dataset
+from evitseg.data.dataset import ALL, Dataset
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.labels import LabelSpace
 
 Reader = Callable[[Path | None], Annotations]
-"""Reads the source that it was recognised from; given the folder of its images, or None to look for them."""
+"""Reads a recognised source. Its argument is the folder of the images, or None to look for them."""
 
 _PNG_EXPORT = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.*-\d+\.(png|npy)")
 _KNOWN_BUT_UNREAD = (
     ("meta.json", "a Supervisely project", "COCO"),
     ("classes/classes.json", "a SuperAnnotate project", "COCO"),
 )
-"""A file that tells the tool, its name, and the format it can export that is read here."""
+"""A file by which a tool is recognised, the tool, and one of its export formats that can be read."""
 MOST_DRAWN = 2_000
-"""Images whose masks are drawn for every run; it takes some 20 s."""
+"""Most images whose masks are drawn for every run; drawing them takes about 20 s."""
 TOOLS = "COCO, CVAT for images, Labelme, Label Studio, VGG Image Annotator, YOLO segmentation"
 
 
 def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Annotations:
-    """The objects in a file or folder that an annotation tool exported.
+    """Read the objects in a file or folder exported by an annotation tool.
 
     Args:
-        images: the folder that the names of images start from; None to look near the annotations.
+        images: the folder that image names are relative to; None to look near the annotations.
 
-    Raises: DatasetError for what no known tool writes, with what was looked for.
+    Raises: DatasetError for a source that is not recognised.
     """
     source = Path(source)
     if not source.exists():
-        raise DatasetError(f"{source}: cannot be read (no such file or folder).")
+        raise DatasetError(f"{source}: no such file or folder.")
     recognised = recognise(source)
     if recognised is None:
         from evitseg.data.annotations.layouts import mask_layout, read_masks
@@ -61,29 +61,29 @@ def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[s
 
 
 def drawn_dataset(source: Path, labels: LabelSpace | None) -> Dataset | None:
-    """The images of a tool's annotations, with masks that are drawn now and deleted when the process ends.
+    """The dataset of a tool's annotations, with masks that are drawn now and deleted when the process ends.
 
     Args:
         labels: the classes; None for those of the annotations.
 
-    Returns: None for what no known tool writes.
+    Returns: None for a source that is not recognised.
 
-    Raises: DatasetError for annotations that cannot be used, for a tool whose files are not read, and for so many
-    images that drawing them for each run would be waste.
+    Raises: DatasetError for damaged annotations, for a tool whose files cannot be read, and for more than `MOST_DRAWN`
+    images, which should be drawn once and kept.
     """
     recognised = recognise(source)
     if recognised is None:
-        named = _named_only(source)
-        if named:
-            raise DatasetError(f"{source}: {named}")
+        reason = _known_but_unread(source)
+        if reason:
+            raise DatasetError(f"{source}: {reason}")
         return None
     tool, read = recognised
     found = read(None)
     command = f"evitseg convert {shlex.quote(str(source))} --out DATA"
     if len(found.images) > MOST_DRAWN:
         raise DatasetError(
-            f"{source}: {tool} for {len(found.images):,} images. Masks are drawn for every run only for up to "
-            f"{MOST_DRAWN:,}; draw them once with: {command}, and use DATA."
+            f"{source}: {tool} for {len(found.images):,} images. evitseg draws masks for every run only up to "
+            f"{MOST_DRAWN:,} images; draw them once with: {command}, and use DATA."
         )
     folder = _temporary_folder()
     try:
@@ -91,7 +91,7 @@ def drawn_dataset(source: Path, labels: LabelSpace | None) -> Dataset | None:
     except EvitsegError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    note = f"masks were drawn from the annotations, for this run only; to keep them: {command}"
+    note = f"masks were drawn from the annotations, for this run only; {command} keeps them"
     return Dataset(source, tool, done.splits, done.labels, (), done.problems, (*done.notes, note))
 
 
@@ -101,7 +101,7 @@ def _temporary_folder() -> Path:
     owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # not a process that was forked from it
+        if os.getpid() == owner:  # a forked process runs this, too
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -109,7 +109,7 @@ def _temporary_folder() -> Path:
 
 
 def recognise(source: Path) -> tuple[str, Reader] | None:
-    """The tool, in words, and what reads the source. Raises: DatasetError for a source that is damaged."""
+    """The tool in words, and a reader of the source; None if no tool is recognised. Raises: DatasetError."""
     return _recognise_folder(source) if source.is_dir() else _recognise_file(source)
 
 
@@ -120,19 +120,14 @@ def _recognise_file(path: Path) -> tuple[str, Reader] | None:
     if kind == ".xml":
         return (cvat.TOOL, partial(cvat.read_cvat, path)) if cvat.is_cvat(path) else None
     if kind == ".zip":
-        raise DatasetError(f"{path}: an archive; unpack it and give the folder.")
+        raise DatasetError(f"{path}: is an archive; unpack it and pass the folder.")
     if kind != ".json":
         return None
     content = read_json(path)
     if is_coco(content):
-        return (
-            (TOOL, partial(read_panoptic, content, path))
-            if is_panoptic(content)
-            else (
-                "COCO annotations",
-                partial(read_coco, content, path),
-            )
-        )
+        if is_panoptic(content):
+            return TOOL, partial(read_panoptic, content, path)
+        return "COCO annotations", partial(read_coco, content, path)
     if labelme.is_labelme(content):
         return labelme.TOOL, partial(labelme.read_labelme, [path], path)
     if label_studio.is_label_studio(content):
@@ -164,10 +159,10 @@ def _recognise_folder(root: Path) -> tuple[str, Reader] | None:
 
 
 def _coco_files(root: Path) -> list[tuple[Path, Any]]:
-    """COCO's files in a folder: beside the images, in annotations/, or one in each split's folder."""
+    """COCO files in a folder: next to the images, in annotations/, or one in the folder of each split."""
     places = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
     found = [(path, content) for path in sorted(places) if is_coco(content := _json_or_none(path))]
-    # COCO's key points and captions lie beside its instances.
+    # COCO puts files with key points and captions next to those with instances.
     return [f for f in found if f[0].stem.startswith("instances")] or found
 
 
@@ -179,7 +174,7 @@ def _json_or_none(path: Path) -> Any:
 
 
 def _read_coco_files(files: list[tuple[Path, Any]], root: Path, images: Path | None) -> Annotations:
-    """Several files are one dataset, a split each."""
+    """One dataset from several files, one per split."""
     whole: Annotations | None = None
     splits: dict[str, Path] = {}
     for path, content in files:
@@ -189,7 +184,7 @@ def _read_coco_files(files: list[tuple[Path, Any]], root: Path, images: Path | N
         if split in splits:
             raise DatasetError(
                 f"{root}: {splits[split].name} and {path.name} are both COCO annotations of "
-                f"{'no split' if split == ALL else split}; give one of the files."
+                f"{'no split' if split == ALL else split}; pass only one of the files."
             )
         splits[split] = path
         panoptic = is_panoptic(content)
@@ -208,23 +203,23 @@ def _read_coco_files(files: list[tuple[Path, Any]], root: Path, images: Path | N
     return whole
 
 
-def _named_only(source: Path) -> str | None:
-    """A sentence about a tool that is recognised, but not read."""
+def _known_but_unread(source: Path) -> str | None:
+    """A sentence about a source of a known tool that cannot be read; None for other sources."""
     if not source.is_dir():
         return None
     if any(_PNG_EXPORT.fullmatch(p.name) for p in source.iterdir()):
         return (
-            "Label Studio's export of brush labels as images, which does not tell the images' names; export JSON "
-            "instead and give that file to evitseg convert."
+            "Label Studio's export of brush labels as PNG or NPY does not include the image names; export JSON "
+            "instead and pass that file to evitseg convert."
         )
     if any(_is_yolo_line(path) for path in itertools.islice((source / "labels").rglob("*.txt"), 5)):
         return (
-            "YOLO label files without the names of their classes; write them, a name on each line, to classes.txt "
-            "beside labels/, or give the dataset's data.yaml."
+            "YOLO label files without class names; write the names, one per line, to classes.txt next to labels/, or "
+            "pass the dataset's data.yaml."
         )
     for name, tool, other in _KNOWN_BUT_UNREAD:
         if (source / name).is_file():
-            return f"{tool}, whose own format is not read; export {other} from it and give that to evitseg convert."
+            return f"{tool}, whose own format cannot be read; export {other} and pass that to evitseg convert."
     return None
 
 
@@ -237,7 +232,7 @@ def _is_yolo_line(path: Path) -> bool:
 
 
 def _unknown(source: Path) -> str:
-    named = _named_only(source)
-    if named:
-        return named
-    return f"not an export of a known tool; read are {TOOLS}. docs/reference/annotations.md shows what each one writes."
+    reason = _known_but_unread(source)
+    if reason:
+        return reason
+    return f"not an export of a known tool ({TOOLS}); docs/reference/annotations.md shows what each one writes."

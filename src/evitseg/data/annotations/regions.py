@@ -1,7 +1,9 @@
-"""Regions of an image as runs of pixels: from polygons, run lengths and bitmaps, without a library that can crash.
+"""Regions of an image as runs of pixels, made from polygons, run lengths and bitmaps.
 
-A region is a list of runs in column-major order (pixel (row, column) has the number column × height + row), the order
-of COCO's run lengths. Runs cost memory by the length of an outline, not by the size of an image.
+A region is a list of runs in column-major order, like COCO's run lengths: pixel (row, column) has the number
+column × height + row. The memory of a region grows with the length of its outline, not with the size of the image.
+
+pycocotools is not used, because its C code does not check run lengths and crashes for damaged ones.
 """
 
 from __future__ import annotations
@@ -13,25 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SCALE = 5  # of pycocotools' finer grid
+_SCALE = 5
+"""Factor of the finer grid on which pycocotools draws."""
 _FAR = 1_000_000
-"""Pixels outside an image beyond which a coordinate is a mistake."""
+"""A coordinate that is further outside the image is a mistake."""
 _CHUNK = 1 << 20
 _MOST_CROSSINGS = 200_000_000
-"""Of a polygon's edges with columns of pixels; more would take minutes."""
+"""Most crossings of a polygon's edges with columns of pixels; more would take minutes."""
 _LONG_RUN = 128
 
 
 class ShapeError(ValueError):
-    """A shape that cannot be drawn; the message is the end of a sentence that begins with the annotation's id."""
+    """A shape that cannot be drawn; the message continues a sentence that begins with the annotation's name."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Pixels of a region.
+    """The pixels of a region.
 
     Attributes:
-        starts, ends: numbers of the first pixel of each run and of the one after its last; sorted, without overlaps.
+        starts, ends: numbers of the first pixel of each run and of the pixel after its last one; sorted, not
+            overlapping.
     """
 
     starts: NDArray[np.int64]
@@ -39,11 +43,12 @@ class Runs:
 
     @property
     def area(self) -> int:
+        """Number of pixels."""
         return int((self.ends - self.starts).sum())
 
 
 def paint(canvas: NDArray[np.integer], runs: Runs, value: int) -> None:
-    """Set the region's pixels of a flat canvas in column-major order."""
+    """Set the region's pixels on a flat, column-major canvas."""
     lengths = runs.ends - runs.starts
     long = lengths >= _LONG_RUN
     for start, end in zip(runs.starts[long].tolist(), runs.ends[long].tolist(), strict=True):
@@ -57,13 +62,13 @@ def paint(canvas: NDArray[np.integer], runs: Runs, value: int) -> None:
 
 
 def union(parts: Sequence[Runs]) -> Runs:
-    """Pixels of any part."""
+    """The pixels that are in any of the parts."""
     if len(parts) == 1:
         return parts[0]
     starts = np.concatenate([part.starts for part in parts] or [np.empty(0, np.int64)])
     ends = np.concatenate([part.ends for part in parts] or [np.empty(0, np.int64)])
     places = np.concatenate([starts, ends])
-    # At one place starts come before ends, so that runs that touch become one.
+    # Starts sort before ends at the same place, which joins adjacent runs.
     order = np.lexsort((np.repeat([0, 1], len(starts)), places))
     depth = np.cumsum(np.repeat([1, -1], len(starts))[order])
     opens = np.concatenate([[True], depth[:-1] == 0]) if len(depth) else np.empty(0, bool)
@@ -71,30 +76,30 @@ def union(parts: Sequence[Runs]) -> Runs:
 
 
 def from_toggles(toggles: NDArray[np.int64]) -> Runs:
-    """The region between every odd and even of the numbers, sorted."""
+    """The region that sorted pixel numbers switch on and off by turns."""
     pairs = np.sort(toggles).reshape(-1, 2)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
     return Runs(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
 
 
 def coordinates(values: Any, size: tuple[int, int]) -> NDArray[np.float64]:
-    """(N, 2) x and y, checked.
+    """(N, 2) coordinates x and y from unchecked JSON values.
 
     Args:
-        values: numbers, x and y by turns, or pairs of numbers.
+        values: alternating x and y, or pairs of numbers.
         size: (height, width) of the image.
 
     Raises: ShapeError.
     """
     if not isinstance(values, (list, tuple)):
-        raise ShapeError(f"has a polygon that is no list of numbers ({_short(values)})")
+        raise ShapeError(f"has a polygon that is not a list of numbers ({_short(values)})")
     if values and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in values):
         values = [number for pair in values for number in pair]
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in values):
         strange = next(n for n in values if isinstance(n, bool) or not isinstance(n, (int, float)))
-        raise ShapeError(f"has a coordinate that is no number ({_short(strange)})")
+        raise ShapeError(f"has a coordinate that is not a number ({_short(strange)})")
     if len(values) % 2:
-        raise ShapeError(f"has a polygon of {len(values)} numbers; x and y come in pairs")
+        raise ShapeError(f"has a polygon of {len(values)} numbers, which cannot be pairs of x and y")
     try:
         points = np.array(values, np.float64).reshape(-1, 2)
     except OverflowError:
@@ -108,18 +113,18 @@ def coordinates(values: Any, size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
-    """Pixels inside a polygon, bit for bit those that pycocotools draws.
+    """The pixels inside a polygon, exactly those that pycocotools draws.
 
-    Like it, this walks along the edges on a grid five times as fine, rounds as C does, and changes between outside and
-    inside where a column's middle is crossed. Only the crossings are computed here, all at once.
+    pycocotools walks along the edges on a grid five times as fine, rounds as C does, and switches between outside and
+    inside where an edge crosses the middle of a column. This function computes only these crossings, all at once.
 
     Args:
-        points: (N, 2) x and y, as `coordinates` gives them.
+        points: (N, 2) x and y, from `coordinates`.
 
-    Raises: ShapeError for fewer than three points, and for so many edges that drawing would take minutes.
+    Raises: ShapeError for fewer than three points, or for so many edges that drawing would take minutes.
     """
     if len(points) < 3:
-        raise ShapeError(f"has a polygon of {len(points)} points; an area needs at least 3")
+        raise ShapeError(f"has a polygon of {len(points)} points, which has no area")
     height, width = size
     here = np.trunc(_SCALE * points + 0.5).astype(np.int64)
     there = np.roll(here, -1, axis=0)
@@ -128,14 +133,14 @@ def polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
     wide = dx >= dy
     flip = np.where(wide, xs > xe, ys > ye)
     xs, xe, ys, ye = np.where(flip, xe, xs), np.where(flip, xs, xe), np.where(flip, ye, ys), np.where(flip, ys, ye)
-    # Columns whose middle, between 5c + 2 and 5c + 3 on the fine grid, lies between an edge's ends.
+    # Columns c whose middle, between 5c + 2 and 5c + 3 on the fine grid, is between the ends of an edge.
     half = _SCALE // 2
     first = np.maximum(0, -((half - np.minimum(xs, xe)) // _SCALE))
     last = np.minimum(width - 1, (np.maximum(xs, xe) - half - 1) // _SCALE)
     counts = np.maximum(0, last - first + 1)
     crossed = np.flatnonzero(counts)
     if counts.sum() > _MOST_CROSSINGS:
-        raise ShapeError(f"has a polygon of {len(points):,} points, too intricate to draw")
+        raise ShapeError(f"has a polygon of {len(points):,} points, which is too complex to draw")
     slope = np.zeros(len(points))
     slope[crossed] = (np.where(wide, ye - ys, xe - xs) / np.where(wide, dx, dy).clip(1))[crossed]
 
@@ -147,10 +152,10 @@ def polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
         column = np.repeat(first[some] - np.cumsum(many) + many, many) + np.arange(many.sum())
         x, y, s = xs[edge], ys[edge], slope[edge]
         threshold = _SCALE * column + half
-        # Rather flat edges: x goes by ones, y is rounded at both sides of the crossing.
+        # Edges with |dx| >= |dy|: x advances by 1, and y is rounded on both sides of the crossing.
         t = threshold - x
         flat = np.minimum(np.trunc(y + s * t + 0.5), np.trunc(y + s * (t + 1) + 0.5))
-        # Steep ones: y goes by ones until the rounded x is past the crossing.
+        # Steep edges: y advances by 1 until the rounded x is past the crossing.
         steep = y + _first_past(x, s, threshold) - 1
         row = (np.where(wide[edge], flat, steep) + 0.5) / _SCALE - 0.5
         toggles.append(column * height + np.ceil(np.clip(row, 0, height)).astype(np.int64))
@@ -158,26 +163,26 @@ def polygon(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
 
 
 def _first_past(x: NDArray[np.int64], slope: NDArray[np.float64], threshold: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first step at which x + slope × step, rounded, lies on the other side of the threshold."""
+    """The first step at which the rounded x + slope × step is on the other side of the threshold."""
     rising = slope > 0
 
     def past(step: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.equal(np.trunc(x + slope * step + 0.5) > threshold, rising)
 
     step = np.ceil((threshold + 0.5 - x) / np.where(slope == 0, 1, slope)).astype(np.int64)
-    # The quotient is right up to its rounding; the comparison decides.
+    # The rounded quotient may be off by one step; the comparison corrects it.
     step = np.where(past(step - 1), step - 1, step)
     return np.where(past(step), step, step + 1)
 
 
 def box(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Runs:
-    """Pixels inside an upright rectangle."""
+    """The pixels inside an axis-aligned rectangle."""
     points = coordinates([left, top, right, top, right, bottom, left, bottom], size)
     return polygon(points, size)
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float, size: tuple[int, int]) -> Runs:
-    """Pixels inside an ellipse, drawn as a polygon; the angle in degrees, clockwise."""
+    """The pixels inside an ellipse, which is drawn as a polygon; the angle is in degrees, clockwise."""
     coordinates([x, y, radius_x, radius_y, angle, 0], size)
     corners = int(np.clip(2 * max(abs(radius_x), abs(radius_y)), 36, 3_600))
     turn, tilt = np.linspace(0, 2 * np.pi, corners, endpoint=False), np.deg2rad(angle)
@@ -187,7 +192,7 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float, 
 
 
 def bitmap(region: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Runs:
-    """Pixels of a bitmap whose upper left corner lies at this row and column; what leaves the image is cut off."""
+    """The pixels of a bitmap with its upper left corner at this row and column, cropped to the image."""
     height, width = size
     cut = region[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
     top, left = max(0, top), max(0, left)
@@ -200,20 +205,20 @@ def bitmap(region: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]
 
 
 def run_lengths(counts: Iterable[Any], size: tuple[int, int]) -> Runs:
-    """Pixels of column-major run lengths, beginning with zeros.
+    """The pixels of column-major run lengths, of which the first run is zeros.
 
-    Raises: ShapeError where they do not add up to the image.
+    Raises: ShapeError if they do not add up to the size of the image.
     """
     counts = list(counts) if not isinstance(counts, np.ndarray) else counts
     if not isinstance(counts, np.ndarray):
         if any(type(number) is not int for number in counts):
-            raise ShapeError("has run lengths that are no whole numbers")
+            raise ShapeError("has run lengths that are not whole numbers")
         try:
             counts = np.array(counts, np.int64)
         except OverflowError:
             raise ShapeError("has run lengths far longer than its image") from None
     height, width = size
-    # Compared as they are first: a sum of numbers this large could wrap around.
+    # Checked one by one before they are added up, because their sum could overflow.
     if counts.size and (counts.min() < 0 or counts.max() > height * width):
         raise ShapeError("has run lengths that are negative or longer than its image")
     if counts.sum() != height * width:
@@ -228,20 +233,22 @@ def run_lengths(counts: Iterable[Any], size: tuple[int, int]) -> Runs:
 
 
 def compressed_run_lengths(text: Any) -> NDArray[np.int64]:
-    """The run lengths that COCO's text stands for: 5 bits a character, the least significant first, each number from
-    the fourth on as the difference from the one two before.
+    """The numbers in COCO's compressed run lengths.
 
-    Raises: ShapeError for text that is damaged.
+    A character holds 5 bits, the least significant bits first. From the fourth number on, the text stores differences
+    from the number two places before.
+
+    Raises: ShapeError for damaged text.
     """
     try:
         data = text.encode("ascii") if isinstance(text, str) else bytes(text)
     except (UnicodeEncodeError, TypeError, ValueError):
-        raise ShapeError("has compressed run lengths with characters that do not belong there") from None
+        raise ShapeError("has compressed run lengths with invalid characters") from None
     digits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if digits.size == 0:
         return digits
     if digits.min() < 0 or digits.max() > 63:
-        raise ShapeError("has compressed run lengths with characters that do not belong there")
+        raise ShapeError("has compressed run lengths with invalid characters")
     last = np.flatnonzero(digits & 32 == 0)
     first = np.concatenate([[0], last[:-1] + 1]) if last.size else last
     if not last.size or last[-1] != digits.size - 1 or (last - first).max() > 8:

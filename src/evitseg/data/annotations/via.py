@@ -1,4 +1,4 @@
-"""VGG Image Annotator (VIA) 1 and 2: one JSON file with the regions of many images."""
+"""VGG Image Annotator (VIA) 1 and 2: one JSON file for many images, with their regions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _USUAL = ("class", "label", "name", "category", "type")
 
 
 def _entries(content: Any) -> dict[str, Any] | None:
-    """Images by VIA's key, of an exported file or a saved project."""
+    """The images by VIA's key, from an exported file or a saved project."""
     if not isinstance(content, dict):
         return None
     entries = content.get("_via_img_metadata", content)
@@ -43,15 +43,16 @@ def _entries(content: Any) -> dict[str, Any] | None:
 
 
 def is_via(content: Any) -> bool:
+    """Whether the content of a JSON file is VIA's."""
     return _entries(content) is not None
 
 
 def read_via(content: Any, path: Path, images: Path | None) -> Annotations:
-    """Regions of a VIA file; later ones lie above earlier ones.
+    """Read the regions of a VIA file; later regions are drawn over earlier ones.
 
-    The class is the region attribute called class, label, name, category or type, or else the only one there is.
+    The class is the region attribute called class, label, name, category or type, else the only attribute.
 
-    Raises: DatasetError where it cannot be told which attribute is the class.
+    Raises: DatasetError if none of several attributes has such a name.
     """
     found = Annotations(TOOL, path, [], [])
     folder = ImageFolder(path.parent, images)
@@ -63,7 +64,7 @@ def read_via(content: Any, path: Path, images: Path | None) -> Annotations:
         where = f"{path}: {short(key)}"
         try:
             if not isinstance(entry, dict):
-                raise DatasetError(f"is no image with regions ({short(entry)})")
+                raise DatasetError(f"is not an image with regions ({short(entry)})")
             name = image_name(entry.get("filename"))
             shapes = _regions(entry)
         except DatasetError as error:
@@ -79,7 +80,7 @@ def read_via(content: Any, path: Path, images: Path | None) -> Annotations:
         found.images.append(AnnotatedImage(name, where, None, partial(list, items), file=folder.find(name)))
     found.names += sorted(seen)
     for kind, number in skipped.items():
-        found.notes.append(f"{count(number, 'region')} of type {kind} left out: it has no area.")
+        found.notes.append(f"{count(number, 'region')} of type {kind} skipped: not an area.")
     return found
 
 
@@ -103,7 +104,7 @@ def _class_attribute(entries: dict[str, Any], path: Path) -> str:
     if len(used) != 1 and not any(key in used for key in _USUAL):
         raise DatasetError(
             f"{path}: {TOOL} whose regions have {'no attribute' if not used else 'several attributes'} "
-            f"({', '.join(sorted(used)[:5])}); call the one that holds the class 'class'."
+            f"({', '.join(sorted(used)[:5])}); rename the one with the class to 'class'."
         )
     return named[0]
 
@@ -131,7 +132,7 @@ def _shape(shape: dict[str, Any]) -> Shape:
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
-            return Damaged("has not as many x as y")
+            return Damaged("has different numbers of x and y coordinates")
         return Polygons([[list(pair) for pair in zip(xs, ys, strict=True)]])
     if kind in ("rect", "circle", "ellipse"):
         return Drawn(partial(_measured, str(kind), shape))
@@ -150,6 +151,6 @@ def _measured(kind: str, shape: dict[str, Any], size: tuple[int, int]) -> Runs:
         return regions.box(a, b, a + c, b + d, size)
     theta = shape.get("theta", 0)
     if isinstance(theta, bool) or not isinstance(theta, (int, float)):
-        raise ShapeError(f"has the angle {short(theta)}, which is no number")
-    regions.coordinates([theta, 0], size)  # also a whole number of any length
+        raise ShapeError(f"has the angle {short(theta)}, which is not a number")
+    regions.coordinates([theta, 0], size)  # an integer in JSON may be too long for a float
     return regions.ellipse(a, b, c, d, math.degrees(theta), size)

@@ -1,4 +1,4 @@
-"""YOLO segmentation: a text file of normalised polygons for each image, and a YAML file with the classes."""
+"""YOLO segmentation: one text file of normalised polygons per image, and a YAML file with the classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from evitseg.data.annotations import regions
 from evitseg.data.annotations.objects import (
-    ALL,
     AnnotatedImage,
     Annotations,
     Damaged,
@@ -22,6 +21,7 @@ from evitseg.data.annotations.objects import (
     text_lines,
 )
 from evitseg.data.annotations.regions import Runs, ShapeError
+from evitseg.data.dataset import ALL
 from evitseg.data.yaml_file import check_shape
 from evitseg.errors import DatasetError
 from evitseg.raster.formats import EXTENSIONS
@@ -33,13 +33,14 @@ _MAX_YAML = 1 << 20
 
 
 def find_yaml(folder: Path) -> Path | None:
-    """The YAML file of a YOLO dataset in this folder."""
+    """The YAML file of a YOLO dataset in this folder, or None."""
     names = ("data.yaml", "data.yml", "dataset.yaml")
     files = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.y*ml"))
     return next((file for file in files if is_yolo_yaml(file)), None)
 
 
 def is_yolo_yaml(path: Path) -> bool:
+    """Whether a YAML file describes a YOLO dataset."""
     try:
         content = _read_yaml(path)
     except DatasetError:
@@ -48,14 +49,16 @@ def is_yolo_yaml(path: Path) -> bool:
 
 
 def is_yolo_folder(folder: Path) -> bool:
-    """Whether a folder without YAML has labels/*.txt and classes.txt, as Label Studio and labelImg write."""
+    """Whether a folder has labels/*.txt and classes.txt, as Label Studio and labelImg write them without YAML."""
     return (folder / "classes.txt").is_file() and any((folder / "labels").glob("*.txt"))
 
 
 def read_yolo(source: Path, images: Path | None) -> Annotations:
-    """Polygons of a dataset's YAML file, or of a folder with images/, labels/ and classes.txt; later ones lie above.
+    """Read the polygons of a YAML file's dataset, or of a folder with images/, labels/ and classes.txt.
 
-    Raises: DatasetError where no label file is found, or all of them hold boxes.
+    Later polygons are drawn over earlier ones.
+
+    Raises: DatasetError if there is no label file, or if all of them contain boxes.
     """
     found = Annotations(TOOL, source, [], [])
     if source.is_dir() and find_yaml(source) is None:
@@ -85,21 +88,21 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         raise DatasetError(found.problems[0])
     if not found.images:
         raise DatasetError(
-            f"{source}: {TOOL}, but without its images; evitseg convert --images DIR names the folder they are in."
+            f"{source}: {TOOL}, but its images are not there; give their folder with evitseg convert --images DIR."
         )
     if not labelled:
         raise DatasetError(
-            f"{source}: {TOOL}, but no image has a label file; labels/ lies beside images/, with a .txt for each image "
-            "(for masks, name the folder that takes the place of images/ in the YAML file: masks_dir: masks)."
+            f"{source}: {TOOL}, but no image has a label file; put labels/, with one .txt per image, next to "
+            "images/. If the dataset has masks, add masks_dir: FOLDER to the YAML file."
         )
     if kinds["box"] and not kinds["polygon"]:
         raise DatasetError(
-            f"{source}: YOLO labels of boxes (5 numbers a line), not polygons; boxes do not tell which pixels are an "
-            "object's. Export the dataset for segmentation."
+            f"{source}: YOLO labels of boxes (5 numbers per line), not polygons; a box does not say which pixels "
+            "belong to the object. Export the dataset for segmentation."
         )
     without = len(found.images) - labelled
     if without:
-        found.notes.append(f"{count(without, 'image')} without a label file: all background.")
+        found.notes.append(f"{count(without, 'image')} without a label file: all their pixels are background.")
     return found
 
 
@@ -121,10 +124,12 @@ def _items(file: Path, names: list[str], kinds: Counter[str]) -> list[Item]:
             continue
         index = values[0]
         if not (index == index and 0 <= index < len(names)) or index != int(index):
-            items.append(Item(where, None, Damaged(f"has the class {parts[0]}, of {count(len(names), 'name')}")))
+            items.append(
+                Item(where, None, Damaged(f"has the class {parts[0]}, but there are {count(len(names), 'name')}"))
+            )
         elif len(values) == 5:
             kinds["box"] += 1
-            items.append(Item(where, None, Damaged("is a box, which does not tell its pixels")))
+            items.append(Item(where, None, Damaged("is a box, not a polygon")))
         else:
             kinds["polygon"] += 1
             items.append(Item(where, names[int(index)], Drawn(partial(_polygon, values[1:]))))
@@ -146,13 +151,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = decoded(path, most=_MAX_YAML)
     try:
         check_shape(path, text)
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar is the text as written: "no" is a name
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # BaseLoader keeps scalars as text: "no" is a name
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{path}: not a YAML file that can be read ({' '.join(str(error).split())[:160]})."
-        ) from error
+        raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:160]}).") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: not the YAML file of a dataset; it has names, train and val.")
+        raise DatasetError(f"{path}: not the YAML file of a dataset, which has the keys names, train and val.")
     return content
 
 
@@ -179,7 +182,7 @@ def _splits(content: dict[str, Any], path: Path, images: Path | None, found: Ann
         for entry in entries:
             place = _place(str(entry), bases)
             if place is None:
-                found.problems.append(f"{path}: {split} leads to {short(entry)}, which is not there.")
+                found.problems.append(f"{path}: {split} is {short(entry)}, which does not exist.")
                 continue
             files = files_below(place, EXTENSIONS) if place.is_dir() else _listed(place, bases, found)
             splits.setdefault(split, []).extend(files)
@@ -187,7 +190,7 @@ def _splits(content: dict[str, Any], path: Path, images: Path | None, found: Ann
 
 
 def _place(entry: str, bases: list[Path]) -> Path | None:
-    """A folder or list, also where the path is one of another machine: Roboflow writes ../train/images."""
+    """A folder or list, even if its path is from another machine: Roboflow writes ../train/images."""
     entry = entry.replace("\\", "/")
     tries = [entry, entry.lstrip("./"), entry.removeprefix("/")]
     for text in dict.fromkeys(tries):
@@ -205,17 +208,17 @@ def _listed(path: Path, bases: list[Path], found: Annotations) -> list[Path]:
     for number, line in enumerate(text_lines(path), start=1):
         if not line:
             continue
-        # CVAT's lists begin with data/, which is not in its archive.
+        # Paths in CVAT's lists start with data/, a folder that its archive lacks.
         place = _place(line, [path.parent, *bases]) or _place(line.removeprefix("data/"), [path.parent, *bases])
         if place is None or not place.is_file():
-            found.problems.append(f"{path}: line {number} leads to {short(line)}, which is not there.")
+            found.problems.append(f"{path}: line {number}: {short(line)} does not exist.")
         else:
             files.append(place)
     return files
 
 
 def _label_file(image: Path, root: Path) -> Path | None:
-    """The text file in the place of the image where `images` is `labels`, or beside the image."""
+    """The text file at the image's path with `images` replaced by `labels`, or next to the image."""
     parts = list(image.parts)
     for i in reversed(range(len(root.parts), len(parts) - 1)):
         if parts[i] == "images":
@@ -228,7 +231,7 @@ def _label_file(image: Path, root: Path) -> Path | None:
 
 
 def _labels_by_stem(root: Path) -> dict[str, Path]:
-    """Label files by their names, where no two have the same: for images that lie elsewhere."""
+    """Label files by stem, for images in other folders; stems that occur twice are left out."""
     found: dict[str, list[Path]] = {}
     for file in files_below(root, (".txt",)):
         if "labels" in file.relative_to(root).parts[:-1]:

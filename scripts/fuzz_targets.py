@@ -595,7 +595,7 @@ def command_trees() -> list[Tree]:
         ["predict", "a.png", "--exact", "--memory", "900MiB", "--out", "o.tif", "--region", "1,2,30,30"],
         ["predict", "none.mp4", "--duration", "3.5", "--video", "mask", "--out", "o"],
         ["predict", "rtsp://127.0.0.1:9/x", "--duration", "0.1", "--out", "o"],
-        ["predict", "a.png", "--blend", "64", "--scratch", ".", "--polygons", "p.geojson", "--out", "o.png"],
+        ["predict", "a.png", "--sliding-window", "64", "--scratch", ".", "--polygons", "p.geojson", "--out", "o.png"],
         ["predict", "a.png", "--bands", "3,2,1", "--range", "0,4095", "--page", "1", "--out", "o", "--skip-existing"],
         ["check", "data", "--labels", "camvid", "--sheet", "s.png"],
         ["train", "none", "--out", "r", "--epochs", "1", "--crop", "32x32", "--set", "rotate=10", "--batch", "1"],

@@ -265,8 +265,8 @@ def test_info_lists_what_there_is(cli: Cli, tmp_path: Path) -> None:
 
 def test_models_lists_every_name_with_its_cost(cli: Cli) -> None:
     models = {each["name"]: each for each in json.loads(cli("models", "--json").stdout)["models"]}
-    assert models["b0-camvid"]["source"] == "bundled"
-    assert models["b0-camvid"]["default"] is True
+    assert models["b0-camvid"]["origin"] == "bundled"
+    assert models["b0-camvid"]["is_default"] is True
     assert round(models["l2-cityscapes"]["macs_1024x2048"] / 1e9) == 396
     assert "b3-ade20k" in cli("models").stdout
 

@@ -267,7 +267,7 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
     drawn = str(tmp_path / "r.png")
     run = bench_command("--size", "64x96", "--rounds", "1", "--roofline", drawn, "--json")
     content = json.loads(run.stdout)
-    assert set(content) == {"command", "machine", "model", "runs", "sizes", "noise", "profile"}
+    assert set(content) == {"command", "machine", "model", "engine", "sizes", "noise", "profile", "error"}
     assert content["command"] == f"evitseg bench --size 64x96 --rounds 1 --roofline {drawn} --json"
     assert set(content["machine"]) == {"processor", "physical_cores", "logical_cores", "system"}
     assert content["model"] == "b0-camvid"

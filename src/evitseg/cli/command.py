@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
-from evitseg.cli.failures import FAILED, Interrupted, sentence_of, show_tracebacks, status_of
+from evitseg.cli.failures import FAILED, Interrupted, show_tracebacks
 from evitseg.cli.output import Output
+from evitseg.cli.reporting import logging_to_stderr, printed_warnings, report
 from evitseg.cli.signals import as_interrupts
-from evitseg.errors import EvitsegWarning
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Example = tuple[str, str]
@@ -44,6 +40,11 @@ class PanelOption(click.Option):
         super().__init__(*args, **settings)
         self.panel = panel
         self.renamed_to = renamed_to
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)  # "[x>=1]" tells nobody anything
+        return extra
 
 
 def option(*names: str, panel: str, was: Sequence[str] = (), **settings: Any) -> Callable[[Function], Function]:
@@ -147,7 +148,7 @@ class Verb(PanelCommand):
         ctx.params["output"] = output
         show_tracebacks(settings.debug)
         try:
-            with _logging(settings.verbose), _warnings(), as_interrupts():
+            with logging_to_stderr(settings.verbose), printed_warnings(), as_interrupts():
                 try:
                     super().invoke(ctx)
                 except click.exceptions.Exit:
@@ -159,32 +160,7 @@ class Verb(PanelCommand):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (Exception, KeyboardInterrupt, Interrupted) as error:
-            ctx.exit(_report(error, output))
-
-
-def _report(error: BaseException, output: Output) -> int:
-    """Print what ended the verb. Returns: the exit status."""
-    sentence, status = sentence_of(error), status_of(error)
-    if isinstance(error, OSError) and error.filename is None and not _stdout_works():
-        if not isinstance(error, BrokenPipeError):
-            sentence = f"the output cannot be written ({error.strerror or error})."
-        # Python flushes standard output at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        output.print_json(sentence)
-    if isinstance(error, (KeyboardInterrupt, Interrupted)):
-        print(sentence, file=sys.stderr)
-    elif sentence:
-        output.error(sentence)
-    return status
-
-
-def _stdout_works() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
+            ctx.exit(report(error, output))
 
 
 def verb(name: str, *examples: Example, **settings: Any) -> Callable[[Callable[..., None]], Verb]:
@@ -199,46 +175,3 @@ def verb(name: str, *examples: Example, **settings: Any) -> Callable[[Callable[.
 def fail() -> None:
     """End the verb with exit status 1, after its errors have been printed."""
     raise click.exceptions.Exit(FAILED)
-
-
-class _StderrHandler(logging.Handler):
-    """Writes to the current sys.stderr, which a progress bar replaces to print lines above itself."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _logging(verbose: int) -> Iterator[None]:
-    """Show the package's log on standard error while a verb runs, if --verbose asks for it."""
-    if not verbose:
-        yield
-        return
-    logger, handler = logging.getLogger("evitseg"), _StderrHandler()
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _warnings() -> Iterator[None]:
-    """Print each of our own warnings once, as a sentence, and none that other libraries address to programmers."""
-    seen: set[str] = set()
-
-    def show(message: Warning | str, *about: object, **more: object) -> None:
-        sentence = str(message)
-        if isinstance(message, EvitsegWarning) and sentence not in seen:
-            seen.add(sentence)
-            print(f"warning: {sentence}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=EvitsegWarning)
-        warnings.showwarning = show
-        yield

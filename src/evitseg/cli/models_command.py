@@ -22,27 +22,19 @@ def models_command(output: Output) -> None:
 
     Bundled models ship with the package. Published ones are downloaded on first use, which needs the extra 'torch'.
     """
-    models = known_models()
-    output.content = {"models": [{"name": name} | about for name, about in models.items()]}
-    show_models(output, models)
-    output.result(f"default: {', '.join(name for name, about in models.items() if about['default'])}")
+    from dataclasses import asdict
 
-
-def known_models() -> dict[str, dict[str, Any]]:
-    """Every model that `evitseg.load` knows by name, with its source, variant, classes and cost."""
-    from evitseg.architecture import PUBLISHED_SEGMENTATION, cost
-    from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.runtime.openvino_engine import read_manifest
+    from evitseg.architecture import cost, model_config
+    from evitseg.labels import load_labels
+    from evitseg.loading import list_models
 
     models = {}
-    for name, path in bundled_models().items():
-        manifest = read_manifest(path)
-        about = {"source": "bundled", "default": name == DEFAULT_MODEL, "variant": manifest.model.variant}
-        models[name] = about | {"classes": len(manifest.labels.names)} | costs(manifest.cost)
-    for name, config in PUBLISHED_SEGMENTATION.items():
-        about = {"source": "published", "default": False, "variant": config.variant}
-        models[name] = about | {"classes": config.num_classes} | costs(cost(config))
-    return models
+    for model in list_models():
+        classes = len(load_labels(model.dataset).classes)
+        models[model.name] = asdict(model) | {"classes": classes} | costs(cost(model_config(model.variant, classes)))
+    output.content = {"models": list(models.values())}
+    show_models(output, models)
+    output.result(f"default: {', '.join(name for name, about in models.items() if about['is_default'])}")
 
 
 def costs(cost: Cost) -> dict[str, int]:
@@ -66,13 +58,13 @@ def show_models(output: Output, models: Mapping[str, Mapping[str, Any]]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    headings = {"source": "source", "classes": "classes", "parameters": "parameters"}
+    headings = {"origin": "origin", "classes": "classes", "parameters": "parameters"}
     headings |= {"macs_512x512": "MACs 512×512", "macs_1024x2048": "MACs 1024×2048"}
     shown = [key for key in headings if key in next(iter(models.values()))]
     table = Table(box=None, padding=(0, 1))
     table.add_column("name", no_wrap=True)
     for key in shown:
-        table.add_column(headings[key], justify="left" if key == "source" else "right", no_wrap=True)
+        table.add_column(headings[key], justify="left" if key == "origin" else "right", no_wrap=True)
     for name, about in models.items():
         cells = [about[key] if isinstance(about[key], str) else large_number(about[key]) for key in shown]
         table.add_row(Text(name), *cells)

@@ -160,7 +160,6 @@ def test_a_photograph_gets_nothing_beside_its_mask(here: Path) -> None:
 def test_without_rasterio_a_sentence_says_what_the_mask_lacks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     geotiff(here / "a.tif", **PLACES["transform"])
     import evitseg.raster.gdal as gdal
-
     from evitseg.errors import MissingPackageError
 
     def missing() -> Any:

@@ -80,23 +80,16 @@ def street() -> None:
 def polygons() -> None:
     """The example photograph with the polygons of buildings and trees."""
     import evitseg
-    from evitseg.raster.polygons import polygonize as write_polygons
 
     photo = example((960, 540))
     prediction = evitseg.load(precision="float32")(photo)
     colors = {entry.name: entry.color for entry in prediction.labels.classes}
-    with tempfile.TemporaryDirectory() as folder:
-        prediction.save(f"{folder}/mask.png")
-        write_polygons(
-            f"{folder}/mask.png", f"{folder}/all.geojson", prediction.labels, ["building", "tree"], min_pixels=150
-        )
-        features = json.loads(Path(f"{folder}/all.geojson").read_text(encoding="utf-8"))["features"]
     draw = ImageDraw.Draw(photo)
-    for feature in features:
+    for feature in prediction.polygons(min_pixels=150, classes=["building", "tree"]):
         for ring in feature["geometry"]["coordinates"]:
             points = [(float(x), float(y)) for x, y in ring]
             draw.line(points, "white", 8, "curve")
-            draw.line(points, colors[feature["properties"]["name"]], 4, "curve")
+            draw.line(points, colors[str(feature["properties"]["name"])], 4, "curve")
     save_photo(photo, "polygons.jpg")
 
 

@@ -26,7 +26,7 @@ from evitseg.labels import load_labels
 from evitseg.model.engine import TorchEngine
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
-from evitseg.raster.masks import read_mask
+from evitseg.raster.masks import read_truth
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import replacing
@@ -87,7 +87,7 @@ def main() -> None:
         confusion = np.zeros((11, 11), np.int64)
         finite, masks[name] = True, []
         for path in images:
-            truth = labels.encode(read_mask(arguments.camvid / "testannot" / f"{path.stem}.png"))
+            truth = read_truth(arguments.camvid / "testannot" / f"{path.stem}.png", labels)
             mask, ok = run(engine, read_image(path), truth.shape)
             masks[name].append(mask)
             finite &= ok

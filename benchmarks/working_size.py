@@ -25,7 +25,7 @@ from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.evaluation.metrics import confusion_matrix, mean_iou
 from evitseg.image import ImageArray
 from evitseg.raster.files import read_image
-from evitseg.raster.masks import read_mask
+from evitseg.raster.masks import read_truth
 from evitseg.runtime.engines import open_engine
 from evitseg.system.files import replacing
 from evitseg.system.machine import processor_name
@@ -86,7 +86,7 @@ def main() -> None:
     engine = open_engine(bundled_models()[DEFAULT_MODEL], precision="float32")
     labels = engine.manifest.labels
     pairs = [
-        (read_image(path), labels.encode(read_mask(arguments.camvid / "testannot" / f"{path.stem}.png")))
+        (read_image(path), read_truth(arguments.camvid / "testannot" / f"{path.stem}.png", labels))
         for path in sorted((arguments.camvid / "test").iterdir())
     ]
 

@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill as _fill
 
-import numpy as np
-
 from evitseg.bundled import DEFAULT_MODEL
+from evitseg.data.lists import Pair
 from evitseg.engine import PRECISIONS, Precision
 from evitseg.errors import EngineError
-from evitseg.evaluation.metrics import confusion_matrix, iou, mean_iou
+from evitseg.evaluation.evaluate import evaluate
 from evitseg.exporters.export import export
 from evitseg.exporters.onnx import set_onnx_manifest
 from evitseg.labels import load_labels
@@ -26,7 +25,6 @@ from evitseg.loading import load
 from evitseg.manifest import Accuracy, Manifest, Training
 from evitseg.model.checkpoints import load_checkpoint
 from evitseg.preprocess import Preprocess
-from evitseg.raster.masks import read_mask
 from evitseg.runtime.openvino_engine import read_manifest
 from evitseg.system.files import replacing
 
@@ -50,21 +48,16 @@ def fill(text: str) -> str:
 def measure(model_file: Path, camvid: Path, precision: Precision) -> Accuracy:
     """CamVid test through the runtime."""
     segment = load(model_file, precision=precision)
-    classes = len(segment.labels.classes)
-    confusion = np.zeros((classes, classes), np.int64)
     images = sorted((camvid / "test").iterdir())
-    for image in images:
-        truth = segment.labels.encode(read_mask(camvid / "testannot" / f"{image.stem}.png"))
-        confusion += confusion_matrix(truth, segment(image).mask, classes, segment.labels.ignore_index)
+    pairs = [Pair(image, camvid / "testannot" / f"{image.stem}.png") for image in images]
+    report = evaluate(segment, pairs, segment.labels)
     info = segment.info
     return Accuracy(
         data="CamVid test, 480×360",
         protocol=PROTOCOL,
-        miou=round(100 * mean_iou(confusion), 2),
-        iou={
-            name: round(100 * float(value), 2) for name, value in zip(segment.labels.names, iou(confusion), strict=True)
-        },
-        images=len(images),
+        miou=round(100 * report.miou, 2),
+        iou={name: round(100 * float(value), 2) for name, value in zip(report.labels.names, report.iou, strict=True)},
+        images=len(report.images),
         settings={"engine": info.engine, "precision": info.precision, "processor": info.device},
     )
 

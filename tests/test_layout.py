@@ -17,13 +17,9 @@ DESIGN = TESTS.parent / "docs/explanation/design.md"
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 LONGEST, LONGEST_OF_CLI = 450, 250
-LONGER: tuple[str, ...] = ()
+LONGER: tuple[str, ...] = ("architecture.py",)
 """Modules above the limit. The design document says, for each, why it is not two."""
 LONGER_TODAY = (
-    "architecture.py",
-    "raster/geotiff.py",
-    "raster/slides.py",
-    "raster/whole.py",
     "runtime/openvino_graph.py",
     "tiling/graph_cut.py",
 )
@@ -35,7 +31,6 @@ SAME_NAME = {
     "verify": "of tiles; of exported models",
     # To be renamed:
     "engine": "",
-    "layouts": "",
     "memory": "",
     "state": "",
 }
@@ -43,8 +38,6 @@ SAME_NAME = {
 SAME_CLASS = {
     # To be renamed:
     "Attention": "",
-    "Progress": "",
-    "Sink": "",
 }
 """Names that several public classes have, with the reason."""
 

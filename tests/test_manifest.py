@@ -49,9 +49,7 @@ def test_a_manifest_of_schema_1_is_read_by_its_old_keys(manifest: Manifest) -> N
 
 
 def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(
-        ConfigError, match=f"schema {SCHEMA + 1}, this evitseg reads up to {SCHEMA}; pip install --upgrade"
-    ):
+    with pytest.raises(ConfigError, match=f"schema {SCHEMA + 1}, .* 1 to {SCHEMA}; update evitseg"):
         parse_manifest(changed(manifest, schema=SCHEMA + 1), "a.onnx")
 
 
@@ -66,7 +64,7 @@ def test_unknown_keys_are_refused_at_every_depth(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": 1}', f'{{"schema": {SCHEMA}}}', '{"schema": "x"}'])
 def test_a_damaged_manifest_is_one_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"a\.onnx: its manifest"):
+    with pytest.raises(ConfigError, match=r"a\.onnx: the manifest"):
         parse_manifest(text, "a.onnx")
 
 

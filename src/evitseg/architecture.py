@@ -1,4 +1,4 @@
-"""Every variant of the network as a row of numbers, and the plan of convolutions that follows from a row.
+"""All variants of the network as rows of numbers, and the plan of convolutions that follows from a row.
 
 The plan is the one description of the network: `evitseg.model` builds torch modules from it, and parameters and
 multiply-adds are counted on it, without torch.
@@ -13,14 +13,14 @@ from typing import Literal, TypeAlias
 from evitseg.errors import ConfigError, unknown
 
 STRIDE = 32
-"""Image pixels one feature pixel of the last stage spans; network input is a multiple of it."""
+"""Stride of the last stage in image pixels. The sides of the network's input are multiples of it."""
 LOGIT_STRIDE = 8
-"""Image pixels one logit spans: the stride of the finest stage a segmentation head looks at."""
+"""Stride of the logits in image pixels, which is that of the finest stage that a segmentation head uses."""
 
-# A manifest comes from outside: no number in it may ask for more than a machine has.
+# Limits for manifests, which may come from anyone: no number may demand more memory than a machine has.
 MAX_WIDTH, MAX_DEPTH, MAX_EXPAND, MAX_KERNELS = 16_384, 1_000, 256, 16
 MAX_PARAMETERS = 2**31
-"""Eight times those of the largest variant."""
+"""Eight times the parameters of the largest variant."""
 MAX_CLASSES = 65_535
 
 Activation = Literal["hardswish", "gelu_tanh"]
@@ -29,16 +29,16 @@ BlockKind = Literal["depthwise", "mbconv", "fused_mbconv", "resblock"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage after the stem: a block that halves the resolution, then `depth` blocks at that resolution.
+    """A stage after the stem: a block that halves the resolution, then `depth` blocks at the new resolution.
 
     Attributes:
         width: channels of the stage's output.
-        depth: blocks after the one that halves.
+        depth: number of blocks after the first one.
         kind: kind of the convolution blocks.
         attends: whether each of the `depth` blocks is attention followed by a convolution block.
-        expand: widening inside the `depth` blocks.
-        expand_first: widening inside the block that halves.
-        late_norm: whether blocks have biases, and batch norm only after their last convolution.
+        expand: expansion factor of the `depth` blocks.
+        expand_first: expansion factor of the first block.
+        late_norm: whether blocks use biases, and batch norm only after their last convolution.
     """
 
     width: int
@@ -58,17 +58,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The feature extractor in full numbers.
+    """The feature extractor, with every number written out.
 
     Attributes:
         stem_width, stem_depth, stem_kind: channels, number and kind of the blocks at stride 2.
         stages: four stages, at strides 4, 8, 16 and 32.
         head_dim: channels of one attention head.
-        attention_kernels: odd sizes of the depthwise convolutions that aggregate neighbouring tokens, one a scale.
-        attention_eps: added to attention's divisor; timm's weights were trained with 1e-5. The published 1e-15 is
-            below anything that can be measured, and 0 here.
-        activation: in the B series hardswish, in the L series GELU in its tanh approximation.
-        norm_eps: of batch norm, and of the classifier's layer norm.
+        attention_kernels: odd kernel sizes of the depthwise convolutions that aggregate neighbouring tokens, one per
+            scale.
+        attention_eps: added to the divisor of attention. timm's weights were trained with 1e-5. The published 1e-15
+            has no measurable effect and is 0 here.
+        activation: hardswish in the B series, the tanh approximation of GELU in the L series.
+        norm_eps: epsilon of batch norm and of the classifier's layer norm.
     """
 
     stem_width: int
@@ -87,10 +88,10 @@ class Backbone:
         _check_range("head_dim", self.head_dim, 1, MAX_WIDTH)
         _check_range("number of attention_kernels", len(self.attention_kernels), 0, MAX_KERNELS)
         if any(kernel < 1 or kernel % 2 == 0 for kernel in self.attention_kernels):
-            raise ConfigError(f"attention_kernels {self.attention_kernels} must be odd and positive, as (3, 5) is.")
+            raise ConfigError(f"attention_kernels {self.attention_kernels} must be odd and positive, such as (3, 5).")
         for what, value in (("attention_eps", self.attention_eps), ("norm_eps", self.norm_eps)):
             if not 0 <= value <= 1:  # nor NaN
-                raise ConfigError(f"{what} is {value}; it must be 0 to 1.")
+                raise ConfigError(f"{what} is {value}; it must be between 0 and 1.")
         for stage in self.stages:
             if stage.attends and stage.width % self.head_dim:
                 raise ConfigError(f"stage width {stage.width} must be a multiple of head_dim {self.head_dim}.")
@@ -98,12 +99,12 @@ class Backbone:
 
 @dataclass(frozen=True)
 class SegmentationHead:
-    """Adds stages 4, 3 and 2 at stride 8, refines the sum, and scores the classes.
+    """A head that adds stages 4, 3 and 2 at stride 8, refines the sum, and computes the logits.
 
     Attributes:
         width: channels at which the three stages are added.
-        depth, kind, expand: the residual blocks after the sum.
-        final_expand: widening before the last convolution; None for the last convolution alone.
+        depth, kind, expand: number, kind and expansion factor of the residual blocks after the sum.
+        final_expand: expansion factor of a convolution before the last one; None for no such convolution.
         num_classes: channels of the logits.
     """
 
@@ -124,11 +125,11 @@ class SegmentationHead:
 
 @dataclass(frozen=True)
 class ClassificationHead:
-    """Widens stage 4, averages over the image, and scores the classes; carries the ImageNet weights.
+    """A head that widens stage 4, averages it over the image, and scores the classes; for ImageNet's weights.
 
     Attributes:
         widths: channels before and after the first linear layer.
-        num_classes: scores per image.
+        num_classes: number of scores.
     """
 
     widths: tuple[int, int]
@@ -145,12 +146,12 @@ Head: TypeAlias = SegmentationHead | ClassificationHead
 
 def _check_range(what: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ConfigError(f"{what} is {value}; it must be {low} to {high}.")
+        raise ConfigError(f"{what} is {value}; it must be between {low} and {high}.")
 
 
 def _check_num_classes(num_classes: int) -> None:
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise ConfigError(f"num_classes is {num_classes}; a mask holds 1 to {MAX_CLASSES} classes.")
+        raise ConfigError(f"num_classes is {num_classes}; it must be between 1 and {MAX_CLASSES}.")
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,12 @@ class ModelConfig:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the head."""
         return self.head.num_classes
 
     @property
     def variant(self) -> str:
-        """The row of `BACKBONES` this backbone is, or "custom"."""
+        """The name of this backbone in `BACKBONES`, or "custom"."""
         backbone = replace(self.backbone, attention_eps=0.0)
         return next((name for name, row in BACKBONES.items() if row == backbone), "custom")
 
@@ -177,7 +179,7 @@ def _b_series(widths: tuple[int, ...], depths: tuple[int, ...], head_dim: int) -
         stem_depth=depths[0],
         stem_kind="depthwise",
         stages=_stages(
-            # The paper counts the block that halves among the blocks of the first two stages, elsewhere not.
+            # The paper counts the block that halves the resolution only in the first two stages.
             Stage(width, depth - (not late), "mbconv", attends=late, expand=4, expand_first=4, late_norm=late)
             for width, depth, late in zip(widths[1:], depths[1:], (False, False, True, True), strict=True)
         ),
@@ -233,7 +235,7 @@ SEGMENTATION_HEADS: dict[str, SegmentationHead] = {
     "l1-ade20k": SegmentationHead(128, 3, "fused_mbconv", 4, 8, 150),
     "l2-ade20k": SegmentationHead(128, 3, "fused_mbconv", 4, 8, 150),
 }
-"""Heads of the published segmentation models, and with the backbone in front of the dash these models' names."""
+"""Heads of the published segmentation models. A name is that of the backbone and of the training data."""
 
 CLASSIFICATION_HEADS: dict[str, ClassificationHead] = {
     "b0": ClassificationHead((1024, 1280), 1000),
@@ -246,29 +248,29 @@ CLASSIFICATION_HEADS: dict[str, ClassificationHead] = {
     "l3": ClassificationHead((6144, 6400), 1000),
 }
 
-# The head of a variant that was never published is that of its nearest published neighbour.
+# Variants without a published segmentation model use the head of the nearest published variant.
 _NEIGHBOURS = {"l0": "l1-cityscapes", "l3": "l2-cityscapes"}
 
 PUBLISHED_SEGMENTATION = {
     name: ModelConfig(BACKBONES[name.split("-")[0]], head) for name, head in SEGMENTATION_HEADS.items()
 }
-"""The published segmentation networks by their short names."""
+"""The published segmentation networks by short name."""
 
 
 def short_name(name: str) -> str:
-    """A published segmentation network's short name, from that or the full one; other names stay as they are."""
+    """The short name of a published segmentation network, from its short or full name; other names are unchanged."""
     return name.removeprefix("efficientvit-seg-")
 
 
 def model_config(variant: str, num_classes: int, head: str | None = None) -> ModelConfig:
-    """A segmentation network by the names of its parts.
+    """The configuration of a segmentation network, by the names of its parts.
 
     Args:
         variant: a row of `BACKBONES`, such as "b1".
         num_classes: channels of the logits.
-        head: a row of `SEGMENTATION_HEADS`; by default the one that the variant has for Cityscapes.
+        head: a row of `SEGMENTATION_HEADS`; by default that of the variant's Cityscapes model.
 
-    Raises: ConfigError for a name that is in neither table.
+    Raises: ConfigError for an unknown name.
     """
     backbone = backbone_named(variant)
     head = head or _NEIGHBOURS.get(variant, f"{variant}-cityscapes")
@@ -278,7 +280,7 @@ def model_config(variant: str, num_classes: int, head: str | None = None) -> Mod
 
 
 def backbone_named(variant: str) -> Backbone:
-    """A row of `BACKBONES`. Raises: ConfigError for a name that has none."""
+    """The row of `BACKBONES` with this name. Raises: ConfigError for an unknown name."""
     if variant not in BACKBONES:
         raise unknown("variant", variant, BACKBONES)
     return BACKBONES[variant]
@@ -286,12 +288,12 @@ def backbone_named(variant: str) -> Backbone:
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution with what follows it. Padding keeps the size, but for the stride.
+    """A convolution, with its batch norm and activation. Padding keeps the input size, divided by the stride.
 
     Attributes:
-        inputs, outputs: channels.
-        kernel, stride, groups: as in every framework; a kernel is square.
-        bias, norm, act: whether it has a bias; whether batch norm and the activation follow.
+        inputs, outputs: numbers of channels.
+        kernel, stride, groups: as in PyTorch; the kernel is square.
+        bias, norm, act: whether there is a bias, a batch norm after it, and an activation after that.
     """
 
     inputs: int
@@ -305,33 +307,35 @@ class Conv:
 
     @property
     def parameters(self) -> int:
+        """Number of trainable parameters, including those of batch norm."""
         weights = self.outputs * self.inputs // self.groups * self.kernel**2
         return weights + self.outputs * (self.bias + 2 * self.norm)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds for one output pixel."""
+        """Multiply-adds per output pixel."""
         return self.outputs * self.inputs // self.groups * self.kernel**2
 
 
 @dataclass(frozen=True)
 class ConvBlock:
-    """Convolutions one after the other, by name; with `residual` their input is added to their output."""
+    """A sequence of named convolutions; if `residual`, its input is added to its output."""
 
     convs: dict[str, Conv]
     residual: bool
 
     @property
     def stride(self) -> int:
+        """Stride of the whole block."""
         return max(conv.stride for conv in self.convs.values())
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Multi-scale ReLU linear attention, then a convolution block; both residual.
+    """Multi-scale ReLU linear attention, then a convolution block; both are residual.
 
     Attributes:
-        width: channels in and out.
+        width: input and output channels.
         head_dim, kernels, eps: as in `Backbone`.
         local: the convolution block.
     """
@@ -345,11 +349,12 @@ class AttentionBlock:
 
     @property
     def heads_per_scale(self) -> int:
+        """Number of attention heads per scale."""
         return self.width // self.head_dim
 
     @property
     def convs(self) -> dict[str, Conv]:
-        """Its convolutions by name: qkv, then for every scale the aggregation in two, and the projection."""
+        """The convolutions of attention by name: qkv, two per scale for aggregation, and the projection."""
         tokens = 3 * self.width  # q, k and v
         convs = {"qkv": Conv(self.width, tokens, norm=False)}
         for i, kernel in enumerate(self.kernels):
@@ -359,7 +364,7 @@ class AttentionBlock:
 
     @property
     def product_macs(self) -> int:
-        """Multiply-adds for one token in the two matrix products, of which the second has a row for the divisor."""
+        """Multiply-adds per token in the two matrix products; the second one has an extra row for the divisor."""
         heads = self.heads_per_scale * (1 + len(self.kernels))
         return heads * self.head_dim * (2 * self.head_dim + 1)
 
@@ -370,7 +375,7 @@ Block: TypeAlias = ConvBlock | AttentionBlock
 def conv_block(
     kind: BlockKind, inputs: int, outputs: int, expand: int, *, stride: int = 1, late_norm: bool = False
 ) -> ConvBlock:
-    """The convolutions of one block; it is residual where input and output have the same shape."""
+    """A convolution block, which is residual if its input and output have the same shape."""
     hidden = inputs * expand
     early = {"bias": late_norm, "norm": not late_norm, "act": True}
     match kind:
@@ -395,7 +400,7 @@ def conv_block(
 
 
 def stem_plan(backbone: Backbone) -> list[ConvBlock]:
-    """The blocks at stride 2; the first is a single convolution of the image."""
+    """The blocks at stride 2; the first one is a single convolution."""
     width = backbone.stem_width
     first = ConvBlock({"conv": Conv(3, width, 3, stride=2, act=True)}, residual=False)
     return [first] + [conv_block(backbone.stem_kind, width, width, 1) for _ in range(backbone.stem_depth)]
@@ -420,12 +425,12 @@ def stage_plans(backbone: Backbone) -> list[list[Block]]:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """A segmentation head's convolutions.
+    """The convolutions of a segmentation head.
 
     Attributes:
-        inputs: for stages 4, 3 and 2, in this order, the convolution to the common width.
-        blocks: residual blocks after the sum.
-        outputs: by name; the last gives the logits.
+        inputs: the convolutions from stages 4, 3 and 2, in this order, to the common width.
+        blocks: the residual blocks after the sum.
+        outputs: the last convolutions by name; the last one computes the logits.
     """
 
     inputs: list[Conv]
@@ -446,25 +451,25 @@ def head_plan(backbone: Backbone, head: SegmentationHead) -> HeadPlan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The size and the computational cost of a network.
 
     Attributes:
-        parameters: trainable numbers.
-        macs_per_pixel: multiply-adds of one image divided by its pixels. The same for every size that 32 divides:
-            convolutions and linear attention alike cost in proportion to the pixels. Interpolation, activations and
-            normalisation (folded into the convolutions) are not counted, nor is a classifier's part after the average.
+        parameters: number of trainable parameters.
+        macs_per_pixel: multiply-adds per image pixel. They do not depend on the image's size (a multiple of 32),
+            because convolutions and linear attention are linear in the number of pixels. Interpolation, activations,
+            batch norm (folded into convolutions) and a classifier's layers after the average are not counted.
     """
 
     parameters: int
     macs_per_pixel: float
 
     def macs(self, height: int, width: int) -> float:
-        """Multiply-adds for one image of this size, in pixels."""
+        """Multiply-adds for one image of this size in pixels."""
         return self.macs_per_pixel * height * width
 
 
 def cost(config: ModelConfig) -> Cost:
-    """Parameters and multiply-adds, counted on the plan."""
+    """Parameters and multiply-adds of a network, counted on its plan."""
     parts = list(placed_convs(config))
     parameters = sum(part.conv.parameters for part in parts)
     macs = sum(part.conv.macs / part.stride**2 for part in parts)
@@ -476,9 +481,9 @@ def cost(config: ModelConfig) -> Cost:
 
 
 def softmax_macs(config: ModelConfig, height: int, width: int) -> float:
-    """Multiply-adds for one image if its attention were softmax attention over the same tokens, for comparison.
+    """Multiply-adds for one image with softmax attention over the same tokens instead of linear attention.
 
-    Both its products look at every pair of tokens, so they grow with the square of the pixels.
+    The two matrix products of softmax attention grow with the square of the number of tokens.
     """
     macs = cost(config).macs(height, width)
     for block, stride in _attention(config.backbone):
@@ -489,20 +494,20 @@ def softmax_macs(config: ModelConfig, height: int, width: int) -> float:
 
 
 def _attention(backbone: Backbone) -> Iterator[tuple[AttentionBlock, int]]:
-    """Every block with attention, and its stride."""
+    """All attention blocks with their strides."""
     for number, blocks in enumerate(stage_plans(backbone), 2):
         yield from ((block, 2**number) for block in blocks if isinstance(block, AttentionBlock))
 
 
 @dataclass(frozen=True)
 class PlacedConv:
-    """A convolution of the plan where it stands.
+    """A convolution and its place in the network.
 
     Attributes:
-        block: what it belongs to, such as "stage3.block1.attention"; stages are counted from 1.
-        name: in its block, such as "qkv".
-        conv: itself.
-        stride: of its output, in image pixels.
+        block: its block, such as "stage3.block1.attention"; stages count from 1.
+        name: its name in the block, such as "qkv".
+        conv: the convolution.
+        stride: stride of its output in image pixels.
     """
 
     block: str
@@ -512,7 +517,7 @@ class PlacedConv:
 
     @property
     def module_name(self) -> str:
-        """The name of its module in the PyTorch network and in checkpoints."""
+        """Name of the module in the PyTorch network and in checkpoints."""
         where = self.block.split(".")
         if where[0] == "stem":
             return f"backbone.stem.{where[1].removeprefix('block')}.{self.name}"
@@ -527,7 +532,7 @@ class PlacedConv:
 
 
 def placed_convs(config: ModelConfig) -> Iterator[PlacedConv]:
-    """Every convolution, in the order in which exported graphs have them; for a classifier up to the average."""
+    """All convolutions in the order of exported graphs; for a classifier, only those before the average."""
     stride = 1
 
     def placed(block: str, convs: dict[str, Conv]) -> Iterator[PlacedConv]:

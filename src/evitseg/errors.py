@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of ours, each with a sentence that says what, where and what to do."""
+"""Errors caused by the user's input or environment. Every message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from contextvars import ContextVar
 
 
 class EvitsegError(Exception):
-    """Base of every error a user can cause; the command line prints its message without a traceback."""
+    """Base class of all errors that a user can cause; the command line prints them without a traceback."""
 
 
 class EvitsegWarning(UserWarning):
-    """A sentence about a file that was read, but perhaps not as its owner means it; the command line prints it once."""
+    """A file was read, but perhaps not as its owner meant it; the command line prints the message once."""
 
 
-_unsaid: ContextVar[bool] = ContextVar("unsaid", default=False)
+_suppressed: ContextVar[bool] = ContextVar("suppressed", default=False)
 
 
 def warn(sentence: str, stacklevel: int = 2) -> None:
-    """An EvitsegWarning, as `warnings.warn`."""
-    if not _unsaid.get():
+    """Issue an `EvitsegWarning`, unless `without_warnings` suppresses it."""
+    if not _suppressed.get():
         warnings.warn(sentence, EvitsegWarning, stacklevel=stacklevel + 1)
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """What `warn` says in the block is left unsaid. Unlike `warnings.catch_warnings` for this thread alone."""
-    token = _unsaid.set(True)
+    """Suppress `warn` in the block, and only in this thread, unlike `warnings.catch_warnings`."""
+    token = _suppressed.set(True)
     try:
         yield
     finally:
-        _unsaid.reset(token)
+        _suppressed.reset(token)
 
 
 class ConfigError(EvitsegError):
-    """A setting that cannot work: an unknown name, a size out of range, a manifest that is not one."""
+    """A setting is invalid: an unknown name, a size out of range, a damaged manifest."""
 
 
 class ImageError(EvitsegError):
-    """An image or mask that cannot be read, or not written in the format asked for."""
+    """An image or mask cannot be read, or cannot be written in the requested format."""
 
 
 class VideoError(EvitsegError):
-    """A video or live stream that cannot be read, or not to its end."""
+    """A video or live stream cannot be read, or only in part."""
 
 
 class FileError(EvitsegError):
-    """A place where no file can be written."""
+    """A file cannot be written."""
 
 
 class DatasetError(EvitsegError):
-    """Data that cannot be trained on or measured with: unpaired, unlabelled, outside its label space."""
+    """A dataset cannot be used: its files are missing, unpaired, or contain ids without a class."""
 
 
 class TrainError(EvitsegError):
-    """A training run that cannot begin, go on, or come to an end."""
+    """A training run cannot start, continue or finish."""
 
 
 class WeightsError(EvitsegError):
-    """A checkpoint that is missing, unreadable, or does not fit its network."""
+    """A checkpoint is missing, unreadable, or does not fit its network."""
 
 
 class EngineError(EvitsegError):
-    """An inference engine that is not installed, or cannot run what was asked of it."""
+    """An inference engine is not installed, or cannot run the model as requested."""
 
 
 class ExportError(EvitsegError):
@@ -74,7 +74,7 @@ class ExportError(EvitsegError):
 
 
 class MissingPackageError(EvitsegError):
-    """An optional package that the call needs is not installed."""
+    """An optional package is needed and not installed."""
 
     def __init__(self, purpose: str, extra: str) -> None:
         pip = "python -m pip install"
@@ -82,26 +82,27 @@ class MissingPackageError(EvitsegError):
         ways = [f"{pip} {names}"] if names else []
         ways.append(f"{'in a clone of evitseg, ' * bool(ways)}{pip} '.[{extra}]'")
         super().__init__(f"{purpose} needs packages that are not installed: {'; or, '.join(ways)}.")
-        self._given = purpose, extra
+        self._arguments = purpose, extra
 
     def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
-        return type(self), self._given  # an exception is rebuilt from its sentence, which is not what this one takes
+        # By default, pickle would pass the message to __init__.
+        return type(self), self._arguments
 
 
 class UnreadableHereError(ImageError, MissingPackageError):
-    """An image that only an optional package reads, which is not installed: other images can be read."""
+    """An image needs an optional package that is not installed; other images can be read without it."""
 
 
 def _missing(extras: str) -> list[str]:
-    """What pip has to install for extras: requirements that are not there, or all of them if each seems to be.
+    """The requirements of extras that are not installed, or all of them if none seems to be missing.
 
-    evitseg's own name would do only where it comes from an index.
+    `pip install evitseg[extra]` would work only if evitseg were on a package index.
     """
     from importlib import metadata
 
     try:
         stated = metadata.requires("evitseg") or []
-    except metadata.PackageNotFoundError:  # run from its source
+    except metadata.PackageNotFoundError:  # evitseg runs from its source folder
         return []
     wanted, known, found = extras.split(","), set[str](), list[str]()
     while wanted:
@@ -131,7 +132,7 @@ def _is_installed(requirement: str) -> bool:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in a table, with the nearest names that are."""
+    """The error for an unknown name, which suggests the most similar known names."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     advice = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}."

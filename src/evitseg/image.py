@@ -1,7 +1,4 @@
-"""Images and masks on disk and in memory, and how an image becomes network input.
-
-The only place that reads an image: training, evaluation, export and the device all see the same pixels.
-"""
+"""Types of images and masks, and the options for reading image files."""
 
 from __future__ import annotations
 
@@ -15,32 +12,30 @@ from numpy.typing import NDArray
 from evitseg.errors import ConfigError, ImageError
 
 ImageArray: TypeAlias = NDArray[np.uint8]
-"""(H, W, 3) RGB."""
-
+"""(H, W, 3) RGB pixels."""
 
 Mask: TypeAlias = NDArray[np.integer]
 """(H, W) class indices."""
 
-
 Size: TypeAlias = int | Literal["native"] | None
-"""A working size a person asks for: the short side in pixels, the image's own size, or the model's rule."""
-
+"""Size at which an image goes through the network: short side in pixels, own size, or None for the model's rule."""
 
 MAX_PIXELS = 178_956_970
-"""Pixels of the largest image that is read whole, the limit at which Pillow, too, refuses."""
+"""Most pixels of an image that is read as a whole; also the limit above which Pillow refuses images."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How an image file is read where the file itself leaves a choice; the same in every verb.
+    """How to read image files that can be read in several ways.
 
     Attributes:
-        bands: 1-based numbers of the bands taken as red, green and blue, or of a single band taken as grey. None: what
-            the file says (colour interpretation, band descriptions, channel names), else the first one or three.
-        value_range: (low, high), the stored values that become 0 and 255; "auto", the smallest and largest valid value
-            of the file; "percentile", its 2nd and 98th percentile. None: the range that the file states.
-        page: 1-based page of a file that holds several images. None: the first, with a warning; a stack in a Zarr is
-            refused.
+        bands: 1-based numbers of the bands to use as red, green and blue, or of one band to use as grey. None uses the
+            file's metadata (colour interpretation, band descriptions, channel names), else the first band or the first
+            three.
+        value_range: the stored values (low, high) that become 0 and 255; "auto" for the smallest and largest valid
+            value in the file; "percentile" for its 2nd and 98th percentile. None uses the range stated in the file.
+        page: 1-based page of a file with several images. None uses the first page and warns; for a Zarr with a stack of
+            images it is an error.
     """
 
     bands: tuple[int, ...] | None = None
@@ -50,7 +45,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
             raise ConfigError(
-                f"bands {self.bands}: give three band numbers, red, green and blue, or one; they start at 1."
+                f"bands {self.bands}: give one band number or three (red, green, blue); numbers start at 1."
             )
         if isinstance(self.value_range, str):
             if self.value_range not in ("auto", "percentile"):
@@ -58,20 +53,20 @@ class ReadOptions:
         elif self.value_range is not None:
             low, high = self.value_range
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ConfigError(f"value range {low:g} to {high:g}: the first number must be below the second.")
+                raise ConfigError(f"value range {low:g} to {high:g}: the first number must be smaller than the second.")
         if self.page is not None and self.page < 1:
             raise ConfigError(f"page {self.page}: pages start at 1.")
 
     @classmethod
     def parse(cls, bands: str = "", value_range: str = "", page: int | None = None) -> ReadOptions:
-        """From text such as "4,3,2" and "0,4095", "auto" or "percentile"; "" leaves the choice to the file.
+        """Options from text such as "4,3,2" and "0,4095", "auto" or "percentile"; "" stands for None.
 
         Raises: ConfigError.
         """
         try:
             numbers = tuple(_whole(part) for part in bands.split(",")) if bands else None
         except ValueError as error:
-            raise ConfigError(f"bands {bands!r}: give band numbers such as 4,3,2, or a single one.") from error
+            raise ConfigError(f"bands {bands!r}: give band numbers such as 4,3,2, or a single number.") from error
         chosen: tuple[float, float] | Literal["auto", "percentile"] | None = None
         if value_range in ("auto", "percentile"):
             chosen = cast("Literal['auto', 'percentile']", value_range)
@@ -94,20 +89,20 @@ def _whole(text: str) -> int:
 
 
 AS_STATED = ReadOptions()
-"""The file decides."""
+"""Read files as their metadata says."""
 
 
 class TooManyPixelsError(ImageError):
-    """An image that is not read whole."""
+    """The image has more than `MAX_PIXELS` pixels, so it is not read as a whole."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """An image that may be smaller than its file's.
+    """An image that may have been decoded at a reduced size.
 
     Attributes:
-        pixels: (h, w, 3).
-        size: (height, width) of the image in the file, upright.
+        pixels: (h, w, 3) decoded pixels.
+        size: (height, width) of the image in the file, after its EXIF rotation.
     """
 
     pixels: ImageArray

@@ -1,4 +1,4 @@
-"""What the classes are called, how they are drawn, and which numbers stand for them in a dataset's masks."""
+"""Label spaces: the names and colours of classes, and their ids in the masks of a dataset."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from numpy.typing import NDArray
 from evitseg.errors import ConfigError, DatasetError, unknown
 
 Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 _MAX_BYTES = 16 * 2**20
-_LARGEST_ID = 65_535  # what a 16-bit mask holds
+_LARGEST_ID = 65_535  # the largest value of a 16-bit mask
 
 
 def mask_dtype(num_classes: int) -> type[np.uint8] | type[np.uint16]:
-    """The smallest integer type that holds every class index, and above them one for pixels that have no class."""
+    """The smallest integer type for all class indices and `ignore_index`."""
     return np.uint8 if num_classes <= 255 else np.uint16
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class.
+    """A class.
 
     Attributes:
-        name: as people read it.
-        raw_ids: the numbers that stand for it in the dataset's masks.
-        color: RGB, 0 to 255.
+        name: its name.
+        raw_ids: the numbers of the class in the masks of the dataset.
+        color: its colour in palettes and overlays.
     """
 
     name: str
@@ -43,14 +44,14 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes in the order of the logits' channels.
+    """The classes, in the order of the channels of the logits.
 
     Attributes:
-        name: such as "camvid".
-        classes: a class's place is its class index.
-        ignored_ids: raw ids that neither training nor measuring counts.
-        assumed: which of "raw_ids" and "ignored_ids" nobody stated, so that masks may show something else: in masks
-            of 0 and 255, two bare names are background and foreground.
+        name: name of the label space, such as "camvid".
+        classes: the classes by class index.
+        ignored_ids: raw ids that training and evaluation ignore.
+        assumed: which of "raw_ids" and "ignored_ids" are defaults that the masks may override. For example, two names
+            without ids are background and foreground if the masks contain only 0 and 255.
     """
 
     name: str
@@ -59,7 +60,7 @@ class LabelSpace:
     assumed: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
-        # Named for a folder whose name is not UTF-8, it still goes into files that are.
+        # The name may be that of a folder, which need not be UTF-8, but it is written to UTF-8 files.
         object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
         if not self.classes:
             raise ConfigError(f"label space {self.name!r} has no classes; it needs at least one.")
@@ -68,57 +69,36 @@ class LabelSpace:
         for what, seen in (("class name", names), ("raw id", raw_ids)):
             twice = next((item for item, count in Counter(seen).items() if count > 1), None)
             if twice is not None:
-                raise ConfigError(f"label space {self.name!r}: {what} {twice!r} occurs twice; each may stand once.")
+                raise ConfigError(f"label space {self.name!r}: {what} {twice!r} occurs twice; use each once.")
         if not all(isinstance(name, str) and name.isprintable() and name for name in names):
             raise ConfigError(f"label space {self.name!r}: every class needs a name of printable characters.")
         if not all(isinstance(raw_id, int) and 0 <= raw_id <= _LARGEST_ID for raw_id in raw_ids):
-            raise ConfigError(f"label space {self.name!r}: raw ids are whole numbers from 0 to {_LARGEST_ID}.")
+            raise ConfigError(f"label space {self.name!r}: raw ids must be whole numbers from 0 to {_LARGEST_ID}.")
         if any(not 0 <= level <= 255 for c in self.classes for level in c.color):
-            raise ConfigError(f"label space {self.name!r}: colours are RGB with levels 0 to 255.")
+            raise ConfigError(f"label space {self.name!r}: colours must be three levels from 0 to 255.")
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The class names by class index."""
         return tuple(c.name for c in self.classes)
 
     @property
     def ignore_index(self) -> int:
-        """The class index that stands for "not counted": 255, or 65535 where 255 is a class."""
+        """The class index of ignored pixels: 255, or 65535 if 255 is a class."""
         return int(np.iinfo(self.dtype).max)
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """The type of this label space's masks."""
+        """The integer type of masks."""
         return mask_dtype(len(self.classes))
 
     @property
     def palette(self) -> NDArray[np.uint8]:
-        """(256, 3) colours by class index; black where there is no class, white for `ignore_index`."""
+        """(256, 3) colours by class index. Indices without a class are black, except 255, which is white."""
         palette = np.zeros((256, 3), np.uint8)
         palette[255] = 255
         palette[: min(256, len(self.classes))] = [c.color for c in self.classes[:256]]
         return palette
-
-    def encode(self, raw_mask: NDArray[np.integer]) -> NDArray[np.integer]:
-        """(H, W) class indices, or `ignore_index`, from a dataset's raw ids.
-
-        Raises: ConfigError that names a raw id which is in neither the classes nor `ignored_ids`.
-        """
-        known = sorted(i for c in self.classes for i in c.raw_ids)
-        table = np.full(max([*known, *self.ignored_ids, 0]) + 2, -1)
-        table[list(self.ignored_ids)] = self.ignore_index
-        for index, label in enumerate(self.classes):
-            table[list(label.raw_ids)] = index
-        # Whatever lies outside the table shares its last entry, which no id has.
-        outside = (raw_mask < 0) | (raw_mask >= len(table))
-        encoded: NDArray[np.integer] = table[np.where(outside, len(table) - 1, raw_mask)]
-        if encoded.min(initial=0) < 0:
-            stranger = int(raw_mask[encoded < 0][0])
-            ids = f"ids {known[0]} to {known[-1]}" if known else "without ids"
-            raise ConfigError(
-                f"id {stranger} is not in label space {self.name!r} ({ids}, ignored "
-                f"{', '.join(map(str, self.ignored_ids))}); add it to a class's raw_ids or to ignored_ids."
-            )
-        return encoded.astype(self.dtype)
 
 
 def recolored(labels: LabelSpace, palette: Mapping[str, Color] | Sequence[Color]) -> LabelSpace:
@@ -152,17 +132,17 @@ def recolored(labels: LabelSpace, palette: Mapping[str, Color] | Sequence[Color]
 
 
 def distinct_color(index: int) -> Color:
-    """A colour for a class that has none; neighbouring indices differ strongly."""
-    # Steps of the golden ratio spread hues evenly for any number of classes; three levels tell near hues apart.
+    """A colour for a class without one; neighbouring indices get very different colours."""
+    # Steps of the golden ratio spread hues evenly for any number of classes. Three levels separate similar hues.
     hue, level = index * 0.618034 % 1, (0.95, 0.7, 0.5)[index % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, level))
     return red, green, blue
 
 
 def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
-    """The data's raw ids and colours, in the order of the model's classes.
+    """The label space of the data with its classes in the model's order.
 
-    Raises: ConfigError where the two do not have the same classes.
+    Raises: ConfigError if the two have different classes.
     """
     own = {c.name: c for c in data.classes}
     if set(own) != set(model.names):
@@ -174,43 +154,44 @@ def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
                 for what, names in (("the data lacks", missing), ("the model lacks", extra))
                 if names
             )
-            + "; say with --labels which raw ids stand for the model's classes."
+            + "; map raw ids to the model's classes with --labels."
         )
     return LabelSpace(data.name, tuple(own[name] for name in model.names), data.ignored_ids)
 
 
 def named(name: str, names: Sequence[str]) -> LabelSpace:
-    """Classes of which nothing but their names is known: masks number them from 0, unless they show something else."""
+    """A label space from names only. Ids count from 0, but the masks may override them (`LabelSpace.assumed`)."""
     classes = tuple(LabelClass(n, (i,), distinct_color(i)) for i, n in enumerate(names))
     ignored = (int(np.iinfo(mask_dtype(len(classes))).max),)
     return LabelSpace(name, classes, ignored, frozenset({"raw_ids", "ignored_ids"}))
 
 
 def by_index(labels: LabelSpace) -> LabelSpace:
-    """The label space of masks of class indices, as they are predicted."""
+    """The label space of predicted masks, whose values are class indices."""
     classes = tuple(replace(c, raw_ids=(index,)) for index, c in enumerate(labels.classes))
     return LabelSpace(labels.name, classes, ignored_ids=())
 
 
 def numbered(num_classes: int) -> LabelSpace:
-    """Classes nobody has named."""
+    """A label space of classes without names."""
     classes = tuple(LabelClass(f"class {i}", (i,), distinct_color(i)) for i in range(num_classes))
     return LabelSpace("numbered", classes, ignored_ids=(int(np.iinfo(mask_dtype(num_classes)).max),))
 
 
 def named_label_spaces() -> list[str]:
-    """Names of the label spaces that ship with the package."""
+    """Names of the label spaces in the package."""
     folder = resources.files("evitseg") / "labelsets"
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
 def load_labels(name_or_path: str | Path) -> LabelSpace:
-    """A label space that ships with the package, by name, or one from a JSON file.
+    """A label space of the package by name, or one from a JSON file.
 
-    The file: {"name": "fields", "ignored_ids": [255], "classes": [{"name": "wheat", "raw_ids": [1], "color":
-    [200, 180, 60]}, ...]}; `ignored_ids`, `raw_ids` (else the class's place) and `color` may be left out.
+    The file has the form {"name": "fields", "ignored_ids": [255], "classes": [{"name": "wheat", "raw_ids": [1],
+    "color": [200, 180, 60]}, ...]}. Optional are `ignored_ids`, `raw_ids` (by default the index of the class) and
+    `color`.
 
-    Raises: ConfigError for a name that is unknown and a file that is not of that form.
+    Raises: ConfigError for an unknown name or a file of another form.
     """
     names = named_label_spaces()
     if str(name_or_path) in names:
@@ -225,7 +206,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
         except DatasetError as error:
             raise ConfigError(str(error)) from error
     try:
-        return _parse(json.loads(text, object_pairs_hook=_without_twins))
+        return _parse(json.loads(text, object_pairs_hook=_unique_keys))
     except ConfigError as error:
         raise ConfigError(f"{name_or_path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -252,7 +233,7 @@ def _parse(content: Any) -> LabelSpace:
     return LabelSpace(str(content["name"]), tuple(classes), ignored, assumed)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{twice!r} occurs twice")

@@ -1,4 +1,4 @@
-"""What every checkpoint and artefact carries about itself, as JSON in its metadata."""
+"""Manifests: the description of a model, stored as JSON in the metadata of every checkpoint and exported model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     import cattrs
 
 SCHEMA = 2
-"""Rises when a reader of the previous schema would misread a manifest."""
+"""Version of the manifest; raised if an older reader would misunderstand a newer manifest."""
 _RENAMED = {  # from schema 1
     "pictures": "images", "artefact_miou": "exported_miou", "artefact_sha256": "files_sha256", "kept": "float16_layers",
 }  # fmt: skip
 METADATA_KEY = "evitseg"
-"""Where a file's metadata holds the manifest."""
+"""Key of the manifest in a file's metadata."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Where weights come from.
+    """The origin of weights.
 
     Attributes:
         data: the images and masks they were trained on.
-        licence: of the weights, and what the data's owners ask for.
-        recipe: how they were trained, in a sentence.
+        licence: licence of the weights, and conditions of the data's owners.
+        recipe: one sentence on how they were trained.
     """
 
     data: str
@@ -43,15 +43,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One measurement.
+    """A measured accuracy.
 
     Attributes:
-        data: images and split it was measured on.
-        protocol: what was counted, and how.
+        data: the dataset and split.
+        protocol: how pixels were counted.
         miou: mean of `iou`, in percent.
-        iou: by class name, in percent.
-        images: how many.
-        settings: the engine, precision and working size that gave it.
+        iou: IoU in percent by class name.
+        images: number of images.
+        settings: the engine, precision and working size.
     """
 
     data: str
@@ -64,14 +64,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Verification:
-    """How far an artefact was from its checkpoint when it was written, on real images.
+    """Agreement of an exported model with its checkpoint on real images, measured during the export.
 
     Attributes:
-        images: how many.
-        largest_difference: of a logit, as a share of the largest logit of its image.
-        equal_pixels: share of mask pixels that are the same.
-        measured_on: images with masks on which both were scored, if they were.
-        checkpoint_miou, exported_miou: in percent, what they scored.
+        images: number of images.
+        largest_difference: largest difference of a logit, as a fraction of the largest logit of the same image.
+        equal_pixels: fraction of mask pixels that are equal.
+        measured_on: number of images with masks on which the mIoU of both was measured; 0 for none.
+        checkpoint_miou, exported_miou: mIoU in percent, if it was measured.
     """
 
     images: int
@@ -84,23 +84,23 @@ class Verification:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What every checkpoint and artefact carries about itself.
+    """The description of a model in its checkpoint or exported files.
 
     Attributes:
-        name: such as "b0-camvid".
-        model: the network in full numbers.
-        labels: the classes of its logits.
-        preprocess: how an image becomes its input.
-        reading: how the files were read that it was trained on, which is how it reads others.
-        training: where the weights come from.
-        accuracy: measurements, if there are any.
-        checkpoint_sha256: of the file the weights were read from.
-        weights: the number format they are stored in, "float32", "float16" or "int8".
+        name: name of the model, such as "b0-camvid".
+        model: the network's configuration.
+        labels: the classes of the logits.
+        preprocess: how an image becomes network input.
+        reading: how image files are read; the same for the training data and for new images.
+        training: the origin of the weights.
+        accuracy: measured accuracies.
+        checkpoint_sha256: hash of the file that the weights were read from.
+        weights: number format of the stored weights, "float32", "float16" or "int8".
         float16_layers: the layers that "int8" left in float16, each with the cost of rounding only this layer: the mean
             squared change of the logits, as a fraction of their variance.
-        verification: of an artefact against its checkpoint.
-        files_sha256: of the files this manifest lies beside, where it is in none of them.
-        evitseg_version: of the package that wrote it.
+        verification: agreement of an exported model with its checkpoint.
+        files_sha256: hash of the model's files, for formats whose manifest is a file of its own.
+        evitseg_version: version of the package that wrote the manifest.
         schema: see `SCHEMA`.
     """
 
@@ -121,7 +121,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.cost.parameters > MAX_PARAMETERS:
-            raise ConfigError(f"the network has {self.cost.parameters} parameters; {MAX_PARAMETERS} are supported.")
+            raise ConfigError(
+                f"the network has {self.cost.parameters} parameters; at most {MAX_PARAMETERS} are supported."
+            )
         if len(self.labels.classes) != self.model.num_classes:
             raise ConfigError(
                 f"label space {self.labels.name!r} has {len(self.labels.classes)} classes, "
@@ -130,33 +132,34 @@ class Manifest:
 
     @property
     def cost(self) -> Cost:
-        """Parameters and multiply-adds of the network."""
+        """Number of parameters and multiply-adds of the network."""
         return cost(self.model)
 
     def to_json(self) -> str:
+        """The manifest as JSON."""
         content = asdict(self)
-        del content["labels"]["assumed"]  # about a data set, not about a model
+        del content["labels"]["assumed"]  # describes a dataset, not a model
         return json.dumps(content, ensure_ascii=False)
 
 
 def parse_manifest(text: str, where: str | Path) -> Manifest:
-    """The manifest in a file's metadata.
+    """Parse a manifest.
 
     Args:
-        text: JSON.
-        where: the file's name, for the message.
+        text: the JSON.
+        where: name of the file, for messages.
 
-    Raises: ConfigError where it is damaged, has unknown keys, or is of a newer schema.
+    Raises: ConfigError for a manifest that is damaged, has unknown keys, or is newer than this package.
     """
     try:
         content: Any = json.loads(text)
         schema = content["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(f"{where}: its manifest is damaged; export it again.") from error
+        raise ConfigError(f"{where}: the manifest is damaged; export the model again.") from error
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ConfigError(
-            f"{where}: its manifest has schema {schema}, this evitseg reads up to {SCHEMA}; "
-            + ("pip install --upgrade evitseg." if isinstance(schema, int) and schema > SCHEMA else "export it again.")
+            f"{where}: the manifest has schema {schema}, but this version of evitseg reads schema 1 to {SCHEMA}; "
+            + ("update evitseg." if isinstance(schema, int) and schema > SCHEMA else "export the model again.")
         )
     if schema == 1:
         content = _current(content)
@@ -166,11 +169,11 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
         return _converter().structure(content, Manifest)
     except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
         reasons = "; ".join(cattrs.transform_error(error, path="manifest"))
-        raise ConfigError(f"{where}: its manifest cannot be read ({reasons}); export it again.") from error
+        raise ConfigError(f"{where}: the manifest is invalid ({reasons}); export the model again.") from error
 
 
 def _current(content: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of schema 1 with the keys of today. Names inside `iou` and `settings` are data, not keys."""
+    """A manifest of schema 1 with the keys of schema 2. The keys of `iou` and `settings` are data and stay."""
 
     def renamed(value: Any) -> Any:
         return {_RENAMED.get(key, key): entry for key, entry in value.items()} if isinstance(value, dict) else value
@@ -196,7 +199,7 @@ def _converter() -> cattrs.Converter:
 
 def _reading(value: Any, kind: type) -> ReadOptions:
     if not isinstance(value, dict) or not set(value) <= {"bands", "value_range", "page"}:
-        raise TypeError(f"{value!r} does not say how files are read")
+        raise TypeError(f"{value!r} is not a set of reading options")
     bands, page = value.get("bands"), value.get("page")
     value_range: Any = value.get("value_range")
     if bands is not None:
@@ -211,7 +214,7 @@ def _reading(value: Any, kind: type) -> ReadOptions:
 
 
 def _exactly(value: Any, kind: type) -> Any:
-    """The value, if it is of this very type; a whole number is a float, too."""
+    """The value if it has exactly this type, or an int for a float. Raises: TypeError for another."""
     if type(value) is kind:
         return value
     if kind is float and type(value) is int:

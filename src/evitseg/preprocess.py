@@ -1,4 +1,4 @@
-"""How an image becomes the input of the network."""
+"""Turn an image into the input of the network."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from evitseg.image import MAX_PIXELS, ImageArray, Size
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes network input. Every exported model carries it, so training and device cannot drift apart.
+    """How an image becomes network input. Stored in every exported model, so that training and device agree.
 
-    The image is scaled so that its short side has `short_side` pixels, but enlarged at most `max_enlarge` times;
-    then each side goes to the nearest multiple of 32, the network's stride, by the same single resampling. An image
-    that has this size already is not resampled.
+    The image is scaled so that its short side has `short_side` pixels, but enlarged at most by the factor
+    `max_enlarge`. The sides are rounded to multiples of 32, the network's stride. One resampling does both. An image
+    that already has this size is not resampled.
 
     Attributes:
-        short_side: in pixels; None leaves the image at its own size (but for the multiple of 32).
-        max_enlarge: because enlarging adds no detail, only cost.
-        mean, std: per RGB channel, for pixels scaled to 0–1; part of the network, folded into exported models.
-        fixed: (height, width), in pixels, of the only input that an exported model of one size takes. Every image is
-            stretched to it, and the rule above does not apply.
+        short_side: length of the short side in pixels; None keeps the image's own size, except for the rounding.
+        max_enlarge: limit on enlarging, which adds cost but no detail.
+        mean, std: per RGB channel, for pixels scaled to 0–1. The network applies them; exported models have them folded
+            into the first convolution.
+        fixed: (height, width) in pixels, for exported models with a single input size. Every image is stretched to it,
+            and the rule above does not apply.
     """
 
     short_side: int | None = None
@@ -41,7 +42,7 @@ class Preprocess:
         if not 1 <= self.max_enlarge <= 16:
             raise ConfigError(f"max_enlarge is {self.max_enlarge}; it must be between 1 and 16.")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
-            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and every std above 0.")
+            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite, and std must be positive.")
         if self.fixed is not None:
             check_sides(self.fixed)
 
@@ -49,17 +50,17 @@ class Preprocess:
         """(height, width) of the network input for an image of this (height, width).
 
         Args:
-            size: overrides the rule: a short side in pixels (without the limit on enlarging), or "native".
-            limit: most pixels of the input; None for work in tiles.
+            size: overrides the rule: the short side in pixels, which may enlarge without limit, or "native".
+            limit: maximum number of pixels of the input; None for work in tiles.
 
-        Raises: ConfigError where the input would have more than `limit`, or for any `size` where there is but one.
+        Raises: ConfigError if the input would have more pixels, or if `size` is given for a model of a single size.
         """
         if self.fixed is not None:
             if size is not None:
                 height, width = self.fixed
                 raise ConfigError(
-                    f"this model takes images of {height}x{width} (height x width) and no others; leave out the "
-                    "size, or export it again with another."
+                    f"this model accepts only images of {height}x{width} (height x width); omit the size, or export "
+                    "the model again with another."
                 )
             return self.fixed
         scale = 1.0
@@ -70,38 +71,38 @@ class Preprocess:
         height, width = (max(1, round(side * scale / STRIDE)) * STRIDE for side in image_size)
         if limit is not None and height * width > limit:
             raise ConfigError(
-                f"an image of {image_size[1]}×{image_size[0]} pixels would go through the network at "
-                f"{width}×{height}, more than {limit:,} pixels; choose a smaller size."
+                f"an image of {image_size[1]}×{image_size[0]} pixels would be resized to {width}×{height} for the "
+                f"network, which is more than {limit:,} pixels; choose a smaller size."
             )
         return height, width
 
     def apply(self, image: ImageArray, size: Size = None) -> ImageArray:
-        """Network input (h, w, 3), uint8, from an image (H, W, 3), uint8; h and w as `fit` says."""
+        """Network input (h, w, 3), uint8, from an image (H, W, 3), uint8; `fit` gives h and w."""
         return resampled(image, self.fit(image.shape[:2], size))
 
 
 def resampled(image: ImageArray, size: tuple[int, int]) -> ImageArray:
-    """An image at another (height, width); its own pixels where that is its size."""
+    """The image resampled to (height, width); unchanged if it already has this size."""
     if image.shape[:2] == size:
         return np.ascontiguousarray(image)
-    # Pillow's bilinear averages over all pixels it shrinks, so that fine structures do not alias. First along the
-    # rows, then along the columns: left to itself Pillow 13 takes the order that is less work, older ones this.
+    # Pillow's bilinear filter averages over all source pixels, so that fine structures do not alias. Two calls fix the
+    # order, rows first, as in Pillow up to 12; Pillow 13 chooses the cheaper order, which gives other pixels.
     height, width = size
     across = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(across.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def check_size(short_side: int) -> int:
-    """The short side, if a network can work at it. Raises: ConfigError."""
+    """Return a valid short side. Raises: ConfigError for another."""
     if not isinstance(short_side, int) or not STRIDE <= short_side <= 16_384:
-        raise ConfigError(f"size {short_side} is out of range; give the short side, {STRIDE} to 16384 pixels.")
+        raise ConfigError(f"size {short_side} is out of range; the short side must be {STRIDE} to 16384 pixels.")
     return short_side
 
 
 def check_sides(sides: tuple[int, int]) -> tuple[int, int]:
-    """(height, width), if it can be the network's only input. Raises: ConfigError."""
+    """Return a valid (height, width) of network input. Raises: ConfigError for another."""
     if not all(isinstance(side, int) and 1 <= side <= 16_384 for side in sides):
-        raise ConfigError(f"size {sides[0]}x{sides[1]} is out of range; a side has {STRIDE} to 16384 pixels.")
+        raise ConfigError(f"size {sides[0]}x{sides[1]} is out of range; both sides must be {STRIDE} to 16384 pixels.")
     if any(side % STRIDE for side in sides):
         fits = [max(1, round(side / STRIDE)) * STRIDE for side in sides]
         raise ConfigError(

@@ -15,7 +15,7 @@ from evitseg.evaluation.evaluate import PredictedMasks, evaluate
 from evitseg.evaluation.html import write_html
 from evitseg.evaluation.metrics import boundary_band, confusion_matrix, count, iou, mean_iou
 from evitseg.labels import load_labels, numbered
-from evitseg.raster.masks import read_mask, save_mask
+from evitseg.raster.masks import read_truth, save_mask
 from evitseg.visualize import error_map
 from tests.optional import needs
 
@@ -50,7 +50,7 @@ def test_the_metric_agrees_with_torchmetrics_on_real_masks(shared: Callable[[str
 
     labels = load_labels("camvid")
     paths = sorted((shared("data/camvid") / "valannot").iterdir())[:12]
-    masks = [labels.encode(read_mask(path)) for path in paths]
+    masks = [read_truth(path, labels) for path in paths]
     jaccard = JaccardIndex("multiclass", num_classes=11, average="none", ignore_index=255)
     confusion = np.zeros((11, 11), np.int64)
     # The next frame's mask, its void as sky, is a prediction with plausible errors.

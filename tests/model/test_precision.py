@@ -21,7 +21,7 @@ from evitseg.model.checkpoints import load_checkpoint
 from evitseg.model.engine import TorchEngine
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
-from evitseg.raster.masks import read_mask
+from evitseg.raster.masks import read_truth
 from evitseg.runtime.upsample import argmax_upsampled
 
 # For CamVid's classes, in their order, the channels of Cityscapes' that correspond.
@@ -42,7 +42,7 @@ def test_half_precision_gives_finite_logits_and_nearly_the_same_masks(
     labels = load_labels("camvid")
     confusions, equal = np.zeros((2, 11, 11), np.int64), []
     for path in sorted((shared("data/camvid") / "test").iterdir())[::4]:
-        truth = labels.encode(read_mask(shared("data/camvid") / "testannot" / f"{path.stem}.png"))
+        truth = read_truth(shared("data/camvid") / "testannot" / f"{path.stem}.png", labels)
         image = preprocess.apply(read_image(path))
         masks = []
         for confusion, engine in zip(confusions, engines, strict=True):

@@ -66,7 +66,7 @@ def find_dataset(
 
 
 def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Dataset:
-    from evitseg.data.annotations.layouts import mask_layout
+    from evitseg.data.annotations.mask_folders import mask_layout
 
     if root.is_file():
         readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
@@ -338,7 +338,7 @@ def _side_by_side(root: Path) -> Dataset | None:
 
 
 def _from_list(path: Path) -> Dataset:
-    from evitseg.data.annotations.layouts import pair_list
+    from evitseg.data.annotations.mask_folders import pair_list
 
     return pair_list(path)
 

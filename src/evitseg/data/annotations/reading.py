@@ -51,7 +51,7 @@ def read_annotations(source: str | os.PathLike[str], images: str | os.PathLike[s
         raise DatasetError(f"{source}: no such file or folder.")
     recognised = recognise(source)
     if recognised is None:
-        from evitseg.data.annotations.layouts import mask_layout, read_masks
+        from evitseg.data.annotations.mask_folders import mask_layout, read_masks
 
         masks = mask_layout(source) if source.is_dir() else None
         if masks is None or not masks.pairs():

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from evitseg.cli import app
-from evitseg.data.annotations.layouts import voc_color
+from evitseg.data.annotations.mask_folders import voc_color
 from evitseg.data.dataset import Dataset
 from evitseg.data.inspect import inspect
 from evitseg.data.layouts import find_dataset

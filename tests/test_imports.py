@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import evitseg
+from tests.optional import needs
 
 PACKAGE = Path(evitseg.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -171,6 +172,7 @@ def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], ext
 
 
 def test_public_names_stay_what_they_are_after_every_import() -> None:
+    needs("torch", "onnx")
     # A submodule of the same name would take a function's place.
     import evitseg.exporters.export
     import evitseg.loading

@@ -25,6 +25,7 @@ from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.output import Output
 from evitseg.cli.request import HONOURED, Mode, method_of
 from evitseg.system.authorship import is_ours
+from tests.optional import needs
 
 SMALL = ("--size", "64", "--precision", "float32")
 VALUES = {
@@ -160,6 +161,7 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], sente
 
 
 def test_the_name_of_the_mask_changes_nothing_but_the_format(here: Path) -> None:
+    needs("rasterio")
     street(here / "a.png", (300, 200))
     assert predict("a.png", *SMALL, "--out", "o").exit_code == 0
     for name in ("m.png", "m2_mask.png", "m.tif"):
@@ -173,6 +175,7 @@ def test_the_name_of_the_mask_changes_nothing_but_the_format(here: Path) -> None
 
 
 def test_another_engine_writes_a_mask_file_too(here: Path) -> None:
+    needs("onnxruntime")
     street(here / "a.png")
     run = predict("a.png", *SMALL, "--engine", "onnxruntime", "--out", "m.png", "--json")
     assert run.exit_code == 0, run.output
@@ -180,6 +183,7 @@ def test_another_engine_writes_a_mask_file_too(here: Path) -> None:
 
 
 def test_polygons_take_the_ordinary_path_too(here: Path) -> None:
+    needs("rasterio")
     street(here / "a.png", (300, 200))
     run = predict("a.png", *SMALL, "--out", "o", "--polygons", "p.geojson", "--json")
     assert run.exit_code == 0, run.output
@@ -239,6 +243,7 @@ def test_the_input_itself_is_never_replaced(here: Path) -> None:
 
 
 def test_a_world_file_of_others_is_not_replaced(here: Path) -> None:
+    needs("rasterio")  # which writes .aux.xml
     street(here / "a.png")
     (here / "a.pgw").write_text("1\n0\n0\n-1\n10\n20\n")
     (here / "o").mkdir()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg import __version__
+from tests.optional import needs
 
 Cli = Callable[..., Any]
 
@@ -190,6 +191,8 @@ def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) 
 def test_what_fails_is_one_sentence_and_status_1(
     arguments: list[str], sentence: str, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
+    if "onnxruntime" in arguments:
+        needs("onnxruntime")
     (tmp_path / "empty").mkdir()
     before = files(tmp_path)
     run = cli("predict", *arguments)
@@ -287,6 +290,7 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
 def test_export_writes_a_verified_exported_model_that_predict_uses(
     b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
+    needs("torch", "onnx")
     run = cli("export", b0_checkpoint, "--out", "b0.onnx", "--weights", "float16", "--size", "512")
     assert run.status == 0, run.stderr
     assert "verified on 3 images" in run.stdout
@@ -300,6 +304,7 @@ def test_export_writes_a_verified_exported_model_that_predict_uses(
 
 
 def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    needs("torch", "onnx")
     (tmp_path / "a.pt").write_bytes(b"no weights")
     for arguments, sentence in (
         (["a.pt"], "a.pt: "),
@@ -320,6 +325,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    needs("torch", "onnx", "ncnn", "pnnx")
     run = cli("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16")
     assert run.status == 0, run.stderr
     assert "keep next to it: b0-camvid.ncnn.bin, b0-camvid.ncnn.param.json" in run.stdout
@@ -453,6 +459,8 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
 def test_what_cannot_be_done_exactly_is_said(
     arguments: tuple[str, ...], status: int, sentence: str, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
+    if "1MiB" in arguments:
+        needs("rasterio")
     run = cli("predict", street, *arguments, "--out", "o")
     assert run.status == status
     assert sentence in " ".join(run.stderr.replace("│", " ").split())

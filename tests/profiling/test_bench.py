@@ -23,6 +23,7 @@ from evitseg.profiling.machine_peak import MachinePeak
 from evitseg.profiling.profile import Profile, profile
 from evitseg.profiling.roofline import draw
 from evitseg.system.machine import peak_mib
+from tests.optional import needs
 
 SMALL = (64, 96)
 
@@ -109,6 +110,7 @@ def bundled_manifest() -> Any:
 
 
 def test_a_model_of_one_size_is_measured_at_it(tmp_path: Path) -> None:
+    needs("torch", "onnx")
     from evitseg.exporters.export import export
     from evitseg.loading import network_of
 
@@ -197,6 +199,8 @@ def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine == "onnxruntime":
+        needs("onnxruntime")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # where OpenVINO runs the file's, too
     size = (256, 320)
     found = profile(Subject(engine=engine, precision="float32"), EXAMPLE_IMAGE, size, rounds=10)
@@ -217,6 +221,7 @@ def test_what_is_no_convolution_belongs_to_what_it_follows(monkeypatch: pytest.M
 
 
 def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    needs("torch", "onnx")
     import onnx
 
     with pytest.raises(EngineError, match="PyTorch does not say how long its layers take"):
@@ -230,6 +235,7 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_roofline_is_drawn(tmp_path: Path) -> None:
+    needs("matplotlib")
     found = profile(Subject(), EXAMPLE_IMAGE, SMALL, rounds=1)
     draw(found, "b0-camvid at 64x96", tmp_path / "roofline.png")
     with Image.open(tmp_path / "roofline.png") as image:
@@ -248,6 +254,7 @@ def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
 
 
 def test_every_engine_is_compared(bench_command: Callable[..., Any]) -> None:
+    needs("torch", "onnxruntime")
     run = bench_command("--size", "64x96", "--rounds", "2", "--compare", "--json")
     assert run.status == 0, run.stderr
     rows = [Compared(**row) for row in json.loads(run.stdout)["engines"]]
@@ -264,6 +271,7 @@ def test_every_engine_is_compared(bench_command: Callable[..., Any]) -> None:
 
 
 def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tmp_path: Path) -> None:
+    needs("matplotlib")
     drawn = str(tmp_path / "r.png")
     run = bench_command("--size", "64x96", "--rounds", "1", "--roofline", drawn, "--json")
     content = json.loads(run.stdout)
@@ -302,7 +310,7 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
     [
         (["--size", "512"], 2, "such as 512x1024"),
         (["--size", "64x64", "--size", "64x96", "--profile"], 2, "one size"),
-        (["--compare", "--precision", "float32"], 2, "every precision"),
+        (["--compare", "--precision", "float32"], 2, "leave --engine and --precision out"),
         (["--roofline", "r.jpg"], 1, "a roofline is drawn as a PNG file"),
         (["--roofline", "r.png", "nosuch.onnx"], 1, "nosuch.onnx: no such file"),
     ],
@@ -310,6 +318,8 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
 def test_wrong_options_are_one_sentence(
     arguments: list[str], status: int, sentence: str, bench_command: Callable[..., Any]
 ) -> None:
+    if "r.png" in arguments:
+        needs("matplotlib")
     run = bench_command(*arguments)
     assert run.status == status
     assert sentence in " ".join(run.stderr.replace("│", " ").split())

@@ -18,6 +18,7 @@ from PIL import Image
 
 from evitseg.errors import FileError, ImageError
 from evitseg.raster.files import image_size, read_image, save_image
+from tests.optional import needs
 
 Array = NDArray[np.uint8]
 
@@ -143,6 +144,7 @@ def test_every_bad_file_is_one_sentence_with_its_name(photograph: Array, tmp_pat
         read_image(tmp_path / "absent.jpg")
     with pytest.raises(ImageError, match="a folder"):
         read_image(tmp_path)
+    needs("tifffile")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ImageError, match="float32 pixels have no agreed range; .* --range"):
         read_image(tmp_path / "float.tif")

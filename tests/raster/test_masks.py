@@ -51,6 +51,7 @@ def test_gray_of_any_depth_is_not_stretched(depth: int, row: bytes, levels: list
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_tiff_of_few_bits_is_not_stretched(bits: int, tmp_path: Path) -> None:
+    needs("rasterio")
     levels = np.random.default_rng(0).integers(0, 2**bits, (5, 7), np.uint8)
     with quiet_open(
         tmp_path / "m.tif", "w", driver="GTiff", height=5, width=7, count=1, dtype="uint8", nbits=bits

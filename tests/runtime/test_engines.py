@@ -42,6 +42,7 @@ def image(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_all_engines_agree(image: NDArray[np.uint8]) -> None:
+    needs("onnxruntime")
     logits = [
         open_engine(BUNDLED, engine, "float32")(image) for engine, kind in ENGINES.items() if ".onnx" in kind.endings
     ]
@@ -123,6 +124,7 @@ def test_auto_takes_what_the_processor_has() -> None:
 
 
 def test_what_an_engine_cannot_do_is_a_sentence() -> None:
+    needs("onnxruntime")
     with pytest.raises(EngineError, match="float32 on a CPU, not in bfloat16"):
         open_engine(BUNDLED, "onnxruntime", "bfloat16")
     with pytest.raises(ConfigError, match="did you mean 'openvino'"):

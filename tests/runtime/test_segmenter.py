@@ -11,8 +11,10 @@ from PIL import Image
 import evitseg
 from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.errors import ConfigError, EngineError, ImageError, WeightsError
+from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image, read_reduced
 from evitseg.runtime.segmenter import Segmenter
+from tests.optional import needs
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,8 @@ def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], t
 def test_a_checkpoint_runs_as_its_exported_model_does(
     b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    model_file, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx")
+    needs("torch", "onnx")
+    model_file, _ = evitseg.export(b0_checkpoint, "onnx", tmp_path / "b0.onnx", preprocess=Preprocess(256))
     checkpoint = evitseg.load(b0_checkpoint, size=256)
     assert checkpoint.info.engine == "PyTorch"
     expected = checkpoint(photograph).mask

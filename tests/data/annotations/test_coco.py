@@ -21,6 +21,7 @@ from evitseg.data.inspect import inspect
 from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError
 from evitseg.raster.masks import read_truth
+from tests.optional import needs
 
 SIZE = (6, 8)
 
@@ -80,6 +81,7 @@ def test_a_region_is_drawn_where_it_is(form: str, tmp_path: Path) -> None:
     region[1:4, 2:7] = True
     segmentation: Any = {"polygon": square(1, 2, 4, 7), "runs": runs(region)}.get(form)
     if form == "compressed":
+        needs("pycocotools")
         from pycocotools import mask
 
         segmentation = mask.encode(np.asfortranarray(region.astype(np.uint8)))
@@ -148,6 +150,7 @@ def test_a_damaged_annotation_is_reported_by_its_id_and_the_others_are_drawn(
 
 
 def test_the_command_reports_what_it_leaves_out_with_status_1(tmp_path: Path) -> None:
+    needs("pycocotools")
     good, bad = {"segmentation": square(1, 2, 4, 7)}, {"segmentation": [[1, 1, 2]]}
     source = write(tmp_path, [good, *[bad] * 30])
     run = CliRunner().invoke(app, ["convert", str(source), "--out", str(tmp_path / "out")])

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from evitseg.data.annotations import regions
 from evitseg.data.annotations.regions import Runs, ShapeError
+from tests.optional import needs
 
 
 def drawn(runs: Runs, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -16,6 +17,7 @@ def drawn(runs: Runs, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("kind", ["near", "whole", "tenths", "far"])
 def test_polygons_are_drawn_as_pycocotools_draws_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("pycocotools")
     from pycocotools import mask
 
     monkeypatch.setattr(regions, "_CHUNK", 64)  # several parts even of small polygons
@@ -32,6 +34,7 @@ def test_polygons_are_drawn_as_pycocotools_draws_them(kind: str, monkeypatch: py
 
 
 def test_run_lengths_bitmaps_and_unions_are_the_pixels_they_stand_for() -> None:
+    needs("pycocotools")
     from pycocotools import mask
 
     rng = np.random.default_rng(1)

@@ -33,6 +33,7 @@ def test_the_photograph_says_nothing_about_who_was_where() -> None:
         assert not dict(image.getexif())
 
 
+@pytest.mark.slow
 def test_camvid_miou_of_the_written_masks_is_the_cards(shared: Callable[[str], Path], tmp_path: Path) -> None:
     """The number we promise, from the files that a person gets, by arithmetic that shares nothing with ours."""
     camvid = shared("data/camvid")

@@ -147,6 +147,7 @@ def test_a_slide_becomes_a_pyramid_of_the_whole_images_mask(
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_photograph_beyond_pillows_limit_goes_in_tiles_by_itself(street: NDArray[np.uint8], tmp_path: Path) -> None:
     """Of 208 megapixels, with sides that strides divide; Pillow refuses more than 179."""
@@ -179,6 +180,7 @@ def test_zarr_becomes_zarr(street: NDArray[np.uint8], whole: NDArray[np.integer]
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
     street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -233,6 +235,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(HELD))
 def test_the_memory_is_kept_whatever_reads_the_image(kind: str, street: NDArray[np.uint8], tmp_path: Path) -> None:
     image = np.tile(street, (6, 5, 1))

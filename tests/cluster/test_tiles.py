@@ -39,6 +39,8 @@ from evitseg.tiling.stream import Progress, Streamed, segment_huge
 from evitseg.tiling.windows import Window
 from tests.cli.test_json import checked
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 BUNDLED = bundled_models()["b0-camvid"]
 TILE = 64
 

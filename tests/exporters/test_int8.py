@@ -218,6 +218,7 @@ def test_what_it_needs_is_said(bundled: tuple[EfficientViT, Manifest], data: Pat
         export(bundled, "executorch", tmp_path / "m.pte", weights="int8", data=data)
 
 
+@pytest.mark.slow
 def test_camvid_loses_little(
     bundled: tuple[EfficientViT, Manifest], shared: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -253,6 +253,7 @@ def test_a_roof_is_the_slower_of_arithmetic_and_memory() -> None:
     assert peak.ms(macs=50_000_000, moved_bytes=20_000_000) == pytest.approx(2.0)  # 0.02 GB at 10 a second
 
 
+@pytest.mark.slow
 def test_every_engine_is_compared(bench_command: Callable[..., Any]) -> None:
     needs("torch", "onnxruntime")
     run = bench_command("--size", "64x96", "--rounds", "2", "--compare", "--json")

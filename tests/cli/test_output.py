@@ -118,7 +118,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(arguments: tuple[str, ...]
 
 def test_a_former_name_of_an_option_works_and_warns_once(png: bytes, cli: Cli) -> None:
     done = cli("predict", "a.png", "--blend", "64", *SMALL, "--json")
-    assert done.stderr == "warning: --blend is deprecated; use --sliding-window.\n"
+    assert done.stderr == "warning: --blend is deprecated and ends in evitseg 0.3; use --sliding-window.\n"
     (image,) = json.loads(done.stdout)["images"]
     assert image["mode"] == "sliding_window"
     done = cli("predict", "a.png", "--blend", "64", "--sliding-window", "64")
@@ -141,7 +141,7 @@ def test_former_names_are_read_like_the_new_ones(
     done = cli(*arguments)
     assert done.status in (1, 2)
     if former:
-        assert f"warning: {former} is deprecated; use {new}." in done.stderr
+        assert re.search(rf"warning: {former} is deprecated and ends in .*; use {new}\.", done.stderr)
     else:
         assert new in done.stderr
 

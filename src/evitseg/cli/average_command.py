@@ -38,7 +38,7 @@ def _numbers(text: str) -> list[float]:
     type=Parsed("numbers", _numbers),
     metavar="A,B,...",
     panel="Input",
-    was=["--shares"],
+    was={"--shares": "0.3"},
     help="Weight of each checkpoint. Default: equal weights.",
 )
 @option(

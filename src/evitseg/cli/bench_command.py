@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     type=FILE,
     metavar="FILE",
     panel="Input",
-    was=["--picture"],
+    was={"--picture": "0.3"},
     help="Image to stretch to every size. Default: the photograph that ships with evitseg.",
 )
 @ENGINE
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     default=15,
     metavar="N",
     panel="Measurement",
-    was=["--turns"],
+    was={"--turns": "0.3"},
     help="Number of measurements of each configuration. Default: 15.",
 )
 @option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,12 +34,16 @@ class PanelOption(click.Option):
     Attributes:
         panel: the heading.
         renamed_to: the option that this old, hidden one became.
+        ends_in: the release in which this old option ends.
     """
 
-    def __init__(self, *args: Any, panel: str = "General", renamed_to: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, panel: str = "General", renamed_to: str | None = None, ends_in: str = "", **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
         self.panel = panel
         self.renamed_to = renamed_to
+        self.ends_in = ends_in
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
         extra = super().get_help_extra(ctx)
@@ -47,21 +51,23 @@ class PanelOption(click.Option):
         return extra
 
 
-def option(*names: str, panel: str, was: Sequence[str] = (), **settings: Any) -> Callable[[Function], Function]:
+def option(
+    *names: str, panel: str, was: Mapping[str, str] | None = None, **settings: Any
+) -> Callable[[Function], Function]:
     """A decorator like `click.option`.
 
     Args:
         panel: the heading of the help that the option stands under.
-        was: former names, which still work, are hidden, and print a warning.
+        was: former names, each with the release in which it ends; they work, are hidden, and print a warning.
     """
     new = next(name for name in names if name.startswith("--"))
 
     def decorate(function: Function) -> Function:
         function = click.option(*names, cls=PanelOption, panel=panel, **settings)(function)
         hidden = settings | {"hidden": True, "default": None, "required": False}
-        for old in was:
+        for old, ends_in in (was or {}).items():
             name = f"renamed_{old.lstrip('-').replace('-', '_')}"
-            function = click.option(old, name, cls=PanelOption, renamed_to=new, **hidden)(function)
+            function = click.option(old, name, cls=PanelOption, renamed_to=new, ends_in=ends_in, **hidden)(function)
         return function
 
     return decorate
@@ -139,7 +145,10 @@ class Verb(PanelCommand):
                 raise click.UsageError(f"{old.opts[0]} is the former name of {old.renamed_to}; leave it out", ctx)
             ctx.params[name] = value
             ctx.set_parameter_source(name, click.core.ParameterSource.COMMANDLINE)
-            print(f"warning: {old.opts[0]} is deprecated; use {old.renamed_to}.", file=sys.stderr)
+            print(
+                f"warning: {old.opts[0]} is deprecated and ends in evitseg {old.ends_in}; use {old.renamed_to}.",
+                file=sys.stderr,
+            )
         return rest
 
     def invoke(self, ctx: click.Context) -> None:

@@ -53,7 +53,7 @@ def _number_formats() -> list[str]:
     multiple=True,
     metavar="FILE",
     panel="Input",
-    was=["--pictures"],
+    was={"--pictures": "0.3"},
     help="Image to compare checkpoint and exported model on; may be repeated. Default: the photograph that ships with "
     "evitseg.",
 )

@@ -111,7 +111,7 @@ STDIN = "-"
     type=int,
     metavar="PIXELS",
     panel="Large images",
-    was=["--blend"],
+    was={"--blend": "0.3"},
     help="Segment overlapping windows of this size, at the image's own resolution, and average them. A window sees "
     "nothing of the rest: for mosaics of many scenes.",
 )

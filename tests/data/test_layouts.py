@@ -254,7 +254,7 @@ def test_classes_of_unnamed_masks_are_inferred(tmp_path: Path) -> None:
     assert infer_labels(pairs).names == ("background", "foreground")
     for ids in ([0, 128, 255], [7, 26000, 26002]):
         pairs = [Pair(tmp_path, mask(tmp_path / "d.png", np.array([ids], np.uint16)))]
-        with pytest.raises(DatasetError, match="which do not number classes"):
+        with pytest.raises(DatasetError, match="contain the ids .* --labels FILE"):
             infer_labels(pairs)
     Image.new("RGB", (3, 3), (9, 9, 8)).save(tmp_path / "c.png")
     with pytest.raises(DatasetError, match="a mask in colours"):
@@ -435,7 +435,7 @@ def test_what_is_not_read_is_counted_by_reason(tmp_path: Path) -> None:
     (tmp_path / "masks/broken.png").symlink_to(tmp_path / "nowhere.png")
     inspection = inspect(find_dataset(tmp_path), 0)
     assert len(inspection.usable) == 3
-    assert inspection.left_out == {
+    assert inspection.skipped == {
         "images that cannot be read": 1,
         "masks of another size than the image": 1,
         "files without a partner": 1,
@@ -471,9 +471,9 @@ def test_a_mask_of_the_stored_size_of_a_turned_image_is_told(tmp_path: Path) -> 
             plain.save(tmp_path / f"{kind}/images/a.{kind}", exif=exif)
         mask(tmp_path / f"{kind}/masks/a.png", size=(8, 12))
         (problem,) = inspect(find_dataset(tmp_path / kind), 0).problems
-        assert "12×8 pixels, but its image has 8×12; the image is turned by its EXIF orientation" in problem
+        assert "12×8 pixels, but its image has 8×12; the image is rotated by its EXIF" in problem
         mask(tmp_path / f"{kind}/masks/a.png", size=(12, 8))
-        assert inspect(find_dataset(tmp_path / kind), 0).findings[0].turned
+        assert inspect(find_dataset(tmp_path / kind), 0).findings[0].exif_rotated
 
 
 def test_warnings_of_other_processes_are_passed_on(tmp_path: Path) -> None:

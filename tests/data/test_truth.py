@@ -97,16 +97,20 @@ def test_255_is_ignored_where_the_masks_or_the_label_space_say_so(tmp_path: Path
 @pytest.mark.parametrize(
     ("masks", "files", "reason"),
     [
-        ([gray(0, 1), gray(0, 255)], {"classes_txt": NAMES["two"]}, "holds 1, .* holds 255, and no mask holds both"),
+        ([gray(0, 1), gray(0, 255)], {"classes_txt": NAMES["two"]}, "contains 1, .* contains 255, and no mask"),
         (
             [gray(0, 255)] * 2,
             {"labels_json": space({"name": "bg", "raw_ids": [0]}, {"name": "fg", "raw_ids": [1]})},
-            "hold 255 and never 1, the id of 'fg'",
+            "contain 255 and never 1, the id of 'fg'",
         ),
-        ([gray(0, 255)] * 2, {"classes_txt": "fg\n"}, "hold 0 and 255, but 'fg' is the only class; give two names"),
-        ([gray(0, 1)] * 2, {"classes_txt": "fg\n"}, "hold 0 and 1, but 'fg' is the only class; give two names"),
+        (
+            [gray(0, 255)] * 2,
+            {"classes_txt": "fg\n"},
+            "contain 0 and 255, but 'fg' is the only class; name two classes",
+        ),
+        ([gray(0, 1)] * 2, {"classes_txt": "fg\n"}, "contain 0 and 1, but 'fg' is the only class; name two classes"),
         ([colored(BLACK, RED)] * 2, {"labels_json": space({"name": "fg", "color": RED})}, "several colours, but 'fg'"),
-        ([white(False, True), gray(0, 1, 255)], {"classes_txt": NAMES["two"]}, "stores 1 in 1 bits.* shown as 255"),
+        ([white(False, True), gray(0, 1, 255)], {"classes_txt": NAMES["two"]}, "stores 1 in 1 bits.* like 255"),
         ([white(False, True)] * 2, {"classes_txt": NAMES["three"]}, "white could be id 1 or 255"),
         (
             [indexed([BLACK, RED, GREEN], 0, 1, 2), indexed([GREEN, BLACK, RED], 0, 1, 2)],
@@ -210,7 +214,7 @@ def test_unnamed_masks_of_mixed_depths_are_refused_where_a_number_may_have_chang
     folder = data(tmp_path, [gray(0, 1, 2)])
     (tmp_path / "two.png").rename(folder / "masks/1.png")
     Image.effect_noise((3, 1), 50).save(folder / "images/1.png")
-    with pytest.raises(DatasetError, match="stores 2 in 2 bits, which is shown as 170, while"):
+    with pytest.raises(DatasetError, match="stores 2 in 2 bits, which looks like 170, while"):
         infer_labels(find_dataset(folder).pairs())
 
 
@@ -261,7 +265,7 @@ def test_eval_reads_masks_as_check_does(tmp_path: Path) -> None:
     masks = [indexed([GREEN, BLACK, RED], 1, 2, 0), indexed([RED, GREEN], 0, 1, 1, bits=1)]
     report = evaluate(white_is_1, data(tmp_path / "b", masks, labels_json=COLORS))
     assert report.counts.confusion[:, 1].tolist() == [4, 8, 12]
-    with pytest.raises(DatasetError, match="give two names"):
+    with pytest.raises(DatasetError, match="name two classes"):
         evaluate(white_is_1, data(tmp_path / "c", [gray(0, 255)] * 2, classes_txt="fg\n"))
     with pytest.raises(DatasetError, match="their palettes differ"):
         evaluate(white_is_1, data(tmp_path / "d", masks, classes_txt=NAMES["three"]))

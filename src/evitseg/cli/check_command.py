@@ -83,7 +83,7 @@ def _numbers(inspection: Inspection) -> dict[str, Any]:
         "labels": inspection.labels.name,
         "splits": splits,
         "problems": inspection.problems,
-        "left_out": inspection.left_out,
+        "left_out": inspection.skipped,
         "notes": inspection.dataset.notes,
         "duplicates": [[str(f.pair.image) for f in leak] for leak in inspection.leaks],
     }
@@ -108,16 +108,16 @@ def _report(inspection: Inspection, output: Output) -> None:
         output.result("no split: training holds out a fifth of the pairs, always the same for the same --seed")
     for first, second in inspection.leaks:
         output.error(f"{second.pair.image}: the same image as {first.pair.image}, which is in {first.split}.")
-    turned = sum(finding.turned for finding in inspection.usable)
-    if turned:
+    rotated = sum(finding.exif_rotated for finding in inspection.usable)
+    if rotated:
         output.result(
-            f"note: {turned} images are rotated by their EXIF orientation; their masks must match the upright image "
+            f"note: {rotated} images are rotated by their EXIF orientation; their masks must match the upright image "
             "(--sheet shows both)"
         )
     for problem in inspection.problems:
         output.error(problem)
-    if inspection.left_out:
-        counts = ", ".join(f"{count} {reason}" for reason, count in inspection.left_out.items())
+    if inspection.skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in inspection.skipped.items())
         output.result(f"left out: {counts}")
     for note in dataset.notes:
         output.result(f"note: {note}")

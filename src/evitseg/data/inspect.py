@@ -1,4 +1,4 @@
-"""Read every image and mask of a data set and report the problems."""
+"""Read every image and mask of a dataset and report problems."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ from evitseg.raster.formats import format_of
 from evitseg.raster.mask_values import DistinctValues
 from evitseg.raster.masks import read_mask_file, read_truth
 from evitseg.raster.orientation import exif_orientation, orientation_of
-from evitseg.visualize import tinted, with_legend
+from evitseg.visualize import tile_sheet, tinted, with_legend
 
 MAX_WORKERS = 61
-"""Processes at most; Windows waits for no more."""
+"""Most worker processes; Windows cannot wait for more."""
 
-
-KILLED = "a process was ended from outside, mostly for want of memory; try --workers 1."
+KILLED = "a worker process was killed, probably because memory ran out; try --workers 1."
+"""The end of a sentence about a process pool that broke."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One pair, read.
+    """The result of reading one pair.
 
     Attributes:
-        split, pair: which one.
-        problem: a sentence where it cannot be used, else "".
-        reason: of what kind the problem is, in a few words.
-        stranger: whether the problem is an id or colour outside the label space, which would stop training.
+        split, pair: the pair and its split.
+        problem: a sentence that says why the pair cannot be used, or "".
+        reason: the kind of problem, in a few words.
+        unknown_id: whether the problem is an id or colour outside the label space, which stops training.
         size: (height, width).
-        counts: pixels of every class.
-        digest, mask_digest: of the image's pixels, and of the mask's stored values.
-        turned: whether the image is stored turned, and shown upright as its EXIF orientation says.
-        remarks: what reading it warned of.
+        counts: number of pixels per class.
+        digest, mask_digest: hashes of the image's pixels and of the mask's stored values.
+        exif_rotated: whether the image is stored rotated, with an EXIF orientation that turns it upright.
+        warnings: the warnings that reading it gave.
     """
 
     split: str
     pair: Pair
     problem: str = ""
-    stranger: bool = False
+    unknown_id: bool = False
     size: tuple[int, int] = (0, 0)
     counts: tuple[int, ...] = ()
     digest: str = ""
     mask_digest: str = ""
-    turned: bool = False
+    exif_rotated: bool = False
     reason: str = ""
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything about a dataset that training needs to be right.
+    """The results of inspecting a dataset.
 
     Attributes:
-        dataset, labels: what was inspected, with which classes.
-        findings: one for each pair.
+        dataset, labels: the dataset and its classes.
+        findings: one per pair.
     """
 
     dataset: Dataset
@@ -80,19 +80,20 @@ class Inspection:
 
     @property
     def usable(self) -> tuple[Finding, ...]:
+        """Findings without a problem."""
         return tuple(finding for finding in self.findings if not finding.problem)
 
     @property
     def problems(self) -> list[str]:
-        """Sentences: first what would stop training, then what it would leave out."""
-        strangers = [f.problem for f in self.findings if f.stranger]
-        others = [f.problem for f in self.findings if f.problem and not f.stranger]
-        alone = [f"{path}: has no partner, a mask or image of the same name." for path in self.dataset.unpaired]
-        return [*strangers, *others, *self.dataset.problems, *alone]
+        """Problems as sentences: first those that stop training, then pairs and files that it skips."""
+        unknown_ids = [f.problem for f in self.findings if f.unknown_id]
+        others = [f.problem for f in self.findings if f.problem and not f.unknown_id]
+        alone = [f"{path}: has no matching mask or image of the same name." for path in self.dataset.unpaired]
+        return [*unknown_ids, *others, *self.dataset.problems, *alone]
 
     @property
-    def left_out(self) -> dict[str, int]:
-        """How many pairs and files are left out, by reason."""
+    def skipped(self) -> dict[str, int]:
+        """Number of pairs and files that training skips, per reason."""
         counts = Counter(finding.reason for finding in self.findings if finding.problem)
         if self.dataset.unpaired:
             counts["files without a partner"] = len(self.dataset.unpaired)
@@ -100,7 +101,7 @@ class Inspection:
 
     @property
     def leaks(self) -> list[tuple[Finding, Finding]]:
-        """Images that stand in two splits with the same pixels."""
+        """Pairs of findings whose images have the same pixels but are in different splits."""
         first: dict[str, Finding] = {}
         leaks = []
         for finding in self.usable:
@@ -111,57 +112,59 @@ class Inspection:
 
     @property
     def obstacle(self) -> str:
-        """Why training cannot begin, as a sentence; "" where it can."""
+        """A sentence that says why training cannot start, or ""."""
         splits = Counter(finding.split for finding in self.usable)
-        if any(f.stranger for f in self.findings):
-            return "masks have ids without a class; add them with --labels, or mend the masks."
+        if any(f.unknown_id for f in self.findings):
+            return "masks have ids without a class; add them with --labels, or fix the masks."
         pairs = splits["train"] + splits[ALL]
-        if not ((splits["train"] and splits["val"]) or pairs >= 2):  # two, to hold one out
+        if not ((splits["train"] and splits["val"]) or pairs >= 2):  # two, because one is held out for validation
             return (
                 "there is no usable pair to train on."
                 if not pairs
-                else "there is one usable pair to train on, and none to validate; two are the least."
+                else "there is one usable pair to train on, and none to validate; at least two are needed."
             )
-        return self.sameness
+        return self.single_class
 
     @property
-    def sameness(self) -> str:
-        """A sentence where all masks hold one class of several; "" where there is something to tell apart."""
+    def single_class(self) -> str:
+        """A sentence that says that all pixels have the same class although there are several, or ""."""
         occurring = np.flatnonzero(self.frequencies())
         if len(occurring) != 1 or len(self.labels.classes) == 1:
             return ""
         return (
-            f"every counted pixel is {self.labels.names[occurring[0]]!r}, so there is nothing to tell apart; say in a "
-            "labels.json which numbers of the masks (raw_ids) stand for which class."
+            f"every counted pixel is {self.labels.names[occurring[0]]!r}, so there is nothing to learn; assign the "
+            "numbers in the masks to classes with raw_ids in a labels.json."
         )
 
     @property
     def trains(self) -> bool:
-        """Whether training would run: no mask has an id without a class, and there are images to train on."""
+        """Whether training can start."""
         return not self.obstacle
 
     def frequencies(self, split: str | None = None) -> NDArray[np.float64]:
-        """Share of every class among the counted pixels."""
+        """Fraction of the counted pixels per class, in one split or in all."""
         chosen = [f.counts for f in self.usable if split is None or f.split == split]
         totals = np.sum(chosen, axis=0, dtype=np.float64) if chosen else np.zeros(len(self.labels.classes))
-        shares: NDArray[np.float64] = totals / max(totals.sum(), 1.0)
-        return shares
+        fractions: NDArray[np.float64] = totals / max(totals.sum(), 1.0)
+        return fractions
 
 
 def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] = lambda done: None) -> Inspection:
-    """Read every pair.
+    """Read every pair of a dataset.
 
     Args:
-        workers: processes; 0 for this one alone. A script that asks for more needs the usual
-            `if __name__ == "__main__":` around it.
-        progress: called with 1 for every pair done.
+        workers: number of processes; 0 uses only this process. A script that starts more needs
+            `if __name__ == "__main__":` around its work.
+        progress: called with 1 after every pair.
+
+    Raises: DatasetError if the masks contradict each other, or if none can be read and the data names no classes.
     """
     jobs = [(split, pair) for split, pairs in dataset.splits.items() for pair in pairs]
     workers = min(MAX_WORKERS, len(jobs), workers)
     read: list[tuple[Finding, DistinctValues | None]] = []
     if workers > 1:
         try:
-            # Fresh processes, not forks, which copy a program in the middle of what its threads do.
+            # Spawned, because a fork copies locks that other threads hold.
             with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
                 for result in pool.map(_inspect, jobs, chunksize=8):
                     read.append(result)
@@ -172,27 +175,25 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
         for job in jobs:
             read.append(_inspect(job))
             progress(1)
-    held = [Survey(finding.pair.mask, held) for finding, held in read if held is not None]
-    if not held and dataset.labels is None:
-        raise DatasetError(
-            f"{dataset.root}: no usable pair to train on ({read[0][0].problem if read else 'there is none'})"
-        )
-    # What the numbers mean can depend on all masks; every file is read once all the same.
-    labels = settled_labels(held, dataset.labels)
+    surveys = [Survey(finding.pair.mask, distinct) for finding, distinct in read if distinct is not None]
+    if not surveys and dataset.labels is None:
+        raise DatasetError(f"{dataset.root}: no pair can be used ({read[0][0].problem if read else 'there is none'})")
+    # The meaning of a number can depend on all masks, so classes are counted after all files have been read once.
+    labels = settled_labels(surveys, dataset.labels)
     for finding, _ in read:
-        for remark in finding.remarks:
-            warnings.warn(remark, EvitsegWarning, stacklevel=2)
-    return Inspection(dataset, labels, tuple(_counted(finding, held, labels) for finding, held in read))
+        for message in finding.warnings:
+            warnings.warn(message, EvitsegWarning, stacklevel=2)
+    return Inspection(dataset, labels, tuple(_counted(finding, distinct, labels) for finding, distinct in read))
 
 
 def _inspect(job: tuple[str, Pair]) -> tuple[Finding, DistinctValues | None]:
-    # In a process of its own a warning would be lost.
-    with warnings.catch_warnings(record=True) as told:
+    # Warnings would be lost in a worker process.
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", EvitsegWarning)
-        finding, held = _read(*job)
-    remarks = (str(warning.message) for warning in told if issubclass(warning.category, EvitsegWarning))
-    return replace(finding, remarks=tuple(remarks)), held
+        finding, distinct = _read(*job)
+    messages = (str(warning.message) for warning in caught if issubclass(warning.category, EvitsegWarning))
+    return replace(finding, warnings=tuple(messages)), distinct
 
 
 def _read(split: str, pair: Pair) -> tuple[Finding, DistinctValues | None]:
@@ -205,39 +206,39 @@ def _read(split: str, pair: Pair) -> tuple[Finding, DistinctValues | None]:
         file = read_mask_file(pair.mask)
     except EvitsegError as error:
         return replace(finding, problem=str(error), reason="masks that cannot be read"), None
-    held = file.distinct
+    distinct = file.distinct
     size, mask_size = image.shape[:2], file.values.shape
-    turned = _is_turned(pair.image)
+    rotated = _is_exif_rotated(pair.image)
     if size != mask_size:
         problem = f"{pair.mask}: {mask_size[1]}×{mask_size[0]} pixels, but its image has {size[1]}×{size[0]}"
-        if turned and mask_size == size[::-1]:
+        if rotated and mask_size == size[::-1]:
             problem += (
-                "; the image is turned by its EXIF orientation, and the mask has the stored size: turn the mask "
-                "likewise, or take the orientation out of the image"
+                "; the image is rotated by its EXIF orientation, but the mask is not: rotate the mask, or remove the "
+                "orientation from the image"
             )
-        return replace(finding, problem=f"{problem}.", reason="masks of another size than the image"), held
+        return replace(finding, problem=f"{problem}.", reason="masks of another size than the image"), distinct
     digest = hashlib.sha256(image.tobytes()).hexdigest()
-    stored = hashlib.sha256(file.values.tobytes() + repr((held.kind, held.colors)).encode()).hexdigest()
-    return replace(finding, size=size, digest=digest, mask_digest=stored, turned=turned), held
+    stored = hashlib.sha256(file.values.tobytes() + repr((distinct.kind, distinct.colors)).encode()).hexdigest()
+    return replace(finding, size=size, digest=digest, mask_digest=stored, exif_rotated=rotated), distinct
 
 
-def _counted(finding: Finding, held: DistinctValues | None, labels: LabelSpace) -> Finding:
-    """The finding with the pixels of every class."""
-    if held is None or finding.problem:
+def _counted(finding: Finding, distinct: DistinctValues | None, labels: LabelSpace) -> Finding:
+    """The finding with its pixel counts per class."""
+    if distinct is None or finding.problem:
         return finding
     where = finding.pair.mask
     try:
-        counts = class_counts(held, labels)
+        counts = class_counts(distinct, labels)
     except ConfigError as error:
-        return replace(finding, problem=f"{where}: {error}", stranger=True, reason="masks with ids without a class")
+        return replace(finding, problem=f"{where}: {error}", unknown_id=True, reason="masks with ids without a class")
     if not any(counts):
-        problem = f"{where}: every pixel is ignored; there is nothing to learn from it."
+        problem = f"{where}: every pixel is ignored, so there is nothing to learn from it."
         return replace(finding, problem=problem, reason="masks of which every pixel is ignored")
     return replace(finding, counts=counts)
 
 
-def _is_turned(image: Path) -> bool:
-    """Whether an image's file says that it is stored turned."""
+def _is_exif_rotated(image: Path) -> bool:
+    """Whether an image file has an EXIF orientation other than upright."""
     try:
         with open(image, "rb") as stream:
             kind = format_of(stream.read(64))
@@ -245,34 +246,31 @@ def _is_turned(image: Path) -> bool:
                 with Image.open(image, formats=("TIFF",)) as opened:
                     return exif_orientation(opened) != 1
             return kind is not None and orientation_of(stream, kind) != 1
-    except Exception:  # Pillow raises whatever a damaged file makes it stumble over; reading it names the damage
+    except Exception:  # Pillow raises all kinds of errors for damaged files; reading the image reports them
         return False
 
 
 def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> Image.Image:
-    """Images with their masks drawn over them, spread over the dataset, as one image.
+    """Images tinted with their masks, chosen evenly from the dataset, as one image with a legend.
 
     Args:
-        count: images at most.
-        width: of one image on the sheet, in pixels.
+        count: maximum number of images.
+        width: width of an image on the sheet, in pixels.
+
+    Raises: DatasetError if no pair can be used.
     """
     usable = inspection.usable
     if not usable:
-        raise DatasetError(f"{inspection.dataset.root}: no pair can be read, so there is nothing to show.")
+        raise DatasetError(f"{inspection.dataset.root}: no pair can be read, so there is nothing to draw.")
     tiles = []
     shown = min(count, len(usable))
     for i in sorted({round(i * (len(usable) - 1) / max(1, shown - 1)) for i in range(shown)}):
         pair = usable[i].pair
         image, truth = read_image(pair.image, pair.reading), read_truth(pair.mask, inspection.labels)
-        step = max(1, image.shape[1] // width)  # thinned first: a large image needs no blending in full
+        step = max(1, image.shape[1] // width)  # reduced before it is tinted, which is faster
         tile = tinted(image[::step, ::step].copy(), truth[::step, ::step], inspection.labels)
         tiles.append(tile.resize((width, max(1, tile.height * width // tile.width))))
     columns = min(6, len(tiles))
-    rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    sheet = Image.new("RGB", (columns * width, sum(heights)), (255, 255, 255))
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            sheet.paste(tile, (c * width, sum(heights[:r])))
-    shares = dict(zip(inspection.labels.names, inspection.frequencies().tolist(), strict=True))
-    return with_legend(sheet, {name: share for name, share in shares.items() if share}, inspection.labels)
+    sheet = tile_sheet([tiles[at : at + columns] for at in range(0, len(tiles), columns)])
+    fractions = dict(zip(inspection.labels.names, inspection.frequencies().tolist(), strict=True))
+    return with_legend(sheet, {name: fraction for name, fraction in fractions.items() if fraction}, inspection.labels)

@@ -1,4 +1,4 @@
-"""What the numbers of a whole set of masks mean: decided once over all files, so that none is read differently."""
+"""Decide what the numbers in a set of masks mean, once for all files, so that all are read alike."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EXAMPLE = '{"name": "fields", "classes": [{"name": "wheat", "color": [200, 180,
 
 @dataclass(frozen=True)
 class Survey:
-    """A mask file, and what it holds."""
+    """A mask file and its distinct values."""
 
     path: Path
     distinct: DistinctValues
 
 
 def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done: None) -> list[Survey]:
-    """Every mask that can be read; the others are named where they are used."""
+    """Read the distinct values of all masks that can be read; the others are reported when they are used."""
     found = []
     for path in paths:
         with contextlib.suppress(ImageError):
@@ -36,12 +36,12 @@ def survey(paths: Iterable[Path], progress: Callable[[int], None] = lambda done:
 
 
 def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> LabelSpace:
-    """The label space by which every mask of a set can be read on its own (`class_indices`).
+    """The label space with which `class_indices` reads every mask of the set.
 
     Args:
-        labels: the classes, or None for masks that nobody named: then they are numbered from the values that occur.
+        labels: the classes; None numbers them from the values that occur.
 
-    Raises: DatasetError, with the files, where masks of the set contradict each other or say nothing certain.
+    Raises: DatasetError with the files if masks contradict each other or are ambiguous.
     """
     if labels is None:
         return _inferred(surveys)
@@ -55,11 +55,11 @@ def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> Labe
     return replace(labels, assumed=frozenset())
 
 
-def _is_by_index(held: DistinctValues, labels: LabelSpace) -> bool:
+def _is_by_index(distinct: DistinctValues, labels: LabelSpace) -> bool:
     by_color = colors_of(labels)
     known = {*by_color, *VOID_COLORS}
-    is_by_color = set(held.colors) <= known and any(color in by_color for color in held.colors)
-    return not held.is_gray and not is_by_color
+    is_by_color = set(distinct.colors) <= known and any(color in by_color for color in distinct.colors)
+    return not distinct.is_gray and not is_by_color
 
 
 def _refuse_single_name(surveys: Sequence[Survey], labels: LabelSpace) -> None:
@@ -75,16 +75,18 @@ def _refuse_single_name(surveys: Sequence[Survey], labels: LabelSpace) -> None:
         if len(levels) + len(colors) > 1:
             numbers = " and ".join(map(str, sorted(levels)[:2]))
             raise DatasetError(
-                f"{each.path}: masks hold {numbers if len(levels) > 1 else 'several colours'}, but "
-                f"{labels.names[0]!r} is the only class; give two names, the background first (background, "
+                f"{each.path}: masks contain {numbers if len(levels) > 1 else 'several colours'}, but "
+                f"{labels.names[0]!r} is the only class; name two classes, the background first (background, "
                 f"{labels.names[0]})."
             )
 
 
 def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -> None:
-    """An image optimiser stores levels in fewer bits if they look the same: then 3 of 2 bits was 255.
+    """Refuse masks whose numbers an image optimiser may have changed.
 
-    In a set of one depth the stored numbers count. In a set of several a file whose two readings differ is refused.
+    Optimisers store grey levels in fewer bits if they look the same: 255 in 8 bits becomes 3 in 2 bits. If all masks
+    have the same depth, the stored numbers are used. In a set of several depths, a file with two possible readings is
+    refused.
     """
     levels = [each for each in surveys if each.distinct.kind == "levels"]
     if len({each.distinct.depth for each in levels}) < 2:
@@ -93,39 +95,39 @@ def _refuse_mixed_depths(surveys: Sequence[Survey], labels: LabelSpace | None) -
             both = next((each for each in levels if 1 in each.distinct.values), None)
             if len(labels.classes) > 2 and both and 1 in ids and 255 in {*ids, *labels.ignored_ids}:
                 raise DatasetError(
-                    f"{both.path}: masks of 1 bit show two values, but label space {labels.name!r} has "
-                    f"{len(labels.classes)} classes, and white could be id 1 or 255; save masks with 8 bits."
+                    f"{both.path}: masks of 1 bit have two values, but label space {labels.name!r} has "
+                    f"{len(labels.classes)} classes, so white could be id 1 or 255; save the masks with 8 bits."
                 )
         return
     for each in levels:
-        held = each.distinct
-        if held.depth >= 8 or held.values == held.shown_levels:
+        distinct = each.distinct
+        if distinct.depth >= 8 or distinct.values == distinct.shown_levels:
             continue
-        other = next(e for e in levels if e.distinct.depth != held.depth)
-        if held.depth == 1:
+        other = next(e for e in levels if e.distinct.depth != distinct.depth)
+        if distinct.depth == 1:
             wide = {value for e in levels if e.distinct.depth >= 8 for value in e.distinct.values}
             if labels is not None and (len(labels.classes) > 2 or not {1, 255} <= wide):
-                continue  # white of 1 bit is 255, or the second of two classes
+                continue  # white in 1 bit is 255, or the second of two classes
             if labels is None and 1 not in wide:
                 continue
         if labels is not None:
             ids = {*labels.ignored_ids, *(raw for c in labels.classes for raw in c.raw_ids)}
-            if not (set(held.values) <= ids and set(held.shown_levels) <= ids):
-                continue  # one of the two readings
-        value, shown = max(zip(held.values, held.shown_levels, strict=True))
+            if not (set(distinct.values) <= ids and set(distinct.shown_levels) <= ids):
+                continue  # only one of the two readings is possible
+        value, shown = max(zip(distinct.values, distinct.shown_levels, strict=True))
         raise DatasetError(
-            f"{each.path}: stores {value} in {held.depth} bits, which is shown as {shown}, while {other.path} has "
-            f"{other.distinct.depth} bits; an image optimiser may have changed the number. Save all masks with 8 bits."
+            f"{each.path}: stores {value} in {distinct.depth} bits, which looks like {shown}, while {other.path} has "
+            f"{other.distinct.depth} bits; an image optimiser may have changed the number; save all masks with 8 bits."
         )
 
 
 def _gray_levels(surveys: Sequence[Survey]) -> list[tuple[Survey, set[int]]]:
-    """Files of grey levels, and their levels; white of 1 bit is left to `class_indices`."""
+    """Files of grey levels with their levels, except files of 1 bit, whose white `class_indices` interprets."""
     return [(s, set(s.distinct.levels)) for s in surveys if s.distinct.is_gray and s.distinct.depth != 1]
 
 
 def _binary(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
-    """Two classes that are 0 and 1 by assumption are 0 and 255 in masks that hold nothing else."""
+    """Two classes with the default ids 0 and 1 get 0 and 255 if the masks contain nothing else."""
     by_place = len(labels.classes) == 2 and [c.raw_ids for c in labels.classes] == [(0,), (1,)]
     if not by_place or 255 not in labels.ignored_ids or "ignored_ids" not in labels.assumed:
         return labels
@@ -138,22 +140,23 @@ def _binary(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     if with_one is not None:
         if not any({1, 255} <= levels for _, levels in files):
             raise DatasetError(
-                f"{with_one.path} holds 1, {with_white.path} holds 255, and no mask holds both: either may be "
-                f'{second.name!r}. Say in a labels.json which: "raw_ids": [1, 255], or "ignored_ids": [255].'
+                f"{with_one.path} contains 1, {with_white.path} contains 255, and no mask contains both: "
+                f'either could be {second.name!r}. Choose in a labels.json: "raw_ids": [1, 255] or '
+                '"ignored_ids": [255].'
             )
         return labels
     if "raw_ids" not in labels.assumed:
         raise DatasetError(
-            f"{with_white.path}: masks hold 255 and never 1, the id of {second.name!r} in label space "
-            f'{labels.name!r}; give it "raw_ids": [255], or say "ignored_ids": [255].'
+            f"{with_white.path}: masks contain 255 and never 1, the id of {second.name!r} in label space "
+            f'{labels.name!r}; set its "raw_ids": [255], or "ignored_ids": [255].'
         )
     return LabelSpace(labels.name, (first, replace(second, raw_ids=(255,))), ())
 
 
 def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
-    """Grey files among coloured ones are the coloured ones' black and white, where their levels are those.
+    """Read grey files in a set of coloured masks as black and white if these are colours of the set.
 
-    An optimiser stores a colour mask that is all black as grey.
+    An image optimiser stores a colour mask that is all black as grey.
     """
     by_color = colors_of(labels)
     colored = [
@@ -169,7 +172,7 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     shown = {color for s in gray for color in s.distinct.colors}
     used = {color for s in colored for color in s.distinct.colors}
     if not shown <= set(meaning) or not shown & VOID_COLORS <= used | set(by_color):
-        return labels  # numbers
+        return labels  # the levels are ids
     if all(_means(s.distinct, labels) == [meaning[color] for color in s.distinct.colors] for s in gray):
         return labels
     levels = {index: code & 255 for code, index in by_color.items() if len(set(color_of(code))) == 1}
@@ -179,9 +182,9 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
     return LabelSpace(labels.name, classes, tuple(sorted({0, 255} - set(levels.values()))))
 
 
-def _means(held: DistinctValues, labels: LabelSpace) -> list[int] | None:
+def _means(distinct: DistinctValues, labels: LabelSpace) -> list[int] | None:
     try:
-        return [int(index) for index in class_indices(held, labels)]
+        return [int(index) for index in class_indices(distinct, labels)]
     except ConfigError:
         return None
 
@@ -190,25 +193,25 @@ def _refuse_contradicting_palettes(surveys: Sequence[Survey]) -> None:
     colors: dict[int, tuple[int, Survey]] = {}
     indices: dict[int, tuple[int, Survey]] = {}
     for each in surveys:
-        is_telling = len(set(each.distinct.colors)) == len(each.distinct.colors)
+        has_unique_colors = len(set(each.distinct.colors)) == len(each.distinct.colors)
         for index, color in zip(each.distinct.values, each.distinct.colors, strict=True):
             other_color, first = colors.setdefault(index, (color, each))
-            other_index, second = indices.setdefault(color, (index, each)) if is_telling else (index, each)
+            other_index, second = indices.setdefault(color, (index, each)) if has_unique_colors else (index, each)
             other = first if other_color != color else second if other_index != index else None
             if other is not None:
                 names = ", ".join(f'{{"name": ..., "color": {list(color_of(code))}}}' for code in sorted(indices)[:3])
                 raise DatasetError(
                     f"{each.path} and {other.path}: their palettes differ (index {index} is {color_of(color)} in the "
-                    "one), so that indices do not say which class is meant; say it by colour in a labels.json: "
+                    "first), so that indices do not identify classes; define classes by colour in a labels.json: "
                     f'{{"name": "mine", "classes": [{names}, ...]}}.'
                 )
 
 
 def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
-    """Numbered classes for masks that nobody named.
+    """Numbered classes for masks without class names.
 
-    Masks of 0 and 255 alone are background and foreground. Otherwise classes are the ids from 0 to the largest below
-    255, and 255 is ignored.
+    Masks that contain only 0 and 255 have the classes background and foreground. Otherwise there is a class for every
+    id from 0 to the largest below 255, and 255 is ignored.
     """
     if not surveys:
         raise DatasetError("no mask can be read.")
@@ -217,14 +220,14 @@ def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
     for each in surveys:
         if each.distinct.kind == "colors" and not each.distinct.is_gray:
             raise DatasetError(
-                f"{each.path}: a mask in colours; say which colour is which class in a .json file, --labels FILE: "
+                f"{each.path}: a mask in colours; define the colour of each class in a .json file, --labels FILE: "
                 f"{_EXAMPLE}."
             )
         ids |= set(each.distinct.levels if each.distinct.is_gray else each.distinct.values)
     _refuse_contradicting_palettes([s for s in surveys if s.distinct.kind == "palette" and not s.distinct.is_gray])
     wide = {level for _, levels in _gray_levels(surveys) for level in levels}
     if 255 in wide and 1 not in wide and any(s.distinct.depth == 1 for s in surveys):
-        ids.discard(1)  # white of 1 bit
+        ids.discard(1)  # white in 1 bit
     if ids == {0, 255}:
         names = (LabelClass("background", (0,), (40, 40, 40)), LabelClass("foreground", (255,), distinct_color(0)))
         return LabelSpace("binary", names, ignored_ids=())
@@ -232,23 +235,26 @@ def _inferred(surveys: Sequence[Survey]) -> LabelSpace:
     if classes > max(8, 3 * len(ids)):
         found = ", ".join(map(str, sorted(ids)[:12])) + ", ..." * (len(ids) > 12)
         raise DatasetError(
-            f"{surveys[0].path.parent}: masks hold the ids {found}, which do not number classes; say what they mean in "
-            'a .json file, --labels FILE: {"name": "mine", "classes": [{"name": "wheat", "raw_ids": [128]}]}.'
+            f"{surveys[0].path.parent}: masks contain the ids {found}, which do not look like class numbers; define "
+            'them in a .json file, --labels FILE: {"name": "mine", "classes": [{"name": "wheat", "raw_ids": [128]}]}.'
         )
     return numbered(classes)
 
 
-def class_counts(held: DistinctValues, labels: LabelSpace) -> tuple[int, ...]:
-    """Pixels of every class. Raises: ConfigError that names a value without a class."""
-    indices = class_indices(held, labels)
+def class_counts(distinct: DistinctValues, labels: LabelSpace) -> tuple[int, ...]:
+    """Number of pixels per class. Raises: ConfigError for a value without a class."""
+    indices = class_indices(distinct, labels)
     counts = np.zeros(len(labels.classes), np.int64)
     counted = indices != labels.ignore_index
-    np.add.at(counts, indices[counted], np.array(held.counts)[counted])
+    np.add.at(counts, indices[counted], np.array(distinct.counts)[counted])
     return tuple(counts.tolist())
 
 
 def settled_for(paths: Sequence[Path], labels: LabelSpace | None) -> LabelSpace:
-    """`settled_labels` of mask files, read only where their headers leave a question. Raises: DatasetError."""
+    """`settled_labels` for mask files, which are read only if their headers leave room for doubt.
+
+    Raises: DatasetError.
+    """
     if labels is not None and len(labels.classes) > 2 and all(map(is_plain, paths)):
         return replace(labels, assumed=frozenset())
     surveys = survey(paths)

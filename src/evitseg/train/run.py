@@ -102,10 +102,10 @@ def _prepared(
     chosen = resumed.config if resumed else config or TrainConfig()
     dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels, chosen.reading)
     inspection = inspect(dataset, check_workers)
-    if any(finding.stranger for finding in inspection.findings):
-        raise DatasetError(f"{next(f.problem for f in inspection.findings if f.stranger)} Nothing was trained.")
-    if inspection.usable and inspection.sameness:
-        raise DatasetError(f"{dataset.root}: {inspection.sameness}")
+    if any(finding.unknown_id for finding in inspection.findings):
+        raise DatasetError(f"{next(f.problem for f in inspection.findings if f.unknown_id)} Nothing was trained.")
+    if inspection.usable and inspection.single_class:
+        raise DatasetError(f"{dataset.root}: {inspection.single_class}")
     train, val = _splits(inspection, chosen)
     if resumed:
         start = Start(resumed.network, 1.0, None)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,28 +301,3 @@ def test_names_and_exported_models_are_exported_from_python_as_from_the_command_
     second, again = evitseg.export(first, "ncnn", size=(64, 96))
     assert second == tmp_path / "m.ncnn.param"
     assert again.checkpoint_sha256 == manifest.checkpoint_sha256
-
-
-def test_an_interrupt_waits_while_a_converter_works() -> None:
-    # In a process of its own: pytest's signal stack and processors with AMX do not go together.
-    script = """
-import signal
-from evitseg.system.silence import silenced
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
-for signals in (1, 2):
-    done = False
-    try:
-        with silenced():
-            signal.raise_signal(signal.SIGINT)
-            print("noise")
-            if signals == 2:
-                signal.raise_signal(signal.SIGINT)  # a second one does not wait
-            done = True
-    except KeyboardInterrupt:
-        print("interrupted", done)
-print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.split("\n") == ["interrupted True", "interrupted False", "True", ""]
-    assert run.stderr == ""

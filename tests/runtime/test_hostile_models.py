@@ -209,33 +209,6 @@ def test_a_segmenter_can_be_pickled(
         pickle.dumps(Segmenter(segment.engine))
 
 
-def test_two_threads_may_be_silent_at_the_same_time() -> None:
-    # Enter one, enter two, leave one, leave two: each would have put back what the other had changed.
-    script = """
-import os, sys, threading
-from evitseg.system.silence import silenced
-before, streams = os.fstat(1).st_ino, (sys.stdout, sys.stderr)
-entered, left = threading.Event(), threading.Event()
-
-def other():
-    with silenced():
-        entered.set()
-        left.wait(10)
-        print("noise")
-
-with silenced():
-    thread = threading.Thread(target=other)
-    thread.start()
-    entered.wait(10)
-left.set()
-thread.join()
-assert (os.fstat(1).st_ino, (sys.stdout, sys.stderr)) == (before, streams)
-print("heard")
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (run.stdout, run.stderr, run.returncode) == ("heard\n", "", 0)
-
-
 def test_memory_levels_off_over_images_of_many_sizes() -> None:
     benchmark = Path(__file__).parents[2] / "benchmarks/memory.py"
     command = [sys.executable, str(benchmark), "--images", "60", "--smallest", "32", "--largest", "256"]

@@ -1,4 +1,8 @@
-"""What other libraries print while they work, kept from people who did not ask."""
+"""Suppress the output of third-party libraries: converters and their engines print progress and warnings.
+
+They run in this process, not in a child, because their engines do, too, and because a child would import PyTorch and
+load the model a second time.
+"""
 
 from __future__ import annotations
 
@@ -8,64 +12,84 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from types import FrameType
+from typing import TextIO
 
 _lock = threading.Lock()
-_inside = 0
-_redirected = contextlib.ExitStack()
+_depth = 0
+"""Number of blocks, in all threads, that are silenced now."""
+_redirection = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing that is printed or warned inside reaches the terminal, from Python or from native code.
+    """Suppress all output, warnings and log messages in the block, from Python and from native code.
 
-    The process's standard streams point elsewhere meanwhile, from the first thread that comes in to the last that
-    leaves: keep it short where other threads print. An interrupt waits for the end, a second one does not: converters
-    swallow it, or crash if it meets them while they are imported.
+    Output is a property of the process, so other threads are silent, too, from the first block that any thread enters
+    to the last one that it leaves. An interrupt is delivered at the end of the block, because converters swallow it or
+    crash if it arrives while they are imported; a second interrupt is delivered at once.
     """
-    global _inside, _redirected
-    with _interrupts_wait():
+    global _depth, _redirection
+    with _delayed_interrupt():
         with _lock:
-            if not _inside:
-                _redirected = _redirect()
-            _inside += 1
+            if not _depth:
+                _redirection = _redirect()
+            _depth += 1
         try:
             yield
         finally:
             with _lock:
-                _inside -= 1
-                if not _inside:
-                    _redirected.close()
+                _depth -= 1
+                if not _depth:
+                    _redirection.close()
 
 
 def _redirect() -> contextlib.ExitStack:
-    """Standard streams, warnings and log messages go nowhere until what is returned is closed."""
-    disabled = logging.root.manager.disable
+    """Discard output, warnings and log messages until the result is closed."""
     with contextlib.ExitStack() as stack:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        elsewhere = stack.enter_context(tempfile.TemporaryFile("w+"))
-        for number in (1, 2):
-            with contextlib.suppress(OSError):  # a service may have none
-                stack.callback(_restore, os.dup(number), number)
-                os.dup2(elsewhere.fileno(), number)
-        stack.enter_context(contextlib.redirect_stdout(elsewhere))
-        stack.enter_context(contextlib.redirect_stderr(elsewhere))
+        nowhere = _nowhere()
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.CRITICAL)
-        stack.callback(logging.disable, disabled)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            if stream is not None:
+                stream.flush()
+            with contextlib.suppress(OSError):  # a service may have no such descriptor
+                stack.callback(_restore, os.dup(number), number)
+                os.dup2(nowhere.fileno(), number)
+            if stream is None:
+                continue
+            if _is_descriptor(stream, number):
+                # The object stays, because a log handler made in the block keeps it.
+                stack.callback(stream.flush)
+            elif number == 1:
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            else:
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
         return stack.pop_all()
 
 
+@cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # never closed, because a log handler made in the block may keep it
+
+
+def _is_descriptor(stream: TextIO, number: int) -> bool:
+    """Whether a stream writes to this file descriptor; a notebook's does not."""
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which has no say in signals
+def _delayed_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
     before = signal.getsignal(signal.SIGINT)
@@ -90,6 +114,6 @@ def _interrupts_wait() -> Iterator[None]:
 
 def _restore(saved: int, number: int) -> None:
     if os.name == "posix":
-        ctypes.CDLL(None).fflush(None)  # what native code printed may still wait in its buffers
+        ctypes.CDLL(None).fflush(None)  # native code may have buffered output
     os.dup2(saved, number)
     os.close(saved)

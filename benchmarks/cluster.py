@@ -31,7 +31,7 @@ from evitseg.raster.files import read_image
 from evitseg.raster.masks import mask_png
 from evitseg.system.files import replacing
 from evitseg.system.machine import physical_cores, processor_name
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 from evitseg.tiling.network import Network
 from evitseg.tiling.stream import segment_huge
 
@@ -88,7 +88,7 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
             with replacing(folder / "out" / f"{path.name}.png") as file:
                 file.write(mask_png(segment.mask(read_image(path)), segment.labels))
 
-        for _ in overlapped(paths, one, cores):
+        for _ in ordered_map(paths, one, cores):
             pass
 
     def folder_there() -> None:

@@ -31,7 +31,7 @@ from evitseg.raster.files import read_image
 from evitseg.runtime.openvino_engine import OpenVinoEngine
 from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, physical_cores, processor_name
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 
 FOLDERS = {
     # (height, width) of the files, working size
@@ -78,7 +78,7 @@ def whole(segment: evitseg.Segmenter, images: list[Path], out: Path, overlay: bo
 
     def run() -> float:
         start = time.perf_counter()
-        for done in overlapped(
+        for done in ordered_map(
             images,
             lambda image: predict_one(segment, PredictJob(image, Mode.whole, out / image.stem), request),
             segment.info.streams + 1,

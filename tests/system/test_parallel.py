@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 
 
 def test_results_come_in_order_though_work_ends_out_of_it() -> None:
@@ -14,12 +14,12 @@ def test_results_come_in_order_though_work_ends_out_of_it() -> None:
         time.sleep(0.02 if i % 2 == 0 else 0)
         return i * i
 
-    assert list(overlapped(range(20), work, workers=4)) == [i * i for i in range(20)]
+    assert list(ordered_map(range(20), work, workers=4)) == [i * i for i in range(20)]
 
 
 def test_as_many_are_under_way_at_once_as_there_are_workers() -> None:
     together = threading.Barrier(3, timeout=30)  # breaks unless three wait at it at the same time
-    assert sum(1 for _ in overlapped(range(9), lambda i: together.wait(), workers=3)) == 9
+    assert sum(1 for _ in ordered_map(range(9), lambda i: together.wait(), workers=3)) == 9
 
 
 def test_no_more_are_held_than_workers_and_waiting() -> None:
@@ -31,7 +31,7 @@ def test_no_more_are_held_than_workers_and_waiting() -> None:
             drawn += 1
             yield i
 
-    for _ in overlapped(items(), lambda i: i, workers=2, waiting=3):
+    for _ in ordered_map(items(), lambda i: i, workers=2, waiting=3):
         given += 1
         most = max(most, drawn - given)
     assert given == 100
@@ -46,7 +46,7 @@ def test_what_the_work_raises_comes_at_its_place() -> None:
 
     got = []
     with pytest.raises(ValueError, match="three"):
-        for i in overlapped(range(10), work):
+        for i in ordered_map(range(10), work):
             got.append(i)
     assert got == [0, 1, 2]
 
@@ -61,7 +61,7 @@ def test_who_stops_early_waits_for_begun_work_alone() -> None:
         return i
 
     before = threading.active_count()
-    results = overlapped(range(1000), work, workers=2, waiting=5)
+    results = ordered_map(range(1000), work, workers=2, waiting=5)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert sorted(begun) == sorted(ended)

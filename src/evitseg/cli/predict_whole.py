@@ -113,7 +113,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
 
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
     """Write the results of every image, several at a time. Returns: the jobs of images that must go in tiles."""
-    from evitseg.system.parallel import overlapped
+    from evitseg.system.parallel import ordered_map
 
     output = outcome.output
     in_tiles: list[PredictJob] = []
@@ -121,7 +121,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
     # One more than the engine runs at a time: another image is read or written meanwhile.
     workers = segment.info.streams + 1 if len(jobs) > 1 else 1
     with output.progress("segmenting", len(jobs), unit="images") as advance:
-        finished = overlapped(jobs, lambda job: predict_one(segment, job, request, workers), workers)
+        finished = ordered_map(jobs, lambda job: predict_one(segment, job, request, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
             if done.too_large and request.overlay:

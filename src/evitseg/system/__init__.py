@@ -1,1 +1,1 @@
-"""The machine a process runs on: its cores and its memory. Nothing here knows about models."""
+"""The machine and the operating system: files, cores, memory, threads. Nothing here knows about models."""

@@ -1,4 +1,4 @@
-"""What evitseg wrote is marked, so that nothing that others wrote is ever replaced or taken for a result."""
+"""Recognise files written by evitseg. Others are never overwritten, and results are not used as input."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SOFTWARE = "evitseg"
-"""Marks a PNG (text `Software`), a JPEG (comment), a TIFF (tag Software) and a Zarr (attribute) as ours."""
+"""Mark in a PNG (text `Software`), a JPEG (comment), a TIFF (tag Software) and a Zarr (attribute)."""
 VIDEO_COMMENT = "written by evitseg"
-"""Marks a video as ours, as its comment."""
+"""Mark in a video, as its comment."""
 POLYGONS = "polygons written by evitseg"
-"""Marks polygons as ours: a GeoPackage in its table of contents, a GeoJSON file at its beginning."""
+"""Mark in polygons: in a GeoPackage's table of contents, or at the start of a GeoJSON file."""
 _SOFTWARE_TAG = 305
 _ENDS_BYTES = 64 * 1024
-"""Of a video's two ends, where its metadata lie."""
+"""Size of a video's two ends, one of which contains its metadata."""
 _MAX_ATTRIBUTES_BYTES = 4 * 1024**2
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether evitseg wrote this mask, overlay or video; False for whatever cannot be read."""
+    """Whether evitseg wrote this mask, overlay, video or other result; False for a file that cannot be read."""
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -52,7 +52,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 
 def png_chunk() -> bytes:
-    """The content of a PNG's tEXt chunk."""
+    """The content of the tEXt chunk that marks a PNG."""
     return b"Software\0" + SOFTWARE.encode()
 
 
@@ -85,10 +85,10 @@ def _in_jpeg(file: BinaryIO) -> bool:
 
 
 def _in_tiff(file: BinaryIO, start: bytes) -> bool:
-    """The first directory's tag Software."""
+    """Check the tag Software of the first directory."""
     order = "<" if start.startswith(b"II") else ">"
     is_big = start[2:4] in (b"+\0", b"\0+")
-    # Of an offset, of the number of entries, and of an entry with its place for a value.
+    # struct formats of an offset, of the number of entries, and of an entry with its value.
     offset, number, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
     file.seek(8 if is_big else 4)
     (place,) = _unpacked(file, order + offset)
@@ -111,7 +111,7 @@ def _unpacked(file: BinaryIO, layout: str) -> tuple[Any, ...]:
 
 
 def _at_ends(file: BinaryIO) -> bool:
-    """Of a video: MP4 and MOV have their metadata at the end, Matroska at the beginning."""
+    """Check both ends of a video: MP4 and MOV have metadata at the end, Matroska at the start."""
     length = file.seek(0, os.SEEK_END)
     for place in (0, max(0, length - _ENDS_BYTES)):
         file.seek(place)

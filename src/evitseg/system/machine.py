@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use: those of the machine, or of the container that it runs in."""
+"""Cores and memory that this process may use, which a container may limit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 UNKNOWN_MEMORY = 4 * 1024**3
-"""Assumed to be free where no system call tells."""
+"""Free memory in bytes that is assumed if the system does not report it."""
 
 ROOT = Path("/")
-"""Where /proc and /sys are; tests put a made-up machine in its place."""
+"""Folder of /proc and /sys; tests replace it by a simulated machine."""
 
 
 def physical_cores() -> int:
-    """Cores this process may use: its affinity and its container's quota count, hardware threads of a core do not."""
+    """Number of physical cores that the process's affinity and its container's quota allow."""
     if sys.platform == "darwin":
         return _darwin_number("hw.physicalcpu") or os.cpu_count() or 1
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -31,16 +31,16 @@ def physical_cores() -> int:
 
 
 def logical_cores() -> int:
-    """Hardware threads this process may use, and no more than its container's quota."""
+    """Number of hardware threads that the process's affinity and its container's quota allow."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(max(1, min(allowed, cpu_quota())))
 
 
 def cpu_quota() -> float:
-    """Cores' worth of time that the process's control groups allow it; infinite without a limit."""
+    """CPU quota of the process's control groups, in cores; infinite without a limit."""
     quotas = [math.inf]
     for folder in _control_groups("cpu"):
-        # Version 2: "200000 100000" or "max 100000"; version 1 has a file for each of the two, and -1 for no limit.
+        # Version 2 has "200000 100000" or "max 100000". Version 1 has one file per number, and -1 for no limit.
         numbers = _read(folder / "cpu.max").split() or [
             _read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")
         ]
@@ -51,20 +51,18 @@ def cpu_quota() -> float:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: what the machine has free, its control groups and its limits leave."""
+    """Bytes that this process can still allocate, given free memory, its control groups and its limits."""
     return max(0, int(min(_machine_memory(), _control_group_memory(), _own_limits())))
 
 
 def held_memory() -> int:
-    """Bytes of memory that this process holds; 0 where it cannot be told."""
+    """Resident memory of this process in bytes; 0 if it is unknown."""
     return 1024 * (_field(_read(ROOT / "proc/self/status"), "VmRSS") or 0)
 
 
 def peak_memory() -> int | None:
-    """Bytes that this process held at its fullest, None where it cannot be told.
-
-    On Linux without what its parent held when it began, which getrusage adds.
-    """
+    """Peak resident memory of this process in bytes; None if it is unknown."""
+    # Not getrusage on Linux, whose peak includes that of the parent process at the start.
     peak = _field(_read(ROOT / "proc/self/status"), "VmHWM")
     if peak is not None:
         return 1024 * peak
@@ -81,7 +79,7 @@ def _machine_memory() -> int:
         return 1024 * available
     if sys.platform == "win32":
         return _windows_free()
-    try:  # macOS says how much there is, not how much of it programs could have
+    try:  # macOS reports installed memory only; half of it is a guess
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
         return UNKNOWN_MEMORY
@@ -96,7 +94,7 @@ def _control_group_memory() -> float:
         )
         if limit is None or used is None:
             continue
-        # Cached files that nothing has looked at for a while count as used, but are given up first.
+        # The page cache of files that were not used recently counts as used, but is released first.
         statistics = _read(folder / "memory.stat")
         cached = _field(statistics, "total_inactive_file") or _field(statistics, "inactive_file") or 0
         free.append(limit - max(0, used - cached))
@@ -104,7 +102,7 @@ def _control_group_memory() -> float:
 
 
 def _own_limits() -> float:
-    """What `ulimit -v` and `ulimit -d` leave."""
+    """Bytes that `ulimit -v` and `ulimit -d` allow in addition."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -118,14 +116,14 @@ def _own_limits() -> float:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """Folders of the groups that a controller puts this process in, the innermost first."""
+    """Folders of a controller's groups that contain this process, the innermost first."""
     mounts = _mounts(controller)
     for line in _read(ROOT / "proc/self/cgroup").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         mount = mounts.get(number == "0" and not controllers)
         if mount is None or (controllers and controller not in controllers.split(",")):
             continue
-        # A container may see its own group mounted at the top, and still be told the path that the host knows.
+        # A container may have its own group mounted at the root, while the path is the one on the host.
         folder, top = mount
         inner = path.removeprefix(top.rstrip("/")) if path.startswith(top) else "/"
         parts = [part for part in inner.split("/") if part not in ("", "..")]
@@ -134,7 +132,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
 
 
 def _mounts(controller: str) -> dict[bool, tuple[Path, str]]:
-    """Where control groups are mounted, and which group is the top there: of version 2 (True) and 1 (False)."""
+    """Mount points of control groups and the group at each; by True for version 2 and False for version 1."""
     found: dict[bool, tuple[Path, str]] = {}
     for line in _read(ROOT / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -146,7 +144,7 @@ def _mounts(controller: str) -> dict[bool, tuple[Path, str]]:
 
 
 def _read(path: Path) -> str:
-    """A small file's text; nothing where it cannot be read."""
+    """The text of a small file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -154,7 +152,7 @@ def _read(path: Path) -> str:
 
 
 def _number(text: str) -> int | None:
-    """None for "max" and for what is no number."""
+    """The number, or None for other text such as "max"."""
     try:
         return int(text)
     except ValueError:
@@ -162,13 +160,13 @@ def _number(text: str) -> int | None:
 
 
 def _field(text: str, name: str) -> int | None:
-    """The number behind a name, in the way of /proc/meminfo and of memory.stat."""
+    """The number after a name, as in /proc/meminfo and memory.stat."""
     found = (line.split() for line in text.splitlines())
     return next((_number(words[1]) for words in found if len(words) > 1 and words[0].rstrip(":") == name), None)
 
 
 def _darwin_number(name: str) -> int | None:
-    """What sysctl says."""
+    """A number from sysctl, or None."""
     value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
     try:
         failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
@@ -195,7 +193,7 @@ def _windows_free() -> int:
 
 
 def processor_name() -> str:
-    """The processor's name, as Linux gives it, else what Python knows."""
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -206,7 +204,7 @@ def processor_name() -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on."""
+    """The machine of a measurement."""
 
     processor: str
     physical_cores: int
@@ -214,6 +212,7 @@ class Machine:
     system: str
 
     def to_dict(self) -> dict[str, Any]:
+        """The description as JSON types."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -221,14 +220,12 @@ class Machine:
 
 
 def machine() -> Machine:
-    """The one at hand."""
-    import platform
-
+    """A description of this machine."""
     system = f"{platform.system()} {platform.machine()}"
     return Machine(processor_name(), physical_cores(), logical_cores(), system)
 
 
 def peak_mib() -> float:
-    """Most memory this process ever held; not a number where it cannot be told."""
+    """Peak resident memory of this process in MiB; nan if it is unknown."""
     peak = peak_memory()
     return float("nan") if peak is None else peak / 1024**2

@@ -1,4 +1,4 @@
-"""Several things under way at once, results in order, memory bounded: for folders of images and frames of a video."""
+"""A parallel map with results in order and bounded memory, for folders of images, tiles and video frames."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def overlapped(items: Iterable[T], work: Callable[[T], R], workers: int = 2, waiting: int = 2) -> Iterator[R]:
-    """`map(work, items)` with several threads: the results in order, the items drawn in the caller's thread.
+def ordered_map(items: Iterable[T], work: Callable[[T], R], workers: int = 2, waiting: int = 2) -> Iterator[R]:
+    """`map(work, items)` in several threads, with the results in order.
 
-    Never are more than `workers + waiting` items and results held, however many there are. What the work or the items
-    raise is raised at its place in the order. A caller who stops early waits for the work that has begun, no more.
+    The items are drawn in the caller's thread. At most `workers + waiting` items and results are in memory. Exceptions
+    of `work` and of the items are raised at their place in the order. A caller that stops early waits only for work
+    that has started.
 
     Args:
-        workers: threads.
-        waiting: items drawn before a thread is free for them, and results kept for a caller who is busy.
+        workers: number of threads.
+        waiting: number of items drawn before a thread is free for them, or of results waiting for the caller.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="evitseg")
     pending: deque[Future[R]] = deque()

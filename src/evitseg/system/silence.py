@@ -6,6 +6,7 @@ load the model a second time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -76,7 +77,10 @@ def _redirect() -> contextlib.ExitStack:
 
 @cache
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # never closed, because a log handler made in the block may keep it
+    """A stream that stays open, because a log handler made in a block may keep it."""
+    stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    atexit.register(stream.close)
+    return stream
 
 
 def _is_descriptor(stream: TextIO, number: int) -> bool:

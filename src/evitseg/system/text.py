@@ -1,4 +1,4 @@
-"""Read text files that people and other tools wrote."""
+"""Read text files written by people and other tools."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> str:
-    """The text of a file that a person or a tool wrote, without a byte order mark.
+    """The text of a UTF-8 file, without a byte order mark.
 
-    Raises: DatasetError for a file that is not UTF-8 text, cannot be read, or is larger than `most` bytes.
+    Args:
+        errors: how to treat bytes that are not UTF-8, as for `bytes.decode`.
+        most: largest size in bytes.
+
+    Raises: DatasetError for a file that cannot be read, is not UTF-8, or is too large.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -25,7 +29,7 @@ def decoded(path: Path, errors: str = "strict", most: int = MAX_LIST_BYTES) -> s
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if len(content) > most:
-        raise DatasetError(f"{path}: more than {most:,} bytes; a file of this kind is smaller.")
+        raise DatasetError(f"{path}: larger than {most:,} bytes, which no file of this kind should be.")
     if content.startswith(_UTF16) or b"\0" in content[:4096]:
         raise DatasetError(f"{path}: cannot be read as UTF-8 text (it looks like UTF-16); save it as UTF-8.")
     try:

@@ -12,7 +12,7 @@ from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
 from evitseg.raster.window import Source
 from evitseg.runtime.upsample import Side
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 from evitseg.tiling.context import Context
 from evitseg.tiling.graph_cut import IMAGE, LOGITS
 from evitseg.tiling.memory import BASE_BYTES, default_memory, mib
@@ -67,7 +67,7 @@ def render(
                 whole[part.inside(region)] = mask
                 return damages
 
-            found = {damage.window: damage for some in overlapped(parts, work, at_once, 0) for damage in some}
+            found = {damage.window: damage for some in ordered_map(parts, work, at_once, 0) for damage in some}
     finally:
         network.free()
     return whole, tuple(found.values())

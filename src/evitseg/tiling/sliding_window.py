@@ -18,7 +18,7 @@ from evitseg.errors import ConfigError
 from evitseg.image import Size
 from evitseg.raster.window import Sink, Source
 from evitseg.runtime.upsample import Side
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 from evitseg.tiling.graph_cut import IMAGE, LOGITS
 from evitseg.tiling.job import class_counts
 from evitseg.tiling.memory import BASE_BYTES, default_memory, mib
@@ -103,7 +103,7 @@ def blend(
                 image, found = resampled.read(place)
                 return place, run({IMAGE: image[None]})[LOGITS][0] * weights, found
 
-            for i, (place, logits, found) in enumerate(overlapped(windows, work, network.workers, _WAITING)):
+            for i, (place, logits, found) in enumerate(ordered_map(windows, work, network.workers, _WAITING)):
                 row = rows[i // len(lefts)]
                 if place.left == 0:
                     held.begin_at(row.first)

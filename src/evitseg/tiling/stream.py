@@ -27,7 +27,7 @@ from evitseg.errors import FileError
 from evitseg.image import Size
 from evitseg.raster.window import Sink, Source
 from evitseg.system.files import STATE, TEMPORARY, remove_folder, sweep_once
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 from evitseg.tiling.context import Context, looks_of
 from evitseg.tiling.job import Job, class_counts
 from evitseg.tiling.network import Network
@@ -159,7 +159,7 @@ def _segment(
         begin, tiles = store.marks(piece.number), plan.tiles(piece.number)
         with network.ready(piece, plan.window(piece, 0)) as run:
             work = partial(job.work, run, piece, sums=sums)
-            for tile, damages in enumerate(overlapped(range(begin, tiles), work, network.workers, 1), begin):
+            for tile, damages in enumerate(ordered_map(range(begin, tiles), work, network.workers, 1), begin):
                 if damages:
                     job.damages |= {damage.window: damage for damage in damages}
                     state["damages"] = [[astuple(d.window), d.reason] for d in job.damages.values()]
@@ -185,7 +185,7 @@ def deliver(job: Job, sink: Sink) -> NDArray[np.int64]:
         return window, mask, class_counts(mask, ignore + 1)
 
     windows = tiles_of((height, width), (down, across_read))
-    for window, mask, found in overlapped(windows, read, job.network.workers, 1):
+    for window, mask, found in ordered_map(windows, read, job.network.workers, 1):
         counts += found
         for left in range(0, window.width, across):
             sink.write(window.top, window.left + left, mask[:, left : left + across])

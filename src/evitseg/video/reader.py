@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
-from evitseg.system.parallel import overlapped
+from evitseg.system.parallel import ordered_map
 from evitseg.video.frames import TRANSPOSED, rotation_of
 from evitseg.video.sources import (
     CAMERAS,
@@ -195,7 +195,7 @@ class VideoReader:
             # One at a time: with several under way the network would be no faster, and every frame would wait.
             yield from map(work, self._newest())
         else:
-            yield from overlapped(self._every(), work, workers)
+            yield from ordered_map(self._every(), work, workers)
 
     def _every(self) -> Iterator[Frame]:
         while self._first:

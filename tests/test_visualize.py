@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from evitseg.labels import load_labels
-from evitseg.visualize import class_fractions, overlay
+from evitseg.labels import load_labels, numbered
+from evitseg.visualize import class_fractions, error_map, overlay, tile_sheet
 
 
 def test_fractions_add_up_and_come_largest_first() -> None:
@@ -22,3 +23,23 @@ def test_an_overlay_has_the_image_above_and_the_legend_below(size: tuple[int, in
     assert drawn.shape[1] >= size[1]
     np.testing.assert_allclose(drawn[0, 0], (200 + labels.palette[0].astype(int)) / 2, atol=1)
     assert (drawn[size[0] :] == labels.palette[0]).all(-1).any()  # the legend's swatch
+
+
+def test_errors_are_drawn_where_they_are() -> None:
+    truth = np.array([[0, 1], [255, 1]], np.uint8)
+    drawn = np.asarray(error_map(np.zeros((2, 2, 3), np.uint8), truth, np.zeros((2, 2), np.uint8), numbered(2)))
+    assert (drawn[0, 0] == 0).all()
+    assert drawn[0, 1, 0] > 100 > drawn[0, 1, 1]
+    assert (drawn[1, 0] > 100).all()
+
+
+def test_a_sheet_has_a_tile_at_every_place_and_white_where_there_is_none() -> None:
+    tiles = {(4, 3): "red", (4, 2): "lime", (4, 5): "blue"}
+    red, low, blue = (Image.new("RGB", size, color) for size, color in tiles.items())
+    sheet = np.asarray(tile_sheet([[red, low], [blue]]))
+    assert sheet.shape == (8, 8, 3)
+    assert (sheet[:3, :4] == (255, 0, 0)).all()
+    assert (sheet[:2, 4:] == (0, 255, 0)).all()
+    assert (sheet[2, 4:] == 255).all()
+    assert (sheet[3:, :4] == (0, 0, 255)).all()
+    assert (sheet[3:, 4:] == 255).all()

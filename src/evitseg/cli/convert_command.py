@@ -115,7 +115,7 @@ def _report(done: Conversion, out: Path, output: Output) -> None:
         output.error(f"... and {len(done.problems) - _MAX_PRINTED} more.")
     for note in done.notes:
         output.log(f"note: {note}")
-    output.result(f"{done.tool}: {count(done.objects, 'object')} on {count(done.pairs, 'image')}")
+    output.result(f"{done.tool}: {count(done.objects, 'object')} in {count(done.pairs, 'image')}")
     left_out = f"; {count(len(done.problems), 'problem')}, see above" if done.problems else ""
     output.result(f"wrote {', '.join(map(str, done.lists))}{left_out}")
     output.result(f"next: evitseg check {out} --sheet sheet.png")

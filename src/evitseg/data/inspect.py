@@ -88,8 +88,8 @@ class Inspection:
         """Problems as sentences: first those that stop training, then pairs and files that it skips."""
         unknown_ids = [f.problem for f in self.findings if f.unknown_id]
         others = [f.problem for f in self.findings if f.problem and not f.unknown_id]
-        alone = [f"{path}: has no matching mask or image of the same name." for path in self.dataset.unpaired]
-        return [*unknown_ids, *others, *self.dataset.problems, *alone]
+        unpaired = [f"{path}: has no matching mask or image of the same name." for path in self.dataset.unpaired]
+        return [*unknown_ids, *others, *self.dataset.problems, *unpaired]
 
     @property
     def skipped(self) -> dict[str, int]:

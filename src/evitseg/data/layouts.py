@@ -186,8 +186,8 @@ def _pair_trees(images: Path, masks: Path, skipped: list[Skipped]) -> tuple[list
             else:
                 places[place] = path
         trees.append(dict(sorted(places.items())))
-    pairs, alone = pair_files(*trees)
-    return pairs, alone + duplicates
+    pairs, partnerless = pair_files(*trees)
+    return pairs, partnerless + duplicates
 
 
 def _place(path: Path, root: Path) -> Path:
@@ -223,14 +223,14 @@ def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple
                 used.add(candidate)
                 break
     paired = {pair.image for pair in pairs}
-    alone = [image for image in images.values() if image not in paired]
+    partnerless = [image for image in images.values() if image not in paired]
     for place, mask in masks.items():
         suffix = _suffix(place, bare)
         # Further masks of a paired image are no problem if they are of a known kind: Cityscapes has four per image.
         spare = suffix in _KNOWN_SUFFIXES and images[bare[_without(place, (suffix,))]] in paired
         if place not in used and not spare:
-            alone.append(mask)
-    return pairs, alone
+            partnerless.append(mask)
+    return pairs, partnerless
 
 
 def _suffix(place: Path, names: Mapping[Path, Path]) -> str:
@@ -252,9 +252,9 @@ def _dataset(root: Path, layout: str, parts: Mapping[str, tuple[Path, Path]], la
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
     for split in sorted(parts, key=SPLITS.index):
-        pairs, alone = _pair_trees(*parts[split], skipped)
+        pairs, partnerless = _pair_trees(*parts[split], skipped)
         splits[split] = tuple(pairs)
-        unpaired += alone
+        unpaired += partnerless
     space = load_labels(labels) if labels else None
     return Dataset(root, layout, splits, space, tuple(unpaired), skipped=tuple(skipped))
 
@@ -328,12 +328,12 @@ def _side_by_side(root: Path) -> Dataset | None:
         }
         if not masks:
             return None
-        pairs, alone = pair_files(
+        pairs, partnerless = pair_files(
             {place: files[0] for place, files in places.items() if place not in masks},
             {place: files[0] for place, files in masks.items()},
         )
         splits[split] = tuple(pairs)
-        unpaired += [*alone, *(path for files in places.values() for path in files[1:])]
+        unpaired += [*partnerless, *(path for files in places.values() for path in files[1:])]
     return Dataset(root, "masks next to their images", splits, None, tuple(unpaired), skipped=tuple(skipped))
 
 
@@ -360,9 +360,9 @@ def _from_yaml(path: Path) -> Dataset:
         for folder in (images, masks):
             if not _is_folder(folder):
                 raise DatasetError(f"{path}: {split}: {str(folder)[:200]} is not a folder.")
-        pairs, alone = _pair_trees(images, masks, skipped)
+        pairs, partnerless = _pair_trees(images, masks, skipped)
         splits[split] = tuple(pairs)
-        unpaired += alone
+        unpaired += partnerless
     return Dataset(path, "a YAML file", splits, yaml_labels(path, content), tuple(unpaired), skipped=tuple(skipped))
 
 

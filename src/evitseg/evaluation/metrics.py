@@ -60,7 +60,7 @@ def boundary_band(mask: Mask, distance: int) -> NDArray[np.bool_]:
 
     The distance of two pixels is the larger of their distances along the two axes.
     """
-    # A pixel lies in the band if its neighbourhood contains several classes.
+    # A pixel is in the band if its neighbourhood contains several classes.
     lowest = highest = np.pad(mask, distance, mode="edge")
     for axis in (0, 1):
         lowest, highest = _running(np.minimum, lowest, distance, axis), _running(np.maximum, highest, distance, axis)

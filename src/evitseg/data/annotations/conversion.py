@@ -376,10 +376,10 @@ def _begin(out: Path) -> None:
     write_pairs(out / _LISTS[0], (), f"{MARK}, which was interrupted")
 
 
-def _remove_lists(out: Path, kept: Sequence[Path]) -> None:
-    """Delete the lists of an earlier or interrupted conversion, except `kept`."""
+def _remove_lists(out: Path, keep: Sequence[Path]) -> None:
+    """Delete the lists of an earlier or interrupted conversion, except `keep`."""
     for path in (out / name for name in _LISTS):
-        if path not in kept and _is_ours(path):
+        if path not in keep and _is_ours(path):
             path.unlink()
 
 

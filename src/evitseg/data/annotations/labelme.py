@@ -99,14 +99,16 @@ def read_labelme(files: Iterable[Path], source: Path, images: Path | None) -> An
         found.notes.append(f"{count(len(others), 'JSON file')} of another kind skipped, the first {others[0]}.")
     used = {image.file.resolve() for image in found.images if image.file is not None}
     folders = {file.parent for file in used} if source.is_dir() else ()
-    alone = [
+    without_file = [
         path
         for place in sorted(folders)
         for path in sorted(place.iterdir())
         if path.suffix.lower() in EXTENSIONS and path.resolve() not in used
     ]
-    if alone:
-        found.notes.append(f"{count(len(alone), 'image')} without a JSON file skipped, the first {alone[0]}.")
+    if without_file:
+        found.notes.append(
+            f"{count(len(without_file), 'image')} without a JSON file skipped, the first {without_file[0]}."
+        )
     listed = []
     if (root / "labels.txt").is_file():
         listed = [line for line in text_lines(root / "labels.txt") if line]

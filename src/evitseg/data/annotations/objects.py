@@ -124,13 +124,14 @@ class Annotations:
 
 
 def whole(value: Any, what: str) -> int:
-    """A whole number, which may be written as 640.0 or "640". Raises: DatasetError that starts with "has a ..."."""
+    """A whole number, also one written as 640.0 or "640". Raises: DatasetError that continues a sentence."""
     if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
         return int(value)
+    article = "an" if what[0] in "aeio" else "a"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 2**53:
-        raise DatasetError(f"has a {what} that is not a number ({short(value)})")
+        raise DatasetError(f"has {article} {what} that is not a number ({short(value)})")
     if value != int(value):
-        raise DatasetError(f"has a {what} that is not a whole number ({short(value)})")
+        raise DatasetError(f"has {article} {what} that is not a whole number ({short(value)})")
     return int(value)
 
 

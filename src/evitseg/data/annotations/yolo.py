@@ -226,8 +226,8 @@ def _label_file(image: Path, root: Path) -> Path | None:
             if other.is_file():
                 return other
             break
-    beside = image.with_suffix(".txt")
-    return beside if beside.is_file() else None
+    sibling = image.with_suffix(".txt")
+    return sibling if sibling.is_file() else None
 
 
 def _labels_by_stem(root: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ import evitseg
 from evitseg.architecture import model_config
 from evitseg.errors import WeightsError
 from evitseg.model import published as published_table
-from evitseg.model.key_names import official_key
+from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED, download
 
@@ -86,7 +86,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A file like the published one, with weights of our own."""
     torch.manual_seed(0)
     config = model_config("b0", 19)
-    state = {official_key(key, config): tensor for key, tensor in EfficientViT(config).state_dict().items()}
+    state = {Naming.AUTHORS.key(key, config): tensor for key, tensor in EfficientViT(config).state_dict().items()}
     path = tmp_path_factory.mktemp("published") / "b0.pt"
     torch.save({"state_dict": state}, path)
     return path.read_bytes()

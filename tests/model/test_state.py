@@ -25,7 +25,7 @@ from evitseg.labels import numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training
 from evitseg.model import checkpoints as weights
 from evitseg.model.checkpoints import load_checkpoint
-from evitseg.model.key_names import official_key
+from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 
@@ -37,7 +37,7 @@ def state() -> State:
     """Weights under the authors' names."""
     torch.manual_seed(0)
     model = evitseg.build("b0", 19)
-    return {official_key(key, model.config): tensor for key, tensor in model.state_dict().items()}
+    return {Naming.AUTHORS.key(key, model.config): tensor for key, tensor in model.state_dict().items()}
 
 
 LAST = "head.output_ops.0.op_list.1.conv.weight"

@@ -24,7 +24,7 @@ from evitseg.architecture import (
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
-from evitseg.model.key_names import NAMINGS
+from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED, download, file_sha256, is_classifier, published_name
 from evitseg.model.state import COUNTER, State, check_numbers, read_state, state_in
@@ -32,7 +32,7 @@ from evitseg.preprocess import Preprocess
 from evitseg.system.files import replacing
 
 
-def _fitted(config: ModelConfig, state: State, naming: str, where: object) -> EfficientViT:
+def _fitted(config: ModelConfig, state: State, naming: Naming, where: object) -> EfficientViT:
     """The network with these weights, which is only made if they fit and are finite.
 
     Raises: WeightsError that names what is missing, left over, misshapen or not finite.
@@ -48,7 +48,7 @@ def _fitted(config: ModelConfig, state: State, naming: str, where: object) -> Ef
         raise WeightsError(f"{where}: these weights do not fit {_describe(config)}; {_told(problems)}.")
     check_numbers(state, where)
     model = EfficientViT(config)
-    names = {key: NAMINGS[naming](key, config) for key in model.state_dict()}
+    names = {key: naming.key(key, config) for key in model.state_dict()}
     counters = {key: torch.tensor(0) for key, name in names.items() if name not in state}
     model.load_state_dict({key: state[name] for key, name in names.items() if name in state} | counters)
     return model
@@ -57,9 +57,9 @@ def _fitted(config: ModelConfig, state: State, naming: str, where: object) -> Ef
 Misfits = dict[str, list[str]]
 
 
-def _misfits(config: ModelConfig, state: State, naming: str) -> Misfits:
+def _misfits(config: ModelConfig, state: State, naming: Naming) -> Misfits:
     """Names that are missing and left over, and shapes that differ; batch norm's counters do not matter."""
-    own = {NAMINGS[naming](key, config): shape for key, shape in _shapes(config).items()}
+    own = {naming.key(key, config): shape for key, shape in _shapes(config).items()}
     found = {
         "missing": [key for key in own if key not in state and not key.endswith(COUNTER)],
         "left over": [key for key in state if key not in own and not key.endswith(COUNTER)],
@@ -84,13 +84,13 @@ def _describe(config: ModelConfig) -> str:
     return f"the {config.variant} {kind} with {config.num_classes} classes"
 
 
-def _last_layer(config: ModelConfig, naming: str) -> list[str]:
+def _last_layer(config: ModelConfig, naming: Naming) -> list[str]:
     """Names of its bias and its weight."""
     last = "head.outputs.classify.conv" if isinstance(config.head, SegmentationHead) else "head.classify"
-    return [NAMINGS[naming](f"{last}.{part}", config) for part in ("bias", "weight")]
+    return [naming.key(f"{last}.{part}", config) for part in ("bias", "weight")]
 
 
-def _with_classes_of(config: ModelConfig, state: State, naming: str) -> ModelConfig:
+def _with_classes_of(config: ModelConfig, state: State, naming: Naming) -> ModelConfig:
     """The configuration with as many classes as the file's last layer has."""
     last = next((state[name] for name in _last_layer(config, naming) if name in state), None)
     if last is None or not last.ndim or not 1 <= len(last) <= MAX_CLASSES:
@@ -113,8 +113,8 @@ def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Tenso
     if source is None:
         source = download(name)
     state = state_in(source, "the state dict") if isinstance(source, Mapping) else read_state(source)[0]
-    naming = "timm's" if "_" in name else "the authors'"
-    config = _with_classes_of(PUBLISHED[name].config, state, naming)
+    published = PUBLISHED[name]
+    config, naming = _with_classes_of(published.config, state, published.naming), published.naming
     return _fitted(config, state, naming, name if isinstance(source, Mapping) else source).eval()
 
 
@@ -145,7 +145,7 @@ def load_checkpoint(
     sha256 = file_sha256(path)
     if METADATA_KEY in metadata:
         manifest = parse_manifest(metadata[METADATA_KEY], Path(path))
-        model = _fitted(manifest.model, state, "ours", path)
+        model = _fitted(manifest.model, state, Naming.OURS, path)
         manifest = replace(manifest, checkpoint_sha256=sha256)
     else:
         config, naming = _recognise(state, path)
@@ -231,7 +231,7 @@ def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in EfficientViT(config).state_dict().items()}
 
 
-def _recognise(state: State, where: object) -> tuple[ModelConfig, str]:
+def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
     """The segmentation network whose weights have the names and shapes of these, and whose names they are.
 
     Raises: WeightsError that says what is missing from, or left over for, the nearest network.
@@ -241,7 +241,7 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, str]:
     heads = dict.fromkeys(replace(head, num_classes=1) for head in SEGMENTATION_HEADS.values())
     known = [
         (_with_classes_of(ModelConfig(backbone, head), state, naming), naming)
-        for naming in ("the authors'", "ours")
+        for naming in (Naming.AUTHORS, Naming.OURS)
         for backbone, head in itertools.product(BACKBONES.values(), heads)
     ]
     # Nearest in size first: one whose weights these are has the very number.
@@ -272,7 +272,7 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, str]:
         )
     raise WeightsError(
         f"{where}: the weights' names and shapes are those of no network here; the nearest is {_describe(config)}, "
-        f"by {naming} names, and differs: {_told(problems)}."
+        f"by {naming.value} names, and differs: {_told(problems)}."
     )
 
 
@@ -280,7 +280,10 @@ _COMPARED = 24
 """Networks of about the right size whose names and shapes are compared."""
 
 
-def _classifiers(state: State) -> list[tuple[ModelConfig, str]]:
+def _classifiers(state: State) -> list[tuple[ModelConfig, Naming]]:
     """The published ones, with as many classes as these weights have, and whose names theirs are."""
-    named = [("timm's" if "_" in name else "the authors'", published.config) for name, published in PUBLISHED.items()]
-    return [(_with_classes_of(config, state, naming), naming) for naming, config in named if is_classifier(config)]
+    return [
+        (_with_classes_of(published.config, state, published.naming), published.naming)
+        for published in PUBLISHED.values()
+        if is_classifier(published.config)
+    ]

@@ -21,6 +21,7 @@ from evitseg.architecture import (
 from evitseg.errors import MissingPackageError, WeightsError, unknown
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import Manifest, Training
+from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.state import reason
 from evitseg.preprocess import Preprocess
@@ -34,11 +35,13 @@ class Published:
 
     Attributes:
         config: its network.
+        naming: whose names the weights in its file have.
         repository, file: where the hub keeps it.
         sha256: of the file, where it is known; of the others only names, shapes and numbers are checked.
     """
 
     config: ModelConfig
+    naming: Naming
     repository: str
     file: str
     sha256: str | None = None
@@ -49,8 +52,10 @@ _SHA256 = {
 }
 
 
-def _published(name: str, config: ModelConfig, repository: str, file: str) -> tuple[str, Published]:
-    return name, Published(config, repository, file, _SHA256.get(name))
+def _published(
+    name: str, config: ModelConfig, repository: str, file: str, naming: Naming = Naming.AUTHORS
+) -> tuple[str, Published]:
+    return name, Published(config, naming, repository, file, _SHA256.get(name))
 
 
 # timm's classifiers were trained with an epsilon in attention's divisor large enough to matter.
@@ -84,6 +89,7 @@ PUBLISHED: dict[str, Published] = dict(
             ModelConfig(replace(BACKBONES[variant], attention_eps=TIMM_ATTENTION_EPS), head),
             f"timm/efficientvit_{variant}.r224_in1k",
             "model.safetensors",
+            Naming.TIMM,
         )
         for variant, head in CLASSIFICATION_HEADS.items()
         if variant != "l0"

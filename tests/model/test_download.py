@@ -115,7 +115,7 @@ def test_a_file_is_downloaded_once_and_found_offline_afterwards(hub: Hub, publis
 
 def test_a_file_that_is_not_the_published_one_is_refused(hub: Hub, published: bytes, tmp_path: Path) -> None:
     hub.files[PATH] = published
-    with pytest.raises(WeightsError, match="its sha256 is .* delete the file and try again"):
+    with pytest.raises(WeightsError, match="its sha256 is .* delete it and try again"):
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
 
 

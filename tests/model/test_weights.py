@@ -105,7 +105,7 @@ def test_a_key_missing_left_over_or_misshapen_is_named(state: dict[str, torch.Te
     with pytest.raises(WeightsError) as error:
         load_official("b0-cityscapes", state)
     assert "missing: backbone.input_stem.op_list.0.conv.weight" in str(error.value)
-    assert "left over: backbone.extra" in str(error.value)
+    assert "unexpected: backbone.extra" in str(error.value)
     assert "head.input_ops.2.conv.weight has shape (32, 31, 1, 1)" in str(error.value)
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
     torch.save({"weights": Malice()}, "evil.pt")
     Path("plain.pt").write_bytes(pickle.dumps(Malice()))
     for file in ("evil.pt", "plain.pt"):
-        with pytest.raises(WeightsError, match="could run code"):
+        with pytest.raises(WeightsError, match="can run code"):
             read_state(file)
     assert not Path("ran-code").exists()
 
@@ -177,7 +177,7 @@ def test_a_classifier_is_told_from_a_segmentation_network(architectures: Table, 
     with pytest.raises(WeightsError, match="looks like a classifier"):
         load_checkpoint(tmp_path / "classifier.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match="no network here"):
+    with pytest.raises(WeightsError, match="match no network"):
         load_checkpoint(tmp_path / "other.pt")
 
 
@@ -206,11 +206,11 @@ def test_an_average_is_the_mean_of_weights_of_one_kind(tmp_path: Path) -> None:
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.75 * first[key] + 0.25 * second[key])
     assert manifest.training.recipe == "mean of 2: 0.75 of (run 0); 0.25 of (run 1)"
-    with pytest.raises(WeightsError, match=r"2\.safetensors: its model is not that of"):
+    with pytest.raises(WeightsError, match=r"2\.safetensors: its model differs from"):
         average_checkpoints([paths[0], paths[2]])
     with pytest.raises(ConfigError, match="one number for each of the 2"):
         average_checkpoints(paths[:2], [1])
-    with pytest.raises(WeightsError, match="two checkpoints or more"):
+    with pytest.raises(WeightsError, match="at least two checkpoints"):
         average_checkpoints(paths[:1])
     command = [sys.executable, "-m", "evitseg", "average", *map(str, paths[:2]), "--out"]
     run = subprocess.run([*command, str(tmp_path / "mean.safetensors")], capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
 from evitseg.model.attention import AttentionSequence
 from evitseg.model.checkpoints import load_checkpoint
 from evitseg.model.key_names import Naming
-from evitseg.model.layers import ConvSequence, sometimes
+from evitseg.model.layers import ConvSequence, drop_path
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED
 from evitseg.train import Event, TrainConfig, fit
@@ -386,7 +386,7 @@ def test_the_start_has_its_share_in_what_is_kept(tmp_path: Path, b0_checkpoint: 
 def test_drop_path_skips_blocks_of_some_samples_and_keeps_the_mean() -> None:
     addition = torch.ones(4000, 2, 1, 1)
     torch.manual_seed(0)
-    dropped = sometimes(addition, 0.3)
+    dropped = drop_path(addition, 0.3)
     torch.testing.assert_close(torch.unique(dropped), torch.tensor([0, 1 / 0.7]))
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     assert (dropped[:, 0] == dropped[:, 1]).all()

@@ -1,4 +1,4 @@
-"""Multi-scale ReLU linear attention, in one form that is right for any height, width and precision."""
+"""Multi-scale ReLU linear attention, in one form that is correct for any height, width and precision."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import torch
 from torch import Tensor, nn
 
 from evitseg.architecture import Activation, AttentionBlock
-from evitseg.model.layers import ConvNormAct, ConvSequence, sometimes
+from evitseg.model.layers import ConvNormAct, ConvSequence, drop_path
 
 SMALLEST = 2.0**-14
-"""The smallest normal float16 number. Divisors stop here: below it a processor may round them to zero."""
+"""The smallest normal float16 number. Divisors are at least this large: a processor may round smaller ones to zero."""
 SMALLEST_WIDE = 2.0**-100
-"""The same for float32 and bfloat16."""
+"""The smallest divisor in float32 and bfloat16."""
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, smallest: float | None = None) -> Tensor:
     """Attention whose cost grows with the number of tokens, not with its square.
 
-    Any factor of a head's keys, or of one token's query, cancels in the quotient. Such factors keep every
-    intermediate inside float16's range, whatever the size of the image and the scale of queries and keys: a head's
-    largest key is made 1, keys are divided by the square root of the number of tokens (by the number itself a single
-    key would vanish, by nothing a long sum would overflow), the largest sum of keys is made 1, and so is the largest
-    entry of every query. Values are left as they are: at 1024×2048 they may reach 700, and B0's largest is 10. A query
-    that no key matches gets 0.
+    A factor of all keys of a head, or of one token's query, cancels in the quotient. Such factors keep every
+    intermediate inside float16's range, for any image size and any scale of queries and keys: they make a head's
+    largest key 1, divide keys by the square root of the number of tokens (dividing by the number itself would lose a
+    single key, and not dividing would let a long sum overflow), and make the largest sum of keys and the largest
+    entry of every query 1. Values are not scaled: at 1024×2048 they may reach 700, and B0's largest is 10. A query
+    that matches no key gives 0.
 
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
-        eps: added to the divisor, which is a sum over tokens; only weights trained with a noticeable one need it.
-        smallest: at which divisors stop; None for what the tensors' number format allows. In float16, and where
-            gradients are wanted, a query that hardly a key matches, by less than 1 / 16384 of the largest sum, is
-            answered by less than its share.
+        eps: added to the divisor, which is a sum over tokens; only weights trained with a large epsilon need it.
+        smallest: lower limit of divisors; None for the limit of the tensors' number format. In float16, and if
+            gradients are needed, a query that matches less than 1 / 16384 of the largest sum gives a smaller result.
 
     Returns: (batch, heads, head_dim, tokens).
 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
     if smallest is None:
-        # A gradient divides by a divisor's square, which must not leave float32's range either.
+        # A gradient divides by a divisor's square, which must stay inside float32's range, too.
         smallest = SMALLEST if q.dtype == torch.float16 or q.requires_grad else SMALLEST_WIDE
     q, k = q.relu(), k.relu()
     # The scales cancel, so no gradient needs to flow through them.
@@ -66,7 +65,7 @@ class MultiScaleAttention(nn.Module):
     Input and output: (batch, width, h, w).
 
     Attributes:
-        smallest: as `relu_linear_attention` takes it; set it to `SMALLEST` on a copy that is converted for float16.
+        smallest: see `relu_linear_attention`; set it to `SMALLEST` on a copy that is converted to float16.
     """
 
     def __init__(self, plan: AttentionBlock, act: Activation, norm_eps: float) -> None:
@@ -94,7 +93,7 @@ class MultiScaleAttention(nn.Module):
 
 
 class AttentionSequence(nn.Module):
-    """Attention for the context, then a convolution block for the neighbourhood; both residual."""
+    """Attention for the context, then a convolution block for the neighbourhood; both are residual."""
 
     def __init__(self, plan: AttentionBlock, act: Activation, norm_eps: float) -> None:
         super().__init__()
@@ -103,5 +102,5 @@ class AttentionSequence(nn.Module):
         self.drop_path = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.local(x + sometimes(self.attention(x), self.drop_path if self.training else 0.0))
+        out: Tensor = self.local(x + drop_path(self.attention(x), self.drop_path if self.training else 0.0))
         return out

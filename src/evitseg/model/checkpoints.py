@@ -1,4 +1,4 @@
-"""Weights on disk: our own checkpoints, the authors' published ones, and timm's."""
+"""Read and write checkpoints: our own, the authors' and timm's."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from evitseg.system.files import replacing
 
 
 def _fitted(config: ModelConfig, state: State, naming: Naming, where: object) -> EfficientViT:
-    """The network with these weights, which is only made if they fit and are finite.
+    """A network with these weights, made only if they fit and are finite.
 
-    Raises: WeightsError that names what is missing, left over, misshapen or not finite.
+    Raises: WeightsError that lists missing, unexpected, misshapen and infinite tensors.
     """
     convolutions = sum(1 for _ in placed_convs(config))
-    if convolutions > len(state):  # said without making a network of any depth
+    if convolutions > len(state):  # checked first: a file must not make us build a network of any depth
         raise WeightsError(
             f"{where}: these weights do not fit {_describe(config)}; it has {convolutions} convolutions, "
             f"the file {len(state)} tensors."
         )
     problems = _misfits(config, state, naming)
     if problems:
-        raise WeightsError(f"{where}: these weights do not fit {_describe(config)}; {_told(problems)}.")
+        raise WeightsError(f"{where}: these weights do not fit {_describe(config)}; {_listed(problems)}.")
     check_numbers(state, where)
     model = EfficientViT(config)
     names = {key: naming.key(key, config) for key in model.state_dict()}
@@ -58,11 +58,11 @@ Misfits = dict[str, list[str]]
 
 
 def _misfits(config: ModelConfig, state: State, naming: Naming) -> Misfits:
-    """Names that are missing and left over, and shapes that differ; batch norm's counters do not matter."""
+    """Names that are missing or unexpected, and shapes that differ; batch norm's counters are optional."""
     own = {naming.key(key, config): shape for key, shape in _shapes(config).items()}
     found = {
         "missing": [key for key in own if key not in state and not key.endswith(COUNTER)],
-        "left over": [key for key in state if key not in own and not key.endswith(COUNTER)],
+        "unexpected": [key for key in state if key not in own and not key.endswith(COUNTER)],
         "of the wrong shape": [
             f"{key} has shape {tuple(state[key].shape)}, the network's has {tuple(shape)}"
             for key, shape in own.items()
@@ -72,7 +72,7 @@ def _misfits(config: ModelConfig, state: State, naming: Naming) -> Misfits:
     return {what: names for what, names in found.items() if names}
 
 
-def _told(problems: Misfits) -> str:
+def _listed(problems: Misfits) -> str:
     return "; ".join(
         f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
         for what, found in problems.items()
@@ -85,7 +85,7 @@ def _describe(config: ModelConfig) -> str:
 
 
 def _last_layer(config: ModelConfig, naming: Naming) -> list[str]:
-    """Names of its bias and its weight."""
+    """Names of the bias and the weight of the layer that scores the classes."""
     last = "head.outputs.classify.conv" if isinstance(config.head, SegmentationHead) else "head.classify"
     return [naming.key(f"{last}.{part}", config) for part in ("bias", "weight")]
 
@@ -104,10 +104,10 @@ def load_official(name: str, source: str | os.PathLike[str] | Mapping[str, Tenso
     Args:
         name: a key of `PUBLISHED`, such as "efficientvit-seg-b0-cityscapes", or its short form "b0-cityscapes";
             "efficientvit_b1" is timm's classifier.
-        source: a .pt or .safetensors file, or a state dict; None downloads the published file on first use. The
-            number of classes follows the last layer.
+        source: a .pt or .safetensors file, or a state dict, whose last layer sets the number of classes. None
+            downloads the published file on first use.
 
-    Raises: ConfigError for an unknown name, WeightsError where the weights do not fit, or cannot be had.
+    Raises: ConfigError for an unknown name, WeightsError for weights that do not fit or cannot be downloaded.
     """
     name = published_name(name)
     if source is None:
@@ -130,14 +130,14 @@ def save_checkpoint(model: EfficientViT, manifest: Manifest, path: str | os.Path
 def load_checkpoint(
     path: str | os.PathLike[str], labels: LabelSpace | None = None, preprocess: Preprocess | None = None
 ) -> tuple[EfficientViT, Manifest]:
-    """A segmentation network in eval mode and its manifest, from any checkpoint we know how to read.
+    """A segmentation network in eval mode and its manifest, from a checkpoint of ours or of the authors.
 
-    Our own checkpoints say what they are. A file with the authors' names for its weights is recognised by their
-    shapes; its classes are those of Cityscapes or ADE20K where the number fits, else numbered.
+    Our own checkpoints carry a manifest. A file without one is recognised by the names and shapes of its weights; its
+    classes are those of Cityscapes (19) or ADE20K (150), or else numbered.
 
     Args:
         path: .safetensors, .pt or .pth.
-        labels, preprocess: replace what the file says, or what is assumed about it.
+        labels, preprocess: replace the manifest's.
 
     Raises: WeightsError, ConfigError.
     """
@@ -167,10 +167,14 @@ def load_checkpoint(
     return model.eval(), manifest
 
 
-def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> State:
-    """The weighted mean of weights and of batch norm's statistics; counters are the first's."""
+def average_weights(states: Sequence[Mapping[str, Tensor]], fractions: Sequence[float]) -> State:
+    """The weighted mean of networks' weights and batch norm statistics; counters are those of the first.
+
+    Args:
+        fractions: of each state; they add up to 1.
+    """
     return {
-        key: sum((s * state[key] for s, state in zip(shares[1:], states[1:], strict=True)), shares[0] * value)
+        key: sum((f * state[key] for f, state in zip(fractions[1:], states[1:], strict=True)), fractions[0] * value)
         if value.is_floating_point()
         else value
         for key, value in states[0].items()
@@ -178,41 +182,44 @@ def average_weights(states: Sequence[Mapping[str, Tensor]], shares: Sequence[flo
 
 
 def average_checkpoints(
-    paths: Sequence[str | os.PathLike[str]], shares: Sequence[float] | None = None
+    paths: Sequence[str | os.PathLike[str]], weights: Sequence[float] | None = None
 ) -> tuple[EfficientViT, Manifest]:
-    """One network whose weights are the mean of several's that began as the same one (arXiv:2203.05482).
+    """A model soup: one network whose weights are the mean of several runs from the same start (arXiv:2203.05482).
 
     Args:
         paths: checkpoints of the same network with the same classes.
-        shares: of each, any positive numbers; None for equal ones.
+        weights: of each checkpoint in the mean, numbers above or equal to 0; None for equal ones.
 
-    Raises: WeightsError where they do not fit together, ConfigError for shares that are none.
+    Raises: WeightsError for checkpoints that do not fit together, ConfigError for other weights.
     """
     if len(paths) < 2:
-        raise WeightsError("an average needs two checkpoints or more.")
-    shares = [1.0] * len(paths) if shares is None else list(shares)
-    if len(shares) != len(paths) or min(shares) < 0 or sum(shares) <= 0:
-        raise ConfigError(f"shares {shares}: give one number for each of the {len(paths)} checkpoints, none below 0.")
+        raise WeightsError("an average needs at least two checkpoints.")
+    weights = [1.0] * len(paths) if weights is None else list(weights)
+    if len(weights) != len(paths) or min(weights) < 0 or sum(weights) <= 0:
+        raise ConfigError(f"weights {weights}: give one number for each of the {len(paths)} checkpoints, none below 0.")
     loaded = [load_checkpoint(path) for path in paths]
     model, manifest = loaded[0]
     for path, (_, other) in zip(paths, loaded, strict=True):
         for what in ("model", "labels", "preprocess"):
             if getattr(other, what) != getattr(manifest, what):
-                raise WeightsError(f"{path}: its {what} is not that of {paths[0]}; average runs of the same settings.")
-    parts = [share / sum(shares) for share in shares]
-    model.load_state_dict(average_weights([network.state_dict() for network, _ in loaded], parts))
+                raise WeightsError(
+                    f"{path}: its {what} differs from that of {paths[0]}; average runs of the same settings."
+                )
+    fractions = [weight / sum(weights) for weight in weights]
+    model.load_state_dict(average_weights([network.state_dict() for network, _ in loaded], fractions))
     recipes = "; ".join(
-        f"{part:.3g} of ({other.training.recipe or 'unknown'})" for part, (_, other) in zip(parts, loaded, strict=True)
+        f"{fraction:.3g} of ({other.training.recipe or 'unknown'})"
+        for fraction, (_, other) in zip(fractions, loaded, strict=True)
     )
     training = replace(manifest.training, recipe=f"mean of {len(paths)}: {recipes}")
     return model, replace(manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None)
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:
-    """A network whose backbone is wanted, and the classes of its pixels; None for those of a classifier.
+    """A network to take the backbone from, and its classes; None instead of the classes for a classifier.
 
     Args:
-        path: what `load_checkpoint` takes, or a classifier's weights under the authors' or timm's names.
+        path: a file for `load_checkpoint`, or a classifier's weights under the authors' or timm's names.
 
     Raises: WeightsError, ConfigError.
     """
@@ -232,9 +239,9 @@ def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
-    """The segmentation network whose weights have the names and shapes of these, and whose names they are.
+    """The segmentation network whose weights have these names and shapes, and the naming.
 
-    Raises: WeightsError that says what is missing from, or left over for, the nearest network.
+    Raises: WeightsError that describes the difference to the nearest network.
     """
     statistics = ("running_mean", "running_var", COUNTER)
     parameters = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(statistics))
@@ -244,7 +251,7 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
         for naming in (Naming.AUTHORS, Naming.OURS)
         for backbone, head in itertools.product(BACKBONES.values(), heads)
     ]
-    # Nearest in size first: one whose weights these are has the very number.
+    # Nearest in size first: the right network has exactly this number of parameters.
     away = sorted(
         ((abs(cost(config).parameters - parameters), config, naming) for config, naming in known + _classifiers(state)),
         key=lambda one: one[0],
@@ -254,7 +261,7 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
         problems = _misfits(config, state, naming)
         if not problems and is_classifier(config):
             raise WeightsError(
-                f"{where}: looks like a classifier, which has no masks to give; give a segmentation network."
+                f"{where}: looks like a classifier, which predicts no masks; give a segmentation network."
             )
         if not problems:
             return config, naming
@@ -266,22 +273,21 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
         wrong = sum(map(len, problems.values()))
     if wrong > len(state) // 2:
         raise WeightsError(
-            f"{where}: the weights' names and shapes are those of no network here, nor near to one's ({len(state)} "
-            f"tensors, the first is {next(iter(state), 'none')!r}); give a checkpoint of evitseg, or one with the "
-            "authors' names."
+            f"{where}: the weights' names and shapes match no network, not even nearly ({len(state)} tensors, first "
+            f"{next(iter(state), 'none')!r}); give a checkpoint of evitseg, or one with the authors' names."
         )
     raise WeightsError(
-        f"{where}: the weights' names and shapes are those of no network here; the nearest is {_describe(config)}, "
-        f"by {naming.value} names, and differs: {_told(problems)}."
+        f"{where}: the weights' names and shapes match no network; the nearest is {_describe(config)}, by "
+        f"{naming.value} names, and differs: {_listed(problems)}."
     )
 
 
 _COMPARED = 24
-"""Networks of about the right size whose names and shapes are compared."""
+"""Number of networks of about the right size whose names and shapes are compared."""
 
 
 def _classifiers(state: State) -> list[tuple[ModelConfig, Naming]]:
-    """The published ones, with as many classes as these weights have, and whose names theirs are."""
+    """Published classifiers with as many classes as these weights have, and their namings."""
     return [
         (_with_classes_of(published.config, state, published.naming), published.naming)
         for published in PUBLISHED.values()

@@ -1,4 +1,4 @@
-"""A convolution together with its batch norm: one weight, one bias."""
+"""Fold batch norm into its convolution: one weight and one bias."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from evitseg.errors import ExportError
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 
-Weights = NDArray[np.float64]
+_Float64 = NDArray[np.float64]
 
 
-def folded(module: ConvNormAct) -> tuple[Weights, Weights | None]:
+def folded(module: ConvNormAct) -> tuple[_Float64, _Float64 | None]:
     """Weight (outputs, inputs / groups, h, w) and bias (outputs,) with batch norm inside, computed in float64."""
 
-    def double(tensor: Tensor) -> Weights:
+    def double(tensor: Tensor) -> _Float64:
         return tensor.detach().to("cpu", torch.float64).numpy()
 
     weight = double(module.conv.weight)
@@ -36,8 +36,8 @@ def folded(module: ConvNormAct) -> tuple[Weights, Weights | None]:
 
 
 @torch.no_grad()
-def set_folded(module: ConvNormAct, weight: Weights, bias: Weights | None) -> None:
-    """Give a convolution what `folded` returns; its batch norm becomes the identity but for the bias."""
+def set_folded(module: ConvNormAct, weight: _Float64, bias: _Float64 | None) -> None:
+    """Set a convolution to what `folded` returns; its batch norm then only adds the bias."""
     module.conv.weight.copy_(torch.from_numpy(weight))
     norm = getattr(module, "norm", None)
     if norm is not None:
@@ -55,9 +55,9 @@ def set_folded(module: ConvNormAct, weight: Weights, bias: Weights | None) -> No
 def network_of_folded(
     config: ModelConfig, weights: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 ) -> EfficientViT:
-    """A network from the weights of an exported model, ready to be trained or exported on.
+    """A network with the weights of an exported model, ready to be trained or exported.
 
-    Its batch norms are the identity: the convolutions have absorbed them.
+    Its batch norms only add biases, because the weights contain them.
 
     Args:
         weights: kernel (outputs, inputs / groups, side, side) and bias (outputs,) of every convolution, in the order
@@ -72,19 +72,19 @@ def network_of_folded(
 
 
 def in_half(weight: NDArray[Any]) -> NDArray[np.float16]:
-    """Raises: ExportError where float16 cannot hold it."""
+    """A weight in float16. Raises: ExportError if it is too large."""
     if np.abs(weight).max() > np.finfo(np.float16).max:
-        raise ExportError("a weight is larger than float16 holds (65504); export with --weights float32.")
+        raise ExportError("a weight is larger than float16's maximum (65504); export with --weights float32.")
     return weight.astype(np.float16)
 
 
 def convolutions(model: nn.Module) -> dict[str, ConvNormAct]:
-    """By the names of their modules."""
+    """A network's convolutions by the names of their modules."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ConvNormAct)}
 
 
 def with_folded_norms(model: EfficientViT) -> EfficientViT:
-    """A float32 copy of the same function whose batch norms only add biases."""
+    """A float32 copy that computes the same function, with batch norms that only add biases."""
     model = copy.deepcopy(model).float().eval()
     for module in convolutions(model).values():
         set_folded(module, *folded(module))

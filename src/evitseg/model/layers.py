@@ -9,16 +9,17 @@ from evitseg.architecture import Activation, Conv, ConvBlock
 
 
 def activation(name: Activation) -> nn.Module:
+    """The activation's module."""
     return {"hardswish": nn.Hardswish(inplace=True), "gelu_tanh": nn.GELU(approximate="tanh")}[name]
 
 
 class ConvNormAct(nn.Sequential):
-    """A convolution, and batch norm and activation where the plan has them.
+    """A convolution, followed by batch norm and an activation if the plan has them.
 
     Args:
-        plan: its shape.
-        act: activation, used where the plan asks for one.
-        norm_eps: of batch norm.
+        plan: the convolution's shape.
+        act: the activation, used if the plan asks for one.
+        norm_eps: epsilon of batch norm.
     """
 
     def __init__(self, plan: Conv, act: Activation, norm_eps: float) -> None:
@@ -33,9 +34,10 @@ class ConvNormAct(nn.Sequential):
 
 
 class ConvSequence(nn.Sequential):
-    """Convolutions one after the other; with `residual` their input is added to their output.
+    """Convolutions in sequence; with `residual`, their input is added to their output.
 
-    In training a share `drop_path` of the samples gets the input alone; see `sometimes`.
+    Attributes:
+        drop_path: probability, in training, that a sample skips the convolutions; see `drop_path`.
     """
 
     def __init__(self, plan: ConvBlock, act: Activation, norm_eps: float) -> None:
@@ -51,15 +53,15 @@ class ConvSequence(nn.Sequential):
             out = conv(out)
         if not self.residual:
             return out
-        return x + sometimes(out, self.drop_path if self.training else 0.0)
+        return x + drop_path(out, self.drop_path if self.training else 0.0)
 
 
-def sometimes(addition: Tensor, drop_path: float) -> Tensor:
-    """What is added to a residual: nothing for a share of the samples, the others' scaled up to make good for it.
+def drop_path(branch: Tensor, probability: float) -> Tensor:
+    """A residual branch with some samples set to zero, and the others scaled up so that the expected value stays.
 
     Source: stochastic depth, arXiv:1603.09382.
     """
-    if not drop_path:
-        return addition
-    kept = torch.rand(len(addition), 1, 1, 1, device=addition.device) >= drop_path
-    return addition * (kept.to(addition.dtype) / (1 - drop_path))
+    if not probability:
+        return branch
+    kept = torch.rand(len(branch), 1, 1, 1, device=branch.device) >= probability
+    return branch * (kept.to(branch.dtype) / (1 - probability))

@@ -1,4 +1,4 @@
-"""Whole networks: a backbone and a head, from a `ModelConfig`."""
+"""Build networks, a backbone with a head, from a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _block(plan: Block, config: Backbone) -> nn.Module:
 
 
 class SegmentationNetworkHead(nn.Module):
-    """Adds stages 4, 3 and 2 at stride 8, refines the sum, scores the classes.
+    """The head that adds stages 4, 3 and 2 at stride 8, refines the sum and scores the classes.
 
     Input: the four stages' features. Output: logits (batch, classes, height / 8, width / 8).
     """
@@ -81,7 +81,7 @@ class SegmentationNetworkHead(nn.Module):
 
 
 class ClassificationNetworkHead(nn.Module):
-    """Widens stage 4, averages over the image, scores the classes.
+    """The head that widens stage 4, averages it over the image and scores the classes.
 
     Input: the four stages' features. Output: logits (batch, classes).
     """
@@ -105,11 +105,11 @@ class ClassificationNetworkHead(nn.Module):
 class EfficientViT(nn.Module):
     """A backbone with its head.
 
-    Input: (batch, 3, height, width), pixels normalised as `evitseg.preprocess.Preprocess` says; for segmentation both
-    sides divisible by 32, the network's stride.
-    Output: logits, at an eighth of the size for segmentation.
+    Input: (batch, 3, height, width), pixels normalised with the mean and std of `evitseg.preprocess.Preprocess`. For
+    segmentation both sides are multiples of 32, the network's stride.
+    Output: logits, for segmentation at an eighth of the size.
 
-    Raises: ConfigError where 32 does not divide a side.
+    Raises: ConfigError for other sides.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -124,6 +124,7 @@ class EfficientViT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
         return next(self.parameters()).dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class EfficientViT(nn.Module):
 
 
 class NormalizedModel(nn.Module):
-    """The network with its normalisation inside.
+    """The network with normalisation as its first step.
 
     Input: (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
     """
@@ -162,8 +163,8 @@ def build(variant: str, num_classes: int, head: str | None = None) -> EfficientV
     Args:
         variant: "b0" to "b3", "l0" to "l3".
         num_classes: channels of the logits.
-        head: a row of `evitseg.architecture.SEGMENTATION_HEADS`; by default the variant's own for Cityscapes.
+        head: a row of `evitseg.architecture.SEGMENTATION_HEADS`; None for the variant's head for Cityscapes.
 
-    Raises: ConfigError for a name that is unknown.
+    Raises: ConfigError for an unknown name.
     """
     return EfficientViT(model_config(variant, num_classes, head))

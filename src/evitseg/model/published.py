@@ -1,4 +1,4 @@
-"""The published networks: names, weights' files and checksums."""
+"""The published networks: names, files of weights and checksums."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Published:
     Attributes:
         config: its network.
         naming: whose names the weights in its file have.
-        repository, file: where the hub keeps it.
-        sha256: of the file, where it is known; of the others only names, shapes and numbers are checked.
+        repository, file: its place on the Hugging Face Hub.
+        sha256: of the file, if it is known; otherwise only names, shapes and numbers are checked.
     """
 
     config: ModelConfig
@@ -58,7 +58,7 @@ def _published(
     return name, Published(config, naming, repository, file, _SHA256.get(name))
 
 
-# timm's classifiers were trained with an epsilon in attention's divisor large enough to matter.
+# timm trained its classifiers with an epsilon in attention's divisor that is large enough to matter.
 TIMM_ATTENTION_EPS = 1e-5
 
 
@@ -95,7 +95,7 @@ PUBLISHED: dict[str, Published] = dict(
         if variant != "l0"
     ]
 )
-"""Every published network: the authors' segmentation models and classifiers, and (with underscores) timm's."""
+"""Every published network: the authors' segmentation models and classifiers, and timm's, which have underscores."""
 
 
 PUBLISHED_TRAINING = {
@@ -113,7 +113,7 @@ PUBLISHED_TRAINING = {
 
 
 def published_name(name: str) -> str:
-    """The full name for a full or a short one ("b0-cityscapes"). Raises: ConfigError for one that is neither."""
+    """The full name of a published network from its full or short name ("b0-cityscapes"). Raises: ConfigError."""
     full = name if name in PUBLISHED else f"efficientvit-seg-{name}"
     if full not in PUBLISHED:
         raise unknown("published model", name, [*SEGMENTATION_HEADS, *PUBLISHED])
@@ -121,7 +121,7 @@ def published_name(name: str) -> str:
 
 
 def published_labels(name: str, model: EfficientViT) -> LabelSpace | None:
-    """The classes of a published segmentation network's pixels; None for a classifier."""
+    """The classes of a published segmentation network; None for a classifier."""
     if is_classifier(model.config):
         return None
     labels = load_labels(name.rsplit("-", 1)[-1])
@@ -129,7 +129,7 @@ def published_labels(name: str, model: EfficientViT) -> LabelSpace | None:
 
 
 def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Manifest:
-    """What is known about a published segmentation network."""
+    """The manifest of a published segmentation network."""
     data = name.rsplit("-", 1)[-1]
     return Manifest(
         name=short_name(name),
@@ -143,10 +143,12 @@ def published_manifest(name: str, model: EfficientViT, sha256: str = "") -> Mani
 
 
 def is_classifier(config: ModelConfig) -> bool:
+    """Whether the network scores whole images instead of pixels."""
     return isinstance(config.head, ClassificationHead)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
 
@@ -159,17 +161,17 @@ def _sha256(file: Any) -> str:
 
 
 def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
-    """The published file of a network, from the cache if it is there, else from the hub.
+    """The published file of a network, from the cache, or else from the Hugging Face Hub.
 
-    A file whose sha256 is known must have it. Of the others nobody has published one: they are taken from the
-    repository's current revision, and loading checks that names, shapes and numbers are those of the network.
+    The file must have its sha256 if that is known. The others come from the repository's current revision, and loading
+    checks that names, shapes and numbers are those of the network.
 
     Args:
         name: as for `load_official`.
-        endpoint: of the hub; None for the public one, or what HF_ENDPOINT says.
-        cache: folder; None for the one that all programs using the hub share (HF_HOME).
+        endpoint: address of the hub; None for the value of HF_ENDPOINT, or the public hub.
+        cache: folder; None for the folder that all programs using the hub share (HF_HOME).
 
-    Raises: WeightsError where it cannot be had, and where it is not the file that was published.
+    Raises: WeightsError if the download fails, or gives another file than the published one.
     """
     name = published_name(name)
     published = PUBLISHED[name]
@@ -179,27 +181,27 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
         raise MissingPackageError(f"downloading {name}", "torch") from error
     where: dict[str, Any] = {"repo_id": published.repository, "filename": published.file, "cache_dir": cache}
     try:
-        # What is in the cache needs no network, and no waiting for one.
+        # A cached file needs no network, and no wait for a connection to fail.
         path = Path(hf_hub_download(**where, local_files_only=True))
         _LOG.info("%s is in the cache: %s", short_name(name), path)
     except (OSError, ValueError):
         logger = logging.getLogger("huggingface_hub")
         level = logger.level
-        logger.setLevel(logging.ERROR)  # it tells of every try; ours is one sentence at the end
+        logger.setLevel(logging.ERROR)  # it logs every attempt; we raise one sentence at the end
         _LOG.info("downloading %s from %s", published.file, published.repository)
         try:
             path = Path(hf_hub_download(**where, endpoint=endpoint))
-        except Exception as error:  # also whatever the HTTP library beneath raises when a connection breaks
+        except Exception as error:  # the HTTP library raises its own errors if a connection breaks
             raise WeightsError(
                 f"{short_name(name)}: {published.file} could not be downloaded from {published.repository} on the hub "
-                f"({reason(error).rstrip('.')}). Check the network; or fetch the file elsewhere and "
-                "give its path as the model."
+                f"({reason(error).rstrip('.')}). Check the network, or download the file elsewhere and give its path "
+                "as the model."
             ) from error
         finally:
             logger.setLevel(level)
     if published.sha256 and (found := file_sha256(path)) != published.sha256:
         raise WeightsError(
-            f"{path}: its sha256 is {found[:12]}…, the published file's {published.sha256[:12]}…; "
-            "delete the file and try again."
+            f"{path}: its sha256 is {found[:12]}…, but the published file has {published.sha256[:12]}…; delete it and "
+            "try again."
         )
     return path

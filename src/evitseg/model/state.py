@@ -1,4 +1,4 @@
-"""Files of tensors: found wherever in a file they lie, under plain names, and only read if sizes are what they seem."""
+"""Read state dicts safely from files of tensors, wherever a training program put them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ USUAL_KEYS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
     "state_dict_ema", "model_ema", "ema_state_dict", "ema",
 )  # fmt: skip
-"""Where training programs keep weights in their checkpoints; of several the first is taken."""
+"""Keys under which training programs store weights in their checkpoints; the first one that is present counts."""
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What data-parallel training and torch.compile put into names, wherever a module is wrapped."""
+"""Name parts that data-parallel training and torch.compile add for every wrapped module."""
 ROOTS = ("backbone", "head", "stem", "stages")
-"""What names begin with."""
+"""First parts of the names of our weights, of the authors' and of timm's."""
 COUNTER = "num_batches_tracked"
-"""Batch norm's counter, of which nothing depends that this package computes."""
+"""Last part of the name of batch norm's counter, which this package never uses."""
 _DEEPEST = 4
 _MOST_INFLATED = 8
-"""Of a zip archive: weights hardly compress, and torch does not compress them."""
+"""Largest ratio of content to file size of a zip archive: weights hardly compress, and torch does not compress."""
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
-    """The tensors of a .safetensors, .pt or .pth file, and its metadata (empty but for safetensors).
+    """The tensors of a .safetensors, .pt or .pth file, and its metadata, which only safetensors files have.
 
-    A pickle can run code when it is read; ours is read with `weights_only=True`, which refuses anything but tensors.
+    Unpickling can run code, so .pt files are read with `weights_only=True`, which refuses everything but tensors.
 
     Raises: WeightsError.
     """
@@ -53,32 +53,36 @@ def read_state(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
             return state_in(state, path), metadata
         _check_inflated(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was written; what matters is raised
+            warnings.simplefilter("ignore")  # they concern how the file was written
             content = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file.") from error
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: not a file of tensors alone, so it is not loaded: it could run code.") from error
+        raise WeightsError(
+            f"{path}: contains pickled objects other than tensors; refusing to load it, because unpickling "
+            "can run code."
+        ) from error
     except ImportError as error:
         raise MissingPackageError("reading safetensors", "torch") from error
     except MemoryError as error:
         raise WeightsError(f"{path}: does not fit in memory.") from error
-    except Exception as error:  # a damaged file makes torch's unpickler raise whatever its stack machine stumbles over
+    except Exception as error:  # a damaged file can make torch's unpickler raise anything
         raise WeightsError(f"{path}: damaged, or not a checkpoint ({reason(error)}).") from error
     return state_in(content, path), {}
 
 
 def _check_inflated(path: Path) -> None:
-    """Raises: WeightsError for an archive whose parts are much larger than the file."""
+    """Refuse an archive whose content is much larger than the file. Raises: WeightsError."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         inflated, most = sum(part.file_size for part in archive.infolist()), _MOST_INFLATED * path.stat().st_size
     if inflated > most:
         raise WeightsError(
-            f"{path}: {path.stat().st_size} bytes that inflate to {inflated}, which no weights do; it is not loaded."
+            f"{path}: {path.stat().st_size} bytes would inflate to {inflated}; weights do not compress that well, so "
+            "the file is refused."
         )
 
 
@@ -88,12 +92,12 @@ def reason(error: Exception) -> str:
 
 
 def state_in(content: Any, where: object) -> State:
-    """The state dict in what a checkpoint holds, its names without what wrappers have put before and into them.
+    """The state dict inside a checkpoint's content, with names free of wrappers' parts.
 
-    It is the content itself, or lies under one of `USUAL_KEYS`, or is the only one there is; entries beside it, such as
-    an epoch or an optimizer's state, are left out. numpy arrays become tensors.
+    It is the content itself, the entry under one of `USUAL_KEYS`, or the only entry with tensors. Other entries, such
+    as an epoch or an optimizer's state, are left out. numpy arrays become tensors.
 
-    Raises: WeightsError where there is none, and for tensors that are no plain numbers.
+    Raises: WeightsError if there is none, and for tensors that are not plain numbers.
     """
     found = _nested(content, where)
     state: State = {}
@@ -118,7 +122,7 @@ def _nested(content: Any, where: object, depth: int = 0) -> Mapping[Any, Any]:
     inner = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
     usual = [inner[key] for key in USUAL_KEYS if key in inner]
     tensors = sum(map(_is_tensor, content.values()))
-    # A state dict of a few buffers may lie beside the one that is wanted: what has the usual name is taken.
+    # A usual name wins over the content itself: a few buffers may lie next to the state dict.
     if depth < _DEEPEST and usual:
         return _nested(usual[0], where, depth + 1)
     if tensors:
@@ -134,9 +138,9 @@ def _nested(content: Any, where: object, depth: int = 0) -> Mapping[Any, Any]:
 
 
 def unwrapped(state: State) -> State:
-    """Under names without `WRAPPERS`, and without what comes before `ROOTS` in them, as Lightning's "model.".
+    """The state dict under names without `WRAPPERS`, and without a prefix before `ROOTS` such as Lightning's "model.".
 
-    Names that do not have what most have keep theirs, and are told as left over.
+    Names without the prefix that most have stay as they are, and are later reported as unexpected.
     """
     parts = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
     while True:
@@ -147,7 +151,7 @@ def unwrapped(state: State) -> State:
             break
         parts |= {key: parts[key][1:] for key in having}
     plain = {".".join(parts[key]): tensor for key, tensor in state.items()}
-    return plain if len(plain) == len(state) else state  # two of one name: none is better than the other
+    return plain if len(plain) == len(state) else state  # two tensors would get the same name
 
 
 def _most_common(words: Iterable[str]) -> tuple[str, int]:
@@ -155,15 +159,15 @@ def _most_common(words: Iterable[str]) -> tuple[str, int]:
 
 
 def check_numbers(state: State, where: object) -> None:
-    """Raises: WeightsError that names the first tensor with numbers that no network can have."""
+    """Refuse weights that no network can have. Raises: WeightsError with the first such tensor's name."""
     for key, tensor in state.items():
         if not tensor.is_floating_point():
             continue
-        numbers = tensor.float()  # what is finite in 64 bits may not be in 32
+        numbers = tensor.float()  # a number that is finite in 64 bits can overflow in 32
         if not bool(torch.isfinite(numbers).all()):
             raise WeightsError(
                 f"{where}: {key} holds numbers that are not finite (NaN or infinite), so every mask would be wrong; "
-                "give an earlier checkpoint, or train again at a lower rate."
+                "give an earlier checkpoint, or train again at a lower learning rate."
             )
         if key.endswith("running_var") and bool((numbers < 0).any()):
             raise WeightsError(f"{where}: {key} holds negative variances; the file is damaged.")

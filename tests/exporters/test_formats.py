@@ -165,11 +165,11 @@ def test_a_file_that_is_not_its_manifests_is_refused(to: str, model_files: dict[
     weights = FORMATS[to].files(path)[0] if to == "ncnn" else path
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100] + bytes(100))
-    with pytest.raises(WeightsError, match="another file's"):
+    with pytest.raises(WeightsError, match="belongs to another file"):
         open_engine(path)
     weights.write_bytes(whole)
     manifest_file(path).unlink()
-    with pytest.raises(WeightsError, match=r"is not beside it; copy both"):
+    with pytest.raises(WeightsError, match=r"is missing next to it; copy both"):
         open_engine(path)
     manifest_file(path).write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
@@ -194,7 +194,7 @@ def test_another_size_than_the_manifests_is_refused(to: str, model_files: dict[s
     content = json.loads(manifest_file(path).read_text())
     content["preprocess"]["fixed"] = [256, 192]
     manifest_file(path).write_text(json.dumps(content))
-    with pytest.raises(WeightsError, match="not what its manifest says"):
+    with pytest.raises(WeightsError, match="contradicts its manifest"):
         open_engine(path)(np.zeros((1, 256, 192, 3), np.uint8))
 
 

@@ -87,7 +87,7 @@ def short_weights(proto: onnx.ModelProto) -> None:
         (external("weights.bin"), "stores weights in other files or in memory"),
         (external_inside_a_node, "stores weights in other files or in memory"),
         (no_outputs, "1 inputs and 0 outputs"),
-        (no_manifest, "carries no manifest"),
+        (no_manifest, "has no manifest"),
         (damaged_manifest, "its manifest is damaged"),
         (short_weights, "damaged: a tensor of"),
     ],

@@ -1,4 +1,4 @@
-"""Checkpoints of evitseg without PyTorch: their manifest, and the convolutions' weights with batch norm folded in."""
+"""Read evitseg's checkpoints without PyTorch: the manifest, and the weights with batch norm folded in."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weight
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
                 raise WeightsError(
-                    f"{path}: has no manifest of evitseg, so its classes and sizes are not known; run it with "
-                    "--engine torch, or export it."
+                    f"{path}: has no manifest, so its classes and sizes are unknown; run it with --engine torch, or "
+                    "export it."
                 )
             manifest = parse_manifest(metadata[METADATA_KEY], path)
             names = set(file.keys())

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evitseg.engine import PRECISIONS, Engine, Precision
 from evitseg.errors import EngineError, WeightsError, unknown
@@ -15,10 +14,6 @@ from evitseg.runtime.mobile_engines import ExecuTorchEngine, LiteRtEngine, NcnnE
 from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from evitseg.runtime.openvino_engine import OpenVinoEngine
-
-if TYPE_CHECKING:
-    pass
-
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,8 +23,8 @@ class EngineKind:
     """A way to run exported models.
 
     Attributes:
-        endings: of the files it runs.
-        open: makes the engine from a file, a precision and a number of threads, and of streams where it has them.
+        endings: endings of the files that it runs.
+        open: makes the engine from a file, a precision, a number of threads and, with `has_streams`, of streams.
         has_streams: whether it can run several calls at the same time.
     """
 
@@ -46,7 +41,7 @@ ENGINES: dict[str, EngineKind] = {
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
     "ncnn": EngineKind((".param",), NcnnEngine),
 }
-"""By name; of several that run a file the first is taken."""
+"""Every engine by name; the first one that runs a kind of file is its default."""
 
 
 def open_engine(
@@ -56,14 +51,14 @@ def open_engine(
     threads: int | None = None,
     streams: int = 1,
 ) -> Engine:
-    """An exported model, ready to run.
+    """An engine that runs an exported model.
 
     Args:
         model_file: path of a file that `evitseg export` wrote.
-        engine: a key of `ENGINES`; None for the first that runs such a file.
-        precision: of the arithmetic; "auto" takes bfloat16 where the processor has it, else what the engine chooses.
-        threads: at most; None for every physical core.
-        streams: calls that may run at the same time, if the engine can do that; else one waits for the other.
+        engine: a key of `ENGINES`; None for the file's default.
+        precision: of the arithmetic; "auto" uses bfloat16 if the processor supports it, else the engine's own choice.
+        threads: maximum number of threads; None for one per physical core.
+        streams: calls that may run at the same time, if the engine can do that; otherwise calls wait for each other.
 
     Raises: EngineError for a request that the engine or this processor cannot fulfil, WeightsError for a file that is
     no exported model, ConfigError for an unknown name.
@@ -72,7 +67,7 @@ def open_engine(
         raise unknown("engine", engine, ENGINES)
     ending = Path(model_file).suffix
     if ending == ".mlpackage":
-        raise EngineError(f"{model_file}: Core ML runs on Apple's devices alone; evitseg info says what is in it.")
+        raise EngineError(f"{model_file}: Core ML files run on Apple devices only; evitseg info describes them.")
     able = [name for name, kind in ENGINES.items() if ending in kind.endings]
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
@@ -80,7 +75,7 @@ def open_engine(
     engine = engine or able[0]
     if engine not in able:
         raise EngineError(f"{model_file}: {engine} does not run {ending} files; {' and '.join(able)} can.")
-    if not Path(model_file).exists():  # said before a package is missed that would not help
+    if not Path(model_file).exists():  # checked before a missing package, which would not help
         raise WeightsError(f"{model_file}: no such file; evitseg info lists the models that come with the package.")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)

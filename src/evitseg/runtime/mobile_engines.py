@@ -1,7 +1,7 @@
-"""Engines for the formats of phones and boards: LiteRT, ExecuTorch and ncnn, on the CPU at hand.
+"""Run formats for phones and boards, LiteRT, ExecuTorch and ncnn, on this machine's CPU.
 
-Such a file takes images of one size, its manifest lies beside it. What runs here is the library that runs on the
-device, so that what `evitseg eval` measures is what the device will give.
+These files take images of one size and have a sidecar manifest. The engine here is the library that runs on the
+device, so `evitseg eval` measures the device's results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from evitseg.system.machine import physical_cores, processor_name
 from evitseg.system.silence import silenced
 
 INPUT, LOGITS = "in0", "out0"
-"""The names pnnx gives the input and the output of an ncnn network."""
+"""Names that pnnx gives to the input and the output of an ncnn network."""
 
 
 class LiteRtEngine:
@@ -50,9 +50,9 @@ class LiteRtEngine:
             raise EngineError(f"{model_file}: LiteRT cannot run it ({first_line(error)}).") from error
         (given,), (logits,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if (given["dtype"], tuple(given["shape"])) != (np.uint8, _input_shape(self.manifest)):
-            raise _not_as_told(model_file)
+            raise _contradicts_manifest(model_file)
         if tuple(logits["shape"]) != _logits_shape(self.manifest):
-            raise _not_as_told(model_file)
+            raise _contradicts_manifest(model_file)
         self._input, self._logits, self._lock = given["index"], logits["index"], threading.Lock()
         self.info = _info("LiteRT", "ai-edge-litert", "float32", threads)
 
@@ -70,7 +70,7 @@ class LiteRtEngine:
 class ExecuTorchEngine:
     """A .pte file in ExecuTorch, with its XNNPACK backend. Its input is (1, 3, height, width) float32 from 0 to 255.
 
-    Its Python binding, unlike its C++ one, needs torch.
+    Its Python binding needs torch; its C++ library does not.
     """
 
     def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
@@ -82,12 +82,12 @@ class ExecuTorchEngine:
         except ImportError as error:
             raise MissingPackageError("the ExecuTorch engine", "executorch") from error
         _only_float32("ExecuTorch", precision)
-        self._content = read(model_file)  # kept: the program refers to it
+        self._content = read(model_file)  # the program refers to these bytes
         self.manifest = manifest_beside(model_file, [self._content])
         threads = threads or physical_cores()
         try:
             with silenced():
-                portable_lib._unsafe_reset_threadpool(threads)  # of this process; there is no other setting
+                portable_lib._unsafe_reset_threadpool(threads)  # for the whole process; there is no other setting
                 self._program = Runtime.get().load_program(self._content)
                 self._method = self._program.load_method("forward")
         except (RuntimeError, ValueError) as error:
@@ -95,7 +95,7 @@ class ExecuTorchEngine:
         about = self._method.metadata
         shapes = [tuple(tensor.sizes()) for tensor in (about.input_tensor_meta(0), about.output_tensor_meta(0))]
         if shapes != [_planes_shape(self.manifest), _logits_shape(self.manifest)]:
-            raise _not_as_told(model_file)
+            raise _contradicts_manifest(model_file)
         self._tensor, self._lock = torch.from_numpy, threading.Lock()
         self.info = _info("ExecuTorch", "executorch", "float32", threads)
 
@@ -134,7 +134,7 @@ class NcnnEngine:
         if failed:
             raise EngineError(f"{model_file}: ncnn cannot read it; export it again.")
         if (list(self._net.input_names()), list(self._net.output_names())) != ([INPUT], [LOGITS]):
-            raise _not_as_told(model_file)
+            raise _contradicts_manifest(model_file)
         self._mat, self._model_file = ncnn.Mat, model_file
         self.info = _info("ncnn", "ncnn", "float16" if half else "float32", threads)
 
@@ -148,15 +148,15 @@ class NcnnEngine:
         failed, logits = extractor.extract(LOGITS)
         answer = np.array(logits)[None]
         if failed or answer.shape != _logits_shape(self.manifest):
-            raise _not_as_told(self._model_file)
+            raise _contradicts_manifest(self._model_file)
         return answer
 
 
 @contextlib.contextmanager
 def _patient_threads() -> Iterator[None]:
-    """OpenMP, if it is loaded inside, has threads that sleep while they wait for each other.
+    """Let the threads of an OpenMP library that is loaded in the block sleep while they wait for each other.
 
-    Left to itself it lets them spin, and where another program has a core that costs ncnn fifty times its time.
+    By default they spin, which made ncnn fifty times slower when another program used one of the cores.
     """
     name = "OMP_WAIT_POLICY"
     before = os.environ.get(name)
@@ -177,11 +177,13 @@ def one_by_one(
 
 def _only_float32(engine: str, precision: Precision) -> None:
     if precision not in ("auto", "float32"):
-        raise EngineError(f"{engine} computes as the file says, not in {precision}; leave out the precision.")
+        raise EngineError(
+            f"{engine} computes in the precision of the file, not in {precision}; leave out the precision."
+        )
 
 
 def _input_shape(manifest: Manifest) -> tuple[int, ...]:
-    assert manifest.preprocess.fixed is not None  # manifest_beside has seen to it
+    assert manifest.preprocess.fixed is not None  # manifest_beside has checked it
     return (1, *manifest.preprocess.fixed, 3)
 
 
@@ -199,8 +201,8 @@ def _logits_shape(manifest: Manifest) -> tuple[int, ...]:
     return (1, manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE)
 
 
-def _not_as_told(model_file: Path) -> WeightsError:
-    return WeightsError(f"{model_file}: its network is not what its manifest says; export it again.")
+def _contradicts_manifest(model_file: Path) -> WeightsError:
+    return WeightsError(f"{model_file}: its network contradicts its manifest; export it again.")
 
 
 def _info(engine: str, package: str, precision: str, threads: int) -> EngineInfo:

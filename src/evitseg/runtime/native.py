@@ -1,4 +1,4 @@
-"""Our own core (`core/`) as an engine, through its C interface."""
+"""Run models in our own core (`core/`) through its C interface."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from evitseg.system.machine import physical_cores, processor_name
 LIBRARY = Path(__file__).with_name(
     {"win32": "evitseg.dll", "darwin": "libevitseg.dylib"}.get(sys.platform, "libevitseg.so")
 )
-"""Compiled while the package is installed."""
+"""The core's library, compiled when the package is installed."""
 ISA_VARIABLE = "EVITSEG_ISA"
-"""Environment variable that names the instruction set to run with, for tests and comparisons."""
+"""Environment variable that selects an instruction set, for tests and comparisons."""
 
 
 @cache
 def library(path: Path = LIBRARY) -> ctypes.CDLL:
-    """The core's functions, with their types. Raises: EngineError where it was not compiled or does not load."""
+    """The core's functions, with their types. Raises: EngineError if it was not compiled or does not load."""
     if not path.is_file():
         raise EngineError(
             f"{path}: the native engine's library is missing; install evitseg again (pip install .), which compiles it."
@@ -58,7 +58,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
 
 
 def instruction_sets(path: Path = LIBRARY) -> list[str]:
-    """Those that are compiled in and that this processor runs, best first. Raises: EngineError."""
+    """The instruction sets that are compiled in and that this processor supports, best first. Raises: EngineError."""
     names: bytes = library(path).evs_instruction_sets()
     return names.decode().split()
 
@@ -67,13 +67,13 @@ class Core:
     """A program, ready to run; several threads may call it at the same time.
 
     Args:
-        program: as `evitseg.runtime.program.compile_program` makes it.
-        threads: of every run, the caller's own included.
+        program: made by `evitseg.runtime.program.compile_program`.
+        threads: threads of every run, including the caller's.
         streams: runs at the same time; further callers wait.
         isa: one of `instruction_sets()`; None for the best.
-        path: of the core's library.
+        path: the core's library.
 
-    Raises: EngineError for a program that is damaged, and an instruction set that this processor does not run.
+    Raises: EngineError for a damaged program, and for an instruction set that this processor does not support.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Core:
         self._core = library(path)
         known = instruction_sets(path)
         if isa is not None and isa not in known:
-            raise EngineError(f"{ISA_VARIABLE}={isa}: this processor runs {', '.join(known)}.")
+            raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
         self._check(self._core.evs_model_load(program, len(program), name, ctypes.byref(self._model)))
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
@@ -101,7 +101,7 @@ class Core:
             raise EngineError(f"the native engine: {self._core.evs_error_text(code).decode()}.")
 
     def memory(self, height: int, width: int) -> int:
-        """Bytes that a run at this size needs beside the weights, the image and the logits."""
+        """Bytes that a run at this size needs in addition to the weights, the image and the logits."""
         runner = self._free.get()
         try:
             return int(self._core.evs_runner_memory(runner, height, width))
@@ -123,7 +123,7 @@ class Core:
         return logits
 
     def __del__(self) -> None:
-        if self._model:  # else nothing was loaded
+        if self._model:  # otherwise nothing was loaded
             for runner in self._runners:
                 self._core.evs_runner_free(runner)
             self._core.evs_model_free(self._model)
@@ -132,11 +132,11 @@ class Core:
 class NativeEngine:
     """A checkpoint (.safetensors) or an ONNX file in our own core, in float32.
 
-    Its logits are the same bits on every processor with fused multiply-add, for any number of threads.
+    The logits are bit for bit the same on every processor with fused multiply-add, for any number of threads.
 
     Args:
-        threads: for all streams together, of which each has one at least; None for every physical core.
-        streams: images that run at the same time, each with its part of the threads.
+        threads: threads of all streams together, at least one per stream; None for one per physical core.
+        streams: images that run at the same time; they divide the threads.
     """
 
     def __init__(

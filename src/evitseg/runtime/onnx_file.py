@@ -1,7 +1,7 @@
-"""What an ONNX file is made of, read before an engine sees it, and without the onnx package.
+"""Check an ONNX file before an engine reads it, without the onnx package.
 
-An ONNX file may keep weights elsewhere: in other files, which are then read on its word, and for ONNX Runtime and
-OpenVINO also at an address of the process's memory, which ends it. `evitseg export` keeps all weights inside.
+An ONNX file can refer to weights elsewhere: in other files, which an engine would then read, or, for ONNX Runtime and
+OpenVINO, at an address in the process's memory, which crashes it. `evitseg export` stores all weights inside.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from evitseg.errors import WeightsError
 
-# Of onnx.proto: the fields of each message that hold messages, as number: kind of message.
+# Fields of onnx.proto's messages that hold messages: number and kind of the inner message.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -26,13 +26,13 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 _DIMS, _TYPE, _RAW, _EXTERNAL, _LOCATION = 1, 2, 9, 13, 14
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
-"""By number of a tensor's type; float32 is 1, uint8 2, int8 3, int64 7, float16 10."""
+"""Bytes per number by the tensor's type; float32 is 1, uint8 2, int8 3, int64 7, float16 10."""
 _DEEPEST = 32
-"""Graphs in graphs."""
+"""Largest depth of graphs inside graphs."""
 
 
 def check_onnx(content: bytes, model_file: Path) -> None:
-    """Raises: WeightsError for weights outside the file, tensors that are not as large as said, and other damage."""
+    """Refuse weights outside the file, tensors of the wrong length, and other damage. Raises: WeightsError."""
     try:
         _check("model", memoryview(content), model_file, 0)
     except (ValueError, IndexError) as error:
@@ -66,7 +66,7 @@ def _check(kind: str, content: memoryview, model_file: Path, depth: int) -> None
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of every field: an int, or the bytes of what has a length. Raises: ValueError, IndexError."""
+    """Number and value of every field, an int or the bytes of a longer value. Raises: ValueError, IndexError."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)

@@ -28,10 +28,10 @@ class OnnxRuntimeEngine:
         if precision not in ("auto", "float32"):
             raise EngineError(f"ONNX Runtime computes in float32 on a CPU, not in {precision}; use --engine openvino.")
         options = onnxruntime.SessionOptions()
-        # Weights in 8 bits become float when the file is loaded, not with every image.
+        # 8-bit weights are converted to float once, when the file is loaded, not for every image.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.log_severity_level = 3  # errors reach the caller as exceptions; its warnings are about its own graph
-        # Said, not left at its default, so that what is reported is what runs.
+        options.log_severity_level = 3  # errors are raised as exceptions; its warnings concern its own graph
+        # Set explicitly, so that the reported number is the real one.
         options.intra_op_num_threads = threads or physical_cores()
         content = read(model_file)
         check_onnx(content, model_file)
@@ -39,7 +39,7 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{model_file}: ONNX Runtime cannot run it ({first_line(error)}).") from error
-        except Exception as error:  # its own exceptions share no base but this
+        except Exception as error:  # its exceptions have no other base class
             if type(error).__module__.startswith("onnxruntime"):
                 raise EngineError(f"{model_file}: ONNX Runtime cannot run it ({first_line(error)}).") from error
             raise
@@ -47,8 +47,8 @@ class OnnxRuntimeEngine:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise WeightsError(
-                f"{model_file}: not an evitseg export, it has {len(inputs)} inputs and {len(outputs)} outputs, not one "
-                "of each."
+                f"{model_file}: has {len(inputs)} inputs and {len(outputs)} outputs, not one of each, so evitseg did "
+                "not write it; give a file that evitseg export wrote."
             )
         (given,), (logits,) = inputs, outputs
         into, out = ([side if isinstance(side, int) else None for side in value.shape] for value in (given, logits))

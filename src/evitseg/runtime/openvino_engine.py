@@ -32,34 +32,33 @@ _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 OWN_GRAPH_PIXELS = 2**18
-"""From this size on an image runs in a graph made for its size, smaller ones in the one for any size.
+"""Images of at least this size run in a graph compiled for their size, smaller ones in one graph for any size.
 
-By the size alone, not by what came before: the two round differently, and an image's mask must not depend on which
-others it was segmented with. A graph is made in a third of a second; for 512×512 pixels it saves a tenth to a quarter
-of the time, for smaller ones nothing that could be measured.
+Only the image's own size decides: the two kinds of graph round differently, and a mask must not depend on the images
+before it. Compiling takes about a third of a second, which pays off from about this size.
 """
 
 
 GRAPHS_BYTES = 512 * 2**20
-"""Most that graphs for single sizes may hold together, but for the last; on small devices a quarter of what is free."""
+"""Memory limit for all graphs compiled for one size, except the latest; at most a quarter of the free memory."""
 
 
 _GRAPH_BYTES, _GRAPH_BYTES_PER_PIXEL = 30 * 2**20, 24
-"""What such a graph holds, and for each pixel, for each stream; measured."""
+"""Measured memory of such a graph, in total and per pixel and stream."""
 
 
 _SHAPES = 64
-"""For which the graph for any size keeps what it has prepared; left to itself, it keeps 5,000, of 6 MiB each."""
+"""Shapes for which the graph for any size caches its preparations; OpenVINO's default is 5,000, of 6 MiB each."""
 
 
 class OpenVinoEngine:
-    """An exported model in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin beside it.
+    """An exported model in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin next to it.
 
-    In float32 and bfloat16 on x86 processors it runs `openvino_graph`, made for the size of the image at hand in a
-    third of a second and kept for the next; elsewhere, and for small images, the graph in the file.
+    In float32 and bfloat16 on x86 processors, large images run in `openvino_graph`, which is compiled for each image
+    size and cached. Small images and other processors use the graph in the file.
 
     Args:
-        streams: images that run at the same time, each with its share of the threads, when several threads call.
+        streams: images that run at the same time when several threads call; they divide the threads.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class OpenVinoEngine:
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
-            precision=_TYPES.get(runs, runs),  # another processor may have another name
+            precision=_TYPES.get(runs, runs),  # OpenVINO's own name on other processors
             threads=int(self._settings["INFERENCE_NUM_THREADS"]),
             device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
             streams=streams,
@@ -96,7 +95,7 @@ class OpenVinoEngine:
         self._room = min(GRAPHS_BYTES, free_memory() // 4)
 
     def _probe(self) -> str:
-        """What OpenVINO makes of the precision asked for, on this processor."""
+        """The precision that OpenVINO really uses on this processor."""
         import openvino
         from openvino import opset13
 
@@ -116,7 +115,7 @@ class OpenVinoEngine:
         return logits
 
     def graph(self, size: tuple[int, int] | None) -> openvino.Model:
-        """For images of this (height, width), or of any size: `openvino_graph`'s, or the file's, where that runs."""
+        """The graph for images of this (height, width), or of any size: `openvino_graph`'s, or the file's."""
         if size is not None and self._weights is not None:
             return fast_graph(self.manifest.model, self.manifest.preprocess, self._weights, size, self.info.precision)
         model = self._model.clone()
@@ -127,14 +126,14 @@ class OpenVinoEngine:
         return model
 
     def compile(self, size: tuple[int, int] | None, **settings: str) -> openvino.CompiledModel:
-        """`graph`, ready to run. Raises: EngineError."""
+        """The compiled `graph`. Raises: EngineError."""
         try:
             return self._core.compile_model(self.graph(size), "CPU", self._settings | settings)
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{self._model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
 
     def _compiled(self, size: tuple[int, int]) -> _Compiled:
-        """For a size: its own graph, or the one for all sizes, see `OWN_GRAPH_PIXELS`."""
+        """The compiled graph for a size: its own, or the one for all sizes; see `OWN_GRAPH_PIXELS`."""
         with self._lock:
             fixed = self.manifest.preprocess.fixed is not None
             if self._weights is None or (prod(size) < OWN_GRAPH_PIXELS and not fixed):
@@ -154,7 +153,7 @@ class OpenVinoEngine:
         _LOG.info("compiling the graph for images of any size")
         try:
             return self.compile(None, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
-        except EngineError:  # a version that does not know the setting, which is none of OpenVINO's documented ones
+        except EngineError:  # the setting is undocumented, so a version may not have it
             return self.compile(None)
 
     def _bytes_of(self, size: tuple[int, int]) -> int:
@@ -170,7 +169,7 @@ class _Compiled:
             self._free.put(compiled.create_infer_request())
 
     def run(self, image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
-        """Fills `logits`; waits for a request if as many callers as streams are here already."""
+        """Fill `logits`; waits if every stream is busy."""
         import openvino
 
         request = self._free.get()
@@ -182,18 +181,18 @@ class _Compiled:
 
 
 def thread_settings(threads: int, streams: int) -> dict[str, str]:
-    """For OpenVINO's CPU plugin.
+    """Settings of OpenVINO's CPU plugin for so many threads and streams.
 
-    It would tie its threads to cores, and always begin with the first: two engines of one thread, in one process or in
-    two, would share that core and leave the others idle (https://github.com/openvinotoolkit/openvino/issues/32444). So
-    threads are free where there are fewer than cores.
+    By default the plugin pins its threads to cores and always starts with the first core: two engines with one thread
+    each, in one process or in two, would share it and leave the others idle
+    (https://github.com/openvinotoolkit/openvino/issues/32444). With fewer threads than cores, threads are not pinned.
     """
     settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
     return settings | ({"ENABLE_CPU_PINNING": "NO"} if threads < physical_cores() else {})
 
 
 def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None:
-    """What to ask OpenVINO for; None leaves it the choice, which on Arm is float16 and elsewhere float32."""
+    """The precision to request from OpenVINO; None for its default, float16 on Arm and float32 elsewhere."""
     native = {"float32": True, "float16": "FP16" in capabilities, "bfloat16": "BF16" in capabilities}
     if wanted == "auto":
         return "bfloat16" if native["bfloat16"] else None
@@ -204,7 +203,7 @@ def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None
 
 
 def read_manifest(model_file: Path) -> Manifest:
-    """What an exported model says about itself. Raises: WeightsError, ConfigError, EngineError."""
+    """An exported model's manifest. Raises: WeightsError, ConfigError, EngineError."""
     if model_file.suffix not in (".onnx", ".xml"):
         return manifest_beside(model_file)
     try:
@@ -216,7 +215,7 @@ def read_manifest(model_file: Path) -> Manifest:
 def _openvino_model(core: openvino.Core, model_file: Path) -> tuple[openvino.Model, Manifest]:
     import openvino
 
-    # From memory: a file that names others for its weights (ONNX allows it) must not make us read them.
+    # From memory: a file that refers to other files for its weights must not make us read them.
     content = read(model_file)
     if model_file.suffix == ".xml":
         weights = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
@@ -230,12 +229,12 @@ def _openvino_model(core: openvino.Core, model_file: Path) -> tuple[openvino.Mod
 
 
 def _check_ends(model: openvino.Model, manifest: Manifest, model_file: Path) -> None:
-    """Raises: WeightsError where a graph does not take and give what its manifest says."""
+    """Refuse a graph whose input or output contradicts its manifest. Raises: WeightsError."""
     inputs, outputs = model.inputs, model.outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise WeightsError(
-            f"{model_file}: not an evitseg export, it has {len(inputs)} inputs and {len(outputs)} outputs, not one of "
-            "each."
+            f"{model_file}: has {len(inputs)} inputs and {len(outputs)} outputs, not one of each, so evitseg did not "
+            "write it; give a file that evitseg export wrote."
         )
     given, logits = (
         [None if side.is_dynamic else side.get_length() for side in end.partial_shape] for end in (*inputs, *outputs)
@@ -276,11 +275,11 @@ def openvino_weights(model_file: Path) -> tuple[Manifest, list[Weights]]:
 
 
 def _keep_biases(model: openvino.Model) -> None:
-    """Keep the convolutions' biases in float32 where OpenVINO 2026.4 rounds them to bfloat16 with everything else.
+    """Keep the convolutions' biases in float32, which OpenVINO 2026.4 would round to bfloat16.
 
-    Rounded biases are most of what bfloat16 costs: on CamVid test the bundled model loses 0.8 points of mIoU with
-    them and 0.05 without. A bias is added in float32 if it does not directly follow its convolution, so a limit that
-    no number reaches goes between the two. `benchmarks/precision.py` measures it.
+    Rounded biases cause most of bfloat16's error: on CamVid test the bundled model loses 0.8 points of mIoU with them
+    and 0.05 without (`benchmarks/precision.py`). OpenVINO adds a bias in float32 if it does not directly follow its
+    convolution, so a clamp whose limits no value reaches goes between the two.
     """
     import openvino.opset13 as ops
 

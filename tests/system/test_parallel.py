@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from evitseg.system.parallel import ordered_map
+from evitseg.errors import EvitsegError
+from evitseg.system.parallel import ordered_map, process_map
 
 
 def test_results_come_in_order_though_work_ends_out_of_it() -> None:
@@ -67,3 +70,31 @@ def test_who_stops_early_waits_for_begun_work_alone() -> None:
     assert sorted(begun) == sorted(ended)
     assert len(begun) <= 7
     assert threading.active_count() == before
+
+
+_offset = 0
+
+
+def prepare(offset: int) -> None:
+    global _offset
+    _offset = offset
+
+
+def shifted(item: int) -> int:
+    return item + _offset
+
+
+def end_at_three(item: int) -> int:
+    if item == 3:
+        os._exit(1)
+    return item
+
+
+def test_processes_give_results_in_order_and_are_prepared_once() -> None:
+    assert list(process_map(range(10), shifted, 2, partial(prepare, 5))) == list(range(5, 15))
+    assert _offset == 0
+
+
+def test_a_killed_process_is_one_sentence() -> None:
+    with pytest.raises(EvitsegError, match="killed"):
+        list(process_map(range(10), end_at_three, 2))

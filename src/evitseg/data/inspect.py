@@ -6,10 +6,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +24,8 @@ from evitseg.raster.formats import format_of
 from evitseg.raster.mask_values import DistinctValues
 from evitseg.raster.masks import read_mask_file, read_truth
 from evitseg.raster.orientation import exif_orientation, orientation_of
+from evitseg.system.parallel import process_map
 from evitseg.visualize import tile_sheet, tinted, with_legend
-
-MAX_WORKERS = 61
-"""Most worker processes; Windows cannot wait for more."""
-
-KILLED = "a worker process was killed, probably because memory ran out; try --workers 1."
-"""The end of a sentence about a process pool that broke."""
 
 
 @dataclass(frozen=True)
@@ -160,21 +152,10 @@ def inspect(dataset: Dataset, workers: int = 0, progress: Callable[[int], None] 
     Raises: DatasetError if the masks contradict each other, or if none can be read and the data names no classes.
     """
     jobs = [(split, pair) for split, pairs in dataset.splits.items() for pair in pairs]
-    workers = min(MAX_WORKERS, len(jobs), workers)
     read: list[tuple[Finding, DistinctValues | None]] = []
-    if workers > 1:
-        try:
-            # Spawned, because a fork copies locks that other threads hold.
-            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                for result in pool.map(_inspect, jobs, chunksize=8):
-                    read.append(result)
-                    progress(1)
-        except BrokenProcessPool as error:
-            raise DatasetError(f"{dataset.root}: {KILLED}") from error
-    else:
-        for job in jobs:
-            read.append(_inspect(job))
-            progress(1)
+    for result in process_map(jobs, _inspect, workers) if min(workers, len(jobs)) > 1 else map(_inspect, jobs):
+        read.append(result)
+        progress(1)
     surveys = [Survey(finding.pair.mask, distinct) for finding, distinct in read if distinct is not None]
     if not surveys and dataset.labels is None:
         raise DatasetError(f"{dataset.root}: no pair can be used ({read[0][0].problem if read else 'there is none'})")

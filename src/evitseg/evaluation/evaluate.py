@@ -7,10 +7,8 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypedDict, runtime_checkable
 
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 
 from evitseg.data.dataset import Dataset
 from evitseg.data.folders import image_files
-from evitseg.data.inspect import KILLED, MAX_WORKERS
 from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.data.truth import settled_for
@@ -29,6 +26,7 @@ from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace, aligned, by_index
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_mask_file, read_truth
+from evitseg.system.parallel import process_map
 
 
 @dataclass(frozen=True)
@@ -286,13 +284,7 @@ def _in_processes(
             f"this model cannot be sent to other processes ({error}); pass a segmenter or a function that a module "
             "defines by name, or use one process."
         ) from error
-    # Spawned, because an engine's threads do not survive a fork.
-    pool = ProcessPoolExecutor(min(workers, MAX_WORKERS), get_context("spawn"), _prepare, (pickled, labels))
-    try:
-        with pool:
-            yield from zip(pairs, pool.map(_count, pairs, chunksize=4), strict=True)
-    except BrokenProcessPool as error:
-        raise DatasetError(f"the evaluation stopped: {KILLED}") from error
+    yield from zip(pairs, process_map(pairs, _count, workers, partial(_prepare, pickled, labels)), strict=True)
 
 
 _prepared: tuple[Callable[[Pair], Mask], LabelSpace]

@@ -1,14 +1,20 @@
-"""A parallel map with results in order and bounded memory, for folders of images, tiles and video frames."""
+"""Parallel maps with results in order: in threads with bounded memory, and in processes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import TypeVar
+
+from evitseg.errors import EvitsegError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_MAX_PROCESSES = 61  # Windows cannot wait for more
 
 
 def ordered_map(items: Iterable[T], work: Callable[[T], R], workers: int = 2, waiting: int = 2) -> Iterator[R]:
@@ -33,3 +39,29 @@ def ordered_map(items: Iterable[T], work: Callable[[T], R], workers: int = 2, wa
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def process_map(
+    items: Sequence[T],
+    work: Callable[[T], R],
+    workers: int,
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[R]:
+    """`map(work, items)` in several processes, with the results in order.
+
+    Args:
+        work: a function that a module defines by name, because it is pickled, like items and results.
+        workers: number of processes.
+        prepare: called once in every process; a `partial` may carry data that is expensive to send with every item.
+
+    Raises: EvitsegError if a process is killed.
+    """
+    count = max(1, min(workers, len(items), _MAX_PROCESSES))
+    # Spawned, because a fork copies locks that other threads hold, and an engine's threads do not survive it.
+    with ProcessPoolExecutor(count, get_context("spawn"), prepare) as pool:
+        try:
+            yield from pool.map(work, items, chunksize=4)
+        except BrokenProcessPool as error:
+            raise EvitsegError(
+                "a worker process was killed, probably because memory ran out; try --workers 1."
+            ) from error

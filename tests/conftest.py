@@ -46,13 +46,13 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def skip_without() -> Callable[[str, Exception], NoReturn]:
-    """Ends a test of a precision that was refused: skipped, but failed where the processor says that it has it."""
+    """Skips a test whose precision an engine refused; fails it if the processor lists that precision."""
 
     def end(precision: str, error: Exception) -> NoReturn:
         assert f"no {precision} arithmetic" in str(error)
         info = Path("/proc/cpuinfo")
-        told = set(info.read_text().split()) if info.exists() else set()
-        has = told & {"float16": {"avx512_fp16"}, "bfloat16": {"avx512_bf16", "amx_bf16"}}[precision]
+        flags = set(info.read_text().split()) if info.exists() else set()
+        has = flags & {"float16": {"avx512_fp16"}, "bfloat16": {"avx512_bf16", "amx_bf16"}}[precision]
         if has:
             pytest.fail(f"{precision} was refused ({error}), but the processor has {', '.join(sorted(has))}")
         pytest.skip(f"this processor has no {precision}")
@@ -62,7 +62,7 @@ def skip_without() -> Callable[[str, Exception], NoReturn]:
 
 @pytest.fixture(scope="session")
 def fidelity(shared: Callable[[str], Path]) -> ModuleType:
-    """The kit's own code for weights and inputs that anyone can make."""
+    """The module of ../shared that makes reproducible weights and inputs."""
     spec = importlib.util.spec_from_file_location("fidelity_weights", shared("fidelity/weights.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -73,7 +73,7 @@ def fidelity(shared: Callable[[str], Path]) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def architectures(shared: Callable[[str], Path]) -> dict[str, dict[str, list[int]]]:
-    """Names and shapes of every published network's weights."""
+    """Names and shapes of the weights of every published network."""
     tables: dict[str, Any] = {}
     for file in ("architecture.json", "architecture_timm.json"):
         tables |= json.loads(shared(f"fidelity/{file}").read_text())
@@ -82,14 +82,14 @@ def architectures(shared: Callable[[str], Path]) -> dict[str, dict[str, list[int
 
 @pytest.fixture(scope="session")
 def photograph() -> NDArray[np.uint8]:
-    """A real street, 270×480 pixels."""
+    """A real street scene of 270×480 pixels."""
     with Image.open(EXAMPLE_IMAGE) as image:
         return np.asarray(image.resize((480, 270)))
 
 
 @pytest.fixture(scope="session")
 def b0_checkpoint(shared: Callable[[str], Path]) -> Path:
-    """The published B0, trained on Cityscapes."""
+    """The published B0 checkpoint, trained on Cityscapes."""
     return shared("weights/efficientvit_seg_b0_cityscapes.pt")
 
 
@@ -98,7 +98,7 @@ EXPORT_SIZE = (40, 60)
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command ended with."""
+    """The exit status and output of a command."""
 
     status: int
     stdout: str
@@ -110,7 +110,7 @@ class Finished:
 def cli() -> Callable[..., Finished]:
     """Runs `evitseg ARGUMENTS...` inside this process, on lines of 400 columns, and returns a `Finished`.
 
-    An exception that is no exit would be a bug of the command line, and fails the test.
+    Any exception except SystemExit is a bug of the command line and fails the test.
     """
     from click.testing import CliRunner
 
@@ -127,7 +127,7 @@ def cli() -> Callable[..., Finished]:
 
 @dataclass(frozen=True)
 class Converted:
-    """What `evitseg convert` printed and wrote, and `evitseg check` accepted."""
+    """The output of `evitseg convert`, and the dataset that it wrote as `evitseg check` reads it."""
 
     status: int
     output: str
@@ -138,7 +138,7 @@ class Converted:
 
 @pytest.fixture
 def convert(tmp_path: Path, cli: Callable[..., Finished]) -> Callable[..., Converted]:
-    """Runs `evitseg convert` and reads its folder as `check`, `eval` and `train` do."""
+    """Runs `evitseg convert` and reads the resulting folder as `check`, `eval` and `train` do."""
     from evitseg.data.inspect import inspect
     from evitseg.data.layouts import find_dataset
     from evitseg.raster.masks import read_truth
@@ -178,7 +178,7 @@ def photo() -> Callable[..., Path]:
 
 @pytest.fixture
 def square() -> Callable[..., NDArray[np.integer]]:
-    """A mask of zeros with rectangles: (top, left, bottom, right, value), later ones above."""
+    """Draws rectangles (top, left, bottom, right, value) on a mask of zeros; later ones cover earlier ones."""
 
     def draw(*boxes: tuple[int, int, int, int, int]) -> NDArray[np.integer]:
         mask = np.zeros(EXPORT_SIZE, np.uint8)

@@ -168,8 +168,15 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
     try:
         return _converter().structure(content, Manifest)
     except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
-        reasons = "; ".join(cattrs.transform_error(error, path="manifest"))
+        reasons = "; ".join(cattrs.transform_error(error, path="manifest", format_exception=_reason))
         raise ConfigError(f"{where}: the manifest is invalid ({reasons}); export the model again.") from error
+
+
+def _reason(error: BaseException, kind: type | None) -> str:
+    from cattrs.v import format_exception
+
+    # cattrs would call our own errors unknown.
+    return str(error).rstrip(".") if isinstance(error, ConfigError) else format_exception(error, kind)
 
 
 def _current(content: dict[str, Any]) -> dict[str, Any]:

@@ -56,12 +56,12 @@ def test_names_that_are_not_utf_8_are_printed(data: Path) -> None:
     status, out, err = run("check", str(folder))
     assert status == 1  # one pair is left
     assert "one usable pair" in err
-    assert "no partner" in err
+    assert "no matching" in err
     status, out, err = run("check", str(folder), "--json")
     assert json.loads(out)["layout"] == "images/ and masks/"
 
 
-@pytest.mark.parametrize(("names", "reason"), [("fg\n", "give two names"), ("bg\na\n", "id 2 is not in label space")])
+@pytest.mark.parametrize(("names", "reason"), [("fg\n", "name two classes"), ("bg\na\n", "id 2 is not in label space")])
 def test_masks_that_do_not_fit_the_names_end_with_status_1(names: str, reason: str, data: Path) -> None:
     (data / "classes.txt").write_text(names)
     status, _, err = run("check", str(data))

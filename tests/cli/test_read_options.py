@@ -125,5 +125,5 @@ def test_a_manifest_keeps_how_files_are_read_and_older_ones_have_none() -> None:
     del content["reading"]
     assert parse_manifest(json.dumps(content), "x") == manifest
     for wrong in ({"bands": [0]}, {"bands": ["1"]}, {"value_range": [5, 1]}, {"value_range": "all"}, {"x": 1}, 7):
-        with pytest.raises(ConfigError, match="manifest cannot be read"):
+        with pytest.raises(ConfigError, match="manifest is invalid"):
             parse_manifest(json.dumps({**content, "reading": wrong}), "x")

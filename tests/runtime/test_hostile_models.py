@@ -88,7 +88,7 @@ def short_weights(proto: onnx.ModelProto) -> None:
         (external_inside_a_node, "stores weights in other files or in memory"),
         (no_outputs, "1 inputs and 0 outputs"),
         (no_manifest, "has no manifest"),
-        (damaged_manifest, "its manifest is damaged"),
+        (damaged_manifest, "the manifest is damaged"),
         (short_weights, "damaged: a tensor of"),
     ],
 )
@@ -190,7 +190,7 @@ def test_an_exported_model_whose_weights_are_not_finite_is_refused(
 def test_a_manifest_with_numbers_that_no_network_has_is_one_sentence(old: str, new: str) -> None:
     text = next(p.value for p in onnx.load(BUNDLED).metadata_props if p.key == METADATA_KEY)
     assert old in text
-    with pytest.raises(ConfigError, match=r"^m\.onnx: its manifest "):
+    with pytest.raises(ConfigError, match=r"^m\.onnx: the manifest "):
         parse_manifest(text.replace(old, new, 1), "m.onnx")
     assert json.loads(text)
 

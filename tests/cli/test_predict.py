@@ -145,7 +145,7 @@ def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple
         (("clip.mp4", "--duration", "nan"), "above 0"),
         (("clip.mp4", "--duration", "inf"), "above 0"),
         (("clip.mp4", "--duration", "-1"), "above 0"),
-        (("rtsp://[bad",), "not an address"),
+        (("rtsp://[bad",), "not a valid address"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], sentence: str, here: Path) -> None:

@@ -96,7 +96,7 @@ def test_check_warns_of_every_file_once_and_the_options_answer_it(data: Path) ->
     assert "warning" not in result.stderr
     result = CliRunner().invoke(app, ["check", str(data), "--workers", "1", "--bands", "5"])
     assert result.exit_code == 1
-    assert len(re.findall(r"there is no band 5 \(--bands\); it has 4 bands", result.stderr)) == 4
+    assert len(re.findall(r"asks for band 5, but the file has 4 bands", result.stderr)) == 4
 
 
 @pytest.mark.parametrize("verb", ["check", "eval", "train"])

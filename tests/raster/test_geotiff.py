@@ -138,7 +138,7 @@ def test_bands_are_those_that_are_called_red_green_and_blue(tmp_path: Path, pixe
     with open_raster(path) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
     unnamed = geotiff(tmp_path / "b.tif", np.dstack([pixels, infrared, infrared]), photometric="minisblack")
-    with pytest.warns(EvitsegWarning, match="bands 1, 2 and 3 of 5 are read"), open_raster(unnamed) as source:
+    with pytest.warns(EvitsegWarning, match="bands 1, 2 and 3 of 5 as red"), open_raster(unnamed) as source:
         np.testing.assert_array_equal(source.read(5, 6, 70, 80), pixels[5:75, 6:86])
 
 

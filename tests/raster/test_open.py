@@ -130,7 +130,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffFile(tmp_path / "b.svs", mode="r+") as file:
         for tag in ("ImageWidth", "ImageLength"):
             file.pages.first.tags[tag].overwrite(10**6)
-    refused = pytest.raises(ImageError, match="1000000×1000000 pixels, more than 100,000,000,000")
+    refused = pytest.raises(ImageError, match="1000000×1000000 pixels, more than the limit of 100,000,000,000")
     for name in ("a.tif", "b.svs", "c.zarr"):
         with refused, open_raster(tmp_path / name):
             pass
@@ -142,7 +142,10 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         pass
     for name in ("d.zarr", "e.tif"):
-        with pytest.raises(ImageError, match="pieces of .* more than 268,435,456"), open_raster(tmp_path / name):
+        with (
+            pytest.raises(ImageError, match="blocks of .* more than the limit of 268,435,456"),
+            open_raster(tmp_path / name),
+        ):
             pass
 
 
@@ -154,7 +157,7 @@ def test_what_is_no_image_is_said(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 30)
     (tmp_path / "folder").mkdir()
     sentences = {
-        "mosaic.vrt": "gdal_translate", "mosaic.tif": "gdal_translate", "text.tif": "not in a format",
+        "mosaic.vrt": "gdal_translate", "mosaic.tif": "gdal_translate", "text.tif": "not in a supported",
         "cut.tif": "truncated or damaged", "cut.png": "truncated or damaged", "folder": "a folder",
         "absent.tif": "no such file", "vsicurl/http/a.tif": "no such file",
     }  # fmt: skip

@@ -159,15 +159,15 @@ def test_a_photograph_gets_nothing_beside_its_mask(here: Path) -> None:
 
 def test_without_rasterio_a_sentence_says_what_the_mask_lacks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     geotiff(here / "a.tif", **PLACES["transform"])
-    import evitseg.raster.gdal as gdal
+    import evitseg.raster.geotiff_read as geotiff_read
     from evitseg.errors import MissingPackageError
 
     def missing() -> Any:
         raise MissingPackageError("reading GeoTIFF", "geo")
 
-    monkeypatch.setattr(gdal, "import_rasterio", missing)
+    monkeypatch.setattr(geotiff_read, "import_rasterio", missing)
     said = predict("a.tif", *SMALL, "--no-overlay", "--out", "o")
-    assert "a.tif: the mask has no georeference and no nodata; reading GeoTIFF needs packages" in said
+    assert "a.tif: the mask gets no georeference and no nodata; reading GeoTIFF needs packages" in said
     assert "evitseg[geo]" not in said  # which pip does not find
     assert (here / "o/a_mask.png").exists()
 

@@ -84,7 +84,7 @@ def test_omero_says_which_band_is_red(how: str, version: int, tmp_path: Path) ->
     np.testing.assert_array_equal(read(path), values[..., ::-1])
     np.testing.assert_array_equal(read(path, ReadOptions(bands=(1, 2, 3))), values)
     np.testing.assert_array_equal(read(path, ReadOptions(bands=(2,))), np.repeat(values[..., 1:2], 3, axis=2))
-    with pytest.raises(ImageError, match=r"no band 4 \(--bands\); it has 3"):
+    with pytest.raises(ImageError, match=r"asks for band 4, but the file has 3"):
         read(path, ReadOptions(bands=(4,)))
 
 
@@ -120,7 +120,7 @@ def test_a_window_that_states_no_bits_warns_of_a_dark_image(window: dict[str, An
     if window.get("max") == 65535:
         np.testing.assert_array_equal(read(path), (values >> 8).astype(np.uint8))  # all 16 bits, as it says
     else:
-        with pytest.warns(EvitsegWarning, match="values end at 4095 of 65535"):
+        with pytest.warns(EvitsegWarning, match="value is 4095 of 65535"):
             image = read(path)
         np.testing.assert_array_equal(image, (values >> 8).astype(np.uint8))
 
@@ -142,7 +142,7 @@ def test_a_plane_of_a_stack_is_chosen_by_its_page(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a stack \(2 along t, 4 along z\).*--page 1 to 8"):
         read(path)
     np.testing.assert_array_equal(read(path, ReadOptions(page=6)), np.moveaxis(values[1, :, 1], 0, 2))
-    with pytest.raises(ImageError, match="no page 9"):
+    with pytest.raises(ImageError, match="--page 9 does not exist"):
         read(path, ReadOptions(page=9))
 
 

@@ -66,7 +66,7 @@ def test_zarr_gives_zarr_of_the_same_kind(
             array: Any = result[str(level)]
             np.testing.assert_array_equal(array[0, 0, 0], mask[:: 2**level, :: 2**level])
     with (
-        pytest.raises(FileError, match="exists already"),
+        pytest.raises(FileError, match="already exists"),
         open_raster(path) as source,
         open_mask_writer(out, source, CAMVID),
     ):

@@ -1,16 +1,19 @@
-"""Which bands of a file are red, green and blue.
+"""Choose the bands of a file that are read as red, green and blue.
 
-The rule, the same for every format:
+One rule holds for every format:
 
 1. `--bands` decides.
-2. Else names decide, if exactly one band each is called red, green and blue: GDAL's band descriptions, OME's channel
-   names, OME-Zarr's labels ("red", "Band 4 (Red)", "R" beside "G" and "B"; never "B04", which other sensors count
-   otherwise, nor "red edge"). Names go before colour interpretation, which writers often set by default.
-3. Else the colour interpretation: TIFF's photometric interpretation, GDAL's, OME's and OME-Zarr's channel colours.
-4. Else a single band is grey, three are red, green and blue, and of more the first three are taken, with a warning.
+2. Otherwise band names decide, if exactly one band each is called red, green and blue: GDAL's band descriptions, OME's
+   channel names, OME-Zarr's labels. "red", "Band 4 (Red)" and "R" next to "G" and "B" count; "B04", whose meaning
+   depends on the sensor, and "red edge" do not. Names win over the colour interpretation, because writers often set
+   the latter by default.
+3. Otherwise the colour interpretation decides: TIFF's PhotometricInterpretation, GDAL's, OME's and OME-Zarr's channel
+   colours.
+4. Otherwise one band is grey, three bands are red, green and blue, and the first three of more bands are used, with a
+   warning.
 
-A band is alpha, and is left out, only if the file says so (TIFF's ExtraSamples 1 or 2, GDAL's colour interpretation).
-Two bands that are not grey and alpha are refused.
+A band is alpha, and is ignored, only if the file says so (TIFF's ExtraSamples 1 or 2, or GDAL's colour interpretation).
+Two bands other than grey and alpha are an error.
 """
 
 from __future__ import annotations
@@ -24,16 +27,16 @@ from evitseg.image import ReadOptions
 
 _COLORS = ("red", "green", "blue")
 _SPECTRUM = re.compile(r"(band|channel|ch|color|colour|nm|um|µm|[0-9.]+(nm|um|µm)?)", re.IGNORECASE)
-"""What may stand beside a colour in a band's name."""
+"""Words that may accompany a colour in a band's name."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """What a file says about a band.
+    """A file's metadata of a band.
 
     Attributes:
-        color: "red", "green", "blue", "grey", "alpha", "palette", another interpretation, or "" for none.
-        name: its description.
+        color: "red", "green", "blue", "grey", "alpha", "palette", another interpretation, or "" if none is stated.
+        name: the band's description.
     """
 
     color: str = ""
@@ -41,11 +44,11 @@ class Band:
 
 
 def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tuple[int, ...]:
-    """Places of the one or three bands to read, from 0. Raises: ImageError."""
+    """Indices of the one or three bands to read, counted from 0. Raises: ImageError."""
     if options.bands is not None:
         if max(options.bands) > len(bands):
             raise ImageError(
-                f"{name}: there is no band {max(options.bands)} (--bands); it has {len(bands)} "
+                f"{name}: --bands asks for band {max(options.bands)}, but the file has {len(bands)} "
                 f"band{'s' * (len(bands) > 1)}."
             )
         return tuple(number - 1 for number in options.bands)
@@ -54,8 +57,8 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
     if named is not None:
         if stated is not None and stated != named:
             warn(
-                f"{name}: bands {_numbers(named)} are named red, green and blue, but its colour interpretation says "
-                f"{_numbers(stated)}; the names are followed (--bands chooses).",
+                f"{name}: using bands {_numbers(named)}, which are named red, green and blue, although the colour "
+                f"interpretation says {_numbers(stated)}; --bands chooses others.",
             )
         return named
     if stated is not None:
@@ -66,17 +69,17 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
         raise ImageError(f"{name}: its bands are {', '.join(band.color for band in bands)}; convert it to RGB first.")
     colors = [place for place, band in enumerate(bands) if band.color != "alpha"]
     if not colors:
-        raise ImageError(f"{name}: has an alpha band only; there is no image in it.")
+        raise ImageError(f"{name}: has only an alpha band, so there is no image in it.")
     if len(colors) == 2:
         raise ImageError(
-            f"{name}: 2 bands are neither grey nor RGB, and the file does not say that one is alpha; choose with "
+            f"{name}: 2 bands are neither grey nor RGB, and the file does not declare one as alpha; choose one with "
             "--bands 1 or --bands 2."
         )
     if len(colors) > 3:
         first = tuple(colors[:3])
         warn(
-            f"{name}: bands {_numbers(first)} of {len(bands)} are read as red, green and blue, because the file does "
-            "not say which they are (--bands chooses).",
+            f"{name}: using bands {_numbers(first)} of {len(bands)} as red, green and blue, because the file does "
+            "not name them; --bands chooses others.",
         )
         return first
     _warn_of_other_names(name, bands, colors)
@@ -84,14 +87,14 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
 
 
 def _warn_of_other_names(name: str, bands: Sequence[Band], places: Sequence[int]) -> None:
-    """Of an infrared composite, say, whose bands are called nir, red and green."""
+    """Warn if band names contradict the choice, as in an infrared composite of nir, red and green."""
     called = [bands[place].name for place in places]
     if len(places) == 3 and any(
         _color_in(each) not in ("", color) for each, color in zip(called, _COLORS, strict=True)
     ):
         warn(
-            f"{name}: bands {_numbers(places)} are read as red, green and blue, but are called {', '.join(called)} "
-            "(--bands chooses).",
+            f"{name}: using bands {_numbers(places)} as red, green and blue, although they are named "
+            f"{', '.join(called)}; --bands chooses others.",
             stacklevel=3,
         )
 
@@ -102,7 +105,7 @@ def _numbers(places: Sequence[int]) -> str:
 
 
 def _each_once(colors: Sequence[str]) -> tuple[int, int, int] | None:
-    """Places of red, green and blue, where each is there once."""
+    """Indices of red, green and blue, if each occurs exactly once."""
     if any(colors.count(color) != 1 for color in _COLORS):
         return None
     red, green, blue = (colors.index(color) for color in _COLORS)

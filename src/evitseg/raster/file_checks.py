@@ -1,4 +1,4 @@
-"""Open image files that anybody may have made, and report what is wrong with them."""
+"""Open image files of unknown origin, and turn everything that can be wrong with them into an ImageError."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from evitseg.raster.formats import READABLE, ImageFormat, format_of, has_jpeg_en
 
 @contextlib.contextmanager
 def open_image_file(source: Path | bytes, name: str) -> Iterator[tuple[BinaryIO, ImageFormat]]:
-    """The file and its format. Raises: ImageError for what is no image."""
+    """The open file and its format. Raises: ImageError for anything that is not an image."""
     with translate_errors(name), contextlib.ExitStack() as stack:
         stream: BinaryIO
         if isinstance(source, bytes):
             stream = io.BytesIO(source)
         else:
-            # Only regular files: opening a named pipe waits for its other end.
-            mode = os.stat(source).st_mode  # noqa: PTH116  # a Path of what is not UTF-8 is fine, too
+            # Only regular files, because opening a named pipe waits for its other end.
+            mode = os.stat(source).st_mode  # noqa: PTH116  # also works for names that are not UTF-8
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError
             if not stat.S_ISREG(mode):
@@ -37,14 +37,14 @@ def open_image_file(source: Path | bytes, name: str) -> Iterator[tuple[BinaryIO,
         stream.seek(0)
         kind = format_of(start)
         if kind is None:
-            what = "an empty file" if not start else "not an image in a format that can be read"
+            what = "an empty file" if not start else "not in a supported image format"
             raise ImageError(f"{name}: {what}; {READABLE}.")
         yield stream, kind
 
 
 @contextlib.contextmanager
 def translate_errors(name: str) -> Iterator[None]:
-    """Whatever may be said about a bad file becomes a ImageError."""
+    """Turn every error about a bad file into an ImageError."""
     try:
         yield
     except EvitsegError:
@@ -52,27 +52,27 @@ def translate_errors(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file.") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: a folder, not an image.") from error
+        raise ImageError(f"{name} is a folder, not an image.") from error
     except PermissionError as error:
-        raise ImageError(f"{name}: may not be read (permission denied).") from error
+        raise ImageError(f"{name}: cannot be read (permission denied).") from error
     except UnidentifiedImageError as error:  # its text is the repr of an open file
-        raise ImageError(f"{name[:200]}: truncated or damaged, or of a kind that is not read.") from error
+        raise ImageError(f"{name[:200]}: truncated or damaged, or of an unsupported kind.") from error
     except OSError as error:
-        if error.errno is None:  # as Pillow's of damaged files
+        if error.errno is None:  # Pillow's, for damaged files
             raise ImageError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
         raise ImageError(f"{name[:200]}: cannot be read ({error.strerror or error}).") from error
     except Image.DecompressionBombError as error:
         raise too_many_pixels(name) from error
     except Warning:
-        raise  # where warnings are errors
+        raise  # a program turned warnings into errors
     except MemoryError as error:
-        raise ImageError(f"{name[:200]}: decoding it takes more memory than is free.") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise ImageError(f"{name[:200]}: not enough memory to decode it.") from error
+    except Exception as error:  # Pillow's decoders raise any type of error for a damaged file
         raise ImageError(f"{name[:200]}: truncated or damaged ({_words_of(error)}).") from error
 
 
 def _words_of(error: Exception) -> str:
-    """What a library says, in one line; its type where that tells of an object in memory."""
+    """A library's message in one line, or the error's type if the message shows an object in memory."""
     text = " ".join(str(error).split())
     return type(error).__name__ if not text or re.search(r"<[\w.]+ [^<>]*>", text) else text
 
@@ -80,7 +80,7 @@ def _words_of(error: Exception) -> str:
 def too_many_pixels(name: str) -> TooManyPixelsError:
     return TooManyPixelsError(
         f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs; "
-        "cut or shrink the image first."
+        "split or shrink the image first."
     )
 
 
@@ -90,7 +90,7 @@ def check_pixels(name: str, size: tuple[int, int]) -> None:
 
 
 def check_plugin(kind: ImageFormat, name: str) -> None:
-    """Raises: ImageError where Pillow lacks the format."""
+    """Raises: ImageError if this Pillow cannot read the format."""
     if kind.name == "HEIF":
         try:
             import pillow_heif
@@ -112,12 +112,12 @@ def _supports(format_name: str) -> bool:
     from PIL import features
 
     name = {"AVIF": "avif", "JPEG2000": "jpg_2000"}[format_name]
-    # Older versions do not know each name, and warn.
+    # Older versions warn about names that they do not know.
     return name in {*features.modules, *features.codecs, *features.features} and bool(features.check(name))
 
 
 def check_bmp(stream: BinaryIO, name: str) -> None:
-    """An uncompressed BMP must have the bytes that its header promises. Raises: ImageError."""
+    """Check that an uncompressed BMP is as long as its header promises. Raises: ImageError."""
     stream.seek(0)
     head = stream.read(34)
     length = stream.seek(0, os.SEEK_END)
@@ -134,15 +134,15 @@ def check_bmp(stream: BinaryIO, name: str) -> None:
 
 
 def check_jpeg(stream: BinaryIO, name: str, to_its_end: bool = False) -> None:
-    """A JPEG must have 8 bits, because Pillow reads no others.
+    """Check that a JPEG has 8 bits, the only depth that Pillow reads.
 
     Args:
-        to_its_end: whether it must also have its end, which GDAL does not miss.
+        to_its_end: also check that the end is there, because GDAL does not.
 
     Raises: ImageError.
     """
     bits = jpeg_bits(stream)
     if bits not in (None, 8):
-        raise ImageError(f"{name}: a JPEG of {bits} bits is not read; convert it to PNG or TIFF first.")
+        raise ImageError(f"{name}: JPEGs of {bits} bits are not supported; convert it to PNG or TIFF first.")
     if to_its_end and bits is not None and not has_jpeg_end(stream):
         raise ImageError(f"{name}: truncated or damaged (its last bytes are missing).")

@@ -18,11 +18,9 @@ from evitseg.system.authorship import SOFTWARE
 from evitseg.system.files import replacing
 
 MAX_JPEG_SIDE = 65_500
-"""In pixels; what the library behind Pillow writes."""
-
-
+"""Longest side, in pixels, that libjpeg writes."""
 WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
-"""Endings of images that are written."""
+"""Endings that `save_image` supports."""
 
 
 @runtime_checkable
@@ -39,11 +37,11 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryFile | Image.Ima
 def read_image(source: ImageSource, options: ReadOptions = AS_STATED) -> ImageArray:
     """(H, W, 3) uint8 RGB from a file, its bytes, an open binary file, a PIL image or an array.
 
-    EXIF orientation is applied, but for georeferenced files. Grey becomes three equal channels, a palette its colours;
-    CMYK is converted, and an alpha channel is dropped: the stored colours count. What bands, 16 bits, pages and frames
-    mean: `evitseg.raster.bands`, `levels` and `tiff`. The file's content decides who reads it.
+    EXIF orientation is applied, except to georeferenced files. Grey becomes three equal channels, palette indices
+    become their colours, and CMYK is converted. An alpha channel is dropped without blending. The module docstrings of
+    `evitseg.raster.bands` and `evitseg.raster.levels` define how bands and 16-bit values are read.
 
-    Raises: ImageError for whatever cannot be read, with the file's name and the reason.
+    Raises: ImageError, with the file's name and the reason, for anything that cannot be read.
     """
     from evitseg.raster.whole import of_image, read_whole
 
@@ -84,13 +82,12 @@ def read_reduced(
     name: str | None = None,
     options: ReadOptions = AS_STATED,
 ) -> Reduced:
-    """An image file at a half, a quarter or an eighth of its size, where a JPEG decoder gives that for a fraction of
-    the time, and where the result is no smaller than asked for.
+    """An image file, decoded at 1/2, 1/4 or 1/8 of its size if it is a JPEG and the result is still large enough.
 
     Args:
         source: the file, or its bytes.
-        least: gives the (height, width) that is needed from the (height, width) that there is.
-        name: of the image in messages; None for the file's.
+        least: returns the smallest useful (height, width) for the image's own (height, width).
+        name: how messages call the image; None uses the file's path.
 
     Raises: ImageError.
     """
@@ -102,7 +99,7 @@ def read_reduced(
 
 
 def image_size(path: str | os.PathLike[str], options: ReadOptions = AS_STATED) -> tuple[int, int]:
-    """(height, width) of an image file as `read_image` gives it, from its header. Raises: ImageError."""
+    """(height, width) of the image that `read_image` would return, from the file's header. Raises: ImageError."""
     from evitseg.raster.whole import size_whole
 
     return size_whole(Path(path), str(path), options)
@@ -116,7 +113,7 @@ def _from_array(array: NDArray[Any], options: ReadOptions) -> ImageArray:
             f"an array of shape {array.shape} is not an image; give (H, W, 3) in RGB order{_shape_advice(array.shape)}."
         )
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ImageError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; cut it into parts.")
+        raise ImageError(f"an array of shape {array.shape} has more than {MAX_PIXELS:,} pixels; split it into parts.")
     if array.dtype != np.uint8 or options.value_range is not None:
         if array.dtype != np.uint16 and options.value_range is None:
             advice = "; for values from 0 to 1: (array * 255).round().astype('uint8')" * (array.dtype.kind == "f")
@@ -141,29 +138,29 @@ def _shape_advice(shape: tuple[int, ...]) -> str:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """An image in the format that the name's ending says.
+    """Write an image in the format of the name's ending.
 
-    Raises: ImageError for an ending or a size that cannot be written, FileError for a place.
+    Raises: ImageError for unsupported endings and sizes, FileError if the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITTEN:
-        raise ImageError(f"{path}: unknown ending; {', '.join(sorted(WRITTEN))} can be written.")
+        raise ImageError(f"{path}: unsupported ending; use one of {', '.join(sorted(WRITTEN))}.")
     if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
-        raise ImageError(f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; write a PNG.")
+        raise ImageError(f"{path}: a side of a JPEG has at most {MAX_JPEG_SIDE} pixels; write a PNG.")
     kind = Image.registered_extensions()[suffix]
     marks: dict[str, dict[str, Any]] = {"JPEG": {"comment": SOFTWARE}, "PNG": {"pnginfo": png_mark()}}
     _save(image, path, kind, quality=90, **marks.get(kind, {}))
 
 
 def png_mark() -> PngImagePlugin.PngInfo:
-    """By which `evitseg.system.authorship` knows our own files."""
+    """The metadata by which `evitseg.system.authorship` recognises evitseg's own PNGs."""
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", SOFTWARE)
     return mark
 
 
 def _save(image: Image.Image, path: str | os.PathLike[str], kind: str, **options: Any) -> None:
-    # Encoded in memory first: writing to a full disk itself, Pillow's JPEG encoder loses the end without a word.
+    # Encode in memory first: on a full disk, Pillow's JPEG encoder drops the end of the file without an error.
     content = io.BytesIO()
     image.save(content, kind, **options)
     with replacing(path) as file:

@@ -11,16 +11,16 @@ MAX_BLOCKS = 100_000
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """A format that is read.
+    """An image format that evitseg reads.
 
     Attributes:
-        name: Pillow's for it, "" where Pillow never reads it.
-        title: what people call it.
-        endings: of file names.
+        name: Pillow's name of the format; "" if Pillow does not read it.
+        title: the common name.
+        endings: endings of file names.
         magic: pattern of a file's first 64 bytes.
-        gdal: driver of GDAL that reads windows of files too large to be read whole, "" if there is none.
-        plugin: the package that adds the format to Pillow, where Pillow's own wheels lack it.
-        has_frames: whether a file may hold several images that `ReadOptions.page` chooses from.
+        gdal: the GDAL driver that reads windows of large files; "" if there is none.
+        plugin: the package that adds the format to Pillow, if Pillow's own wheels lack it.
+        has_frames: whether a file may hold several images, of which `ReadOptions.page` chooses one.
     """
 
     name: str
@@ -43,23 +43,23 @@ FORMATS = (
     ImageFormat(
         "HEIF", "HEIC", (".heic", ".heif", ".hif"), rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", plugin="pillow-heif"
     ),
-    # Not by GDAL, whose JP2OpenJPEG (3.10) never ends on a box with a wrong length.
+    # No GDAL driver: JP2OpenJPEG of GDAL 3.10 never returns if a box has a wrong length.
     ImageFormat(
         "JPEG2000", "JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
         rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0", plugin="pillow",
     ),
 )  # fmt: skip
 EXTENSIONS = frozenset(ending for row in FORMATS for ending in row.endings)
-"""Endings of image files that are read."""
+"""Endings of image files that evitseg reads."""
 _RAW = "3fr arw cr2 dng erf iiq nef nrw orf pef rw2 sr2 srw"
 _OTHERS = (
     "cr3 crw dcm dds ecw eps exr fits hdr ico img jxl jxr mrw nii pbm pcx pgm pnm ppm psd raf raw sid svg tga wdp xcf"
 )
 RAW_EXTENSIONS = frozenset(f".{ending}" for ending in _RAW.split())
-"""Endings of cameras' raw files, which are TIFFs whose first page is a thumbnail."""
+"""Endings of cameras' raw files. They are TIFFs whose first page is a thumbnail."""
 UNREAD_EXTENSIONS = RAW_EXTENSIONS | {f".{ending}" for ending in (*_OTHERS.split(), "vrt")}
-"""Endings of image files that are not read, so that a search of a folder can report them."""
-READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC and JPEG 2000 can be read"
+"""Endings of image files that evitseg does not read, so that a search of a folder can report them."""
+READABLE = "supported are JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC and JPEG 2000"
 
 
 def format_of(start: bytes) -> ImageFormat | None:
@@ -68,7 +68,7 @@ def format_of(start: bytes) -> ImageFormat | None:
 
 
 def png_frames(stream: BinaryIO) -> int:
-    """How many images a PNG holds: its frames, and an image that is no frame."""
+    """Number of images in a PNG: its frames, and the default image if it is not one of them."""
     stream.seek(8)
     count, is_animated = 1, False
     for _ in range(MAX_BLOCKS):
@@ -86,7 +86,7 @@ def png_frames(stream: BinaryIO) -> int:
 
 
 def jpeg_bits(stream: BinaryIO) -> int | None:
-    """Of a sample of a JPEG; None where its header is damaged."""
+    """Bits per sample of a JPEG; None if its header is damaged."""
     stream.seek(2)
     for _ in range(MAX_BLOCKS):
         marker = stream.read(2)
@@ -106,7 +106,7 @@ def jpeg_bits(stream: BinaryIO) -> int | None:
 
 
 def has_jpeg_end(stream: BinaryIO) -> bool:
-    """Whether a JPEG's mark of its end comes after the header where `jpeg_bits` stops."""
+    """Whether a JPEG has its end marker; reads from where `jpeg_bits` stopped."""
     before = b""
     while part := stream.read(2**20):
         if b"\xff\xd9" in before + part:
@@ -116,7 +116,7 @@ def has_jpeg_end(stream: BinaryIO) -> bool:
 
 
 def jpeg2000_bits(stream: BinaryIO) -> int:
-    """Of the deepest band of a JPEG 2000; 8 where its header is damaged."""
+    """Bits of the deepest band of a JPEG 2000; 8 if its header is damaged."""
     stream.seek(0)
     place = 0
     if stream.read(4) != b"\xff\x4f\xff\x51":

@@ -1,4 +1,4 @@
-"""GDAL through rasterio: its settings, its files and its errors."""
+"""Use GDAL through rasterio: settings, open files and errors."""
 
 from __future__ import annotations
 
@@ -16,56 +16,57 @@ from evitseg.raster.places import upright
 from evitseg.raster.window import CACHE_BYTES, Georeference
 
 _OPTIONS: dict[str, Any] = {
-    "GDAL_CACHEMAX": CACHE_BYTES,  # else a twentieth of the machine's memory
-    # A file beside an image, or a tag in it, may name another to read from; none from the net is.
+    "GDAL_CACHEMAX": CACHE_BYTES,  # the default is 5 % of the machine's memory
+    # A companion file or a tag may refer to another file. This setting refuses addresses on the network.
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".evitseg-reads-no-net",
-    "GTIFF_DIRECT_IO": True,  # uncompressed strips: only the window's part of each is read
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # GDAL 3.10's way to read a PNG at once says nothing of a damaged one
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a JPEG that ends too early is grey from there on, else
+    "GTIFF_DIRECT_IO": True,  # reads only the window's part of uncompressed strips
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # in GDAL 3.10, reading a PNG at once hides damage
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # otherwise a truncated JPEG is silently grey at its end
 }
 _open_lock = threading.Lock()
 
 
 def import_rasterio() -> ModuleType:
+    """The module `rasterio`. Raises: MissingPackageError."""
     try:
         import rasterio
         import rasterio.shutil
     except ImportError as error:
-        raise MissingPackageError("reading and writing GeoTIFF and huge PNG and JPEG images", "geo") from error
+        raise MissingPackageError("reading and writing GeoTIFF and large PNG and JPEG images", "geo") from error
     return cast(ModuleType, rasterio)
 
 
 def quiet_open(path: Path | str, *arguments: Any, **options: Any) -> Any:
-    """`rasterio.open`, without its warning that a photograph has no georeference.
+    """`rasterio.open` without the warning that a photograph has no georeference.
 
-    Raises: ImageError, or FileError for writing, where GDAL cannot open a file of this name.
+    Raises: ImageError, or FileError while writing, for a file name that GDAL cannot open.
     """
     rasterio = import_rasterio()
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
         what = FileError if "w" in arguments else ImageError
-        raise what(f"{path}: GDAL opens only files whose names are UTF-8; rename the file or its folder.") from error
-    # Filters of warnings belong to the process: one thread at a time changes them.
+        raise what(f"{path}: GDAL only opens files whose names are UTF-8; rename the file or its folder.") from error
+    # Warning filters belong to the process, so only one thread at a time may change them.
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         return rasterio.open(os.fspath(path), *arguments, **options)
 
 
 def environment() -> Any:
-    """GDAL's settings for the calling thread, for as long as it is entered."""
+    """A context manager that applies GDAL's settings to the calling thread."""
     return import_rasterio().Env(**_OPTIONS)
 
 
 class NotOpenedError(ImageError):
-    """A file that GDAL does not open."""
+    """GDAL could not open a file."""
 
 
 class Handles:
-    """Opened datasets: a dataset may be used by one thread at a time."""
+    """A pool of open datasets of one file, because a dataset may only be used by one thread at a time."""
 
     def __init__(self, path: Path, driver: str, ifd: int = 0) -> None:
-        # Pages after the first are named by GDAL's own scheme, in which they count from 1.
+        # GDAL addresses further pages with a prefix, counted from 1.
         self._path = f"GTIFF_DIR:{ifd + 1}:{path}" if ifd else path
         self._driver = driver
         self._lock = threading.Lock()
@@ -94,7 +95,7 @@ class Handles:
 
 
 def georeference_in(dataset: Any) -> Georeference | None:
-    """Where an opened file lies on earth; None where it does not say."""
+    """The georeference of an open file; None if it has none."""
     points, points_crs = dataset.gcps
     place = Georeference(
         crs=dataset.crs,
@@ -108,7 +109,7 @@ def georeference_in(dataset: Any) -> Georeference | None:
 
 
 def georeference_of(path: Path, name: str, driver: str) -> Georeference | None:
-    """Where a PNG, JPEG or BMP lies on earth, once it is upright, from the files beside it. Raises: ImageError."""
+    """The georeference of an upright PNG, JPEG or BMP, from its companion files. Raises: ImageError."""
     from evitseg.raster.formats import format_of
     from evitseg.raster.orientation import orientation_of
 
@@ -117,7 +118,7 @@ def georeference_of(path: Path, name: str, driver: str) -> Georeference | None:
         with environment(), quiet_open(path.absolute(), driver=driver) as dataset:
             place, size = georeference_in(dataset), (dataset.height, dataset.width)
     except (rasterio.errors.RasterioError, UnicodeError) as error:
-        raise ImageError(f"{name}: the files beside it that may say where it lies cannot be read ({error}).") from error
+        raise ImageError(f"{name}: its georeference cannot be read from its companion files ({error}).") from error
     with path.open("rb") as stream:
         row = format_of(stream.read(64))
         orientation = orientation_of(stream, row) if row is not None else 1
@@ -126,7 +127,7 @@ def georeference_of(path: Path, name: str, driver: str) -> Georeference | None:
 
 @contextmanager
 def translate_gdal_errors(name: str) -> Iterator[None]:
-    """GDAL's words on a file that it cannot write become a FileError."""
+    """Turn GDAL's errors while writing into a FileError."""
     rasterio = import_rasterio()
     try:
         yield

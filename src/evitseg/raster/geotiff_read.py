@@ -35,24 +35,24 @@ from evitseg.raster.window import (
 )
 
 _HELD = 40 * 2**20 + CACHE_BYTES
-"""Bytes of memory: GDAL and what it brings, and its cache."""
+"""Bytes of memory that GDAL takes, with its libraries and its cache."""
 _WIDE = 8192
-"""Pixels of a row from which on compressed strips are decoded once, to disk, instead of anew for every window."""
+"""Row length in pixels above which compressed strips are decoded once, to disk, not again for every window."""
 _COPY_BYTES = 8 * 2**20
 _STREAMS = ("PNG", "JPEG")
 _STREAM_ROWS = 16
-"""Of the pieces that a format without pieces is said to be made of."""
+"""Rows per block, for formats that have no blocks."""
 
 
 class GdalSource:
-    """Windows of a file that GDAL reads."""
+    """Windows of a file, decoded by GDAL as they are needed."""
 
     held = _HELD
 
     def __init__(
         self, name: str, handles: Handles, driver: str, identity: str, options: ReadOptions, page: Page | None
     ) -> None:
-        """`page`: what the tags of a TIFF say."""
+        """`page`: the tags of the TIFF page to read; None for other formats."""
         self._name, self._handles, self.identity = name, handles, identity
         rasterio = import_rasterio()
         if page is not None and refusal(page):
@@ -61,7 +61,7 @@ class GdalSource:
             self.size = (dataset.height, dataset.width)
             check_size(name, self.size)
             if driver == "JPEG":
-                # Damaged EXIF, over which GDAL stumbles with the first question, leaves the pixels whole.
+                # With damaged EXIF, the first question to GDAL fails although the pixels are intact.
                 with contextlib.suppress(rasterio._err.CPLE_BaseError):
                     _ = dataset.colorinterp
             bands = _bands_of(dataset, page)
@@ -73,7 +73,7 @@ class GdalSource:
             if self._colors is None:
                 check_range(name, dtype, options)
             elif options.value_range is not None:
-                raise ImageError(f"{name}: a palette's colours have no range; leave out --range.")
+                raise ImageError(f"{name}: --range does not apply to a palette; leave it out.")
             height, width = dataset.block_shapes[0]
             image = dataset.tags(ns="IMAGE_STRUCTURE")
             together = dataset.count if image.get("INTERLEAVE") == "PIXEL" else 1
@@ -83,7 +83,7 @@ class GdalSource:
             if driver == "GTiff" and image.get("COMPRESSION") is not None:
                 check_block(name, self.tile, size_bytes)
             flags = [flag for b in self._bands for flag in dataset.mask_flag_enums[b - 1]]
-            # In a photograph, stored colours count also where they are transparent, as in `read_image`.
+            # As in `read_image`, transparent pixels of photographs count with their stored colours.
             self.has_nodata = driver == "GTiff" and any(f.name != "all_valid" for f in flags)
             self.is_float = dtype.kind == "f"
             grey = dataset.tags(1, ns="IMAGE_STRUCTURE")
@@ -104,8 +104,8 @@ class GdalSource:
             self._levels = choose_levels(name, dtype, options, self._sample, bits, inverted)
 
     def _sample(self) -> Iterator[NDArray[Any]]:
-        """Valid stored values, for the range."""
-        band: NDArray[Any] | None = None  # of rows, of a format that is decoded from its beginning
+        """Valid stored values, from which the range is found."""
+        band: NDArray[Any] | None = None  # rows, for formats that are decoded from the beginning
         row = -1
         for top, left, height, width in cells(self.size):
             try:
@@ -118,11 +118,13 @@ class GdalSource:
                 valid = self.valid(top, left, height, width)
                 yield values.reshape(-1) if valid is None else values[valid].reshape(-1)
             except ImageError:
-                continue  # a damaged part is reported where it is read
+                continue  # damage is reported when it is read
 
     def _palette(self, dataset: Any, page: Page | None) -> NDArray[np.uint8]:
         if dataset.dtypes[0] not in ("uint8", "uint16"):
-            raise ImageError(f"{self._name}: a palette of {dataset.dtypes[0]} indices is not read.")
+            raise ImageError(
+                f"{self._name}: palettes of {dataset.dtypes[0]} indices are not supported; convert it to RGB first."
+            )
         colors = np.zeros((2 ** (8 * np.dtype(dataset.dtypes[0]).itemsize), 3), np.uint8)
         if page is not None and page.colormap is not None:
             colors[: len(page.colormap)] = page.colormap[: len(colors)]
@@ -133,7 +135,7 @@ class GdalSource:
         return colors
 
     def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
-        """(height, width, bands) as the file holds them."""
+        """(height, width, bands) as stored."""
         window = import_rasterio().windows.Window(left, top, width, height)
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
             return np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
@@ -154,7 +156,7 @@ class GdalSource:
         try:
             valid = self._mask(top, left, height, width)
         except ImageError:
-            # Tile by tile, to lose no more than what is damaged.
+            # Read tile by tile, so that only damaged tiles are lost.
             valid = np.full((height, width), False)
             rows, columns = self.tile
             for y in range(top // rows * rows, top + height, rows):
@@ -168,7 +170,7 @@ class GdalSource:
     def _mask(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_]:
         window = import_rasterio().windows.Window(left, top, width, height)
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
-            # By band, a pixel with a value in any of them is valid: black that is nodata in one band may be a colour.
+            # A pixel is valid if any of its bands is, because the nodata value of one band may be part of a colour.
             valid = np.full((height, width), True)
             if self.has_nodata:
                 valid = np.asarray(dataset.dataset_mask(window=window) != 0)
@@ -186,18 +188,18 @@ class GdalSource:
 
 
 class DecodedCopy:
-    """A source whose rows were all decoded to disk, because windows of it would decode whole rows again and again."""
+    """A file decoded into a temporary file, because every window of it would decode whole rows again."""
 
     held = _HELD
 
     def __init__(self, name: str, source: GdalSource, is_stream: bool, scratch: str | os.PathLike[str] | None) -> None:
-        """`is_stream`: what comes after a damaged row cannot be decoded either."""
+        """`is_stream`: whether rows after a damaged one cannot be decoded either."""
         self.size, self.origin, self.identity, self._name = source.size, source.origin, source.identity, name
         self.tile = (_STREAM_ROWS, source.size[1]) if is_stream else source.tile
         height, width = source.size
         self._has_nodata = source.has_nodata or source.is_float
         self._pixels = RawFile(name, (height, width, 4 if self._has_nodata else 3), np.uint8, scratch)
-        self._broken: list[tuple[int, int, ImageError]] = []  # first row, row after the last, why; apart
+        self._broken: list[tuple[int, int, ImageError]] = []  # first row, row after the last, reason; disjoint
         try:
             self._fill(source, is_stream)
         except BaseException:
@@ -212,7 +214,7 @@ class DecodedCopy:
             try:
                 self._copy(source, top, min(rows, height - top))
             except ImageError:
-                # Piece by piece, to lose no more than what is damaged.
+                # Copy block by block, so that only damaged blocks are lost.
                 for start in range(top, min(top + rows, height), strip):
                     try:
                         self._copy(source, start, min(strip, height - start))
@@ -247,7 +249,7 @@ class DecodedCopy:
         check_window(self.size, top, left, height, width)
         if not self._has_nodata:
             return None
-        # What is damaged was never written, and reads as 0.
+        # Damaged pixels were never written and read as 0.
         valid: NDArray[np.bool_] = self._pixels.read(top, left, height, width)[..., 3] != 0
         return None if valid.all() else valid
 
@@ -261,7 +263,7 @@ def _bands_of(dataset: Any, page: Page | None) -> list[Band]:
         color = {"gray": "grey", "undefined": "", "Y": "ycbcr", "Cb": "ycbcr", "Cr": "ycbcr"}.get(
             interpretation.name, interpretation.name
         )
-        # GDAL makes a palette of white as 0, and of two levels of grey.
+        # GDAL presents bilevel images and those that store white as 0 as palettes.
         is_grey = page is not None and (
             page.photometric == MIN_IS_WHITE or (page.photometric == MIN_IS_BLACK and page.bits[0] == 1)
         )
@@ -283,11 +285,11 @@ def open_gdal(
     page: Page | None = None,
     orientation: int = 1,
 ) -> Iterator[GdalSource | DecodedCopy | Upright]:
-    """Windows of a file in the format of one driver of GDAL's.
+    """A file that GDAL reads, to read window by window.
 
     Args:
-        page: the directory of a TIFF that is read.
-        orientation: how a photograph is turned, 1 to 8.
+        page: the page of a TIFF to read.
+        orientation: a photograph's EXIF orientation, 1 to 8.
 
     Raises: ImageError, FileError, MissingPackageError.
     """
@@ -298,9 +300,9 @@ def open_gdal(
         try:
             source = GdalSource(name, handles, driver, identity_of(path), options, page)
         except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
-            raise NotOpenedError(f"{name}: truncated or damaged, or of a kind that is not read ({error}).") from error
+            raise NotOpenedError(f"{name}: truncated or damaged, or of an unsupported kind ({error}).") from error
         except UnicodeError as error:
-            raise ImageError(f"{name}: its name is not UTF-8, which GDAL needs; rename the file.") from error
+            raise ImageError(f"{name}: GDAL only opens files whose names are UTF-8; rename the file.") from error
         result: GdalSource | DecodedCopy = source
         if driver in (*_STREAMS, "BMP") or (driver == "GTiff" and source.is_striped and source.size[1] > _WIDE):
             result = DecodedCopy(name, source, driver in _STREAMS, scratch)

@@ -24,7 +24,7 @@ from evitseg.system.files import replacing, temporary_folder
 
 
 class GeoTiffWriter:
-    """Tiles of a GeoTIFF, in any order."""
+    """Writes tiles of a GeoTIFF in any order."""
 
     tile = (TILE, TILE)
     ordered = False
@@ -50,7 +50,7 @@ def geotiff_writer(
     labels: LabelSpace,
     mask_format: MaskFormat = "palette",
 ) -> Iterator[GeoTiffWriter]:
-    """A tiled, compressed GeoTIFF with the classes' colours and names, the image's place and its overviews."""
+    """A tiled, compressed GeoTIFF mask with class colours and names, and the image's georeference and overviews."""
     rasterio = import_rasterio()
     place = origin.georeference or Georeference()
     profile = {
@@ -83,7 +83,7 @@ def geotiff_writer(
                 )  # fmt: skip
         with writing(name):
             (ready if origin.is_cog else temporary).replace(path)
-        # GeoTIFF itself has no place for the names of classes; QGIS and GDAL look for them here.
+        # GeoTIFF cannot store class names; QGIS and GDAL read them from this companion file.
         with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
             file.write(pam(labels).encode())
 
@@ -103,7 +103,7 @@ def _describe(dataset: Any, place: Georeference, labels: LabelSpace, mask_format
 
 
 def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:
-    """Reduced copies inside the file, by nearest neighbour: class indices have no mean."""
+    """Add overviews by nearest neighbour, because class indices have no mean."""
     rasterio = import_rasterio()
     with (
         rasterio.Env(COMPRESS_OVERVIEW="DEFLATE", GDAL_TIFF_OVR_BLOCKSIZE=TILE),
@@ -113,7 +113,7 @@ def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:
 
 
 def _check_written(path: Path, size: tuple[int, int]) -> None:
-    """GDAL writes the last tiles while closing, where a full disk goes unsaid: every tile's place must be in the file.
+    """Check that every tile lies inside the file, because GDAL hides a full disk while closing.
 
     Raises: rasterio's error.
     """
@@ -122,7 +122,7 @@ def _check_written(path: Path, size: tuple[int, int]) -> None:
     with quiet_open(path, driver="GTiff") as dataset:
         for row in range(-(-size[0] // TILE)):
             for column in range(-(-size[1] // TILE)):
-                # rasterio counts rows and columns in this order: x, then y.
+                # The tag has x before y.
                 place = dataset.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
                 count = dataset.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
                 if place is not None and int(place) + int(count or 0) > length:

@@ -1,19 +1,19 @@
-"""How stored numbers become 8 bits: the one rule for every format, whole or in windows.
+"""Convert stored values to 8 bits, by one rule for every format, whole or in windows.
 
 1. `--range LOW,HIGH` maps LOW to 0 and HIGH to 255, linearly, rounded half up, and clips (as `gdal_translate -scale`).
    `--range auto` takes the smallest and largest valid value of the bands that are read, together; `--range percentile`
-   their 2nd and 98th percentile. Both look at every pixel of an image of up to `SAMPLED_PIXELS`, and at cells spread
-   evenly over a larger one, so that an image has the same range whole and in windows. Nodata, NaN and infinities do
-   not count.
-2. Without `--range`, unsigned integers of up to 16 bits are read by their significant bits, which are those that the
-   file states: TIFF's BitsPerSample, GDAL's NBITS, OME's SignificantBits, an OME-Zarr window from 0 to 2^N - 1. Of N
-   bits, N >= 8, the upper 8 count: value >> (N - 8). Fewer are scaled to 255: value * 255 // (2^N - 1). Larger values
-   become 255.
-3. 16 bits without a statement are 16 significant bits. If the largest value (of the same pixels as in 1) is less than
-   half the range, a warning says so: the image would come out at less than half its brightness, or black.
-4. Signed, floating-point and wider integers have no agreed range: they are refused without `--range`. Complex numbers
-   always are.
-5. Where white is stored as 0 (TIFF's PhotometricInterpretation 0) the result is inverted: 255 - level.
+   their 2nd and 98th percentile. Both use every pixel of an image of up to `SAMPLED_PIXELS`, and cells spread evenly
+   over a larger one, so that the range is the same whether the image is read whole or in windows. Nodata, NaN and
+   infinities do not count.
+2. Without `--range`, unsigned integers of up to 16 bits are read by their significant bits. The file states their
+   number N: TIFF's BitsPerSample, GDAL's NBITS, OME's SignificantBits, or an OME-Zarr window from 0 to 2^N - 1. For
+   N >= 8, the upper 8 bits count: value >> (N - 8). Fewer bits are scaled to 255: value * 255 // (2^N - 1). Larger
+   values become 255.
+3. Without such a statement, 16-bit values have 16 significant bits. If the largest value (of the same pixels as in 1)
+   is less than half the range, a warning says so, because the image comes out dark or black.
+4. Signed, floating-point and wider integer values have no agreed range. They are an error without `--range`; complex
+   numbers are always an error.
+5. If white is stored as 0 (TIFF's PhotometricInterpretation 0), the result is inverted: 255 - level.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from evitseg.image import ReadOptions
 
 PERCENTILES = (2, 98)
 CELL = 512
-"""Side of the parts of a large image that are looked at, in pixels."""
+"""Side in pixels of the cells in which a large image is sampled."""
 CELLS = 64
 SAMPLED_PIXELS = CELLS * CELL**2
 Sample = Callable[[], Iterable[NDArray[Any]]]
-"""Gives the valid stored values of the bands that are read, cell by cell."""
+"""A function that returns the valid stored values of the bands to read, cell by cell."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Levels:
     """The map from stored values to 8 bits.
 
     Attributes:
-        bits: significant ones, where `span` is None.
+        bits: significant bits, used if `span` is None.
         span: the stored values that become 0 and 255.
-        is_inverted: 0 is white.
+        is_inverted: whether 0 is white.
     """
 
     bits: int = 8
@@ -52,13 +52,13 @@ class Levels:
     is_inverted: bool = False
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Levels of the same shape."""
+        """8-bit levels in the same shape."""
         if values.dtype == np.bool_:
             values = values.astype(np.uint8)
         if self.span is None and self.bits == 8 and values.dtype == np.uint8:
             levels: NDArray[np.uint8] = values
         elif values.dtype.kind in "ui" and values.dtype.itemsize <= 2 and values.size > 2**16:
-            # Every value that there can be, once: several times as fast for a whole image.
+            # A table of all possible values costs less than mapping every pixel.
             every = np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.uint32)
             unsigned = np.dtype(f"u{values.dtype.itemsize}")
             table = self._map(every.astype(unsigned).view(values.dtype.newbyteorder("=")))
@@ -72,7 +72,7 @@ class Levels:
             low, high = self.span
             with np.errstate(all="ignore"):
                 scaled = np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5)
-            # NaN is no number to convert: it is black, and not valid.
+            # NaN cannot be converted. It becomes black, and its pixel is not valid.
             scaled = np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0), 0, 255)
             return cast("NDArray[np.uint8]", scaled.astype(np.uint8))
         if self.bits >= 8:
@@ -89,14 +89,14 @@ def choose_levels(
     stated_bits: int | None = None,
     is_inverted: bool = False,
 ) -> Levels:
-    """The map for a file, by the rule above.
+    """The map for a file, by the rule of this module.
 
     Args:
-        name: of the file, for messages.
-        dtype: of the stored values.
-        sample: is called only where values must be looked at; see `cells`.
-        stated_bits: significant bits that the file states; None where it does not.
-        is_inverted: 0 is white.
+        name: how messages call the file.
+        dtype: type of the stored values.
+        sample: called only if the map depends on the values; see `cells`.
+        stated_bits: significant bits that the file states; None if it states none.
+        is_inverted: whether 0 is white.
 
     Raises: ImageError.
     """
@@ -113,10 +113,10 @@ def choose_levels(
 
 
 def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> None:
-    """Raises: ImageError for numbers without an agreed range, if there is no --range."""
+    """Raises: ImageError for values without an agreed range if `options` state none."""
     dtype = np.dtype(dtype)
     if dtype.kind not in "buif":
-        raise ImageError(f"{name}: {dtype.name} pixels are not read; convert them to real numbers first.")
+        raise ImageError(f"{name}: {dtype.name} pixels are not supported; convert them to real numbers first.")
     if options.value_range is None and (dtype.kind not in "bu" or dtype.itemsize > 2):
         raise ImageError(
             f"{name}: {dtype.name} pixels have no agreed range; choose one with --range LOW,HIGH, --range auto or "
@@ -125,12 +125,12 @@ def check_range(name: str, dtype: np.dtype[Any] | str, options: ReadOptions) -> 
 
 
 def warn_if_dark(name: str, largest: int, bits: int = 16) -> None:
-    """Of values of so many bits, where no range is stated."""
+    """Warn of an image whose largest value is small for its bits, if the file states no range."""
     if largest < 2 ** (bits - 1):
         how = "nearly black" if largest < 2 ** (bits - 3) else "dark"
         warn(
-            f"{name}: its {bits}-bit values end at {largest} of {2**bits - 1} and the file states no range, so it is "
-            f"read {how}; --range LOW,HIGH, --range auto or --range percentile stretches it.",
+            f"{name}: its largest {bits}-bit value is {largest} of {2**bits - 1} and the file states no range, so the "
+            f"image is {how}; --range LOW,HIGH, --range auto or --range percentile stretches it.",
             stacklevel=3,
         )
 
@@ -144,7 +144,7 @@ def _stretched(name: str, dtype: np.dtype[Any], sample: Sample, how: str) -> tup
         if total and how == "auto":
             low, high = float(known[0]), float(known[-1])
         elif total:
-            # The smallest value that so many of the pixels do not exceed.
+            # The smallest value that this fraction of the pixels does not exceed.
             low, high = (float(np.searchsorted(counts.cumsum(), total * p / 100)) for p in PERCENTILES)
     else:
         parts = [_finite(values) for values in sample()]
@@ -157,10 +157,12 @@ def _stretched(name: str, dtype: np.dtype[Any], sample: Sample, how: str) -> tup
             every = np.concatenate([part[::step] for part in parts])
             low, high = (float(v) for v in np.percentile(every, PERCENTILES, method="inverted_cdf"))
     if not total:
-        raise ImageError(f"{name}: has no valid pixel, so --range {how} finds no range; give --range LOW,HIGH.")
+        raise ImageError(
+            f"{name}: has no valid pixel from which --range {how} could find a range; give --range LOW,HIGH."
+        )
     if low == high:
         warn(
-            f"{name}: --range {how} finds the single value {low:g}, so the image is read black.",
+            f"{name}: --range {how} finds only the value {low:g}, so the image is black.",
             stacklevel=4,
         )
         high = low + max(1.0, abs(low))
@@ -173,7 +175,7 @@ def _finite(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def cells(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """(top, left, height, width) of the parts that are looked at, row by row: all of them, or `CELLS` spread evenly."""
+    """(top, left, height, width) of the cells to sample, row by row: the whole image, or `CELLS` spread evenly."""
     rows, columns = (-(-side // CELL) for side in size)
     step_y = step_x = 1
     while -(-rows // step_y) * -(-columns // step_x) > CELLS:
@@ -188,7 +190,7 @@ def cells(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def cells_of(values: NDArray[Any]) -> Sample:
-    """The sample of an image in memory, (H, W, bands) or (H, W)."""
+    """A sample of an image in memory, (H, W, bands) or (H, W)."""
     size = (values.shape[0], values.shape[1])
 
     def sample() -> Iterator[NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""Read mask files of any size in bands of rows."""
+"""Read mask files of any size, a band of rows at a time."""
 
 from __future__ import annotations
 
@@ -23,20 +23,28 @@ BAND_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class MaskBands:
-    """Class indices, row by row, and what the file says of them."""
+    """A mask that is read in bands of rows, with the metadata of its file.
+
+    Attributes:
+        read: returns (rows, W) stored values for the first row and a number of rows.
+        labels: the classes, if the file lists them.
+        crs, transform: the mask's georeference, as rasterio's objects; None without one.
+        palette: colours as 0xRRGGBB by stored value; None without a palette.
+    """
 
     name: str
     size: tuple[int, int]
-    read: Callable[[int, int], NDArray[np.integer]]  # first row, rows -> (rows, width)
+    read: Callable[[int, int], NDArray[np.integer]]
     labels: LabelSpace | None
     crs: Any = None
     transform: Any = None
-    palette: dict[int, int] | None = None  # colours as 0xRRGGBB by stored number
+    palette: dict[int, int] | None = None
     is_png: bool = False
 
 
 @contextmanager
 def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
+    """A mask in a TIFF, PNG or Zarr. Raises: ImageError, MissingPackageError."""
     from evitseg.raster.open import kind_of
 
     kind = kind_of(path, name)
@@ -47,15 +55,18 @@ def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
             yield MaskBands(name, source.size, source.indices, _labels(source.attributes.get("evitseg")))
         return
     if kind == "whole":
-        raise ImageError(f"{name}: a mask is a TIFF, a PNG or a Zarr.")
+        raise ImageError(f"{name}: unsupported mask format; convert it to TIFF, PNG or Zarr.")
     rasterio = import_rasterio()
     try:
         with environment(), quiet_open(path, driver="GTiff" if kind == "tiff" else kind) as dataset:
             if dataset.count != 1 or dataset.dtypes[0] not in ("uint8", "uint16"):
-                raise ImageError(f"{name}: a mask has one band of 8 or 16 bits, this has {dataset.count} of another.")
+                raise ImageError(
+                    f"{name}: a mask has one band of 8 or 16 bits, but this file has {dataset.count} of "
+                    f"{dataset.dtypes[0]}."
+                )
             size = (dataset.height, dataset.width)
             if size[0] * size[1] > MAX_PIXELS:
-                raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels; cut it into parts.")
+                raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels; split it into parts.")
             check_block(name, dataset.block_shapes[0], int(np.prod(dataset.block_shapes[0])) * 2)
 
             def read(top: int, rows: int) -> NDArray[np.integer]:
@@ -67,9 +78,9 @@ def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
                     raise damaged(name, top, 0, rows, size[1], error.__cause__ or error) from error
                 return indices
 
-            said = dataset.tags(1).get("EVITSEG_CLASSES")
-            described = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
-            labels = _labels(_parsed(said)) if said else _labels(_from_ome(described))
+            stated = dataset.tags(1).get("EVITSEG_CLASSES")
+            description = dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+            labels = _labels(_parsed(stated)) if stated else _labels(_from_ome(description))
             is_placed = dataset.crs is not None and dataset.transform != rasterio.Affine.identity()
             transform = dataset.transform if is_placed else None
             palette = None
@@ -86,9 +97,11 @@ def _from_ome(description: str) -> Any:
     if not description.lstrip().startswith("<?xml"):
         return None
     try:
+        # The standard parser is safe for hostile files: expat has limited the expansion of entities since 2.4.1, which
+        # all supported Python versions ship, and it loads no external ones. So defusedxml would add nothing.
         found = ElementTree.fromstring(description).find(".//{*}Description")
     except ElementTree.ParseError:
-        return None  # another program's words: no classes are found in them
+        return None  # a description by another program
     return _parsed(found.text) if found is not None else None
 
 
@@ -96,13 +109,13 @@ def _parsed(text: str | None) -> Any:
     try:
         return json.loads(text or "null")
     except (ValueError, RecursionError):
-        return None  # as above
+        return None  # metadata of another program
 
 
-def _labels(said: Any) -> LabelSpace | None:
-    """The label space of a mask that `open_mask_writer` wrote; None where another program did."""
+def _labels(stated: Any) -> LabelSpace | None:
+    """The label space in the metadata of a mask by `open_mask_writer`; None for other programs' masks."""
     try:
-        table = said["classes"] if isinstance(said, dict) else said
+        table = stated["classes"] if isinstance(stated, dict) else stated
         classes = tuple(
             LabelClass(str(entry["name"]), (place,), tuple(map(int, entry["color"]))[:3])  # type: ignore[arg-type]
             for place, entry in enumerate(table)

@@ -1,4 +1,4 @@
-"""Mask files: how they are read, and how evitseg writes its own."""
+"""Read mask files exactly as they are stored, and write class indices as PNG."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from evitseg.raster.tiff import Page
 
 MaskFormat: TypeAlias = Literal["palette", "gray"]
-"""How a mask of at most 255 classes is written: class indices with the classes' colours as a palette, or as plain grey
-levels for programs that turn a palette into colours. Masks of more classes are 16-bit grey levels in both."""
+"""How a mask of at most 255 classes is stored: class indices with the classes' colours as a palette, or plain grey
+levels for programs that convert palettes to colours. Masks of more classes are always 16-bit grey levels."""
 
 LARGEST_ID = 65_535
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
 _LOSSY = "JPEG", "AVIF", "HEIF", "JPEG2000"
-_SAVE_AS_PNG = "save masks as PNG, which keeps every number"
+_SAVE_AS_PNG = "save masks as PNG, which keeps every value"
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
 _PILLOW_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946}
 
@@ -46,40 +46,40 @@ class MaskFile:
     """A mask as its file stores it.
 
     Attributes:
-        values: (H, W) integers, of the kind that `distinct` says.
-        distinct: the distinct ones.
+        values: (H, W) integers, of the kind in `distinct.kind`.
+        distinct: the distinct values with their counts and colours.
     """
 
     values: NDArray[np.integer]
     distinct: DistinctValues
 
     def classes(self, labels: LabelSpace) -> Mask:
-        """(H, W) class indices. Raises: ConfigError that names a value without a class."""
+        """(H, W) class indices. Raises: ConfigError, with the value, for a value without a class."""
         indices: Mask = class_indices(self.distinct, labels).astype(labels.dtype)
         if self.distinct.kind == "colors":
             return np.asarray(indices[np.searchsorted(np.array(self.distinct.values), self.values)])
         is_small = self.values.dtype == np.uint8 and labels.dtype == np.uint8
         table = np.zeros(256 if is_small else self.distinct.values[-1] + 1, labels.dtype)
         table[list(self.distinct.values)] = indices
-        if is_small:  # several times as fast as numpy's indexing
+        if is_small:  # bytes.translate is much faster than indexing in numpy
             found = np.frombuffer(bytearray(self.values.tobytes().translate(table.tobytes())), np.uint8)
             return found.reshape(self.values.shape)
         return np.asarray(table[self.values])
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
-    """(H, W) integers as a mask file stores them: grey levels, 16-bit levels or palette indices, never colours.
+    """(H, W) integers as a mask file stores them: 8- or 16-bit grey levels or palette indices, not colours.
 
     Raises: ImageError.
     """
     mask = read_raw_mask(path)
     if mask.ndim != 2:
-        raise ImageError(f"{path}: a mask holds one number a pixel, but this image has colours.")
+        raise ImageError(f"{path}: a mask has one number per pixel, but this file holds colours.")
     return mask
 
 
 def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
-    """(H, W) integers as a mask file stores them, or (H, W, 3) uint8 where it holds colours.
+    """(H, W) integers as a mask file stores them, or (H, W, 3) uint8 if it holds colours.
 
     Raises: ImageError.
     """
@@ -90,9 +90,9 @@ def read_raw_mask(path: str | os.PathLike[str]) -> Mask:
 
 
 def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
-    """(H, W) class indices of a mask file; see `class_indices`.
+    """(H, W) class indices of a mask file, as `class_indices` assigns them.
 
-    Raises: ImageError for a file that cannot be read, DatasetError that names a value without a class.
+    Raises: ImageError for unreadable files, DatasetError, with the value, for a value without a class.
     """
     file = read_mask_file(path)
     try:
@@ -102,9 +102,9 @@ def read_truth(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
 
 
 def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
-    """A mask file: PNG, TIFF, BMP, GIF or lossless WebP, of any whole numbers up to 65535, a palette, or colours.
+    """A mask file in PNG, TIFF, BMP, GIF or lossless WebP, holding integers up to 65535, a palette, or colours.
 
-    Raises: ImageError with the file's name and the reason.
+    Raises: ImageError, with the file's name and the reason.
     """
     name = str(path)
     with _opened(Path(path), name) as (stream, start):
@@ -113,16 +113,16 @@ def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
             return _read_tiff(Path(path), stream, name)
         with _decoded(stream) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise ImageError(f"{name}: holds {image.n_frames} images; a mask file holds one.")  # type: ignore[attr-defined]
+                raise ImageError(f"{name}: contains {image.n_frames} images; a mask file has one.")  # type: ignore[attr-defined]
             place = stream.tell()
             depth = _depth(name, start, stream, image)
             turn = TRANSPOSES.get(orientation_of(stream, kind)) if kind is not None else None
-            stream.seek(place)  # Pillow goes on where it stopped
+            stream.seek(place)  # where Pillow continues to read
             return _mask_of(name, image if turn is None else image.transpose(turn), depth)
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a PNG of 8- or 16-bit grey levels, which mean the same whatever other masks hold."""
+    """Whether a file is a PNG of 8- or 16-bit grey levels, whose meaning does not depend on other masks."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return False
@@ -135,7 +135,7 @@ def is_plain(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
-    """The file and its first bytes; what goes wrong with it becomes a ImageError."""
+    """The open file and its first bytes. Errors of the system and of decoders become an ImageError."""
     start = b""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -144,7 +144,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
             start = stream.read(64)
             kind = format_of(start)
             if kind is not None and kind.name in _LOSSY:
-                raise ImageError(f"{name}: {kind.title} changes numbers when it compresses; {_SAVE_AS_PNG}.")
+                raise ImageError(f"{name}: {kind.title} compression alters values; {_SAVE_AS_PNG}.")
             stream.seek(0)
             yield stream, start
     except EvitsegError:
@@ -152,17 +152,17 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, bytes]]:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file.") from error
     except PermissionError as error:
-        raise ImageError(f"{name}: may not be read (permission denied).") from error
+        raise ImageError(f"{name}: cannot be read (permission denied).") from error
     except UnidentifiedImageError as error:
-        what = "an empty file" if not start else "not a mask in a format that can be read"
+        what = "an empty file" if not start else "not in a supported mask format"
         raise ImageError(f"{name}: {what}; {_SAVE_AS_PNG}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: more than {MAX_PIXELS:,} pixels, the limit that guards against decompression bombs."
+            f"{name}: more than {MAX_PIXELS:,} pixels, the limit against decompression bombs; shrink it first."
         ) from error
     except MemoryError as error:
-        raise ImageError(f"{name[:200]}: decoding it takes more memory than is free.") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise ImageError(f"{name[:200]}: not enough memory to decode it.") from error
+    except Exception as error:  # Pillow's decoders raise any type of error for a damaged file
         raise ImageError(f"{name}: truncated or damaged ({error or type(error).__name__}).") from error
 
 
@@ -175,14 +175,14 @@ def _decoded(stream: BinaryIO) -> Iterator[Image.Image]:
 
 
 def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
-    """Bits of a grey level. Raises: ImageError for what Pillow would read with other numbers than the file's."""
+    """Bits per grey level. Raises: ImageError for files that Pillow would read with altered values."""
     if image.format == "PNG":
         depth, color_type = start[24], start[25]
         if depth == 16 and color_type != 0:
-            raise ImageError(f"{name}: 16-bit colours are no class numbers or colours; {_SAVE_AS_PNG} of 8 bits.")
+            raise ImageError(f"{name}: 16-bit colours are neither class numbers nor 8-bit colours; {_SAVE_AS_PNG}.")
         return depth
     if image.format == "WEBP" and not _is_lossless_webp(stream):
-        raise ImageError(f"{name}: lossy WebP changes numbers when it compresses; {_SAVE_AS_PNG}.")
+        raise ImageError(f"{name}: lossy WebP compression alters values; {_SAVE_AS_PNG}.")
     return 1 if image.mode == "1" else 8
 
 
@@ -197,21 +197,21 @@ def _is_lossless_webp(stream: Any) -> bool:
 
 
 def _read_tiff(path: Path, stream: BinaryIO, name: str) -> MaskFile:
-    """A TIFF by its tags. Raises: ImageError, MissingPackageError."""
+    """A mask in a TIFF, read by Pillow or GDAL as its tags require. Raises: ImageError, MissingPackageError."""
     from evitseg.raster.tiff import read_tiff
 
     file = read_tiff(stream, name)
     page = file.first
     if file.count > 1:
-        raise ImageError(f"{name}: holds {file.count} images; a mask file holds one.")
+        raise ImageError(f"{name}: contains {file.count} images; a mask file has one.")
     if page.compression in _LOSSY_TIFF:
         raise ImageError(
-            f"{name}: its compression ({_LOSSY_TIFF[page.compression]}) changes numbers; store the mask without loss "
-            "(deflate, LZW)."
+            f"{name}: its compression ({_LOSSY_TIFF[page.compression]}) alters values; store the mask with a lossless "
+            "one (deflate, LZW)."
         )
     if page.photometric == 0:
         raise ImageError(
-            f"{name}: white is 0 in it (PhotometricInterpretation 0), so that the shown and the stored number differ; "
+            f"{name}: stores white as 0 (PhotometricInterpretation 0), so shown and stored values differ; "
             f"{_SAVE_AS_PNG}."
         )
     if page.photometric not in (1, 2, 3):
@@ -231,7 +231,7 @@ def _read_tiff(path: Path, stream: BinaryIO, name: str) -> MaskFile:
 
 
 def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
-    """A TIFF that Pillow does not decode exactly. Raises: ImageError, MissingPackageError."""
+    """A mask in a TIFF that Pillow does not decode exactly. Raises: ImageError, MissingPackageError."""
     from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 
     rasterio = import_rasterio()
@@ -239,7 +239,7 @@ def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
         with environment(), quiet_open(Path(os.path.abspath(path)), driver="GTiff") as dataset:
             if dataset.count not in (1, 3, 4) or (dataset.count > 1 and set(dataset.dtypes) != {"uint8"}):
                 raise ImageError(
-                    f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; a mask has one band of whole numbers, or "
+                    f"{name}: {dataset.count} bands of {dataset.dtypes[0]}; a mask has one band of integers, or "
                     "8-bit RGB colours."
                 )
             pixels = np.moveaxis(dataset.read(), 0, 2)
@@ -252,7 +252,7 @@ def _read_with_gdal(path: Path, name: str, page: Page) -> MaskFile:
     if page.colormap is not None and pixels.dtype.kind == "u":
         return _indexed(pixels[..., 0], page.colormap.astype(np.int64))
     if pixels.dtype == np.uint8 and page.formats[0] == 2:
-        pixels = pixels.view(np.int8)  # as GDAL before 3.7 gives signed numbers
+        pixels = pixels.view(np.int8)  # GDAL before 3.7 returns signed bytes as unsigned
     return _levels(name, pixels[..., 0], 8)
 
 
@@ -260,7 +260,7 @@ def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
     if image.mode == "P":
         return _indexed(np.array(image), np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3))
     if image.mode == "PA":
-        raise ImageError(f"{name}: a palette with a channel of transparency; {_SAVE_AS_PNG}.")
+        raise ImageError(f"{name}: a palette with an alpha channel; {_SAVE_AS_PNG}.")
     if image.mode in ("RGB", "RGBA", "RGBX"):
         return _colors(name, np.asarray(image))
     if image.mode in ("LA", "La"):
@@ -269,7 +269,7 @@ def _mask_of(name: str, image: Image.Image, depth: int) -> MaskFile:
     if image.mode == "1":
         return _levels(name, np.asarray(image).astype(np.uint8), 1)
     if image.mode not in ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
-        raise ImageError(f"{name}: a mask holds numbers or RGB colours, but this one has mode {image.mode}.")
+        raise ImageError(f"{name}: a mask holds integers or RGB colours, but this file has mode {image.mode}.")
     levels = np.array(image)
     if image.mode == "L" and depth in (2, 4):
         levels //= 255 // (2**depth - 1)  # Pillow stretches them to 8 bits
@@ -281,46 +281,46 @@ def _indexed(indices: NDArray[np.integer], palette: NDArray[np.int64]) -> MaskFi
     counts = _counts(indices)
     values = np.flatnonzero(counts)
     is_gray = bool((palette == palette[:, :1]).all())
-    codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # an index beyond the palette's end has no colour
+    codes = -1 - np.arange(max(len(palette), int(values[-1]) + 1))  # indices beyond the palette have no colour
     codes[: len(palette)] = palette @ np.array([1 << 16, 1 << 8, 1])
-    held = DistinctValues(
+    distinct = DistinctValues(
         "palette", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(codes[values].tolist()), is_gray
     )
-    return MaskFile(indices, held)
+    return MaskFile(indices, distinct)
 
 
 def _levels(name: str, levels: NDArray[Any], depth: int) -> MaskFile:
-    """Raises: ImageError for levels that are no whole numbers from 0 to 65535."""
+    """A mask of grey levels. Raises: ImageError for values other than integers from 0 to 65535."""
     if levels.dtype.kind not in "uif":
-        raise ImageError(f"{name}: holds {levels.dtype} numbers; class numbers are whole, from 0 to {LARGEST_ID}.")
+        raise ImageError(f"{name}: holds {levels.dtype} values; class numbers are integers from 0 to {LARGEST_ID}.")
     if levels.dtype.kind == "f":
         is_whole = levels == np.floor(levels)
-        if not is_whole.all():  # nan, too
+        if not is_whole.all():  # NaN is not equal to itself
             raise ImageError(
-                f"{name}: holds {levels[~is_whole][0]:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+                f"{name}: holds {levels[~is_whole][0]:g}; class numbers are integers from 0 to {LARGEST_ID}."
             )
     low, high = levels.min(), levels.max()
     if low < 0 or high > LARGEST_ID:
         raise ImageError(
-            f"{name}: holds {low if low < 0 else high:g}; class numbers are whole, from 0 to {LARGEST_ID}."
+            f"{name}: holds {low if low < 0 else high:g}; class numbers are integers from 0 to {LARGEST_ID}."
         )
     if levels.dtype != np.uint8:
         levels = levels.astype(np.uint16 if high > 255 or levels.dtype.itemsize == 2 else np.uint8)
     counts = _counts(levels)
     values = np.flatnonzero(counts)
     shown = values * (255 // (2**depth - 1)) if depth < 8 else values
-    # Levels above 255 look like nothing that a class's colour could be.
+    # No class can have the colour of a level above 255.
     colors = np.where(shown < 256, shown * 0x010101, -1 - shown)
-    held = DistinctValues(
+    distinct = DistinctValues(
         "levels", tuple(values.tolist()), tuple(counts[values].tolist()), tuple(colors.tolist()), True, depth
     )
-    return MaskFile(levels, held)
+    return MaskFile(levels, distinct)
 
 
 def _counts(values: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Pixels of every value, by the value."""
+    """Number of pixels per value, indexed by the value."""
     if values.dtype == np.uint8:
-        return np.array(Image.fromarray(values).histogram(), np.int64)  # several times as fast as bincount
+        return np.array(Image.fromarray(values).histogram(), np.int64)  # much faster than bincount
     return np.bincount(values.ravel())
 
 
@@ -332,19 +332,21 @@ def _colors(name: str, pixels: NDArray[np.uint8]) -> MaskFile:
         codes = _without_alpha(name, codes, pixels[..., 3])
     values, counts = np.unique(codes, return_counts=True)
     if len(values) > LARGEST_ID:
-        raise ImageError(f"{name}: {len(values):,} different colours; this is a photograph, not a mask.")
+        raise ImageError(
+            f"{name}: {len(values):,} different colours, so this is a photograph and not a mask; give the mask file."
+        )
     is_gray = bool(np.isin(values, np.arange(256) * 0x010101).all())
     found = tuple(values.tolist())
     return MaskFile(codes, DistinctValues("colors", found, tuple(counts.tolist()), found, is_gray))
 
 
 def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Transparency is left out where it says nothing that the colour does not say. Raises: ImageError."""
+    """The colours without alpha. Raises: ImageError if alpha distinguishes pixels of the same colour."""
     if alpha.min() != alpha.max():
         both = codes.astype(np.int64) << 8 | alpha
         if len(np.unique(both)) != len(np.unique(codes)):
             raise ImageError(
-                f"{name}: pixels of one colour differ in transparency; flatten the mask first, so that every class has "
+                f"{name}: pixels of the same colour differ in transparency; flatten the mask so that every class has "
                 "one opaque colour."
             )
     return codes
@@ -353,22 +355,22 @@ def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]
 def save_mask(
     mask: Mask, path: str | os.PathLike[str], labels: LabelSpace, mask_format: MaskFormat = "palette"
 ) -> None:
-    """Write class indices as a PNG of 8 bits, or of 16 bits for more than 255 classes.
+    """Write class indices as an 8-bit PNG, or a 16-bit PNG for more than 255 classes.
 
-    Raises: ImageError for a name that does not end in .png, FileError for a place that cannot be written.
+    Raises: ImageError for a name that does not end in .png, FileError if the file cannot be written.
     """
     if Path(path).suffix.lower() != ".png":
-        raise ImageError(f"{path}: a mask is written as PNG, which keeps class indices exactly; end it in .png.")
+        raise ImageError(f"{path}: masks are written as PNG, which is lossless; use the ending .png.")
     with replacing(path) as file:
         file.write(mask_png(mask, labels, mask_format))
 
 
 def mask_png(mask: Mask, labels: LabelSpace, mask_format: MaskFormat = "palette") -> bytes:
-    """What `save_mask` writes."""
+    """The bytes of the PNG that `save_mask` writes."""
     image = Image.fromarray(mask)
     if mask.dtype == np.uint8 and mask_format == "palette":
         image.putpalette(labels.palette.tobytes())
     content = io.BytesIO()
-    # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
+    # For flat regions, run-length encoding is faster than the default strategy and gives smaller files.
     image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=png_mark())
     return content.getvalue()

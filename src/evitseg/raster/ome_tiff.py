@@ -21,7 +21,7 @@ from evitseg.system.files import replacing
 
 
 class OmeTiffWriter:
-    """Tiles of an OME-TIFF in any order: its pyramid is written at the end, from a copy on disk of a byte a pixel."""
+    """Writes tiles of an OME-TIFF in any order, into a temporary file from which the pyramid is made at the end."""
 
     tile = (TILE, TILE)
     ordered = False
@@ -29,20 +29,20 @@ class OmeTiffWriter:
     def __init__(self, raw: RawFile, size: tuple[int, int], labels: LabelSpace) -> None:
         self._raw, self._size = raw, size
         self._ignored, self._dtype = labels.ignore_index, np.dtype(labels.dtype)
-        # A hole in a file reads as zeros: indices are stored turned over, so that these mean "no class".
-        self._turn = self._dtype.type(labels.ignore_index)
+        # Unwritten parts of a file read as zeros, so indices are stored with the bits of "no class" flipped.
+        self._flip = self._dtype.type(labels.ignore_index)
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
-        self._raw.write(top, left, (mask.astype(self._dtype, copy=False) ^ self._turn)[..., None])
+        self._raw.write(top, left, (mask.astype(self._dtype, copy=False) ^ self._flip)[..., None])
 
     def tiles(self, step: int) -> Iterator[NDArray[np.integer]]:
-        """Of the mask with every `step`-th row and column, in reading order."""
+        """Tiles of the mask reduced to every `step`-th row and column, in reading order."""
         for top in range(0, self._size[0], TILE * step):
             for left in range(0, self._size[1], TILE * step):
                 height, width = (
                     min(TILE * step, side - start) for side, start in zip(self._size, (top, left), strict=True)
                 )
-                part = self._raw.read(top, left, height, width, step)[..., 0] ^ self._turn
+                part = self._raw.read(top, left, height, width, step)[..., 0] ^ self._flip
                 tile = np.full((TILE, TILE), self._ignored, self._dtype)
                 tile[: part.shape[0], : part.shape[1]] = part
                 yield tile
@@ -57,7 +57,7 @@ def ome_tiff_writer(
     labels: LabelSpace,
     mask_format: MaskFormat = "palette",
 ) -> Iterator[OmeTiffWriter]:
-    """A tiled, compressed OME-TIFF with as many levels as the image, the classes' colours, names and pixel size."""
+    """A tiled, compressed OME-TIFF mask with the image's levels and pixel size, and class names and colours."""
     tifffile = import_tifffile()
     raw = RawFile(name, (*size, 1), labels.dtype, path.parent)
     try:

@@ -1,4 +1,4 @@
-"""Images and masks too large for memory, read and written window by window."""
+"""Open image and mask files of any size, to read or write them window by window."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ def open_raster(
     options: ReadOptions = AS_STATED,
     name: str | None = None,
 ) -> Iterator[Source]:
-    """An image file that is read window by window, with the pixels that `evitseg.raster.files.read_image` gives.
+    """An image file to read window by window, with the same pixels as `read_image`.
 
-    The format is told by the content. Formats that can only be decoded from their beginning (PNG, JPEG, BMP, TIFF in
-    wide compressed strips) are decoded once, while opening, to a file on disk of 3 or 4 bytes a pixel that disappears
-    with the source. WebP, GIF, AVIF and HEIC are held in memory.
+    The file's content decides its format, not its name. PNG, JPEG, BMP and TIFF with wide compressed strips can only be
+    decoded from the beginning: they are decoded once, while opening, into a temporary file with 3 or 4 bytes per pixel.
+    WebP, GIF, AVIF and HEIC are decoded into memory.
 
     Args:
-        scratch: the folder for that file; None takes the system's.
-        options: which bands, range and page.
-        name: of the file in messages; None for its path.
+        scratch: folder for the temporary file; None uses the system's.
+        options: bands, range and page to read.
+        name: how messages call the file; None uses its path.
 
-    Raises: ImageError for what cannot be read or is larger than `MAX_PIXELS`, FileError where the decoded copy finds
-    no room, MissingPackageError.
+    Raises: ImageError for unreadable files and images larger than `evitseg.raster.MAX_PIXELS`, FileError if the
+    temporary file does not fit on the disk, MissingPackageError.
     """
-    # Absolute, so that no beginning of a name can mean anything but a folder to the libraries below.
+    # Absolute, because the libraries below give prefixes such as /vsicurl/ or zip:// a meaning of their own.
     file = Path(os.path.abspath(path))
     name = name or str(path)
     kind = kind_of(file, name)
@@ -110,7 +110,7 @@ def open_raster(
                 frames = png_frames(stream)
         if options.page is not None and options.page > 1:
             if frames == 1:
-                raise ImageError(f"{name}: there is no page {options.page} (--page); it has 1.")
+                raise ImageError(f"{name}: --page {options.page} does not exist; the file has 1.")
             yield ArraySource(read_whole(file, name, options).pixels, None, identity_of(file))
             return
         if frames > 1 and options.page is None:
@@ -120,7 +120,7 @@ def open_raster(
         with ExitStack() as stack:
             try:
                 source = stack.enter_context(open_gdal(file, name, kind, scratch, options, None, orientation))
-            except NotOpenedError:  # BMPs with five parts of a header, and what is damaged
+            except NotOpenedError:  # damaged files, and BMPs with headers that GDAL does not know
                 source = ArraySource(read_whole(file, name, options).pixels, None, identity_of(file))
             yield source
 
@@ -157,17 +157,20 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def is_zarr(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is Zarr's."""
+    """Whether a path is a folder that holds a Zarr array or group."""
     return any(is_file(Path(path) / marker) for marker in _ZARR)
 
 
 def kind_of(file: Path, name: str) -> str:
-    """ "zarr", "tiff", the driver of GDAL that reads it, or "whole" where there is none. Raises: ImageError."""
+    """The kind of an image file: "zarr", "tiff", a GDAL driver, or "whole" for formats that GDAL does not read.
+
+    Raises: ImageError.
+    """
     try:
         if file.is_dir():
             if is_zarr(file):
                 return "zarr"
-            raise ImageError(f"{name}: a folder, but not Zarr; give an image file.")
+            raise ImageError(f"{name} is a folder, but not a Zarr; give an image file.")
         if file.exists() and not file.is_file():
             raise ImageError(f"{name}: not a regular file.")  # opening a named pipe waits for its other end
         with open(file, "rb") as stream:
@@ -181,26 +184,30 @@ def kind_of(file: Path, name: str) -> str:
         return "tiff" if found.name == "TIFF" else found.gdal or "whole"
     if start.lstrip().startswith(b"<VRTDataset") or file.suffix.lower() == ".vrt":
         raise ImageError(
-            f"{name}: a VRT names other files, which are not opened on a file's word; make one file of it: "
+            f"{name}: a VRT refers to other files, which evitseg does not follow for security; convert it to one file: "
             "gdal_translate -of COG MOSAIC.vrt MOSAIC.tif."
         )
-    raise ImageError(f"{name}: not in a format that can be read; {READABLE}, and Zarr.")
+    raise ImageError(f"{name}: not in a supported image format; {READABLE}, and Zarr.")
 
 
 @contextmanager
 def open_mask_writer(
     path: str | os.PathLike[str], like: HasSize, labels: LabelSpace, mask_format: MaskFormat = "palette"
 ) -> Iterator[Sink]:
-    """A mask file of `like`'s size that is written window by window, and appears once the block ends.
+    """A mask file to write window by window, as large as an image. The file appears when the block ends.
 
-    The format is that of the name's ending: .tif or .tiff is a GeoTIFF with `like`'s georeference (a COG where `like`
-    is one), or a tiled pyramidal OME-TIFF where `like` is a microscope's image or the ending is .ome.tif; .png; .zarr
-    in `like`'s layout. After a failure nothing is left. What is not written has `labels.ignore_index`.
+    The ending decides the format. `.tif` and `.tiff` give a GeoTIFF with the image's georeference (a COG if the image
+    is one), or a tiled OME-TIFF pyramid if the image is a microscope slide or the name ends in `.ome.tif`. `.zarr` has
+    the image's layout; `.png` is a PNG. Pixels that are never written hold `labels.ignore_index`. An error or an
+    interrupt in the block leaves no file behind.
 
     Args:
-        mask_format: of PNG and TIFF; Zarr holds numbers without colours in both.
+        path: the mask file, which is replaced if it exists; a Zarr must not exist yet.
+        like: the image, from `open_raster`, or anything else with a `size`.
+        labels: the classes, stored in the file with names and colours.
+        mask_format: whether PNG and TIFF hold a palette or grey levels. Zarr stores numbers only.
 
-    Raises: ImageError for another ending, FileError for a place that cannot be written, MissingPackageError.
+    Raises: ImageError for another ending, FileError for a file that cannot be written, MissingPackageError.
     """
     file, name, ending = Path(os.path.abspath(path)), str(path), Path(path).suffix.lower()
     origin = origin_of(like)
@@ -232,28 +239,26 @@ def open_mask_writer(
 
 
 def _is_slide(file: Path, origin: Origin) -> bool:
-    """Of a mask whose name ends as a TIFF's."""
+    """Whether a mask with the ending of a TIFF becomes an OME-TIFF rather than a GeoTIFF."""
     return origin.kind == "slide" or file.name.lower().endswith((".ome.tif", ".ome.tiff"))
 
 
 def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
-    """Whether `open_mask_writer` can write there, as far as can be told before there is anything to write.
+    """Check, before any work is done, whether `open_mask_writer` could write to this path.
 
     Raises: as `open_mask_writer`.
     """
     file, name, ending = Path(os.path.abspath(path)), str(path), Path(path).suffix.lower()
     try:
         if ending == ".zarr" and file.exists():
-            raise FileError(
-                f"{name}: exists already, and folders are never replaced; remove it or choose another name."
-            )
+            raise FileError(f"{name} already exists, and folders are never replaced; remove it or choose another name.")
         if file.is_dir():
-            raise FileError(f"{name}: cannot be written, it is a folder.")
+            raise FileError(f"{name}: cannot be written, because it is a folder.")
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{name[:200]}: cannot be written ({error.strerror or error}).") from error
     if ending not in MASK_ENDINGS:
-        raise ImageError(f"{name}: a huge mask is written as .tif, .png or .zarr; end the name in one of them.")
+        raise ImageError(f"{name}: unsupported ending of a large mask; use .tif, .png or .zarr.")
     if ending == ".zarr":
         from evitseg.raster.zarr_format import import_zarr
 
@@ -270,7 +275,7 @@ def check_place(path: str | os.PathLike[str], like: HasSize) -> None:
 
 
 def mask_ending(path: str | os.PathLike[str]) -> str:
-    """How the name of an image's mask ends: the same kind where one is written window by window, else PNG."""
+    """The ending of an image's mask: the image's own format if masks can have it, otherwise .png."""
     ending = Path(path).suffix.lower()
     if is_folder(path):
         return ".zarr"
@@ -279,14 +284,14 @@ def mask_ending(path: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of an image, for `open_mask_writer`: its size, and where it lies."""
+    """A rectangle of an image, as `open_mask_writer` needs it: size and origin."""
 
     size: tuple[int, int]
     origin: Origin
 
 
 def part_of(source: object, top: int, left: int, height: int, width: int) -> Part:
-    """What a mask of a part of an image takes over from it: its place on earth, its kind and the size of a pixel."""
+    """A rectangle of an image with the properties that its mask inherits: georeference, kind and pixel size."""
     from evitseg.raster.places import shifted
 
     origin = origin_of(source)

@@ -1,4 +1,4 @@
-"""How an image is stored rotated or mirrored, and how to undo it."""
+"""Find and undo the EXIF orientation of images that are stored rotated or mirrored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from evitseg.raster.formats import MAX_BLOCKS, ImageFormat
 
 ORIENTATION = 0x0112
-"""EXIF's and TIFF's tag."""
+"""The orientation tag of EXIF and TIFF."""
 _LARGEST_EXIF = 2**20
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,13 +26,13 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to undo each of EXIF's orientations."""
+"""The transposition that undoes each EXIF orientation."""
 
 
 def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
-    """How a JPEG, PNG or WebP is turned, 1 (upright) to 8, from EXIF or else XMP; 1 where it does not say.
+    """The orientation of a JPEG, PNG or WebP, 1 (upright) to 8, from EXIF or else XMP; 1 if neither states it.
 
-    Only the file's blocks are looked at, never the pixels. A damaged EXIF block says nothing: the pixels may be whole.
+    Reads the file's blocks without decoding pixels. A damaged EXIF block is ignored, because the pixels may be intact.
     """
     finders = {"JPEG": _jpeg_blocks, "PNG": _png_blocks, "WEBP": _webp_blocks}
     if kind.name not in finders:
@@ -47,12 +47,12 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How an opened image is turned, 1 (upright) to 8, by its EXIF or TIFF tag alone; 1 where that is damaged."""
+    """The orientation of an opened image, 1 (upright) to 8, from its EXIF or TIFF tag; 1 if the tag is damaged."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+    except Exception:  # Pillow's parser raises any type of error for a damaged entry
         return 1
-    # Only a whole number is one of the eight: a fraction, text or several numbers are damage.
+    # A fraction, a text or several numbers are damage.
     return value if type(value) is int and value in range(1, 9) else 1
 
 
@@ -61,9 +61,9 @@ def _from_exif(data: bytes) -> int:
     try:
         exif.load(data if data.startswith(b"Exif\0\0") else b"Exif\0\0" + data)
         value = exif.get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises whatever a damaged entry makes it stumble over
+    except Exception:  # Pillow's parser raises any type of error for a damaged entry
         return 1
-    # Only a whole number is one of the eight: a fraction, text or several numbers are damage.
+    # A fraction, a text or several numbers are damage.
     return value if type(value) is int and value in range(1, 9) else 1
 
 
@@ -112,7 +112,7 @@ def _png_blocks(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 
 
 def _raw_profile(text: bytes, is_packed: bool) -> bytes:
-    """EXIF as ImageMagick writes it into a PNG's text: its length, then hexadecimal digits."""
+    """The EXIF block that ImageMagick writes into a PNG's text: its length, then hexadecimal digits."""
     try:
         if is_packed:
             text = zlib.decompressobj().decompress(text[1:], _LARGEST_EXIF)
@@ -135,7 +135,7 @@ def _webp_blocks(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 
 
 def upright_array(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """An array (H, W, ...) that is stored with this orientation, 1 to 8, the right way up."""
+    """The upright form of an array (H, W, ...) that is stored with this orientation, 1 to 8."""
     # Flips first; then rows and columns are exchanged.
     if orientation in (3, 4, 6, 7):
         values = values[::-1]

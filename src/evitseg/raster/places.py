@@ -1,4 +1,4 @@
-"""Where an image lies on earth: of its parts, of images that are read whole, and in files beside a PNG."""
+"""The georeference of images: of their parts, of rotated images, and in companion files of a PNG."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NOWHERE = Origin()
 
 @dataclass(frozen=True)
 class Place:
-    """What a mask takes over from an image that is read whole.
+    """The properties that a mask inherits from an image that is read whole.
 
     Attributes:
-        valid: (H, W), False where the image has no data; None where all is valid.
+        valid: (H, W), False for pixels without data; None if all are valid.
     """
 
     origin: Origin = _NOWHERE
@@ -35,9 +35,9 @@ class Place:
 
 
 def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
-    """Where an image file lies on earth, and where it has data; cheap for photographs, of which nothing is known.
+    """The georeference and valid pixels of an image file; cheap for photographs, which have neither.
 
-    Warns where rasterio would be needed and is not installed. Raises: ImageError.
+    Warns if reading them needs rasterio and it is not installed. Raises: ImageError.
     """
     with path.open("rb") as file:
         start = file.read(64)
@@ -50,13 +50,13 @@ def place_of(path: Path, options: ReadOptions = AS_STATED) -> Place:
         if not any(_beside(path, start)):
             return Place()
         if not row.gdal:
-            warn(f"{path}: the mask has no georeference, because none is read for {row.title}.")
+            warn(f"{path}: the mask has no georeference, because evitseg reads none for {row.title}.")
             return Place()
         from evitseg.raster.gdal import georeference_of
 
         place = georeference_of(path, str(path), row.gdal)
     except MissingPackageError as error:
-        warn(f"{path}: the mask has no georeference and no nodata; {error}")
+        warn(f"{path}: the mask gets no georeference and no nodata; {error}")
         return Place()
     return Place(Origin(georeference=place))
 
@@ -72,14 +72,14 @@ def _place_of_tiff(path: Path, options: ReadOptions) -> Place:
         return Place()
     if not (page.is_placed or page.nodata or page.has_alpha or any(_beside(path, b"II"))):
         return Place()
-    with without_warnings(), open_raster(path, options=options) as source:  # the reader of the pixels says it
+    with without_warnings(), open_raster(path, options=options) as source:  # reading the pixels warns already
         origin, valid = origin_of(source), source.valid(0, 0, *source.size)
-    # A TIFF without place is a photograph, whatever wrote it.
+    # A TIFF without a georeference is treated as a photograph.
     return Place(origin if origin.georeference is not None else Origin(), valid)
 
 
 def _beside(path: Path, start: bytes) -> list[bool]:
-    """Whether there are files in which GDAL finds an image's place: world files, its own, rational polynomials."""
+    """Which companion files with a georeference exist: world files, GDAL's .aux.xml, rational polynomials."""
     ending = path.suffix[1:]
     worlds = {"wld", f"{ending}w", f"{ending[:1]}{ending[-1:]}w"}
     names = [f"{path.name}.aux.xml", f"{path.stem}.aux.xml", f"{path.stem}_RPC.TXT", f"{path.stem}_rpc.txt"]
@@ -89,7 +89,7 @@ def _beside(path: Path, start: bytes) -> list[bool]:
 
 
 def shifted(place: Georeference, top: int, left: int) -> Georeference:
-    """Of the part of an image that begins there, as `gdal_translate -srcwin` gives it."""
+    """The georeference of a part that begins at (top, left), as `gdal_translate -srcwin` computes it."""
     transform, gcps, rpcs = place.transform, place.gcps, place.rpcs
     if transform is not None:
         a, b, c, d, e, f = transform[:6]
@@ -103,7 +103,7 @@ def shifted(place: Georeference, top: int, left: int) -> Georeference:
 
 
 def upright(place: Georeference, orientation: int, size: tuple[int, int]) -> Georeference:
-    """Of an image that is stored turned, once it is turned upright. Rational polynomials have no turned form.
+    """The georeference of an image after its EXIF orientation is undone. Rational polynomials are dropped.
 
     Args:
         orientation: EXIF's, 1 to 8.
@@ -113,7 +113,7 @@ def upright(place: Georeference, orientation: int, size: tuple[int, int]) -> Geo
         return place
     height, width = size
     swaps, flips_x, flips_y = orientation >= 5, orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
-    # Stored x and y are, of upright x and y, factors and summands.
+    # stored x = xx * x + xy * y + x0 and stored y = yx * x + yy * y + y0, with upright x and y.
     xx, xy, x0 = (0 if swaps else 1), (1 if swaps else 0), 0
     yx, yy, y0 = xy, xx, 0
     if flips_x:
@@ -126,7 +126,7 @@ def upright(place: Georeference, orientation: int, size: tuple[int, int]) -> Geo
         numbers = [(a * xx + b * yx, a * xy + b * yy, a * x0 + b * y0 + c) for a, b, c in rows]
         transform = type(transform)(*numbers[0], *numbers[1])
     if gcps is not None:
-        # The map's matrix holds 0, 1 and -1 alone: its inverse is its transpose.
+        # The matrix is a signed permutation, so its inverse is its transpose.
         gcps = (
             [_moved(p, xy * (p.col - x0) + yy * (p.row - y0), xx * (p.col - x0) + yx * (p.row - y0)) for p in gcps[0]],
             gcps[1],
@@ -139,10 +139,10 @@ def _moved(point: Any, row: float, column: float) -> Any:
 
 
 def write_beside_png(path: Path, place: Georeference, labels: LabelSpace) -> None:
-    """A world file and GDAL's own, for a mask whose format has no room for its place. Raises: FileError."""
+    """Write a world file and a .aux.xml file for a PNG mask, which cannot store a georeference. Raises: FileError."""
     if place.transform is not None:
         a, b, c, d, e, f = place.transform[:6]
-        # Of a pixel's middle, column by column.
+        # A world file refers to the centre of the first pixel.
         numbers = (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2)
         with replacing(path.with_suffix(".pgw")) as file:
             file.write("".join(f"{number!r}\n" for number in numbers).encode())
@@ -151,7 +151,7 @@ def write_beside_png(path: Path, place: Georeference, labels: LabelSpace) -> Non
 
 
 def pam(labels: LabelSpace, place: Georeference | None = None) -> str:
-    """The content of a .aux.xml file: the names of the classes, and a place."""
+    """The content of a .aux.xml file: the names of the classes and, if given, a georeference."""
     lines = ["<PAMDataset>"]
     if place is not None:
         if place.crs is not None:

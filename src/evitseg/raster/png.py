@@ -1,4 +1,4 @@
-"""PNG masks written row by row: Pillow encodes only what lies in memory whole."""
+"""Write PNG masks row by row, because Pillow can only encode an image that is in memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,11 @@ from evitseg.system.files import replacing
 
 _MAX_SIDE = 2**31 - 1
 _INDEXED, _GREY = 3, 0  # PNG's colour types
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 class PngWriter:
-    """What `save_mask` writes: 8 bits with a palette or plain grey, 16 bits for more than 255 classes.
-
-    Holds the rows of one row of tiles.
-    """
+    """Writes the same PNG as `save_mask`, holding one row of tiles in memory."""
 
     tile = (TILE, TILE)
     ordered = True
@@ -40,7 +37,7 @@ class PngWriter:
         self._file, self._size = file, size
         self._dtype = np.dtype(labels.dtype)
         self._ignored = labels.ignore_index
-        # Masks are flat: run lengths make smaller files than the default search for repetitions, in half the time.
+        # As in `masks.mask_png`: run-length encoding suits the flat regions of masks.
         self._compress = zlib.compressobj(1, strategy=zlib.Z_RLE)
         self._packed = bytearray()
         self._top, self._filled = 0, 0
@@ -65,7 +62,7 @@ class PngWriter:
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
         with self._lock:
             if top % TILE or (top, left) < (self._top, self._filled):
-                raise ValueError(f"window at {(top, left)} comes after {(self._top, self._filled)}")
+                raise ValueError(f"the window at {(top, left)} is not in order: {(self._top, self._filled)} is written")
             for start in range(top, top + mask.shape[0], TILE):
                 part = mask[start - top : start - top + TILE]
                 if start > top and mask.shape[1] < self._size[1]:
@@ -77,12 +74,14 @@ class PngWriter:
 
     def _flush(self) -> None:
         height, width = self._rows.shape
-        lines = np.zeros((height, 1 + width * self._dtype.itemsize), np.uint8)  # a row begins with its filter: 0, none
+        lines = np.zeros(
+            (height, 1 + width * self._dtype.itemsize), np.uint8
+        )  # each row begins with its filter type; 0 is none
         lines[:, 1:] = self._rows.astype(self._dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
         self._packed += self._compress.compress(lines.data)
-        while len(self._packed) >= _PIECE_BYTES:
-            self._chunk(b"IDAT", self._packed[:_PIECE_BYTES])
-            del self._packed[:_PIECE_BYTES]
+        while len(self._packed) >= _CHUNK_BYTES:
+            self._chunk(b"IDAT", self._packed[:_CHUNK_BYTES])
+            del self._packed[:_CHUNK_BYTES]
         self._top, self._filled = self._top + height, 0
         self._rows = self._empty(min(TILE, self._size[0] - self._top))
 
@@ -90,8 +89,8 @@ class PngWriter:
         while self._top < self._size[0]:
             self._flush()
         self._packed += self._compress.flush()
-        for at in range(0, len(self._packed), _PIECE_BYTES):
-            self._chunk(b"IDAT", self._packed[at : at + _PIECE_BYTES])
+        for at in range(0, len(self._packed), _CHUNK_BYTES):
+            self._chunk(b"IDAT", self._packed[at : at + _CHUNK_BYTES])
         self._chunk(b"IEND", b"")
 
 
@@ -99,8 +98,9 @@ class PngWriter:
 def png_writer(
     file: Path, size: tuple[int, int], labels: LabelSpace, mask_format: MaskFormat = "palette"
 ) -> Iterator[PngWriter]:
+    """A PNG mask to write window by window. Raises: ImageError, FileError."""
     if max(size) > _MAX_SIDE:
-        raise ImageError(f"{file}: a PNG has at most {_MAX_SIDE:,} pixels a side; write a .tif.")
+        raise ImageError(f"{file}: a side of a PNG has at most {_MAX_SIDE:,} pixels; write a .tif.")
     with replacing(file) as stream:
         sink = PngWriter(stream, size, labels, mask_format)
         yield sink

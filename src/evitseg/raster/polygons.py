@@ -1,8 +1,8 @@
-"""Polygons of a mask's regions, class by class, as GeoJSON or GeoPackage.
+"""Convert the regions of a mask to polygons, class by class.
 
-The mask is read in bands of rows. GDAL outlines the regions of each; what touches the line between two bands is kept
-until it ends, then its pieces' edges are put together. So regions come out whole, and memory holds a band, and the
-outlines of the regions that go on below it.
+The mask is read in bands of rows, and GDAL polygonizes the regions of each band. A region that crosses the line between
+two bands is a set of fragments until its last row is read; then the edges of its fragments are joined. Memory holds one
+band and the edges of the regions that are not complete.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from evitseg.raster.vector_files import ENDINGS, Ring, Rings, doubled_area, geoj
 
 @dataclass(frozen=True)
 class PolygonCounts:
-    """What was written.
+    """The result of `polygonize`.
 
     Attributes:
-        polygons: how many, by class name.
-        in_pixels: coordinates are pixels, because the mask has no place on earth.
+        polygons: number of polygons written, by class name.
+        in_pixels: whether coordinates are pixels, because the mask has no georeference.
     """
 
     polygons: dict[str, int]
@@ -44,26 +44,26 @@ def polygonize(
     labels: LabelSpace | None = None,
     classes: Iterable[str] | None = None,
     min_pixels: int = 1,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> PolygonCounts:
-    """Write every region of a class, pixels that touch along an edge, as a polygon with its holes.
+    """Write the regions of a mask as polygons. A region is a set of pixels of one class that touch along edges.
 
-    GeoJSON (.geojson, .json) is in longitude and latitude, as its standard wants; GeoPackage (.gpkg) is in the mask's
-    coordinate reference system. Where the mask has none, both hold pixels, y downwards. Each polygon has the fields
-    `class` (its index), `name` and `pixels`.
+    GeoJSON (.geojson, .json) is in longitude and latitude, as its standard requires. GeoPackage (.gpkg) is in the
+    mask's coordinate reference system. Without one, both are in pixels, y downwards. Each polygon has its holes and
+    the fields `class` (the index), `name` and `pixels` (the area).
 
     Args:
-        mask_path: a mask as `open_mask_writer` and `save_mask` write it: .tif, .png or .zarr.
-        labels: None takes what the mask says of its classes.
-        classes: names of those to write; None takes all.
-        min_pixels: smaller regions are left out; the holes they fill stay.
-        progress: called with the share done, 0 to 1.
+        mask: a mask file by `open_mask_writer` or `Prediction.save`: .tif, .png or .zarr.
+        labels: the classes; None uses those that the mask file lists.
+        classes: names of the classes to write; None writes all.
+        min_pixels: area of the smallest region to write. Smaller ones still leave holes in the regions around them.
+        progress: called with the finished fraction, 0 to 1.
 
     Raises: ImageError, ConfigError for an unknown class, FileError, MissingPackageError.
     """
     out = Path(out)
     if out.suffix.lower() not in ENDINGS:
-        raise ImageError(f"{out}: polygons are written as .geojson or .gpkg; end the name in one of them.")
+        raise ImageError(f"{out}: polygons are written as GeoJSON or GeoPackage; use the ending .geojson or .gpkg.")
     if min_pixels < 1:
         raise ConfigError(f"min_pixels is {min_pixels}; it must be 1 or more.")
     rasterio = import_rasterio()
@@ -71,7 +71,7 @@ def polygonize(
     with open_mask(Path(os.path.abspath(mask)), str(mask)) as bands:
         labels = labels or bands.labels
         if labels is None:
-            raise ConfigError(f"{mask}: does not say what its classes are; give their label space (--labels).")
+            raise ConfigError(f"{mask}: does not list its classes; give their label space (--labels).")
         bands = replace(bands, read=_class_reader(bands, labels))
         wanted = _wanted(labels, classes)
         counts = dict.fromkeys((labels.names[i] for i in wanted), 0)
@@ -108,12 +108,12 @@ class PolygonFeature(TypedDict):
 def polygon_features(
     mask: NDArray[np.integer], labels: LabelSpace, classes: Iterable[str] | None = None, min_pixels: int = 1
 ) -> list[PolygonFeature]:
-    """Every region of a class, pixels that touch along an edge, as a polygon with its holes, in pixel coordinates.
+    """The regions of a mask as GeoJSON features in pixel coordinates: pixels of one class that touch along edges.
 
     Args:
         mask: (H, W) class indices.
-        classes: names of the classes to return; None for all.
-        min_pixels: leaves out smaller regions; the holes they fill stay.
+        classes: names of the classes to return; None returns all.
+        min_pixels: area of the smallest region to return. Smaller ones still leave holes in the regions around them.
 
     Raises: ConfigError, MissingPackageError without the extra `geo`.
     """
@@ -144,7 +144,7 @@ def _wanted(labels: LabelSpace, classes: Iterable[str] | None) -> tuple[int, ...
 
 
 def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
-    """Class indices by rows, also of a mask whose palette a PNG optimiser has put in another order."""
+    """Reads class indices, even if a PNG optimiser has reordered the mask's palette."""
     colors = [code_of(c.color) for c in labels.classes]
     is_own = mask.palette is not None and [mask.palette.get(index) for index in range(len(colors))] == colors
     if is_own or (mask.palette is None and not mask.is_png):
@@ -158,8 +158,8 @@ def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], N
     is_assumed = "ignored_ids" in labels.assumed and labels.classes[-1].raw_ids == (1,)
     if len(labels.classes) == 2 and is_assumed and 255 in values and 1 not in values:
         raise ConfigError(
-            f"{mask.name}: holds 255 and never 1, the class index of {labels.names[1]!r}; polygons are made of class "
-            "indices, in which 255 is no class."
+            f"{mask.name}: holds 255 but no 1, the class index of {labels.names[1]!r}; polygons are made from class "
+            "indices, in which 255 is not a class."
         )
     shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
     held = DistinctValues(
@@ -171,8 +171,8 @@ def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], N
         indices = class_indices(held, replace(by_index(labels), ignored_ids=(labels.ignore_index,)))
     except ConfigError as error:
         if held.kind == "levels":
-            return mask.read  # which is told where it is read
-        raise ConfigError(f"{mask.name}: {error} Give the label space that it was made with.") from error
+            return mask.read  # the unknown value is reported when its row is read
+        raise ConfigError(f"{mask.name}: {error} Give the label space that the mask was made with.") from error
     table = np.zeros(values[-1] + 1, labels.dtype)
     table[list(values)] = indices
     return lambda top, count: np.asarray(table[mask.read(top, count)])
@@ -180,11 +180,11 @@ def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], N
 
 @dataclass
 class _OpenRegion:
-    """Pieces of one region, above the line that bands have come to.
+    """A fragment of a region above the last line read: an element of a union-find structure.
 
     Attributes:
         edges: arrays (n, 4) of x, y, x, y, from and to.
-        joined: what it has become a part of.
+        joined: the fragment that this one was merged into.
     """
 
     value: int
@@ -196,7 +196,7 @@ class _OpenRegion:
         while end.joined is not None:
             end = end.joined
         step = self
-        while step.joined is not None:  # the next search is short
+        while step.joined is not None:  # path compression
             step.joined, step = end, step.joined
         return end
 
@@ -204,12 +204,10 @@ class _OpenRegion:
 def whole_regions(
     mask: MaskBands, labels: LabelSpace, wanted: tuple[int, ...], progress: Callable[[float], None]
 ) -> Iterator[tuple[int, Rings]]:
-    """Every region's class index and rings; those that cross bands come when their last band is read."""
+    """Class index and rings of every region. Regions that cross bands come when their last band is read."""
     height, width = mask.size
     rows = max(1, min(height, BAND_BYTES // width))
-    hanging: list[
-        tuple[int, int, _OpenRegion]
-    ] = []  # x from, x to, and whose edge on the line above it is; left to right
+    hanging: list[tuple[int, int, _OpenRegion]] = []  # x from, x to, fragment; left to right
     for top in range(0, height, rows):
         count = min(rows, height - top)
         below: list[tuple[int, int, _OpenRegion]] = []
@@ -224,14 +222,17 @@ def whole_regions(
             level = edges[:, 1] == edges[:, 3]
             is_above = level & (edges[:, 1] == top) & on_top
             is_below = level & (edges[:, 1] == top + count) & on_bottom
-            piece = _OpenRegion(value, [edges[~is_above & ~is_below]])
+            fragment = _OpenRegion(value, [edges[~is_above & ~is_below]])
             # The inside is to the right of an edge: a top edge goes right, a bottom edge left.
-            above += [(int(a), int(b), piece) for a, b in edges[is_above][:, (0, 2)]]
-            below += [(int(b), int(a), piece) for a, b in edges[is_below][:, (0, 2)]]
-        done = {id(piece): piece for _, _, piece in hanging}
+            above += [(int(a), int(b), fragment) for a, b in edges[is_above][:, (0, 2)]]
+            below += [(int(b), int(a), fragment) for a, b in edges[is_below][:, (0, 2)]]
+        done = {id(fragment): fragment for _, _, fragment in hanging}
         _join(hanging, sorted(above, key=lambda run: run[0]), top)
-        going_on = {id(piece.find()) for _, _, piece in below}
-        roots = {id(piece.find()): piece.find() for piece in [*done.values(), *(piece for _, _, piece in above)]}
+        going_on = {id(fragment.find()) for _, _, fragment in below}
+        roots = {
+            id(fragment.find()): fragment.find()
+            for fragment in [*done.values(), *(fragment for _, _, fragment in above)]
+        }
         for key, root in roots.items():
             if key not in going_on:
                 yield root.value, _rings(np.concatenate(root.edges))
@@ -246,20 +247,20 @@ def _checked(mask: MaskBands, labels: LabelSpace, top: int, count: int) -> NDArr
     for label in labels.classes:
         if void in label.raw_ids and void in found:
             raise ConfigError(
-                f"{mask.name}: holds {void}, the raw id of {label.name!r}, but polygons are made of class indices, in "
-                f"which {void} is no class; give a mask as evitseg predict writes it."
+                f"{mask.name}: holds {void}, the raw id of {label.name!r}, but polygons are made from class indices, "
+                f"in which {void} is not a class; give a mask written by evitseg predict."
             )
-    strange = found[(found >= len(labels.classes)) & (found != void)]
-    if strange.size:
+    unknown_values = found[(found >= len(labels.classes)) & (found != void)]
+    if unknown_values.size:
         raise ConfigError(
-            f"{mask.name}: holds {int(strange[0])}, which is no class of {labels.name!r} "
-            f"(0 to {len(labels.classes) - 1}); give the label space it was made with."
+            f"{mask.name}: holds {int(unknown_values[0])}, which is not a class of {labels.name!r} "
+            f"(0 to {len(labels.classes) - 1}); give the label space that the mask was made with."
         )
     return indices
 
 
 def _regions_of(indices: NDArray[np.integer], wanted: tuple[int, ...], top: int) -> Iterator[tuple[int, Rings]]:
-    """Regions within a band of rows, by GDAL."""
+    """Class index and rings of the regions within a band of rows, as GDAL finds them."""
     rasterio = import_rasterio()
     from rasterio.features import shapes
 
@@ -270,7 +271,7 @@ def _regions_of(indices: NDArray[np.integer], wanted: tuple[int, ...], top: int)
         edges = []
         for number, points in enumerate(polygon["coordinates"]):
             ring = np.rint(np.asarray(points)).astype(np.int64)
-            # y points downwards: what is positive here is clockwise as seen.
+            # y points downwards, so a positive area is clockwise on the screen.
             if (doubled_area(ring) > 0) != (number == 0):
                 ring = ring[::-1]
             edges.append(np.hstack([ring[:-1], ring[1:]]))
@@ -278,21 +279,20 @@ def _regions_of(indices: NDArray[np.integer], wanted: tuple[int, ...], top: int)
 
 
 def _join(hanging: list[tuple[int, int, _OpenRegion]], above: list[tuple[int, int, _OpenRegion]], y: int) -> None:
-    """Make one of the pieces that meet on a line between bands; what of their edges there has no counterpart stays.
+    """Merge fragments that meet on a line between bands, and keep the parts of their edges that meet no counterpart.
 
-    `hanging` are bottom edges of the band above the line, `above` top edges of the band below it; both left to right.
+    `hanging` holds bottom edges of the band above the line, `above` top edges of the band below it; both left to right.
     """
     kept: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
     owners: dict[int, _OpenRegion] = {}
 
-    def keep(piece: _OpenRegion, start: int, stop: int) -> None:
+    def keep(fragment: _OpenRegion, start: int, stop: int) -> None:
         if start != stop:
-            owners[id(piece)] = piece
-            kept[id(piece)].append((start, y, stop, y))
+            owners[id(fragment)] = fragment
+            kept[id(fragment)].append((start, y, stop, y))
 
     at = 0
     met: list[tuple[_OpenRegion, _OpenRegion]] = []
-    # For every lower edge, how much of it meets edges of the same class; for every upper edge likewise.
     upper_left = [start for start, _, _ in hanging]
     for start, stop, lower in above:
         while at < len(hanging) and hanging[at][1] <= start:
@@ -322,7 +322,7 @@ def _join(hanging: list[tuple[int, int, _OpenRegion]], above: list[tuple[int, in
 
 
 def _rings(edges: NDArray[np.int64]) -> Rings:
-    """Simple closed rings of a region's edges (n, 4), the outside first."""
+    """Simple closed rings from a region's edges (n, 4), the outer ring first."""
     following: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for x0, y0, x1, y1 in edges.tolist():
         following[x0, y0].append((x1, y1))
@@ -339,7 +339,7 @@ def _rings(edges: NDArray[np.int64]) -> Rings:
                     places[there] = len(path)
                     path.append(there)
                     continue
-                # Back at a corner: what lies between is a ring of its own, also where two rings touch there.
+                # Back at a corner: the path since then is a ring. So rings that touch in a corner stay apart.
                 first = places[there]
                 rings.append(_straightened([*path[first:], there]))
                 for point in path[first + 1 :]:
@@ -350,7 +350,7 @@ def _rings(edges: NDArray[np.int64]) -> Rings:
 
 
 def _straightened(points: list[tuple[int, int]]) -> Ring:
-    """The ring without points in the middle of a straight line."""
+    """The ring without points inside straight lines."""
     ring = np.array(points, np.int64)
     steps = np.sign(np.diff(ring, axis=0))
     corners = (steps != np.roll(steps, 1, axis=0)).any(axis=1)

@@ -1,4 +1,4 @@
-"""Read microscope slides and OME-TIFF window by window."""
+"""Read microscope slides and OME-TIFF window by window, from the full-size level, through tifffile."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ from evitseg.raster.levels import Levels, cells, check_range, choose_levels
 from evitseg.raster.tiff_readers import warn_first
 from evitseg.raster.window import CACHE_BYTES, Origin, check_block, check_size, check_window, damaged, identity_of, rgb
 
-_MICROSCOPES = ("bif", "indica", "ndpi", "ome", "philips", "qpi", "scn", "svs")
-"""Of tifffile's names for what wrote a file, those that this module reads."""
 _NONE, _JPEG = 1, (6, 7, 34892)
 _COMPRESSIONS = {_NONE, 5, 8, 32773, 32946, 33003, 33005, 34712, 50000, *_JPEG}
-"""TIFF's numbers: none, LZW, deflate, PackBits, JPEG 2000, Zstandard, JPEG; each bounded by the size of its tile."""
+"""TIFF's numbers for none, LZW, deflate, PackBits, JPEG 2000, Zstandard and JPEG."""
 _IMAGES = (*_JPEG, 33003, 33005, 34712)
-"""Of them those whose tiles are images with a size of their own."""
+"""Compressions whose tiles are images with a size of their own."""
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-_PLANES_APART = 2
+_SEPARATE_PLANES = 2
 _LIBRARY_BYTES = 8 * 2**20
-"""Of memory: tifffile and imagecodecs."""
+"""Memory of tifffile and imagecodecs."""
 
 
 def import_tifffile() -> ModuleType:
+    """The module `tifffile`. Raises: MissingPackageError."""
     try:
         import tifffile
     except ImportError as error:
         raise MissingPackageError("reading and writing TIFF window by window", "geo,slides") from error
-    # What it has to say of a file is said once, in our sentence; to a program that keeps a log it still speaks.
+    # Our own message reports a bad file once. Programs that configure logging still get tifffile's.
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
@@ -53,7 +52,7 @@ def import_tifffile() -> ModuleType:
 
 
 def _require_imagecodecs(name: str) -> None:
-    # Also for deflate: Python's own, which tifffile would take, unpacks a tile to any size.
+    # Deflate needs it too: with Python's zlib, which tifffile would use, a tile may inflate to any size.
     try:
         import imagecodecs  # noqa: F401
     except ImportError as error:
@@ -64,9 +63,9 @@ def _require_imagecodecs(name: str) -> None:
 def _opened(path: Path, name: str) -> Iterator[Any]:
     tifffile = import_tifffile()
     try:
-        # Not by its name: a file is what it contains, and files that it names are not opened.
+        # Without _multifile, tifffile would open other files that this one refers to.
         file = tifffile.TiffFile(os.fspath(path), _multifile=False)
-    except Exception as error:  # as many kinds as there are ways to damage a header
+    except Exception as error:  # tifffile raises any type of error for a damaged header
         raise ImageError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
     with file:
         if not file.pages:
@@ -80,12 +79,12 @@ def _parsing(name: str) -> Iterator[None]:
         yield
     except (ImageError, MissingPackageError):
         raise
-    except Exception as error:  # tifffile raises whatever a damaged header makes it stumble over
+    except Exception as error:  # tifffile raises any type of error for a damaged header
         raise ImageError(f"{name}: truncated or damaged ({str(error) or type(error).__name__}).") from error
 
 
 class SlideSource:
-    """Windows of the largest image in the file, at its full size."""
+    """Windows of the largest image in a file, at its full size."""
 
     def __init__(self, name: str, file: Any, identity: str, options: ReadOptions = AS_STATED) -> None:
         self._name, self._file, self.identity = name, file, identity
@@ -96,16 +95,18 @@ class SlideSource:
         key = level.keyframe
         self._key = key
         if key.compression not in _COMPRESSIONS:
-            raise ImageError(f"{name}: compression {key.compression!r} is not read; store it as deflate or JPEG.")
+            raise ImageError(f"{name}: compression {key.compression!r} is not supported; store it as deflate or JPEG.")
         if key.compression != _NONE or key.predictor != 1:
             _require_imagecodecs(name)
         allowed = {_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE} | ({_YCBCR} if key.compression in _JPEG else set())
         if key.photometric not in allowed:
-            raise ImageError(f"{name}: colours stored as {key.photometric!r} are not read; convert it to RGB first.")
-        self._samples = 1 if key.planarconfig == _PLANES_APART else key.samplesperpixel
-        self._planes_inside = key.samplesperpixel if key.planarconfig == _PLANES_APART else 1
+            raise ImageError(
+                f"{name}: colours stored as {key.photometric!r} are not supported; convert it to RGB first."
+            )
+        self._samples = 1 if key.planarconfig == _SEPARATE_PLANES else key.samplesperpixel
+        self._planes_inside = key.samplesperpixel if key.planarconfig == _SEPARATE_PLANES else 1
         if len(planes) * key.samplesperpixel != len(bands) or key.imagedepth != 1:
-            raise ImageError(f"{name}: {len(planes)} pages of {key.samplesperpixel} bands are not one image.")
+            raise ImageError(f"{name}: {len(planes)} pages of {key.samplesperpixel} bands do not make one image.")
         if key.bitspersample not in (8, 16, 32, 64) or isinstance(key.bitspersample, tuple):
             raise ImageError(f"{name}: BitsPerSample {key.bitspersample} in a file of several planes is not read.")
         self._pages = [level.pages[plane] for plane in planes]
@@ -113,7 +114,7 @@ class SlideSource:
         if key.photometric != _PALETTE:
             check_range(name, level.dtype, options)
         elif options.value_range is not None:
-            raise ImageError(f"{name}: a palette's colours have no range; leave out --range.")
+            raise ImageError(f"{name}: --range does not apply to a palette; leave it out.")
         self._loose = key.compression == _NONE and not key.is_tiled and key.predictor == 1 and key.fillorder == 1
         if key.is_tiled:
             self.tile = (key.tilelength, key.tilewidth)
@@ -139,19 +140,19 @@ class SlideSource:
             )
 
     def _sample(self) -> Iterator[NDArray[Any]]:
-        """Stored values, for the range."""
+        """Stored values, from which the range is found."""
         for window in cells(self.size):
-            with contextlib.suppress(ImageError):  # a damaged part is reported where it is read
+            with contextlib.suppress(ImageError):  # damage is reported when it is read
                 yield self._stored(*window).reshape(-1)
 
     def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
-        """(height, width, bands) as the file holds them."""
+        """(height, width, bands) as stored."""
         try:
             if len(self._pages) * self._planes_inside == 1:
                 whole = self._plane(0, top, left, height, width)
                 return whole if self._bands == tuple(range(whole.shape[2])) else whole[..., self._bands]
             return np.dstack([self._plane(band, top, left, height, width) for band in self._bands])
-        except Exception as error:  # a codec raises what a damaged tile makes it stumble over
+        except Exception as error:  # codecs raise any type of error for a damaged tile
             raise damaged(self._name, top, left, height, width, error) from error
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -198,11 +199,11 @@ class SlideSource:
             handle.seek(offset)
             data: bytes = handle.read(count)
         if len(data) < count:
-            raise ValueError("the file ends before it")
+            raise ValueError("the file ends too early")
         return data
 
     def _segment(self, place: int, page: Any, index: int) -> NDArray[Any]:
-        """(height, width, samples) of a tile or strip, decoded."""
+        """(height, width, samples) of a decoded tile or strip."""
         with self._cache_lock:
             known = self._cache.get((place, index))
             if known is not None:
@@ -230,24 +231,26 @@ class SlideSource:
 
 
 def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, Any, list[int], list[Band]]:
-    """The series to read, its full-size level, the pages that are its bands or hold them, and the bands."""
+    """The series to read, its full-size level, the indices of its pages, and their bands. Raises: ImageError."""
     series = max(file.series, key=lambda s: s.levels[0].size)
     alike = [s for s in file.series if s.levels[0].shape == series.levels[0].shape] if file.is_ome else [series]
     level = series.levels[0]
     lengths = dict(zip(level.axes, level.shape, strict=True))
     if "Y" not in lengths or "X" not in lengths or len(lengths) != len(level.axes):
-        raise ImageError(f"{name}: an array of axes {level.axes}, not an image.")
+        raise ImageError(f"{name}: an array with the axes {level.axes} is not an image.")
     if lengths.get("S", 1) > 1 and lengths.get("C", 1) > 1:
-        raise ImageError(f"{name}: several colour images in one ({level.axes}, {level.shape}); choose one.")
+        raise ImageError(
+            f"{name}: several colour images in one array ({level.axes}, {level.shape}); save one as its own file."
+        )
     leading = [axis for axis in level.axes if axis not in "YXS"]
     shape = [lengths[axis] for axis in leading]
     if math.prod(shape) != len(level.pages):
-        raise ImageError(f"{name}: says it holds {math.prod(shape)} planes, but has {len(level.pages)} pages.")
+        raise ImageError(f"{name}: its metadata claim {math.prod(shape)} planes, but it has {len(level.pages)} pages.")
     each = math.prod(lengths[axis] for axis in leading if axis != "C")
     total = each * len(alike)
     page = options.page or 1
     if page > total:
-        raise ImageError(f"{name}: there is no page {page} (--page); it has {total}.")
+        raise ImageError(f"{name}: --page {page} does not exist; the file has {total}.")
     if total > 1 and options.page is None:
         axes = ", ".join(f"{lengths[axis]} along {axis}" for axis in leading if axis != "C" and lengths[axis] > 1)
         warn_first(name, str(total), f"images ({axes})" if axes else "images")
@@ -286,7 +289,7 @@ def _bands_of(file: Any, series: Any, key: Any, count: int) -> list[Band]:
 
 
 def _color_of(text: str) -> str:
-    """OME's signed number of four bytes: red, green, blue, alpha."""
+    """The name of a colour in OME's form, a signed integer of four bytes: red, green, blue, alpha."""
     try:
         color = (int(text) & 0xFFFFFFFF) >> 8
     except ValueError:
@@ -300,12 +303,12 @@ def _color_of_table(table: Any) -> str:
 
 
 def _check_inner(data: bytes, tile: tuple[int, int]) -> None:
-    """A tile that is an image decodes to what it says itself, which must be the tile. Raises: ValueError."""
+    """Check that the size in the header of a compressed tile is the tile's. Raises: ValueError."""
     width = height = parts = 0
     if data[:4] == b"\xff\x4f\xff\x51" or data[4:8] == b"jP  ":
         start = data.find(b"\xff\x4f\xff\x51")
         if start < 0 or len(data) < start + 44:
-            raise ValueError("a tile without a size")
+            raise ValueError("the tile has no size")
         x1, y1, x0, y0 = struct.unpack(">4I", data[start + 8 : start + 24])
         width, height, (parts,) = x1 - x0, y1 - y0, struct.unpack(">H", data[start + 40 : start + 42])
     elif data[:2] == b"\xff\xd8":
@@ -321,13 +324,13 @@ def _check_inner(data: bytes, tile: tuple[int, int]) -> None:
             if marker == 0xDA:
                 break
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    # Encoders round a tile up to their blocks, no further.
+    # Encoders may round a tile up to whole blocks.
     if width > tile[1] + 64 or height > tile[0] + 64 or parts > 16:
-        raise ValueError(f"a tile of {tile[1]}×{tile[0]} pixels says that it has {width}×{height}")
+        raise ValueError(f"a tile of {tile[1]}×{tile[0]} pixels claims {width}×{height}")
 
 
 def _pixel_size(file: Any) -> tuple[float, float] | None:
-    """(height, width) in micrometres, where OME's or Aperio's description says it."""
+    """(height, width) of a pixel in micrometres, if OME's or Aperio's description states it."""
     if file.is_svs:
         found = re.search(r"MPP\s*=\s*([0-9.]+)", file.pages.first.description)
         return (float(found[1]), float(found[1])) if found else None
@@ -346,7 +349,7 @@ def _pixel_size(file: Any) -> tuple[float, float] | None:
 
 @contextmanager
 def open_slide(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[SlideSource]:
-    """Raises: ImageError, MissingPackageError."""
+    """A slide or OME-TIFF, to read window by window. Raises: ImageError, MissingPackageError."""
     with _opened(path, name) as file:
         with _parsing(name):
             source = SlideSource(name, file, identity_of(path), options)

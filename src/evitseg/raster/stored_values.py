@@ -1,4 +1,4 @@
-"""Pixels as a file stores them, and how they become RGB."""
+"""Decode the values that a file stores, and convert them to RGB."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ class StoredValues:
     """Decoded values, before bands and range are chosen.
 
     Attributes:
-        values: (H, W, bands) as the file holds them; colours where it holds a palette or inks.
-        bands: what the file says about them.
-        colors: of a palette, (colours, 3).
-        bits: significant ones that the file states.
-        has_lost: only the upper 8 of 16 bits are left.
-        nodata: a value that does not count where every band has it.
+        values: (H, W, bands) as stored; colours if the file holds a palette or inks.
+        bands: the file's metadata of each band.
+        colors: (colours, 3) of a palette.
+        bits: significant bits that the file states.
+        is_inverted: whether 0 is white.
+        has_lost: whether only the upper 8 of 16 bits are left.
+        nodata: a pixel with this value in every band does not count.
     """
 
     values: NDArray[Any]
@@ -50,7 +51,7 @@ def loaded(image: Image.Image) -> Image.Image:
 
 
 def stored_values(image: Image.Image, name: str) -> StoredValues:
-    """What an image of a format other than TIFF holds."""
+    """The stored values of a PIL image that is not a TIFF."""
     mode = image.mode
     if mode == "RGB":
         return StoredValues(np.array(image), _RGB)
@@ -64,13 +65,13 @@ def stored_values(image: Image.Image, name: str) -> StoredValues:
         return StoredValues(np.asarray(image).astype(np.uint16)[..., None], (Band("grey"),))
     if mode == "I":
         values = np.asarray(image)
-        if image.format == "PNG":  # which older versions of Pillow widen
+        if image.format == "PNG":  # older versions of Pillow widen 16 bits
             values = values.astype(np.uint16)
         return StoredValues(values[..., None], (Band("grey"),))
     if mode == "F":
         return StoredValues(np.asarray(image)[..., None], (Band("grey"),))
     if mode in ("P", "PA"):
-        if "transparency" in image.info:  # of which Pillow would warn
+        if "transparency" in image.info:  # Pillow would warn about it
             image = image.copy()
             del image.info["transparency"]
         return StoredValues(np.asarray(image.convert("RGB")), (Band("palette"),))
@@ -78,13 +79,13 @@ def stored_values(image: Image.Image, name: str) -> StoredValues:
 
 
 def jpeg2000_values(stream: BinaryIO, image: Image.Image, name: str, options: ReadOptions) -> StoredValues:
-    """What a JPEG 2000 holds: more than 8 bits are decoded right by Pillow for a single band only."""
+    """The stored values of a JPEG 2000. With more than 8 bits, Pillow only decodes a single band correctly."""
     bits = jpeg2000_bits(stream)
     if bits <= 8:
         return stored_values(loaded(image), name)
     if image.mode.startswith("I;16"):
         stored = stored_values(loaded(image), name)
-        values = stored.values >> (16 - bits)  # which Pillow shifts to the left
+        values = stored.values >> (16 - bits)  # Pillow shifts them to the left
         stored = replace(stored, values=values, bits=bits)
     else:
         try:
@@ -92,30 +93,30 @@ def jpeg2000_values(stream: BinaryIO, image: Image.Image, name: str, options: Re
         except ImportError as error:
             what = f"{name}: reading a JPEG 2000 of {bits} bits in several bands"
             raise UnreadableHereError(what, "slides") from error
-        image.load()  # which tells of a file that is cut off
+        image.load()  # reports a truncated file
         stream.seek(0)
         values = imagecodecs.jpeg2k_decode(stream.read())
         count = 1 if values.ndim == 2 else values.shape[2]
         bands = (Band("grey"), Band("alpha")) if count < 3 else (*_RGB, Band("alpha"))
         if values.dtype != np.uint16 or count > 4:
             raise ImageError(
-                f"{name}: a JPEG 2000 with {count} bands of {values.dtype} is not read; convert it to TIFF first."
+                f"{name}: JPEG 2000 with {count} bands of {values.dtype} is not supported; convert it to TIFF first."
             )
         stored = StoredValues(values.reshape(*values.shape[:2], count), bands[:count], bits=bits)
-    if options.value_range is None:  # satellites' reflectances come as 15 bits, of which they use few
+    if options.value_range is None:  # satellite reflectances use few of their 15 bits
         colors = 3 if len(stored.bands) >= 3 else 1
         warn_if_dark(name, int(stored.values[..., :colors].max()), bits)
     return stored
 
 
 def to_rgb(stored: StoredValues, name: str, options: ReadOptions) -> ImageArray:
-    """(H, W, 3): the bands that are chosen, in 8 bits."""
+    """(H, W, 3) pixels: the chosen bands in 8 bits. Raises: ImageError."""
     is_cmyk = stored.bands[0].color == "cyan" and options.bands is None
     places = (0, 1, 2, 3) if is_cmyk else choose_bands(name, stored.bands, options)
     values = stored.values
     if stored.bands[places[0]].color == "palette":
         if options.value_range is not None:
-            raise ImageError(f"{name}: a palette's colours have no range; leave out --range.")
+            raise ImageError(f"{name}: --range does not apply to a palette; leave it out.")
         return np.array(values if stored.colors is None else stored.colors[values[..., 0]])
     if places != tuple(range(values.shape[2])):
         values = values[..., places[0] : places[0] + 1] if len(places) == 1 else values[..., list(places)]
@@ -132,11 +133,11 @@ def to_rgb(stored: StoredValues, name: str, options: ReadOptions) -> ImageArray:
 
 
 def tiff_values(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> StoredValues:
-    """A page of a kind that Pillow reads right."""
+    """The stored values of a TIFF page of a kind that Pillow reads correctly."""
     stream.seek(0)
     with Image.open(stream, formats=("TIFF",)) as image:
         assert isinstance(image, TiffImagePlugin.TiffImageFile)
-        # Without a name it is not mapped: Pillow 13 maps pixels that are stored turned as if they were not.
+        # Without a file name Pillow does not memory-map; Pillow 13 ignores the orientation of mapped pixels.
         image.filename = ""
         if page.ifd:
             image.seek(page.ifd)
@@ -159,8 +160,8 @@ def tiff_values(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> Sto
         if mode == "1":
             values = values.astype(np.uint8)
         elif bits < 8:
-            values = values // np.uint8(255 // (2**bits - 1))  # as stored: Pillow scales them
-        if inverted and bits <= 8:  # Pillow inverts these
+            values = values // np.uint8(255 // (2**bits - 1))  # undo Pillow's scaling
+        if inverted and bits <= 8:  # undo Pillow's inversion
             values = np.subtract(2**bits - 1, values, dtype=np.uint8)
         return StoredValues(values, bands, None, page.stated_bits, inverted, nodata=_number(page.nodata))
     extra = (Band("alpha") if page.has_alpha else Band(),) if values.shape[2] == 4 else ()
@@ -170,13 +171,13 @@ def tiff_values(stream: BinaryIO, name: str, page: tiff.Page, pages: int) -> Sto
 
 
 def _number(nodata: str) -> int | None:
-    """GDAL's tag, where it is a value of 16 bits."""
+    """GDAL's nodata tag as a number, if it is a 16-bit value."""
     text = nodata.strip()
     return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 2**16 else None
 
 
 def _keep_premultiplied(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Stored colours count: Pillow would divide those with associated alpha by it."""
+    """Keep Pillow from dividing colours by associated alpha, because stored colours count."""
     tiles: Any = image.tile
 
     def plain(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The tags of a TIFF, read without decoding a pixel."""
+"""Read the tags of a TIFF without decoding pixels.
+
+Everything has a limit before it is read: directories, entries, and the bytes of a tag.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from evitseg.errors import ImageError
 from evitseg.raster.window import check_size
 
 MAX_PAGES = 10_000
-"""Directories that are followed."""
+"""Maximum number of directories that are read."""
 _MOST_ENTRIES = 4096
 MAX_TAG_BYTES = 2**20
 _LONGEST_TEXT = 16 * 2**20
-"""Of OME's XML."""
+"""Maximum bytes of a text tag, such as OME's XML."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
@@ -29,17 +32,17 @@ JPEG = 7
 
 @dataclass(frozen=True)
 class Page:
-    """One directory of a TIFF.
+    """One directory of a TIFF: an image and its tags.
 
     Attributes:
-        ifd: its place in the chain of directories, from 0.
+        ifd: index in the chain of directories, from 0.
         bits, formats: BitsPerSample and SampleFormat of every sample.
-        extra: ExtraSamples, of the samples after the colours.
-        is_planar: PlanarConfiguration 2, every band apart.
+        extra: ExtraSamples, the kinds of the samples after the colours.
+        is_planar: whether bands are stored separately (PlanarConfiguration 2).
         colormap: (colours, 3) uint8.
-        nodata: GDAL's tag, "" where it is absent.
-        is_placed: it has a georeference.
-        is_reduced: a smaller copy or a mask of another page.
+        nodata: GDAL's nodata tag; "" without one.
+        is_placed: whether the page has a georeference.
+        is_reduced: whether the page is a smaller copy or a mask of another one.
     """
 
     ifd: int
@@ -69,14 +72,14 @@ class Page:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) as it is looked at."""
+        """(height, width) of the upright image."""
         if self.orientation in (5, 6, 7, 8) and not self.is_placed:
             return self.width, self.height
         return self.height, self.width
 
     @property
     def stated_bits(self) -> int | None:
-        """Significant bits, where they are fewer than those of the stored numbers."""
+        """Significant bits per sample, if the file states fewer than it stores."""
         if self.bits[0] not in (8, 16, 32, 64):
             return self.bits[0]
         found = re.search(r'SignificantBits="(\d{1,2})"', self.description)
@@ -92,11 +95,12 @@ class Tiff:
     """A TIFF's directories.
 
     Attributes:
-        kind: "slide" for a microscope's file, else who wrote it.
-        pages: the full-size images among the directories.
-        count: how many images there are; more than `pages` where several lie behind one directory.
-        is_little: its byte order.
-        is_cut: there are more than `MAX_PAGES` directories.
+        kind: "slide" for a microscope slide, otherwise the kind of writer.
+        pages: indices of the full-size images among the directories.
+        count: number of images; more than `pages` if one directory stands for several.
+        first: the first full-size image.
+        is_little: whether the byte order is little-endian.
+        is_cut: whether there are more than `MAX_PAGES` directories.
     """
 
     kind: Literal["plain", "ome", "imagej", "slide"]
@@ -108,7 +112,7 @@ class Tiff:
 
 
 class _Reader:
-    """The structure of a TIFF file: directories, entries, values."""
+    """Reads the structure of a TIFF file: directories, entries and values."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -135,7 +139,7 @@ class _Reader:
         return data
 
     def directory(self, offset: int) -> tuple[dict[int, tuple[int, int, bytes]], int]:
-        """(type, count, value or its offset) by tag, and where the next directory lies."""
+        """(type, count, value or its offset) by tag, and the offset of the next directory."""
         head, entry = (8, 20) if self.is_big else (2, 12)
         count = self._unpack("Q" if self.is_big else "H", self.bytes_at(offset, head))[0]
         if not 1 <= count <= _MOST_ENTRIES:
@@ -148,7 +152,7 @@ class _Reader:
         return entries, self._unpack("Q" if self.is_big else "I", after)[0] if len(after) == width else 0
 
     def raw(self, entry: tuple[int, int, bytes] | None, most: int = MAX_TAG_BYTES) -> bytes:
-        """An entry's bytes; none where it is absent, too long, or not inside the file."""
+        """The bytes of an entry; empty if it is absent, too long or outside the file."""
         if entry is None or entry[0] not in _SIZES:
             return b""
         size = entry[1] * _SIZES[entry[0]]
@@ -182,7 +186,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
         except ImageError:
             if not sizes:
                 raise
-            break  # what comes before is whole
+            break  # the directories before it are intact
         subfile = reader.numbers(entries.get(254), (0,))[0]
         is_reduced = bool(subfile & 5) or reader.numbers(entries.get(255), (0,))[0] == 2
         width, height = (reader.numbers(entries.get(tag), (0,))[0] for tag in (256, 257))
@@ -203,7 +207,7 @@ def read_tiff(stream: BinaryIO, name: str) -> Tiff:
 
 
 def read_page(stream: BinaryIO, name: str, ifd: int) -> Page:
-    """The directory at this place in the chain. Raises: ImageError."""
+    """The directory at this index in the chain. Raises: ImageError."""
     reader = _Reader(stream, name)
     offset = reader.first
     for _ in range(ifd):
@@ -212,12 +216,12 @@ def read_page(stream: BinaryIO, name: str, ifd: int) -> Page:
 
 
 def _full_size(sizes: list[tuple[int, int, bool]]) -> tuple[int, ...]:
-    """Which directories are images of their own: not the masks, nor the smaller copies of the one before."""
+    """Indices of the directories that are images of their own, not masks or smaller copies of another one."""
     chosen = [place for place, (_, _, is_reduced) in enumerate(sizes) if not is_reduced] or [0]
     width, height, _ = sizes[chosen[0]]
     kept, smallest = [chosen[0]], width
     for place in chosen[1:]:
-        # A pyramid that does not say so: sides that are the first one's, halved once or more.
+        # Some pyramids do not mark their levels: the sides are those of the first image, halved once or more.
         w, h, _ = sizes[place]
         ratio = round(width / w) if w else 0
         halved = w < smallest and ratio > 1 and ratio & (ratio - 1) == 0
@@ -229,10 +233,10 @@ def _full_size(sizes: list[tuple[int, int, bool]]) -> tuple[int, ...]:
 
 
 def _kind(reader: _Reader, entries: dict[int, tuple[int, int, bytes]]) -> Literal["plain", "ome", "imagej", "slide"]:
-    """Who wrote the file, by the marks that tifffile knows, too."""
+    """The kind of writer, by the same marks that tifffile uses."""
     description, software = reader.text(entries.get(270)), reader.text(entries.get(305))
     end = description[-20:].strip()
-    if 34735 in entries:  # a GeoTIFF is GDAL's, whoever wrote it
+    if 34735 in entries:  # GDAL reads every GeoTIFF
         return "plain"
     is_slide = (
         description.startswith("Aperio ")
@@ -255,26 +259,26 @@ def _page(reader: _Reader, name: str, entries: dict[int, tuple[int, int, bytes]]
         return reader.numbers(entries.get(tag), (default,))[0]
 
     if 50706 in entries:
-        raise ImageError(f"{name}: a camera's raw file (DNG); develop it to JPEG, PNG or TIFF first.")
+        raise ImageError(f"{name} is a camera raw file (DNG); convert it to JPEG, PNG or TIFF first.")
     width, height = one(256, 0), one(257, 0)
     if width < 1 or height < 1:
         raise reader.damaged("its size is missing")
     check_size(name, (height, width))
     samples = one(277, 1)
     if not 1 <= samples <= 65_535:
-        raise reader.damaged(f"{samples} samples a pixel")
+        raise reader.damaged(f"{samples} samples per pixel")
     compression = one(259, 1)
-    # Old JPEG may leave out what its stream says.
+    # Old JPEG may omit the tag, because its stream states the colour space.
     photometric = one(262, YCBCR if compression in (6, JPEG) and samples == 3 else MIN_IS_WHITE)
     bits = _each(reader.numbers(entries.get(258), (1,)), samples)
     formats = _each(reader.numbers(entries.get(339), (UNSIGNED,)), samples)
-    _check_pieces(reader, entries, width, height, samples if one(284, 1) == 2 else 1)
+    _check_blocks(reader, entries, width, height, samples if one(284, 1) == 2 else 1)
     colormap = None
     if photometric == PALETTE:
         colors = np.array(reader.numbers(entries.get(320)), np.uint16)
         if not colors.size or colors.size % 3:
             raise reader.damaged("its colour map is missing")
-        # By the standard 16 bits; writers that put 8 there are common enough to be known.
+        # The standard prescribes 16 bits, but some writers store 8.
         colormap = (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8).reshape(3, -1).T
     return Page(
         ifd=ifd, width=width, height=height, bits=bits, formats=formats, photometric=photometric,
@@ -288,14 +292,14 @@ def _page(reader: _Reader, name: str, entries: dict[int, tuple[int, int, bytes]]
 
 
 def _each(values: tuple[int, ...], samples: int) -> tuple[int, ...]:
-    """A value for every sample: writers give one for all, or too many."""
+    """One value per sample, because some writers store one for all, or too many."""
     return values[:samples] if len(values) >= samples else (values[0],) * samples
 
 
-def _check_pieces(
+def _check_blocks(
     reader: _Reader, entries: dict[int, tuple[int, int, bytes]], width: int, height: int, planes: int
 ) -> None:
-    """A size that its strips or tiles cannot hold is a lie, however little the file says. Raises: ImageError."""
+    """Check that the strips or tiles can hold the image's size. Raises: ImageError."""
     tag = 324 if 324 in entries else 273
     if tag not in entries:
         raise reader.damaged("it has neither strips nor tiles")

@@ -1,4 +1,9 @@
-"""Which library reads a TIFF, and which TIFFs no library here reads."""
+"""Choose the library that reads a TIFF, the same whether it is read whole or in windows.
+
+- tifffile reads microscope slides, and OME-TIFF and ImageJ files with several planes.
+- Pillow reads whole images of the kinds in `pillow_reads`, which need no extra package.
+- GDAL reads all others, and windows of those that Pillow reads whole, with equal pixels.
+"""
 
 from __future__ import annotations
 
@@ -31,48 +36,49 @@ _PHOTOMETRIC = {
     32845: "LogLuv", 34892: "linear raw", 51177: "depth",
 }  # fmt: skip
 PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 34925, 50000}
-"""None, CCITT's three, LZW, JPEG, deflate, PackBits, LZMA, Zstandard."""
+"""None, the three of CCITT, LZW, JPEG, deflate, PackBits, LZMA and Zstandard."""
 
 
 def choose_page(name: str, tiff: Tiff, options: ReadOptions, quietly: bool = False) -> int:
-    """Place in the chain of the directory to read; warns where there are several. Raises: ImageError."""
+    """Index of the directory to read. Warns if there are several to choose from. Raises: ImageError."""
     total = f"more than {MAX_PAGES}" if tiff.is_cut else str(tiff.count)
     if options.page is None:
         if tiff.count > 1 and not quietly:
             warn_first(name, total)
         return tiff.pages[0]
     if options.page > max(tiff.count, len(tiff.pages)):
-        raise ImageError(f"{name}: there is no page {options.page} (--page); it has {total}.")
+        raise ImageError(f"{name}: --page {options.page} does not exist; the file has {total}.")
     if options.page > len(tiff.pages):
         raise ImageError(
-            f"{name}: its {tiff.count} images lie behind one directory, of which only the first is read; save them as "
-            "separate files or pages first."
+            f"{name}: its {tiff.count} images share one directory, so only the first can be read; save them "
+            "as separate files or pages first."
         )
     return tiff.pages[options.page - 1]
 
 
 def warn_first(name: str, total: str, what: str = "pages") -> None:
-    warn(f"{name}: the first of {total} {what} is read (--page chooses).", stacklevel=3)
+    """Warn that only the first of several images in a file is read."""
+    warn(f"{name}: reading the first of {total} {what}; --page chooses another.", stacklevel=3)
 
 
 def is_for_tifffile(tiff: Tiff) -> bool:
-    """Whether tifffile reads the file, whole and in windows."""
+    """Whether tifffile reads the file."""
     if tiff.kind in ("ome", "imagej"):
         return len(tiff.pages) > 1 or tiff.first.has_subifds
     return tiff.kind == "slide"
 
 
 def pillow_reads(page: Page, is_little: bool, options: ReadOptions, path: Path | None) -> bool:
-    """Whether Pillow reads the page whole, with the pixels that GDAL gives.
+    """Whether Pillow reads the page whole with the same pixels as GDAL.
 
     Args:
-        path: of the file, beside which GDAL's own metadata may lie.
+        path: the file, which may have a companion with metadata for GDAL.
     """
     if len(set(page.bits)) > 1 or set(page.formats) != {UNSIGNED} or page.compression not in PILLOW_COMPRESSIONS:
         return False
     bits, samples, extra = page.bits[0], page.samples, page.extra
     if page.is_placed and page.orientation != 1:
-        return False  # which stays as it is stored
+        return False  # georeferenced images keep their stored orientation
     if 'role="colorinterp"' in page.metadata or 'role="description"' in page.metadata:
         return False
     has_companion = path is not None and _has_companion(path)
@@ -98,7 +104,7 @@ def pillow_reads(page: Page, is_little: bool, options: ReadOptions, path: Path |
 
 
 def _has_companion(path: Path) -> bool:
-    """Whether a file beside it says what bands, colours or nodata are: GDAL alone reads it."""
+    """Whether a companion file, which only GDAL reads, describes bands, colours or nodata."""
     try:
         with open(f"{path}.aux.xml", "rb") as file:
             content = file.read(MAX_TAG_BYTES)
@@ -108,28 +114,28 @@ def _has_companion(path: Path) -> bool:
 
 
 def refusal(page: Page) -> str:
-    """Why nobody here reads the page, by its tags; "" where GDAL does."""
+    """The reason why no library here reads the page; "" if GDAL reads it."""
     if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR):
         what = _PHOTOMETRIC.get(page.photometric, "unknown")
-        return f"PhotometricInterpretation {page.photometric} ({what}) is not read; convert the image to RGB first"
+        return f"PhotometricInterpretation {page.photometric} ({what}) is not supported; convert the image to RGB first"
     if page.photometric == YCBCR and page.compression not in (6, JPEG):
-        return "PhotometricInterpretation 6 (YCbCr) is read from JPEG compression only; convert the image to RGB first"
+        return "PhotometricInterpretation 6 (YCbCr) is only supported with JPEG compression; convert it to RGB first"
     if page.photometric == SEPARATED and (page.samples < 4 or page.ink_set != 1):
-        return "PhotometricInterpretation 5 with inks other than CMYK is not read; convert the image to RGB first"
+        return "PhotometricInterpretation 5 with inks other than CMYK is not supported; convert the image to RGB first"
     if len(set(page.bits)) > 1 or len(set(page.formats)) > 1:
         return f"BitsPerSample {page.bits} and SampleFormat {page.formats} differ by band; convert the image first"
     if page.photometric in (PALETTE, SEPARATED, YCBCR) and page.formats[0] != UNSIGNED:
         return (
-            f"SampleFormat {page.formats[0]} with PhotometricInterpretation {page.photometric} is not read; convert "
-            "the image to RGB first"
+            f"SampleFormat {page.formats[0]} with PhotometricInterpretation {page.photometric} is not supported; "
+            "convert the image to RGB first"
         )
     if page.formats[0] == SIGNED and page.bits[0] not in (8, 16, 32, 64):
-        return f"SampleFormat 2 (signed) with BitsPerSample {page.bits[0]} is not read; convert the image first"
+        return f"SampleFormat 2 (signed) with BitsPerSample {page.bits[0]} is not supported; convert the image first"
     return ""
 
 
 def kind_in_words(page: Page) -> str:
-    """The tags that make the page GDAL's, for the sentence that GDAL is missing."""
+    """The tags of a page that needs GDAL, for the message that GDAL is missing."""
     words = [f"{page.samples} bands of {page.bits[0]} bits"]
     if page.formats[0] != UNSIGNED:
         words.append(f"SampleFormat {page.formats[0]}")
@@ -144,12 +150,12 @@ def kind_in_words(page: Page) -> str:
 
 
 def cmyk_to_rgb(inks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) from (H, W, 4), without a colour profile, as libtiff, and so GDAL, does it."""
+    """(H, W, 3) from (H, W, 4), without a colour profile, by the formula of libtiff and GDAL."""
     light = 255 - inks.astype(np.uint32)
     return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
 
 
 def no_raw(path: Path, name: str) -> None:
-    """Raises: ImageError for a camera's raw file, whose first page is a thumbnail."""
+    """Raises: ImageError for a camera raw file, whose first page is only a thumbnail."""
     if path.suffix.lower() in RAW_EXTENSIONS:
-        raise ImageError(f"{name}: a camera's raw file; develop it to JPEG, PNG or TIFF first.")
+        raise ImageError(f"{name} is a camera raw file; convert it to JPEG, PNG or TIFF first.")

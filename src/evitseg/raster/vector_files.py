@@ -1,4 +1,4 @@
-"""Write polygons as GeoJSON and GeoPackage."""
+"""Write polygons as GeoJSON or GeoPackage."""
 
 from __future__ import annotations
 
@@ -20,28 +20,19 @@ from evitseg.system.authorship import POLYGONS
 from evitseg.system.files import replacing, temporary_folder
 
 ENDINGS = (".geojson", ".json", ".gpkg")
-
-
 _BATCH_POINTS = 200_000
-
-
 _DEGREES = 9
 """Decimals of longitude and latitude: a tenth of a millimetre."""
-
-
 _WGS84 = "EPSG:4326"
 
-
 Ring = NDArray[np.int64]
-"""(points, 2): x to the right and y downwards in pixels, from the mask's corner; the last point is the first."""
-
-
+"""(points, 2): x to the right and y downwards in pixels from the mask's corner; the last point repeats the first."""
 Rings = list[Ring]
-"""The outside first, clockwise as seen; then the holes, anticlockwise."""
+"""The outer ring, clockwise on the screen, then the holes, anticlockwise."""
 
 
 def doubled_area(ring: NDArray[Any]) -> float:
-    """Twice what the shoelace formula gives: positive for clockwise as seen where y points downwards."""
+    """Twice the ring's area by the shoelace formula; positive for clockwise on the screen, where y points downwards."""
     x, y = ring[:, 0], ring[:, 1]
     return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
 
@@ -49,7 +40,7 @@ def doubled_area(ring: NDArray[Any]) -> float:
 def _batches(
     features: Iterator[tuple[int, str, int, Rings]], transform: Any
 ) -> Iterator[list[tuple[int, str, int, list[NDArray[np.float64]]]]]:
-    """Features in coordinates of the mask's reference system, many at a time: each call of PROJ or GDAL costs."""
+    """Features in the mask's reference system, in batches, because every call of PROJ and GDAL is expensive."""
     batch: list[tuple[int, str, int, list[NDArray[np.float64]]]] = []
     points = 0
     for value, name, pixels, rings in features:
@@ -72,6 +63,7 @@ def _batches(
 
 
 def geojson(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer: str) -> None:
+    """Write features (class index, name, pixels, rings) as GeoJSON. Raises: FileError."""
     from rasterio.warp import transform as to_crs
 
     with replacing(out) as file:
@@ -108,9 +100,9 @@ def geojson(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer:
 
 
 def _wound(ring: list[list[float]], is_outside: bool) -> list[list[float]]:
-    """Anticlockwise outside, clockwise holes, as RFC 7946 wants; y points upwards here."""
+    """The ring in the order of RFC 7946: anticlockwise outside, clockwise holes, with y upwards."""
     points = np.asarray(ring)
-    # From the ring's own corner: far from 0, the products of the formula would lose the area in rounding.
+    # Relative to the ring's own corner, because far from the origin rounding would swallow the area.
     return ring if (doubled_area(points - points[0]) > 0) == is_outside else ring[::-1]
 
 
@@ -123,6 +115,7 @@ def _import_pyogrio() -> ModuleType:
 
 
 def geopackage(out: Path, features: Iterator[Any], transform: Any, crs: Any, layer: str) -> None:
+    """Write features (class index, name, pixels, rings) as GeoPackage. Raises: FileError, MissingPackageError."""
     pyogrio = _import_pyogrio()
     names = ("class", "name", "pixels")
     options: dict[str, Any] = {
@@ -130,7 +123,7 @@ def geopackage(out: Path, features: Iterator[Any], transform: Any, crs: Any, lay
     }  # fmt: skip
     try:
         with temporary_folder(out.parent) as folder:
-            temporary = folder / "polygons.gpkg"  # GDAL complains of a GeoPackage that is called otherwise
+            temporary = folder / "polygons.gpkg"  # GDAL warns of a GeoPackage with another ending
             is_begun = False
             for batch in _batches(features, transform):
                 columns = (
@@ -140,7 +133,7 @@ def geopackage(out: Path, features: Iterator[Any], transform: Any, crs: Any, lay
                 )
                 _append(pyogrio, temporary, [_wkb(f[3]) for f in batch], columns, names, crs, is_begun, options)
                 is_begun = True
-            if not is_begun:  # a layer without polygons is a layer
+            if not is_begun:  # the file has its layer even without polygons
                 columns = (np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.int64))
                 _append(pyogrio, temporary, [], columns, names, crs, False, options)
             temporary.replace(out)
@@ -152,7 +145,7 @@ def _append(
     pyogrio: ModuleType, path: Path, shapes: list[bytes], columns: Any, names: Any, crs: Any, more: bool, options: Any
 ) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided")  # pixels have none
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # pixel coordinates have no CRS
         pyogrio.raw.write(
             os.fspath(path), np.array([*shapes, None], object)[:-1], columns, names,
             crs=None if crs is None else crs.to_wkt(), append=more, **options,
@@ -160,7 +153,7 @@ def _append(
 
 
 def _wkb(rings: list[NDArray[np.float64]]) -> bytes:
-    """A polygon in the standard's binary form, little-endian."""
+    """A polygon as little-endian well-known binary (WKB)."""
     parts = [struct.pack("<BII", 1, 3, len(rings))]
     for ring in rings:
         parts += [struct.pack("<I", len(ring)), np.ascontiguousarray(ring, "<f8").tobytes()]

@@ -1,4 +1,8 @@
-"""Read whole images: choose the reader of a file."""
+"""Read whole images, by Pillow or through the readers of windows.
+
+`evitseg.raster.open` gives the same pixels window by window. The rules are in `evitseg.raster.tiff_readers`, `bands`
+and `levels`.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +48,9 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
     """The image in a file, or in its bytes.
 
     Args:
-        name: for messages.
-        least: gives the (height, width) that is needed from the (height, width) that there is; a JPEG may then be
-            decoded at a half, a quarter or an eighth.
+        name: how messages call the image.
+        least: returns the smallest useful (height, width) for the image's own; a JPEG may then be decoded at 1/2, 1/4
+            or 1/8.
 
     Raises: ImageError, MissingPackageError.
     """
@@ -63,7 +67,7 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
             ifd = choose_page(name, file, options, quietly=True)
             page = file.first if ifd == file.first.ifd else tiff.read_page(stream, name, ifd)
             check_pixels(name, page.size)
-            # GDAL's JPEG library smooths colours of half the resolution otherwise than Pillow's.
+            # GDAL's JPEG library interpolates subsampled colours differently from Pillow's.
             is_gdals = page.photometric == tiff.YCBCR and importlib.util.find_spec("rasterio") is not None
             if not is_gdals and pillow_reads(page, file.is_little, options, path):
                 choose_page(name, file, options)
@@ -73,13 +77,13 @@ def read_whole(source: Path | bytes, name: str, options: ReadOptions, least: Lea
                 raise ImageError(f"{name}: {why}.")
             reason = f"{name}: reading a TIFF of this kind ({kind_in_words(page)})"
         else:
-            reason = f"{name}: reading a TIFF of several planes or levels"
+            reason = f"{name}: reading a TIFF with several planes or levels"
     with _needing("geo", reason):
         return _through_windows(source, name, options)
 
 
 def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[int, int]:
-    """(height, width) of the image that `read_whole` gives, from the file's header. Raises: ImageError."""
+    """(height, width) of the image that `read_whole` would return, from the file's header. Raises: ImageError."""
     if isinstance(source, Path) and is_folder(source):
         from evitseg.raster.open import open_raster
 
@@ -102,7 +106,7 @@ def size_whole(source: Path | bytes, name: str, options: ReadOptions) -> tuple[i
 
 @contextlib.contextmanager
 def _needing(extra: str, what: str) -> Iterator[None]:
-    """A package that is missing makes the file unreadable here, no more: others can be read."""
+    """Turn a missing package into an UnreadableHereError, so that other files can still be read."""
     try:
         yield
     except UnreadableHereError:
@@ -115,7 +119,7 @@ def _through_windows(source: Path | bytes, name: str, options: ReadOptions) -> R
     from evitseg.raster.open import open_raster
 
     if isinstance(source, bytes):
-        # GDAL and tifffile read files.
+        # GDAL and tifffile only read files.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "image")
             path.write_bytes(source)
@@ -155,7 +159,7 @@ def _orientation(stream: BinaryIO, kind: ImageFormat, image: Image.Image) -> int
 
 
 def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(height, width) from Pillow's (width, height)."""
+    """(height, width) of the upright image from Pillow's (width, height)."""
     width, height = size
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
@@ -168,12 +172,12 @@ def _read(
     options: ReadOptions,
     least: Least | None,
 ) -> Reduced:
-    """A file that is no TIFF."""
+    """The image in a file other than a TIFF."""
     with _pillow(stream, kind, name) as image:
         orientation = _orientation(stream, kind, image)
         size = _upright(image.size, orientation)
         _choose_frame(image, kind, name, options)
-        # What Pillow leaves of 16-bit colours is their upper half.
+        # Pillow keeps only the upper 8 bits of 16-bit colours.
         has_lost = kind.name == "PNG" and image.mode not in ("I;16", "I") and _is_16_bit(image)
         if not (has_lost and options.value_range is not None):
             if kind.name == "JPEG" and least is not None and image.format == "JPEG":
@@ -197,7 +201,7 @@ def _choose_frame(image: Image.Image, kind: ImageFormat, name: str, options: Rea
         if count > 1:
             warn_first(name, str(count), "frames")
     elif options.page > count:
-        raise ImageError(f"{name}: there is no page {options.page} (--page); it has {count}.")
+        raise ImageError(f"{name}: --page {options.page} does not exist; the file has {count}.")
     elif options.page > 1:
         image.seek(options.page - 1)
 
@@ -208,11 +212,11 @@ def _is_16_bit(image: Image.Image) -> bool:
 
 
 def of_image(image: Image.Image, name: str, options: ReadOptions = AS_STATED) -> ImageArray:
-    """(H, W, 3) of an image in Pillow's hands, turned as its EXIF says. Raises: ImageError."""
+    """(H, W, 3) pixels of a PIL image, with its EXIF orientation applied. Raises: ImageError."""
     with translate_errors(name):
         check_pixels(name, (image.height, image.width))
         if not image.width or not image.height:
-            raise ImageError(f"{name}: has no pixels.")
+            raise ImageError(f"{name} has no pixels.")
         turn = TRANSPOSES.get(exif_orientation(image)) if image.format != "TIFF" else None
         if turn is not None:
             image = image.transpose(turn)

@@ -1,4 +1,4 @@
-"""What sources and sinks of windows have in common: the seam, the limits, and how stored numbers become RGB."""
+"""Windows of images and masks: the protocols for reading and writing them, and the limits that guard them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from evitseg.labels import LabelSpace
 from evitseg.raster.orientation import upright_array
 
 MAX_PIXELS = 100_000_000_000
-"""Of the largest image that is read window by window: ten times the largest mosaics; more is taken for an attack."""
+"""Pixels of the largest image that is read window by window; a header that claims more is taken for an attack."""
 MAX_BLOCK_BYTES = 256 * 2**20
-"""Of the largest piece, decoded, that a format may make us decode for one pixel."""
+"""Largest decoded block (a tile, strip or chunk) that may be needed for a single pixel."""
 CACHE_BYTES = 64 * 2**20
-"""What a format's reader may keep of what it decoded."""
+"""Decoded bytes that a reader may cache."""
 TILE = 512
-"""Side of the tiles that are written, in pixels."""
+"""Side in pixels of the tiles that masks are written in."""
 
 
 class HasSize(Protocol):
@@ -38,13 +38,13 @@ class HasSize(Protocol):
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where an image lies, as rasterio's objects; each None where the file does not say.
+    """An image's position on earth, in rasterio's objects. A value that the file does not state is None.
 
     Attributes:
         crs, transform: a coordinate reference system and the affine map to it.
         gcps: (points, their crs).
         rpcs: rational polynomial coefficients.
-        area_or_point: what GeoTIFF says a pixel's coordinates mean.
+        area_or_point: GeoTIFF's AREA_OR_POINT, the part of a pixel that coordinates refer to.
     """
 
     crs: Any = None
@@ -56,15 +56,15 @@ class Georeference:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a mask takes over from the image it is of.
+    """The properties that a mask inherits from its image.
 
     Attributes:
-        overviews: factors of the reduced copies in a GeoTIFF.
-        levels: how many sizes a pyramid has, the full one included.
+        overviews: reduction factors of the overviews in a GeoTIFF.
+        levels: number of sizes in a pyramid, including the full one.
         pixel_size_um: (height, width) of a pixel in micrometres.
         zarr_format: 2 or 3.
-        axes: of a Zarr array, one letter of "tczyx" each; () where nothing but its shape says.
-        multiscale: OME-Zarr's own entry for the array, and the version it is written in.
+        axes: of a Zarr array, a letter of "tczyx" for each; () if the metadata do not name them.
+        multiscale: OME-Zarr's own entry for the array, with its version.
     """
 
     kind: Literal["tiff", "slide", "zarr", "other"] = "other"
@@ -179,28 +179,28 @@ def origin_of(source: object) -> Origin:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Raises: ImageError for a size that cannot be read."""
+    """Raises: ImageError for an empty image or one that is too large."""
     height, width = size
     if height < 1 or width < 1:
-        raise ImageError(f"{name}: claims {width}×{height} pixels; it has none to read.")
+        raise ImageError(f"{name}: its header claims {width}×{height} pixels, so there is nothing to read.")
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{name}: claims {width}×{height} pixels, more than {MAX_PIXELS:,}, the limit that guards against "
-            "hostile headers; cut it into parts."
+            f"{name}: its header claims {width}×{height} pixels, more than the limit of {MAX_PIXELS:,} that guards "
+            "against hostile files; split it into parts."
         )
 
 
 def check_block(name: str, shape: tuple[int, ...], size_bytes: int) -> None:
-    """Raises: ImageError for a piece that would take too much memory to decode."""
+    """Raises: ImageError for a block that would take too much memory to decode."""
     if size_bytes > MAX_BLOCK_BYTES:
         raise ImageError(
-            f"{name}: stored in pieces of {'×'.join(map(str, shape))} that take {size_bytes:,} bytes each to decode, "
-            f"more than {MAX_BLOCK_BYTES:,}; store it in tiles of 512×512 first."
+            f"{name}: stored in blocks of {'×'.join(map(str, shape))} that take {size_bytes:,} bytes each to decode, "
+            f"more than the limit of {MAX_BLOCK_BYTES:,}; store it in tiles of 512×512 first."
         )
 
 
 def check_window(size: tuple[int, int], top: int, left: int, height: int, width: int) -> None:
-    """Only a bug of a caller reads outside of the image. Raises: ValueError."""
+    """Raises: ValueError for a window that is not inside the image, which is a bug of the caller."""
     if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
         raise ValueError(f"window {(top, left, height, width)} is not inside an image of {size}")
 
@@ -213,7 +213,7 @@ def damaged(name: str, top: int, left: int, height: int, width: int, why: object
 
 
 def identity_of(path: Path) -> str:
-    """A file's name, length and time of change. Raises: ImageError."""
+    """A text that changes with a file: its name, length and time of change. Raises: ImageError."""
     try:
         about = path.stat()
     except OSError as error:
@@ -222,25 +222,25 @@ def identity_of(path: Path) -> str:
 
 
 def rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) from (H, W, 1 or 3)."""
+    """(H, W, 3) pixels from (H, W, 1 or 3)."""
     return np.ascontiguousarray(levels) if levels.shape[2] == 3 else np.repeat(levels, 3, axis=2)
 
 
 def class_table(labels: LabelSpace) -> list[dict[str, Any]]:
-    """Index, name and colour of every class, for a format's metadata."""
+    """Index, name and colour of every class, for the metadata of a file."""
     return [{"value": i, "name": c.name, "color": list(c.color)} for i, c in enumerate(labels.classes)]
 
 
 class RawFile:
-    """An array (height, width, channels) in a file without a name, for windows in any order and from several threads.
+    """An array (height, width, channels) in a temporary file. Several threads may read and write windows of it.
 
-    Not a memory map: its pages would count as the process's memory.
+    It is not a memory map, whose pages would count as memory of the process.
     """
 
     def __init__(
         self, name: str, shape: tuple[int, int, int], dtype: Any, folder: str | os.PathLike[str] | None
     ) -> None:
-        """`name` is of the image or mask it is for. Raises: FileError."""
+        """Reserve the space. `name` is the image or mask in messages. Raises: FileError."""
         self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
         place = Path(folder if folder is not None else tempfile.gettempdir())
         needed = self.dtype.itemsize * shape[0] * shape[1] * shape[2]
@@ -248,8 +248,8 @@ class RawFile:
             free = shutil.disk_usage(place).free
             if needed > free:
                 raise FileError(
-                    f"{name}: needs {needed / 2**30:.1f} GiB in {place} on the way, where {free / 2**30:.1f} GiB are "
-                    "free; make room or choose another folder."
+                    f"{name}: needs {needed / 2**30:.1f} GiB of temporary space in {place}, which has "
+                    f"{free / 2**30:.1f} GiB free; make room or choose another folder."
                 )
             self._file: Any = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
             self._file.truncate(needed)
@@ -264,7 +264,7 @@ class RawFile:
         return int((row * self.shape[1] + column) * self.shape[2] * self.dtype.itemsize)
 
     def read(self, top: int, left: int, height: int, width: int, step: int = 1) -> NDArray[Any]:
-        """(height, width, channels), or every `step`-th row and column of it."""
+        """(height, width, channels) of a window, or only every `step`-th row and column of it."""
         rows = range(top, top + height, step)
         content = np.empty((len(rows), width, self.shape[2]), self.dtype)
         whole = width == self.shape[1] and step == 1
@@ -275,7 +275,7 @@ class RawFile:
                 for at, row in enumerate(rows):
                     self._into(self._place(row, left), content[at])
         except OSError as error:
-            raise FileError(f"{self.name}: the copy on disk cannot be read ({error.strerror or error}).") from error
+            raise FileError(f"{self.name}: its temporary copy cannot be read ({error.strerror or error}).") from error
         return content[:, ::step]
 
     def _into(self, place: int, content: NDArray[Any]) -> None:
@@ -285,30 +285,32 @@ class RawFile:
             while len(view):
                 count = self._file.readinto(view)
                 if not count:
-                    raise OSError("it ends too early")
+                    raise OSError("it is too short")
                 view = view[count:]
 
     def write(self, top: int, left: int, content: NDArray[Any]) -> None:
-        """(height, width, channels)."""
+        """Write a window, (height, width, channels)."""
         content = np.ascontiguousarray(content, self.dtype)
-        pieces = [content] if content.shape[1] == self.shape[1] else list(content)
+        runs = [content] if content.shape[1] == self.shape[1] else list(content)
         try:
-            for at, piece in enumerate(pieces):
-                view = piece.reshape(-1).view(np.uint8).data
+            for at, run in enumerate(runs):
+                view = run.reshape(-1).view(np.uint8).data
                 with self._lock:
                     self._file.seek(self._place(top + at, left))
                     while len(view):
                         view = view[self._file.write(view) :]
         except OSError as error:
-            raise FileError(f"{self.name}: the copy on disk cannot be written ({error.strerror or error}).") from error
+            raise FileError(
+                f"{self.name}: its temporary copy cannot be written ({error.strerror or error})."
+            ) from error
 
 
 class Upright:
-    """A source as it is looked at, where EXIF says that it is stored turned (values 2 to 8)."""
+    """A source the right way up, for images stored with an EXIF orientation of 2 to 8."""
 
     def __init__(self, source: Any, orientation: int) -> None:
         self._source, self._orientation, self.origin = source, orientation, source.origin
-        # What is stored is flipped first, then its rows and columns are exchanged.
+        # The stored image is flipped first; then its rows and columns are exchanged.
         self._flip_x, self._flip_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
         self._transposed = orientation in (5, 6, 7, 8)
         (height, width), (rows, columns) = source.size, source.tile
@@ -337,7 +339,7 @@ class Upright:
 
 @contextmanager
 def writing(name: str) -> Iterator[None]:
-    """What the system says about a place that cannot be written becomes a FileError."""
+    """Turn the system's errors while writing into a FileError."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What reads the bytes of a Zarr: files that are files, and codecs whose results are no larger than a chunk.
+"""Read Zarr files of unknown origin safely: regular files only, and no chunk that decodes to more than its size.
 
-Zarr decodes a chunk before it compares sizes, so a small file may inflate to any size; numcodecs, which decodes most of
-them, knows codecs that unpickle. So only the codecs in the tables below are used, and each is asked first how much it
-would give: by the size in its header, or by inflating piece by piece without keeping the pieces.
+Zarr decodes a chunk before it checks the size, so a small file could inflate to any size, and numcodecs has codecs that
+unpickle. Only the codecs in the tables below are allowed. The decoded size of a chunk is checked before it is decoded:
+from the size in its header, or by inflating it in parts that are discarded.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import numpy as np
 from evitseg.errors import ImageError
 
 _METADATA_BYTES = 64 * 2**20
-"""Of the largest metadata file that is read."""
+"""Size of the largest metadata file that is read."""
 _SLACK = 64 * 2**10
-"""Bytes that a chunk may have beyond what it declares: checksums, and what incompressible data grow by."""
+"""Bytes that a chunk may have beyond its declared size, for checksums and incompressible data."""
 _MOST_IN_SHARD = 2**20
-"""Chunks in a shard; its index has 16 bytes for each."""
-_PIECE = 2**20
+"""Maximum number of chunks in a shard, whose index has 16 bytes for each."""
+_PART_BYTES = 2**20
 _FILTERS = frozenset({"adler32", "bitround", "crc32", "crc32c", "delta", "fixedscaleoffset", "fletcher32", "shuffle"})
-"""Codecs that give as many numbers as they take."""
+"""Codecs that do not change the number of values."""
 
 
 def _gzip(data: bytes, limit: int, wbits: int = 31) -> int:
     count, rest = 0, data
-    while rest and count <= limit:  # a file may have several parts
+    while rest and count <= limit:  # a gzip file may have several members
         inflater = zlib.decompressobj(wbits)
         while not inflater.eof and count <= limit:
-            piece = inflater.decompress(rest, _PIECE)
-            count += len(piece)
+            part = inflater.decompress(rest, _PART_BYTES)
+            count += len(part)
             rest = inflater.unconsumed_tail
-            if not piece and not rest:
+            if not part and not rest:
                 break
         rest = inflater.unused_data if inflater.eof else b""
         if wbits != 31:
@@ -54,7 +54,7 @@ def _zlib(data: bytes, limit: int) -> int:
 
 
 def _streamed(make: Callable[[], Any]) -> Callable[[bytes, int], int]:
-    """The count for Python's decompressors of bz2 and lzma."""
+    """A function that counts the decoded bytes with one of Python's decompressors."""
 
     def count(data: bytes, limit: int) -> int:
         total, rest = 0, data
@@ -62,10 +62,10 @@ def _streamed(make: Callable[[], Any]) -> Callable[[bytes, int], int]:
             decompressor = make()
             feed = rest
             while not decompressor.eof and total <= limit:
-                piece = decompressor.decompress(feed, _PIECE)
-                total += len(piece)
+                part = decompressor.decompress(feed, _PART_BYTES)
+                total += len(part)
                 feed = b""
-                if not piece and decompressor.needs_input:
+                if not part and decompressor.needs_input:
                     return total
             rest = decompressor.unused_data if decompressor.eof else b""
         return total
@@ -88,15 +88,15 @@ def _lz4(data: bytes, limit: int) -> int:
 
 
 def _zstd(data: bytes, limit: int) -> int:
-    """By the headers of frames and blocks (RFC 8878), for a frame need not state its size."""
+    """Count by the headers of frames and blocks (RFC 8878), because a frame need not state its size."""
     count = at = 0
     while at < len(data) and count <= limit:
         magic = _number(data, at, 4)
-        if magic & 0xFFFFFFF0 == 0x184D2A50:  # a frame to skip
+        if magic & 0xFFFFFFF0 == 0x184D2A50:  # a skippable frame
             at += 8 + _number(data, at + 4, 4)
             continue
         if magic != 0xFD2FB528:
-            raise ValueError("no Zstandard frame")
+            raise ValueError("not a Zstandard frame")
         about = _number(data, at + 4, 1)
         is_single = bool(about & 0x20)
         size_bytes = (int(is_single), 2, 4, 8)[about >> 6]
@@ -121,20 +121,20 @@ _INFLATED: dict[str, Callable[[bytes, int], int]] = {
     "blosc": _blosc, "bz2": _streamed(bz2.BZ2Decompressor), "gzip": _gzip, "lz4": _lz4,
     "lzma": _streamed(lambda: lzma.LZMADecompressor(memlimit=256 * 2**20)), "zlib": _zlib, "zstd": _zstd,
 }  # fmt: skip
-"""Bytes that a codec would give, or more than the limit."""
+"""Functions that count the bytes a codec would return, up to a limit."""
 
 
 def check_inflated(codec: str, data: bytes, limit: int) -> None:
-    """Raises: ValueError where a codec would give more bytes."""
+    """Raises: ValueError if a codec would return more bytes than the limit."""
     limit += limit // 64 + _SLACK
     count = _INFLATED[codec](data, limit)
     if count > limit:
-        raise ValueError(f"a chunk inflates to more than {limit:,} bytes, which is more than it declares")
+        raise ValueError(f"a chunk inflates to more than {limit:,} bytes, more than it declares")
 
 
 @cache
 def store_class() -> type[Any]:
-    """A folder of regular files, none larger than its `most` bytes."""
+    """A class of stores that only read regular files of up to `most` bytes."""
     from zarr.abc.store import RangeByteRequest, SuffixByteRequest
     from zarr.storage import LocalStore
 
@@ -152,7 +152,7 @@ def store_class() -> type[Any]:
             try:
                 about = (Path(self.root) / key).stat()
             except OSError:
-                return  # zarr's own answer: there is no such chunk
+                return  # zarr handles missing chunks
             if stat.S_ISDIR(about.st_mode):
                 return
             if not stat.S_ISREG(about.st_mode):
@@ -238,12 +238,12 @@ def bounded(name: str, array: Any) -> Any:
     if metadata.zarr_format == 2:
         for codec in metadata.filters or ():
             if codec.codec_id not in _FILTERS:
-                raise _strange(name, codec.codec_id)
+                raise _unsupported(name, codec.codec_id)
         compressor = metadata.compressor
         most = math.prod(metadata.chunks) * (8 if metadata.filters else item)
         if compressor is not None:
             if compressor.codec_id not in _INFLATED:
-                raise _strange(name, compressor.codec_id)
+                raise _unsupported(name, compressor.codec_id)
             _check_settings(name, compressor)
             metadata = replace(metadata, compressor=_numcodec_class()(compressor, most))
     else:
@@ -270,7 +270,7 @@ def _bounded_codecs(name: str, codecs: Any, shape: tuple[int, ...], index: list[
             if count > _MOST_IN_SHARD:
                 raise ImageError(f"{name}: its shards have {count:,} chunks each, more than {_MOST_IN_SHARD:,}.")
             index[0] += 16 * count + 4
-            _bounded_codecs(name, codec.index_codecs, (count,), index)  # for what they are, not for what they give
+            _bounded_codecs(name, codec.index_codecs, (count,), index)  # checks the kinds of codecs only
             inside = _bounded_codecs(name, codec.codecs, codec.chunk_shape, index)
             result.append(
                 ShardingCodec(
@@ -286,16 +286,16 @@ def _bounded_codecs(name: str, codecs: Any, shape: tuple[int, ...], index: list[
         ):
             result.append(codec)
         else:
-            raise _strange(name, kind)
+            raise _unsupported(name, kind)
     return tuple(result)
 
 
 def _check_settings(name: str, codec: Any) -> None:
-    """lzma's own filters may ask for any memory, and tell the decoder what no header says."""
+    """Raises: ImageError for lzma with filters, which may ask for any amount of memory."""
     if getattr(codec, "filters", None) or getattr(codec, "format", 1) not in (1, None):
-        raise _strange(name, "lzma with filters")
+        raise _unsupported(name, "lzma with filters")
 
 
-def _strange(name: str, codec: str) -> ImageError:
+def _unsupported(name: str, codec: str) -> ImageError:
     known = ", ".join(sorted(_INFLATED))
-    return ImageError(f"{name}: its chunks are stored with the codec {codec!r}, which is not read; {known} are.")
+    return ImageError(f"{name}: its chunks use the codec {codec!r}, which is not supported; supported are {known}.")

@@ -1,4 +1,4 @@
-"""Zarr, versions 2 and 3, and OME-Zarr in it."""
+"""Read and write Zarr, versions 2 and 3, and OME-Zarr."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ from evitseg.system.files import temporary_folder
 
 _CHUNK = 1024
 _HELD = 32 * 2**20
-"""Bytes of memory: zarr, what it brings, and the chunks in hand."""
+"""Bytes of memory that zarr takes, with its libraries and the chunks being decoded."""
 _MOST_BANDS = 65_536
 _ORDERS = {2: ("y", "x"), 4: ("c", "z", "y", "x"), 5: ("t", "c", "z", "y", "x")}
-"""What the axes of an array are, where it does not say; three may be in either order."""
+"""The axes of an array without metadata. Three axes may be in either order."""
 _COLORS = {"FF0000": "red", "00FF00": "green", "008000": "green", "0000FF": "blue"}
 _BRIGHTEST = {2**bits - 1: bits for bits in range(9, 17)}
-"""Significant bits by the largest value that they hold."""
+"""Significant bits by the largest value that they can store."""
 
 
 def import_zarr() -> ModuleType:
+    """The module `zarr`. Raises: MissingPackageError."""
     try:
         import zarr
     except ImportError as error:
@@ -56,7 +57,7 @@ def import_zarr() -> ModuleType:
 
 
 class ZarrSource:
-    """Windows of an array (H, W), (H, W, bands), (bands, H, W), or of the largest one of an OME-Zarr."""
+    """Windows of an array (H, W), (H, W, bands) or (bands, H, W), or of the largest array of an OME-Zarr."""
 
     held = _HELD
 
@@ -77,7 +78,7 @@ class ZarrSource:
         check_block(name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
         self._array, self._axes = bounded(name, array), axes
         if lengths.get("c", 1) > _MOST_BANDS:
-            raise ImageError(f"{name}: claims {lengths['c']:,} bands; up to {_MOST_BANDS:,} are read.")
+            raise ImageError(f"{name}: claims {lengths['c']:,} bands; at most {_MOST_BANDS:,} are supported.")
         channels = _channels(omero, lengths.get("c", 1))
         self._bands = choose_bands(name, [channel.band for channel in channels], options)
         stated = [channels[band].bits for band in self._bands]
@@ -92,7 +93,7 @@ class ZarrSource:
         )  # fmt: skip
 
     def _sample(self) -> Iterator[NDArray[Any]]:
-        """Stored values, spread over the image."""
+        """Stored values, from which the range is found."""
         for window in cells(self.size):
             yield self._window(*window).ravel()
 
@@ -101,7 +102,7 @@ class ZarrSource:
         return rgb(self._levels(self._window(top, left, height, width)))
 
     def _window(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
-        """(height, width, bands) as stored: the bands that are read, in their order."""
+        """(height, width, bands) as stored, with the chosen bands in their order."""
         first, last = min(self._bands), max(self._bands)
         choice: dict[str, Any] = {
             "y": slice(top, top + height), "x": slice(left, left + width), "c": slice(first, last + 1),
@@ -117,7 +118,7 @@ class ZarrSource:
         place = tuple(choice.get(axis, self._plane.get(axis, 0)) for axis in self._axes)
         try:
             return np.asarray(self._array[place])
-        except Exception as error:  # a codec raises what a damaged chunk makes it stumble over
+        except Exception as error:  # codecs raise any type of error for a damaged chunk
             raise damaged(self._name, top, left, height, width, error) from error
 
     def indices(self, top: int, rows: int) -> NDArray[np.integer]:
@@ -132,7 +133,10 @@ class ZarrSource:
 
 
 def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] | None, int, object]:
-    """The array to read, its axes if it says, OME's entry for it, how many sizes it is there in, OME's channels."""
+    """The array to read, its axes if they are stated, OME's entry for it, the number of sizes, and OME's channels.
+
+    Raises: ImageError.
+    """
     zarr = import_zarr()
     if isinstance(root, zarr.Array):
         return root, (), None, 1, None
@@ -143,7 +147,7 @@ def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] 
         entry = cast("dict[str, Any]", attributes["multiscales"][0])
         first = str(entry["datasets"][0]["path"])
         if ".." in PurePosixPath(first).parts or PurePosixPath(first).is_absolute():
-            raise ImageError(f"{name}: names an array outside of itself ({first!r}).")
+            raise ImageError(f"{name}: refers to an array outside of itself ({first!r}).")
         axes = tuple(axis if isinstance(axis, str) else axis["name"] for axis in entry.get("axes", ()))
         array = root[first]
         if not isinstance(array, zarr.Array) or (axes and len(axes) != array.ndim) or len(set(axes)) != len(axes):
@@ -160,13 +164,13 @@ def _choose(name: str, root: Any) -> tuple[Any, tuple[str, ...], dict[str, Any] 
         if len(arrays) == 1:
             return root[arrays[0]], (), None, 1, None
         raise ImageError(
-            f"{name}: a Zarr group, but not OME-Zarr (no multiscales); give the path of one array in it "
-            f"({', '.join(arrays[:5]) or 'it has none at its top'})."
+            f"{name}: a Zarr group without OME-Zarr metadata (multiscales); give the path of one array in it "
+            f"({', '.join(arrays[:5]) or 'it has none at its top level'})."
         ) from error
 
 
 def _plane(name: str, lengths: dict[str, int], options: ReadOptions) -> dict[str, int]:
-    """Which plane of a stack is read: its place along every axis but those of the image. Raises: ImageError."""
+    """The plane of a stack to read: its index along every axis other than those of the image. Raises: ImageError."""
     extra = {axis: length for axis, length in lengths.items() if axis not in "cyx"}
     count = math.prod(extra.values())
     if count > 1 and options.page is None:
@@ -174,21 +178,21 @@ def _plane(name: str, lengths: dict[str, int], options: ReadOptions) -> dict[str
         raise ImageError(f"{name}: a stack ({stack}), not one image; choose a plane with --page 1 to {count}.")
     page = options.page or 1
     if page > count:
-        raise ImageError(f"{name}: there is no page {page} (--page); it has {count}.")
+        raise ImageError(f"{name}: --page {page} does not exist; the file has {count}.")
     places = np.unravel_index(page - 1, tuple(extra.values())) if extra else ()
     return {axis: int(place) for axis, place in zip(extra, places, strict=True)}
 
 
 @dataclass(frozen=True)
 class _Channel:
-    """What OME-Zarr says about a band: what it shows, and its significant bits where it says them."""
+    """OME-Zarr's metadata of a band: its colour, and its significant bits if they are stated."""
 
     band: Band = field(default_factory=Band)
     bits: int | None = None
 
 
 def _channels(omero: object, count: int) -> list[_Channel]:
-    """One for each band; without a word where the metadata are of another image or damaged."""
+    """The metadata of each band; empty if the metadata are damaged or do not fit the image."""
     entries = omero.get("channels") if isinstance(omero, dict) else None
     if not isinstance(entries, list) or len(entries) != count:
         return [_Channel()] * count
@@ -203,35 +207,35 @@ def _channels(omero: object, count: int) -> list[_Channel]:
 
 
 def _significant_bits(window: dict[str, Any]) -> int | None:
-    """N where a window goes from 0 to 2^N - 1: what is shown (start, end), or what there can be (min, max)."""
+    """N if the shown (start, end) or the possible (min, max) values range from 0 to 2^N - 1."""
     found = []
     for low, high in (("min", "max"), ("start", "end")):
         start, end = window.get(low, 0), window.get(high)
         if start == 0 and isinstance(end, (int, float)) and not isinstance(end, bool) and end in _BRIGHTEST:
             found.append(_BRIGHTEST[end])
-    # Many writers give the type's whole range as what there can be: then what is shown tells more.
+    # Many writers state the type's whole range as possible values; then the shown ones are more telling.
     return found[-1] if found[:1] == [16] else found[0] if found else None
 
 
 def _check_transformations(name: str, multiscale: dict[str, Any], axes: int) -> None:
-    """Raises: ImageError for a scale or a translation of another number of axes, or of no numbers."""
+    """Raises: ImageError for a scale or a translation that is not one number per axis."""
     transformations = multiscale["datasets"][0].get("coordinateTransformations", [])
     if not isinstance(transformations, list) or not all(isinstance(t, dict) for t in transformations):
-        raise ImageError(f"{name}: its coordinateTransformations are not a list of objects; mend its OME metadata.")
+        raise ImageError(f"{name}: its coordinateTransformations are not a list of objects; fix its OME metadata.")
     for entry in transformations:
         kind = entry.get("type")
         numbers = entry.get(kind) if kind in ("scale", "translation") else None
         if kind not in ("scale", "translation") or (numbers is None and "path" in entry):
-            continue  # the numbers lie elsewhere, or it is the identity
+            continue  # the numbers are in another file, or it is the identity
         if (
             not isinstance(numbers, list)
             or len(numbers) != axes
             or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
         ):
-            told = json.dumps(numbers)
+            found = json.dumps(numbers)
             raise ImageError(
-                f"{name}: the {kind} of its OME metadata is {told if len(told) < 60 else told[:57] + '...'}, but it "
-                f"needs {axes} numbers, one for each axis."
+                f"{name}: the {kind} of its OME metadata is {found if len(found) < 60 else found[:57] + '...'}, but it "
+                f"needs {axes} numbers, one per axis."
             )
 
 
@@ -243,29 +247,29 @@ def _axes_of(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     return _ORDERS[len(shape)]
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager
 def open_zarr(path: Path, name: str, options: ReadOptions = AS_STATED) -> Iterator[ZarrSource]:
-    """Raises: ImageError, MissingPackageError."""
+    """A Zarr array or OME-Zarr, to read window by window. Raises: ImageError, MissingPackageError."""
     zarr = import_zarr()
     from evitseg.raster.zarr_codecs import store_class
 
     try:
-        # A store of this folder alone: a path is never taken for an address.
+        # An explicit store, because zarr may take a path for an address.
         root = zarr.open(store_class()(os.fspath(path), read_only=True), mode="r")
         source = ZarrSource(name, root, identity_of(path), options)
     except (ImageError, EvitsegWarning):
         raise
-    except Exception as error:  # zarr raises whatever damaged metadata make it stumble over
-        raise ImageError(f"{name}: not a Zarr that can be read ({_told(error)}).") from error
+    except Exception as error:  # zarr raises any type of error for damaged metadata
+        raise ImageError(f"{name}: not a readable Zarr ({_reason(error)}).") from error
     yield source
 
 
 class ZarrWriter:
-    """Chunks of a Zarr array, in any order."""
+    """Writes chunks of a Zarr array in any order."""
 
     tile = (_CHUNK, _CHUNK)
     ordered = False
@@ -284,7 +288,7 @@ class ZarrWriter:
 def zarr_writer(
     path: Path, name: str, size: tuple[int, int], origin: Origin, labels: LabelSpace
 ) -> Iterator[ZarrWriter]:
-    """A chunked, compressed array, or an OME-Zarr of labels where the image is an OME-Zarr."""
+    """A chunked, compressed array, or an OME-Zarr label image if the image is an OME-Zarr. Raises: FileError."""
     zarr = import_zarr()
     axes = origin.axes or ("y", "x")
     lengths = {"y": size[0], "x": size[1]}
@@ -320,12 +324,14 @@ def zarr_writer(
                 temporary.rename(path)
             except OSError as error:
                 if path.exists():
-                    raise FileError(f"{name}: appeared meanwhile, and folders are never replaced.") from error
+                    raise FileError(
+                        f"{name} was created in the meantime, and folders are never replaced; choose another name."
+                    ) from error
                 raise
 
 
 def _remove(folder: Path) -> None:
-    """After a failure, chunks that other threads still write may appear while the folder is removed."""
+    """Remove a folder to which other threads may still write chunks after a failure."""
     for attempt in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -334,13 +340,13 @@ def _remove(folder: Path) -> None:
 
 
 def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:
-    """Every `step`-th row and column: class indices have no mean."""
+    """Write every `step`-th row and column, because class indices have no mean."""
     shape = dict(zip(axes, smaller.shape, strict=True))
     for top in range(0, shape["y"], _CHUNK):
         for left in range(0, shape["x"], _CHUNK):
             height, width = min(_CHUNK, shape["y"] - top), min(_CHUNK, shape["x"] - left)
             part = np.empty((height, width), smaller.dtype)
-            # A chunk's worth of the full size at a time, however large the step.
+            # Read at most one chunk of the full size at a time, however large the step.
             rows, columns = max(1, _CHUNK // step), max(1, _CHUNK // step)
             for y in range(0, height, rows):
                 for x in range(0, width, columns):
@@ -356,7 +362,7 @@ def _reduce(array: Any, smaller: Any, axes: tuple[str, ...], step: int) -> None:
 
 
 def _ome(multiscale: dict[str, Any], levels: int, axes: tuple[str, ...], labels: LabelSpace) -> dict[str, Any]:
-    """OME-Zarr's metadata for labels: the image's axes and scales, the classes' colours and names."""
+    """OME-Zarr's metadata of a label image: the image's axes and scales, and the classes' colours and names."""
     first = multiscale["datasets"][0].get("coordinateTransformations", [])
     scale = next((t["scale"] for t in first if t.get("type") == "scale" and "scale" in t), [1.0] * len(axes))
     others = [t for t in first if t.get("type") == "translation"]

@@ -1,7 +1,6 @@
-"""Pixels of a video's frames: the network's input, upright, and drawn over in the classes' colours.
+"""The pixels of video frames: the network's input, rotation, and the overlay of class colours.
 
-Of a frame in YUV the network's input is made in one pass, colours and size together, and the overlay is blended in YUV,
-so that no full-size RGB image is made on the way.
+The overlay is blended in YUV, so that no RGB image of the full size is needed.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def rgb(image: av.VideoFrame, height: int, width: int) -> ImageArray:
-    """A frame as (height, width, 3) RGB; where it shrinks, pixels are averaged, as for images."""
-    # First the size, then the colours: half the time of both in one pass, and nearer to what Pillow gives.
+    """A frame as (height, width, 3) RGB pixels."""
+    # Resizing before the conversion is faster than both in one pass, and closer to Pillow's result.
     sized = image.reformat(width=width, height=height, threads=1)
     rgb = sized.reformat(format="rgb24", threads=1)
     return np.ascontiguousarray(_rows(rgb, 0)[:, : 3 * width]).reshape(height, width, 3)
 
 
 def frame_mask(image: av.VideoFrame, segment: Segmenter) -> Mask:
-    """As `Segmenter.mask`, but for the resampling, which is FFmpeg's. Raises: WeightsError."""
+    """The mask of a frame, as from `Segmenter.mask` except that FFmpeg resamples. Raises: WeightsError."""
     size = (image.height, image.width)
     network_input = rgb(image, *segment.manifest.preprocess.fit(size, segment.size))
     logits = finite(segment.engine(network_input[None])[0], segment.manifest, segment.info)
@@ -42,7 +41,7 @@ TRANSPOSED, _ROWS_BACK, _COLUMNS_BACK = 4, 2, 1
 
 
 def rotation_of(image: av.VideoFrame) -> int:
-    """What makes a frame upright, as its display matrix says: a sum of the flags above, applied in their order."""
+    """The flags, applied in the order above, that make a frame upright according to its display matrix."""
     found: Any = image.side_data.get("DISPLAYMATRIX")
     if found is None:
         return 0
@@ -55,6 +54,7 @@ def rotation_of(image: av.VideoFrame) -> int:
 
 
 def upright(image: av.VideoFrame, turn: int) -> av.VideoFrame:
+    """The upright form of a frame; `turn` is from `rotation_of`."""
     if not turn:
         return image
     image = yuv(image)
@@ -72,7 +72,7 @@ _PLANAR = ("yuv420p", "yuvj420p")
 
 
 def yuv(image: av.VideoFrame) -> av.VideoFrame:
-    """A frame as three planes of 8 bits, the two of colour at half size."""
+    """A frame in yuv420p: three planes of 8 bits, with the two colour planes at half size."""
     if image.format.name in _PLANAR:
         return image
     rgb = {"dst_colorspace": _BT601} if image.format.is_rgb else {}
@@ -82,6 +82,7 @@ def yuv(image: av.VideoFrame) -> av.VideoFrame:
 
 
 def new_frame(like: av.VideoFrame, height: int, width: int) -> av.VideoFrame:
+    """An empty yuv420p frame in the colour space and range of another one."""
     import av
 
     frame = av.VideoFrame(width, height, "yuv420p")
@@ -92,32 +93,38 @@ def new_frame(like: av.VideoFrame, height: int, width: int) -> av.VideoFrame:
 
 
 def plane_of(image: av.VideoFrame, i: int) -> NDArray[np.uint8]:
+    """(height, width) view of a plane's memory."""
     plane = image.planes[i]
     return _rows(image, i)[: plane.height, : plane.width]
 
 
 def _rows(image: av.VideoFrame, i: int) -> NDArray[np.uint8]:
-    """A plane's own memory, with what follows every line."""
+    """A plane's memory, with the padding of every line."""
     plane = image.planes[i]
     return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
 
 
-_LIMITED, _FULL = 1, 2  # FFmpeg's numbers of colour ranges and, below, colour spaces
+_LIMITED, _FULL = 1, 2  # FFmpeg's numbers of colour ranges
 _BT601 = 5
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
-"""Shares of red and blue in the brightness, by FFmpeg's number of the colour space; BT.601 for all others."""
+"""Weights of red and blue in luma, by FFmpeg's number of the colour space. All others use BT.601."""
 
 
 @dataclass(frozen=True)
 class Colors:
-    """The classes' colours for blending: (classes,) values of each plane, times the opacity in 256ths."""
+    """The classes' colours, prepared for blending.
+
+    Attributes:
+        planes: (classes,) values for each plane, times the opacity in 256ths.
+        rest: weight of the image in 256ths.
+    """
 
     planes: tuple[NDArray[np.uint16], ...]
     rest: int
-    """What is left of the image, in 256ths."""
 
 
 def yuv_colors(labels: LabelSpace, like: av.VideoFrame) -> Colors:
+    """The classes' colours in the colour space and range of a frame."""
     rgb = np.array([c.color for c in labels.classes], np.float64)
     red, blue = _LUMA.get(like.colorspace, (0.299, 0.114))
     y = rgb @ (red, 1 - red - blue, blue)
@@ -125,18 +132,20 @@ def yuv_colors(labels: LabelSpace, like: av.VideoFrame) -> Colors:
     if like.color_range != _FULL:
         y, u, v = 16 + y * 219 / 255, u * 224 / 255, v * 224 / 255
     opacity = round(256 * OPACITY)
-    planes = tuple((opacity * plane + 128).astype(np.uint16) for plane in (y, u + 128, v + 128))  # 128: to round
+    planes = tuple(
+        (opacity * plane + 128).astype(np.uint16) for plane in (y, u + 128, v + 128)
+    )  # 128 rounds the division by 256
     return Colors(planes, 256 - opacity)
 
 
 def overlaid(image: av.VideoFrame, mask: Mask, colors: Colors) -> av.VideoFrame:
-    """The frame in the classes' colours; an odd side gets one pixel more, its last once again, for H.264."""
+    """The frame blended with the classes' colours. Odd sides repeat their last pixel, because H.264 needs even ones."""
     image = yuv(image)
     height, width = mask.shape
     drawn = new_frame(image, height + height % 2, width + width % 2)
     for i, table in enumerate(colors.planes):
         blended = np.multiply(plane_of(image, i), colors.rest, dtype=np.uint16)
-        blended += np.take(table, mask[::2, ::2] if i else mask, mode="clip")  # clip: no look for bad indices
+        blended += np.take(table, mask[::2, ::2] if i else mask, mode="clip")  # clip skips the check of indices
         blended >>= 8
         into, (h, w) = plane_of(drawn, i), blended.shape
         into[:h, :w] = blended

@@ -1,4 +1,4 @@
-"""The classes' colours and names in a corner of a video's frames."""
+"""Draw the classes' colours and names in a corner of video frames."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from evitseg.video.frames import new_frame, plane_of
 if TYPE_CHECKING:
     import av
 
-_LEAST_SHARE = 0.001
-"""Of a frame: what is less is likelier an error of the network than an object."""
-_LEAST_TEXT = 10
-"""Height of the text in pixels, in the smallest frames."""
+_MIN_FRACTION = 0.001
+"""Fraction of a frame below which a class is more likely an error of the network than an object."""
+_MIN_TEXT = 10
+"""Text height in pixels in the smallest frames."""
 _BACKGROUND, _TEXT = (24, 24, 24), (255, 255, 255)
 
 
 class Legend:
-    """Lists the classes that have occurred so far, so that no entry comes and goes with a few pixels.
+    """A legend of all classes that have occurred so far, so that entries do not flicker.
 
-    It stands at the upper left and takes at most half of the width and half of the height. The rarest classes, if they
-    find no room, are counted in a last line.
+    It is at the upper left and covers at most half of the width and half of the height. If it has no room for all
+    classes, a last line counts the rarest ones.
     """
 
     def __init__(self, labels: LabelSpace) -> None:
@@ -35,8 +35,8 @@ class Legend:
         self._planes: list[NDArray[np.uint8]] = []
 
     def draw(self, frame: av.VideoFrame, counts: NDArray[np.intp]) -> None:
-        """Draw onto a frame, in place, after the classes in it were counted; in the order of the video."""
-        occurs = counts > _LEAST_SHARE * max(1, counts.sum())
+        """Draw onto a frame in place, given its class counts. Frames must come in the order of the video."""
+        occurs = counts > _MIN_FRACTION * max(1, counts.sum())
         self._seen += np.where(occurs | (self._seen > 0), counts, 0)
         shown = tuple(int(i) for i in np.flatnonzero(self._seen))
         if shown != self._shown:
@@ -46,8 +46,8 @@ class Legend:
             plane_of(frame, i)[:height, :width] = plane
 
     def _drawn(self, like: av.VideoFrame) -> list[NDArray[np.uint8]]:
-        """The legend as a frame's planes: none where not even one line has room."""
-        size = max(_LEAST_TEXT, like.height // 40)
+        """The legend as planes of a frame; empty if there is no room for a single line."""
+        size = max(_MIN_TEXT, like.height // 40)
         line, gap = size + size // 2, size // 2
         lines = (like.height // 2 - gap) // line
         common = sorted(np.flatnonzero(self._seen).tolist(), key=lambda i: -self._seen[i])
@@ -76,7 +76,7 @@ class Legend:
 
 
 def _planes(image: Image.Image, like: av.VideoFrame) -> list[NDArray[np.uint8]]:
-    """An image in a frame's colour space and range."""
+    """The planes of an image in the colour space and range of a frame."""
     import av
 
     target = new_frame(like, 2, 2)

@@ -1,4 +1,4 @@
-"""A video or live stream, opened with FFmpeg (PyAV): its frames with their times, its audio, its damage."""
+"""Open videos and live streams with FFmpeg (PyAV): frames with their times, audio, and damage."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Frame:
     """A decoded frame.
 
     Attributes:
-        time: seconds from the video's beginning.
-        duration: seconds it is shown, as the source says, else one step of its rate.
+        time: seconds from the beginning of the video.
+        duration: seconds until the next frame, from the source or else from the frame rate.
     """
 
     image: av.VideoFrame
@@ -52,23 +52,23 @@ class Frame:
 
 
 def checked_duration(duration_s: float) -> Fraction:
-    """A duration as it was meant, 1/5 for 0.2. Raises: ConfigError where it is not more than 0 and finite."""
+    """A duration as an exact fraction: 1/5 for 0.2. Raises: ConfigError unless it is positive and finite."""
     if not (math.isfinite(duration_s) and duration_s > 0):
-        raise ConfigError(f"a duration of {duration_s} s is none; give seconds above 0.")
+        raise ConfigError(f"duration {duration_s} s must be a positive number of seconds.")
     return max(Fraction(1, 1_000_000), Fraction(duration_s).limit_denominator(1_000_000))
 
 
 class VideoReader:
-    """A source, opened.
+    """An open video or live stream.
 
     Attributes:
-        name: as it may be told.
-        live: frames that nobody took in time are dropped.
-        turn: what makes its frames upright; see `rotation_of`.
-        size: (height, width), upright.
-        audio: packets read and not yet written, which the overlay takes.
-        damage: set at the end, where not everything could be read.
-        soonest: the least that a frame came after its own time, in seconds of the monotonic clock.
+        name: the source without user, password and query, for messages.
+        live: whether frames are dropped if newer ones have arrived.
+        turn: flags that make the frames upright; see `rotation_of`.
+        size: (height, width) of the upright frames.
+        audio: packets that were read and wait for the overlay.
+        damage: a sentence about the damage, set when the last readable frame has been read; None if there is none.
+        soonest: smallest difference between a frame's arrival, in seconds of the monotonic clock, and its time.
     """
 
     def __init__(self, source: VideoSource, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
@@ -92,7 +92,7 @@ class VideoReader:
             cover = av.stream.Disposition.attached_pic
             videos = [s for s in self._container.streams.video if not s.disposition & cover]
             if not videos:
-                raise VideoError(f"{self.name}: has no video, only {self._kinds()}; give a video.")
+                raise VideoError(f"{self.name} has no video, only {self._kinds()}; give a video.")
             self.stream = videos[0]
             self.audio_streams = list(self._container.streams.audio) if audio else []
             declared = self._container.duration
@@ -101,7 +101,7 @@ class VideoReader:
             self.declared_s = Fraction(declared, 1_000_000) if declared and not streams else None
             context = self.stream.codec_context
             self._check_size(context.width, context.height)
-            # One thread: it decodes beside the network, which has the cores. A very large image takes it too long.
+            # One thread, because the network needs the cores. Only very large frames would take it too long.
             context.thread_count = 1 if context.width * context.height <= 2**21 or self.live else 2
             self.rate = frame_rate(self.stream.average_rate, self.stream.guessed_rate)
             self.time_base = self.stream.time_base or Fraction(1, 90_000)
@@ -132,12 +132,14 @@ class VideoReader:
             scheme, _, rest = text.partition(":")
             scheme = scheme.lower()
             if scheme in LIVE or "/" in scheme:
-                options = {"fflags": "nobuffer"}  # which drops what was read to know the format: a file's beginning
+                options = {
+                    "fflags": "nobuffer"
+                }  # for live sources only: it drops the packets that were read to find the format
             if scheme in PROTOCOLS:
-                name = f"{scheme}:{rest}"  # FFmpeg knows small letters only
+                name = f"{scheme}:{rest}"  # FFmpeg expects lower case
                 options |= {"protocol_whitelist": PROTOCOLS[scheme], "format_whitelist": address_formats(scheme)}
             if scheme in ("rtsp", "rtsps"):
-                options["rtsp_flags"] = "prefer_tcp"  # over UDP packets are lost, and images with them
+                options["rtsp_flags"] = "prefer_tcp"  # UDP loses packets, and frames with them
             if scheme == "camera" or "/" in scheme:
                 kind, pattern = CAMERAS.get(sys.platform, CAMERAS["linux"])
                 name = pattern.format(rest) if scheme == "camera" else text
@@ -146,19 +148,19 @@ class VideoReader:
             if not path.exists():
                 raise VideoError(f"{self.name}: no such file.")
             if path.is_dir():
-                raise VideoError(f"{self.name}: a folder, not a video.")
-            name = f"file:{path}"  # said, because a:b.mp4 would be taken for the protocol a
+                raise VideoError(f"{self.name} is a folder, not a video.")
+            name = f"file:{path}"  # explicit, because a:b.mp4 would be taken for the protocol a
             options = {"format_whitelist": FILE_FORMATS, "protocol_whitelist": "file"}
         try:
             container: InputContainer = av.open(name, format=kind, options=options, timeout=wait)
             return container
         except (av.FFmpegError, OSError, ValueError) as error:
             if not stream and Path(text).is_file() and Path(text).stat().st_size == 0:
-                raise VideoError(f"{self.name}: an empty file.") from error
+                raise VideoError(f"{self.name} is an empty file.") from error
             if not stream and isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError)):
                 raise VideoError(
-                    f"{self.name}: not a video in a format that can be read, or cut off before its index; "
-                    "play it, or convert it to MP4, first."
+                    f"{self.name}: not in a supported video format, or truncated before its index; "
+                    "check that it plays, or convert it to MP4."
                 ) from error
             raise VideoError(f"{self.name}: cannot be opened ({reason_of(error)}).") from error
 
@@ -167,7 +169,9 @@ class VideoReader:
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
-            raise VideoError(f"{self.name}: frames of {width}×{height} are more than {MAX_PIXELS:,} pixels.")
+            raise VideoError(
+                f"{self.name}: frames of {width}×{height} have more than {MAX_PIXELS:,} pixels; shrink the video first."
+            )
 
     def __enter__(self) -> VideoReader:
         return self
@@ -177,22 +181,22 @@ class VideoReader:
         if self._reader is not None:
             self._reader.join(TIMEOUT_S + 1)
             if self._reader.is_alive():
-                return  # it still reads: closed under it, FFmpeg would crash
+                return  # FFmpeg would crash if the container closed while it reads
         self._ahead.close()
         self._container.close()
 
     @property
     def total(self) -> int | None:
-        """How many frames there will be, if that is known."""
+        """Expected number of frames; None if it is unknown."""
         if self.live or (self.declared_s is None and not self.stream.frames):
             return None
         frames = self.stream.frames or round((self.declared_s or 0) * self.rate)
         return frames if self._limit is None else min(frames, round(self._limit * self.rate))
 
     def map_frames(self, work: Callable[[Frame], Any], workers: int) -> Iterator[Any]:
-        """The work's results, in order: of every frame, or of those that were the newest when work began."""
+        """Results of `work` in order, for every frame, or for live sources always for the newest frame."""
         if self.live:
-            # One at a time: with several under way the network would be no faster, and every frame would wait.
+            # One at a time: more would not be faster, and every frame would wait for another.
             yield from map(work, self._newest())
         else:
             yield from ordered_map(self._every(), work, workers)
@@ -203,7 +207,7 @@ class VideoReader:
         yield from self._ahead
 
     def place(self, packet: av.Packet[Any]) -> bool:
-        """Move a packet of audio to its time in the result; False if it lies outside."""
+        """Shift a packet of audio to its time in the result. False if it lies outside of it."""
         assert packet.pts is not None
         assert packet.dts is not None
         ticks = round((self._times.offset or 0) / packet.time_base)
@@ -213,7 +217,7 @@ class VideoReader:
         return self._limit is None or packet.pts * packet.time_base < self._limit
 
     def _newest(self) -> Iterator[Frame]:
-        """Always the newest frame that has come; older ones are dropped, and counted."""
+        """The newest frame at each step; older ones are dropped and counted."""
         changed = threading.Condition()
         newest: list[Frame] = []
         ended: list[BaseException | None] = []
@@ -239,7 +243,7 @@ class VideoReader:
         while True:
             with changed:
                 while not newest and not ended:
-                    changed.wait(0.5)  # with a limit, so that an interrupt is seen on every system
+                    changed.wait(0.5)  # a timeout, so that every system handles interrupts
                 if not newest:
                     if ended[0] is not None:
                         raise ended[0]
@@ -248,14 +252,14 @@ class VideoReader:
             yield frame
 
     def _decoded(self) -> Generator[Frame, None, None]:
-        """Every frame as it is read; audio goes to `audio`. Sets `damage` where reading ends early."""
+        """Every frame in order. Collects audio in `audio`, and sets `damage` if reading ends early."""
         av = self._av
         known = [self.stream, *self.audio_streams]
         try:
             for packet in self._container.demux(*known):
                 self._times.continued(packet, packet.stream is self.stream)
                 if packet.stream is not self.stream:
-                    waits = not self.live or self._times.offset is not None  # before the first frame nothing takes it
+                    waits = not self.live or self._times.offset is not None  # audio before the first frame is not used
                     if packet.dts is not None and packet.pts is not None and waits:
                         self.audio.append(packet)
                     continue
@@ -276,9 +280,9 @@ class VideoReader:
             if self._stop.is_set():
                 return
             silent = isinstance(error, av.error.ExitError)
-            reason = f"nothing came for {TIMEOUT_S:.0f} s" if silent else reason_of(error)
+            reason = f"no data for {TIMEOUT_S:.0f} s" if silent else reason_of(error)
             last_s = float(self._times.last or 0)
-            self.damage = f"{self.name}: could not be read further than {last_s:.1f} s ({reason})."
+            self.damage = f"{self.name}: reading stopped at {last_s:.1f} s ({reason}); the result ends there."
             return
         if not self.live:
             self._look_for_damage()
@@ -291,30 +295,31 @@ class VideoReader:
         return Frame(image, at, duration)
 
     def _fits(self, image: av.VideoFrame, frame: Frame) -> bool:
-        """Whether a frame can follow the ones before."""
+        """Whether a frame has the size of the ones before; otherwise sets `damage`."""
         if self._stored not in (None, (image.height, image.width)):
             height, width = self._stored or (0, 0)
             self.damage = (
-                f"{self.name}: the image changes from {width}×{height} to {image.width}×{image.height} at "
-                f"{float(frame.time):.1f} s; up to there it is done; cut the video there, and do the rest by itself."
+                f"{self.name}: the frame size changes from {width}×{height} to {image.width}×{image.height} at "
+                f"{float(frame.time):.1f} s, where the result ends; split the video there and process the rest "
+                f"separately."
             )
             return False
         return True
 
     def _look_for_damage(self) -> None:
-        # Some formats count a duration from the first frame, others from 0: the latter is never too much.
+        # Some formats count the duration from the first frame, others from 0; `ended_at` counts from 0.
         read_s = self._times.ended_at
         declared_s = Fraction(0) if self._times.joined else self.declared_s or Fraction(0)
         if read_s < declared_s - max(Fraction(1, 2), declared_s / 50):
             self.damage = (
-                f"{self.name}: damaged or cut off: it ends at {float(read_s):.1f} s of "
-                f"{float(declared_s):.1f} s; up to there it is done."
+                f"{self.name}: truncated or damaged: it ends at {float(read_s):.1f} s of "
+                f"{float(declared_s):.1f} s, and so does the result."
             )
         elif self._corrupt:
             frames = "one frame" if self._corrupt == 1 else f"{self._corrupt} frames"
-            self.damage = f"{self.name}: damaged: {frames} could not be decoded, or not whole."
+            self.damage = f"{self.name}: damaged: {frames} could not be decoded completely."
 
 
 def reason_of(error: BaseException) -> str:
-    """What FFmpeg says, without the name of the file."""
+    """FFmpeg's message without the name of the file."""
     return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]

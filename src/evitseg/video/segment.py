@@ -1,7 +1,4 @@
-"""Videos and live streams: frames in, and out again as a coloured video, a video of masks, or a PNG per frame.
-
-FFmpeg, in PyAV, reads and writes.
-"""
+"""Segment videos and live streams, and write the results as an overlay, a mask video, or one PNG per frame."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
@@ -47,19 +43,19 @@ __all__ = [
 
 _LATENCIES_KEPT = 100_000
 _COUNT_EVERY = 4
-"""Classes are counted on every fourth pixel of every fourth row."""
+"""Classes are counted on one pixel in this many, in each direction."""
 
 
 @dataclass(frozen=True)
 class VideoProgress:
-    """How far a video is.
+    """The progress of `write_video`.
 
     Attributes:
-        frames: written.
-        total: in the whole video, as its header says or its duration and rate suggest; None where neither is known, or
-            was too little.
-        dropped: of a live source, because newer ones had come.
-        latency_ms: of a live source, of the last frame; see `VideoResult`.
+        frames: number of frames written.
+        total: expected number of frames, from the header or the duration; None if it is unknown or turned out too
+            small.
+        dropped: frames of a live source that were skipped for newer ones.
+        latency_ms: latency of the last frame of a live source; see `VideoResult`.
     """
 
     frames: int
@@ -70,21 +66,21 @@ class VideoProgress:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What was made of a video.
+    """The result of `write_video`.
 
     Attributes:
-        source: without password, where an address holds one.
-        written: the file, or folder, of each kind.
-        frames: written.
-        duration_s: of what was written.
-        fps: frames written a second of work.
-        size: (height, width), upright.
-        fractions: share of every class that occurs, over all frames, largest first.
-        live: whether frames were dropped when newer ones had come.
-        dropped: how many.
-        latency_ms, p90_latency_ms: of a live source, from capture to written, median and 90th percentile. Capture is
-            the frame's time stamp, on a clock set by the frame that came here soonest after its own.
-        damage: a sentence where the source could not be read whole; what could is written.
+        source: the source, without user, password and query of an address.
+        written: the file or folder of each kind.
+        frames: number of frames written.
+        duration_s: length of the result.
+        fps: frames written per second of work.
+        size: (height, width) of the upright frames.
+        fractions: fraction of the pixels of every class that occurs, over all frames, largest first.
+        live: whether the source was live, so that frames could be dropped.
+        dropped: number of frames dropped.
+        latency_ms, p90_latency_ms: time from capture to written frame of a live source, median and 90th percentile.
+            Capture is the frame's time stamp, on a clock set by the frame that arrived with the least delay.
+        damage: a sentence if the source could only be read in part; None otherwise.
         interrupted: whether an interrupt ended a live source.
     """
 
@@ -102,8 +98,8 @@ class VideoResult:
     damage: str | None = None
     interrupted: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """A dictionary for JSON."""
         written = {kind: str(path) for kind, path in self.written.items()}
         return asdict(self) | {"written": written, "size": list(self.size)}
 
@@ -116,16 +112,17 @@ def segment_video(
     duration_s: float | None = None,
     workers: int = 2,
 ) -> Iterator[tuple[float, Prediction]]:
-    """Every frame's time in seconds with its prediction, in order.
+    """The time in seconds and the prediction of every frame, in order.
 
     Args:
-        source: a file, "camera:0", or an address.
-        segment: from `evitseg.load`; None for the bundled model.
-        live: True gives always the newest frame and drops older ones; None does so for cameras and live streams.
-        duration_s: ends after so many seconds of the video.
-        workers: threads that segment; a live source has one, so that no frame waits for another.
+        source: a file, "camera:0", or an address such as "rtsp://host/path".
+        segment: a model from `evitseg.load`; None uses the bundled one.
+        live: True always continues with the newest frame and drops older ones; False segments every frame; None is True
+            for cameras and live streams only.
+        duration_s: stop after this many seconds of the video.
+        workers: threads that segment. A live source uses one, so that no frame waits for another.
 
-    Raises: VideoError for what cannot be read, after the frames that could.
+    Raises: VideoError if the source cannot be read; for a damaged one, after its readable frames.
     """
     segment = segment or _bundled()
     with VideoReader(source, live, duration_s) as video:
@@ -153,23 +150,24 @@ def write_video(
     progress: Callable[[VideoProgress], None] = lambda progress: None,
     file: str | PathLike[str] | None = None,
 ) -> VideoResult:
-    """Segment a video into files.
+    """Segment a video and write the results to files.
 
-    "overlay" is STEM_overlay.mp4 (.mov or .mkv where the audio needs it): every class in its colour, H.264, at the
-    video's size, with its audio. "mask" is STEM_mask.mov: a PNG a frame, class indices with the classes' colours as
-    palette, without loss. "frames" is the folder STEM_frames: the same PNGs as files, and their times in times.csv.
-    Every frame keeps its time stamp.
+    "overlay" is STEM_overlay.mp4 (.mov or .mkv if the audio requires it): H.264 at the video's size, every class in its
+    colour, with the video's audio. "mask" is STEM_mask.mov: one lossless PNG per frame, class indices with the classes'
+    colours as palette. "frames" is the folder STEM_frames: the same PNGs as files, with their times in times.csv. Every
+    frame keeps its time stamp.
 
-    An interrupt ends a live source's files, whole; of another source nothing is left.
+    After an interrupt, the files of a live source are complete; those of other sources are removed.
 
     Args:
         source, segment, live, duration_s, workers: as for `segment_video`.
-        stem: the beginning of the results' names, with their folder.
-        legend: list the classes' colours and names in a corner of the overlay, on top of the frames.
+        stem: folder and beginning of the names of the results.
+        kinds: the results to write.
+        legend: draw the classes' colours and names in a corner of the overlay.
         progress: called after every frame.
-        file: the name of the only kind's file, .mp4, .mov or .mkv, instead of one made of `stem`.
+        file: path of the result, .mp4, .mov or .mkv, in place of one made from `stem`; for a single kind only.
 
-    Raises: VideoError for what cannot be read at all, FileError for places that cannot be written.
+    Raises: VideoError if the source cannot be read at all, FileError if a file cannot be written.
     """
     segment = segment or _bundled()
     for kind in kinds:
@@ -219,7 +217,7 @@ def write_video(
             for done in video.map_frames(work, workers):
                 _uninterrupted(writing, record, done)
                 late = 1000 * (written_at[-1] - video.soonest) if written_at else None
-                # Headers tell too little of files that were joined.
+                # The header of concatenated files describes only the first.
                 total = video.total if video.total is None or frames <= video.total else None
                 progress(VideoProgress(frames, total, video.dropped, late))
         except KeyboardInterrupt:
@@ -252,17 +250,17 @@ def write_video(
 
 
 def _uninterrupted(thread: Executor, call: Callable[..., None], *arguments: object) -> None:
-    """Make a call that an interrupt does not cut short, but follows: only the main thread is ever interrupted.
+    """Make a call in another thread, and raise an interrupt only after it: Python interrupts the main thread only.
 
     Args:
-        thread: of one worker.
+        thread: an executor with one worker.
     """
     done: Future[None] = Future()
     turn = Lock()
 
     def once() -> None:
         with turn:
-            if done.done():  # an interrupt came while the call was handed over, so that it was handed over again
+            if done.done():  # an interrupt during submit made the loop submit the call again
                 return
             try:
                 call(*arguments)

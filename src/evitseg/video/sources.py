@@ -1,4 +1,4 @@
-"""What a video may be read from: files, cameras and addresses, by their names."""
+"""Recognise video files, cameras and addresses, and limit what FFmpeg may open for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTENSIONS = frozenset(
     | {".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".vob", ".dv", ".y4m", ".h264", ".264", ".hevc", ".h265", ".265"}
     | {".mjpeg", ".mjpg", ".ivf", ".obu", ".nut", ".qt", ".divx", ".mpe", ".m1v", ".mpv", ".rm", ".rmvb", ".wtv"}
 )
-"""By which a video is known among other files."""
+"""Endings of video files."""
 _BEGINNINGS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
     b"FLV\x01",
@@ -41,15 +41,15 @@ _IMAGE_BRANDS = (
     b"jp2 ",
     b"jpx ",
 )
-"""Of files with the boxes of MP4 that are images."""
+"""Brands of image files with the same structure as MP4."""
 _LOOKED_AT = 4 + 3 * 192
 FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,ivf,obu,asf,flv,ogg,mxf,nut,"
     "gif,apng,dv,wtv,yuv4mpegpipe,mjpeg,rm,swf,vc1,live_flv"
 )
-"""What a file may be inside: no play lists and scripts, which would have FFmpeg open whatever they name."""
+"""Formats of files. Playlists and scripts are excluded, because FFmpeg would open any file that they refer to."""
 LIVE = ("camera", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms", "mmsh")
-"""Schemes of sources that do not wait for a slow reader; http is live where it says no duration."""
+"""Schemes of sources that do not wait for a slow reader. HTTP is live if it states no duration."""
 _WEB = "http,https,httpproxy,tcp,tls,crypto"
 _MEDIA = "rtp,srtp,udp,tcp,tls"
 PROTOCOLS = {
@@ -66,7 +66,7 @@ PROTOCOLS = {
     "mms": "mms,mmsh,mmst,tcp,http",
     "mmsh": "mmsh,tcp,http",
 }
-"""What may be opened on an address's behalf: never files, and no play list's other addresses but on the web."""
+"""Protocols that FFmpeg may use for an address: never files, and playlists only on the web."""
 _ADDRESS_FORMATS = f"{FILE_FORMATS},rtsp,sdp,rtp,mpjpeg"
 CAMERAS = {
     #        format          name of camera n
@@ -75,44 +75,44 @@ CAMERAS = {
     "win32": ("dshow", "video={}"),
 }
 TIMEOUT_S = 10.0
-"""How long a network or a camera may be silent."""
+"""Seconds that a network source or a camera may send nothing."""
 
 VideoSource = str | PathLike[str]
-"""A file; "camera:0"; or an address such as "rtsp://host/path"."""
+"""A video: a file, "camera:0", or an address such as "rtsp://host/path"."""
 
 
 def address_formats(scheme: str) -> str:
-    """What may come from an address: on the web also play lists of live streams, whose parts come from the web too."""
+    """Formats allowed for an address. On the web these include playlists of live streams."""
     return f"{_ADDRESS_FORMATS},hls,dash" if PROTOCOLS[scheme] == _WEB else _ADDRESS_FORMATS
 
 
 def check_address(source: str) -> None:
-    """Raises: ConfigError for an address that is none, or of a kind that is not read."""
+    """Raises: ConfigError for a malformed address or an unsupported scheme."""
     scheme, separator, _ = source.partition("://")
     scheme = scheme.lower()
     if not separator:
         return
     if scheme not in PROTOCOLS:
-        advice = "give the path itself" if scheme == "file" else f"known are {', '.join(PROTOCOLS)}"
-        raise ConfigError(f"{redacted(source)}: addresses that begin with {scheme}:// are not read; {advice}.")
+        advice = "give the path itself" if scheme == "file" else f"supported are {', '.join(PROTOCOLS)}"
+        raise ConfigError(f"{redacted(source)}: {scheme}:// is not supported; {advice}.")
     try:
         whole = bool(urlsplit(source).netloc) and urlsplit(source).port != 0
     except ValueError as error:
-        raise ConfigError(f"{redacted(source)}: not an address ({error}).") from error
+        raise ConfigError(f"{redacted(source)}: not a valid address ({error}).") from error
     if not whole:
-        raise ConfigError(f"{redacted(source)}: not an address; {scheme}://HOST:PORT/PATH is one.")
+        raise ConfigError(f"{redacted(source)}: not a valid address; use the form {scheme}://HOST:PORT/PATH.")
 
 
 def is_stream(source: str) -> bool:
-    """Whether this names a camera or an address, not a file."""
+    """Whether a source is a camera or an address, not a file."""
     address = re.match(r"[a-z][a-z0-9+.-]+://|camera:", source, re.IGNORECASE)
     return address is not None or re.fullmatch(r"/dev/video\d+", source) is not None
 
 
 def is_video(path: Path) -> bool:
-    """Whether this file is taken for a video: by its ending, as a named pipe, or by its first bytes.
+    """Whether a file is a video, by its ending or its first bytes. Named pipes count as videos.
 
-    A file with an image's ending is taken for an image.
+    A file with the ending of an image format never does.
     """
     ending = path.suffix.lower()
     if ending in EXTENSIONS or path.is_fifo():
@@ -123,7 +123,7 @@ def is_video(path: Path) -> bool:
         with path.open("rb") as file:
             return _begins_as_video(file.read(_LOOKED_AT))
     except OSError:
-        return False  # whoever reads it says so
+        return False  # reading it reports the error
 
 
 def _begins_as_video(head: bytes) -> bool:
@@ -131,20 +131,20 @@ def _begins_as_video(head: bytes) -> bool:
         return head[8:12] not in _IMAGE_BRANDS
     if head[:4] == b"RIFF":
         return head[8:12] == b"AVI "
-    # Packets of MPEG-TS have 188 bytes, or 192 with a clock before each.
+    # Packets of MPEG-TS have 188 bytes, or 192 with a time stamp before each.
     if any(len(head) > at + 2 * size and head[at::size][:3] == b"GGG" for at, size in ((0, 188), (4, 192))):
         return True
     return head.startswith(_BEGINNINGS)
 
 
 def stream_name(source: str) -> str:
-    """What the results of a stream are called; without the password that an address may hold."""
+    """A file name for the results of a stream, without user and password of an address."""
     name = re.sub(r"[^\w.-]+", "_", redacted(source).partition("://")[2] or source).strip("._")
     return name[:80] or "stream"
 
 
 def redacted(source: VideoSource) -> str:
-    """A source as it may be printed: an address without user, password and query, which may hold a key."""
+    """A source as it may be printed: an address without user, password and query, which may be secret."""
     text = str(source)
     scheme, separator, rest = text.partition("://")
     if not separator:

@@ -1,4 +1,4 @@
-"""Times of a video's frames, from whatever its container says: they begin at 0 and never go back."""
+"""Derive the times of frames from a container's time stamps, so that they start at 0 and always increase."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ if TYPE_CHECKING:
     import av
 
 DEFAULT_RATE = Fraction(25)
-"""Frames per second where a container says nothing, as FFmpeg has it."""
+"""Frames per second if a container states none; FFmpeg uses the same."""
 HIGHEST_RATE = 1000
-"""A stated rate above this is a count of ticks, not of frames."""
+"""Frame rates above this are the rate of a clock, not of frames."""
 _GOES_BACK_S, _JUMPS_S, _ABSURD_S = Fraction(1, 10), 10, 30 * 3600
-"""A decoding time this far before the last one begins a new count; so does one that is this far after it: the first
-number is for broadcasts, the second for all files, whose numbers may be damaged. FFmpeg has the same limits."""
+"""A decoding time that is earlier than the last one by the first number of seconds starts a new count. So does one that
+is later by the second number in broadcasts, or by the third in other files, whose time stamps may be damaged. FFmpeg
+uses the same limits."""
 _WITH_JUMPS = frozenset({"mpegts", "mpeg", "mpegtsraw"})
-"""Formats of broadcasts, in which a splice may change the time to any other."""
+"""Formats of broadcasts, in which the time may jump at a splice."""
 _DECODING_ONLY = "avi"
-"""A format that stores the order of decoding, and no times of showing."""
+"""The format that stores decoding times but no presentation times."""
 _MAX_REORDERED = 16 + 2
-"""Packets that a decoder may hold back: H.264's limit, and one per thread."""
+"""Packets that a decoder may hold back: H.264's limit and one per thread."""
 
 
 def frame_rate(*stated: Fraction | None) -> Fraction:
-    """The first rate that can be one, in frames per second."""
+    """The first plausible rate, in frames per second."""
     return next((rate for rate in stated if rate and 0 < rate <= HIGHEST_RATE), DEFAULT_RATE)
 
 
 class Timeline:
-    """Times of packets and frames in seconds from the first frame.
+    """Computes the times of packets and frames in seconds from the first frame.
 
-    Packets are shown to `continued` in decoding order before they are decoded, frames to `place` in the order in which
-    they are shown.
+    `continued` must see every packet in decoding order before it is decoded, and `place` every frame in presentation
+    order.
 
-    Three faults of containers are mended. A count that begins again, as in files that were joined, goes on where the
-    last one ended. Where packets carry the order of decoding only (AVI), the times are put in order again. Where there
-    are no times at all (raw H.264), frames follow each other at the rate.
+    Three faults of containers are fixed. If the count starts again, as in concatenated files, it continues where the
+    last one ended. If packets carry decoding times only (AVI), presentation times are derived from their order. If
+    there are no times at all (raw H.264), frames follow each other at the frame rate.
 
     Attributes:
         rate: frames per second, for frames without a time.
-        tick: the least step between two frames, in seconds.
-        offset: the first frame's time in the container, as its audio tells time; None before it came, and where frames
-            have no times.
-        ended_at: the greatest end of a packet, in the container's time.
-        last: the last frame's time; None before the first.
-        joined: whether a count began again, so that the container's duration is of one part, or of nothing.
+        tick: smallest step between two frames, in seconds.
+        offset: the first frame's time in the container, on the clock of its audio; None before the first frame and if
+            frames have no times.
+        ended_at: latest end of a packet, in the container's time.
+        last: time of the last frame; None before the first.
+        joined: whether the count started again, so that the container's duration is not that of the whole file.
     """
 
     def __init__(self, rate: Fraction, tick: Fraction, form: str, live: bool, reorders: bool) -> None:
@@ -58,7 +59,7 @@ class Timeline:
         self.ended_at = Fraction(0)
         self.last: Fraction | None = None
         self.joined = False
-        # After a pause of a live source its time is right.
+        # The time stamps of a live source are still right after a pause.
         self._longest_s = None if live else _JUMPS_S if form in _WITH_JUMPS else _ABSURD_S
         self._shift = Fraction(0)
         self._decoding: dict[int, Fraction] = {}
@@ -71,7 +72,7 @@ class Timeline:
         return None if self._first is None else self._first - self._lag
 
     def continued(self, packet: av.Packet[Any], is_video: bool) -> None:
-        """Move a packet's times, in place, so that they go on where those before ended."""
+        """Shift a packet's times, in place, so that they continue where the last ones ended."""
         if packet.time_base is None:
             return
         if packet.dts is not None:
@@ -89,7 +90,7 @@ class Timeline:
             packet.dts += ticks
             decoded = self._decoding[packet.stream_index] = packet.dts * packet.time_base
             if is_video and self._decodes_only and self._newest is None and packet.pts is not None:
-                self._lag = packet.pts * packet.time_base - decoded  # which FFmpeg makes up, of the codec's delay
+                self._lag = packet.pts * packet.time_base - decoded  # FFmpeg adds the codec's delay
         if packet.pts is None:
             return
         packet.pts += ticks
@@ -99,13 +100,13 @@ class Timeline:
             self.ended_at = max(self.ended_at, shown + duration)
         if is_video and self._waiting is not None and not packet.is_discard:
             if self._newest is not None and shown < self._newest:
-                self._waiting = None  # an order of showing that differs from that of decoding: the times are real
+                self._waiting = None  # presentation order differs from decoding order, so the times are real
             else:
                 self._newest = shown
                 heapq.heappush(self._waiting, shown)
 
     def lost(self, packet: av.Packet[Any]) -> None:
-        """A packet gave no frame, and never will."""
+        """Forget a packet that could not be decoded into a frame."""
         if self._waiting and packet.pts is not None:
             shown = packet.pts * packet.time_base
             if shown in self._waiting:
@@ -113,7 +114,7 @@ class Timeline:
                 heapq.heapify(self._waiting)
 
     def place(self, image: av.VideoFrame) -> tuple[Fraction, Fraction]:
-        """A frame's time and how long it is shown, in seconds."""
+        """A frame's time and duration, in seconds."""
         base = image.time_base or self.tick
         stated = self._stated(image, base)
         duration = (image.duration or 0) * base if image.pts is not None else Fraction(0)
@@ -125,7 +126,7 @@ class Timeline:
                 self._first = stated - follows
             at = stated - self._first
         if self.last is not None and at <= self.last:
-            # Stamps that stand still, which no file can have, or go back.
+            # The time stamp repeats or goes back.
             self._standing += 1
             if self._standing > 2 or at < self.last - _GOES_BACK_S:
                 at = follows

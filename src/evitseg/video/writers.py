@@ -1,4 +1,4 @@
-"""Files that a video becomes: an overlay with its audio, a video of masks, a folder of masks."""
+"""Write segmented videos: an overlay with audio, a mask video, or a folder of masks."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ AUDIO_IN = {
     ".mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus"},
     ".mov": {"pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_u8", "pcm_mulaw", "pcm_alaw"},
 }
-"""Audio that players find in such a file; a video with any other becomes .mkv, which holds everything."""
+"""Audio codecs that players support in each container. Other audio needs .mkv, which holds any codec."""
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 FRAMES_ENDING, TIMES_FILE = "_frames", "times.csv"
 RESULT_ENDINGS = ("_mask.mov", *(f"_overlay{ending}" for ending in _CONTAINERS))
 ENCODERS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "ultrafast", "qp": "23"},  # qp, not crf, which looks ahead and takes a quarter more time
-    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # a quantiser of 3
+    "libx264": {"preset": "ultrafast", "qp": "23"},  # qp, because crf looks ahead and takes longer
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # quantizer 3, times 118
 }
-"""For overlays: the first that FFmpeg was built with. `benchmarks/video.py` compares the presets."""
+"""Encoders of overlays, in order of preference. `benchmarks/video.py` compares the presets."""
 
 
 def is_result(path: Path) -> bool:
-    """Whether this is the name of a file that `write_video` wrote."""
+    """Whether a file has the name of a result of `write_video`."""
     return path.name.endswith(RESULT_ENDINGS) or (
         path.parent.name.endswith(FRAMES_ENDING) and (path.parent / TIMES_FILE).exists()
     )
@@ -50,7 +50,13 @@ def is_result(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class SegmentedFrame:
-    """A frame after its work."""
+    """A frame with its results.
+
+    Attributes:
+        drawn: the overlay, if it is wanted.
+        png: the mask as a PNG file, if it is wanted.
+        counts: pixels per class, sampled.
+    """
 
     frame: Frame
     drawn: av.VideoFrame | None
@@ -60,6 +66,8 @@ class SegmentedFrame:
 
 @dataclass(frozen=True)
 class FrameWriter:
+    """The result of one kind: its path, and a function that adds a frame."""
+
     path: Path
     write: Callable[[SegmentedFrame], None]
 
@@ -87,12 +95,14 @@ def _overlay_writer(
     ending = next((ending for ending, able in AUDIO_IN.items() if codecs <= able), ".mkv")
     encoder = next((name for name in ENCODERS if name in av.codecs_available), None)
     if encoder is None:
-        raise VideoError(f"this FFmpeg can write neither of {', '.join(ENCODERS)}; install PyAV from its own wheels.")
+        raise VideoError(
+            f"this build of FFmpeg has none of the encoders {', '.join(ENCODERS)}; install PyAV from its own wheels."
+        )
     path = file or stem.with_name(f"{stem.name}_overlay{ending}")
     if not codecs <= AUDIO_IN.get(path.suffix.lower(), codecs):
         raise VideoError(
-            f"{path}: players do not find its audio ({', '.join(sorted(codecs))}) in a {path.suffix} file; end the "
-            f"name in {ending}."
+            f"{path}: players do not support this audio ({', '.join(sorted(codecs))}) in a {path.suffix} file; use the "
+            f"ending {ending}."
         )
     with _container(path) as container:
         options = ENCODERS[encoder] | ({"tune": "zerolatency"} if video.live and encoder == "libx264" else {})
@@ -101,7 +111,7 @@ def _overlay_writer(
         like = new_frame(yuv(video.first), 2, 2)
         context.height, context.width = (side + side % 2 for side in video.size)
         context.pix_fmt = "yuv420p"
-        # MPEG-4 counts time in at most 65,535ths.
+        # MPEG-4 counts time in fractions of at most 1/65,535 s.
         base = video.time_base if encoder != "mpeg4" or video.time_base.denominator < 2**16 else Fraction(1, 60_000)
         context.time_base = stream.time_base = base
         context.thread_count = 1 if context.height * context.width <= 2**21 else 2
@@ -123,7 +133,7 @@ def _overlay_writer(
             while video.audio:
                 packet = video.audio.popleft()
                 track = tracks[packet.stream.index]
-                # Matroska knows no time before 0, and would move the frames.
+                # Matroska has no negative times, and would shift the frames.
                 if video.place(packet) and ((packet.pts or 0) >= 0 or path.suffix.lower() != ".mkv"):
                     packet.stream = track
                     container.mux(packet)
@@ -137,7 +147,7 @@ def _overlay_writer(
 def _mask_writer(video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None) -> Iterator[FrameWriter]:
     import av
 
-    # .mov, because it keeps times to the tick where .mkv rounds them to milliseconds.
+    # .mov keeps exact times, whereas .mkv rounds them to milliseconds.
     path = file or stem.with_name(f"{stem.name}_mask.mov")
     with _container(path) as container:
         height, width = video.size
@@ -160,7 +170,7 @@ def _frames_writer(
 ) -> Iterator[FrameWriter]:
     path = file or stem.with_name(f"{stem.name}{FRAMES_ENDING}")
     if path.exists():
-        raise FileError(f"{path}: is there already; remove it, or choose another place.")
+        raise FileError(f"{path} already exists; remove it or choose another name.")
     times = ["frame,time_s"]
     try:
         with temporary_folder(path.parent) as temporary:

@@ -38,7 +38,7 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
 
 def test_formats_of_one_size_wait_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(best, "RUNS", {"ncnn": "ncnn"})
-    with pytest.raises(ExportError, match="nothing runs here: takes one size, and none was given"):
+    with pytest.raises(ExportError, match="nothing runs here: takes images of one size, and none was given"):
         export_best(*network_of("b0-camvid"), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 

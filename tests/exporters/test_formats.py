@@ -145,7 +145,7 @@ def test_a_broken_weight_is_refused(
     write = FORMATS[to].write
     form = replace(FORMATS[to], write=lambda model, *rest: write(broken(model), *rest))
     monkeypatch.setitem(FORMATS, to, form)
-    with pytest.raises(ExportError, match="disagrees with its checkpoint and was not kept"):
+    with pytest.raises(ExportError, match="disagrees with its checkpoint and was discarded"):
         export(bundled, to, form.name(tmp_path / "m"), size=SIZE)
     assert list(tmp_path.iterdir()) == []
 

@@ -224,7 +224,7 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
     needs("torch", "onnx")
     import onnx
 
-    with pytest.raises(EngineError, match="PyTorch does not say how long its layers take"):
+    with pytest.raises(EngineError, match="PyTorch does not report the time of its layers"):
         profile(Subject(engine="torch"), EXAMPLE_IMAGE, SMALL)
     content = onnx.load(bundled_models()["b0-camvid"])
     node = next(node for node in content.graph.node if node.op_type == "Conv")
@@ -288,14 +288,14 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
         "count",
         "type",
         "ms",
-        "share",
+        "fraction",
         "macs",
         "bytes_in",
         "bytes_out",
         "gflops",
         "gb_per_s",
     } <= set(content["profile"]["nodes"][0])
-    assert sum(node["share"] for node in content["profile"]["nodes"]) == pytest.approx(1)
+    assert sum(node["fraction"] for node in content["profile"]["nodes"]) == pytest.approx(1)
     assert Path(drawn).stat().st_size > 10_000
     lines = bench_command("--size", "64x96", "--rounds", "1", "--profile", "--markdown").stdout.splitlines()
     assert "$ evitseg bench --size 64x96 --rounds 1 --profile --markdown" in lines
@@ -312,7 +312,7 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
         (["--size", "512"], 2, "such as 512x1024"),
         (["--size", "64x64", "--size", "64x96", "--profile"], 2, "one size"),
         (["--compare", "--precision", "float32"], 2, "leave --engine and --precision out"),
-        (["--roofline", "r.jpg"], 1, "a roofline is drawn as a PNG file"),
+        (["--roofline", "r.jpg"], 1, "the roofline plot is a PNG"),
         (["--roofline", "r.png", "nosuch.onnx"], 1, "nosuch.onnx: no such file"),
     ],
 )

@@ -1,14 +1,14 @@
-"""The fastest exported model for the machine at hand: every candidate is made, scored and timed there."""
+"""Find the fastest export for this machine: every candidate is exported, scored and timed here."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.verify import example_images
 from evitseg.manifest import Manifest
 from evitseg.model.network import EfficientViT
+from evitseg.profiling.worker import take_rounds
 from evitseg.raster.files import read_image
 from evitseg.runtime.engines import open_engine
 from evitseg.system.files import temporary_folder
@@ -28,22 +29,22 @@ from evitseg.system.files import temporary_folder
 RUNS = {name: form.engine for name, form in FORMATS.items() if form.engine is not None}
 """The engine to measure each format in; OpenVINO runs its own format as it runs ONNX."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-ROUNDS = 15
+ROUNDS, WARM_UP_CALLS = 15, 2
 AS_FAST = 1.03
-"""Times that differ by less say nothing; the smaller file is taken then."""
+"""Times that differ by a smaller factor count as equal; the smaller file then wins."""
 
 
 @dataclass
 class Candidate:
-    """A way to run the network here.
+    """A way to run the network on this machine.
 
     Attributes:
         to, weights: the exported model's format and the number format of its weights.
-        engine, precision: what runs it.
-        size_bytes: of all its files.
-        miou: in percent, on the user's data if there are any.
-        median_ms: for one image, the network alone.
-        problem: why it is out of the running, if it is.
+        engine, precision: how it runs.
+        size_bytes: size of all its files.
+        miou: in percent, on the user's data; None without data.
+        median_ms: time of the network for one image.
+        problem: the reason why it was excluded; empty if it was not.
     """
 
     to: str
@@ -68,17 +69,17 @@ def export_best(
     threads: int | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, Candidate, list[Candidate]]:
-    """Try every format whose packages are installed, and keep the fastest.
+    """Try every format whose packages are installed, and keep the fastest exported model.
 
     Args:
         stem: the file to write, without its ending.
-        size: (height, width) of the only images it takes; without one, formats of one size are not tried.
-        data, max_drop: as in `export`; without data, weights are not tried in 8 bits, nor arithmetic in 16.
-        threads: at most; None for every physical core.
+        size: (height, width) of the only images that the file takes; without it, formats of one size are skipped.
+        data, max_drop: as in `export`; without data, weights in 8 bits and arithmetic in 16 bits are skipped.
+        threads: maximum number of threads; None for one per physical core.
 
-    Returns: the exported model, what it is, and all that were tried.
+    Returns: the exported model, its candidate, and all candidates.
 
-    Raises: ExportError where nothing runs; what `export` raises for bad data or images.
+    Raises: ExportError if nothing runs; for bad data or images, the errors of `export`.
     """
     first = read_image(images[0], manifest.reading) if images else example_images()[0]
     fitting = manifest.preprocess if size is None else replace(manifest.preprocess, fixed=size)
@@ -101,7 +102,7 @@ def export_best(
                     path = form.name(folder / f"{to}-{weights}")
                     try:
                         if form.one_size and size is None:
-                            raise ExportError("takes one size, and none was given")
+                            raise ExportError("takes images of one size, and none was given (--size)")
                         if not path.exists():
                             tell(f"trying {to} with weights in {weights}")
                             export(
@@ -110,7 +111,7 @@ def export_best(
                             )  # fmt: skip
                         engine = open_engine(path, candidate.engine, candidate.precision, threads)
                         if engine.info.precision != candidate.precision:
-                            raise EngineError(f"this processor has no {candidate.precision} in it")
+                            raise EngineError(f"this processor has no {candidate.precision} arithmetic in this engine")
                         candidate.size_bytes = form.size_bytes(path)
                         if scored is not None:
                             candidate.miou = scored.score(engine)
@@ -120,7 +121,7 @@ def export_best(
                         candidate.problem = str(error).removesuffix(".")
                     else:
                         running.append((candidate, engine))
-        tell(f"timing {len(running)} of them on images of {image.shape[1]}x{image.shape[2]}")
+        tell(f"timing {len(running)} candidates on images of {image.shape[1]}x{image.shape[2]}")
         _time(running, image)
         if not running:
             raise ExportError(f"nothing runs here: {tried[0].problem}.")
@@ -130,7 +131,7 @@ def export_best(
         form = FORMATS[best.to]
         out = form.name(stem)
         if any(file.is_dir() for file in form.files(out)):
-            raise FileError(f"{out}: a folder is in the place of one of its files; give another name, or move it.")
+            raise FileError(f"{out}: one of its files has the name of a folder; give another name, or move the folder.")
         try:
             for new, final in zip(
                 form.files(form.name(Path(folder) / f"{best.to}-{best.weights}")), form.files(out), strict=True
@@ -142,16 +143,16 @@ def export_best(
 
 
 def _time(running: Sequence[tuple[Candidate, Engine]], image: NDArray[np.uint8]) -> None:
-    """Medians of `ROUNDS`, in rounds, so that a busy moment of the machine hits all alike."""
-    seconds: dict[int, list[float]] = {number: [] for number in range(len(running))}
-    order, shuffle = list(seconds), random.Random(0).shuffle
-    for turn in range(ROUNDS + 2):
-        shuffle(order)  # nobody always comes after the same other
-        for number in order:
-            time.sleep(0.05)  # the threads of the one before may still spin
-            start = time.perf_counter()
-            running[number][1](image)
-            if turn >= 2:
-                seconds[number].append(time.perf_counter() - start)
-    for number, (candidate, _) in enumerate(running):
-        candidate.median_ms = 1000 * statistics.median(seconds[number])
+    """Set the median time of every candidate."""
+
+    def timed(engine: Engine) -> float:
+        start = time.perf_counter()
+        engine(image)
+        return time.perf_counter() - start
+
+    calls = {number: partial(timed, engine) for number, (_, engine) in enumerate(running)}
+    for call in calls.values():
+        for _ in range(WARM_UP_CALLS):
+            call()
+    for number, times in take_rounds(calls, ROUNDS).items():
+        running[number][0].median_ms = statistics.median(times)

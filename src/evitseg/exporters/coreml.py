@@ -1,4 +1,4 @@
-"""Core ML: an .mlpackage, a folder, for iPhones, iPads and Macs. It can be made anywhere, and runs only there."""
+"""Write Core ML: an .mlpackage, which is a folder, for iPhones, iPads and Macs. Any machine can write it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from evitseg.system.machine import processor_name
 from evitseg.system.silence import silenced
 
 PACKAGE, WEIGHTS = "Manifest.json", "Data/com.apple.CoreML/weights"
-"""What every package has, and where its weights are."""
+"""A file that every package has, and the place of its weights."""
 
 
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write the package. Its input is an image of Apple's kind, RGB. Raises: MissingPackageError."""
+    """Write the package, whose input is an RGB image of Apple's image type. Raises: MissingPackageError."""
     half = manifest.weights != "float32"
     form = ExportModel(model, manifest.preprocess, half=True, planes=True).eval()
     try:
@@ -53,7 +53,7 @@ def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def _in_8_bits(package: Any) -> Any:
-    """int8 for the weights that are whole steps; the others stay as they are."""
+    """Store weights that are whole steps in int8; the others stay unchanged."""
     from coremltools.optimize import coreml
 
     weights = coreml.get_weights_metadata(package, weight_threshold=0)
@@ -64,12 +64,12 @@ def _in_8_bits(package: Any) -> Any:
 
 
 class CoreMlReader:
-    """The program in a package, computed operation by operation in PyTorch, to see that it is the network.
+    """A package's program computed operation by operation in PyTorch, to compare it with the network.
 
-    It shows that the file is right, on any machine; how Apple's own runtime rounds, it cannot show. Called with
-    (N, height, width, 3) uint8 RGB, it returns float32 logits.
+    It verifies the file on any machine, but cannot show how Apple's runtime rounds. Called with (N, height, width, 3)
+    uint8 RGB, it returns float32 logits.
 
-    Raises: EngineError where the package cannot be read, or has an operation that this knows nothing of.
+    Raises: EngineError for a package that cannot be read or has an unknown operation.
     """
 
     def __init__(self, package: Path) -> None:
@@ -81,7 +81,7 @@ class CoreMlReader:
             with silenced():
                 spec = ct.utils.load_spec(str(package))
                 program = load.load(spec, spec.specificationVersion, str(package / WEIGHTS))
-        except Exception as error:  # it raises what its parsers do
+        except Exception as error:  # it raises its parsers' errors
             raise EngineError(f"{package}: coremltools cannot read it; export it again.") from error
         self._main = program.functions["main"]
         unknown = {operation.op_type for operation in self._main.operations} - OPERATIONS.keys() - {"const"}
@@ -194,4 +194,4 @@ OPERATIONS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "transpose": lambda given: given["x"].permute(given["perm"].tolist()),
     "thresholded_relu": lambda given: torch.where(given["x"] > float(given["alpha"]), given["x"], 0),
 }
-"""By their names in Core ML's intermediate language; each takes its inputs by name."""
+"""Operations by their names in Core ML's intermediate language; each takes its inputs by name."""

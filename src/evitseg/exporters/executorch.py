@@ -1,4 +1,4 @@
-"""ExecuTorch: one .pte file for Android, iOS and Linux, run by its XNNPACK backend."""
+"""Write ExecuTorch: one .pte file for Android, iOS and Linux, for its XNNPACK backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evitseg.system.silence import silenced
 
 def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     """Write the file. Raises: MissingPackageError."""
-    # Float planes, as the helpers for phones make them; bytes would have to be converted outside of XNNPACK.
+    # Float planes, which the phones' helper functions produce; bytes would be converted outside of XNNPACK.
     form = ExportModel(model, manifest.preprocess, planes=True).eval()
     try:
         with silenced():
@@ -30,7 +30,7 @@ def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> Non
 
 
 def undelegated(path: Path) -> list[str]:
-    """Names of the operators of a file that XNNPACK does not run."""
+    """Names of a file's operators that do not run in XNNPACK."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     with silenced():

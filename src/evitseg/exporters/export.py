@@ -1,4 +1,4 @@
-"""From a checkpoint to a file for a device, verified before it is kept."""
+"""Export a checkpoint to a file for a device, and verify it before it is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from evitseg.raster.files import read_image
 from evitseg.system.files import temporary_folder
 
 CALIBRATED_ON, MEASURED_ON = 32, 200
-"""Images at most, evenly chosen from those there are."""
+"""Maximum numbers of images, chosen evenly from all."""
 
 
 def export(
@@ -47,26 +47,26 @@ def export(
     max_drop: float = 0.5,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, Manifest]:
-    """Convert a checkpoint, run the result beside it on real images, and keep it only if they agree.
+    """Convert a checkpoint, compare the result with it on real images, and keep the file only if the two agree.
 
     Args:
         checkpoint: the path of a checkpoint or of an exported .onnx file, the name of a bundled or a published model,
             or a network with its manifest.
         to: a key of `FORMATS`.
-        out: the file to write; by default beside the checkpoint, with the format's ending.
-        weights: "float32", "float16" for a file of half the size, or "int8" for one of a third, which needs `data`;
-            arithmetic is the engine's choice either way.
-        size: (height, width) of the only images it takes, in pixels; formats of one size need it.
-        images: to verify on; by default the photograph that ships with the package.
-        labels, preprocess, name, training: replace what the checkpoint's manifest says.
+        out: the file to write; None for a file next to the checkpoint, with the format's ending.
+        weights: "float32"; "float16" for half the size; or "int8" for a third of the size, which needs `data`. The
+            engine chooses the precision of the arithmetic in any case.
+        size: (height, width), in pixels, of the only images that the file takes; formats of one size need it.
+        images: to verify on; none for the bundled photograph.
+        labels, preprocess, name, training: replace those in the checkpoint's manifest.
         data: images with masks (see `find_dataset`). The checkpoint and the exported model are scored on val (else
             test, else all); int8 is calibrated on train (else all).
-        max_drop: points of mIoU that the exported model may score less than the checkpoint on `data`.
-        tell: called with a sentence before long work.
+        max_drop: points of mIoU that the exported model may lose on `data`, compared with the checkpoint.
+        tell: called with a sentence before each long step.
 
     Returns: the file, and the manifest it carries.
 
-    Raises: ExportError where the exported model disagrees with its checkpoint, and then nothing is written; FileError,
+    Raises: ExportError, with nothing written, if the exported model disagrees with its checkpoint; FileError,
     ImageError, WeightsError, ConfigError, MissingPackageError.
     """
     if to not in FORMATS:
@@ -78,13 +78,13 @@ def export(
         raise ExportError(f"{to} files store weights as {' or '.join(form.weights)}, not as {weights}.")
     if weights == "int8" and data is None:
         raise ExportError(
-            "int8 is calibrated and measured on images with masks; say where they are (data=; on the command line "
-            "--int8 DATA)."
+            "int8 is calibrated and measured on images with masks; give their folder (data=, or --int8 DATA on the "
+            "command line)."
         )
     if isinstance(checkpoint, tuple):
         model, manifest = checkpoint
         if out is None:
-            raise ExportError("a network in memory has no place on disk; say which file to write (out=).")
+            raise ExportError("a network in memory has no file name; give the file to write (out=).")
         out = Path(out)
     else:
         model, manifest = network_of(checkpoint, extra="export")
@@ -95,7 +95,7 @@ def export(
     for file in form.files(out):
         if file.is_dir() and not (file == out and (file / PACKAGE).is_file()):
             raise ExportError(
-                f"{file}: a folder is in the place of a file of {out.name}; give another name, or move it."
+                f"{file}: is a folder, but {out.name} needs a file of this name; give another name, or move the folder."
             )
     reals: list[ImageArray] = [read_image(path, manifest.reading) for path in images] or example_images()
     preprocess = preprocess or manifest.preprocess
@@ -104,8 +104,8 @@ def export(
     if form.one_size and preprocess.fixed is None:
         height, width = preprocess.fit(reals[0].shape[:2])
         raise ExportError(
-            f"{to} files take images of one size; say which (--size HEIGHTxWIDTH), such as {height}x{width}, to "
-            f"which this model would bring an image of {reals[0].shape[0]}x{reals[0].shape[1]}."
+            f"{to} files take images of one size; give it (--size HEIGHTxWIDTH), such as {height}x{width}, the size at "
+            f"which this model sees an image of {reals[0].shape[0]}x{reals[0].shape[1]}."
         )
     changes = {"labels": labels, "name": name, "training": training}
     manifest = replace(
@@ -138,10 +138,10 @@ def export(
             manifest = replace(manifest, verification=verification)
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
-                if final.is_dir():  # which cannot be replaced in one step
+                if final.is_dir():  # a folder cannot be replaced in one step
                     final.replace(folder / "old")
-                new.replace(final)  # the exported model last: it is what makes the others one
-    except FileError as error:  # of the file on its way, which nobody knows
+                new.replace(final)  # the model file last: without it the others mean nothing
+    except FileError as error:  # names the temporary file, which the user does not know
         raise FileError(str(error).replace(os.fspath(temporary), os.fspath(out))) from error
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
@@ -149,7 +149,7 @@ def export(
 
 
 class Scored:
-    """A checkpoint's score on somebody's data, to compare others with."""
+    """A checkpoint's score on the user's data, to compare exported models with."""
 
     def __init__(
         self, model: EfficientViT, manifest: Manifest, data: str | os.PathLike[str], tell: Callable[[str], None]
@@ -164,24 +164,25 @@ class Scored:
 
     @property
     def calibration(self) -> list[ImageArray]:
+        """The images to calibrate int8 on."""
         return [read_image(pair.image, pair.reading) for pair in self._calibrate_on]
 
     def drop_of(self, model: EfficientViT) -> float:
-        """In points of mIoU."""
+        """A network's loss compared with the checkpoint, in points of mIoU."""
         return self.miou - self.score(TorchEngine(model, self._manifest))
 
     def score(self, engine: Engine) -> float:
-        """In percent."""
+        """An engine's mIoU in percent."""
         return miou(engine, self.pairs, self._tell)
 
     def added(self, verification: Verification, model_file: str, engine: Engine, max_drop: float) -> Verification:
-        """With both scores. Raises: ExportError where the exported model's is too low."""
+        """The verification with both scores. Raises: ExportError if the exported model's is too low."""
         self._tell(f"scoring {model_file} on {len(self.pairs)} images")
         score = self.score(engine)
         if not score >= self.miou - max_drop:
             raise ExportError(
-                f"{model_file} was not kept: on {len(self.pairs)} images it scores {score:.2f} % mIoU, its checkpoint "
-                f"{self.miou:.2f} %, and at most {max_drop} points may be lost (--max-drop)."
+                f"{model_file} was discarded: on {len(self.pairs)} images it scores {score:.2f} % mIoU and its "
+                f"checkpoint {self.miou:.2f} %; it may lose at most {max_drop} points (--max-drop)."
             )
         return replace(
             verification,
@@ -192,6 +193,6 @@ class Scored:
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """So many of them at most, evenly chosen."""
+    """At most `count` pairs, chosen evenly."""
     count = min(count, len(pairs))
     return [pairs[i * len(pairs) // count] for i in range(count)]

@@ -1,8 +1,8 @@
-"""The network as converters like it: the same function in fewer and plainer operators, at one size.
+"""The network in a form for converters: the same function in fewer and simpler operators, at one size.
 
-Batch norm is folded into the convolutions, the bicubic up-samplings are products with fixed matrices, and the weights
-of attention are permuted so that queries, keys and values lie together: nothing has more than four axes, and nothing is
-gathered or padded.
+Batch norm is folded into the convolutions, bicubic up-sampling is a product with fixed matrices, and the weights of
+attention are permuted so that queries, keys and values are contiguous. No tensor has more than four axes, and nothing
+is gathered or padded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evitseg.preprocess import Preprocess
 
 
 def plain(block: ConvNormAct) -> nn.Module:
-    """The convolution with batch norm inside, and its activation."""
+    """The convolution with batch norm folded in, followed by its activation."""
     weight, bias = (None if values is None else torch.from_numpy(values).float() for values in folded(block))
     assert weight is not None
     conv = copy.deepcopy(block.conv)
@@ -37,7 +37,7 @@ def plain(block: ConvNormAct) -> nn.Module:
 
 
 class Bicubic(nn.Module):
-    """Bicubic up-sampling by a whole factor as two products with fixed matrices; borders as PyTorch's.
+    """Bicubic up-sampling by a whole factor as two products with fixed matrices; borders as in PyTorch.
 
     Input: (1, channels, h, w) of the size given. Output: (1, channels, factor * h, factor * w).
     """
@@ -45,7 +45,7 @@ class Bicubic(nn.Module):
     def __init__(self, size: tuple[int, int], factor: int) -> None:
         super().__init__()
         down, across = (up_sampling(side, factor) for side in size)
-        # Layers, because converters keep a layer's matrix as it is, and copy other constants once a channel.
+        # Layers, because converters store a layer's matrix once, but other constants once per channel.
         self.down, self.across = (_linear(rows) for rows in (down, across))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class Bicubic(nn.Module):
 
 
 def up_sampling(side: int, factor: int) -> Tensor:
-    """(factor * side, side): what bicubic interpolation does to one axis, read off unit vectors."""
-    # A single row in the other axis is interpolated to copies of itself: the weights of an axis add up to one.
+    """(factor * side, side): bicubic interpolation along one axis as a matrix, computed from unit vectors."""
+    # A single row is interpolated to copies of itself, because an axis's weights add up to one.
     units = torch.eye(side)[None, :, :, None]
     return F.interpolate(units, scale_factor=factor, mode="bicubic", align_corners=False)[0, :, :, 0].T.contiguous()
 
@@ -67,14 +67,13 @@ def _linear(matrix: Tensor) -> nn.Linear:
     return layer
 
 
-class Attention(nn.Module):
+class ContiguousAttention(nn.Module):
     """Multi-scale ReLU linear attention with queries, keys and values contiguous.
 
     Input and output: (1, width, h, w) of the size given.
 
     Args:
-        half: for arithmetic in float16, with the factors that keep `relu_linear_attention` inside its range; without
-            them a tenth faster.
+        half: includes the factors that keep `relu_linear_attention` inside float16's range; it is faster without.
     """
 
     def __init__(self, attention: MultiScaleAttention, size: tuple[int, int], half: bool) -> None:
@@ -85,7 +84,7 @@ class Attention(nn.Module):
         heads = attention.num_heads // (1 + len(attention.aggregate))
         dim = attention.head_dim
         self.width = heads * dim
-        # From head, then q, k, v, to q, k, v, then head.
+        # Channels are ordered by head, then q, k, v; reorder them by q, k, v, then head.
         order = torch.arange(3 * heads * dim).view(heads, 3, dim).transpose(0, 1).flatten()
         groups = torch.arange(3 * heads).view(heads, 3).T.flatten()
         self.qkv = plain(attention.qkv)
@@ -95,7 +94,7 @@ class Attention(nn.Module):
             assert isinstance(branch, nn.Sequential)
             depthwise, pointwise = (plain(block) for block in branch)  # type: ignore[arg-type]
             _permute(depthwise, order)
-            # A group keeps its inputs and outputs; the groups change places.
+            # Each group keeps its inputs and outputs; only the groups are reordered.
             _permute(pointwise, (groups[:, None] * dim + torch.arange(dim)).flatten())
             self.aggregate.append(nn.Sequential(depthwise, pointwise))
         self.proj = plain(attention.proj)
@@ -104,7 +103,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
         scales = [qkv, *(aggregate(qkv) for aggregate in self.aggregate)]
-        width = self.width  # slices, not chunks: XNNPACK in ExecuTorch has no operator with several outputs
+        width = self.width  # slices, not chunks: ExecuTorch's XNNPACK has no operator with several outputs
         q, k, v = (torch.cat([scale[:, i * width : (i + 1) * width] for scale in scales], dim=1) for i in range(3))
         tokens = self.size[0] * self.size[1]
         q, k, v = (t.reshape(self.num_heads, self.head_dim, tokens) for t in (q, k, v))
@@ -112,7 +111,7 @@ class Attention(nn.Module):
             out = relu_linear_attention(q[None], k[None], v[None], self.attention_eps, SMALLEST)
         else:
             q, keys = q.relu(), k.relu().transpose(1, 2)
-            # Batched products: `@` would expand, and a sum leaves XNNPACK in ExecuTorch.
+            # Batched products: `@` would expand, and ExecuTorch's XNNPACK does not run a sum.
             divisor = torch.bmm(torch.bmm(self.ones, keys), q)
             out = torch.bmm(torch.bmm(v, keys), q) / (divisor + self.eps)
         projected: Tensor = self.proj(out.reshape(1, self.num_heads * self.head_dim, *self.size))
@@ -127,17 +126,17 @@ def _permute(conv: nn.Module, order: Tensor) -> None:
 
 
 class ExportModel(nn.Module):
-    """A segmentation network, normalisation included, at one size.
+    """A segmentation network for converters, with normalisation as its first step, at one size.
 
     Input: (1, height, width, 3) uint8 RGB, or with `planes` (1, 3, height, width) float32 from 0 to 255. Output: logits
-    (1, classes, height / 8, width / 8) float32, those of `evitseg.model.network.NormalizedModel` to rounding.
+    (1, classes, height / 8, width / 8) float32, equal to those of `NormalizedModel` except for rounding.
 
     Args:
-        preprocess: with a fixed size.
-        half: fit for arithmetic in float16.
-        planes: for formats whose programs hand images over like that.
+        preprocess: has a fixed size.
+        half: makes the network fit for arithmetic in float16.
+        planes: takes float planes as input, for formats whose programs provide them.
 
-    Raises: ConfigError for a network that gives no logits of pixels.
+    Raises: ConfigError for a classifier.
     """
 
     def __init__(self, network: EfficientViT, preprocess: Preprocess, half: bool = False, planes: bool = False) -> None:
@@ -145,7 +144,7 @@ class ExportModel(nn.Module):
         assert preprocess.fixed is not None
         size, self.planes = preprocess.fixed, planes
         if not isinstance(network.head, SegmentationNetworkHead):
-            raise ConfigError("only segmentation networks have a form for devices.")
+            raise ConfigError("only segmentation networks can be exported.")
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std))
         self.shift, self.scale = nn.Buffer(-mean), nn.Buffer(1 / std)
         self.example = torch.zeros(
@@ -177,7 +176,7 @@ class ExportModel(nn.Module):
 
 
 def _converted(module: nn.Module, size: tuple[int, int], stride: int, half: bool) -> nn.Module:
-    """A copy whose convolutions are folded, and whose attention is `Attention`.
+    """A copy whose convolutions are folded, and whose attention is `ContiguousAttention`.
 
     Args:
         size: of the image; stride: of the attention layers in this module.
@@ -185,7 +184,7 @@ def _converted(module: nn.Module, size: tuple[int, int], stride: int, half: bool
     if isinstance(module, ConvNormAct):
         return plain(module)
     if isinstance(module, MultiScaleAttention):
-        return Attention(module, (size[0] // stride, size[1] // stride), half)
+        return ContiguousAttention(module, (size[0] // stride, size[1] // stride), half)
     for name, child in module.named_children():
         setattr(module, name, _converted(child, size, stride, half))
     return module

@@ -1,8 +1,8 @@
-"""Weights in 8 bits; sums and activations stay in the engine's float.
+"""Round weights to 8 bits; sums and activations stay in the engine's float.
 
-Rounding the weights alone is what pays on CPUs for these networks: it costs next to no accuracy once the biases take up
-the mean error, a third of the size is left, and every engine runs it as fast as float. Activations in 8 bits cost
-points of mIoU and were faster in one engine only; docs/results/deploy.md has the numbers.
+Weight-only rounding suits these networks on CPUs: it loses almost no accuracy once the biases compensate for the mean
+error, leaves a third of the size, and runs as fast as float in every engine. Activations in 8 bits cost points of mIoU
+and were faster in one engine only; docs/results/deploy.md has the numbers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 
 LEVELS = 256
-"""Different values that 8 bits tell apart."""
+"""Number of values that 8 bits represent."""
 RANKED_ON = 8
-"""Images on which single layers are compared; each is looked at once a layer."""
+"""Number of images on which single layers are compared; each costs one run per layer."""
 
 Array = NDArray[np.float32]
 Rounding = Callable[[Array], Array]
-"""Weights (outputs, inputs / groups, h, w) to the nearest that 8 bits can say."""
+"""Rounds weights (outputs, inputs / groups, h, w) to the nearest values that a format's 8 bits represent."""
 
 
 def per_channel(weight: Array) -> Array:
-    """Whole multiples, -127 to 127, of a step for each output channel: what int8 means to most formats."""
+    """Weights as multiples, -127 to 127, of one step per output channel, which is int8 in most formats."""
     step = steps(weight)
     whole: Array = np.rint(weight / step) * step
     return whole
@@ -48,18 +48,18 @@ def in_steps(weight: NDArray[np.floating], axis: int = 0) -> NDArray[np.int8] | 
     """The multiples of `steps`, if the weight was rounded to them; else None."""
     exact = weight / steps(weight, axis)
     whole = np.rint(exact)
-    return whole.astype(np.int8) if np.abs(exact - whole).max() < 0.1 else None  # float16 may have blurred them
+    return whole.astype(np.int8) if np.abs(exact - whole).max() < 0.1 else None  # float16 may have rounded them
 
 
 def by_table(weight: Array) -> Array:
-    """256 values for a whole layer, those of least squared error (Lloyd's algorithm): what ncnn keeps."""
+    """Weights as 256 values per layer with the least squared error (Lloyd's algorithm), which is int8 in ncnn."""
     flat = np.sort(weight.ravel().astype(np.float64))
     if len(flat) <= 4 * LEVELS:  # a table would be larger than the weights in float16
         return weight.astype(np.float16).astype(np.float32)
     if len(np.unique(flat)) <= LEVELS:
         return weight
     sums = np.concatenate([[0.0], np.cumsum(flat)])
-    # Starting as dense as the cube root of the density, near which few errors are made.
+    # Start with values as dense as the cube root of the weights' density, which is close to the optimum.
     density, edges = np.histogram(flat, 1024)
     ranks = np.concatenate([[0.0], np.cumsum((density + 1e-3) ** (1 / 3))])
     levels = np.interp((np.arange(LEVELS) + 0.5) / LEVELS * ranks[-1], ranks, edges)
@@ -75,13 +75,13 @@ def by_table(weight: Array) -> Array:
 def rounded(
     model: EfficientViT, inputs: Iterable[Tensor], rounding: Rounding, keep: Collection[str] = (), only: str = ""
 ) -> EfficientViT:
-    """A copy with rounded weights, and with biases that make good for the mean change of each channel.
+    """A copy with rounded weights, and with biases that compensate for the mean change of each channel.
 
     Args:
         model: with folded batch norms.
-        inputs: (1, 3, h, w) normalised pixels, to see the mean change on.
-        keep: names of convolutions that stay as they are.
-        only: the name of the one convolution to round, instead of all.
+        inputs: (1, 3, h, w) normalised pixels, to measure the mean change on.
+        keep: names of convolutions that stay unchanged.
+        only: the name of the only convolution to round; None for all.
     """
     new, old = copy.deepcopy(model), convolutions(model)
     chosen = {only} if only else old.keys() - set(keep)
@@ -120,17 +120,17 @@ def eight_bit(
 ) -> tuple[EfficientViT, dict[str, float]]:
     """The network with as many layers rounded as `max_drop` allows.
 
-    All layers are tried first. If that costs too much, each is rounded alone, and the worst 1, 2, 4, ... stay in
-    float16.
+    First all layers are rounded. If that costs too much, each layer is rounded on its own to measure its error, and the
+    worst 1, 2, 4, ... stay in float16.
 
     Args:
         images: to calibrate on, of any sizes.
-        drop_of: what a network loses, in points of mIoU.
+        drop_of: measures a network's loss, in points of mIoU.
 
-    Returns: the network, and of each layer that stayed what it alone costs: the mean squared change of the logits as a
-    share of their variance.
+    Returns: the network, and for each layer in float16 the error of rounding only that layer: the mean squared change
+    of the logits divided by their variance.
 
-    Raises: ExportError where no rounding at all keeps the drop.
+    Raises: ExportError if no choice of layers stays within `max_drop`.
     """
     model = with_folded_norms(model)
     ready = NormalizedModel(model, preprocess)

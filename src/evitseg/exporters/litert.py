@@ -1,4 +1,4 @@
-"""LiteRT, once TensorFlow Lite: one .tflite file for Android, Linux boards and microprocessors."""
+"""Write LiteRT (formerly TensorFlow Lite): one .tflite file for Android, Linux boards and microprocessors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evitseg.system.silence import silenced
 
 
 def write_litert(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write the file, every operator of which the XNNPACK delegate runs. Raises: MissingPackageError."""
+    """Write a file whose every operator runs in the XNNPACK delegate. Raises: MissingPackageError."""
     form = ExportModel(model, manifest.preprocess).eval()
     try:
         with silenced():
@@ -34,9 +34,9 @@ def write_litert(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def _take_bytes_as_numbers(path: Path) -> None:
-    """Have the image converted to float inside XNNPACK.
+    """Make XNNPACK convert the image to float.
 
-    It has no operator that casts bytes; it has one that takes them as numbers of scale 1.
+    XNNPACK cannot cast bytes, but it can dequantize them, with scale 1.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -47,7 +47,7 @@ def _take_bytes_as_numbers(path: Path) -> None:
     (cast,) = (operator for operator in graph.operators if image in operator.inputs)
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
-    code.version = 2  # the first that knows uint8
+    code.version = 2  # the first version for uint8
     model.operatorCodes.append(code)
     cast.opcodeIndex = len(model.operatorCodes) - 1
     cast.builtinOptionsType, cast.builtinOptions = schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT()
@@ -58,9 +58,9 @@ def _take_bytes_as_numbers(path: Path) -> None:
 
 
 def _store_smaller(path: Path, whole: Callable[[NDArray[np.float32], int], NDArray[np.int8] | None]) -> None:
-    """The convolutions' weights in int8 where they are `whole` steps, else in float16.
+    """Store the convolutions' weights in int8 if they are `whole` steps, else in float16.
 
-    The delegate converts them back once, when it loads the file.
+    The delegate converts them back once, on loading.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -96,17 +96,17 @@ def _store_smaller(path: Path, whole: Callable[[NDArray[np.float32], int], NDArr
 
 
 def undelegated(path: Path) -> list[str]:
-    """Names of the operators of a file that the XNNPACK delegate leaves to others when it is loaded."""
+    """Names of a file's operators that do not run in the XNNPACK delegate."""
     from ai_edge_litert.interpreter import Interpreter
 
     with silenced():
         interpreter = Interpreter(model_path=str(path))
         interpreter.allocate_tensors()
     makers: dict[int, Any] = {}
-    for operator in interpreter._get_ops_details():  # in the order of the file; delegates come last, and take over
+    for operator in interpreter._get_ops_details():  # in file order; delegates come last and replace operators
         makers |= {int(tensor): operator for tensor in operator["outputs"]}
     wanted, outside = [int(output["index"]) for output in interpreter.get_output_details()], []
-    for tensor in wanted:  # grows while it is walked: from the logits back to the image
+    for tensor in wanted:  # grows during the loop, from the logits back to the image
         operator = makers.pop(tensor, None)
         if operator is not None:
             wanted += [int(given) for given in operator["inputs"]]

@@ -1,4 +1,4 @@
-"""ncnn: a .param file, which is text, with its .bin, for Arm boards, Android and iOS."""
+"""Write ncnn: a .param file, which is text, and a .bin, for Arm boards, Android and iOS."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from evitseg.preprocess import Preprocess
 from evitseg.system.silence import silenced
 
 FLOAT32, FLOAT16, TABLE = (tag.to_bytes(4, "little") for tag in (0, 0x01306B47, 1))
-"""What the weights of a layer in a .bin begin with."""
+"""Tags at the start of a layer's weights in a .bin."""
 
 
 class ChannelsFirstModel(NormalizedModel):
-    """The network as it is: ncnn has bicubic up-sampling and all that attention needs, and ran no other form faster.
+    """The unchanged network with float planes as input: ncnn has all its operators, and ran no other form faster.
 
-    Input: (1, 3, height, width) float32 RGB from 0 to 255, what ncnn::Mat::from_pixels_resize makes. Output: logits.
+    Input: (1, 3, height, width) float32 RGB from 0 to 255, as ncnn::Mat::from_pixels_resize returns. Output: logits.
     """
 
     def __init__(self, network: EfficientViT, preprocess: Preprocess) -> None:
@@ -50,13 +50,15 @@ def write_ncnn(model: EfficientViT, manifest: Manifest, path: Path) -> None:
     except ImportError as error:
         raise MissingPackageError("export to ncnn", "ncnn-export") from error
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder) / "network"  # pnnx writes eight files beside the one it is given
+        scratch = Path(folder) / "network"  # pnnx writes eight files next to its input
         with silenced():
             pnnx.export(form, f"{scratch}.pt", (example,), fp16=manifest.weights == "float16")
         for ending in (".param", ".bin"):
             file = Path(f"{scratch}.ncnn{ending}")
             if not file.is_file():
-                raise ExportError("pnnx wrote no ncnn network; its own program shows why: pnnx --help.")
+                raise ExportError(
+                    "pnnx wrote no ncnn network; run the program pnnx on the network to see its messages."
+                )
             path.with_suffix(ending).write_bytes(file.read_bytes())
     if manifest.weights == "int8":
         weights = path.with_suffix(".bin")
@@ -64,10 +66,10 @@ def write_ncnn(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def _in_8_bits(network: str, content: bytes) -> bytes:
-    """The .bin of float32 weights with tables of `LEVELS` values where a layer has no more, else in float16.
+    """A .bin of float32 weights rewritten: a table for layers with at most `LEVELS` values, float16 for the others.
 
-    No program of ncnn's that would write it is in its Python packages. Source: ModelBin::load in ncnn's modelbin.cpp; a
-    weight begins with a tag of four bytes and is filled up to four.
+    ncnn's Python packages contain no program for it. Source: ModelBin::load in ncnn's modelbin.cpp; a weight begins
+    with a tag of four bytes and is padded to a multiple of four.
     """
     out, at = [], 0
 
@@ -96,5 +98,5 @@ def _in_8_bits(network: str, content: bytes) -> bytes:
                 out += [FLOAT16, filled(weight.astype("<f2").tobytes())]
             out.append(take(4 * int(options["0"])) if int(options.get("5", 0)) else b"")
     if at != len(content):
-        raise ExportError("pnnx wrote a layer whose weights are not known here; export with --weights float16.")
+        raise ExportError("pnnx wrote weights of an unknown kind of layer; export with --weights float16.")
     return b"".join(out)

@@ -1,8 +1,8 @@
-"""The portable exported model: one ONNX file, weights and manifest inside, any height and width.
+"""Write a network as one ONNX file with weights and manifest inside, for images of any height and width.
 
-The graph is written here, operator by operator, and not traced: PyTorch's exporter needs 22 s for B0 with free sizes
-and minutes for the larger networks, this a second, and what stands in the file is what was meant: batch norm folded
-into the convolutions, no copies, no notes about the machine it was made on. `verify` holds it to the network.
+The graph is built here, operator by operator, instead of traced: tracing takes 22 s for B0 with free sizes and minutes
+for larger networks, this takes a second. The file then contains exactly the intended operators, with batch norm folded
+into the convolutions, no copies, and nothing about the machine that wrote it. `verify` compares it with the network.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
-"""Of ONNX: the oldest that has GELU in its tanh approximation as one operator."""
+"""The oldest opset of ONNX that has GELU's tanh approximation as one operator."""
 IR_VERSION = 9
-"""The oldest that opset 20 goes with, for the widest choice of runtimes."""
+"""The oldest IR version for opset 20, which most runtimes read."""
 
 
 def write_onnx(model: EfficientViT, manifest: Manifest, path: Path) -> None:
@@ -41,7 +41,7 @@ def write_onnx(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def set_onnx_manifest(path: Path, manifest: Manifest) -> None:
-    """Give an exported model another manifest."""
+    """Replace the manifest in an exported file."""
     import onnx
 
     content = _with_manifest(onnx.load(path, load_external_data=False), manifest)
@@ -57,24 +57,24 @@ def _with_manifest(proto: onnx.ModelProto, manifest: Manifest) -> bytes:
 
 
 def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "float32") -> onnx.ModelProto:
-    """The network with its normalisation inside, as an ONNX model.
+    """The network as an ONNX model, with normalisation as its first step.
 
     Raises: ExportError, MissingPackageError.
 
     Input: image (batch, height, width, 3) uint8 RGB. Output: logits (batch, classes, height / 8, width / 8) float32.
-    All but the classes are free; a `preprocess` with a fixed size fixes them, with a batch of 1, and then the graph has
-    no arithmetic on shapes and no cubic Resize, which TensorRT does not know.
+    Every size except the number of classes is free. A `preprocess` with a fixed size fixes all of them, with a batch of
+    1; the graph then has no shape arithmetic and no cubic Resize, which TensorRT does not support.
 
     Args:
-        weights: "float16" stores the convolutions' weights in half the bytes, "int8" in a quarter those that
-            `rounded` has been at and the others in half; engines convert them back once, when they load the file.
+        weights: "float16" stores the convolutions' weights in half the bytes; "int8" stores those that `rounded` has
+            rounded in a quarter of the bytes and the others in half. Engines convert them back once, on loading.
     """
     try:
         import onnx  # noqa: F401
     except ImportError as error:
         raise MissingPackageError("export to ONNX", "export") from error
     if not isinstance(model.head, SegmentationNetworkHead):
-        raise ExportError("a classifier has no masks to give; export a segmentation network.")
+        raise ExportError("a classifier predicts no masks; export a segmentation network.")
 
     return _written(model, preprocess, weights)[0]
 
@@ -82,7 +82,7 @@ def onnx_graph(model: EfficientViT, preprocess: Preprocess, weights: str = "floa
 def _written(
     model: EfficientViT, preprocess: Preprocess, weights: str
 ) -> tuple[onnx.ModelProto, list[tuple[str, ConvNormAct]]]:
-    """The graph, and its convolutions' names in it with the modules they come from."""
+    """The graph, and the module behind each convolution's name in the graph."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -91,7 +91,7 @@ def _written(
     size = preprocess.fixed
     if size is None:  # transposed as uint8, a quarter of the bytes
         pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    else:  # TensorRT takes bytes into a Cast alone
+    else:  # TensorRT accepts bytes only as input of a Cast
         pixels = graph.add("Transpose", graph.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
     x = graph.add("Mul", graph.add("Add", pixels, graph.constant(-mean)), graph.constant(1 / std))
@@ -129,7 +129,7 @@ def _written(
 
 
 class _Graph:
-    """Nodes in the order they run, each named after its operator."""
+    """A graph under construction: nodes in the order they run, each named after its operator."""
 
     def __init__(self, weights: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -208,10 +208,10 @@ def _attention_sequence(graph: _Graph, block: AttentionSequence, x: str, size: t
 
 
 def _attention(graph: _Graph, module: MultiScaleAttention, x: str, size: tuple[int, int] | None) -> str:
-    """`MultiScaleAttention`, step by step; the reasons for the scales are in `relu_linear_attention`.
+    """Add `MultiScaleAttention` step by step; `relu_linear_attention` explains the scales.
 
     Args:
-        size: (height, width) of the features, where they are known.
+        size: (height, width) of the features; None for free sizes.
     """
     from onnx import TensorProto
 

@@ -1,7 +1,6 @@
-"""OpenVINO's own format: the portable graph, read once and written as OpenVINO keeps it.
+"""Write OpenVINO's own format, converted from the ONNX graph.
 
-OpenVINO reads the ONNX file just as well; its tools, and programs that load models by its C++ interface without the
-ONNX reader, want this one.
+OpenVINO reads the ONNX file just as well. Its tools, and C++ programs without the ONNX reader, need this format.
 """
 
 from __future__ import annotations
@@ -27,17 +26,14 @@ if TYPE_CHECKING:
 
 
 def write_openvino(model: EfficientViT, manifest: Manifest, path: Path) -> None:
-    """Write NAME.xml and NAME.bin; the manifest is in the .xml.
-
-    Raises: what `onnx_graph` does.
-    """
+    """Write NAME.xml, which contains the manifest, and NAME.bin. Raises: ExportError, MissingPackageError."""
     core = openvino_core()
     from openvino.passes import ConstantFolding, Manager
 
     proto = onnx_graph(model, manifest.preprocess)
     graph = core.read_model(proto.SerializeToString())
     passes = Manager()
-    passes.register_pass(ConstantFolding())  # the reader makes a small graph of every bias
+    passes.register_pass(ConstantFolding())  # the reader turns every bias into a small graph
     passes.run_passes(graph)
     if manifest.weights != "float32":
         _store_smaller(graph, manifest.weights)
@@ -45,9 +41,9 @@ def write_openvino(model: EfficientViT, manifest: Manifest, path: Path) -> None:
 
 
 def _store_smaller(graph: openvino.Model, weights: str) -> None:
-    """The convolutions' weights in int8 where they are whole steps and int8 is wanted, else in float16.
+    """Store the convolutions' weights in int8 if that is wanted and they are whole steps, else in float16.
 
-    The engine converts them back once, when it loads the file.
+    The engine converts them back once, on loading.
     """
     from openvino import opset13 as ops
 
@@ -56,7 +52,7 @@ def _store_smaller(graph: openvino.Model, weights: str) -> None:
             continue
         source = operator.input_value(1)
         weight = source.get_node().data
-        flat = weight.reshape(-1, *weight.shape[-3:])  # a group's outputs have an axis of their own
+        flat = weight.reshape(-1, *weight.shape[-3:])  # in a grouped convolution, outputs have two axes
         whole = in_steps(flat) if weights == "int8" else None
         if whole is None:
             restored = ops.convert(ops.constant(in_half(weight)), "f32")
@@ -68,7 +64,7 @@ def _store_smaller(graph: openvino.Model, weights: str) -> None:
 
 
 def set_openvino_manifest(path: Path, manifest: Manifest) -> None:
-    """Give a written file another manifest."""
+    """Replace the manifest in a written file."""
     core = openvino_core()
     import openvino
 
@@ -83,6 +79,6 @@ def _save(graph: openvino.Model, manifest: Manifest, path: Path) -> None:
     # The graph has its weights in the number format that was asked for.
     try:
         openvino.save_model(graph, path, compress_to_fp16=False)
-    except RuntimeError as error:  # it does not say that the disk is full
+    except RuntimeError as error:  # its error does not mention a full disk
         is_full = shutil.disk_usage(path.parent).free < 2**20
         raise OSError(errno.EIO, os.strerror(errno.ENOSPC) if is_full else first_line(error)) from error

@@ -1,4 +1,4 @@
-"""An exported model beside its checkpoint, on real images."""
+"""Compare an exported model with its checkpoint on real images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ TOLERANCE = {
     "int8": (2e-2, 0.995),
     "float16 arithmetic": (5e-2, 0.99),
 }
-"""Largest difference of a logit, as a share of its image's largest logit, and smallest share of mask pixels that
-agree, by the number format of the stored weights (int8: some may stay in float16). Rounding the weights itself moves
-boundaries by a hair, 0.2 % of the pixels for the published B0 at a short side of 512; float16 arithmetic, Core ML's,
-adds to that."""
+"""Limits by the number format of the stored weights: the largest difference of a logit relative to its image's largest
+logit, and the smallest fraction of equal mask pixels. Rounded weights move boundaries slightly, by 0.2 % of the pixels
+for the published B0 at a short side of 512; float16 arithmetic, which Core ML uses, adds to that."""
 
 
 def example_images() -> list[ImageArray]:
-    """The shipped photograph, whole, as its upright middle, and small: three shapes, so that sizes are tried too."""
+    """The bundled photograph in three shapes: whole, its upright middle, and small."""
     whole = read_image(EXAMPLE_IMAGE)
     height, width = whole.shape[:2]
     upright = whole[:, (width - height // 2) // 2 : (width + height // 2) // 2]
@@ -46,10 +45,10 @@ def verify(
 
     Args:
         model_file: its name, for the message.
-        engine: that runs it.
-        model: in float32 what the exported model should be, also to the weights it stores in 8 bits.
+        engine: runs the exported model.
+        model: the expected network in float32; its weights are already rounded if the file stores 8 bits.
 
-    Raises: ExportError with the numbers where they differ by more than `TOLERANCE` allows.
+    Raises: ExportError with the numbers if they differ by more than `TOLERANCE`.
     """
     reference = TorchEngine(model, manifest)
     largest, equal, pixels = 0.0, 0, 0
@@ -66,7 +65,7 @@ def verify(
     tolerance, min_equal = TOLERANCE["float16 arithmetic" if engine.info.precision == "float16" else manifest.weights]
     if largest > tolerance or equal < min_equal * pixels:
         raise ExportError(
-            f"{model_file} disagrees with its checkpoint and was not kept: the largest logit difference is "
+            f"{model_file} disagrees with its checkpoint and was discarded: the largest logit difference is "
             f"{largest:.2e} (at most {tolerance:.0e}), {equal / pixels:.3%} of mask pixels are equal "
             f"(at least {min_equal:.1%}), on {len(images)} images."
         )
@@ -74,7 +73,7 @@ def verify(
 
 
 def miou(engine: Engine, pairs: Sequence[Pair], tell: Callable[[str], None]) -> float:
-    """In percent, on images with masks. Raises: DatasetError."""
+    """An engine's mIoU in percent on images with masks. Raises: DatasetError."""
     segment = Segmenter(engine)
     report = evaluate(segment.mask, pairs, segment.labels)
     for problem in report.skipped:

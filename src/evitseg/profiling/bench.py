@@ -1,7 +1,7 @@
-"""How fast a model is on the machine at hand: the network alone, and from an image file to a mask file.
+"""Measure a model's speed on this machine: the network alone, and from an image file to a mask file.
 
-Whatever is measured runs in a process of its own that does nothing else, so that its peak memory is its own and no
-engine's threads disturb another's. The processes take rounds, one at a time.
+Each measurement runs in a process of its own, so that its peak memory is its own and no engine's threads disturb
+another's. Only one process works at a time.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from evitseg.runtime.segmenter import Segmenter
 
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048), (2048, 2048), (4096, 4096))
-"""(height, width) of the images, where no others are asked for."""
+"""Default sizes (height, width) of the images."""
 
 
 ONE_SIZE = (1024, 2048)
-"""The size for what looks at one alone."""
+"""Default size of the measurements that use only one."""
 
 
 REFERENCE = (1024, 1024)
-"""The size that time per pixel is compared with."""
+"""Size to which time per pixel is compared."""
 
 
 NOISY = 1.15
-"""From this ratio of 90th percentile to median on, something else was running on the machine."""
+"""Ratio of 90th percentile to median that shows that other programs were running."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Subject:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """At the images' own sizes, unless the model takes but one."""
+        """Loads the model, for images at their own sizes unless it takes only one size."""
         from evitseg.loading import exported_path, load, network_of
         from evitseg.runtime.segmenter import Segmenter
 
@@ -77,7 +77,7 @@ class Subject:
         return Segmenter(engine, None if engine.manifest.preprocess.fixed else "native")
 
     def sizes(self, wanted: Sequence[tuple[int, int]], default: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """(height, width) to measure at, from small to large. Raises: ConfigError for one it does not take."""
+        """Sizes (height, width) to measure, smallest first. Raises: ConfigError for other sizes than the model's."""
         fixed = self.segmenter.manifest.preprocess.fixed
         chosen = [check_sides(sides) for sides in wanted or ([fixed] if fixed else default)]
         if fixed and chosen != [fixed]:
@@ -87,15 +87,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one size.
+    """Measured times at one size.
 
     Attributes:
-        height, width: of the image, and of the network's input.
-        network_ms, network_p90_ms: median and 90th percentile, uint8 image in, logits out.
-        end_to_end_ms, end_to_end_p90_ms: from a JPEG file (quality 95) to a mask's PNG file.
-        rounds: how many were measured of each.
-        peak_mib: most memory of a process that loads the model and segments files of this size, and does nothing else.
-        softmax_macs_per_pixel: multiply-adds for a pixel if the network's attention were softmax attention; counted.
+        height, width: of the image and of the network's input.
+        network_ms, network_p90_ms: median and 90th percentile from uint8 image to logits.
+        end_to_end_ms, end_to_end_p90_ms: from a JPEG file (quality 95) to a PNG file of the mask.
+        rounds: number of measurements of each.
+        peak_mib: peak memory of a process that only loads the model and segments files of this size.
+        softmax_macs_per_pixel: multiply-adds per pixel if the network used softmax attention; counted, not measured.
     """
 
     height: int
@@ -115,16 +115,16 @@ class Timing:
 
     @property
     def ms_per_megapixel(self) -> float:
-        """Of the network alone; flat where cost grows with the number of pixels."""
+        """Time of the network per megapixel, constant if time is proportional to the number of pixels."""
         return self.network_ms / (self.height * self.width / 1e6)
 
     @property
     def noise(self) -> float:
-        """The larger ratio of 90th percentile to median: 1 on a machine with nothing else to do."""
+        """The larger ratio of 90th percentile to median, about 1 on an idle machine."""
         return max(self.network_p90_ms / self.network_ms, self.end_to_end_p90_ms / self.end_to_end_ms)
 
     def per_pixel(self, timings: Sequence[Timing]) -> tuple[float | None, float | None]:
-        """Time for a pixel, and multiply-adds with softmax attention, as ratios to `REFERENCE`'s, if it is there."""
+        """Time and softmax multiply-adds per pixel as ratios to those at `REFERENCE`; None if that was not measured."""
         for other in timings:
             if (other.height, other.width) == REFERENCE:
                 softmax = self.softmax_macs_per_pixel / other.softmax_macs_per_pixel
@@ -132,6 +132,7 @@ class Timing:
         return None, None
 
     def to_dict(self, timings: Sequence[Timing]) -> dict[str, Any]:
+        """The numbers for JSON."""
         time_ratio, softmax_ratio = self.per_pixel(timings)
         return asdict(self) | {
             "ms_per_megapixel": self.ms_per_megapixel,
@@ -141,7 +142,7 @@ class Timing:
         }
 
     def cells(self, timings: Sequence[Timing]) -> list[str]:
-        """As a row below `HEADER`, beside the others."""
+        """The cells of a table's row, in the order of `HEADER`."""
         numbers = (
             self.network_ms, self.network_p90_ms, self.end_to_end_ms, self.end_to_end_p90_ms, self.ms_per_megapixel
         )  # fmt: skip
@@ -150,18 +151,18 @@ class Timing:
 
 
 def noise_message(noise: float) -> str:
-    """In a sentence."""
-    kind = "other work disturbed it: measure again when the machine is idle" if noise > NOISY else "a quiet machine"
-    return f"90th percentiles are up to {noise:.2f} times the medians: {kind}."
+    """A sentence about how steady the times were."""
+    advice = "other programs were running; measure again on an idle machine" if noise > NOISY else "a quiet machine"
+    return f"90th percentiles are up to {noise:.2f} times the medians: {advice}."
 
 
 def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), rounds: int = 15) -> Iterator[Timing]:
     """Measure one model, size by size.
 
     Args:
-        image: stretched to every size; what it shows matters, because boundaries cost time after the network.
-        sizes: (height, width), multiples of 32; by default `SIZES`, or the only one the model takes.
-        rounds: after warming up until nothing gets faster; network and end to end alternate.
+        image: stretched to every size. Its content matters, because class boundaries take time after the network.
+        sizes: (height, width), multiples of 32; none for `SIZES`, or for the only one that the model takes.
+        rounds: measurements after warm-up, each of the network and end to end.
 
     Raises: ConfigError for a size that the model does not take, ImageError, EngineError.
     """
@@ -174,7 +175,7 @@ def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), 
             with _worker(subject, jpeg) as worker:
                 alone, whole = partial(worker.ask, "network"), partial(worker.ask, "end to end")
                 warm_up(whole)
-                peak = worker.ask("peak")  # before the network is fed alone, for which its input must be kept
+                peak = worker.ask("peak")  # before the network runs alone, which keeps its input in memory
                 warm_up(alone)
                 taken = take_rounds({"alone": alone, "whole": whole}, rounds)
             macs = softmax_macs(subject.segmenter.manifest.model, *size) / (size[0] * size[1])
@@ -183,15 +184,15 @@ def bench(subject: Subject, image: Path, sizes: Sequence[tuple[int, int]] = (), 
 
 @dataclass(frozen=True)
 class Compared:
-    """One engine at one precision, beside others in the same run.
+    """One engine at one precision, compared with others in the same run.
 
     Attributes:
-        engine, precision: as they are asked for.
-        runs: what ran, or nothing.
-        median_ms, p90_ms: of the network alone.
-        peak_mib: most memory of its process.
-        times_fastest: its median, divided by that of the fastest.
-        problem: why it did not run; the figures are then None.
+        engine, precision: as requested.
+        runs: description of the engine that ran; empty if none did.
+        median_ms, p90_ms: time of the network alone.
+        peak_mib: peak memory of its process.
+        times_fastest: its median divided by the fastest engine's.
+        problem: the reason why it did not run; the numbers are then None.
     """
 
     engine: str
@@ -208,7 +209,7 @@ class Compared:
 
 
 def compare(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> list[Compared]:
-    """Every engine that runs the model's file, at every precision, in rounds; the fastest first, then what cannot run.
+    """Compare every engine that runs the model's file, at every precision: fastest first, then those that cannot run.
 
     An exported .onnx file runs in PyTorch, too: its weights go back into the network.
 
@@ -221,7 +222,7 @@ def compare(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
         _save_stretched(Image.fromarray(read_image(image)), size, jpeg)
         workers: dict[tuple[str, str], Worker] = {}
         for engine in _engines(subject):
-            # PyTorch emulates float16 on a CPU, 30 times slower than float32.
+            # PyTorch emulates float16 on a CPU, which is far slower than float32.
             for precision in PRECISIONS[1:] if engine != "torch" else ("float32", "bfloat16"):
                 try:
                     device = subject.device if engine == "torch" else None
@@ -229,7 +230,7 @@ def compare(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
                         _worker(Subject(subject.model, engine, precision, subject.threads, device), jpeg)
                     )
                     if worker.about["precision"] != precision:
-                        raise EngineError(f"it computes in {worker.about['precision']} here.")
+                        raise EngineError(f"it computes in {worker.about['precision']} on this machine.")
                 except EvitsegError as error:
                     others.append(Compared(engine, precision, problem=str(error)))
                 else:
@@ -244,7 +245,7 @@ def compare(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
 
 
 def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
-    """Lines: a table of what ran, and a sentence for each that did not."""
+    """Lines of a table of the engines that ran, and a sentence for every other one."""
     ran = [
         (f"{row.engine}, {row.precision}", f"{row.median_ms:.1f}", f"{row.p90_ms:.1f}", f"{row.times_fastest:.2f}",
          f"{row.peak_mib:.0f}")
@@ -256,7 +257,7 @@ def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
 
 
 def _engines(subject: Subject) -> list[str]:
-    """By name, all that run its file."""
+    """Names of the engines that run the model's file."""
     from evitseg.loading import exported_path
     from evitseg.runtime.engines import ENGINES
 
@@ -270,18 +271,18 @@ def _save_stretched(source: Image.Image, size: tuple[int, int], jpeg: Path) -> N
 
 
 def _worker(subject: Subject, jpeg: Path) -> Worker:
-    """Raises: EngineError for what a segmenter cannot be made of."""
-    # With this process's search path: Python's own, for -c, begins with the folder one happens to be in.
+    """A process that runs `work`. Raises: EngineError if the model cannot be loaded."""
+    # With this process's search path, because that of `python -c` begins with the current folder.
     code = f"import sys; sys.path[:] = {sys.path!r}; from evitseg.profiling.bench import work; work(*sys.argv[1:])"
     command = [sys.executable, "-c", code, json.dumps(asdict(subject)), str(jpeg)]
     return Worker(
-        command, f"{subject.model or 'the bundled model'} at {subject.engine or 'its default engine'}"
+        command, f"{subject.model or 'the bundled model'} in {subject.engine or 'its default engine'}"
     ).begun()
 
 
 def work(subject: str, jpeg: str) -> None:
-    """What a worker's process does: serves "network" and "end to end"."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that asks it
+    """Serve the requests "network" and "end to end" in a worker's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that started it
     try:
         segment = Subject(**json.loads(subject)).segmenter
     except EvitsegError as error:
@@ -291,7 +292,7 @@ def work(subject: str, jpeg: str) -> None:
     pixels: list[NDArray[np.uint8]] = []
 
     def network() -> None:
-        if not pixels:  # while it warms up
+        if not pixels:  # during warm-up
             pixels.append(segment.manifest.preprocess.apply(read_image(jpeg), segment.size)[None])
         segment.engine(pixels[0])
 

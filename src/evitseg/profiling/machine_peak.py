@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     import openvino
 
 PEAK_SIDE = 2048
-"""Of the square matrices whose product says what the machine can multiply."""
+"""Side of the square matrices whose product measures the peak arithmetic throughput."""
 
 
 COPIED_BYTES = 256 * 2**20
-"""By each thread: far more than any cache."""
+"""Bytes that each thread copies, far more than any cache."""
 
 
 @dataclass(frozen=True)
 class MachinePeak:
-    """What the machine does at best.
+    """The machine's peak throughput.
 
     Attributes:
-        gflops: 10⁹ floating-point operations a second, two for a multiply-add, in a product of large matrices by the
-            same engine in the same precision on as many threads.
-        gb_per_s: 10⁹ bytes a second, read and written, while as many threads copy memory.
+        gflops: 10⁹ floating-point operations per second, two per multiply-add, in a product of large matrices in the
+            same engine and precision, with as many threads.
+        gb_per_s: 10⁹ bytes per second, read and written, while as many threads copy memory.
     """
 
     gflops: float
     gb_per_s: float
 
     def ms(self, macs: float, moved_bytes: float) -> float:
-        """What the roofline gives for so much work, if all of it comes from memory; from a cache it can take less."""
+        """The roofline's time for so much work if all data comes from memory; from a cache it can be shorter."""
         return max(2 * macs / self.gflops, moved_bytes / self.gb_per_s) / 1e6
 
 
 def openvino_product(compiled: openvino.CompiledModel) -> Callable[[], object]:
-    """Args: compiled: what runs in the same precision on as many threads."""
+    """A product of large matrices in OpenVINO, with the precision and the threads of a compiled model."""
     import openvino
     from openvino import opset13 as ops
 
@@ -60,6 +60,7 @@ def openvino_product(compiled: openvino.CompiledModel) -> Callable[[], object]:
 
 
 def onnxruntime_product(threads: int) -> Callable[[], object]:
+    """A product of large matrices in ONNX Runtime."""
     import onnxruntime
 
     try:
@@ -88,18 +89,20 @@ def _square() -> NDArray[np.float32]:
 
 
 def peak_gflops(product: Callable[[], object]) -> float:
+    """10⁹ floating-point operations per second of a product made here."""
     return 2 * PEAK_SIDE**3 / _fastest(product) / 1e9
 
 
 def copy_gb_per_s(threads: int) -> float:
+    """10⁹ bytes per second, read and written, while threads copy memory."""
     pairs = [(np.ones(COPIED_BYTES, np.uint8), np.zeros(COPIED_BYTES, np.uint8)) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:  # numpy lets others run while it copies
+    with ThreadPoolExecutor(threads) as pool:  # numpy releases the lock while it copies
         seconds = _fastest(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs)))
     return 2 * COPIED_BYTES * threads / seconds / 1e9
 
 
 def _fastest(work: Callable[[], object], rounds: int = 9) -> float:
-    """Seconds: of what a machine can do at best, the best is what counts."""
+    """The seconds of the fastest round, because a peak is wanted."""
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()

@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     import openvino
 
 INPUT = "input"
-"""The block of what comes before the first convolution: layout, number format, normalisation."""
+"""The block of everything before the first convolution: layout, number format, normalisation."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What was done, and how long it took.
+    """Work that the engine did, and its time.
 
     Attributes:
         name, block: in the network's terms; see `evitseg.architecture.PlacedConv`.
-        count: how many of the engine's nodes do it: tiles, and what a block has several of.
-        ms: mean over the rounds.
+        count: number of the engine's nodes, for instance one per tile.
+        ms: mean time over the rounds.
         macs: multiply-adds.
-        bytes_in, bytes_out: of all inputs with the weights, and of all outputs.
+        bytes_in, bytes_out: size of all inputs, with the weights, and of all outputs.
     """
 
     name: str
@@ -50,28 +50,31 @@ class Work:
 
     @property
     def gflops(self) -> float:
+        """10⁹ floating-point operations per second."""
         return 2 * self.macs / self.ms / 1e6 if self.ms else 0.0
 
     @property
     def gb_per_s(self) -> float:
+        """10⁹ bytes per second, inputs and outputs."""
         return (self.bytes_in + self.bytes_out) / self.ms / 1e6 if self.ms else 0.0
 
     @property
     def intensity(self) -> float:
-        """Floating-point operations for a byte."""
+        """Floating-point operations per byte."""
         return 2 * self.macs / max(1, self.bytes_in + self.bytes_out)
 
     def roof_ms(self, peak: MachinePeak) -> float:
+        """The roofline's time."""
         return peak.ms(self.macs, self.bytes_in + self.bytes_out)
 
 
 @dataclass(frozen=True)
 class Node(Work):
-    """A node as the engine runs it, or several of one name.
+    """One of the engine's nodes, or several with the same name.
 
     Attributes:
-        type, kernel: what the engine calls its operator, and the code that it chose for it.
-        engine_name: what the engine calls it, or the first of several.
+        type, kernel: the engine's names of the operator and of the code that runs it.
+        engine_name: the engine's name of the first node.
     """
 
     type: str
@@ -81,7 +84,7 @@ class Node(Work):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a node stands: its name in the network, its block, and the number of the convolution it is or follows."""
+    """A node's place: its name in the network, its block, and the number of the convolution that it is or follows."""
 
     name: str
     block: str
@@ -89,7 +92,7 @@ class _Place:
 
 
 def multiply_adds(model: openvino.Model) -> dict[str, int]:
-    """Of every operator that has any, by its name without what the reader adds to it."""
+    """Multiply-adds of every operator that has any, by its name in the file."""
     counts = {}
     for operator in model.get_ordered_ops():
         kind = operator.get_type_name()
@@ -98,7 +101,7 @@ def multiply_adds(model: openvino.Model) -> dict[str, int]:
             each = math.prod(weight) // out[1]
         elif kind == "MatMul":
             out = list(operator.output(0).get_shape())
-            # Both may be transposed; the inputs' elements and the output's say what was summed over.
+            # Either input may be transposed.
             each = int(operator.input_value(0).get_shape()[-2 if operator.get_attributes()["transpose_a"] else -1])
         elif kind == "ScaledDotProductAttention":
             out = list(operator.output(0).get_shape())
@@ -112,13 +115,14 @@ def multiply_adds(model: openvino.Model) -> dict[str, int]:
 
 
 def _plain(name: str) -> str:
+    """An operator's name without OpenVINO's suffix."""
     return name.removesuffix("/WithoutBiases")
 
 
 def _places(model: openvino.Model, config: ModelConfig, model_file: Path) -> dict[str, _Place]:
-    """Of the operators that stand for something in the network, by name: in the file its convolutions.
+    """The places of the graph's operators by name; of the graph in a file only its convolutions have one.
 
-    Names in the file end in places in the file; `openvino_graph` names what it writes after the plan's blocks.
+    Names in a file end in numbers; `openvino_graph` names its operators after the plan's blocks.
     """
     planned = list(enumerate(placed_convs(config)))
     written = [
@@ -152,11 +156,11 @@ def _places(model: openvino.Model, config: ModelConfig, model_file: Path) -> dic
 
 @dataclass(frozen=True)
 class _Profiled:
-    """What a profiler gives.
+    """A profiler's result.
 
     Attributes:
         network_ms, rounds: see `Profile`.
-        nodes: one for each of the engine's.
+        nodes: one for each of the engine's nodes.
         product: multiplies two square matrices of `PEAK_SIDE` in the same engine, precision and threads.
     """
 
@@ -189,33 +193,31 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
         return call()
 
     def microseconds() -> dict[str, int]:
-        """Of all calls so far: the counters are means over them."""
+        """Total time of each node over all calls; OpenVINO's counters are means over them."""
         return {node.node_name: calls * node.real_time.microseconds for node in request.get_profiling_info()}
 
     warm_up(counted)
-    rounds = max(
-        rounds, 2 * calls
-    )  # the means are whole microseconds; what is taken off for warming up must stay small
+    rounds = max(rounds, 2 * calls)  # the means are whole microseconds, so the subtracted warm-up must stay small
     before = microseconds()
     network_ms = 1000 * sum(counted() for _ in range(rounds)) / rounds
     after = microseconds()
 
     nodes, places = [], dict[str, _Place]()
     for operator in compiled.get_runtime_model().get_ordered_ops():
-        name, told = operator.friendly_name, {key: str(value.value) for key, value in operator.get_rt_info().items()}
-        # A comma before a digit is a tile's own.
-        originals = [_plain(original) for original in re.split(r",(?!\d)", told["originalLayersNames"]) if original]
+        name, about = operator.friendly_name, {key: str(value.value) for key, value in operator.get_rt_info().items()}
+        # A comma before a digit belongs to a tile's name.
+        originals = [_plain(original) for original in re.split(r",(?!\d)", about["originalLayersNames"]) if original]
         sources = [places[value.get_node().friendly_name] for value in operator.input_values()]
-        # What is no convolution belongs to the last one that it depends on.
+        # Other nodes belong to the last convolution that they depend on.
         last = max(sources, key=lambda place: place.number, default=_Place(INPUT, INPUT))
         own = next((known[original] for original in originals if original in known), None)
         place = places[name] = replace(own, number=max(own.number, last.number)) if own else last
-        if not after.get(name):  # a constant, or what was done once while compiling
+        if not after.get(name):  # a constant, or computed once during compilation
             continue
         if in_file:
-            kind = _operator(told["layerType"], name)
-        else:  # numbers that OpenVINO has given mean nothing
-            kind = re.sub(r"_\d+$", "", (originals or [told["layerType"]])[-1])
+            kind = _operator(about["layerType"], name)
+        else:  # without OpenVINO's arbitrary numbers
+            kind = re.sub(r"_\d+$", "", (originals or [about["layerType"]])[-1])
         nodes.append(
             Node(
                 name=own.name if own else f"{place.block}/{kind}",
@@ -225,8 +227,8 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
                 macs=sum(macs.get(original, 0) for original in dict.fromkeys(originals)),
                 bytes_in=sum(_bytes(value) for value in operator.input_values()),
                 bytes_out=sum(_bytes(value) for value in operator.outputs()),
-                type=told["layerType"],
-                kernel=told["primitiveType"],
+                type=about["layerType"],
+                kernel=about["primitiveType"],
                 engine_name=name,
             )
         )
@@ -234,7 +236,7 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
 
 
 def _operator(kind: str, name: str) -> str:
-    """An operator's name in the file, if it is still in the engine's name, else its kind."""
+    """An operator's name in the file if the engine kept it, else its kind."""
     return name if re.fullmatch(r"[A-Za-z]+_\d+", name) else kind
 
 
@@ -242,19 +244,30 @@ def _bytes(value: Any) -> int:
     return int(math.prod(value.get_partial_shape().to_shape()) * value.get_element_type().size)
 
 
+def original_name(node: str, operators: Container[str]) -> str:
+    """The operator of the file that a node of ONNX Runtime runs; the node's own name if there is none.
+
+    Fused and rewritten nodes contain the names of their operators, such as "fused Conv_12_nchwc".
+
+    Args:
+        operators: names of the operators in the file.
+    """
+    return next((part for part in re.findall(r"[A-Za-z]+_\d+", node) if part in operators), node)
+
+
 def _in_onnxruntime(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
     import onnxruntime
 
     from evitseg.runtime.openvino_engine import OpenVinoEngine
 
-    # What OpenVINO reads of the file says what ONNX Runtime does not: the operators' names and attributes.
+    # OpenVINO reads the operators' names and attributes, which ONNX Runtime does not report.
     graph = OpenVinoEngine(model_file, "float32").graph(None)
     graph.reshape(list(images.shape))
     macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, model_file)
     threads = engine.info.threads
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the engine does
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # like the engine
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         options.enable_profiling = True
@@ -280,29 +293,27 @@ def _in_onnxruntime(engine: Engine, model_file: Path, images: NDArray[np.uint8],
             name = event["name"].removesuffix("_kernel_time")
             taken.setdefault(name, []).append(event["dur"])
             first.setdefault(name, event["args"])
-    for name, told in first.items():
-        # Fused and rewritten nodes keep what they were somewhere in their names, the last one what it writes.
-        renamed = name.replace(written, last)
-        original = next((part for part in re.findall(r"[A-Za-z]+_\d+", renamed) if part in macs), name)
-        place = known.get(original, place)  # it runs them one by one: what is no convolution follows the last one
+    for name, about in first.items():
+        original = original_name(name.replace(written, last), macs)
+        place = known.get(original, place)  # nodes run one by one, so other nodes follow the last convolution
         sizes = [
             sum(
                 math.prod(shape) * np.dtype(_ONNX_TYPES.get(kind, kind)).itemsize
-                for value in told[side]
+                for value in about[side]
                 for kind, shape in value.items()
             )
             for side in ("input_type_shape", "output_type_shape")
         ]
         nodes.append(
             Node(
-                name=place.name if original in known else f"{place.block}/{_operator(told['op_name'], original)}",
+                name=place.name if original in known else f"{place.block}/{_operator(about['op_name'], original)}",
                 block=place.block,
                 count=1,
                 ms=sum(taken[name][-rounds:]) / rounds / 1000,
                 macs=macs.get(original, 0),
                 bytes_in=sizes[0],
                 bytes_out=sizes[1],
-                type=told["op_name"],
+                type=about["op_name"],
                 kernel="nchwc" if name.endswith("_nchwc") else "",
                 engine_name=name,
             )

@@ -1,8 +1,7 @@
-"""Where the network's time goes: every node that the engine runs, beside what this machine could do at best.
+"""Profile the network: the time of every node that the engine runs, compared with this machine's peak.
 
-A node's name says which convolution of the plan it is, or which it follows, so that a row of the profile is found in
-the network; nodes of the same name, such as those of tiles, are one row. Multiply-adds are counted on the graph that
-the engine is given, bytes on the one that it makes of it.
+A node is named after the convolution of the plan that it runs or follows. Nodes of the same name, such as those of
+tiles, share a row. Multiply-adds are counted on the graph given to the engine, bytes on the graph that it runs.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from evitseg.raster.files import read_image
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one model at one size.
+    """The profile of one model at one size.
 
     Attributes:
         height, width: of the image.
-        network_ms: mean over the same rounds of the whole call; the nodes' sum is less by what lies between them.
-        rounds: how many were measured.
-        plan_macs: multiply-adds that the network's plan needs. The graph that runs may do more: where tiles overlap,
-            and where a larger product is faster than a smaller one.
+        network_ms: mean time of the whole call. The nodes' sum is smaller, because it lacks the time between nodes.
+        rounds: number of measured calls.
+        plan_macs: multiply-adds of the network's plan. The graph that runs may do more: tiles overlap, and some larger
+            products are faster than smaller ones.
         nodes: in the order they run, each name once.
-        peak: of this machine.
-        info: what ran.
+        peak: this machine's peak throughput.
+        info: the engine.
     """
 
     height: int
@@ -51,16 +50,17 @@ class Profile:
 
     @property
     def nodes_ms(self) -> float:
+        """The sum of all nodes' times."""
         return math.fsum(node.ms for node in self.nodes)
 
     @property
     def macs(self) -> int:
-        """Of the graph that runs."""
+        """Multiply-adds of the graph that runs."""
         return sum(node.macs for node in self.nodes)
 
     @property
     def blocks(self) -> list[Work]:
-        """The nodes' sums by block, in the order they begin to run."""
+        """The nodes' sums by block, in the order in which blocks start."""
         grouped: dict[str, list[Node]] = {}
         for node in self.nodes:
             grouped.setdefault(node.block, []).append(node)
@@ -78,16 +78,19 @@ class Profile:
         ]
 
     def slowest(self, count: int) -> list[Node]:
+        """The nodes that take the most time."""
         return sorted(self.nodes, key=lambda node: -node.ms)[:count]
 
     def roof_ms(self, nodes: Sequence[Work] | None = None) -> float:
-        """The sum of what the roofline gives for each."""
+        """The sum of the roofline's times of nodes; None for all nodes."""
         return math.fsum(node.roof_ms(self.peak) for node in (self.nodes if nodes is None else nodes))
 
     def to_dict(self) -> dict[str, Any]:
+        """The profile for JSON."""
+
         def row(work: Work) -> dict[str, Any]:
             return asdict(work) | {
-                "share": work.ms / self.nodes_ms,
+                "fraction": work.ms / self.nodes_ms,
                 "gflops": work.gflops,
                 "gb_per_s": work.gb_per_s,
                 "intensity": work.intensity,
@@ -109,21 +112,21 @@ class Profile:
         }
 
     def tables(self, markdown: bool, count: int = 20) -> list[str]:
-        """Lines: what it was measured against, the blocks, and the slowest nodes."""
+        """Lines of text: the machine's peak, a table of blocks, and a table of the slowest nodes."""
 
         def cells(work: Work, roof_ms: float) -> list[str]:
             speeds = (f"{work.gflops:.0f}" if work.macs else "–", f"{work.gb_per_s:.0f}")
-            share = f"{work.ms / self.nodes_ms:.1%}"
-            return [str(work.count), f"{work.ms:.2f}", share, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
+            fraction = f"{work.ms / self.nodes_ms:.1%}"
+            return [str(work.count), f"{work.ms:.2f}", fraction, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
 
-        header = ("nodes", "ms", "share", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
+        header = ("nodes", "ms", "of total", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
         blocks = Table(("block", *header), markdown, first=28)
         nodes = Table((f"slowest {count} names", *header, "kernel"), markdown, first=40)
         total = Work("sum", "", sum(node.count for node in self.nodes), self.nodes_ms, self.macs, 0, 0)
         return [
-            f"{self.height}x{self.width}: {self.network_ms:.1f} ms a call while its nodes are timed, of which they "
-            f"take {self.nodes_ms:.1f}; this machine, measured now: {self.peak.gflops:.0f} GFLOP/s in large "
-            f"products, {self.peak.gb_per_s:.0f} GB/s copying",
+            f"{self.height}x{self.width}: {self.network_ms:.1f} ms per call while nodes are timed, of which the nodes "
+            f"take {self.nodes_ms:.1f}; this machine's peak: {self.peak.gflops:.0f} GFLOP/s in large products, "
+            f"{self.peak.gb_per_s:.0f} GB/s copying",
             f"multiply-adds: {self.macs / 1e6:.0f} M in the graph that runs, {self.plan_macs / 1e6:.0f} M in the "
             "network's plan",
             "",
@@ -143,7 +146,7 @@ class Profile:
 
 
 def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> Profile:
-    """Measure every node of an .onnx or .xml exported model in OpenVINO or ONNX Runtime.
+    """Profile an exported .onnx or .xml file in OpenVINO or ONNX Runtime.
 
     Raises: EngineError for another engine, ConfigError for a size that the model does not take, ImageError.
     """
@@ -156,7 +159,7 @@ def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
     model_file = exported_path(subject.model)
     if model_file is None or segment.info.engine not in PROFILERS:
         raise EngineError(
-            f"{segment.info.engine} does not say how long its layers take; profile an .onnx or .xml exported model, in "
+            f"{segment.info.engine} does not report the time of its layers; profile an exported .onnx or .xml file in "
             "OpenVINO or ONNX Runtime."
         )
     stretched = np.asarray(Image.fromarray(read_image(image)).resize(size[::-1], Image.Resampling.LANCZOS))
@@ -174,7 +177,7 @@ def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
 
 
 def _by_name(nodes: Sequence[Node]) -> list[Node]:
-    """One for each name, in the order in which they begin to run."""
+    """Nodes with the same name merged, in the order in which they start."""
     grouped: dict[str, list[Node]] = {}
     for node in nodes:
         grouped.setdefault(node.name, []).append(node)

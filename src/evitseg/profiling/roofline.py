@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def check_drawing(path: Path) -> None:
-    """Raises: ImageError for another ending than .png, MissingPackageError."""
+    """Check that a roofline can be drawn to this file. Raises: ImageError, MissingPackageError."""
     if path.suffix.lower() != ".png":
-        raise ImageError(f"{path}: a roofline is drawn as a PNG file; give it the ending .png.")
+        raise ImageError(f"{path}: the roofline plot is a PNG; give a file name that ends in .png.")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -36,11 +36,11 @@ PARTS = {
     "stage4": "#d62728",
     "head": "#5b4bc4",
 }
-"""Parts of the network, with colours."""
+"""Colours of the network's parts."""
 
 
 def draw(profile: Profile, title: str, path: Path) -> None:
-    """Write a PNG: every node with multiply-adds under the machine's roof, and the blocks' times beside their roofs.
+    """Write a PNG: every node with multiply-adds below the machine's roof, and the blocks' times next to their roofs.
 
     Raises: ImageError, MissingPackageError, FileError.
     """
@@ -90,9 +90,9 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         yscale="log",
         xlim=(low, xs[-1]),
         ylim=(min(node.gflops for node in nodes) / 2, 2 * peak.gflops),
-        xlabel="floating-point operations for a byte read or written",
+        xlabel="floating-point operations per byte read or written",
         ylabel="GFLOP/s achieved",
-        title="Nodes with multiply-adds; area: share of the time; above the slope: data came from a cache",
+        title="Nodes with multiply-adds; area: time; above the slope: data came from a cache",
     )
     for axis in (axes.xaxis, axes.yaxis):  # 1, 2, 5, 10 instead of powers
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -100,9 +100,9 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         axis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     roof = f"roof: {peak.gb_per_s:.0f} GB/s copying memory\n{peak.gflops:.0f} GFLOP/s in large products"
-    axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where hardly a node is
+    axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where few nodes are
     assert axes.figure is not None
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # only then it is known where a node is seen
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # sets the transform that the labels need
     taken: list[tuple[float, float]] = []  # where labels are, in points
     for node in sorted(nodes, key=lambda node: -node.ms)[:8]:
         x, y = axes.transData.transform((node.intensity, node.gflops)) * 72 / axes.figure.dpi

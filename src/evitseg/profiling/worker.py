@@ -11,54 +11,62 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from evitseg.errors import EngineError
 from evitseg.system.machine import peak_mib
 
+_Name = TypeVar("_Name", str, int)
 WARM_UP_LEAST, WARM_UP_MOST = 1.0, 20.0
-"""Seconds. An engine may compile for a new size, read its weights and grow its buffers meanwhile."""
+"""Limits in seconds. During warm-up an engine compiles for a new size, reads its weights and grows its buffers."""
+PAUSE_S = 0.05
+"""Idle time before a measurement: an engine's threads spin for some milliseconds after a call and occupy cores."""
 
 
 class Table:
-    """Lines of a table, for a terminal or in Markdown; the first column is text, the others numbers."""
+    """Formats a table for a terminal or in Markdown; the first column is text, the others are numbers."""
 
     def __init__(self, header: Sequence[str], markdown: bool, first: int = 12) -> None:
         self._header, self._markdown, self._first = header, markdown, first
 
     def head(self) -> list[str]:
+        """The lines above the rows."""
         return [self.row(self._header), *(["|" + " --- |" * len(self._header)] if self._markdown else [])]
 
     def row(self, cells: Sequence[str]) -> str:
+        """A row's line."""
         if self._markdown:
             return f"| {' | '.join(cell.strip() for cell in cells)} |"
         width = [max(10, len(name) + 2) for name in self._header[1:]]
         return f"{cells[0]:<{self._first}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells[1:], width, strict=True))
 
     def lines(self, rows: Iterable[Sequence[str]]) -> list[str]:
+        """The lines of the whole table."""
         return [*self.head(), *map(self.row, rows)]
 
 
-def take_rounds(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each, one after the other in random order, so that a busy moment of the machine hits all alike.
+def take_rounds(works: Mapping[_Name, Callable[[], float]], rounds: int) -> dict[_Name, list[float]]:
+    """Milliseconds of every contestant in every round.
+
+    A round measures all contestants once, in random order, so that a busy moment of the machine affects all alike.
 
     Args:
-        works: each does its work once, and gives the seconds it took.
+        works: run once and return the seconds that it took.
     """
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[_Name, list[float]] = {name: [] for name in works}
     order, shuffle = list(works), random.Random(0).shuffle
     for _ in range(rounds):
-        shuffle(order)  # nobody always comes after the same other
+        shuffle(order)  # otherwise each would always follow the same other one
         for name in order:
-            time.sleep(0.05)  # the threads of the one before may still spin
+            time.sleep(PAUSE_S)
             taken[name].append(1000 * works[name]())
     return taken
 
 
 def warm_up(work: Callable[[], float]) -> None:
-    """Work until nothing gets faster: three times in a row not 3 % faster than the fastest before.
+    """Run until three calls in a row are less than 3 % faster than the fastest before.
 
-    For `WARM_UP_LEAST` seconds at least, and `WARM_UP_MOST` at most.
+    Warm-up takes between `WARM_UP_LEAST` and `WARM_UP_MOST` seconds.
     """
     start, fastest, in_vain = time.perf_counter(), float("inf"), 0
     while (spent := time.perf_counter() - start) < WARM_UP_LEAST or in_vain < 3:
@@ -70,15 +78,16 @@ def warm_up(work: Callable[[], float]) -> None:
 
 
 def median_and_p90(values: Sequence[float]) -> tuple[float, float]:
+    """The median and the 90th percentile."""
     if len(values) == 1:
         return values[0], values[0]
     return statistics.median(values), statistics.quantiles(values, n=10, method="inclusive")[-1]
 
 
 class Worker:
-    """A process that does its work whenever it is asked, and says how long it took; `serve` is its side of it.
+    """A process that runs its work on request and reports the time; it calls `serve`.
 
-    Raises: EngineError where it ends early; where it cannot begin, with the sentence that it gives.
+    Raises: EngineError if the process ends early or reports an error.
     """
 
     def __init__(self, command: Sequence[str], name: str) -> None:
@@ -87,7 +96,7 @@ class Worker:
         self.about: dict[str, Any] = {}
 
     def begun(self) -> Worker:
-        """Itself, once it is ready."""
+        """The worker, once it is ready."""
         try:
             self.about = self._answer()
             if "error" in self.about:
@@ -98,12 +107,12 @@ class Worker:
         return self
 
     def ask(self, work: str) -> float:
-        """Seconds, or for "peak" the most memory it has held, in MiB."""
+        """The seconds that the work took; for "peak" the process's peak memory in MiB."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(work + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # its end is told below
+        except BrokenPipeError:  # the next line reports that it ended
             pass
         return float(self._answer())
 
@@ -112,7 +121,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             status = self._process.wait()
-            raise EngineError(f"{self.name}: the process that measures it ended early, with status {status}.")
+            raise EngineError(f"{self.name}: the process that measures it ended early, with exit status {status}.")
         return json.loads(line)
 
     def __enter__(self) -> Worker:
@@ -133,7 +142,7 @@ class Worker:
 
 
 def serve(works: Mapping[str, Callable[[], object]], about: Mapping[str, Any] | None = None) -> None:
-    """The side of `Worker` that works, until its standard input ends."""
+    """Answer the requests of a `Worker` until standard input ends."""
     print(json.dumps(about or {}), flush=True)
     for line in sys.stdin:
         asked = line.strip()

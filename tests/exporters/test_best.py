@@ -33,7 +33,7 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
     assert kept.size_bytes == min(one.size_bytes for one in tried if one.median_ms <= AS_FAST * fastest)
     assert open_engine(path, kept.engine).manifest.preprocess.fixed == (64, 96)
     assert {file.name.split(".")[0] for file in tmp_path.iterdir()} == {"m"}
-    assert told[-1] == "timing 6 of them on images of 64x96"
+    assert told[-1] == "timing 6 candidates on images of 64x96"
 
 
 def test_formats_of_one_size_wait_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_model_of_one_size_is_measured_at_it(tmp_path: Path) -> None:
 def test_a_process_that_ends_early_is_told() -> None:
     with worker.Worker([sys.executable, "-c", "print('{}'); raise SystemExit(3)"], "it") as other:
         other.begun()
-        with pytest.raises(EngineError, match="ended early, with status 3"):
+        with pytest.raises(EngineError, match="ended early, with exit status 3"):
             other.ask("go")
 
 

@@ -324,6 +324,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     assert files(tmp_path) == ["a.pt"]
 
 
+@pytest.mark.converters
 def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     needs("torch", "onnx", "ncnn", "pnnx")
     run = cli("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16")

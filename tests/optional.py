@@ -33,6 +33,7 @@ EXTRAS = {
     "rasterio": "geo",
     "ray": "ray",
     "safetensors": "torch",
+    "sphinx": "docs",
     "tensorboard": "train",
     "tifffile": "geo",
     "torch": "torch",

@@ -98,7 +98,7 @@ class _Loaded(HTMLParser):
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_net(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx")
+    needs("sphinx")
     site = tmp_path / "site"
     command = [sys.executable, str(ROOT / "scripts/docs.py"), "--site", str(site)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

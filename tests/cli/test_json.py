@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.optional import needs
+
 Cli = Callable[..., Any]
 SMALL = ("--size", "64", "--precision", "float32")
 PAGE = Path(__file__).parents[2] / "docs/reference/json.md"
@@ -106,14 +108,16 @@ def test_a_region_and_a_verification(here: Path, cli: Cli) -> None:
 
 
 def test_polygons(here: Path, cli: Cli) -> None:
-    pytest.importorskip("rasterio")
+    needs("rasterio")
     content = checked(cli("predict", "a.png", *SMALL, "--polygons", "p.geojson", "--out", "m.png", "--json").stdout)
     assert content["images"][0]["polygons"] == "p.geojson"
     assert Path("p.geojson").is_file()
 
 
 def test_a_video(here: Path, cli: Cli) -> None:
-    av = pytest.importorskip("av")
+    needs("av")
+    import av
+
     with av.open("v.mp4", "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height = 64, 64

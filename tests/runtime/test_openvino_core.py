@@ -1,9 +1,7 @@
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("openvino")
+from tests.optional import needs
 
 # Before every engine shared one core, this ended with a segmentation fault: the signal handler ran on the stack that
 # OpenVINO had given the thread, and unmapped when the first of two cores was deleted.
@@ -31,9 +29,10 @@ def test_a_signal_is_handled_after_segmenters_were_deleted() -> None:
 
 
 def test_a_data_loader_ends_after_segmenters_were_deleted() -> None:
-    pytest.importorskip("torch")
+    needs("torch")
     loader = """
 from torch.utils.data import DataLoader
+from tests.optional import needs
 print(sum(len(batch) for batch in DataLoader(range(8), num_workers=2)))
 """
     run = subprocess.run([sys.executable, "-c", SCRIPT + loader], capture_output=True, text=True)

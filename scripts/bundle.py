@@ -1,9 +1,9 @@
-"""Make the bundled exported model: convert our checkpoint, measure it on CamVid test, write both into the package.
+"""Make the bundled model: export our checkpoint, measure it on CamVid test, write the file and its card.
 
     python scripts/bundle.py CHECKPOINT CAMVID
     python scripts/bundle.py --measure CAMVID    measure the exported model again, with what this processor computes
 
-The card and the manifest hold the same numbers, measured here with the runtime as `evitseg predict` uses it.
+The card and the manifest contain the same numbers, measured with the runtime as `evitseg predict` uses it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fill(text: str) -> str:
 
 
 def measure(model_file: Path, camvid: Path, precision: Precision) -> Accuracy:
-    """CamVid test through the runtime."""
+    """The accuracy on CamVid test, measured with the runtime."""
     segment = load(model_file, precision=precision)
     images = sorted((camvid / "test").iterdir())
     pairs = [Pair(image, camvid / "testannot" / f"{image.stem}.png") for image in images]
@@ -63,7 +63,7 @@ def measure(model_file: Path, camvid: Path, precision: Precision) -> Accuracy:
 
 
 def card(manifest: Manifest, size_bytes: int) -> str:
-    """The model card, from the manifest."""
+    """The model card, made from the manifest."""
     accuracy = manifest.accuracy[0]
     header = " | ".join(measured.settings["precision"] for measured in manifest.accuracy)
     rows = "\n".join(
@@ -79,19 +79,19 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 {manifest.cost.parameters / 1e6:.2f} M parameters, {manifest.cost.macs(1024, 2048) / 1e9:.1f} G multiply-adds at
 1024×2048; {size_bytes / 1e6:.1f} MB, weights stored as {manifest.weights}.
 
-## What it was trained on
+## Training
 
 {fill(manifest.training.data)}.
 
 {fill(f"Recipe: {manifest.training.recipe}")}.
 
-## How good it is
+## Accuracy
 
 {accuracy.data}, {accuracy.images} images: {accuracy.protocol}.
 Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {processors};
-IoU in percent by precision of the arithmetic. The default takes bfloat16 where the processor has it, else what
-the engine chooses. The weights are stored as float32 because float16 cost an earlier model 0.1 points in bfloat16
-arithmetic.
+IoU in percent by precision of the arithmetic. The default is bfloat16 if the processor supports it, otherwise the
+engine's own choice. The weights are stored as float32 because float16 weights cost an earlier model 0.1 points in
+bfloat16 arithmetic.
 
 | class | {header} |
 | --- |{" --- |" * len(manifest.accuracy)}
@@ -104,13 +104,14 @@ chosen on this split with an earlier model, between sizes that differ by a few t
 
 ## Limits
 
-- It knows streets seen from a vehicle in daylight in one English city, and through the published weights 50 German
-  and neighbouring cities. Night, rain, snow, indoor images, images from above, and other continents are outside.
-- Thin and rare things are its weakness: see pole and sign in the table. Pavement and road are told apart by their
-  kerb; a coloured cycle lane or a paved crossing may go to either.
-- There is no class for "something else": whatever it sees becomes one of the {len(manifest.labels.classes)}. An
-  animal, a bin or a pram is given the class that looks nearest.
-- Do not use it where a wrong pixel can hurt somebody.
+- The training images show streets from a vehicle, in daylight, in one English city and, through the published
+  weights, in 50 German and neighbouring cities. They show no night, rain, snow, indoor scene, aerial view or other
+  continent.
+- Thin and rare classes are its weakness: see pole and sign in the table. It distinguishes pavement from road by the
+  kerb; a coloured cycle lane or a paved crossing may become either.
+- There is no class for "something else": every pixel becomes one of the {len(manifest.labels.classes)} classes. An
+  animal, a bin or a pram gets the class that looks most similar.
+- Do not use it for anything where a wrong pixel can harm somebody.
 
 ## Licence
 
@@ -121,7 +122,7 @@ chosen on this split with an earlier model, between sizes that differ by a few t
 
 
 def measured(model_file: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
-    """In every precision; where this processor has none, as it was."""
+    """The accuracy in every precision; precisions that this processor lacks keep their old numbers."""
     found = {accuracy.settings["precision"]: accuracy for accuracy in before}
     for precision in PRECISIONS:
         if precision != "auto":
@@ -136,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("camvid", type=Path, help="folder with test/ and testannot/")
-    parser.add_argument("--measure", action="store_true", help="leave the exported model's weights alone")
+    parser.add_argument("--measure", action="store_true", help="keep the exported model, and measure it again")
     arguments = parser.parse_args()
     path, before = FOLDER / f"{DEFAULT_MODEL}.onnx", tuple[Accuracy, ...]()
     if arguments.measure:

@@ -32,10 +32,10 @@ class ModelInfo:
     Attributes:
         name: such as "b0-camvid".
         origin: "bundled" models ship with the package, "published" ones are downloaded on first use.
-        variant: the network's, "b0" to "l3".
-        dataset: that the model was trained on; its classes.
-        parameters: how many numbers were trained.
-        is_default: whether `load()` without a name takes it.
+        variant: the network's variant, "b0" to "l3".
+        dataset: name of the data set that the model was trained on, which defines its classes.
+        parameters: number of trained parameters.
+        is_default: whether `load()` without a name loads it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """Every model that has a name: the bundled ones, then those that are published by the network's authors."""
+    """Every model that `load` knows by name: the bundled models, then those published by the network's authors."""
     from evitseg.architecture import model_config
     from evitseg.labels import load_labels
 
@@ -153,9 +153,9 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
     """A network in PyTorch with its manifest, from a checkpoint, an exported .onnx file, or a model that has a name.
 
     Args:
-        extra: which of the package's extras the caller needs, for the message where PyTorch is missing.
+        extra: the package's extra that the caller needs, for the message if PyTorch is missing.
 
-    Raises: ConfigError for a name that is unknown, WeightsError, MissingPackageError.
+    Raises: ConfigError for an unknown name, WeightsError, MissingPackageError.
     """
     name = short_name(str(model))
     path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION

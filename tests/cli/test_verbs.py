@@ -313,7 +313,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
         (["m.tflite"], "an exported model; this needs a checkpoint"),
         (
             ["b0-camvid", "--to", "litert"],
-            "take images of one size; say which (--size HEIGHTxWIDTH), such as 704x1280",
+            "take images of one size; give it (--size HEIGHTxWIDTH), such as 704x1280",
         ),
     ):
         run = cli("export", *arguments)

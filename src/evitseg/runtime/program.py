@@ -1,8 +1,8 @@
-"""Compiles a network into a program for the core: operations, feature maps and packed weights, as bytes.
+"""Compile a network into a program for the core: operations, feature maps and packed weights, as bytes.
 
-All knowledge of EfficientViT is here. The core (`core/`) knows a dozen operations and runs segments of them; a segment
-begins at the image, at stored feature maps or at an attention whose sums are known, and ends where features are stored
-or where the next attention needs sums over the whole image.
+All knowledge of EfficientViT is here. The core (`core/`) has a dozen operations and runs segments of them. A segment
+starts at the image, at stored feature maps or at an attention whose sums are known. It ends when features are stored,
+or when the next attention needs sums over the whole image.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from evitseg.runtime.openvino_graph import Weights
 
 MAGIC = b"EVITSEG1"
 BLOCK = 16
-"""Channels that lie together in the core's memory; numbers of channels are padded to a multiple."""
+"""Channels that are contiguous in the core's memory; numbers of channels are padded to a multiple of it."""
 MAX_SCALES = 4
 NARROW = 8
-"""Channels of planar rows: a row then holds planes, so that no vector is half empty."""
+"""Number of channels whose rows are stored as planes, so that no vector is half empty."""
 
 (IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, _POOL, CUT) = range(14)
 _ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
@@ -57,9 +57,9 @@ def compile_program(config: ModelConfig, preprocess: Preprocess, weights: Sequen
     """The program of a segmentation network, with the normalisation of `preprocess` inside.
 
     Args:
-        weights: of every convolution, batch norm folded in, in the order of `evitseg.architecture.placed_convs`.
+        weights: of every convolution, with batch norm folded in, in the order of `placed_convs`.
 
-    Raises: ConfigError for a network that the core does not run.
+    Raises: ConfigError for a network that the core does not support.
     """
     if not isinstance(config.head, SegmentationHead):
         raise ConfigError("the native engine runs segmentation networks only.")
@@ -93,10 +93,8 @@ class _Compiler:
         self.by_name = dict(zip(names, self.weights, strict=True))
         self.act = _ACTIVATIONS[self.config.backbone.activation]
 
-    # --- weights ---
-
     def _pack(self, numbers: NDArray[Any]) -> int:
-        """Where the numbers lie among the weights."""
+        """Store numbers among the weights; returns their offset."""
         at = self.size
         flat = np.ascontiguousarray(numbers, np.float32).reshape(-1)
         self.packed.append(np.pad(flat, (0, -len(flat) % BLOCK)))
@@ -132,8 +130,6 @@ class _Compiler:
         kernel = weights.kernel.reshape(-1, dim // BLOCK, BLOCK, dim).transpose(0, 1, 3, 2)
         return self._pack(kernel), self._bias(weights, len(weights.kernel))
 
-    # --- operations ---
-
     def _op(self, kind: int, **fields: Any) -> None:
         self.ops.append({"kind": kind, "stride": 1, **fields})
 
@@ -153,11 +149,11 @@ class _Compiler:
         return value
 
     def _cut(self, channels: int, stride: int) -> None:
-        """A place where the core may cut the segment in two, where that saves work at the parts' borders."""
+        """Mark a place where the core may cut the segment in two, if that saves work at the borders of windows."""
         self._op(CUT, **{"in": channels}, out=channels, value=self._value(channels, stride))
 
     def _drop_cut(self) -> None:
-        """A cut just before a tee or an end serves nothing."""
+        """Remove a cut just before a tee or an end, which would be useless."""
         if self.ops[-1]["kind"] == CUT:
             self.ops.pop()
             self.values.pop()
@@ -197,7 +193,7 @@ class _Compiler:
         self._op(POINTWISE, **{"in": inputs}, out=outputs, act=self.act * act, w1=w1, b1=b1)
 
     def _attention(self, where: str, block: AttentionBlock, stride: int) -> None:
-        """Ends a segment with this attention's sums, and begins the next with its application."""
+        """End a segment with this attention's sums, and start the next one with its application."""
         self._drop_cut()
         width, dim, scales = block.width, block.head_dim, len(block.kernels)
         tee, queries = self._value(width, stride), self._value(width * (1 + scales), stride)
@@ -267,7 +263,7 @@ class _Compiler:
         return self._bytes(head.num_classes, logits)
 
     def _make_planar(self) -> None:
-        """Planar rows for as many operations after the image as the core can run on them."""
+        """Use planar rows for as many operations after the image as the core supports."""
         chain: list[dict[str, Any]] = []
         for op in self.ops[1:]:
             if op["out"] != NARROW or not (op["kind"] == CUT or op["stride"] == (1 if chain else 2)):

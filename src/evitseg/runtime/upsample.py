@@ -1,9 +1,9 @@
-"""From logits at stride 8 to a class index per pixel, exactly, without building the full-size logits.
+"""Compute the class index of every pixel from logits at stride 8, exactly, without the full-size logits.
 
-The mask wanted is the argmax of the logits, up-sampled bilinearly (half-pixel centres, edges held) to the image's
-size. Four neighbouring logits span a cell. Bilinear weights are positive and sum to one, so where one class is the
-largest at all four corners it is the largest in the whole cell: such a cell is filled. Only cells that a boundary
-crosses, some 5 to 10 % of them on street images, are interpolated and compared.
+The mask is the argmax of the logits after bilinear up-sampling to the image's size (half-pixel centres, edges
+repeated). Four neighbouring logits span a cell. Bilinear weights are positive and sum to one, so a class that is the
+largest at all four corners is the largest in the whole cell, which is filled with it. Only cells that a boundary
+crosses, about 5 to 10 % on street images, are interpolated.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from evitseg.labels import mask_dtype
 
 _LOGITS_AT_ONCE = 2**18
-"""Logits interpolated together, in whole cells: what fits a core's cache."""
+"""Number of logits to interpolate together, in whole cells, so that they fit a core's cache."""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """How the pixels along one side lie in the cells between logits.
+    """The pixels along one side and the cells between logits that they lie in.
 
     Attributes:
-        low, high: (cells,) indices of a cell's logits; the same where the cell lies outside the outermost centres.
+        low, high: (cells,) indices of a cell's logits; equal for a cell outside the outermost centres.
         start, count: (cells,) a cell's first pixel and number of pixels.
-        fraction: (pixels,) weight of `high`, of a pixel's cell.
+        fraction: (pixels,) weight of the logit `high` of the pixel's cell.
     """
 
     low: NDArray[np.intp]
@@ -41,8 +41,8 @@ class Side:
     """One side of a window of a larger image, whose up-sampling does not depend on where it was cut.
 
     Attributes:
-        logits, pixels: along the whole image's side.
-        first_logit, first_pixel: with which the window begins.
+        logits, pixels: numbers along the whole image's side.
+        first_logit, first_pixel: the first ones of the window.
     """
 
     logits: int
@@ -51,7 +51,7 @@ class Side:
     first_pixel: int = 0
 
     def needed(self, pixels: int) -> tuple[int, int]:
-        """The first logit that so many pixels of the window depend on, and the one after the last."""
+        """The first logit that this many pixels of the window depend on, and the one after the last."""
         ends = np.array([self.first_pixel, self.first_pixel + pixels - 1])
         low, high = np.floor((ends + 0.5) * (self.logits / self.pixels) - 0.5).astype(int)
         return max(0, int(low)), min(self.logits, int(high) + 2)
@@ -66,7 +66,7 @@ def _axis(side: Side, pixels: int) -> _Axis:
 
 
 def bicubic_matrix(side: int, factor: int) -> NDArray[np.float32]:
-    """(factor * side, side): what bicubic interpolation does along one axis, with the border repeated.
+    """(factor * side, side): bicubic interpolation along one axis as a matrix, with repeated borders.
 
     Half-pixel centres and a = -0.75, as in PyTorch's `interpolate`, with which the published weights were trained.
 
@@ -92,12 +92,11 @@ def argmax_upsampled(
 
     Args:
         logits: (classes, h, w).
-        size: (height, width) of the mask, in pixels; any, larger or smaller than the logits.
-        sides: where this is a window of a larger image, its place along height and width; the logits must reach
-            as far as `Side.needed` says.
+        size: (height, width) of the mask, in pixels, larger or smaller than the logits.
+        sides: for a window of a larger image, its place along height and width; the logits must cover `Side.needed`.
 
-    Returns: (height, width) class indices, uint8, or uint16 for more than 255 classes. Where two classes tie, the
-    first; where a tie lies within float32's rounding of the interpolation, either.
+    Returns: (height, width) class indices, uint8, or uint16 for more than 255 classes. Of equal classes the first
+    wins; of classes whose difference is within float32's rounding, either may.
     """
     classes, h, w = logits.shape
     dtype = mask_dtype(classes)
@@ -118,7 +117,7 @@ def argmax_upsampled(
 
 
 def _argmax_first_axis(logits: NDArray[np.float32]) -> NDArray[np.intp]:
-    """np.argmax(logits, 0), an order of magnitude faster: numpy's own walks the strided axis."""
+    """np.argmax(logits, 0), but faster: numpy's own function walks the strided axis."""
     best = logits[0].copy()
     index = np.zeros(best.shape, np.intp)
     for i, candidate in enumerate(logits[1:], start=1):
@@ -137,12 +136,12 @@ def _fill(
 ) -> None:
     """Write the pixels of some cells into `mask`.
 
-    Inside a cell no class exceeds its largest corner, and the best is nowhere below the largest of the classes'
-    smallest corners. Classes that cannot reach that are left out; of many, two or three remain.
+    In a cell, no class exceeds its largest corner, and the best class is never below the largest of all classes'
+    smallest corners. Classes that cannot reach this value are skipped, which leaves two or three.
 
     Args:
-        logits: (h, w, classes): a corner's classes side by side.
-        r, c: of the cells.
+        logits: (h, w, classes), so that a corner's classes are contiguous.
+        r, c: rows and columns of the cells.
     """
     corners = [logits[y[r], x[c]] for y in (rows.low, rows.high) for x in (columns.low, columns.high)]
     largest = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
@@ -155,7 +154,9 @@ def _fill(
         at_once = max(1, _LOGITS_AT_ONCE // int(candidates * height * width))
         for at in range(0, len(cells), at_once):
             some = cells[at : at + at_once]
-            classes = np.nonzero(within[some])[1].reshape(-1, candidates)  # ascending: of equals the first wins
+            classes = np.nonzero(within[some])[1].reshape(
+                -1, candidates
+            )  # ascending, so that the first of equal classes wins
             four = [np.ascontiguousarray(np.take_along_axis(corner[some], classes, 1).T) for corner in corners]
             _interpolate(mask, four, classes.T.astype(mask.dtype), rows, columns, r[some], c[some])
 
@@ -169,17 +170,17 @@ def _interpolate(
     r: NDArray[np.intp],
     c: NDArray[np.intp],
 ) -> None:
-    """The largest of some classes in every pixel of some cells; the cells are the last axis, which is the long one.
+    """Write the largest of some classes into every pixel of some cells; cells are the last axis, the longest.
 
     Args:
         corners: (candidates, cells) logits at top left, top right, bottom left and bottom right.
-        classes: (candidates, cells), which they are.
+        classes: (candidates, cells) class indices.
     """
     y, x = _pixels(rows, r), _pixels(columns, c)
     fy, fx = rows.fraction[y], columns.fraction[x]
     ty, tx = 1 - fy, 1 - fx
     top_left, top_right, bottom_left, bottom_right = (corner[:, None] for corner in corners)
-    # Weights, not left + (right - left) * fx: rounding then keeps the order of the corners.
+    # Not left + (right - left) * fx: a sum of weighted corners keeps their order after rounding.
     left = (top_left * ty + bottom_left * fy)[:, :, None]  # (candidates, pixel rows, 1, cells)
     right = (top_right * ty + bottom_right * fy)[:, :, None]
     best = left[0] * tx + right[0] * fx
@@ -190,11 +191,11 @@ def _interpolate(
         np.copyto(winner, classes[i], where=other > best)
         if i + 1 < len(left):
             np.maximum(best, other, out=best)
-    mask.reshape(-1)[(y * mask.shape[1])[:, None] + x] = winner  # flat: half the time of two indices
+    mask.reshape(-1)[(y * mask.shape[1])[:, None] + x] = winner  # one flat index is faster than two
 
 
 def _pixels(axis: _Axis, cells: NDArray[np.intp]) -> NDArray[np.intp]:
-    """(most pixels in a cell, cells) pixel indices; a cell with fewer repeats its last, which is then written twice."""
+    """(most pixels in a cell, cells) pixel indices; a cell with fewer repeats its last pixel."""
     most = axis.count.max(initial=1)
     within = np.minimum(np.arange(most)[:, None], axis.count[cells] - 1)
     pixels: NDArray[np.intp] = axis.start[cells] + within

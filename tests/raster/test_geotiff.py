@@ -90,7 +90,7 @@ def test_a_cog_gives_a_cog(tmp_path: Path, pixels: NDArray[np.uint8], mask: NDAr
 
 
 @pytest.mark.parametrize("how", ["one for all", "by band", "alpha", "mask"])
-def test_what_is_nodata_is_told(how: str, tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+def test_nodata_pixels_are_not_valid(how: str, tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     pixels = np.maximum(pixels, 1)
     hole = (slice(100, 400), slice(200, 500))
     if how in ("one for all", "by band"):
@@ -172,7 +172,7 @@ def test_a_tiff_is_read_as_when_it_is_read_whole(what: str, tmp_path: Path, pixe
     ("bands", "dtype", "sentence"),
     [(2, "uint8", "2 bands are neither"), (3, "float32", "float32 pixels"), (1, "int16", "int16 pixels")],
 )
-def test_strange_bands_are_said(bands: int, dtype: str, sentence: str, tmp_path: Path) -> None:
+def test_bands_without_a_meaning_are_refused(bands: int, dtype: str, sentence: str, tmp_path: Path) -> None:
     path = geotiff(tmp_path / "a.tif", np.zeros((50, 60, bands), dtype))
     with pytest.raises(ImageError, match=sentence), open_raster(path):
         pass

@@ -106,7 +106,7 @@ except FileError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files is Unix's")
 @pytest.mark.parametrize("ending", ["png", "tif", "ome.tif", "zarr"])
-def test_a_full_disk_is_said_and_leaves_nothing(ending: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(ending: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / f"m.{ending}")], capture_output=True, text=True, check=False
     )

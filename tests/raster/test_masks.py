@@ -65,7 +65,7 @@ def test_tiff_of_few_bits_is_not_stretched(bits: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8"]
 )  # fmt: skip
-def test_tiff_of_any_number_is_read_or_named(
+def test_tiffs_of_all_number_types_are_read_or_refused(
     dtype: str, byteorder: Any, compression: str | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.tif"

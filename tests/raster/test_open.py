@@ -90,7 +90,7 @@ def interlaced(pixels: NDArray[np.uint8]) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("geotiff", "a.tif"), ("slide", "a.ome.tif"), ("zarr", "a.zarr")])
-def test_a_damaged_tile_is_named_and_the_rest_is_read(
+def test_a_damaged_tile_is_reported_and_the_rest_is_read(
     kind: str, name: str, tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
     path = tmp_path / name
@@ -149,7 +149,7 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
             pass
 
 
-def test_what_is_no_image_is_said(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_refused_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "mosaic.vrt").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
     (tmp_path / "mosaic.tif").write_text("<VRTDataset rasterXSize='9' rasterYSize='9'></VRTDataset>")
     (tmp_path / "text.tif").write_text("hello")
@@ -179,7 +179,7 @@ def test_what_is_no_image_is_said(tmp_path: Path) -> None:
         ("imagecodecs", "a.svs", "slides"),
     ],
 )
-def test_what_is_not_installed_is_named(
+def test_a_missing_package_is_reported_with_its_extra(
     package: str, name: str, extra: str, tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
     geotiff(tmp_path / "a.tif", pixels[..., 0] % 3)

@@ -13,6 +13,8 @@ from tests.optional import needs
 needs("rasterio", "tifffile", "zarr")
 
 
+import tifffile
+
 from evitseg.cli import app
 from evitseg.errors import ConfigError, ImageError
 from evitseg.labels import load_labels, numbered
@@ -128,3 +130,14 @@ def test_polygons_of_a_mask_of_0_and_255_are_refused_not_empty(tmp_path: Path) -
         (tmp_path / "labels.json").write_text(text)
         with pytest.raises(ConfigError, match=reason):
             polygonize(tmp_path / "m.png", tmp_path / "p.geojson", load_labels(tmp_path / "labels.json"))
+
+
+def test_entities_in_a_masks_metadata_are_not_expanded(tmp_path: Path) -> None:
+    """A "billion laughs" document: nine entities, each ten times the one before, would be 10 GB."""
+    entities = '<!ENTITY a0 "aaaaaaaaaa">' + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
+    xml = f'<?xml version="1.0"?><!DOCTYPE x [{entities}]><x><Description>&a9;</Description></x>'
+    mask = np.zeros((16, 16), np.uint8)
+    tifffile.imwrite(tmp_path / "m.tif", mask, description=xml, metadata=None)
+    with pytest.raises(ConfigError, match="does not list its classes"):
+        polygonize(tmp_path / "m.tif", tmp_path / "p.geojson")
+    assert polygonize(tmp_path / "m.tif", tmp_path / "p.geojson", THREE).polygons["class 0"] == 1

@@ -411,7 +411,7 @@ def test_a_georeferenced_image_stays_as_it_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jfif", "jpe", "jif", "gif", "avif", "jp2", "j2k", "apng", "dib"])
-def test_formats_are_told_by_content_and_read_alike(ending: str, tmp_path: Path) -> None:
+def test_the_content_decides_the_format(ending: str, tmp_path: Path) -> None:
     from evitseg.raster.formats import EXTENSIONS
 
     kinds = {
@@ -652,7 +652,7 @@ def test_a_dark_jpeg_2000_of_15_bits_warns_with_its_stored_values(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.avif", "a.bmp"])
-def test_a_file_cut_off_in_its_header_is_named_without_objects_in_memory(tmp_path: Path, name: str) -> None:
+def test_a_truncated_header_is_reported_without_objects_in_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     Image.new("RGB", SIZE).save(path)
     path.write_bytes(path.read_bytes()[:20])
@@ -729,7 +729,7 @@ def test_nodata_does_not_hide_that_16_bits_are_dark(tmp_path: Path, bands: int) 
             reader(path)
 
 
-def test_an_infrared_composite_is_said_to_be_read_as_colours() -> None:
+def test_an_infrared_composite_is_read_with_a_warning() -> None:
     bands = [Band("red", "NIR"), Band("green", "Red"), Band("blue", "Green")]
     with pytest.warns(EvitsegWarning, match="as red, green and blue, although they are named NIR, Red, Green"):
         assert choose_bands("a.tif", bands, AS_STATED) == (0, 1, 2)

@@ -348,7 +348,7 @@ def test_a_file_that_was_cut_off_is_done_as_far_as_it_goes(segment: Segmenter, t
     assert given == result.frames
 
 
-def test_damage_inside_is_told_and_the_rest_is_done(segment: Segmenter, tmp_path: Path) -> None:
+def test_damage_inside_is_reported_and_the_rest_is_segmented(segment: Segmenter, tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(50), options={"qp": "8", "g": "10"})
     content = bytearray(clip.read_bytes())
     middle = content.index(b"mdat") + 12_000
@@ -401,7 +401,7 @@ def broken(folder: Path) -> dict[str, tuple[Path | str, str]]:
     }
 
 
-def test_what_is_no_video_is_told_in_a_sentence(segment: Segmenter, tmp_path: Path) -> None:
+def test_files_that_are_no_videos_are_refused_in_one_sentence(segment: Segmenter, tmp_path: Path) -> None:
     make(tmp_path / "clip.ts", street(5))
     for name, (source, sentence) in broken(tmp_path).items():
         before = sorted(tmp_path.iterdir())
@@ -412,12 +412,12 @@ def test_what_is_no_video_is_told_in_a_sentence(segment: Segmenter, tmp_path: Pa
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_unknown_kind_is_named(segment: Segmenter, tmp_path: Path) -> None:
+def test_an_unknown_kind_is_refused(segment: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'overlay'"):
         write_video("clip.mp4", tmp_path / "out", segment, ["overlays"])  # type: ignore[list-item]
 
 
-def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Path) -> None:
+def test_results_that_cannot_be_written_are_an_error(segment: Segmenter, tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
     (tmp_path / "file").touch()
     for kind in video.VIDEO_KINDS:
@@ -431,7 +431,9 @@ def test_places_that_cannot_be_written_are_told(segment: Segmenter, tmp_path: Pa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device")
 @pytest.mark.parametrize("kind", ["overlay", "mask"])
-def test_a_full_disk_is_told(kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(
+    kind: Any, segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
     monkeypatch.setattr("evitseg.system.files.temporary_name", lambda: "temporary")
     real = open
@@ -457,7 +459,7 @@ def test_without_x264_an_overlay_is_mpeg4(segment: Segmenter, tmp_path: Path, mo
         write_video(clip, tmp_path / "clip", segment)
 
 
-def test_what_is_missing_is_named_with_its_extra(
+def test_a_missing_package_is_reported_with_its_extra(
     segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
@@ -468,7 +470,7 @@ def test_what_is_missing_is_named_with_its_extra(
         write_video(tmp_path / "clip.mp4", tmp_path / "clip", segment)
 
 
-def test_a_video_ends_where_it_is_told_to_with_its_audio(segment: Segmenter, tmp_path: Path) -> None:
+def test_a_duration_ends_the_video_and_its_audio(segment: Segmenter, tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(50), audio="aac")
     result = write_video(clip, tmp_path / "clip", segment, duration_s=1)
     assert result.frames == 25
@@ -626,7 +628,7 @@ def test_kinds_are_chosen_and_damage_is_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "more"), [("result.mp4", ()), ("result.mkv", ()), ("m.mov", ("--video", "mask"))])
-def test_a_video_becomes_the_file_that_is_named_and_no_other(name: str, more: tuple[str, ...], tmp_path: Path) -> None:
+def test_out_with_an_ending_is_the_only_result(name: str, more: tuple[str, ...], tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(3))
     for _ in range(2):  # its own result is replaced
         done = run("predict", clip, "--out", name, *more, "--size", 64, cwd=tmp_path)
@@ -765,7 +767,7 @@ def test_an_address_gives_every_frame_and_a_play_list_opens_no_files(
         ("rtsp://me:secret@[bad/x?key=secret", "not a valid address"),
     ],
 )
-def test_what_is_no_address_is_told(address: str, sentence: str, segment: Segmenter, tmp_path: Path) -> None:
+def test_malformed_addresses_are_refused(address: str, sentence: str, segment: Segmenter, tmp_path: Path) -> None:
     assert is_stream(address)
     assert stream_name(address)
     with pytest.raises(ConfigError, match=sentence) as caught:
@@ -774,7 +776,7 @@ def test_what_is_no_address_is_told(address: str, sentence: str, segment: Segmen
 
 
 @pytest.mark.parametrize("duration", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_duration_that_is_none_is_told(duration: float, segment: Segmenter, tmp_path: Path) -> None:
+def test_a_duration_must_be_positive_and_finite(duration: float, segment: Segmenter, tmp_path: Path) -> None:
     clip = make(tmp_path / "clip.mp4", street(2))
     with pytest.raises(ConfigError, match="positive number of seconds"):
         write_video(clip, tmp_path / "out", segment, duration_s=duration)

@@ -174,7 +174,7 @@ def _decoded(stream: BinaryIO) -> Iterator[Image.Image]:
         yield image
 
 
-def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
+def _depth(name: str, start: bytes, stream: BinaryIO, image: Image.Image) -> int:
     """Bits per grey level. Raises: ImageError for files that Pillow would read with altered values."""
     if image.format == "PNG":
         depth, color_type = start[24], start[25]
@@ -186,7 +186,7 @@ def _depth(name: str, start: bytes, stream: Any, image: Image.Image) -> int:
     return 1 if image.mode == "1" else 8
 
 
-def _is_lossless_webp(stream: Any) -> bool:
+def _is_lossless_webp(stream: BinaryIO) -> bool:
     stream.seek(12)
     while len(head := stream.read(8)) == 8:
         kind, length = struct.unpack("<4sI", head)

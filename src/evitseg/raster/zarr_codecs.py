@@ -231,7 +231,7 @@ def _item_size(dtype: Any) -> int:
 
 
 def bounded(name: str, array: Any) -> Any:
-    """The same array, read with bounded codecs. Raises: ImageError for codecs that are not read."""
+    """The same array, read with bounded codecs. Raises: ImageError for unsupported codecs."""
     from zarr import Array, AsyncArray
 
     metadata, item = array.metadata, array.dtype.itemsize
@@ -258,7 +258,7 @@ def bounded(name: str, array: Any) -> Any:
 
 
 def _bounded_codecs(name: str, codecs: Any, shape: tuple[int, ...], index: list[int]) -> tuple[Any, ...]:
-    """Of Zarr version 3; a shard has codecs of its own. Adds the bytes of the shards' indices to `index`."""
+    """Bounded codecs of Zarr version 3, also inside shards. Adds the bytes of the shards' indices to `index`."""
     from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec
     from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
@@ -268,7 +268,10 @@ def _bounded_codecs(name: str, codecs: Any, shape: tuple[int, ...], index: list[
         if isinstance(codec, ShardingCodec):
             count = math.prod(-(-whole // part) for whole, part in zip(shape, codec.chunk_shape, strict=True))
             if count > _MOST_IN_SHARD:
-                raise ImageError(f"{name}: its shards have {count:,} chunks each, more than {_MOST_IN_SHARD:,}.")
+                raise ImageError(
+                    f"{name}: its shards have {count:,} chunks each, more than {_MOST_IN_SHARD:,}; store it in "
+                    "smaller shards."
+                )
             index[0] += 16 * count + 4
             _bounded_codecs(name, codec.index_codecs, (count,), index)  # checks the kinds of codecs only
             inside = _bounded_codecs(name, codec.codecs, codec.chunk_shape, index)

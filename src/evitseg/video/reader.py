@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from evitseg.errors import ConfigError, MissingPackageError, VideoError
 from evitseg.image import MAX_PIXELS
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class VideoReader:
         size: (height, width) of the upright frames.
         audio: packets that were read and wait for the overlay.
         damage: a sentence about the damage, set when the last readable frame has been read; None if there is none.
-        soonest: smallest difference between a frame's arrival, in seconds of the monotonic clock, and its time.
+        clock_offset: smallest difference between a frame's arrival, in seconds of the monotonic clock, and its time.
     """
 
     def __init__(self, source: VideoSource, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
@@ -83,7 +85,7 @@ class VideoReader:
         self._limit = None if duration_s is None else checked_duration(duration_s)
         self.audio: deque[av.Packet[Any]] = deque()
         self.damage: str | None = None
-        self.dropped, self.soonest = 0, float("inf")
+        self.dropped, self.clock_offset = 0, float("inf")
         self._corrupt = 0
         text = str(source)
         streams = is_stream(text)
@@ -193,7 +195,7 @@ class VideoReader:
         frames = self.stream.frames or round((self.declared_s or 0) * self.rate)
         return frames if self._limit is None else min(frames, round(self._limit * self.rate))
 
-    def map_frames(self, work: Callable[[Frame], Any], workers: int) -> Iterator[Any]:
+    def map_frames(self, work: Callable[[Frame], T], workers: int) -> Iterator[T]:
         """Results of `work` in order, for every frame, or for live sources always for the newest frame."""
         if self.live:
             # One at a time: more would not be faster, and every frame would wait for another.
@@ -290,7 +292,7 @@ class VideoReader:
     def _timed(self, image: av.VideoFrame) -> Frame:
         now = time.monotonic()
         at, duration = self._times.place(image)
-        self.soonest = min(self.soonest, now - float(at))
+        self.clock_offset = min(self.clock_offset, now - float(at))
         self._corrupt += bool(image.is_corrupt)
         return Frame(image, at, duration)
 

@@ -216,10 +216,10 @@ def write_video(
         try:
             for done in video.map_frames(work, workers):
                 _uninterrupted(writing, record, done)
-                late = 1000 * (written_at[-1] - video.soonest) if written_at else None
+                latency_ms = 1000 * (written_at[-1] - video.clock_offset) if written_at else None
                 # The header of concatenated files describes only the first.
                 total = video.total if video.total is None or frames <= video.total else None
-                progress(VideoProgress(frames, total, video.dropped, late))
+                progress(VideoProgress(frames, total, video.dropped, latency_ms))
         except KeyboardInterrupt:
             if not video.live or frames == 0:
                 raise
@@ -228,7 +228,7 @@ def write_video(
         if frames == 0:
             raise VideoError(video.damage or f"{video.name}: no frame can be decoded.")
         _uninterrupted(writing, stack.close)
-    late_ms = [1000 * (at - video.soonest) for at in written_at]
+    latencies_ms = [1000 * (at - video.clock_offset) for at in written_at]
     pixels = max(1, int(counts.sum()))
     return VideoResult(
         source=video.name,
@@ -242,8 +242,8 @@ def write_video(
         },
         live=video.live,
         dropped=video.dropped,
-        latency_ms=statistics.median(late_ms) if late_ms else None,
-        p90_latency_ms=float(np.percentile(late_ms, 90)) if late_ms else None,
+        latency_ms=statistics.median(latencies_ms) if latencies_ms else None,
+        p90_latency_ms=float(np.percentile(latencies_ms, 90)) if latencies_ms else None,
         damage=video.damage,
         interrupted=interrupted,
     )

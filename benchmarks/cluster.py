@@ -33,7 +33,7 @@ from evitseg.system.files import replacing
 from evitseg.system.machine import physical_cores, processor_name
 from evitseg.system.parallel import ordered_map
 from evitseg.tiling.network import Network
-from evitseg.tiling.stream import segment_huge
+from evitseg.tiling.stream import segment_large
 
 
 def geotiff(path: Path, side: int) -> None:
@@ -73,12 +73,12 @@ def measure(folder: Path, side: int, count: int, memory: int, rounds: int) -> di
     def tiles_here() -> None:
         network = Network(BUNDLED)
         with open_raster(image, folder) as source:
-            results["here"] = segment_huge(source, Forgotten(), network, folder, memory=memory).counts
+            results["here"] = segment_large(network, source, Forgotten(), scratch=folder, memory=memory).counts
 
     def tiles_there(name: str) -> None:
         network = Network(BUNDLED)
         with open_raster(image, folder) as source:
-            there = cluster.segment_huge(source, Forgotten(), network, path=image, memory=memory)
+            there = cluster.segment_large_on_ray(network, source, Forgotten(), path=image, memory=memory)
         results[name] = there.counts
 
     segment = evitseg.load(BUNDLED, streams=cores)

@@ -32,8 +32,8 @@ from evitseg.raster.window import ArraySink, ArraySource
 from evitseg.system.files import replacing
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import make_plan
-from evitseg.tiling.sliding_window import blend
-from evitseg.tiling.stream import segment_huge
+from evitseg.tiling.sliding_window import sliding_window
+from evitseg.tiling.stream import segment_large
 
 SIDE, MOSAICS = 4, 4
 WIDTH, HEIGHT = 960, 720
@@ -54,13 +54,13 @@ def ways(network: Network, scratch: str) -> dict[str, Way]:
                 mask[place] = segment.mask(np.ascontiguousarray(image[place]))
         return mask, [], []
 
-    def tiled(context: Any) -> Way:
+    def tiled(context: int | None) -> Way:
         def run(image: Pixels) -> tuple[Pixels, list[int], list[int]]:
             sink = ArraySink(image.shape[:2])
-            segment_huge(ArraySource(image), sink, network, scratch, context=context)
-            if context == "global":
+            segment_large(network, ArraySource(image), sink, scratch=scratch, context_window=context)
+            if context is None:
                 return sink.mask, [], []
-            plan = make_plan(network, sink.mask.shape, context=context)
+            plan = make_plan(network, sink.mask.shape, context_window=context)
             cores = [plan.core(len(plan.sides) - 1, tile) for tile in range(plan.tiles(len(plan.sides) - 1))]
             return sink.mask, sorted({c.top for c in cores} - {0}), sorted({c.left for c in cores} - {0})
 
@@ -69,7 +69,7 @@ def ways(network: Network, scratch: str) -> dict[str, Way]:
     def blended(window: int) -> Way:
         def run(image: Pixels) -> tuple[Pixels, list[int], list[int]]:
             sink = ArraySink(image.shape[:2])
-            blend(ArraySource(image), sink, network, window)
+            sliding_window(network, ArraySource(image), sink, window)
             rows, columns = (list(range(window // 2, side, window // 2)) for side in image.shape[:2])
             return sink.mask, rows, columns
 
@@ -77,7 +77,7 @@ def ways(network: Network, scratch: str) -> dict[str, Way]:
 
     return {
         "each image alone": alone,
-        "the whole": tiled("global"),
+        "the whole": tiled(None),
         **{f"context window of {context}": tiled(context) for context in CONTEXTS},
         **{f"blended windows of {window}": blended(window) for window in WINDOWS},
     }

@@ -40,8 +40,8 @@ from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, processor_name
 from evitseg.tiling.network import Network
 from evitseg.tiling.scratch import Scratch
-from evitseg.tiling.sliding_window import blend
-from evitseg.tiling.stream import Progress, segment_huge
+from evitseg.tiling.sliding_window import sliding_window
+from evitseg.tiling.stream import TileProgress, segment_large
 from evitseg.tiling.verify import tiled_logits
 
 SIZES = ((4096, 4096), (3001, 2047))
@@ -205,7 +205,7 @@ def windows(side: int, window: int, precision: str) -> dict[str, Any]:
     network = Network(BUNDLED, precision)  # type: ignore[arg-type]
     image = ArraySource(Mosaic(side).read(0, 0, side, side))
     start = time.perf_counter()
-    blend(image, Forgotten(), network, window)
+    sliding_window(network, image, Forgotten(), window)
     return {"ns_per_pixel": (time.perf_counter() - start) / side**2 * 1e9, "peak_mib": peak_mib()}
 
 
@@ -230,20 +230,20 @@ def tiles(side: int, memory: int, precision: str, again: bool) -> dict[str, Any]
     network = Network(BUNDLED, precision)  # type: ignore[arg-type]
     ends: dict[int, float] = {}
 
-    def watch(progress: Progress) -> None:
-        ends[progress.piece] = time.perf_counter()
+    def watch(progress: TileProgress) -> None:
+        ends[progress.segment] = time.perf_counter()
 
-    def interrupt(progress: Progress) -> None:
-        if (progress.piece, progress.tile) == (progress.pieces - 1, progress.tiles):
+    def interrupt(progress: TileProgress) -> None:
+        if (progress.segment, progress.tile) == (progress.segments - 1, progress.tiles):
             raise KeyboardInterrupt
 
     with tempfile.TemporaryDirectory() as folder:
         if again:
             with suppress(KeyboardInterrupt):
-                segment_huge(Mosaic(side), Forgotten(), network, folder, memory=memory, watch=interrupt)
+                segment_large(network, Mosaic(side), Forgotten(), scratch=folder, memory=memory, watch=interrupt)
             from_the_first_piece(folder)
         start = time.perf_counter()
-        streamed = segment_huge(Mosaic(side), Forgotten(), network, folder, memory=memory, watch=watch)
+        streamed = segment_large(network, Mosaic(side), Forgotten(), scratch=folder, memory=memory, watch=watch)
         seconds = time.perf_counter() - start
     assert streamed.resumed == 0
     starts = [start, *ends.values()]
@@ -264,7 +264,7 @@ def from_the_first_piece(folder: str) -> None:
     store = Scratch(left)
     state = store.state()
     assert state is not None
-    store.save(state | {"piece": 0})
+    store.save(state | {"segment": 0})
     for marks in left.glob("done_*"):
         marks.unlink()
 

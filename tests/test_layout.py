@@ -26,14 +26,10 @@ SAME_NAME = {
     "verify": "of tiles; of exported models",
     # To be renamed:
     "engine": "",
-    "memory": "",
     "state": "",
 }
 """Names that several modules have, with what each is about."""
-SAME_CLASS = {
-    # To be renamed:
-    "Attention": "",
-}
+SAME_CLASS: dict[str, str] = {}
 """Names that several public classes have, with the reason."""
 
 

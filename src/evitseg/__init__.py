@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from evitseg.raster.polygons import polygonize as polygonize
     from evitseg.runtime.segmenter import Prediction as Prediction
     from evitseg.runtime.segmenter import Segmenter as Segmenter
+    from evitseg.tiling.region import render_region as render_region
+    from evitseg.tiling.sliding_window import sliding_window as sliding_window
+    from evitseg.tiling.stream import segment_large as segment_large
+    from evitseg.tiling.verify import verify_tiles as verify_tiles
     from evitseg.train import TrainConfig as TrainConfig
     from evitseg.train import fit as fit
     from evitseg.video.segment import segment_video as segment_video
@@ -83,6 +87,10 @@ _MODULES = {
     "evitseg.raster.open": ("open_mask_writer", "open_raster"),
     "evitseg.raster.polygons": ("polygonize",),
     "evitseg.runtime.segmenter": ("Prediction", "Segmenter"),
+    "evitseg.tiling.region": ("render_region",),
+    "evitseg.tiling.sliding_window": ("sliding_window",),
+    "evitseg.tiling.stream": ("segment_large",),
+    "evitseg.tiling.verify": ("verify_tiles",),
     "evitseg.train": ("TrainConfig", "fit"),
     "evitseg.video.segment": ("segment_video", "write_video"),
 }  # fmt: skip

@@ -29,9 +29,9 @@ import zarr
 import evitseg
 from evitseg.cli import app
 from evitseg.raster import open_mask_writer, open_raster
-from evitseg.tiling.memory import whole_memory
+from evitseg.tiling.memory_model import whole_memory
 from evitseg.tiling.network import Network
-from evitseg.tiling.sliding_window import blend
+from evitseg.tiling.sliding_window import sliding_window
 
 IGNORE = 255
 UTM = "EPSG:32633"
@@ -318,7 +318,7 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
         open_raster(tmp_path / "a.tif") as source,
         open_mask_writer(tmp_path / "b.tif", source, network.labels) as sink,
     ):
-        found = blend(source, sink, network, 128)
+        found = sliding_window(network, source, sink, 128)
     assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
     with rasterio.open(tmp_path / "mask.tif") as file:
         assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_string(UTM), TRANSFORM, IGNORE)
@@ -394,7 +394,7 @@ def test_too_little_memory_for_blended_windows_leaves_no_mask(street: NDArray[np
     write_geotiff(tmp_path / "a.tif", street)
     run = predict("a.tif", "--sliding-window", "512", "--memory", "300MiB", "--out", "mask.tif", cwd=tmp_path)
     assert run.returncode == 1
-    assert run.stderr.startswith("error: a.tif: 300 MiB of memory are too little: windows of 512 pixels ")
+    assert run.stderr.startswith("error: a.tif: 300 MiB of memory is not enough: windows of 512 pixels ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 

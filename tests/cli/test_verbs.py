@@ -447,7 +447,7 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (("--memory", "1MiB"), 1, "1 MiB of memory are too little"),
+        (("--memory", "1MiB"), 1, "1 MiB of memory is not enough"),
         (("--memory", "much"), 2, "is not a size in bytes"),
         (("--region", "1,2,3,4"), 2, "given together"),
         (("--context", "street.jpg", "--region", "1,2,3"), 2, "is not X,Y,WIDTH,HEIGHT"),

@@ -34,8 +34,7 @@ from evitseg.errors import ConfigError, DatasetError, EngineError, ImageError, M
 from evitseg.raster import ArraySink, ArraySource, Source, open_raster
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.network import Network
-from evitseg.tiling.plan import ContextMode
-from evitseg.tiling.stream import Progress, Streamed, segment_huge
+from evitseg.tiling.stream import LargeImageResult, TileProgress, segment_large
 from evitseg.tiling.windows import Window
 from tests.cli.test_json import checked
 
@@ -78,14 +77,16 @@ def street(photograph: NDArray[np.uint8]) -> ArraySource:
 
 
 def alone(
-    source: Source, network: Network, folder: Path, context: ContextMode = "global"
-) -> tuple[NDArray[np.integer], Streamed]:
+    source: Source, network: Network, folder: Path, context: int | None = None
+) -> tuple[NDArray[np.integer], LargeImageResult]:
     sink = ArraySink(source.size)
-    streamed = segment_huge(source, sink, network, folder, context=context, tile=TILE if context == "global" else None)
+    streamed = segment_large(
+        network, source, sink, scratch=folder, context_window=context, tile=TILE if context is None else None
+    )
     return sink.mask, streamed
 
 
-def assert_same(found: Streamed, expected: Streamed) -> None:
+def assert_same(found: LargeImageResult, expected: LargeImageResult) -> None:
     for mine, theirs in zip(found.context.sums, expected.context.sums, strict=True):
         np.testing.assert_array_equal(mine.values, theirs.values)
         np.testing.assert_array_equal(mine.largest, theirs.largest)
@@ -95,19 +96,19 @@ def assert_same(found: Streamed, expected: Streamed) -> None:
     assert found.damages == expected.damages
 
 
-@pytest.mark.parametrize("context", ["global", 3 * TILE])
+@pytest.mark.parametrize("context", [None, 3 * TILE])
 def test_a_cluster_gives_the_mask_and_the_sums_of_one_machine_bit_for_bit(
-    street: ArraySource, network: Network, tmp_path: Path, context: ContextMode
+    street: ArraySource, network: Network, tmp_path: Path, context: int | None
 ) -> None:
     mask, expected = alone(street, network, tmp_path, context)
     assert expected.plan.tiles(0) > 32, "sums of more than one group"
-    sink, seen = ArraySink(street.size), list[Progress]()
-    tile = TILE if context == "global" else None
-    found = cluster.segment_huge(street, sink, network, context=context, tile=tile, watch=seen.append)
+    sink, seen = ArraySink(street.size), list[TileProgress]()
+    tile = TILE if context is None else None
+    found = cluster.segment_large_on_ray(network, street, sink, context_window=context, tile=tile, watch=seen.append)
     np.testing.assert_array_equal(sink.mask, mask)
     assert (mask[:100, :150] == 255).all()
     assert_same(found, expected)
-    assert [(p.piece, p.tile) for p in seen] == [
+    assert [(p.segment, p.tile) for p in seen] == [
         (piece, tile + 1) for piece in range(5) for tile in range(expected.plan.tiles(piece))
     ]
 
@@ -139,20 +140,20 @@ def test_a_damaged_image_on_disk_is_read_by_the_workers_as_by_one_machine(
         mask, expected = alone(source, network, tmp_path)
         assert expected.damages
         sink = ArraySink(source.size)
-        found = cluster.segment_huge(source, sink, network, path=path, tile=TILE)
+        found = cluster.segment_large_on_ray(network, source, sink, path=path, tile=TILE)
         np.testing.assert_array_equal(sink.mask, mask)
         assert_same(found, expected)
         with pytest.raises(ConfigError, match="path"):
-            cluster.segment_huge(source, sink, network, tile=TILE)
+            cluster.segment_large_on_ray(network, source, sink, tile=TILE)
     other = tmp_path / "other.tif"  # which no worker has open
     other.write_bytes(content)
     with open_raster(other) as source:
         os.utime(other, (1, 1))
         with pytest.raises(ImageError, match="not the same file on the machine"):
-            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
+            cluster.segment_large_on_ray(network, source, sink, path=other, tile=TILE)
         other.unlink()
         with pytest.raises(ImageError, match=r"no such file\. That was on the machine"):
-            cluster.segment_huge(source, sink, network, path=other, tile=TILE)
+            cluster.segment_large_on_ray(network, source, sink, path=other, tile=TILE)
 
 
 def busy_workers(task: str) -> list[psutil.Process]:
@@ -185,9 +186,9 @@ class Killer:
         self.pieces, self.killed = pieces, list[int]()
         self.thread = threading.Thread()
 
-    def __call__(self, progress: Progress) -> None:
-        if progress.piece in self.pieces and progress.tile == 2:
-            self.thread = threading.Thread(target=kill_one, args=("ray::_work", self.killed))
+    def __call__(self, progress: TileProgress) -> None:
+        if progress.segment in self.pieces and progress.tile == 2:
+            self.thread = threading.Thread(target=kill_one, args=("ray::_run_tile", self.killed))
             self.thread.start()
         elif progress.tile == progress.tiles and self.thread.ident is not None:
             self.thread.join()
@@ -196,7 +197,7 @@ class Killer:
 def test_killed_workers_do_not_lose_the_image(street: ArraySource, network: Network, tmp_path: Path) -> None:
     mask, expected = alone(street, network, tmp_path)
     sink, killer = ArraySink(street.size), Killer(0, 1, 4)
-    found = cluster.segment_huge(street, sink, network, tile=TILE, watch=killer)
+    found = cluster.segment_large_on_ray(network, street, sink, tile=TILE, watch=killer)
     assert len(killer.killed) == 3
     np.testing.assert_array_equal(sink.mask, mask)
     assert_same(found, expected)
@@ -208,7 +209,7 @@ def test_a_task_that_dies_every_time_is_told_in_a_sentence(
     monkeypatch.setattr(tiles, "RETRIES", 0)
     killer = Killer(0)
     with pytest.raises(EngineError, match="the cluster lost a task"):
-        cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=killer)
+        cluster.segment_large_on_ray(network, street, ArraySink(street.size), tile=TILE, watch=killer)
     killer.thread.join()
     assert len(killer.killed) == 1
 
@@ -219,22 +220,22 @@ def test_the_process_survives_what_stops_it_between_two_tiles(street: ArraySourc
     class StopError(Exception):
         pass
 
-    def stop(at: int, progress: Progress) -> None:
+    def stop(at: int, progress: TileProgress) -> None:
         if progress.tile == at:
             raise StopError
 
     for at in range(1, 21):
         with pytest.raises(StopError):
-            cluster.segment_huge(street, ArraySink(street.size), network, tile=TILE, watch=partial(stop, at))
+            cluster.segment_large_on_ray(network, street, ArraySink(street.size), tile=TILE, watch=partial(stop, at))
 
 
 def test_a_task_larger_than_every_machine_is_refused(street: ArraySource, network: Network) -> None:
-    with pytest.raises(ConfigError, match="3 threads fits on no machine of the cluster; the largest has 2"):
-        cluster.segment_huge(street, ArraySink(street.size), network, threads=3)
+    with pytest.raises(ConfigError, match="3 threads; the largest has 2"):
+        cluster.segment_large_on_ray(network, street, ArraySink(street.size), threads=3)
 
 
 def test_a_worker_with_another_version_is_refused() -> None:
-    sent = replace(session.Model.sent(BUNDLED), version="0.0.0")
+    sent = replace(session.Model.send(BUNDLED), version="0.0.0")
     with pytest.raises(EngineError, match=r"has evitseg .*, this machine 0\.0\.0"), sent.opened():
         pass
 
@@ -245,7 +246,7 @@ def test_a_missing_package_is_still_named_when_a_worker_misses_it() -> None:
     def fail() -> None:
         raise MissingPackageError("an image", "geo")
 
-    with pytest.raises(MissingPackageError, match=r"an image needs .*rasterio.*\[geo\]"), session.told():
+    with pytest.raises(MissingPackageError, match=r"an image needs .*rasterio.*\[geo\]"), session.translate_errors():
         ray.get(ray.remote(fail).remote())
 
 
@@ -381,10 +382,10 @@ def test_parquet_goes_in_and_out(folder: Path, segment: Segmenter) -> None:
         assert rows[number]["error"] is None
     assert rows[2]["mask"] is None
     assert "truncated or damaged" in rows[2]["error"]
-    assert "no bytes" in rows[4]["error"]
+    assert "expected the bytes" in rows[4]["error"]
     with pytest.raises(DatasetError, match="no column 'bytes', only 'id', 'photo'"):
         cluster.predict_dataset(photos, BUNDLED)
-    with pytest.raises(DatasetError, match="to name files by"):
+    with pytest.raises(DatasetError, match="to name the files"):
         cluster.write_masks(results, folder / "out")
 
 
@@ -409,7 +410,7 @@ def test_uris_and_several_places_are_named_below_what_they_share(folder: Path) -
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("nothing", "no such file"), ("nowhere://x", "cannot be opened"), ("empty", "no images in this folder")],
+    [("nothing", "no such file"), ("nowhere://x", "cannot be opened"), ("empty", "contains no images")],
 )
 def test_a_place_without_images_is_told_at_once(folder: Path, place: str, says: str) -> None:
     (folder / "empty").mkdir()

@@ -83,7 +83,7 @@ def test_fewer_threads_than_cores_are_tied_to_none(engine: str, image: NDArray[n
     with contextlib.ExitStack() as stack:
         if engine == "tiles":
             network = Network(BUNDLED, threads=1)
-            run = stack.enter_context(network.ready(network.cut.alone, Window(0, 0, *image.shape[1:3])))
+            run = stack.enter_context(network.ready(network.partition.standalone, Window(0, 0, *image.shape[1:3])))
             work: Callable[[], object] = partial(run, {IMAGE: image})
         else:
             work = partial(open_engine(BUNDLED, engine, threads=1), image)

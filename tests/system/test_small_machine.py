@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from evitseg.cli import app
-from evitseg.tiling import memory
+from evitseg.tiling import memory_model as memory
 
 MIB = 1024**2
 SETTINGS = {
@@ -89,7 +89,7 @@ def test_below_what_is_possible_there_is_one_sentence(tmp_path: Path, monkeypatc
     run = CliRunner().invoke(app, ["predict", "--example", "--out", str(tmp_path / "o")])
     assert run.exit_code == 1
     assert isinstance(run.exception, SystemExit)  # and nothing that a person cannot read
-    assert "100 MiB of memory are too little" in run.output
+    assert "100 MiB of memory is not enough" in run.output
 
 
 def test_what_the_process_holds_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from evitseg.errors import ConfigError, FileError, ImageError
 from evitseg.labels import load_labels
 from evitseg.raster.window import ArraySource, identity_of
 from evitseg.system.files import STATE
-from evitseg.tiling.context import Context, looks_of
-from evitseg.tiling.graph_cut import LOGITS
+from evitseg.tiling.context import Context, sample_digests
+from evitseg.tiling.graph_cut import LOGITS, Segment
 from evitseg.tiling.job import Job
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan
@@ -31,7 +31,7 @@ from evitseg.tiling.sums import Sums
 from evitseg.tiling.windows import Window
 
 NETWORK = cast(
-    Network, SimpleNamespace(digest="d", cut=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))
+    Network, SimpleNamespace(digest="d", partition=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))
 )
 PIXELS = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
 SUMS = (Sums(np.arange(24.0).reshape(2, 4, 3), np.ones(2), 7.0),)
@@ -39,7 +39,7 @@ SUMS = (Sums(np.arange(24.0).reshape(2, 4, 3), np.ones(2), 7.0),)
 
 def context(path: Path) -> Path:
     source = ArraySource(PIXELS)
-    Context(SUMS, "d", source.size, (192, 288), looks_of(source), "a.tif").save(path)
+    Context(SUMS, "d", source.size, (192, 288), sample_digests(source), "a.tif").save(path)
     return path
 
 
@@ -47,14 +47,14 @@ def test_a_context_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     found = Context.load(context(tmp_path / "c.npz"), NETWORK)
     np.testing.assert_array_equal(found.sums[0].values, SUMS[0].values)
     assert (found.sums[0].tokens, found.image, found.working, found.name) == (7.0, (200, 300), (192, 288), "a.tif")
-    found.check_of(ArraySource(PIXELS.copy()))
+    found.check_image(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\) of the same size"):
-        found.check_of(ArraySource(PIXELS[::-1]))
-    for fewer in (found.looks[:1], ()):  # the parts that are left agree, or none are
+        found.check_image(ArraySource(PIXELS[::-1]))
+    for fewer in (found.samples[:1], ()):  # the parts that are left agree, or none are
         with pytest.raises(ConfigError, match="another image"):
-            replace(found, looks=fewer).check_of(ArraySource(PIXELS.copy()))
+            replace(found, samples=fewer).check_image(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\), of 300×200 pixels, not 100×200"):
-        found.check_of(ArraySource(PIXELS[:, :100]))
+        found.check_image(ArraySource(PIXELS[:, :100]))
 
 
 def replaced(path: Path, name: str, content: bytes) -> None:
@@ -136,7 +136,10 @@ def test_work_with_other_settings_is_removed_once_the_mask_is_done_unless_it_goe
 def test_a_second_process_on_one_image_is_told_of_the_first(tmp_path: Path) -> None:
     with Scratch(tmp_path / "s").locked():
         (tmp_path / "s/lock").write_bytes(b"")  # the first has not yet written its number
-        with pytest.raises(FileError, match="another process works on this image"), Scratch(tmp_path / "s").locked():
+        with (
+            pytest.raises(FileError, match="another process is working on this image"),
+            Scratch(tmp_path / "s").locked(),
+        ):
             pass
 
 
@@ -152,17 +155,17 @@ class Torn(ArraySource):
 
 
 def test_damage_has_no_class_in_a_network_without_attention_too(tmp_path: Path) -> None:
-    """There the first piece is the last: a tile's damage is found by the very work that writes its mask."""
-    piece = SimpleNamespace(number=0, inputs=(), outputs=(), before=0, after=0)
-    cut = SimpleNamespace(features=[], attentions=[], pieces=[piece], attention_behind=lambda piece: None)
-    network = SimpleNamespace(cut=cut, kept="float32", labels=load_labels("camvid"))
+    """There the first segment is the last: a tile's damage is found by the very work that writes its mask."""
+    segment = Segment("part", 0, (), (), 0, 0, 1.0)
+    partition = SimpleNamespace(features=[], attentions=[], segments=[segment], attention_after=lambda segment: None)
+    network = SimpleNamespace(partition=partition, feature_dtype="float32", labels=load_labels("camvid"))
     store = Scratch(tmp_path / "s")
     job = Job(cast(Network, network), Torn(np.zeros((64, 64, 3), np.uint8)), Plan((64, 64), (64, 64), (64,)), store)
 
     def run(inputs: Any, wanted: Any) -> Any:
         return {LOGITS: np.zeros((1, 11, 8, 8), np.float32)}
 
-    damages = job.work(run, cast(Any, piece), 0, None)
+    damages = job.work(run, segment, 0, None)
     assert [d.window for d in damages] == [Window(0, 0, 32, 32)]
     mask = store.read(job.mask, Window(0, 0, 64, 64))[..., 0]
     store.close()

@@ -16,8 +16,8 @@ from evitseg.errors import ConfigError, ImageError
 from evitseg.raster.window import ArraySink, ArraySource, Source
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.tiling.network import Network
-from evitseg.tiling.sliding_window import blend
-from evitseg.tiling.stream import Progress
+from evitseg.tiling.sliding_window import sliding_window
+from evitseg.tiling.stream import TileProgress
 from evitseg.tiling.windows import Window
 
 BUNDLED = bundled_models()["b0-camvid"]
@@ -37,7 +37,7 @@ def street(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def blended(image: NDArray[np.uint8], network: Network, window: int) -> NDArray[np.integer]:
     sink = ArraySink(image.shape[:2])
-    blend(ArraySource(image), sink, network, window)
+    sliding_window(network, ArraySource(image), sink, window)
     return sink.mask
 
 
@@ -62,7 +62,7 @@ def test_one_window_is_the_whole_and_more_cover_the_image(street: NDArray[np.uin
     for window in (64, 192, 256):
         sink = ArraySink(street.shape[:2])
         sink.mask[:] = IGNORE
-        found = blend(ArraySource(street), sink, network, window)
+        found = sliding_window(network, ArraySource(street), sink, window)
         np.testing.assert_array_equal(found.counts, np.bincount(sink.mask.ravel(), minlength=IGNORE + 1))
         assert found.counts[IGNORE] == 0
         assert 0.001 < (sink.mask != expected).mean() < 0.5
@@ -92,7 +92,7 @@ def test_the_mask_is_the_same_bits_with_other_threads_and_in_other_tiles(
         expected = blended(street, network, window)
         np.testing.assert_array_equal(blended(street, one_thread, window), expected)
         sink = Tiled(street.shape[:2])
-        blend(ArraySource(street), sink, network, window)
+        sliding_window(network, ArraySource(street), sink, window)
         np.testing.assert_array_equal(sink.mask, expected)
 
 
@@ -102,7 +102,7 @@ def test_another_working_size_gives_a_mask_of_the_images_size(
 ) -> None:
     def mask(sink: ArraySink, window: int) -> NDArray[np.integer]:
         sink.mask[:] = IGNORE
-        blend(ArraySource(street), sink, network, window, size=size)
+        sliding_window(network, ArraySource(street), sink, window, size=size)
         return sink.mask
 
     one_window = mask(ArraySink(street.shape[:2]), 1088)
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_told_once_and_has_no_class(street: NDArray[np.ui
     for sink in (ArraySink(street.shape[:2]), Tiled(street.shape[:2])):
         valid = np.ones(street.shape[:2], np.bool_)
         valid[:9, 500:] = False
-        found = blend(Damaged(street, valid), sink, network, 128)
+        found = sliding_window(network, Damaged(street, valid), sink, 128)
         assert [(damage.window, damage.reason) for damage in found.damages] == [
             (Window(128, 192, 64, 64), "a tile is damaged")
         ]
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_told_once_and_has_no_class(street: NDArray[np.ui
 @pytest.mark.parametrize("window", [0, -64, 32, 100, 96])
 def test_a_window_that_does_not_fit_the_stride_is_refused(window: int, network: Network) -> None:
     with pytest.raises(ConfigError, match=f"a window of {window} pixels does not fit .* give a multiple of 64"):
-        blend(ArraySource(np.zeros((400, 400, 3), np.uint8)), ArraySink((400, 400)), network, window)
+        sliding_window(network, ArraySource(np.zeros((400, 400, 3), np.uint8)), ArraySink((400, 400)), window)
 
 
 def test_too_little_memory_is_refused_before_anything_is_read(network: Network) -> None:
@@ -153,9 +153,9 @@ def test_too_little_memory_is_refused_before_anything_is_read(network: Network) 
             return None
 
     # 128 rows of a window's logits and 12 numbers for each of them, 12,500 across, are 73 MiB of it.
-    refused = pytest.raises(ConfigError, match=r"270 MiB of memory are too little: windows of 1024 .* need \d{3} MiB; ")
+    refused = pytest.raises(ConfigError, match=r"270 MiB of memory is not enough: windows of 1024 .* need \d{3} MiB; ")
     with refused as told:
-        blend(Endless(), ArraySink((1, 1)), network, 1024, memory=270 * 1024**2)
+        sliding_window(network, Endless(), ArraySink((1, 1)), 1024, memory=270 * 1024**2)
     assert 343 < int(str(told.value).split("need ")[1].split()[0]) < 700
 
 
@@ -163,8 +163,8 @@ MEASURED = """
 import sys, numpy as np
 from evitseg.system.machine import peak_mib
 from evitseg.errors import ConfigError
-from evitseg.tiling.sliding_window import blend
-from evitseg.tiling.stream import Network
+from evitseg.tiling.sliding_window import sliding_window
+from evitseg.tiling.network import Network
 from evitseg.raster.window import ArraySink, Source
 
 class Grey(Source):
@@ -176,10 +176,10 @@ class Grey(Source):
 
 network = Network(sys.argv[1], "float32", threads=2)
 try:
-    blend(Grey(), ArraySink(Grey.size), network, 1024, memory=1)
+    sliding_window(network, Grey(), ArraySink(Grey.size), 1024, memory=1)
 except ConfigError as error:
     print(error)
-blend(Grey(), ArraySink(Grey.size), network, 1024)
+sliding_window(network, Grey(), ArraySink(Grey.size), 1024)
 print(peak_mib())
 """
 
@@ -198,17 +198,17 @@ def test_memory_that_the_source_holds_is_needed_too(street: NDArray[np.uint8], n
     for held in (0, 123 * 1024**2):
         source = ArraySource(street)
         source.held = held
-        with pytest.raises(ConfigError, match="are too little") as told:
-            blend(source, ArraySink(street.shape[:2]), network, 256, memory=1)
+        with pytest.raises(ConfigError, match="is not enough") as told:
+            sliding_window(network, source, ArraySink(street.shape[:2]), 256, memory=1)
         needed.append(int(str(told.value).split("need ")[1].split()[0]))
     assert needed[1] - needed[0] == 123
 
 
 def test_every_window_is_counted(street: NDArray[np.uint8], network: Network) -> None:
-    seen: list[Progress] = []
-    blend(ArraySource(street), ArraySink(street.shape[:2]), network, 192, watch=seen.append)
+    seen: list[TileProgress] = []
+    sliding_window(network, ArraySource(street), ArraySink(street.shape[:2]), 192, watch=seen.append)
     # 397×515 pixels become 384×512: windows begin at 0, 96, 192 and, of the columns, at 288 and 320, too.
-    assert seen == [Progress(0, 1, i + 1, 3 * 5) for i in range(15)]
+    assert seen == [TileProgress(0, 1, i + 1, 3 * 5) for i in range(15)]
 
 
 def test_as_many_windows_are_under_way_as_the_network_has_workers(street: NDArray[np.uint8]) -> None:
@@ -223,14 +223,14 @@ def test_as_many_windows_are_under_way_as_the_network_has_workers(street: NDArra
                 self.together.wait(timeout=20)
             return super().read(top, left, height, width)
 
-    blend(Meeting(street), ArraySink(street.shape[:2]), Network(BUNDLED, "float32", threads=2), 256)
+    sliding_window(Network(BUNDLED, "float32", threads=2), Meeting(street), ArraySink(street.shape[:2]), 256)
 
 
 def test_after_an_interrupt_no_window_is_under_way(street: NDArray[np.uint8], network: Network) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: TileProgress) -> None:
         if progress.tile == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        blend(ArraySource(street), ArraySink(street.shape[:2]), network, 64, watch=stop)
+        sliding_window(network, ArraySource(street), ArraySink(street.shape[:2]), 64, watch=stop)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("evitseg")]

@@ -37,10 +37,10 @@ from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.tiling.context import Context
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, make_plan
-from evitseg.tiling.region import render
-from evitseg.tiling.scratch import Layout, Life, Scratch, arranged
-from evitseg.tiling.stream import Progress, Streamed, segment_huge
-from evitseg.tiling.verify import tiled_logits, verify
+from evitseg.tiling.region import render_region
+from evitseg.tiling.scratch import Layout, LiveRange, Scratch, allocate
+from evitseg.tiling.stream import LargeImageResult, TileProgress, segment_large
+from evitseg.tiling.verify import tiled_logits, verify_tiles
 from evitseg.tiling.windows import Resampled, Window, tiles_of
 
 BUNDLED = bundled_models()["b0-camvid"]
@@ -117,9 +117,9 @@ def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 def stream(
     image: NDArray[np.uint8], network: Network, scratch: Path, tile: int
-) -> tuple[NDArray[np.integer], Streamed]:
+) -> tuple[NDArray[np.integer], LargeImageResult]:
     sink = ArraySink(image.shape[:2])
-    streamed = segment_huge(ArraySource(image), sink, network, scratch, tile=tile)
+    streamed = segment_large(network, ArraySource(image), sink, scratch=scratch, tile=tile)
     return sink.mask, streamed
 
 
@@ -149,7 +149,7 @@ def test_the_mask_is_the_whole_images_but_where_two_classes_tie(
     for tile in (32, 64, 160, 2048):
         if tile < min(height, width) or tile == 2048:
             sink = ArraySink((height, width))
-            segment_huge(ArraySource(image), sink, network, tmp_path, tile=tile)
+            segment_large(network, ArraySource(image), sink, scratch=tmp_path, tile=tile)
             np.testing.assert_array_equal(sink.mask[clear], expected[clear])
     assert not list(tmp_path.iterdir())
 
@@ -172,11 +172,11 @@ def test_a_region_from_its_context_is_that_part_of_the_mask(
     assert (tmp_path / "street.npz").stat().st_size < 200_000
     context = Context.load(tmp_path / "street.npz", network)
     for region in (Window(0, 0, 50, 70), Window(133, 201, 90, 3), Window(396, 514, 1, 1), Window(0, 0, 397, 515)):
-        part, _ = render(ArraySource(street), network, context, region)
+        part, _ = render_region(network, ArraySource(street), context, region)
         rows, columns = region.inside(Window(0, 0, 397, 515))
         assert (part != mask[rows, columns]).mean() < 1e-3  # ties, decided by the last bits of a sum
     elsewhere = replace(context, sums=tuple(replace(s, values=s.values * [2] + 1) for s in context.sums))
-    assert (render(ArraySource(street), network, elsewhere, Window(0, 0, 397, 515))[0] != mask).mean() > 0.01
+    assert (render_region(network, ArraySource(street), elsewhere, Window(0, 0, 397, 515))[0] != mask).mean() > 0.01
 
 
 def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
@@ -186,15 +186,15 @@ def test_a_region_is_rendered_in_parts_where_the_memory_asks_for_it(
     valid = np.ones(image.shape[:2], np.bool_)
     valid[800:810, 1000:] = False
     sink = ArraySink(image.shape[:2])
-    context = segment_huge(ArraySource(image, valid), sink, network, tmp_path, tile=512).context
+    context = segment_large(network, ArraySource(image, valid), sink, scratch=tmp_path, tile=512).context
     region = Window(307, 309, 901, 1200)
-    with pytest.raises(ConfigError, match="1 MiB of memory are too little: the smallest part") as told:
-        render(ArraySource(image, valid), network, context, region, memory=1)
+    with pytest.raises(ConfigError, match="1 MiB of memory is not enough: the smallest part") as told:
+        render_region(network, ArraySource(image, valid), context, region, memory=1)
     needed = int(str(told.value).split("needs ")[1].split()[0]) << 20
     counts = []
     for memory in (needed, needed + (30 << 20), 4 << 30):
         reads = Reads(image, valid)
-        part, damages = render(reads, network, context, region, memory)
+        part, damages = render_region(network, reads, context, region, memory=memory)
         assert damages == ()
         expected = sink.mask[307 : 307 + 901, 309 : 309 + 1200]
         np.testing.assert_array_equal(part == IGNORE, expected == IGNORE)
@@ -210,7 +210,7 @@ def test_a_region_is_that_part_of_the_mask_in_whatever_precision_runs_here(
     """In bfloat16 graphs of other making differ in a hundred times as many pixels."""
     network = Network(BUNDLED, "auto")
     mask, streamed = stream(street, network, tmp_path, 96)
-    part, _ = render(ArraySource(street), network, streamed.context, Window(33, 0, 300, 500))
+    part, _ = render_region(network, ArraySource(street), streamed.context, Window(33, 0, 300, 500))
     assert (part != mask[33:333, :500]).mean() < 1e-3
 
 
@@ -219,12 +219,12 @@ def test_a_context_of_another_model_or_image_is_refused(
 ) -> None:
     _, streamed = stream(street, network, tmp_path, 96)
     streamed.context.save(tmp_path / "c.npz")
-    with pytest.raises(WeightsError, match="of another model"):
+    with pytest.raises(WeightsError, match="made with another model"):
         Context.load(tmp_path / "c.npz", Network(artefact("b0"), "float32"))
     with pytest.raises(ConfigError, match="another image, of 515×397 pixels, not 100×50"):
-        render(ArraySource(street[:50, :100]), network, streamed.context, Window(0, 0, 5, 5))
+        render_region(network, ArraySource(street[:50, :100]), streamed.context, Window(0, 0, 5, 5))
     with pytest.raises(ConfigError, match="not inside the image"):
-        render(ArraySource(street), network, streamed.context, Window(390, 0, 20, 5))
+        render_region(network, ArraySource(street), streamed.context, Window(390, 0, 20, 5))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"x" * 1000])
@@ -260,7 +260,7 @@ def test_pixels_without_data_are_neither_seen_by_the_sums_nor_written(
         image = street.copy()
         image[:, 256 + 128 :] = value  # further than the convolutions before the first attention look
         sink = ArraySink(street.shape[:2])
-        streamed = segment_huge(ArraySource(image, valid), sink, network, tmp_path)
+        streamed = segment_large(network, ArraySource(image, valid), sink, scratch=tmp_path)
         masks.append(sink.mask)
         contexts.append(streamed.context)
     np.testing.assert_allclose(contexts[0].sums[0].values, contexts[1].sums[0].values, rtol=1e-6)
@@ -299,7 +299,7 @@ def test_a_torn_tile_is_named_left_out_and_the_rest_is_done(
 ) -> None:
     torn = Torn(street, [(1, 2), (6, 8)])
     sink = ArraySink(street.shape[:2])
-    streamed = segment_huge(torn, sink, network, tmp_path, tile=tile)
+    streamed = segment_large(network, torn, sink, scratch=tmp_path, tile=tile)
     expected = np.zeros(street.shape[:2], np.bool_)
     expected[64:128, 128:192] = expected[384:, 512:] = True
     np.testing.assert_array_equal(sink.mask == IGNORE, expected)
@@ -320,37 +320,42 @@ class Endless(Source):
 
 
 def test_a_disk_that_is_too_small_is_said_at_the_start(network: Network, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"needs .* GiB there and .* GiB are free; give a scratch folder"):
-        segment_huge(Endless(), ArraySink((1, 1)), network, tmp_path, watch=lambda progress: pytest.fail("too late"))
+    with pytest.raises(FileError, match=r"needs .* GiB of disk space and .* GiB are free; choose a scratch folder"):
+        segment_large(
+            network, Endless(), ArraySink((1, 1)), scratch=tmp_path, watch=lambda progress: pytest.fail("too late")
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_too_little_memory_is_said_with_what_is_needed(network: Network, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"10 MiB of memory are too little: with the smallest tiles .* needs \d+ MiB"):
-        segment_huge(Endless(), ArraySink((1, 1)), network, tmp_path, memory=10 * 1024**2)
+    with pytest.raises(
+        ConfigError, match=r"10 MiB of memory is not enough: this model needs \d+ MiB, even with the smallest tiles"
+    ):
+        segment_large(network, Endless(), ArraySink((1, 1)), scratch=tmp_path, memory=10 * 1024**2)
 
 
 def test_after_an_error_nothing_is_left(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
-    def fail(progress: Progress) -> None:
-        if progress.piece == 2:
+    def fail(progress: TileProgress) -> None:
+        if progress.segment == 2:
             raise EngineError("stop here")
 
     with pytest.raises(EngineError, match="stop here"):
-        segment_huge(ArraySource(street), ArraySink(street.shape[:2]), network, tmp_path, watch=fail)
+        segment_large(network, ArraySource(street), ArraySink(street.shape[:2]), scratch=tmp_path, watch=fail)
     assert not list(tmp_path.iterdir())
 
 
 KILLED = """
 import sys, numpy as np
-from evitseg.tiling.stream import Network, segment_huge
-from evitseg.raster.window import ArraySink, ArraySource
+from evitseg.tiling.network import Network
+from evitseg.tiling.stream import segment_large
+from evitseg.raster.window import ArraySink
 
 image = np.load(sys.argv[1])
 sink = ArraySink(image.shape[:2])
 def watch(progress):
-    print(progress.piece, progress.tile, flush=True)
-streamed = segment_huge(
-    ArraySource(image), sink, Network(sys.argv[2], "float32"), sys.argv[3], tile=int(sys.argv[4]), watch=watch
+    print(progress.segment, progress.tile, flush=True)
+streamed = segment_large(
+    Network(sys.argv[2], "float32"), image, sink, scratch=sys.argv[3], tile=int(sys.argv[4]), watch=watch
 )
 np.save(sys.argv[5], sink.mask)
 print("resumed", streamed.resumed)
@@ -390,18 +395,18 @@ def test_killed_five_times_and_resumed_it_gives_the_same_file(
 
 
 def test_work_on_another_image_begins_anew(street: NDArray[np.uint8], network: Network, tmp_path: Path) -> None:
-    def interrupt(progress: Progress) -> None:
-        if progress.piece == 1:
+    def interrupt(progress: TileProgress) -> None:
+        if progress.segment == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        segment_huge(ArraySource(street), ArraySink(street.shape[:2]), network, tmp_path, watch=interrupt)
+        segment_large(network, ArraySource(street), ArraySink(street.shape[:2]), scratch=tmp_path, watch=interrupt)
     assert len(list(tmp_path.iterdir())) == 1
     other = np.ascontiguousarray(street[:, ::-1])
     _, streamed = stream(other, network, tmp_path, 2048)
     assert streamed.resumed == 0
     sink = ArraySink(street.shape[:2])
-    assert segment_huge(ArraySource(street), sink, network, tmp_path).resumed == 2
+    assert segment_large(network, ArraySource(street), sink, scratch=tmp_path).resumed == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -411,14 +416,14 @@ def test_an_artefact_of_one_size_and_a_strange_graph_are_refused(artefact: Artef
     config = CONFIGS["b0"]
     fixed = Manifest("f", config, numbered(19), Preprocess(fixed=(64, 96)), Training("generated", "CC0"))
     write_onnx(EfficientViT(config).eval(), fixed, tmp_path / "fixed.onnx")
-    with pytest.raises(EngineError, match="takes images of 64x96 alone"):
+    with pytest.raises(EngineError, match="exported for images of 64x96 only"):
         Network(tmp_path / "fixed.onnx")
     proto = onnx.load(artefact("b0"))
     next(node for node in proto.graph.node if node.op_type == "HardSwish").op_type = "Softsign"
     onnx.save(proto, tmp_path / "strange.onnx")
     with pytest.raises(EngineError, match="SoftSign is not among its operators"):
         Network(tmp_path / "strange.onnx")
-    with pytest.raises(EngineError, match=r"takes \.onnx and \.xml"):
+    with pytest.raises(EngineError, match=r"reads \.onnx and \.xml"):
         Network(tmp_path / "model.tflite")
 
 
@@ -426,14 +431,14 @@ def test_a_neighbourhood_that_holds_the_image_is_the_image(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
     masks = {}
-    for context in ("global", 3 * 288, 3 * 96):
+    for context in (None, 3 * 288, 3 * 96):
         sink = ArraySink(street.shape[:2])
-        segment_huge(ArraySource(street), sink, network, tmp_path, context=context)
+        segment_large(network, ArraySource(street), sink, scratch=tmp_path, context_window=context)
         masks[context] = sink.mask
-    assert (masks["global"] != masks[3 * 288]).mean() < 1e-4
-    assert (masks["global"] != masks[3 * 96]).mean() > 1e-3
+    assert (masks[None] != masks[3 * 288]).mean() < 1e-4
+    assert (masks[None] != masks[3 * 96]).mean() > 1e-3
     with pytest.raises(ConfigError, match="give at least 96"):
-        segment_huge(ArraySource(street), ArraySink((1, 1)), network, tmp_path, context=20)
+        segment_large(network, ArraySource(street), ArraySink((1, 1)), scratch=tmp_path, context_window=20)
 
 
 @pytest.mark.parametrize("size", [(288, 192), (288, 224), (320, 192), (96, 64), (301, 224), (32, 512)])
@@ -495,17 +500,17 @@ def test_the_plan_covers_working_image_and_mask_once() -> None:
 def test_what_is_needed_at_one_time_lies_apart_and_takes_no_more_room_than_it_must() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        lives = []
+        ranges = []
         for i in range(rng.randint(1, 9)):
             first, layout = rng.randint(0, 5), Layout(f"f{i}", (0, rng.randint(1, 40)), (0, 5), 3, "uint16")
-            lives.append(Life(layout, first, first + rng.randint(0, 3)))
-        places, fullest = arranged(lives), 0
-        for now in {life.first for life in lives}:
-            alive = [life.layout for life in lives if life.first <= now <= life.last]
+            ranges.append(LiveRange(layout, first, first + rng.randint(0, 3)))
+        places, peak = allocate(ranges), 0
+        for now in {each.first for each in ranges}:
+            alive = [each.layout for each in ranges if each.first <= now <= each.last]
             bytes_ = [at for layout in alive for begin, end in places[layout.name] for at in range(begin, end)]
             assert len(bytes_) == len(set(bytes_)) == sum(layout.bytes for layout in alive)
-            fullest = max(fullest, len(bytes_))
-        assert max(end for place in places.values() for _, end in place) == fullest
+            peak = max(peak, len(bytes_))
+        assert max(end for place in places.values() for _, end in place) == peak
 
 
 def test_more_memory_makes_larger_tiles(network: Network) -> None:
@@ -522,8 +527,8 @@ def test_memory_that_the_source_holds_is_not_for_tiles(street: NDArray[np.uint8]
     source = ArraySource(street)
     assert source.held == street.nbytes
     source.held = 123 * 1024**2
-    with pytest.raises(ConfigError, match="1 MiB of memory are too little") as told:
-        segment_huge(source, ArraySink(source.size), network, "unused", memory=1)
+    with pytest.raises(ConfigError, match="1 MiB of memory is not enough") as told:
+        segment_large(network, source, ArraySink(source.size), scratch="unused", memory=1)
     with pytest.raises(ConfigError) as less:
         make_plan(network, source.size, memory=1)
     with_it, without = (int(str(error.value).split("needs ")[1].split()[0]) for error in (told, less))
@@ -537,12 +542,12 @@ def test_a_tile_that_does_not_fit_the_stride_is_refused(network: Network) -> Non
 
 
 def test_verification_says_how_tiles_and_whole_compare(
-    street: NDArray[np.uint8], network: Network, segment: Segmenter, tmp_path: Path
+    street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
-    found = verify(ArraySource(street), network, segment, tmp_path, 256)
+    found = verify_tiles(network, street, side=256, scratch=tmp_path)
     assert found.part == Window(70, 129, 256, 256)
-    assert 0 < found.difference < 1e-5
-    assert found.pixels < 10
+    assert 0 < found.max_logit_difference < 1e-5
+    assert found.different_pixels < 10
 
 
 class Full(Sink):
@@ -555,13 +560,15 @@ class Full(Sink):
 def test_a_sink_that_fails_leaves_the_finished_mask_for_the_next_call(
     street: NDArray[np.uint8], network: Network, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileError, match=r"no space left\)\. The mask is done and kept in .*; the same call goes on"):
-        segment_huge(ArraySource(street), Full(), network, tmp_path)
+    with pytest.raises(FileError, match=r"no space left\)\. The finished mask is kept in .*; the same call resumes"):
+        segment_large(network, ArraySource(street), Full(), scratch=tmp_path)
     sink, expected = ArraySink(street.shape[:2]), ArraySink(street.shape[:2])
-    again = segment_huge(ArraySource(street), sink, network, tmp_path, watch=lambda progress: pytest.fail("again"))
+    again = segment_large(
+        network, ArraySource(street), sink, scratch=tmp_path, watch=lambda progress: pytest.fail("again")
+    )
     assert again.resumed > 0
     assert not list(tmp_path.iterdir())
-    segment_huge(ArraySource(street), expected, network, tmp_path)
+    segment_large(network, ArraySource(street), expected, scratch=tmp_path)
     np.testing.assert_array_equal(sink.mask, expected.mask)
 
 
@@ -573,7 +580,7 @@ def test_two_processes_do_not_work_in_one_folder_and_a_dead_ones_lock_is_none(tm
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        refused = pytest.raises(FileError, match=rf"process {other.pid} works on this image there")
+        refused = pytest.raises(FileError, match=rf"process {other.pid} is working on this image")
         with refused, Scratch(tmp_path / "work").locked():
             pass
         other.kill()

@@ -9,7 +9,7 @@ from typing import Any
 from evitseg.cli.jobs import PredictJob
 from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
-from evitseg.cli.predict_tiles import mask_place, open_network, windows_of
+from evitseg.cli.predict_tiles import mask_place, open_network
 from evitseg.cli.request import Request
 from evitseg.cli.tiled_results import save_context, show_tiled, write_outlines
 
@@ -18,8 +18,9 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
     """Write the masks of images, each in tiles on the cluster."""
     from evitseg import cluster
     from evitseg.raster import check_place, open_mask_writer
-    from evitseg.tiling.memory import default_memory
-    from evitseg.tiling.stream import Progress
+    from evitseg.tiling.arguments import image_source
+    from evitseg.tiling.memory_model import default_memory
+    from evitseg.tiling.stream import TileProgress
 
     assert request.ray is not None
     network = open_network(request, None)
@@ -33,23 +34,23 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
                 extra = [file for file in (request.polygons, request.save_context) if file is not None]
                 check_free([place, *extra], request, job.source)
                 memory = default_memory() if request.memory is None else request.memory
-                source, by_window = stack.enter_context(windows_of(job.source, request.scratch, memory, reading))
+                source, by_window = stack.enter_context(image_source(job.source, request.scratch, memory, reading))
                 check_place(place, source)
                 advance = stack.enter_context(outcome.output.progress("segmenting", None, unit="tiles"))
 
-                def watch(progress: Progress, advance: Any = advance) -> None:
+                def watch(progress: TileProgress, advance: Any = advance) -> None:
                     advance(1)
 
                 with open_mask_writer(place, source, network.labels, request.mask_format) as sink:
-                    streamed = cluster.segment_huge(
+                    streamed = cluster.segment_large_on_ray(
+                        network,
                         source,
                         sink,
-                        network,
                         path=job.source if by_window else None,
                         threads=request.threads or 1,
                         size=request.size or "native",
                         memory=request.memory,
-                        context=request.context_window or "global",
+                        context_window=request.context_window,
                         watch=watch,
                         reading=reading,
                     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,9 @@ from evitseg.errors import ConfigError, EvitsegError
 
 if TYPE_CHECKING:
     from evitseg.cli.output import Output
-    from evitseg.image import ReadOptions, Size
+    from evitseg.image import Size
+    from evitseg.raster.window import Source
     from evitseg.tiling.network import Network
-    from evitseg.tiling.windows import Source
 
 
 def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, native: bool = True) -> None:
@@ -47,11 +46,10 @@ def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, na
 
 def open_network(request: Request, threads: int | None) -> Network:
     """The model, prepared for tiles. Raises: EvitsegError."""
-    from evitseg.bundled import DEFAULT_MODEL, bundled_models
+    from evitseg.loading import exported_path
     from evitseg.tiling.network import Network
 
-    name = request.model or DEFAULT_MODEL
-    return Network(bundled_models().get(name, Path(name)), request.precision, threads)
+    return Network(exported_path(request.model) or str(request.model), request.precision, threads)
 
 
 def mask_place(job: PredictJob) -> Path:
@@ -62,38 +60,12 @@ def mask_place(job: PredictJob) -> Path:
     return job.mask(mask_ending(job.source))
 
 
-@contextlib.contextmanager
-def windows_of(path: Path, scratch: Path | None, memory: int, reading: ReadOptions) -> Iterator[tuple[Source, bool]]:
-    """An image file as a source of windows, and whether each window is read from the file when it is needed."""
-    from evitseg.image import TooManyPixelsError
-    from evitseg.raster import open_raster
-    from evitseg.raster.files import image_size, read_image
-    from evitseg.raster.formats import format_of
-    from evitseg.raster.places import place_of
-    from evitseg.raster.window import identity_of
-    from evitseg.tiling.windows import ArraySource
-
-    kind = None
-    if path.is_file():
-        with path.open("rb") as file:
-            kind = format_of(file.read(64))
-    if kind is not None and kind.gdal != "GTiff":
-        # Formats that are decoded from the start of the file need no copy on disk if memory can hold the image.
-        with contextlib.suppress(TooManyPixelsError):
-            height, width = image_size(path, reading)
-            if 8 * height * width <= memory // 4 or not kind.gdal:
-                image = read_image(path, reading)
-                yield ArraySource(image, None, identity_of(path.absolute()), place_of(path, reading).origin), False
-                return
-    with open_raster(path, scratch, reading) as source:
-        yield source, True
-
-
 def _segment(
     job: PredictJob, place: Path, network: Network, request: Request, native: bool, output: Output
 ) -> tuple[ImageEntry, list[str]]:
     """Write one mask, or a region of it. Returns: its entry, and why parts of the image could not be read."""
-    from evitseg.tiling.memory import default_memory
+    from evitseg.tiling.arguments import image_source
+    from evitseg.tiling.memory_model import default_memory
 
     assert isinstance(job.source, Path)
     extra = [file for file in (request.polygons, request.save_context) if file is not None]
@@ -104,7 +76,7 @@ def _segment(
             folder.mkdir(parents=True, exist_ok=True)
     reading = request.reading or network.manifest.reading
     memory = default_memory() if request.memory is None else request.memory
-    with windows_of(job.source, scratch, memory, reading) as (source, _):
+    with image_source(job.source, scratch, memory, reading) as (source, _):
         entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
         if job.mode is Mode.region:
             damages = _region(source, place, network, request, entry)
@@ -113,7 +85,7 @@ def _segment(
         else:
             damages = _exactly(source, place, network, request, native, entry, output)
         if request.verify:
-            _verify(source, network, request, scratch, entry)
+            _verify(source, network, scratch, entry)
     write_outlines(place, request, network.labels, entry, output)
     return entry, damages
 
@@ -122,7 +94,7 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
     from evitseg.raster import open_mask_writer, part_of
     from evitseg.tiling.context import Context
     from evitseg.tiling.plan import working_size
-    from evitseg.tiling.region import render
+    from evitseg.tiling.region import render_region
     from evitseg.tiling.windows import tiles_of
 
     region = request.region
@@ -134,7 +106,7 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
         raise ConfigError(
             f"{request.context}: was made at {width}×{height} pixels, not with --size {request.size}; leave --size out."
         )
-    mask, unread = render(source, network, context, region, request.memory)
+    mask, unread = render_region(network, source, context, region, memory=request.memory)
     part = part_of(source, region.top, region.left, region.height, region.width)
     with open_mask_writer(place, part, network.labels, request.mask_format) as sink:
         for window in tiles_of((mask.shape[0], mask.shape[1]), sink.tile):
@@ -147,17 +119,17 @@ def _sliding_window(
     source: Source, place: Path, network: Network, request: Request, entry: ImageEntry, output: Output
 ) -> list[str]:
     from evitseg.raster import open_mask_writer
-    from evitseg.tiling.sliding_window import blend
+    from evitseg.tiling.sliding_window import sliding_window
 
     assert request.sliding_window is not None
     size = request.size or "native"
     with output.progress("segmenting", None, unit="windows") as advance:
         try:
             with open_mask_writer(place, source, network.labels, request.mask_format) as sink:
-                blended = blend(
+                blended = sliding_window(
+                    network,
                     source,
                     sink,
-                    network,
                     request.sliding_window,
                     size=size,
                     memory=request.memory,
@@ -180,7 +152,7 @@ def _exactly(
 ) -> list[str]:
     from evitseg.image import MAX_PIXELS
     from evitseg.raster import check_place, open_mask_writer
-    from evitseg.tiling.stream import segment_huge
+    from evitseg.tiling.stream import segment_large
 
     check_place(place, source)
     scratch = request.scratch or place.parent
@@ -188,14 +160,14 @@ def _exactly(
     size: Size = request.size or ("native" if native else None)
     with output.progress("segmenting", None, unit="tiles") as advance:
         try:
-            streamed = segment_huge(
+            streamed = segment_large(
+                network,
                 source,
                 open_mask_writer(place, source, network.labels, request.mask_format),
-                network,
-                scratch,
+                scratch=scratch,
                 size=size,
                 memory=request.memory,
-                context=request.context_window or "global",
+                context_window=request.context_window,
                 watch=lambda progress: advance(1),
             )
         except KeyboardInterrupt:
@@ -206,10 +178,11 @@ def _exactly(
     return [damage.reason for damage in streamed.damages]
 
 
-def _verify(source: Source, network: Network, request: Request, scratch: Path, entry: ImageEntry) -> None:
-    from evitseg.loading import load
-    from evitseg.tiling.verify import verify
+def _verify(source: Source, network: Network, scratch: Path, entry: ImageEntry) -> None:
+    from evitseg.tiling.verify import verify_tiles
 
-    whole = load(request.model, engine="openvino", threads=request.threads, precision=request.precision)
-    found = verify(source, network, whole, scratch)
-    entry.verification = {"max_logit_difference": found.difference, "different_pixels": found.pixels}
+    found = verify_tiles(network, source, scratch=scratch)
+    entry.verification = {
+        "max_logit_difference": found.max_logit_difference,
+        "different_pixels": found.different_pixels,
+    }

@@ -54,7 +54,7 @@ def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once:
 
     Raises: ConfigError.
     """
-    from evitseg.tiling.memory import fits as fits_whole
+    from evitseg.tiling.memory_model import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
     return not has_tiles(segment) or fits_whole(segment.manifest.model, size, working, memory, at_once)

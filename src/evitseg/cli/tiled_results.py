@@ -13,18 +13,18 @@ from evitseg.cli.request import Mode, Request
 if TYPE_CHECKING:
     from evitseg.cli.output import Output
     from evitseg.labels import LabelSpace
-    from evitseg.tiling.sliding_window import Blended
-    from evitseg.tiling.stream import Streamed
+    from evitseg.tiling.sliding_window import SlidingWindowResult
+    from evitseg.tiling.stream import LargeImageResult
 
 
-def fractions_of(counted: Streamed | Blended, labels: LabelSpace) -> dict[str, float]:
+def fractions_of(counted: LargeImageResult | SlidingWindowResult, labels: LabelSpace) -> dict[str, float]:
     """Fraction of the pixels per class that occurs; pixels without data count in the total."""
     counts = counted.counts[: len(labels.names)].tolist()
     total = int(counted.counts.sum())
     return {name: count / total for name, count in zip(labels.names, counts, strict=True) if count}
 
 
-def save_context(streamed: Streamed, labels: LabelSpace, request: Request, entry: ImageEntry) -> None:
+def save_context(streamed: LargeImageResult, labels: LabelSpace, request: Request, entry: ImageEntry) -> None:
     """Record the mask's fractions, and save the context if --save-context asks for it."""
     entry.fractions = fractions_of(streamed, labels)
     if request.save_context is not None:

@@ -1,7 +1,7 @@
-"""Many machines, through Ray: one huge image in tiles, or many images."""
+"""Segmentation on many machines, with Ray: one large image in tiles, or many images."""
 
 from evitseg.cluster.batches import predict_dataset, write_masks
 from evitseg.cluster.session import connected
-from evitseg.cluster.tiles import segment_huge
+from evitseg.cluster.tiles import segment_large_on_ray
 
-__all__ = ["connected", "predict_dataset", "segment_huge", "write_masks"]
+__all__ = ["connected", "predict_dataset", "segment_large_on_ray", "write_masks"]

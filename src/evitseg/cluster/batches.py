@@ -1,4 +1,4 @@
-"""Many images on many machines, through Ray Data: folders, object stores, Parquet in; PNG files or Parquet out."""
+"""Many images on many machines, with Ray Data: from folders, object stores and Parquet to PNG files or Parquet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from evitseg.cluster.session import Model, kept, require_ray, slots
+from evitseg.cluster.session import Model, cached, require_ray, slots
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, ImageError, MissingPackageError
 from evitseg.image import Size
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 BATCH = 16
-"""Images of a task's batch: so many encoded ones, and masks, are in memory at once."""
+"""Images per batch. A task holds this many encoded images and masks in memory."""
 MAX_FILE_BYTES = 2**30
-"""Of an encoded image."""
+"""Largest encoded image."""
 PATH, NAME, MASK, ERROR = "path", "name", "mask", "error"
-"""Columns that results have: where the image lies, its name below the folder it was found in, the mask as PNG, and
-what was wrong with the image, None where nothing was."""
+"""Columns of results: the image's path, its name below the folder in which it was found, the mask as PNG, and the error
+message, None without an error."""
 
 _columns: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
-"""Of what `predict_dataset` gave: asked for them, Ray would predict the first images, and then once more."""
+"""Columns of `predict_dataset`'s results. If asked, Ray would predict the first images, and then once more."""
 
 
 def predict_dataset(
@@ -45,21 +45,26 @@ def predict_dataset(
     threads: int = 1,
     size: Size = None,
 ) -> ray.data.Dataset:
-    """Masks of any number of images, on the cluster that the process is connected to (`connected`).
+    """Segment any number of images on the cluster that the process is connected to (see `connected`).
 
-    An image that cannot be read has a sentence in the column `ERROR` and no mask; the others go on. Nothing runs
-    before the result is asked for: by `write_masks`, by its own `write_parquet`, or row by row.
+        results = evitseg.cluster.predict_dataset("s3://bucket/photos", "model.onnx")
+        evitseg.cluster.write_masks(results, "s3://bucket/masks")
+
+    An image that cannot be read has a message in the column `ERROR` and no mask; the other images are unaffected.
+    Nothing runs before the results are used: by `write_masks`, by their own `write_parquet`, or row by row.
 
     Args:
-        images: images' paths, folders and URIs (s3://, gs://, hdfs://: whatever pyarrow opens), folders looked
-            through with all below them; or a dataset, such as `ray.data.read_parquet` gives.
-        model: as in `evitseg.load`. An artefact is sent to the workers; a checkpoint must lie in the same place on all.
-        column: of the encoded images in a dataset; its other columns stay.
-        threads: of a task; a machine of n cores runs n / threads at once.
+        images: paths, folders and URIs (s3://, gs://, hdfs:// and others that pyarrow opens), searched with all
+            subfolders; or a dataset, for example from `ray.data.read_parquet`.
+        model, precision, size: as in `evitseg.load`. An exported model is sent to the workers; a checkpoint must have
+            the same path on all machines.
+        column: the column of encoded images in a dataset. The other columns are kept.
+        threads: number of threads per task. A machine with n cores runs n / threads tasks at once.
 
-    Returns: a row an image: `PATH` and `NAME`, or the dataset's own columns without `column`; `MASK`; `ERROR`.
+    Returns: one row per image, with `PATH` and `NAME`, or the dataset's own columns without `column`, and with `MASK`
+        and `ERROR`.
 
-    Raises: ConfigError, WeightsError, ImageError for a place where nothing is, MissingPackageError.
+    Raises: ConfigError, WeightsError, DatasetError, ImageError if there are no images, MissingPackageError.
     """
     ray = require_ray()
     try:
@@ -72,7 +77,7 @@ def predict_dataset(
         names = list(dataset.columns() or [])
         if column not in names:
             raise DatasetError(
-                f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; name another."
+                f"the dataset has no column {column!r}, only {', '.join(map(repr, names))}; choose one of these."
             )
         taken = [name for name in (MASK, ERROR) if name in names]
         if taken:
@@ -81,7 +86,7 @@ def predict_dataset(
         given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         dataset, found, names = data.from_arrow(_tables(list(_found(given)), ray)), PATH, [PATH, NAME]
     results: data.Dataset = dataset.map_batches(
-        partial(_predicted, model=Model.sent(model), column=found, settings=(threads, precision, size)),
+        partial(_predicted, model=Model.send(model), column=found, settings=(threads, precision, size)),
         batch_size=BATCH,
         batch_format="pyarrow",
         num_cpus=threads,
@@ -91,23 +96,23 @@ def predict_dataset(
 
 
 def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ray.data.Dataset:
-    """Write the masks of `predict_dataset` as PNG files, whose names are the images' with .png behind.
+    """Write the masks of `predict_dataset` as PNG files. A mask's name is the image's full name with .png appended.
 
-    The whole name is kept, so that a.jpg and a.png do not meet. A dataset's rows are named by its column `NAME`, or by
-    `PATH`; what would lie outside of the folder is refused in the row.
+    The full name keeps the masks of a.jpg and a.png apart. Rows of a dataset are named by its column `NAME`, or else by
+    `PATH`. A name that leads outside the folder is an error of its row.
 
     Args:
         folder: a path that all machines share, or a URI.
 
-    Returns: the results without masks, once all are written; `ERROR` says also what could not be written.
+    Returns: the results without masks, after all are written; `ERROR` also reports masks that could not be written.
 
-    Raises: DatasetError for results without names, ConfigError for a place that is none.
+    Raises: DatasetError for results without names, ConfigError for a folder that cannot be opened.
     """
     names = _columns.get(results) or results.columns() or []
     column = NAME if NAME in names else PATH
     if column not in names or MASK not in names:
-        raise DatasetError(f"the results have no column {MASK!r}, or neither {NAME!r} nor {PATH!r} to name files by.")
-    _filesystem(folder)  # says now whether it is one
+        raise DatasetError(f"the results need a column {MASK!r}, and {NAME!r} or {PATH!r} to name the files.")
+    _filesystem(folder)  # raises now, not in the tasks
     written: ray.data.Dataset = results.map_batches(
         partial(_written, folder=os.fspath(folder), column=column),
         batch_size=BATCH,
@@ -134,10 +139,12 @@ def _filesystem(place: str | os.PathLike[str]) -> tuple[FileSystem, str]:
 
 
 def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
-    """Paths or URIs of all images, and their names below what they have in common. Raises: ImageError."""
+    """Paths or URIs of all images, and their names below their common folder. Raises: ImageError."""
     import pyarrow.fs as fs
 
-    places: list[tuple[str, str, str, list[str]]] = []  # as given, what names are below, as given there, files
+    places: list[
+        tuple[str, str, str, list[str]]
+    ] = []  # as given, folder that names are relative to, root on its file system, files
     for place in given:
         text, (filesystem, root) = os.fspath(place), _filesystem(place)
         try:
@@ -152,10 +159,10 @@ def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
             raise ImageError(f"{text}: cannot be read ({error}).") from error
         files = sorted(info.path for info in infos if info.type == fs.FileType.File and _is_image(info.path))
         if not files:
-            raise ImageError(f"{text}: no images in this folder.")
+            raise ImageError(f"{text}: this folder contains no images.")
         places.append((text, root, root, files))
     if not places:
-        raise ImageError("no images were given; give paths, folders or URIs.")
+        raise ImageError("no images given; give paths, folders or URIs.")
     common = posixpath.commonpath([top.strip("/") for _, top, _, _ in places])
     for text, _, root, files in places:
         for file in files:
@@ -164,9 +171,9 @@ def _found(given: list[str | os.PathLike[str]]) -> Iterator[tuple[str, str]]:
 
 
 def _uri(given: str, root: str, file: str) -> str:
-    """Of a file below a root that was given as a URI, whose options stay at the end."""
-    place, mark, options = given.partition("?")
-    return place.rstrip("/") + file[len(root.rstrip("/")) :] + mark + options
+    """The URI of a file below a root that was given as a URI; its options stay at the end."""
+    place, question, options = given.partition("?")
+    return place.rstrip("/") + file[len(root.rstrip("/")) :] + question + options
 
 
 def _is_image(path: str) -> bool:
@@ -175,7 +182,7 @@ def _is_image(path: str) -> bool:
 
 
 def _tables(rows: list[tuple[str, str]], ray: Any) -> list[pa.Table]:
-    """Of paths and names; one a task: enough of them that all workers have some."""
+    """Tables of paths and names, one per task, enough to occupy all workers."""
     import pyarrow as pa
 
     cores = int(ray.cluster_resources().get("CPU", 1))
@@ -187,7 +194,7 @@ def _tables(rows: list[tuple[str, str]], ray: Any) -> list[pa.Table]:
 
 
 def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, Precision, Size]) -> pa.Table:
-    """On a worker: a batch with masks and errors."""
+    """Task: a batch with masks and errors."""
     import pyarrow as pa
 
     from evitseg.loading import load
@@ -199,7 +206,7 @@ def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, 
         with model.opened() as name:
             return load(name, threads=threads, precision=precision, size=size)
 
-    segment = kept("segmenter", key, make)
+    segment = cached("segmenter", key, make)
     masks: list[bytes | None] = []
     errors: list[str | None] = []
     for value in table.column(column).to_pylist():
@@ -207,7 +214,7 @@ def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, 
             name = value if column == PATH else "the image"
             source = _content(value) if column == PATH else value
             if not isinstance(source, (str, bytes)):
-                raise ImageError(f"{name}: the row has no bytes of an encoded image, but {type(value).__name__}.")
+                raise ImageError(f"{name}: expected the bytes of an encoded image, not {type(value).__name__}.")
             mask, _ = segment.mask_of_file(source, name)
             masks.append(mask_png(mask, segment.labels))
             errors.append(None)
@@ -222,14 +229,14 @@ def _predicted(table: pa.Table, model: Model, column: str, settings: tuple[int, 
 
 
 def _content(place: str) -> str | bytes:
-    """A local file's path, or what another place holds. Raises: ImageError."""
+    """The path of a local file, or the content of a remote one. Raises: ImageError."""
     filesystem, path = _filesystem(place)
     if filesystem.type_name == "local":
         return path
     try:
         about = filesystem.get_file_info(path)
         if about.size is not None and about.size > MAX_FILE_BYTES:
-            raise ImageError(f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; cut or shrink the image.")
+            raise ImageError(f"{place}: {about.size:,} bytes, more than {MAX_FILE_BYTES:,}; split or shrink the image.")
         with filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read()
             return content
@@ -238,7 +245,7 @@ def _content(place: str) -> str | bytes:
 
 
 def _written(table: pa.Table, folder: str, column: str) -> pa.Table:
-    """On a worker: the masks of a batch as files, and the batch without them."""
+    """Task: write the masks of a batch. Returns: the batch without them."""
     import pyarrow as pa
 
     filesystem, root = _filesystem(folder)
@@ -254,10 +261,10 @@ def _written(table: pa.Table, folder: str, column: str) -> pa.Table:
 
 
 def _inside(name: Any) -> str:
-    """An image's name or path as that of a file below a folder. Raises: FileError for one that leads out of it."""
+    """The mask's path below the folder, from an image's name or path. Raises: FileError if it leads outside."""
     parts = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "", str(name)).replace("\\", "/").lstrip("/").split("/")
     if name is None or any(part in ("", ".", "..") or "\0" in part or ":" in part for part in parts):
-        raise FileError(f"{name!r:.200}: cannot be the name of a mask's file.")
+        raise FileError(f"{name!r:.200}: cannot be used as a file name for a mask.")
     return "/".join(parts) + ".png"
 
 
@@ -269,7 +276,7 @@ def _write(filesystem: FileSystem, root: str, name: str, content: bytes) -> None
         return
     try:
         filesystem.create_dir(posixpath.dirname(place), recursive=True)
-        # Object stores show a file when it is complete, and rename by copying.
+        # Object stores show only complete files, and rename by copying, so no temporary name is needed.
         with filesystem.open_output_stream(place) as stream:
             stream.write(content)
     except OSError as error:

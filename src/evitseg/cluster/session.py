@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, and what its workers are sent and keep."""
+"""The connection to a Ray cluster, the model on its way to the workers, and the workers' cache."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from evitseg.system.files import temporary_folder
 from evitseg.system.machine import physical_cores
 
 RETRIES = 5
-"""How often a task is begun again whose worker or machine died; more deaths mean that it kills them."""
+"""Number of times that a task is repeated whose worker or machine died. A task that fails more often kills them."""
 
 
 def require_ray() -> Any:
-    """The package. Raises: MissingPackageError."""
-    # Ray tells its makers that it is used, from every cluster it starts; our users were not asked.
+    """The package `ray`. Raises: MissingPackageError."""
+    # Every cluster that Ray starts reports its use to Ray's makers; our users have not agreed to that.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -38,19 +38,20 @@ def require_ray() -> Any:
 def connected(
     address: str = "auto", *, workers: int | None = None, scratch: str | os.PathLike[str] | None = None
 ) -> Iterator[None]:
-    """A connection to a cluster for as long as the block lasts; one that this process has already is used, and left.
+    """Connect to a Ray cluster for the duration of the block. An existing connection is used and stays open.
 
     Args:
-        address: a cluster's, as HOST:PORT or ray://HOST:PORT; "auto" for the one on this machine, or, where there is
-            none, for one that is started, and stopped at the end; "local" always starts one.
-        workers: processes of a cluster that is started; None for one a physical core.
-        scratch: folder of a cluster that is started, for what does not fit in memory; None for the system's.
+        address: HOST:PORT or ray://HOST:PORT of a cluster. "auto" uses the cluster on this machine; without one, it
+            starts one and stops it at the end. "local" always starts one.
+        workers: number of processes of a cluster that is started; None for one per physical core.
+        scratch: folder in which a cluster that is started stores objects that do not fit in memory; None for the
+            system's temporary folder.
 
-    Raises: ConfigError where there is no cluster, or it is one that does not take these settings.
+    Raises: ConfigError if no cluster answers, or if `workers` or `scratch` are given for one that runs already.
     """
     ray = require_ray()
     taken = [name for name, value in (("workers", workers), ("scratch", scratch)) if value is not None]
-    settings = f"the cluster runs already and has its own settings; leave out {' and '.join(taken)}."
+    settings = f"the cluster is running already, with its own settings; leave out {' and '.join(taken)}."
     if ray.is_initialized():
         if address != "auto":
             raise ConfigError("this process is connected to a cluster already; leave out the address.")
@@ -74,7 +75,7 @@ def connected(
             finally:
                 ray.shutdown()
             return
-    # Paths of sockets must be short, which those of some systems' temporary folders are not.
+    # Paths of sockets must be short, and some systems' temporary folders have long names.
     folder = tempfile.mkdtemp(prefix="evitseg-", dir="/tmp" if os.name == "posix" else None)
     try:
         if scratch is not None:
@@ -98,10 +99,10 @@ def connected(
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for more than a minute. Raises: ConfigError."""
+    """Raises: ConfigError if nothing answers, in seconds; Ray itself would try for more than a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise ConfigError(f"{address}: not the address of a cluster; give HOST:PORT, ray://HOST:PORT, or auto.")
+        raise ConfigError(f"{address}: not the address of a cluster; give HOST:PORT, ray://HOST:PORT or auto.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -109,20 +110,25 @@ def _check_answers(address: str) -> None:
 
 
 def slots(threads: int, everywhere: bool = False) -> int:
-    """Tasks of so many threads that the cluster's largest machine, or all of them, run at once.
+    """Number of tasks with this many threads that run at once.
 
-    Raises: ConfigError where none.
+    Args:
+        everywhere: on all machines together; else on the largest.
+
+    Raises: ConfigError if no machine has enough cores.
     """
     cores = [int(node["Resources"].get("CPU", 0)) for node in require_ray().nodes() if node["Alive"]]
     largest = max(cores, default=0)
     if largest < threads:
-        raise ConfigError(f"a task of {threads} threads fits on no machine of the cluster; the largest has {largest}.")
+        raise ConfigError(
+            f"no machine of the cluster has {threads} cores for a task of {threads} threads; the largest has {largest}."
+        )
     return sum(count // threads for count in cores) if everywhere else largest // threads
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What goes wrong on the cluster, as one of our errors: the task's own, or that there is no task any more."""
+def translate_errors() -> Iterator[None]:
+    """Turn errors of the cluster into ours: an EvitsegError of a task is raised here, a lost task is an EngineError."""
     ray = require_ray()
     try:
         yield
@@ -132,18 +138,19 @@ def told() -> Iterator[None]:
         raise
     except ray.exceptions.RayError as error:
         raise EngineError(
-            f"the cluster lost a task {RETRIES + 1} times or its results for good ({first_line(error)}); if its "
-            "machines have too little memory, give less with --memory."
+            f"the cluster lost a task {RETRIES + 1} times, or its results ({first_line(error)}); if a machine ran out "
+            "of memory, give the workers less (--memory)."
         ) from error
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it is sent to workers: its files in the cluster's store, or a name that is known everywhere.
+    """A model on its way to workers: its files in the cluster's store, or a name that is known everywhere.
 
     Attributes:
-        version: of the package that sent it.
-        files: names, and references to their bytes; the first is the artefact.
+        version: version of the package that sent it.
+        name: of a model without files to send.
+        files: names of the model's files, the main one first, with references to their bytes.
     """
 
     version: str
@@ -151,8 +158,8 @@ class Model:
     files: tuple[tuple[str, Any], ...]
 
     @staticmethod
-    def sent(model: str | os.PathLike[str] | None) -> Model:
-        """Raises: WeightsError."""
+    def send(model: str | os.PathLike[str] | None) -> Model:
+        """Put a model's files into the cluster's store. Raises: WeightsError."""
         from evitseg.bundled import DEFAULT_MODEL
 
         ray, path = require_ray(), exported_path(model)
@@ -164,10 +171,10 @@ class Model:
 
     @contextmanager
     def opened(self) -> Iterator[str | Path]:
-        """On a worker: what to give to whatever opens models. Raises: EngineError for a worker of another version."""
+        """On a worker: the model's name or path there. Raises: EngineError if the worker has another version."""
         if self.version != __version__:
             raise EngineError(
-                f"{machine()} has evitseg {__version__}, this machine {self.version}; install the same everywhere."
+                f"{machine()} has evitseg {__version__}, this machine {self.version}; install the same version on all."
             )
         if not self.files:
             yield self.name
@@ -180,20 +187,21 @@ class Model:
 
 
 def machine() -> str:
+    """This machine's name, for messages."""
     return f"the machine {socket.gethostname()}"
 
 
-_kept: dict[str, tuple[object, Any, ExitStack]] = {}
+_cache: dict[str, tuple[object, Any, ExitStack]] = {}
 
 
-def kept(kind: str, key: object, make: Callable[[ExitStack], Any]) -> Any:
-    """What this process, a worker's, made last of a kind; made anew for another key.
+def cached(kind: str, key: object, make: Callable[[ExitStack], Any]) -> Any:
+    """The last object of a kind in this worker process, made again for another key.
 
-    A network is compiled once a worker, not once a task. Ray gives a worker one task at a time.
+    A network is thus compiled once per worker instead of once per task. Ray gives a worker one task at a time.
     """
-    if kind not in _kept or _kept[kind][0] != key:
-        if kind in _kept:
-            _kept.pop(kind)[2].close()
+    if kind not in _cache or _cache[kind][0] != key:
+        if kind in _cache:
+            _cache.pop(kind)[2].close()
         stack = ExitStack()
-        _kept[kind] = key, make(stack), stack
-    return _kept[kind][1]
+        _cache[kind] = key, make(stack), stack
+    return _cache[kind][1]

@@ -1,11 +1,12 @@
-"""The network's graph cut at its attention sums, and what each piece needs to see.
+"""Partition of the network's graph at its attention sums, and the halo that each segment needs.
 
-All layers look at a neighbourhood but one: attention, which looks at the whole image, and sees of it only a sum over
-tokens. So the graph falls into pieces with a sum between them: a piece takes features and the image's sums of its
-attention layer, and gives the features and the summands of the next. Pieces run on windows of the image;
-`Piece.before` and `Piece.after` say how far around itself a tile must see for its own values to be right.
+Every layer depends on a neighbourhood of bounded size, except attention, which depends on the whole image, but only
+through a sum over tokens. The graph therefore splits into segments with one sum between neighbours. A segment's inputs
+are features and the image's sums for its attention layer; its outputs are features and a tile's contribution to the
+next sums. Segments run on windows of the image. `Segment.halo_before` and `Segment.halo_after` are the pixels around a
+tile that its values depend on.
 
-The pieces are found in the graph of any artefact that `evitseg export` wrote with free sizes, by its shape.
+The segments are recognised by the graph's shape, in any model that `evitseg export` wrote with free sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 IMAGE, LOGITS, WEIGHT, SUMS, EPS, PARTIAL, KEY_SCALE, LARGEST = (
     "image", "logits", "weight", "sums", "eps", "partial", "key_scale", "largest",
 )  # fmt: skip
-"""Names of a piece's inputs and outputs, beside those of the features between pieces."""
+"""Names of a segment's inputs and outputs, apart from the features between segments."""
 
-WHOLE, ALONE = -1, -2
-"""Numbers of the network in one piece, with sums that are given and with its own."""
+SegmentKind: TypeAlias = Literal["part", "whole", "standalone"]
+"""Which part of the network a segment is: "part", one of those between two attention sums; "whole", the whole network,
+with the attention sums as inputs; "standalone", the whole network, which computes its own sums."""
 
 Tensor: TypeAlias = tuple[str, int]
-"""A node's name and which of its outputs."""
+"""A node's name and the number of one of its outputs."""
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _POINTWISE = frozenset(
@@ -42,25 +44,25 @@ _POINTWISE = frozenset(
         "ReduceSum", "Relu", "Reshape", "Transpose", "VariadicSplit",
     )
 )  # fmt: skip
-"""What in our graphs looks at no neighbour: along tokens or channels, or, in attention, at sums that are given."""
+"""Operators of our graphs that do not look at neighbouring pixels."""
 _OWN_MEMORY = frozenset((*_CONVOLUTIONS, "Parameter", "Interpolate", "MatMul", "Concat", "Convert", "Transpose"))
-"""Operators whose result is written anew; the engine lets the others change their input."""
+"""Operators whose result needs memory of its own; the engine runs the others in place."""
 
 
 @dataclass(frozen=True)
-class Attention:
-    """One attention layer's places in the graph.
+class AttentionNodes:
+    """The nodes of one attention layer.
 
     Attributes:
-        x: the features that enter.
-        scales: for every scale the convolutions that make its queries, keys and values of x, one after the other.
-        queries, keys: before they are scaled.
-        context: the product of values and keys.
-        largest: a head's largest key, at least the smallest normal float16 number.
-        key_scale: what the keys are multiplied by.
-        partial: (heads, head_dim + 1, head_dim) sums over tokens of value · key, and in the last row of keys.
-        sums: the same, divided by the largest sum of keys.
-        eps_term, eps: where the divisor gets its addition, and its size, where there is one.
+        x: the layer's input.
+        scales: per scale, the chain of convolutions from x to its queries, keys and values.
+        queries, keys: before scaling.
+        context: product of values and keys.
+        largest: largest key per head, at least the smallest normal float16 number.
+        key_scale: factor that the keys are multiplied by.
+        partial: (heads, head_dim + 1, head_dim), sums of value · key over tokens; the last row sums the keys.
+        sums: `partial` divided by the largest sum of keys.
+        eps_term, eps: the node that adds epsilon to the divisor, and epsilon; None and 0 without one.
         heads, head_dim: shape of the sums.
     """
 
@@ -81,13 +83,13 @@ class Attention:
 
 @dataclass(frozen=True)
 class Features:
-    """A tensor that is kept between pieces.
+    """A tensor that is stored between segments.
 
     Attributes:
-        name: in the pieces.
-        tensor: in the whole graph.
-        channels, stride: of it.
-        made_by, used_by: numbers of the pieces that give it and last take it.
+        name: name of the segments' input or output.
+        tensor: its place in the whole graph.
+        channels, stride: its size per pixel.
+        made_by, used_by: indices of the segment that outputs it and of the last that reads it.
     """
 
     name: str
@@ -103,33 +105,53 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One part of the network.
+class Segment:
+    """One segment of the network.
 
     Attributes:
-        number: 0 for the first, which takes the image; piece n takes the sums of attention layer n - 1. Or `WHOLE`,
-            `ALONE`.
-        inputs, outputs: features taken and given.
-        before, after: pixels of the image that a window must have to either side of a tile; multiples of 32.
-        bytes_per_pixel: estimate of what it holds at its fullest, for a pixel of its window, in float32.
+        kind: see `SegmentKind`.
+        index: position among the parts. Part n reads the sums of attention layer n - 1. 0 for other kinds.
+        inputs, outputs: features that are read and written.
+        halo_before, halo_after: pixels of the image that a window needs around a tile, above and to the left, below
+            and to the right; multiples of 32.
+        bytes_per_pixel: estimate of the peak memory per pixel of the window, in float32.
     """
 
-    number: int
+    kind: SegmentKind
+    index: int
     inputs: tuple[Features, ...]
     outputs: tuple[Features, ...]
-    before: int
-    after: int
+    halo_before: int
+    halo_after: int
     bytes_per_pixel: float
 
+    @property
+    def takes_image(self) -> bool:
+        return self.kind != "part" or self.index == 0
 
-class Cut:
-    """An artefact's graph, and where it is cut.
+    @property
+    def attention_before(self) -> int | None:
+        """Index of the attention layer whose sums a part of the network reads; None for the first."""
+        return self.index - 1 if self.kind == "part" and self.index else None
+
+    def __str__(self) -> str:
+        return f"segment {self.index}" if self.kind == "part" else f"{self.kind} network"
+
+
+class Partition:
+    """A model's graph and its segments.
+
+    Attributes:
+        attentions: the attention layers, in order.
+        features: tensors that are stored between segments.
+        segments: parts of the network, one more than attention layers.
+        whole, standalone: the whole network, with given sums and with its own.
 
     Args:
         model: the whole network with a free size.
-        where: the artefact's path, for messages.
+        where: the model's path, for messages.
 
-    Raises: EngineError for a graph that is not ours.
+    Raises: EngineError for a graph that `evitseg export` did not write.
     """
 
     def __init__(self, model: openvino.Model, where: Path) -> None:
@@ -137,30 +159,33 @@ class Cut:
         self._ops = model.get_ordered_ops()
         self._by_name = {op.get_friendly_name(): op for op in self._ops}
         if len(self._by_name) != len(self._ops):
-            raise self._strange("two nodes have one name")
+            raise self._refused("two nodes have one name")
         self._logits = model.outputs[0].get_node().input_value(0)
         self.attentions = tuple(filter(None, map(self._attention, self._ops)))
         self._data = self._data_nodes()
         self._strides = self._find_strides()
         self._levels, self._interiors = self._find_levels()
         self.features = self._find_features()
-        self.pieces = tuple(self._piece(number) for number in range(len(self.attentions) + 1))
-        self.whole, self.alone = self._whole(WHOLE), self._whole(ALONE)
-        if any(piece.bytes_per_pixel == 0 for piece in self.pieces) or self._strides[self._key(self._logits)] != 8:
-            raise self._strange("its logits are not at stride 8")
+        self.segments = tuple(self._part(index) for index in range(len(self.attentions) + 1))
+        self.whole, self.standalone = self._whole_network("whole"), self._whole_network("standalone")
+        if (
+            any(segment.bytes_per_pixel == 0 for segment in self.segments)
+            or self._strides[self._key(self._logits)] != 8
+        ):
+            raise self._refused("its logits are not at stride 8")
 
-    def _strange(self, why: str) -> EngineError:
+    def _refused(self, why: str) -> EngineError:
         return EngineError(
-            f"{self._where}: its graph is not one that can be cut into tiles ({why}); make the artefact again with "
-            "evitseg export, with free sizes."
+            f"{self._where}: this graph cannot run in tiles ({why}); export the model again with evitseg export, "
+            "without --size."
         )
 
     @staticmethod
     def _key(output: Any) -> Tensor:
         return output.get_node().get_friendly_name(), output.get_index()
 
-    def _attention(self, product: Any) -> Attention | None:
-        """The attention layer whose second product this is."""
+    def _attention(self, product: Any) -> AttentionNodes | None:
+        """The attention layer whose second product this is; None for another product."""
         try:
             sums = _into(product, 0, "MatMul", "Divide")
             partial = _into(sums, 0, "Divide", "Concat")
@@ -181,12 +206,12 @@ class Cut:
             scales.append(convs)
         qkv = scales[0][0]
         if any(convs[0] != qkv or convs[0].get_type_name() != "Convolution" for convs in scales):
-            raise self._strange("attention does not begin with one convolution")
+            raise self._refused("attention does not begin with one convolution")
         eps_term, eps = self._eps(key_scale)
         _, heads, rows, dim = partial.output(0).partial_shape
         if any(side.is_dynamic for side in (heads, rows, dim)) or rows.get_length() != dim.get_length() + 1:
-            raise self._strange("attention's sums have no fixed shape")
-        return Attention(
+            raise self._refused("attention's sums have no fixed shape")
+        return AttentionNodes(
             x=self._key(qkv.input_value(0)),
             scales=tuple(tuple(conv.get_friendly_name() for conv in convs) for convs in scales),
             queries=queries.get_friendly_name(),
@@ -213,7 +238,7 @@ class Cut:
         return None, 0.0
 
     def _data_nodes(self) -> set[str]:
-        """Names of nodes whose values depend on the image's pixels, not only on its size."""
+        """Names of the nodes whose values depend on pixels, not only on the image's size."""
         data: set[str] = set()
         for op in self._ops:
             kind = op.get_type_name()
@@ -224,7 +249,7 @@ class Cut:
         return data
 
     def _given(self, op: Any) -> list[Any]:
-        """A node's inputs that depend on pixels."""
+        """The inputs of a node that depend on pixels."""
         return [given for given in op.input_values() if self._key(given)[0] in self._data]
 
     def _find_strides(self) -> dict[Tensor, int]:
@@ -239,7 +264,7 @@ class Cut:
             elif kind == "Interpolate":
                 stride //= self._factor(op)
             elif kind not in _POINTWISE and kind not in ("Parameter", "Result"):
-                raise self._strange(f"{kind} is not among its operators")
+                raise self._refused(f"{kind} is not among its operators")
             strides |= {(name, i): stride for i in range(op.get_output_size())}
         return strides
 
@@ -247,14 +272,14 @@ class Cut:
         attributes = op.get_attributes()
         scales = op.input_value(1).get_node()
         if attributes["coordinate_transformation_mode"] != "half_pixel" or scales.get_type_name() != "Constant":
-            raise self._strange("it scales features in another way")
+            raise self._refused("it resizes features in an unknown way")
         factors = {float(f) for f in scales.get_data().reshape(-1)[-2:]}
         if len(factors) != 1 or not min(factors).is_integer():
-            raise self._strange("it scales features by no whole number")
+            raise self._refused("it resizes features by a fraction")
         return int(factors.pop())
 
     def _find_levels(self) -> tuple[dict[str, int], list[set[str]]]:
-        """How many attention layers lie before every node; and the nodes inside each attention, before its sums."""
+        """Number of attention layers before each node, and the nodes inside each layer before its sums."""
         starts: dict[str, int] = {}
         for i, attention in enumerate(self.attentions, 1):
             starts |= {name: i for name in (attention.sums, attention.eps_term) if name}
@@ -276,7 +301,7 @@ class Cut:
         return levels, interiors
 
     def _back(self, ends: Iterable[Any], stops: set[Tensor]) -> set[str]:
-        """Names of the data nodes that these depend on, themselves among them, as far back as `stops`."""
+        """Names of the data nodes that `ends` depend on, including themselves, back to `stops`."""
         seen: set[str] = set()
         todo = list(ends)
         while todo:
@@ -288,7 +313,7 @@ class Cut:
         return seen
 
     def _find_features(self) -> tuple[Features, ...]:
-        """What must be kept: the features that enter attention, and those that the head takes from earlier pieces."""
+        """The inputs of attention layers, and what the head reads from earlier segments."""
         starts = {name for a in self.attentions for name in (a.sums, a.eps_term)}
         kept: dict[Tensor, int] = {}
         for op in self._ops:
@@ -303,14 +328,14 @@ class Cut:
         for tensor, used_by in kept.items():
             shape = self._by_name[tensor[0]].output(tensor[1]).partial_shape
             if len(shape) != 4 or shape[1].is_dynamic:
-                raise self._strange("features have no fixed number of channels")
+                raise self._refused("features have no fixed number of channels")
             made_by = self._levels[tensor[0]]
             name = f"features_{len(found)}"
             found.append(Features(name, tensor, shape[1].get_length(), self._strides[tensor], made_by, used_by))
         return tuple(found)
 
     def _narrowest(self, tensor: Any) -> Tensor:
-        """Where to cut on the way to a tensor that a later piece takes; the rest is cheaper made again than kept."""
+        """The narrowest tensor before one that a later segment reads; recomputing the rest costs less than storing."""
         for attention, interior in zip(self.attentions, self._interiors, strict=True):
             if self._key(tensor)[0] in interior:
                 return attention.x
@@ -325,13 +350,13 @@ class Cut:
                 return self._key(before)
         return self._key(tensor)
 
-    def _piece(self, number: int) -> Piece:
-        attention = self.attentions[number] if number < len(self.attentions) else None
-        made = tuple(f for f in self.features if f.made_by == number)
+    def _part(self, index: int) -> Segment:
+        attention = self.attentions[index] if index < len(self.attentions) else None
+        made = tuple(f for f in self.features if f.made_by == index)
         ends = [self._by_name[f.tensor[0]] for f in made]
         ends.append(self._by_name[attention.partial] if attention else self._logits.get_node())
-        earlier = {f.tensor: f for f in self.features if f.made_by < number}
-        nodes = self._back(ends, set(earlier) | self._sums_before(number + 1))
+        earlier = {f.tensor: f for f in self.features if f.made_by < index}
+        nodes = self._back(ends, set(earlier) | self._sums_before(index + 1))
         taken = {
             self._key(given)
             for name in nodes
@@ -339,24 +364,24 @@ class Cut:
             if self._key(given) in earlier
         }
         inputs = tuple(f for f in self.features if f.tensor in taken)
-        if number and any(self._by_name[name].get_type_name() == "Parameter" for name in nodes):
-            raise self._strange("a later layer looks at the image itself")
-        before, after = self._reach(nodes, ends, attention is None)
-        return Piece(number, inputs, made, before, after, self._fullest(nodes, inputs))
+        if index and any(self._by_name[name].get_type_name() == "Parameter" for name in nodes):
+            raise self._refused("a later layer reads the image itself")
+        before, after = self._halo(nodes, ends, attention is None)
+        return Segment("part", index, inputs, made, before, after, self._peak(nodes, inputs))
 
-    def _whole(self, number: int) -> Piece:
-        """The network in one piece: its sums given from outside, or its own."""
-        nodes = self._back([self._logits.get_node()], self._sums_before(len(self.attentions) + 1))
-        return Piece(number, (), (), *self._reach(nodes, [self._logits.get_node()], True), self._fullest(nodes, ()))
+    def _whole_network(self, kind: SegmentKind) -> Segment:
+        end = self._logits.get_node()
+        nodes = self._back([end], self._sums_before(len(self.attentions) + 1))
+        return Segment(kind, 0, (), (), *self._halo(nodes, [end], True), self._peak(nodes, ()))
 
     def _sums_before(self, number: int) -> set[Tensor]:
         given = self.attentions[: number - 1]
         return {(name, 0) for a in given for name in (a.sums, a.eps_term) if name}
 
-    def _reach(self, nodes: set[str], ends: list[Any], last: bool) -> tuple[int, int]:
-        """How far a tile's values see, in pixels to either side, in multiples of the network's stride.
+    def _halo(self, nodes: set[str], ends: list[Any], last: bool) -> tuple[int, int]:
+        """Pixels before and after a tile that its values depend on, rounded up to the network's stride.
 
-        The last piece gives one logit more to every side, between which and its own the mask is interpolated.
+        The last segment outputs one more logit on every side, because the mask is interpolated between logits.
         """
         tile = 64 * STRIDE
         spans: dict[str, tuple[int, int]] = {}
@@ -374,7 +399,7 @@ class Cut:
             if op.get_type_name() in _CONVOLUTIONS:
                 kernel, pad, step = _geometry(op)
                 begin, end = begin * step - pad, (end - 1) * step - pad + kernel
-            elif op.get_type_name() == "Interpolate":  # cubic: four values around the place
+            elif op.get_type_name() == "Interpolate":  # cubic: four values around each point
                 factor = self._factor(op)
                 begin = math.floor((begin + 0.5) / factor - 0.5) - 1
                 end = math.floor((end - 0.5) / factor - 0.5) + 3
@@ -387,13 +412,13 @@ class Cut:
                     spans[source] = (min(was[0], begin), max(was[1], end))
         return math.ceil(-low / STRIDE) * STRIDE, math.ceil((high - tile) / STRIDE) * STRIDE
 
-    def _fullest(self, nodes: set[str], inputs: tuple[Features, ...]) -> float:
-        """Most bytes a pixel that the nodes hold at once, in float32, run in their order."""
+    def _peak(self, nodes: set[str], inputs: tuple[Features, ...]) -> float:
+        """Peak bytes per pixel of the nodes, run in order, in float32."""
         held = sum(f.values_per_pixel for f in inputs)
         sizes: dict[str, float] = {}
         owner: dict[str, str] = {}
         uses: dict[str, int] = {}
-        fullest = held
+        peak = held
         for op in self._ops:
             name = op.get_friendly_name()
             if name not in nodes:
@@ -413,25 +438,25 @@ class Cut:
                 owner[name] = max(before, key=lambda source: sizes[source])
             users = sum(t.get_node().get_friendly_name() in nodes for o in op.outputs() for t in o.get_target_inputs())
             uses[owner[name]] = uses.get(owner[name], 0) + users
-            fullest = max(fullest, held + sum(sizes[n] for n, left in uses.items() if left > 0 or n == owner[name]))
+            peak = max(peak, held + sum(sizes[n] for n, left in uses.items() if left > 0 or n == owner[name]))
             for source in before:
                 uses[source] -= 1
-        return 4 * fullest
+        return 4 * peak
 
-    def model(self, piece: Piece, height: int, width: int) -> openvino.Model:
-        """A piece for windows of one size, in pixels of the image.
+    def model(self, segment: Segment, height: int, width: int) -> openvino.Model:
+        """A segment for windows of one size, in pixels of the image.
 
         Inputs, by name: "image" (1, height, width, 3) uint8; features (1, h, w, channels); "weight" (1, 1, 1, tokens),
-        by which every token counts in the sums; "sums0", "eps0" and so on of the attention layers before. Outputs, in
-        the order of `outputs_of`: features; "partial", "key_scale" and "largest" of the attention layer behind, or
-        "logits" (1, classes, h, w).
+        the weight of each token in the sums; "sums0", "eps0" and so on for the attention layers before. Outputs, in
+        the order of `outputs_of`: features; then "partial", "key_scale" and "largest" of the attention layer after
+        the segment, or "logits" (1, classes, h, w).
         """
         import openvino
         from openvino import opset13 as ops
 
         clone = self._model.clone()
         nodes = {op.get_friendly_name(): op for op in clone.get_ordered_ops()}
-        # The interior of attention is made again from x, so every consumer of a cut tensor may take the parameter.
+        # The interior of attention is recomputed from x, so every reader of a cut tensor can read the parameter.
         parameters: list[Any] = []
 
         def replace(output: Any, shape: list[int], name: str, order: list[int] | None = None) -> None:
@@ -443,24 +468,25 @@ class Cut:
             for target in targets:
                 target.replace_source_output(value.output(0))
 
-        for f in piece.inputs:
+        for f in segment.inputs:
             at, shape = nodes[f.tensor[0]].output(f.tensor[1]), [1, height // f.stride, width // f.stride, f.channels]
             replace(at, shape, f.name, [0, 3, 1, 2])
-        whole = piece.number == WHOLE
-        for i, attention in enumerate(self.attentions[: len(self.attentions) if whole else max(0, piece.number)]):
-            if not whole and i == piece.number - 1:
+        whole = segment.kind == "whole"
+        before = segment.attention_before
+        for i, attention in enumerate(self.attentions[: len(self.attentions) if whole else segment.index]):
+            if i == before:
                 tokens = _tokens(nodes, attention, (0,))
                 nodes[attention.queries].input(0).replace_source_output(tokens.output(0))
-            if whole or i == piece.number - 1:
+            if whole or i == before:
                 shape = [1, attention.heads, attention.head_dim + 1, attention.head_dim]
                 replace(nodes[attention.sums].output(0), shape, f"{SUMS}{i}")
                 if attention.eps_term:
                     replace(nodes[attention.eps_term].output(0), [1, attention.heads, 1, 1], f"{EPS}{i}")
         results = [
             ops.result(ops.transpose(nodes[f.tensor[0]].output(f.tensor[1]), np.array([0, 2, 3, 1])))
-            for f in piece.outputs
+            for f in segment.outputs
         ]
-        following = self.attention_behind(piece)
+        following = self.attention_after(segment)
         if following is None:
             name, place = self._key(self._logits)
             results.append(ops.result(nodes[name].output(place)))
@@ -482,33 +508,34 @@ class Cut:
             gives = (following.partial, following.key_scale, following.largest)
             results += [ops.result(nodes[name].output(0)) for name in gives]
         image = clone.inputs[0].get_node()
-        if piece.number <= 0:
+        if segment.takes_image:
             image.set_partial_shape(openvino.PartialShape([1, height, width, 3]))
             image.output(0).get_tensor().set_names({IMAGE})
             parameters.append(image)
-        model = openvino.Model(results, parameters, f"piece {piece.number}")
+        model = openvino.Model(results, parameters, str(segment))
         model.validate_nodes_and_infer_types()
         return model
 
-    def attention_behind(self, piece: Piece) -> Attention | None:
-        """The attention layer whose summands a piece gives; None for the last piece."""
-        return self.attentions[piece.number] if 0 <= piece.number < len(self.attentions) else None
+    def attention_after(self, segment: Segment) -> AttentionNodes | None:
+        """The attention layer whose sums a segment contributes to; None if the segment outputs logits."""
+        is_part = segment.kind == "part" and segment.index < len(self.attentions)
+        return self.attentions[segment.index] if is_part else None
 
-    def outputs_of(self, piece: Piece) -> list[str]:
-        """Names of a piece's outputs, in order."""
-        sums = [LOGITS] if self.attention_behind(piece) is None else [PARTIAL, KEY_SCALE, LARGEST]
-        return [f.name for f in piece.outputs] + sums
+    def outputs_of(self, segment: Segment) -> list[str]:
+        """Names of a segment's outputs, in order."""
+        sums = [LOGITS] if self.attention_after(segment) is None else [PARTIAL, KEY_SCALE, LARGEST]
+        return [f.name for f in segment.outputs] + sums
 
-    def token_stride(self, attention: Attention) -> int:
-        """Pixels of the image to a side of what one of its tokens stands for."""
+    def token_stride(self, attention: AttentionNodes) -> int:
+        """Side in pixels of the area that one of its tokens represents."""
         return self._strides[attention.x]
 
 
-def _tokens(nodes: dict[str, Any], attention: Attention, parts: tuple[int, ...]) -> Any:
-    """(1, heads, parts · head_dim, tokens): of queries, keys and values (0, 1, 2) those that a piece needs.
+def _tokens(nodes: dict[str, Any], attention: AttentionNodes, parts: tuple[int, ...]) -> Any:
+    """(1, heads, parts · head_dim, tokens): those of queries, keys and values (0, 1, 2) that a segment needs.
 
-    A piece that ends before the sums needs no queries, the one that begins behind them nothing else, and whatever is
-    kept between the two is larger than what it takes to make it again.
+    A segment that ends before the sums needs no queries, and the one after them needs only queries. Both recompute
+    their parts from x, which is smaller to store.
     """
     from openvino import opset13 as ops
 
@@ -537,11 +564,11 @@ def _tokens(nodes: dict[str, Any], attention: Attention, parts: tuple[int, ...])
 
 
 class _NotThereError(Exception):
-    """The graph goes on otherwise."""
+    """The graph continues differently."""
 
 
 def _into(op: Any, index: int, kind: str, wanted: str) -> Any:
-    """The node behind an input, if both are of these kinds."""
+    """The node that feeds an input, if both are of these kinds. Raises: _NotThereError."""
     if op.get_type_name() != kind or op.get_input_size() <= index:
         raise _NotThereError
     node = op.input_value(index).get_node()
@@ -551,7 +578,7 @@ def _into(op: Any, index: int, kind: str, wanted: str) -> Any:
 
 
 def _geometry(op: Any) -> tuple[int, int, int]:
-    """Kernel, padding and stride of a convolution; square, as all of ours."""
+    """Kernel, padding and stride of a convolution; all of ours are square."""
     attributes = op.get_attributes()
     kernel = {side.get_length() for side in op.input_value(1).partial_shape[-2:]}
     pads = {int(p) for key in ("pads_begin", "pads_end") for p in attributes[key]}

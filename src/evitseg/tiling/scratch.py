@@ -1,4 +1,4 @@
-"""What a long piece of work keeps on disk while it lasts: features between stages, sums, how far it has come."""
+"""The scratch folder of an image in tiles: features between segments, attention sums, the mask, and progress."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _MAX_STATE_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True)
 class Layout:
-    """A file of numbers: (height, width, channels) of `dtype`, in blocks that lie one after the other.
+    """An array (height, width, channels) on disk, stored block after block.
 
-    A block is what one tile makes, so that it is written at once.
+    A block is the output of one tile, so that each tile is written in one go.
 
     Attributes:
-        name: of the file.
-        rows, columns: where blocks begin, and where the last ends.
+        name: name of the array.
+        rows, columns: edges of the blocks, down and across.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def value_bytes(self) -> int:
-        """Of one place's channels."""
+        """Bytes of the channels at one position."""
         return self.channels * np.dtype(self.dtype).itemsize
 
     @property
@@ -61,7 +61,7 @@ class Layout:
         return self.height * self.width * self.value_bytes
 
     def blocks(self, window: Window) -> Iterator[tuple[Window, int]]:
-        """Those that have a part in a window, each with its place in the file, in bytes."""
+        """The blocks that overlap a window, each with its offset in bytes."""
         for top, bottom in touched(self.rows, window.top, window.bottom):
             for left, right in touched(self.columns, window.left, window.right):
                 place = top * self.width + (bottom - top) * left
@@ -69,14 +69,14 @@ class Layout:
 
 
 def touched(edges: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of what lies between neighbouring edges, that which has a part between `begin` and `end`."""
+    """Pairs of neighbouring edges whose interval overlaps the one from `begin` to `end`."""
     for i in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
         yield edges[i], edges[i + 1]
 
 
 @dataclass(frozen=True)
-class Life:
-    """A layout that is there from the piece that makes it to the last one that reads it."""
+class LiveRange:
+    """A layout, with the indices of the segment that writes it and of the last that reads it."""
 
     layout: Layout
     first: int
@@ -84,26 +84,26 @@ class Life:
 
 
 Extents: TypeAlias = list[tuple[int, int]]
-"""Parts of a file, one after the other: where they begin and end, in bytes."""
+"""Parts of a file: (begin, end) in bytes."""
 
 
-def arranged(lives: Sequence[Life]) -> dict[str, Extents]:
-    """A place for every layout in one file, the first that is free when it begins; by its name.
+def allocate(live_ranges: Sequence[LiveRange]) -> dict[str, Extents]:
+    """Places for all layouts in one file, by name: first fit, reusing the places of layouts that are no longer live.
 
-    Room is used again: it is on the disk already and in memory, where a new part of a file costs as much as computing
-    it on some machines. The file is as long as what is alive at the fullest.
+    The file is as long as the live layouts at their peak. Its reused parts are usually still in the system's cache,
+    whereas growing a file can cost as much time as computing its content.
     """
     places: dict[str, Extents] = {}
     free: Extents = [(0, sys.maxsize)]
     ended: set[str] = set()
-    for now in sorted({life.first for life in lives}):
-        for life in lives:
-            if life.last < now and life.layout.name not in ended:
-                free += places[life.layout.name]
-                ended.add(life.layout.name)
+    for now in sorted({each.first for each in live_ranges}):
+        for each in live_ranges:
+            if each.last < now and each.layout.name not in ended:
+                free += places[each.layout.name]
+                ended.add(each.layout.name)
         free.sort()
-        for life in (life for life in lives if life.first == now):
-            left, place = life.layout.bytes, []
+        for each in (each for each in live_ranges if each.first == now):
+            left, place = each.layout.bytes, []
             while left:
                 begin, end = free.pop(0)
                 used = min(left, end - begin)
@@ -111,26 +111,26 @@ def arranged(lives: Sequence[Life]) -> dict[str, Extents]:
                 left -= used
                 if begin + used < end:
                     free.insert(0, (begin + used, end))
-            places[life.layout.name] = place
+            places[each.layout.name] = place
     return places
 
 
 class Store(Protocol):
-    """Where tiles find what others have left, and leave what others need."""
+    """Storage through which tiles exchange features, sums and the mask."""
 
     def read(self, layout: Layout, window: Window) -> NDArray[Any]:
         """(height, width, channels) of a window."""
         ...
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Set a window, whole rows of blocks; values (height, width, channels)."""
+        """Store (height, width, channels) values in a window, which covers whole rows of blocks."""
         ...
 
 
 class Scratch:
-    """A folder of such files and a state, which outlive the process. Several threads may read and write.
+    """A store on disk with a state, which outlive the process. Several threads may read and write at once.
 
-    Raises: FileError where the folder cannot be used.
+    Raises: FileError if the folder cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -141,39 +141,39 @@ class Scratch:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileError(f"{folder}: cannot be used as scratch folder ({error.strerror or error}).") from error
+            raise FileError(f"{folder}: cannot be used as a scratch folder ({error.strerror or error}).") from error
 
-    def share(self, lives: Sequence[Life]) -> None:
-        """From now on these layouts lie in one file, see `arranged`; every other has its own."""
-        self._places = arranged(lives)
+    def allocate(self, live_ranges: Sequence[LiveRange]) -> None:
+        """Store these layouts in one file, as `allocate` places them; each of the others has a file of its own."""
+        self._places = allocate(live_ranges)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out for as long as the block lasts; the system lets go of a process that died.
+        """Lock the folder against other processes for the duration of the block; a lock ends with its process.
 
-        Raises: FileError where another one is at work here.
+        Raises: FileError if another process holds the lock.
         """
         path = self.folder / LOCK
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = open(path, "a+b")  # noqa: SIM115  # closed below
-            except FileNotFoundError:  # removed in between, by whoever had it before
+            except FileNotFoundError:  # removed by the previous owner in the meantime
                 continue
             except OSError as error:
                 raise FileError(
-                    f"{self.folder}: cannot be used as scratch folder ({error.strerror or error})."
+                    f"{self.folder}: cannot be used as a scratch folder ({error.strerror or error})."
                 ) from error
             with file:
                 if not _lock(file):
                     file.seek(0)
-                    # Nothing yet, where the other one has just begun.
+                    # Empty if the other process has only just started.
                     who = file.read(32).decode(errors="replace").strip()
                     raise FileError(
-                        f"{self.folder}: {f'process {who}' if who else 'another process'} works on this image there; "
-                        "wait for it, or give another scratch folder (--scratch)."
+                        f"{self.folder}: {f'process {who}' if who else 'another process'} is working on this image; "
+                        "wait for it to finish, or choose another scratch folder (--scratch)."
                     )
-                try:  # whoever had it may have removed the folder before it let go
+                try:  # the previous owner may have removed the folder before it released the lock
                     is_there = os.path.samestat(path.stat(), os.fstat(file.fileno()))
                 except FileNotFoundError:
                     is_there = False
@@ -183,14 +183,14 @@ class Scratch:
                 file.write(str(os.getpid()).encode())
                 file.flush()
                 yield
-            if sys.platform == "win32":  # where `discard` could not remove the lock, because it was open
+            if sys.platform == "win32":  # `discard` cannot remove an open file there
                 with contextlib.suppress(OSError):
                     if [left.name for left in self.folder.iterdir()] == [LOCK]:
                         shutil.rmtree(self.folder, ignore_errors=True)
             return
 
     def state(self) -> dict[str, Any] | None:
-        """What was saved last; None where nothing was, or what is there is damaged."""
+        """The saved state; None without one, or if it is damaged."""
         path = self.folder / STATE
         try:
             if path.stat().st_size > _MAX_STATE_BYTES:
@@ -201,26 +201,27 @@ class Scratch:
         return found if isinstance(found, dict) else None
 
     def save(self, state: dict[str, Any]) -> None:
+        """Replace the state."""
         with replacing(self.folder / STATE) as file:
             file.write(json.dumps(state).encode())
 
-    def mark(self, piece: int) -> None:
-        """Note that one more tile of a piece is done: a byte, where a state would cost as much as a small tile."""
-        name = _marks(piece)
+    def count_tile(self, index: int) -> None:
+        """Record that one more tile of a segment is done: one byte, much cheaper than saving the state."""
+        name = _progress_file(index)
         file = self._file(name)
         with self._writing(name):
             file.seek(0, os.SEEK_END)
             file.write(b"x")
 
-    def marks(self, piece: int) -> int:
-        """How many tiles of a piece are done."""
+    def tiles_done(self, index: int) -> int:
+        """Number of tiles of a segment that are done."""
         try:
-            return (self.folder / _marks(piece)).stat().st_size
+            return (self.folder / _progress_file(index)).stat().st_size
         except FileNotFoundError:
             return 0
 
     def check_room(self, needed: int) -> None:
-        """Raises: FileError where the disk has less free than the work needs, beside what the folder holds already."""
+        """Raises: FileError if the disk has less free space than the work still needs."""
         held = 0
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
@@ -229,8 +230,8 @@ class Scratch:
         free = shutil.disk_usage(self.folder).free
         if needed - held > free:
             raise FileError(
-                f"{self.folder}: the work needs {_gib(needed - held)} there and {_gib(free)} are free; give a scratch "
-                "folder on a larger disk (--scratch)."
+                f"{self.folder}: this image needs {_gib(needed - held)} of disk space and {_gib(free)} are free; "
+                "choose a scratch folder on a larger disk (--scratch)."
             )
 
     def read(self, layout: Layout, window: Window) -> NDArray[Any]:
@@ -239,17 +240,17 @@ class Scratch:
         for block, start in layout.blocks(window):
             part = block.common(window)
             assert part is not None
-            # Whole rows of the block, which lie together: sooner read than picked one by one.
+            # Whole rows of the block are contiguous: one read is faster than one per row of the window.
             rows = np.empty((part.height, block.width, layout.channels), layout.dtype)
             start += (part.top - block.top) * block.width * layout.value_bytes
             for name, file, bytes_ in self._spans(layout, start, rows.reshape(-1).view(np.uint8).data):
                 if file.readinto(bytes_) != len(bytes_):
-                    raise FileError(f"{self.folder / name}: shorter than it was written; begin again.")
+                    raise FileError(f"{self.folder / name}: truncated; remove the folder and start again.")
             out[part.inside(window)] = rows[:, part.inside(block)[1]]
         return out
 
     def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Set a window, whole rows of blocks; values (height, width, channels)."""
+        """Store (height, width, channels) values in a window, which covers whole rows of blocks."""
         assert values.shape == (window.height, window.width, layout.channels)
         for block, start in layout.blocks(window):
             part = block.common(window)
@@ -263,7 +264,7 @@ class Scratch:
                         bytes_ = bytes_[file.write(bytes_) :]
 
     def _spans(self, layout: Layout, start: int, bytes_: memoryview) -> Iterator[tuple[str, Any, memoryview]]:
-        """Where bytes lie that begin at `start` of a layout: the name of a file, the file, set there, and which."""
+        """For each extent of bytes from `start` of a layout on: the file's name, the file at that offset, the bytes."""
         name, done = (SHARED if layout.name in self._places else layout.name), 0
         file = self._file(name)
         for begin, end in self._places.get(layout.name, [(0, sys.maxsize)]):
@@ -279,14 +280,14 @@ class Scratch:
             done, start = done + count, 0
 
     def clear(self) -> None:
-        """Remove all files but the lock: what another piece of work left."""
+        """Remove all files except the lock."""
         self.close()
         for path in self.folder.iterdir():
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """To be called while no thread reads or writes."""
+        """Close all files. No thread may read or write meanwhile."""
         for file in self._open:
             file.close()
         self._open, self._own = [], threading.local()
@@ -297,7 +298,7 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, name: str) -> Any:
-        """Each thread opens it for itself: one file has but one place where it is read."""
+        """The file, opened once per thread, because an open file has only one position."""
         files: dict[str, Any] = self._own.__dict__
         if name not in files:
             path = self.folder / name
@@ -315,8 +316,8 @@ class Scratch:
             raise FileError(f"{self.folder / name}: cannot be written ({error.strerror or error}).") from error
 
 
-def _marks(piece: int) -> str:
-    return f"done_{piece}"
+def _progress_file(index: int) -> str:
+    return f"done_{index}"
 
 
 def _gib(count: float) -> str:
@@ -324,12 +325,12 @@ def _gib(count: float) -> str:
 
 
 def _lock(file: Any) -> bool:
-    """Take a file for this process alone; False where another has it."""
+    """Lock a file for this process; False if another holds it."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            file.seek(1024)  # behind what others want to read: there a lock keeps readers out
+            file.seek(1024)  # past the content: a lock there does not keep readers out
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

@@ -1,6 +1,6 @@
-"""The pieces between attention sums, written as `openvino_graph` writes the whole network: the same, sooner.
+"""Segments of the network written for OpenVINO, in the faster form that `openvino_graph` gives the whole network.
 
-A piece takes and gives what `cutting` says of it; only what is inside differs.
+Inputs and outputs are those of `Partition.model`; only the inside differs.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from evitseg.architecture import (
 )
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.openvino_graph import FIRST, Chain, Weights, Writer
-from evitseg.tiling.graph_cut import EPS, IMAGE, SUMS, WEIGHT, WHOLE, Attention, Cut, Features, Piece
+from evitseg.tiling.graph_cut import EPS, IMAGE, SUMS, WEIGHT, AttentionNodes, Features, Partition, Segment
 
 if TYPE_CHECKING:
     import openvino
 
 
-def fast_piece(
-    cut: Cut, piece: Piece, config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights],
+def fast_segment(
+    partition: Partition, segment: Segment, config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights],
     size: tuple[int, int], precision: str,
 ) -> openvino.Model:  # fmt: skip
-    """As `Cut.model`, for one of `Cut.pieces` or `Cut.whole`; features are taken and given in the precision it runs in.
+    """A part of the network or the whole of it with given sums, for windows of one size.
 
-    Keys are not scaled: neither float32 nor bfloat16 needs it, and any factor cancels.
+    Features have the precision that the segment runs in. Keys are not scaled: float32 and bfloat16 have the range, and
+    any factor cancels.
     """
-    return _PieceWriter(config, preprocess, weights, size, precision).piece(cut, piece)
+    return _SegmentWriter(config, preprocess, weights, size, precision).segment(partition, segment)
 
 
-class _PieceWriter(Writer):
-    parts = 2  # two tiles are in hand at once, and the products in the head's grow with them
+class _SegmentWriter(Writer):
+    parts = 2  # two tiles run at once, and the head's products grow with them
 
-    def piece(self, cut: Cut, piece: Piece) -> openvino.Model:
+    def segment(self, partition: Partition, segment: Segment) -> openvino.Model:
         import openvino
 
-        backbone, number, is_whole = self.config.backbone, piece.number, piece.number == WHOLE
+        backbone, number, is_whole = self.config.backbone, segment.index, segment.kind == "whole"
         assert isinstance(self.config.head, SegmentationHead)
-        self.cut, self.parameters = cut, list[Any]()
-        kept = openvino.Type.bf16 if self.low_precision else openvino.Type.f32
+        self.partition, self.parameters = partition, list[Any]()
+        dtype = openvino.Type.bf16 if self.low_precision else openvino.Type.f32
         # Channels last.
-        given = {f: self.parameter(f.name, *self.at(f.stride), f.channels, dtype=kept) for f in piece.inputs}
-        entering = {f: i for f in cut.features for i, a in enumerate(cut.attentions) if a.x == f.tensor}
+        given = {f: self.parameter(f.name, *self.at(f.stride), f.channels, dtype=dtype) for f in segment.inputs}
+        entering = {f: i for f in partition.features for i, a in enumerate(partition.attentions) if a.x == f.tensor}
         made: dict[Features, Any] = {}
         sums: list[Any] = []
         stages = stage_plans(backbone)
@@ -59,7 +60,7 @@ class _PieceWriter(Writer):
         for s in range(FIRST):
             before += [self.part(f"stage{s + 1}.block{i}", block) for i, block in enumerate(stages[s])]
         x = None
-        if number == 0 or is_whole:
+        if segment.takes_image:
             image = self.ops.parameter([1, *self.size, 3], np.uint8)
             image.output(0).get_tensor().set_names({IMAGE})
             self.parameters.append(image)
@@ -76,11 +77,11 @@ class _PieceWriter(Writer):
                     continue
                 own = {key: next(self._left) for key in block.convs}
                 chain = [self.part(f"{name}.local", block.local)]
-                if passed == number:
+                if passed == number and not is_whole:
                     (feature,) = (f for f, entered in entering.items() if entered == passed)
                     made[feature] = x
-                    sums = self.summands(f"{name}.attention", x, stride, block, own, cut.attentions[passed])
-                elif is_whole or passed == number - 1:
+                    sums = self.summands(f"{name}.attention", x, stride, block, own, partition.attentions[passed])
+                elif is_whole or passed == segment.attention_before:
                     if not is_whole:
                         (x,) = (self.first(value) for f, value in given.items() if entering.get(f) == passed)
                     x = self.ops.add(x, self.answers(f"{name}.attention", x, stride, block, own, passed))
@@ -93,8 +94,8 @@ class _PieceWriter(Writer):
         merged, last = [], []
         for stage, conv in zip((4, 3, 2), plan.inputs, strict=True):
             own_head, end, stride = next(self._left), ends[stage], 2 ** (stage + 1)
-            # As `Cut` has it: kept is the narrower of what enters the convolution and what leaves it.
-            ends_here = [f for f in cut.features if f not in entering and f.stride == stride]
+            # As in `Partition`: the narrower of the convolution's input and output is stored.
+            ends_here = [f for f in partition.features if f not in entering and f.stride == stride]
             keeps_input = bool(ends_here) and conv.inputs < conv.outputs and not is_whole
             if end is None and ends_here and ends_here[0] in given:
                 value = given[ends_here[0]]
@@ -108,17 +109,17 @@ class _PieceWriter(Writer):
                     made[ends_here[0]] = after
                 merged.append(after)
                 last.append(False)
-        # Converted before the axes change, not after: so OpenVINO does nothing for either.
-        results = [self.ops.result(self.channels_last(self.ops.convert(made[f], kept))) for f in piece.outputs]
-        if cut.attention_behind(piece) is None:
+        # Converting before the axes change lets OpenVINO do both at no cost.
+        results = [self.ops.result(self.channels_last(self.ops.convert(made[f], dtype))) for f in segment.outputs]
+        if partition.attention_after(segment) is None:
             head: Chain = [self.part(f"head.block{i}", block) for i, block in enumerate(plan.blocks)]
             head.append(self.part("head.outputs", ConvBlock(plan.outputs, residual=False)))
             results.append(self.ops.result(self.merged(merged, head, last)))
         results += [self.ops.result(value) for value in sums]
-        return openvino.Model(results, self.parameters, f"piece {number}")
+        return openvino.Model(results, self.parameters, str(segment))
 
     def first(self, x: Any) -> Any:
-        """Features as they are kept, as convolutions take them."""
+        """Stored features in the layout and type that convolutions read."""
         return self.ops.convert(self.channels_first(x), "f32")
 
     def parameter(self, name: str, *shape: int, dtype: Any = np.float32) -> Any:
@@ -128,14 +129,14 @@ class _PieceWriter(Writer):
         return parameter
 
     def summands(
-        self, name: str, x: Any, stride: int, block: AttentionBlock, own: dict[str, Weights], attention: Attention
+        self, name: str, x: Any, stride: int, block: AttentionBlock, own: dict[str, Weights], attention: AttentionNodes
     ) -> list[Any]:
-        """What a window adds to an attention layer's sums, and two scales that are 1."""
+        """A window's contribution to an attention layer's sums, and two scales that are 1."""
         ops, (height, width) = self.ops, self.at(stride)
         heads, dim = block.heads_per_scale, block.head_dim
         weight = self.reshape(self.parameter(WEIGHT, 1, 1, height * width), 1, -1, 1)
         same_head = self.same_head(block)
-        # Of (width, width) sums the blocks of each head with itself, keys along the columns.
+        # Picks the blocks of each head with itself from the (width, width) sums; keys along the columns.
         picks = self.constant(np.kron(np.ones((heads, 1)), np.eye(dim))[None])  # (1, width, dim)
         parts = []
         for i, (k, v) in enumerate(self.tokens(name, x, block, own, "kv")):
@@ -150,9 +151,9 @@ class _PieceWriter(Writer):
     def answers(
         self, name: str, x: Any, stride: int, block: AttentionBlock, own: dict[str, Weights], number: int
     ) -> Any:
-        """What attention gives for the image's sums."""
+        """The attention layer's output for given sums of the image."""
         ops, heads, dim = self.ops, block.heads_per_scale, block.head_dim
-        attention = self.cut.attentions[number]
+        attention = self.partition.attentions[number]
         sums = self.parameter(f"{SUMS}{number}", attention.heads, dim + 1, dim)
         eps = self.parameter(f"{EPS}{number}", attention.heads, 1, 1) if attention.eps_term else None
         same_head = self.same_head(block)

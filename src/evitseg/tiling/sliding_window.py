@@ -1,7 +1,7 @@
-"""Overlapping windows of an image through the network one by one, their logits averaged: what other tools do.
+"""Sliding-window inference: overlapping windows go through the network one by one, and their logits are averaged.
 
-Every window's attention sums over that window alone, and its convolutions pad with zeros at its borders: the mask is
-not that of the whole image, as `streaming`'s is. docs/results/large-images.md says where it is the better one.
+Every window's attention sums over that window only, and its convolutions pad with zeros at its borders. The mask
+therefore differs from that of the whole image, which `stream` computes. The guide to large images says which to prefer.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from evitseg.image import Size
 from evitseg.raster.window import Sink, Source
 from evitseg.runtime.upsample import Side
 from evitseg.system.parallel import ordered_map
+from evitseg.tiling.arguments import ImageLike, MaskPlace, ModelLike, image_source, mask_sink, reading_of, tiled_network
 from evitseg.tiling.graph_cut import IMAGE, LOGITS
 from evitseg.tiling.job import class_counts
-from evitseg.tiling.memory import BASE_BYTES, default_memory, mib
+from evitseg.tiling.memory_model import default_memory, mib, sliding_window_memory
 from evitseg.tiling.network import Network
-from evitseg.tiling.plan import Plan, mask_window, working_size
-from evitseg.tiling.stream import Progress
+from evitseg.tiling.plan import Plan, mask_of_window, working_size
+from evitseg.tiling.stream import TileProgress
 from evitseg.tiling.windows import Damage, Resampled, Window, tiles_of, valid_window, whole_rows
 
 _LOG = logging.getLogger(__name__)
+
 _WAITING = 1
-"""Windows whose turn to be added may be still to come, beside those that are under way."""
+"""Finished windows that may wait to be added, besides those that run."""
 _PIXELS_AT_ONCE = 2**20
-"""Of the mask: up-sampling must not need memory for a whole row of windows."""
+"""Pixels of the mask that are up-sampled at once, so that a whole row of windows does not need the memory."""
 
 
 @dataclass(frozen=True)
-class Blended:
-    """What `blend` did.
+class SlidingWindowResult:
+    """The result of `sliding_window`, apart from the mask.
 
     Attributes:
-        counts: pixels of the mask by class index; the last is the labels' `ignore_index`.
-        damages: what of the image could not be read; there the mask has `ignore_index`.
+        counts: number of pixels per class index; the last one is the labels' `ignore_index`.
+        damages: parts of the image that could not be read. There, the mask is `ignore_index`.
     """
 
     counts: NDArray[np.int64]
@@ -48,56 +50,78 @@ class Blended:
 
 
 def check_window(window: int) -> None:
-    """Whether windows of so many pixels a side fit the network, and half of one, too. Raises: ConfigError."""
+    """Raises: ConfigError for a window side that, or half of which, does not fit the network."""
     if window < 2 * STRIDE or window % (2 * STRIDE):
         raise ConfigError(f"a window of {window} pixels does not fit the network; give a multiple of {2 * STRIDE}.")
 
 
-def blend(
-    source: Source,
-    sink: Sink,
-    network: Network,
+def sliding_window(
+    model: ModelLike,
+    source: ImageLike,
+    mask: MaskPlace,
     window: int,
     *,
     size: Size = "native",
     memory: int | None = None,
-    watch: Callable[[Progress], None] | None = None,
-) -> Blended:
-    """The mask of an image of any size from overlapping windows, each as if it were the whole image.
+    watch: Callable[[TileProgress], None] | None = None,
+) -> SlidingWindowResult:
+    """Segment an image of any size in overlapping windows, each as if it were the whole image.
 
-    Windows lie half a window apart; where they overlap, their logits are averaged, each with a weight that falls
-    linearly to its border. Rows of windows are in memory, not the image. Logits are added in the order of the
-    windows, so that they are the same bits however many are under way at once.
+        evitseg.sliding_window("model.onnx", "mosaic.tif", "mask.tif", window=1024)
+
+    Neighbouring windows overlap by half. Where they overlap, their logits are averaged, with weights that fall linearly
+    towards each window's border. Only a few rows of windows are in memory. Logits are added in a fixed order, so the
+    result is the same bits for any number of threads.
 
     Args:
-        window: pixels of a window's side, a multiple of 64.
-        size: as in `evitseg.load`.
-        memory: bytes the process may hold; None for what is free, see `default_memory`.
+        model, source, mask: as in `segment_large`.
+        window: side of the windows in pixels, a multiple of 64.
+        size: as in `evitseg.load`; by default the image's own.
+        memory: bytes the process may hold; None for a fraction of the free memory.
         watch: called after every window.
 
-    Raises: ConfigError for a window that does not fit the network and where the memory is too little, EngineError.
+    Raises: ConfigError for a window that does not fit the network or the memory, ImageError, FileError, WeightsError,
+        EngineError, MissingPackageError.
     """
     check_window(window)
-    plan = Plan(source.size, working_size(source.size, network.manifest, size), ())
+    network = tiled_network(model)
+    with image_source(source, None, memory, reading_of(model, network)) as (image, _):
+        plan = Plan(image.size, working_size(image.size, network.manifest, size), ())
+        with mask_sink(mask, image, network) as sink:
+            return _slide(image, sink, network, plan, window, memory, watch)
+
+
+def _slide(
+    source: Source, sink: Sink, network: Network, plan: Plan, window: int, memory: int | None,
+    watch: Callable[[TileProgress], None] | None,
+) -> SlidingWindowResult:  # fmt: skip
     height, width = (min(window, length) for length in plan.working)
     rows, lefts = _rows(plan, height, sink), _starts(plan.working[1], width)
-    held_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
-    needed = source.held + _needed_memory(network, plan, Window(0, 0, height, width), held_rows)
+    stored_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
+    needed = source.held + sliding_window_memory(
+        network.partition.standalone,
+        network.manifest.model.num_classes,
+        height * width,
+        stored_rows * LOGIT_STRIDE * plan.working[1],
+        [own / new for own, new in zip(plan.image, plan.working, strict=True)],
+        network.workers,
+        _WAITING,
+    )
     memory = default_memory(source.held) if memory is None else memory
     if needed > memory:
         raise ConfigError(
-            f"{mib(memory)} of memory are too little: windows of {window} pixels in an image {plan.working[1]} pixels "
+            f"{mib(memory)} of memory is not enough: windows of {window} pixels in an image {plan.working[1]} pixels "
             f"wide need {mib(needed)}; give more, or smaller windows."
         )
     _LOG.info("windows of %d×%d pixels need %s; memory limit %s", width, height, mib(needed), mib(memory))
     resampled, weights = Resampled(source, plan.working), _weights(height // LOGIT_STRIDE, width // LOGIT_STRIDE)
-    held = _Held(network.manifest.model.num_classes, held_rows, plan.working[1] // LOGIT_STRIDE)
+    stored = _LogitRows(network.manifest.model.num_classes, stored_rows, plan.working[1] // LOGIT_STRIDE)
     windows = (Window(row.top, left, height, width) for row in rows for left in lefts)
     damages: dict[Window, Damage] = {}
     ignore = network.labels.ignore_index
     counts = np.zeros(ignore + 1, np.int64)
     try:
-        with network.ready(network.cut.alone, Window(0, 0, height, width)) as run:
+        with network.ready(network.partition.standalone, Window(0, 0, height, width)) as run:
 
             def work(place: Window) -> tuple[Window, NDArray[np.float32], list[Damage]]:
                 image, found = resampled.read(place)
@@ -106,28 +130,28 @@ def blend(
             for i, (place, logits, found) in enumerate(ordered_map(windows, work, network.workers, _WAITING)):
                 row = rows[i // len(lefts)]
                 if place.left == 0:
-                    held.begin_at(row.first)
-                held.add(place.over(LOGIT_STRIDE), logits, weights)
+                    stored.begin_at(row.first)
+                stored.add(place.over(LOGIT_STRIDE), logits, weights)
                 damages |= {damage.window: damage for damage in found}
                 if place.right == plan.working[1]:
-                    means = held.means(row.top // LOGIT_STRIDE, row.complete)
+                    means = stored.means(row.top // LOGIT_STRIDE, row.complete)
                     counts += _write(sink, row, means, plan, source, [*damages.values()], ignore)
                 if watch is not None:
-                    watch(Progress(0, 1, i + 1, len(rows) * len(lefts)))
+                    watch(TileProgress(0, 1, i + 1, len(rows) * len(lefts)))
     finally:
         network.free()
-    return Blended(counts, tuple(damages.values()))
+    return SlidingWindowResult(counts, tuple(damages.values()))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of windows, and what it completes.
+    """A row of windows, and the rows of the mask that it completes.
 
     Attributes:
-        top: of its windows, in the network's input.
-        first: row of logits, the uppermost that the mask from `begin` on depends on.
-        complete: row of logits, the uppermost that a later window touches.
-        begin, end: rows of the mask that are made once those before `complete` are.
+        top: of the windows, in the network's input.
+        first: the first row of logits that the mask from `begin` on depends on.
+        complete: the first row of logits that a later window contributes to.
+        begin, end: rows of the mask that can be written after this row of windows.
     """
 
     top: int
@@ -138,7 +162,7 @@ class _Row:
 
 
 def _rows(plan: Plan, height: int, sink: Sink) -> list[_Row]:
-    """Of windows of this height; what they complete ends where the sink's tiles do."""
+    """All rows of windows of this height. The completed rows of the mask end at an edge of the sink's tiles."""
     logits, pixels = plan.working[0] // LOGIT_STRIDE, plan.image[0]
     tops = _starts(plan.working[0], height)
     rows, begin = list[_Row](), 0
@@ -154,12 +178,12 @@ def _rows(plan: Plan, height: int, sink: Sink) -> list[_Row]:
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where windows begin along one side of the network's input: half a window apart, but for the last."""
+    """Starts of the windows along one side of the network's input: half a window apart, except the last."""
     return [*range(0, length - side, side // 2), length - side]
 
 
 def _whole_pixels(plan: Plan, logits: int) -> int:
-    """How many rows of the mask depend on the first so many rows of logits alone."""
+    """Number of rows of the mask that depend only on the first `logits` rows of logits."""
     rows, pixels = plan.working[0] // LOGIT_STRIDE, plan.image[0]
     until = min(pixels, logits * pixels // rows)
     while until and Side(rows, pixels).needed(until)[1] > logits:
@@ -168,38 +192,40 @@ def _whole_pixels(plan: Plan, logits: int) -> int:
 
 
 def _weights(height: int, width: int) -> NDArray[np.float32]:
-    """(height, width) of a window's logits: largest in the middle, falling to all borders, nowhere zero."""
+    """(height, width) weights of a window's logits: largest in the middle, falling to all borders, never zero."""
     down, across = (1 - np.abs(2 * np.arange(side) + 1 - side) / (side + 1) for side in (height, width))
     return np.minimum(down[:, None], across).astype(np.float32)
 
 
-class _Held:
-    """Rows of logits that windows are still added to, or that the mask is not yet made of.
+class _LogitRows:
+    """Rows of logits that later windows contribute to, or that the mask still depends on.
 
     Args:
-        rows: most that are held at once.
-        across: logits in a row.
+        rows: largest number of rows that are stored at the same time.
+        across: number of logits per row.
     """
 
     def __init__(self, classes: int, rows: int, across: int) -> None:
         self._first = 0
-        self._sums = np.zeros((classes + 1, rows, across), np.float32)  # of weighted logits, and last of the weights
+        self._sums = np.zeros(
+            (classes + 1, rows, across), np.float32
+        )  # weighted logits; the last plane sums the weights
 
     def begin_at(self, first: int) -> None:
-        """Forget the rows above, and make room for as many below."""
+        """Drop the rows above, and make room for as many below."""
         gone, self._first = first - self._first, first
         for plane in self._sums:
             plane[: len(plane) - gone] = plane[gone:]
             plane[len(plane) - gone :] = 0
 
     def add(self, place: Window, logits: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        """A window's logits, which have been multiplied with their weights."""
+        """Add a window's logits, which are multiplied by their weights already."""
         rows, columns = place.inside(Window(self._first, 0, 0, 0))
         self._sums[:-1, rows, columns] += logits
         self._sums[-1, rows, columns] += weights
 
     def means(self, first: int, after: int) -> NDArray[np.float32]:
-        """(classes, rows, across) of all rows before `after`; those from `first` on have been sums until now."""
+        """(classes, rows, across) means of the rows before `after`. Those from `first` on are still sums until now."""
         some = self._sums[:, first - self._first : after - self._first]
         some[:-1] /= some[-1]
         return self._sums[:-1, : after - self._first]
@@ -208,7 +234,7 @@ class _Held:
 def _write(
     sink: Sink, row: _Row, logits: NDArray[np.float32], plan: Plan, source: Source, damages: list[Damage], ignore: int
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Hand the rows of the mask that a row of windows completes to the sink; counts of their class indices.
+    """Write the rows of the mask that a row of windows completes. Returns: number of pixels per class index.
 
     Args:
         logits: (classes, rows, across) from `row.first` to `row.complete`.
@@ -220,23 +246,10 @@ def _write(
     counts = np.zeros(ignore + 1, np.int64)
     for part in tiles_of((row.end - row.begin, width), (down, across)):
         place = Window(row.begin + part.top, part.left, part.height, part.width)
-        mask = mask_window(logits, plan, place, known)
+        mask = mask_of_window(logits, plan, place, known)
         valid = valid_window(source, place, damages)
         if valid is not None:
             mask[~valid] = ignore
         counts += class_counts(mask, ignore + 1)
         sink.write(place.top, place.left, mask)
     return counts
-
-
-def _needed_memory(network: Network, plan: Plan, window: Window, held_rows: int) -> int:
-    """Estimate of the bytes that the process holds at its fullest."""
-    logits = 4 * (network.manifest.model.num_classes + 1) / LOGIT_STRIDE**2  # for a pixel
-    image = 20.0  # on its way from a file to the engine, measured
-    if plan.image != plan.working:  # what is read, and sums of it in 32 bits, along the rows first
-        down, across = (own / new for own, new in zip(plan.image, plan.working, strict=True))
-        image += 3 * down * across + 3 * 12 * down
-    held = held_rows * LOGIT_STRIDE * plan.working[1] * logits
-    under_way = network.workers * (network.cut.alone.bytes_per_pixel + image)
-    done = (2 * network.workers + _WAITING) * logits
-    return int(BASE_BYTES + held + window.pixels * (under_way + done))

@@ -1,4 +1,4 @@
-"""Attention sums of tiles, and their reproducible total."""
+"""Attention sums: a tile's contribution, and the reproducible total of all tiles."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.tiling.graph_cut import EPS, KEY_SCALE, LARGEST, PARTIAL, SUMS, Attention
+from evitseg.tiling.graph_cut import EPS, KEY_SCALE, LARGEST, PARTIAL, SUMS, AttentionNodes
 from evitseg.tiling.network import Arrays
 
 SMALLEST = 2.0**-14
-"""Where attention's divisors stop, as in the network."""
-
-
+"""Lower bound of attention's divisors, the same as in the network."""
 GROUP = 32
-"""Parts of a sum that are added one after the other."""
+"""Number of neighbouring sums that are added one after the other."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What one attention layer knows of an image, or of a part of it.
+    """The sums of one attention layer over an image, or over a part of it.
 
     Attributes:
-        values: (heads, head_dim + 1, head_dim) float64, sums over tokens of value · key, and in the last row of keys.
+        values: (heads, head_dim + 1, head_dim) float64, sums of value · key over tokens; the last row sums the keys.
         largest: (heads,) largest key, at least `SMALLEST`.
-        tokens: how many were summed over.
+        tokens: number of tokens in the sums.
     """
 
     values: NDArray[np.float64]
     largest: NDArray[np.float64]
     tokens: float
 
-    def inputs(self, number: int, attention: Attention) -> Arrays:
-        """The network's inputs for attention layer `number`: scaled as it scales the sums of a whole image."""
+    def inputs(self, number: int, attention: AttentionNodes) -> Arrays:
+        """Inputs of a segment for attention layer `number`, scaled as the network scales the sums of a whole image."""
         key_scale = max(self.tokens, 1) ** -0.5 / self.largest[:, None, None]
         scaled = self.values * key_scale
         sum_scale = np.maximum(scaled[:, -1:, :].max(-1, keepdims=True), SMALLEST)
@@ -45,42 +43,42 @@ class Sums:
         return inputs
 
 
-def record_length(attention: Attention) -> int:
-    """Numbers that a tile adds to a sum, as they are kept: its sums, two scales a head, the number of tokens."""
+def record_length(attention: AttentionNodes) -> int:
+    """Length of a tile's record: its sums, two scales per head, the number of tokens."""
     return attention.heads * ((attention.head_dim + 1) * attention.head_dim + 2) + 1
 
 
-def record_of(outputs: Arrays, tokens: float) -> NDArray[np.float32]:
-    """A tile's part of a sum from what its piece gave."""
+def tile_record(outputs: Arrays, tokens: float) -> NDArray[np.float32]:
+    """A tile's contribution to the sums, as it is stored, from the outputs of its segment."""
     parts = [outputs[name].ravel() for name in (PARTIAL, KEY_SCALE, LARGEST)]
     return np.concatenate([*parts, np.array([tokens])]).astype(np.float32)
 
 
-def summed(records: Iterable[NDArray[np.float32]], heads: int, head_dim: int) -> Sums:
-    """The sum of tiles' parts: of every `GROUP` neighbours, then of every `GROUP` of those, and so on.
+def sum_records(records: Iterable[NDArray[np.float32]], heads: int, head_dim: int) -> Sums:
+    """The sum of the tiles' records: of every `GROUP` neighbours, then of every `GROUP` of those sums, and so on.
 
-    The same bits for the same order, on whichever machine each group is added.
+    The order of additions is fixed, so the result is the same bits wherever each group is added.
     """
-    parts: Iterator[Sums] = (part_of(record, heads, head_dim) for record in records)
-    while len(groups := list(added_groups(parts, heads, head_dim))) > 1:
+    parts: Iterator[Sums] = (sums_of_record(record, heads, head_dim) for record in records)
+    while len(groups := list(_sum_groups(parts, heads, head_dim))) > 1:
         parts = iter(groups)
-    return groups[0] if groups else added([], heads, head_dim)
+    return groups[0] if groups else sum_in_order([], heads, head_dim)
 
 
-def added_groups(parts: Iterator[Sums], heads: int, head_dim: int) -> Iterator[Sums]:
+def _sum_groups(parts: Iterator[Sums], heads: int, head_dim: int) -> Iterator[Sums]:
     while group := list(islice(parts, GROUP)):
-        yield added(group, heads, head_dim)
+        yield sum_in_order(group, heads, head_dim)
 
 
-def part_of(record: NDArray[np.float32], heads: int, head_dim: int) -> Sums:
-    """What a tile's record adds."""
+def sums_of_record(record: NDArray[np.float32], heads: int, head_dim: int) -> Sums:
+    """A tile's sums, without the scales that it computed them with."""
     size = heads * (head_dim + 1) * head_dim
     values, scales = record[:size].astype(np.float64), record[size:-1].reshape(2, heads).astype(np.float64)
     return Sums(values.reshape(heads, head_dim + 1, head_dim) / scales[0][:, None, None], scales[1], float(record[-1]))
 
 
-def added(parts: Iterable[Sums], heads: int, head_dim: int) -> Sums:
-    """One after the other, in float64."""
+def sum_in_order(parts: Iterable[Sums], heads: int, head_dim: int) -> Sums:
+    """The sum of the parts, added one after the other in float64."""
     total, largest, tokens = np.zeros((heads, head_dim + 1, head_dim)), np.full(heads, SMALLEST), 0.0
     for part in parts:
         total += part.values

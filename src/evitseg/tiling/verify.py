@@ -1,8 +1,9 @@
-"""Compare tiled with whole-image results."""
+"""Comparison of tiles with the whole image."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.image import Size
 from evitseg.raster.window import ArraySource, Source
-from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import temporary_folder
+from evitseg.tiling.arguments import ImageLike, ModelLike, image_source, reading_of, tiled_network
 from evitseg.tiling.job import Job
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, working_size
@@ -25,26 +26,27 @@ from evitseg.tiling.windows import Window, read_window
 def tiled_logits(
     source: Source, network: Network, tile: int, scratch: str | os.PathLike[str], size: Size = "native"
 ) -> NDArray[np.float32]:
-    """(classes, h / 8, w / 8) of an image that fits in memory, computed in tiles: to compare with the whole."""
+    """(classes, h / 8, w / 8) logits of an image that fits in memory, computed in tiles of this side."""
     working = working_size(source.size, network.manifest, size)
-    plan = Plan(source.size, working, (tile,) * len(network.cut.pieces))
+    partition = network.partition
+    plan = Plan(source.size, working, (tile,) * len(partition.segments))
     shape = (network.manifest.model.num_classes, *(side // LOGIT_STRIDE for side in plan.working))
     logits = np.full(shape, np.nan, np.float32)
     with temporary_folder(Path(scratch)) as folder:
         store = Scratch(folder)
         job = Job(network, source, plan, store)
         try:
-            for piece in network.cut.pieces:
-                sums = job.sums(piece.number - 1) if piece.number else None
-                with network.ready(piece, plan.window(piece, 0)) as run:
-                    for at in range(plan.tiles(piece.number)):
-                        if network.cut.attention_behind(piece) is not None:
-                            job.work(run, piece, at, sums)
+            for segment in partition.segments:
+                sums = job.sums_before(segment)
+                with network.ready(segment, plan.window(segment, 0)) as run:
+                    for at in range(plan.tiles(segment.index)):
+                        if partition.attention_after(segment) is not None:
+                            job.work(run, segment, at, sums)
                             continue
-                        core, window = plan.core(piece.number, at), plan.window(piece, at)
+                        core, window = plan.core(segment.index, at), plan.window(segment, at)
                         place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
                         rows, columns = place.inside(outer)
-                        own = job.logits(run, piece, at, sums)[:, rows, columns]
+                        own = job.logits(run, segment, at, sums)[:, rows, columns]
                         logits[:, place.top : place.bottom, place.left : place.right] = own
         finally:
             network.free()
@@ -54,33 +56,45 @@ def tiled_logits(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How tiles and the whole compare on a part of an image that fits in memory.
+    """Differences between tiles and the whole, on a part of an image.
 
     Attributes:
-        part: of the image, as if it were one of its own.
-        difference: largest of the logits', relative to the largest logit.
-        pixels: of the mask that differ.
+        part: the part, which is treated as an image of its own.
+        max_logit_difference: largest difference of logits, relative to the largest logit.
+        different_pixels: number of pixels of the mask that differ.
     """
 
     part: Window
-    difference: float
-    pixels: int
+    max_logit_difference: float
+    different_pixels: int
 
 
-def verify(
-    source: Source, network: Network, segment: Segmenter, scratch: str | os.PathLike[str], side: int = 1024
+def verify_tiles(
+    model: ModelLike, source: ImageLike, *, side: int = 1024, scratch: str | os.PathLike[str] | None = None
 ) -> Agreement:
-    """Compute the middle of an image both ways, in tiles of a quarter of its side and whole.
+    """Segment the middle of an image in tiles and whole, and compare the results.
 
     Args:
-        segment: the same model in the same precision.
+        model, source, scratch: as in `segment_large`.
+        side: largest side of the part, in pixels. A tile's side is a quarter of the part's longer one.
+
+    Raises: EngineError, WeightsError, ImageError, FileError.
     """
-    height, width = (min(side, length) for length in source.size)
-    part = Window((source.size[0] - height) // 2, (source.size[1] - width) // 2, height, width)
-    image, _ = read_window(source, part)
-    whole = Segmenter(segment.engine, "native").logits(image)
+    from evitseg.loading import load
+
+    network = tiled_network(model)
+    folder = Path(tempfile.gettempdir() if scratch is None else scratch)
+    with image_source(source, folder, None, reading_of(model, network)) as (image, _):
+        height, width = (min(side, length) for length in image.size)
+        part = Window((image.size[0] - height) // 2, (image.size[1] - width) // 2, height, width)
+        pixels, _ = read_window(image, part)
+    info = network.info
+    whole_network = load(
+        network.path, engine="openvino", threads=info.threads, precision=network.precision, size="native"
+    )
+    whole = whole_network.logits(pixels)
     tile = max(STRIDE, max(height, width) // 4 // STRIDE * STRIDE)
-    tiles = tiled_logits(ArraySource(image), network, tile, scratch)
+    tiles = tiled_logits(ArraySource(pixels), network, tile, folder)
     masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
     difference = float(np.abs(tiles - whole).max() / np.abs(whole).max())
     return Agreement(part, difference, int((masks[0] != masks[1]).sum()))

@@ -1,4 +1,4 @@
-"""Images that are read, and masks that are written, window by window; and an image at the network's size."""
+"""Windows of an image, damaged parts, and an image resampled to the network's input size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from evitseg.raster.window import Sink as Sink
 from evitseg.raster.window import Source as Source
 
 _FIXED_POINT = 22
-"""Bits after the point of Pillow's weights."""
+"""Fractional bits of Pillow's fixed-point weights."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle."""
+    """A rectangle of pixels or features."""
 
     top: int
     left: int
@@ -40,16 +40,16 @@ class Window:
         return self.height * self.width
 
     def over(self, stride: int) -> Window:
-        """The same place in features of a stride; exact for multiples of it."""
+        """The same rectangle in features of this stride; exact for multiples of the stride."""
         return Window(self.top // stride, self.left // stride, self.height // stride, self.width // stride)
 
     def inside(self, outer: Window) -> tuple[slice, slice]:
-        """Rows and columns of this one in an array that holds the other."""
+        """Rows and columns of this window in an array that holds the outer one."""
         top, left = self.top - outer.top, self.left - outer.left
         return slice(top, top + self.height), slice(left, left + self.width)
 
     def common(self, other: Window) -> Window | None:
-        """What both share."""
+        """The intersection; None if it is empty."""
         top, left = max(self.top, other.top), max(self.left, other.left)
         height, width = min(self.bottom, other.bottom) - top, min(self.right, other.right) - left
         return Window(top, left, height, width) if height > 0 and width > 0 else None
@@ -57,27 +57,30 @@ class Window:
 
 @dataclass(frozen=True)
 class Damage:
-    """A part of the image that could not be read, and why."""
+    """A part of the image that could not be read, with the reason."""
 
     window: Window
     reason: str
 
 
 def whole_rows(tile: tuple[int, int], width: int, pixels: int) -> tuple[int, int]:
-    """A sink's tile, or, if one spans the whole width, as many of them as have about this many pixels."""
+    """A sink's tile; if it spans the whole width, as many tiles as make about this many pixels."""
     down, across = tile
     return tile if across < width else (down * max(1, pixels // (down * width)), width)
 
 
 def tiles_of(size: tuple[int, int], tile: tuple[int, int]) -> Iterator[Window]:
-    """Windows that cover an image, row by row; those at its right and lower border are cut off."""
+    """Windows that cover an image, row by row, cropped at its right and lower border."""
     for top in range(0, size[0], tile[0]):
         for left in range(0, size[1], tile[1]):
             yield Window(top, left, min(tile[0], size[0] - top), min(tile[1], size[1] - left))
 
 
 def read_window(source: Source, window: Window) -> tuple[NDArray[np.uint8], list[Damage]]:
-    """The pixels; where the source is damaged, black, and what is damaged: whole blocks, wherever the window lies."""
+    """The pixels of a window, black where the source is damaged, and the damaged parts.
+
+    A damaged part is a whole block of the source, so that every window reports the same parts.
+    """
     try:
         return source.read(window.top, window.left, window.height, window.width), []
     except ImageError:
@@ -99,7 +102,7 @@ def read_window(source: Source, window: Window) -> tuple[NDArray[np.uint8], list
 
 
 def valid_window(source: Source, window: Window, damages: list[Damage]) -> NDArray[np.bool_] | None:
-    """(height, width), False where the source has no data or is damaged; None where all is valid."""
+    """(height, width), False for pixels without data and damaged ones; None if all are valid."""
     valid = source.valid(window.top, window.left, window.height, window.width)
     hit = [part for damage in damages if (part := damage.window.common(window)) is not None]
     if not hit:
@@ -111,18 +114,18 @@ def valid_window(source: Source, window: Window, damages: list[Damage]) -> NDArr
 
 
 class Resampled:
-    """A source at another size, window by window the very pixels of Pillow's bilinear resize of the whole.
+    """A source at another size. Its windows have exactly the pixels of Pillow's bilinear resize of the whole image.
 
-    Pillow's own resize of a box would do but for its place, which Pillow keeps in float32: some pixels would differ by
-    one. Its arithmetic is simple: rows, then columns, each a sum of 8-bit pixels with weights of 22 bits after the
-    point, rounded to 8 bits. (`precompute_coeffs` in its Resample.c; a test compares them.)
+    Pillow can resize a box of an image, but stores the box in float32, and some pixels would differ by one. Its
+    arithmetic is reproduced instead (`precompute_coeffs` in its Resample.c): rows, then columns, each a sum of 8-bit
+    pixels with fixed-point weights, rounded to 8 bits.
     """
 
     def __init__(self, source: Source, size: tuple[int, int]) -> None:
         self.source, self.size = source, size
 
     def box(self, window: Window) -> Window:
-        """What of the source a window depends on."""
+        """The pixels of the source that a window depends on."""
         (top, _, bottom), (left, _, right) = (
             _taps(own, new, begin, count)
             for own, new, begin, count in zip(
@@ -132,7 +135,7 @@ class Resampled:
         return Window(top, left, bottom - top, right - left)
 
     def read(self, window: Window) -> tuple[NDArray[np.uint8], list[Damage]]:
-        """The window's pixels, and what of the source could not be read for them."""
+        """The pixels of a window, and the damaged parts of the source that they depend on."""
         box = self.box(window)
         image, damages = read_window(self.source, box)
         across = _taps(self.source.size[1], self.size[1], window.left, window.width)[1]
@@ -144,7 +147,7 @@ class Resampled:
         return np.ascontiguousarray(image), damages
 
     def valid(self, window: Window, damages: list[Damage], stride: int) -> NDArray[np.bool_]:
-        """(h / stride, w / stride): whether a cell has any valid pixel."""
+        """(h / stride, w / stride), whether a cell has any valid pixel."""
         cells = window.over(stride)
         (y0, y1), (x0, x1) = (
             (begin * own // new, min(own, -(-end * own // new)))
@@ -163,9 +166,9 @@ class Resampled:
 
 
 def _taps(own: int, new: int, begin: int, count: int) -> tuple[int, tuple[NDArray[np.intp], NDArray[np.int32]], int]:
-    """Where Pillow looks, and with which weights, for some of the pixels along one side.
+    """The source pixels and weights that Pillow uses for `count` pixels from `begin` along one side.
 
-    Returns: the first source pixel, (count, taps) indices from there and weights, and the source pixel after the last.
+    Returns: the first source pixel; (count, taps) indices from there, and weights; the source pixel after the last.
     """
     if own == new:
         return begin, (np.arange(count)[:, None], np.full((count, 1), 1 << _FIXED_POINT, np.int32)), begin + count
@@ -178,7 +181,7 @@ def _taps(own: int, new: int, begin: int, count: int) -> tuple[int, tuple[NDArra
     weights = np.maximum(1 - np.abs((index - center[:, None] + 0.5) * (1 / support)), 0)
     weights[index >= high[:, None]] = 0
     total = np.zeros((count, 1))
-    for tap in range(weights.shape[1]):  # one after the other, as Pillow adds them
+    for tap in range(weights.shape[1]):  # in the order in which Pillow adds them
         total[:, 0] += weights[:, tap]
     fixed = (0.5 + weights / total * (1 << _FIXED_POINT)).astype(np.int32)
     first, last = int(low[0]), int(high[-1])

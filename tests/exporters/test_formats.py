@@ -215,7 +215,7 @@ def test_what_cannot_be_is_a_sentence(
     bundled: tuple[EfficientViT, Manifest], model_files: dict[str, Path], tmp_path: Path
 ) -> None:
     needs_format(*DEVICES)
-    with pytest.raises(ExportError, match=r"one size; say which .*such as 704x1280"):
+    with pytest.raises(ExportError, match=r"one size; give it .*such as 704x1280"):
         export(bundled, "litert", tmp_path / "m.tflite")
     with pytest.raises(ConfigError, match="128x192 fits"):
         export(bundled, "litert", tmp_path / "m.tflite", size=(130, 190))

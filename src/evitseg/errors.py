@@ -70,7 +70,7 @@ class EngineError(EvitsegError):
 
 
 class ExportError(EvitsegError):
-    """A conversion that failed, or an exported model that disagrees with its checkpoint."""
+    """A conversion failed, or an exported model disagrees with its checkpoint."""
 
 
 class MissingPackageError(EvitsegError):

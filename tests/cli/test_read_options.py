@@ -87,10 +87,10 @@ def test_check_warns_of_every_file_once_and_the_options_answer_it(data: Path) ->
     result = CliRunner().invoke(app, ["check", str(data), "--workers", "1"])
     assert result.exit_code == 0, result.output
     told = re.findall(r"warning: .*?(\d)\.tif: (.*)", result.stderr)
-    assert [(name, why.startswith("bands 1, 2 and 3 of 4")) for name, why in sorted(told)] == [
-        (str(n), is_bands) for n in range(4) for is_bands in (True, False)
+    assert [(name, "bands 1, 2 and 3 of 4" in why) for name, why in sorted(told)] == [
+        (str(n), is_bands) for n in range(4) for is_bands in (False, True)
     ]
-    assert all("--range" in why for _, why in told if not why.startswith("bands"))
+    assert all("--range" in why for _, why in told if "bands" not in why)
     result = CliRunner().invoke(app, ["check", str(data), "--workers", "1", "--bands", "3,2,1", "--range", "0,4095"])
     assert result.exit_code == 0
     assert "warning" not in result.stderr

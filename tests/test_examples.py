@@ -18,7 +18,7 @@ SMALLER = {
     "number < 32": "number < 8",
     "val/32.png": "val/08.png",
     'convert("RGB"))': 'convert("RGB").resize((160, 96)))',
-    "network, 1024)": "network, 64)",
+    "window=1024": "window=64",
     '(360, 720, "native")': "(64,)",
 }
 NEEDS = {

@@ -234,7 +234,7 @@ def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
     assert "0000002.png: an empty file" in run.left_out[0]
     for path in (data / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="no usable pair to train on"):
+    with pytest.raises(DatasetError, match="no pair can be used"):
         fit(data, SMALL, tmp_path / "again")
 
 

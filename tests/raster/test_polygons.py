@@ -19,6 +19,7 @@ from evitseg.cli import app
 from evitseg.errors import ConfigError, ImageError
 from evitseg.labels import load_labels, numbered
 from evitseg.raster import mask_bands, open_mask_writer, open_raster
+from evitseg.raster import polygons as module
 from evitseg.raster.polygons import polygonize, whole_regions
 from tests.raster.samples import AREAS, CAMVID, THREE, drawn, georeferenced_mask, geotiff
 
@@ -27,7 +28,7 @@ from tests.raster.samples import AREAS, CAMVID, THREE, drawn, georeferenced_mask
 def test_polygons_have_the_areas_that_are_counted_by_hand(
     band_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * 80)
+    monkeypatch.setattr(module, "BAND_BYTES", band_rows * 80)
     Image.fromarray(drawn()).save(tmp_path / "m.png")
     written = polygonize(tmp_path / "m.png", tmp_path / "out/p.geojson", THREE)
     assert written.in_pixels
@@ -51,7 +52,7 @@ def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch
     for number in range(12):
         mask = rng.choice([0, 1, 2, 255], rng.integers(1, 30, 2), p=[0.5, 0.3, 0.1, 0.1]).astype(np.uint8)
         mask = np.kron(mask, np.ones((1 + number % 3, 1 + number % 2))).astype(np.uint8)
-        monkeypatch.setattr(mask_bands, "BAND_BYTES", band_rows * mask.shape[1])
+        monkeypatch.setattr(module, "BAND_BYTES", band_rows * mask.shape[1])
         view = mask_bands.MaskBands("m", mask.shape, lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
         found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
         whole = list(shapes(mask, mask=mask < 3, connectivity=4))

@@ -18,8 +18,6 @@ from evitseg.raster.gdal import environment, import_rasterio, quiet_open
 from evitseg.raster.mask_values import code_of
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
 
-BAND_BYTES = 8 * 2**20
-
 
 @dataclass(frozen=True)
 class MaskBands:

@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 from evitseg.errors import ConfigError, ImageError, unknown
 from evitseg.labels import LabelSpace, by_index
 from evitseg.raster.gdal import import_rasterio
-from evitseg.raster.mask_bands import BAND_BYTES, MaskBands, open_mask
+from evitseg.raster.mask_bands import MaskBands, open_mask
 from evitseg.raster.mask_values import DistinctValues, class_indices, code_of, color_of
 from evitseg.raster.vector_files import ENDINGS, Ring, Rings, doubled_area, geojson, geopackage
+
+BAND_BYTES = 8 * 2**20
+"""Size of a band of rows of the mask; one band at a time is in memory."""
 
 
 @dataclass(frozen=True)

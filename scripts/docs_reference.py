@@ -23,7 +23,10 @@ GROUPS = {
     ],
     "Video": ["segment_video", "write_video"],
     "Data and evaluation": ["find_dataset", "find_pairs", "Dataset", "Pair", "evaluate", "PredictedMasks", "Report"],
-    "Training and export": ["TrainConfig", "fit", "export"],
+    "Training and export": [
+        "TrainConfig", "DataConfig", "AugmentConfig", "OptimConfig", "AverageConfig", "LossConfig", "DistillConfig",
+        "fit", "export",
+    ],
     "Networks in PyTorch": ["build", "load_official", "load_checkpoint", "save_checkpoint"],
     "Cluster": ["cluster"],
     "Errors": [

@@ -454,7 +454,7 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
         (("--context", "street.jpg", "--region", "1,2,3,4"), 1, "not a context file"),
         (("--exact", "--engine", "onnxruntime"), 2, "needs the openvino engine"),
         (("--context-window", "5"), 1, "give at least 96"),
-        (("--exact", "--model", "b0-cityscapes"), 1, "export one"),
+        (("--exact", "--model", "b0-cityscapes"), 1, "export the model first"),
     ],
 )
 def test_what_cannot_be_done_exactly_is_said(

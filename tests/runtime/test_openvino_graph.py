@@ -36,7 +36,7 @@ BUNDLED = bundled_models()["b0-camvid"]
 def small_images_have_graphs_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here are graphs for a size, on images of few pixels."""
     if "share_a_graph" not in request.node.name:
-        monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 0, raising=False)
+        monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 0)
 
 
 def model_file(model: EfficientViT, path: Path, weights: str = "float32") -> Path:
@@ -174,12 +174,12 @@ def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mask_does_not_depend_on_what_was_segmented_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 96 * 96, raising=False)
-    monkeypatch.setattr(openvino_engine, "ROOM_PIXELS", 2**14, raising=False)  # of what was there before
+    monkeypatch.setattr(openvino_engine, "OWN_GRAPH_PIXELS", 96 * 96)
     sizes = [(64, 64), (96, 96), (64, 96), (128, 96), (128, 128), (64, 64), (96, 160), (128, 128), (64, 128)]
     images = [noise(*size) for size in sizes]
-    engine = OpenVinoEngine(BUNDLED, "float32")
-    monkeypatch.setattr(engine, "_room", 0, raising=False)  # every graph takes the place of the one before
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "GRAPHS_BYTES", 0)  # every graph takes the place of the one before
+        engine = OpenVinoEngine(BUNDLED, "float32")
     once = [engine(image) for image in images]
     resumed = OpenVinoEngine(BUNDLED, "float32")
     for image, expected in reversed([*zip(images, once, strict=True)]):

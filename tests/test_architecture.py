@@ -9,6 +9,7 @@ from evitseg.architecture import (
     Backbone,
     ClassificationHead,
     ModelConfig,
+    SegmentationHead,
     cost,
     model_config,
 )
@@ -67,13 +68,15 @@ def test_any_backbone_goes_with_any_head() -> None:
     needs("torch")
     import torch
 
-    from evitseg.model.network import EfficientViT
+    from evitseg.model.network import EfficientViTBackbone, SegmentationNetworkHead
 
-    for backbone in BACKBONES:
-        for head in ("b0-cityscapes", "b1-ade20k", "l1-cityscapes", "l2-ade20k"):
-            config = model_config(backbone, 5, head)
-            with torch.device("meta"):
-                assert EfficientViT(config)(torch.empty(1, 3, 64, 96)).shape == (1, 5, 8, 12)
+    with torch.device("meta"):
+        for backbone in BACKBONES:
+            features = EfficientViTBackbone(BACKBONES[backbone])(torch.empty(1, 3, 64, 96))
+            for head in ("b0-cityscapes", "b1-ade20k", "l1-cityscapes", "l2-ade20k"):
+                config = model_config(backbone, 5, head)
+                assert isinstance(config.head, SegmentationHead)
+                assert SegmentationNetworkHead(config.head, config.backbone)(features).shape == (1, 5, 8, 12)
 
 
 def test_numbers_that_cannot_work_are_refused() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.optional import needs
 
@@ -32,25 +34,46 @@ MIN_EQUAL = {"float16": 0.995, "bfloat16": 0.97}
 MAX_DROP = {"float16": 0.1, "bfloat16": 0.5}
 
 
-@pytest.mark.parametrize("precision", MIN_EQUAL)
-def test_half_precision_gives_finite_logits_and_nearly_the_same_masks(
-    precision: str, b0_checkpoint: Path, shared: Callable[[str], Path]
-) -> None:
-    preprocess = Preprocess(720)
-    model, manifest = load_checkpoint(b0_checkpoint, preprocess=preprocess)
-    engines = [TorchEngine(model, manifest, kind) for kind in ("float32", precision)]  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Sample:
+    """An image as the network takes it, its truth, and the logits in float32."""
+
+    image: NDArray[np.uint8]
+    truth: NDArray[np.integer]
+    logits: NDArray[np.float32]
+
+
+PREPROCESS = Preprocess(720)
+
+
+@pytest.fixture(scope="module")
+def samples(b0_checkpoint: Path, shared: Callable[[str], Path]) -> list[Sample]:
+    """Every fourth image of CamVid's test set."""
+    engine = TorchEngine(*load_checkpoint(b0_checkpoint, preprocess=PREPROCESS), "float32")
     labels = load_labels("camvid")
-    confusions, equal = np.zeros((2, 11, 11), np.int64), []
+    found = []
     for path in sorted((shared("data/camvid") / "test").iterdir())[::4]:
         truth = read_truth(shared("data/camvid") / "testannot" / f"{path.stem}.png", labels)
-        image = preprocess.apply(read_image(path))
+        image = PREPROCESS.apply(read_image(path))
+        found.append(Sample(image, truth, engine(image[None])[0]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", MIN_EQUAL)
+def test_half_precision_gives_finite_logits_and_nearly_the_same_masks(
+    precision: str, b0_checkpoint: Path, samples: list[Sample]
+) -> None:
+    engine = TorchEngine(*load_checkpoint(b0_checkpoint, preprocess=PREPROCESS), precision)  # type: ignore[arg-type]
+    ignored = load_labels("camvid").ignore_index
+    confusions, equal = np.zeros((2, 11, 11), np.int64), []
+    for sample in samples:
         masks = []
-        for confusion, engine in zip(confusions, engines, strict=True):
-            logits = engine(image[None])[0]
+        for confusion, logits in zip(confusions, (sample.logits, engine(sample.image[None])[0]), strict=True):
             assert np.isfinite(logits).all()
             masks.append(argmax_upsampled(logits, (360, 480)))
             mask = argmax_upsampled(np.stack([logits[group].max(0) for group in CAMVID_CLASSES]), (360, 480))
-            confusion += confusion_matrix(truth, mask, 11, labels.ignore_index)
+            confusion += confusion_matrix(sample.truth, mask, 11, ignored)
         equal.append((masks[0] == masks[1]).mean())
     assert len(equal) == 59
     assert np.mean(equal) >= MIN_EQUAL[precision]

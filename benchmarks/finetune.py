@@ -1,12 +1,12 @@
-"""Where fine-tuning starts and ends, by images, classes, epochs and start, into results/finetune.json.
+"""mIoU before and after fine-tuning, by images, classes, epochs and start; writes results/finetune.json.
 
-    python benchmarks/finetune.py CAMVID PUBLISHED --work FOLDER            every run that results/finetune.json lacks
-    python benchmarks/finetune.py CAMVID PUBLISHED --work FOLDER --only 60  those with this in their names
+    python benchmarks/finetune.py CAMVID PUBLISHED --work FOLDER            every run missing in results/finetune.json
+    python benchmarks/finetune.py CAMVID PUBLISHED --work FOLDER --only 60  only runs with this text in their names
 
-All runs use the defaults of `evitseg train` but for what the table says. The images are spread evenly over CamVid's
-train split without sequence 0006R0 and the last 20 frames of 0001TP (246; 300 takes 54 of val); every run is measured
-on 60 of the frames that were left out. The bundled model was trained on those, so its runs are measured on 60 images of
-CamVid's test split. Long runs are measured about five times.
+All settings not in the table are the defaults of `evitseg train`. The training images are spread evenly over CamVid's
+train split without sequence 0006R0 and the last 20 frames of 0001TP (246 images; runs with 300 add 54 of val). Runs are
+evaluated on 60 of the frames left out, but those of the bundled model, which was trained on them, on 60 images of the
+test split. Long runs are evaluated about five times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from contest import RESULTS
 
 from evitseg.labels import load_labels
 from evitseg.system.files import replacing
-from evitseg.train import Run, TrainConfig, fit
+from evitseg.train import DataConfig, OptimConfig, Run, TrainConfig, fit
+from evitseg.train.settings import read_config
 
 HELD_OUT = 60
 OTHER = {
@@ -44,7 +45,7 @@ class Case:
     """One run.
 
     Attributes:
-        start: "published" with its classes named in classes_from, "published, by name" without, "bundled" or "none".
+        start: "published" (with matching classes in classes_from), "published, by name" (without), "bundled" or "none".
     """
 
     images: int
@@ -91,7 +92,7 @@ def spread(frames: list[Path], count: int) -> list[Path]:
 
 
 def make_data(camvid: Path, case: Case, folder: Path) -> Path:
-    """The case's images and masks as the SegNet tutorial arranges them, with labels.json where classes are merged."""
+    """Write the case's images and masks in the layout of the SegNet tutorial; labels.json if classes are merged."""
     root = folder / f"data-{case.images}-{case.classes}-{'test' if case.start == 'bundled' else 'fold'}"
     if (root / "ready").exists():
         return root
@@ -142,23 +143,26 @@ def classes_from(case: Case) -> dict[str, tuple[str, ...]]:
 
 def run(case: Case, camvid: Path, published: Path, folder: Path) -> tuple[Run, dict[str, object]]:
     starts = {"bundled": "b0-camvid", "none": "none"}
-    norm: dict[str, Any] = {} if case.freeze_norm is None else {"freeze_norm": case.freeze_norm}
+    optim = OptimConfig() if case.freeze_norm is None else OptimConfig(freeze_norm=case.freeze_norm)
     config = TrainConfig(
-        start=starts.get(case.start, str(published)), classes_from=classes_from(case), epochs=case.epochs, workers=0,
-        measure_every=max(1, case.epochs // 5), **norm,
+        start=starts.get(case.start, str(published)), classes_from=classes_from(case), epochs=case.epochs,
+        eval_interval=max(1, case.epochs // 5), data=DataConfig(workers=0), optim=optim,
     )  # fmt: skip
     out = folder / "runs" / case.name.replace(", ", "-").replace(" ", "_")
     done = fit(make_data(camvid, case, folder), config, out, resume=(out / "state.pt").exists())
     content = json.loads((out / "config.json").read_text())
-    return done, {name: content["settings"][name] for name in content["chosen"]} | {"steps": content["steps"]}
+    settings = read_config(out).flat()
+    return done, {key: settings[key] for key in content["chosen"]} | {"steps": content["steps"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("camvid", type=Path, help="as the SegNet tutorial arranges it")
-    parser.add_argument("published", type=Path, help="the published B0 of Cityscapes")
-    parser.add_argument("--work", type=Path, required=True, help="for data and runs; a stopped one continues")
-    parser.add_argument("--only", default="", help="part of the names of the runs to do")
+    parser.add_argument("camvid", type=Path, help="CamVid in the layout of the SegNet tutorial")
+    parser.add_argument("published", type=Path, help="published B0 weights of Cityscapes")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for data and runs; interrupted runs are resumed"
+    )
+    parser.add_argument("--only", default="", help="text in the names of the runs to do")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,11 +1,11 @@
-"""How fast a training step is, against the loop one would write first, and what each change gives.
+"""Speed of a training step, compared with a straightforward loop, and what each change contributes.
 
-    python benchmarks/training.py                      measure, turn by turn, and write results/training.json
+    python benchmarks/training.py                      measure in alternating rounds, and write results/training.json
     python benchmarks/training.py --batch 16 --threads 4
 
-The usual loop: batches in PyTorch's own layout, logits up-sampled in full, cross-entropy, AdamW. Ours is what
-`evitseg train` does; between them each change is added to the ones before. All have the same network, images, loss
-and optimiser; nothing is read from disk. What reading costs beside it is measured at the end.
+The usual loop has batches in PyTorch's default layout, fully up-sampled logits, cross-entropy and AdamW. Each
+contestant adds one change to the one before; "ours" is what `evitseg train` does. All have the same network, images,
+loss and optimizer, and read nothing from disk. The time to load a crop is measured separately at the end.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from evitseg.data.lists import Pair
 from evitseg.labels import numbered
 from evitseg.model.network import build
+from evitseg.train.allocator import keep_freed_memory
+from evitseg.train.batches import Batches, Crops, batch_keys
 from evitseg.train.config import TrainConfig
-from evitseg.train.data import Batches, Crops, batches
 from evitseg.train.losses import Objective
-from evitseg.train.memory import keep_freed_memory
-from evitseg.train.network import Trained, channels_last
+from evitseg.train.wrapper import TrainingWrapper, channels_last
 
 CLASSES = 11
 CONTESTANTS = {
@@ -47,7 +47,7 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = Trained(build("b0", CLASSES), auxiliary=False).to(device)
+    trained = TrainingWrapper(build("b0", CLASSES), auxiliary=False).to(device)
     images = torch.randint(0, 256, (batch, 3, *crop), dtype=torch.uint8, device=device)
     truth = torch.randint(0, CLASSES, (batch, *crop), device=device)
     if "memory" in parts:
@@ -55,9 +55,9 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
     if "layout" in parts:
         trained = channels_last(trained, device)
         images = images.to(memory_format=torch.channels_last)
-    config = TrainConfig(crop=crop, batch=batch, loss_stride=2 if "stride" in parts else 1)
+    config = TrainConfig(batch_size=batch).updated({"data.crop": crop, "loss.stride": 2 if "stride" in parts else 1})
     weights = torch.ones(CLASSES, device=device)
-    objective = Objective(config, weights, 255)
+    objective = Objective(config.loss, config.distill, weights, 255)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4)
     trained.train()
 
@@ -82,18 +82,18 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
 
 
 def reading_ms(crop: tuple[int, int]) -> float:
-    """One piece of a 640×480 photograph with its mask, decoded, scaled and changed, in one process."""
+    """Time to load a training crop from a 640×480 photograph and its mask, in one process."""
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).resize((640, 480))
     with tempfile.TemporaryDirectory() as folder:
         pair = Pair(Path(folder) / "image.jpg", Path(folder) / "mask.png")
         smooth.save(pair.image, quality=95)
         Image.fromarray(rng.integers(0, CLASSES, (30, 40)).astype(np.uint8)).resize((640, 480), 0).save(pair.mask)
-        config = TrainConfig(crop=crop, workers=0)
-        keys = batches(config, 64, 0)
+        config = TrainConfig().updated({"data.crop": crop, "data.workers": 0, "augment.scale": (0.5, 2.0)})
+        keys = batch_keys(64, 8, 0, 0)
         crops = Crops([pair] * 64, numbered(CLASSES), config)
         start = time.perf_counter()
-        for _ in Batches(crops, config).read(keys):
+        for _ in Batches(crops, workers=0).read(keys):
             pass
         return (time.perf_counter() - start) / 64 * 1000
 
@@ -118,7 +118,7 @@ def main() -> None:
         "batch": arguments.batch, "crop": crop, "threads": arguments.threads, "reading_a_piece_ms": reading_ms(crop),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }  # fmt: skip
-    print(f"reading a piece: {settings['reading_a_piece_ms']:.1f} ms in one process")
+    print(f"loading a crop: {settings['reading_a_piece_ms']:.1f} ms in one process")
     report("training", settings, results, reference="usual loop")
 
 

@@ -1,9 +1,9 @@
-"""Make the bundled model: export our checkpoint, measure it on CamVid test, write the file and its card.
+"""Make the bundled model: export a checkpoint, evaluate it on CamVid's test split, and write the model and its card.
 
     python scripts/bundle.py CHECKPOINT CAMVID
-    python scripts/bundle.py --measure CAMVID    measure the exported model again, with what this processor computes
+    python scripts/bundle.py --measure CAMVID    evaluate the present model again, in every precision of this CPU
 
-The card and the manifest contain the same numbers, measured with the runtime as `evitseg predict` uses it.
+The card and the manifest hold the same numbers, measured with the runtime as `evitseg eval` measures them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from textwrap import fill as _fill
 
 from evitseg.bundled import DEFAULT_MODEL
-from evitseg.data.lists import Pair
 from evitseg.engine import PRECISIONS, Precision
-from evitseg.errors import EngineError
+from evitseg.errors import DatasetError, EngineError
 from evitseg.evaluation.evaluate import evaluate
 from evitseg.exporters.export import export
 from evitseg.exporters.onnx import set_onnx_manifest
@@ -34,8 +33,8 @@ TRAINING = Training(
     data="CamVid train+val, 468 images (Brostow et al. 2009), from published weights trained on Cityscapes "
     "(Cordts et al. 2016) and ImageNet-1k",
     licence="Apache-2.0; CamVid and Cityscapes were published for research, and Cityscapes asks for non-commercial use",
-    recipe="the mean of two runs from the published B0 (`evitseg train`, recipes camvid-transfer and "
-    "camvid-transfer-taught, seeds 1 and 2), each with two tenths of the published weights mixed in; docs/results.md",
+    recipe="the average of two runs from the published B0 (`evitseg train`, recipes camvid-transfer and "
+    "camvid-transfer-distilled, seeds 1 and 2), each mixed with 0.2 of the published weights; docs/results/camvid.md",
 )
 PREPROCESS = Preprocess(short_side=720, max_enlarge=2.0)
 PROTOCOL = "11 classes, void not counted, one confusion matrix over the split, whole image, single scale, no flip"
@@ -45,25 +44,27 @@ def fill(text: str) -> str:
     return _fill(text, 118)
 
 
-def measure(model_file: Path, camvid: Path, precision: Precision) -> Accuracy:
-    """The accuracy on CamVid test, measured with the runtime."""
-    segment = load(model_file, precision=precision)
-    images = sorted((camvid / "test").iterdir())
-    pairs = [Pair(image, camvid / "testannot" / f"{image.stem}.png") for image in images]
-    report = evaluate(segment, pairs, segment.labels)
-    info = segment.info
+def measure(model: Path, camvid: Path, precision: Precision) -> Accuracy:
+    """Accuracy on CamVid's test split with the runtime, as `evitseg eval` measures it."""
+    segment = load(model, precision=precision)
+    report = evaluate(segment, camvid, split="test")
+    if report.skipped:
+        raise DatasetError(report.skipped[0])
+    names = segment.labels.names
     return Accuracy(
         data="CamVid test, 480×360",
         protocol=PROTOCOL,
         miou=round(100 * report.miou, 2),
-        iou={name: round(100 * float(value), 2) for name, value in zip(report.labels.names, report.iou, strict=True)},
+        iou={name: round(100 * value, 2) for name, value in zip(names, report.iou.tolist(), strict=True)},
         images=len(report.images),
-        settings={"engine": info.engine, "precision": info.precision, "processor": info.device},
-    )
+        settings={
+            "engine": segment.info.engine, "precision": segment.info.precision, "processor": segment.info.device,
+        },
+    )  # fmt: skip
 
 
 def card(manifest: Manifest, size_bytes: int) -> str:
-    """The model card, made from the manifest."""
+    """The model card, from the manifest."""
     accuracy = manifest.accuracy[0]
     header = " | ".join(measured.settings["precision"] for measured in manifest.accuracy)
     rows = "\n".join(
@@ -79,7 +80,7 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 {manifest.cost.parameters / 1e6:.2f} M parameters, {manifest.cost.macs(1024, 2048) / 1e9:.1f} G multiply-adds at
 1024×2048; {size_bytes / 1e6:.1f} MB, weights stored as {manifest.weights}.
 
-## Training
+## Training data
 
 {fill(manifest.training.data)}.
 
@@ -88,46 +89,45 @@ EfficientViT-B0 for street scenes, {len(manifest.labels.classes)} classes:
 ## Accuracy
 
 {accuracy.data}, {accuracy.images} images: {accuracy.protocol}.
-Measured on the masks that this package writes, with {accuracy.settings["engine"]} on {processors};
-IoU in percent by precision of the arithmetic. The default is bfloat16 if the processor supports it, otherwise the
-engine's own choice. The weights are stored as float32 because float16 weights cost an earlier model 0.1 points in
-bfloat16 arithmetic.
+IoU in percent by numerical precision, of the masks that this package writes with {accuracy.settings["engine"]} on
+{processors}. The default is bfloat16 if the CPU supports it, else the engine's choice. The weights are stored as
+float32 because float16 cost an earlier model 0.1 points in bfloat16 arithmetic.
 
 | class | {header} |
 | --- |{" --- |" * len(manifest.accuracy)}
 {rows}
 | **mean** | {means} |
 
-The recipe was chosen on training images held out, not on this split (`docs/results/camvid.md`). The working size was
+The recipe was chosen on held-out training images, not on this split (`docs/results/camvid.md`). The working size was
 chosen on this split with an earlier model, between sizes that differ by a few tenths of a point
 (`docs/results/working-size.md`).
 
 ## Limits
 
-- The training images show streets from a vehicle, in daylight, in one English city and, through the published
-  weights, in 50 German and neighbouring cities. They show no night, rain, snow, indoor scene, aerial view or other
-  continent.
-- Thin and rare classes are its weakness: see pole and sign in the table. It distinguishes pavement from road by the
-  kerb; a coloured cycle lane or a paved crossing may become either.
-- There is no class for "something else": every pixel becomes one of the {len(manifest.labels.classes)} classes. An
-  animal, a bin or a pram gets the class that looks most similar.
-- Do not use it for anything where a wrong pixel can harm somebody.
+- The training images show streets from a vehicle in daylight, in one English city and, through the published weights,
+  in 50 German and neighbouring cities. The model is untested at night, in rain or snow, indoors, from above, and on
+  other continents.
+- Thin and rare objects are its weakness: see pole and sign in the table. It distinguishes pavement from road by the
+  kerb, so a coloured cycle lane or a paved crossing may become either.
+- There is no class for other objects: every pixel becomes one of the {len(manifest.labels.classes)} classes. An animal,
+  a bin or a pram gets the most similar class.
+- Do not use it where a wrong pixel can hurt somebody.
 
 ## Licence
 
 {fill(manifest.training.licence)}. The images are not part of this package.
 
-`scripts/bundle.py` writes this card from the manifest inside the exported model (`evitseg info {manifest.name}`).
+`scripts/bundle.py` generates this card from the manifest of the model (`evitseg info {manifest.name}`).
 """
 
 
-def measured(model_file: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
-    """The accuracy in every precision; precisions that this processor lacks keep their old numbers."""
+def measure_all(model: Path, camvid: Path, before: tuple[Accuracy, ...]) -> tuple[Accuracy, ...]:
+    """Accuracy in every precision; the previous value for a precision that this CPU does not support."""
     found = {accuracy.settings["precision"]: accuracy for accuracy in before}
     for precision in PRECISIONS:
         if precision != "auto":
             try:
-                found[precision] = measure(model_file, camvid, precision)
+                found[precision] = measure(model, camvid, precision)
             except EngineError as error:
                 print(f"not measured: {error}")
     return tuple(found[precision] for precision in PRECISIONS if precision in found)
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("camvid", type=Path, help="folder with test/ and testannot/")
-    parser.add_argument("--measure", action="store_true", help="keep the exported model, and measure it again")
+    parser.add_argument("--measure", action="store_true", help="only evaluate the present model again")
     arguments = parser.parse_args()
     path, before = FOLDER / f"{DEFAULT_MODEL}.onnx", tuple[Accuracy, ...]()
     if arguments.measure:
@@ -146,7 +146,7 @@ def main() -> None:
     else:
         checkpoint = load_checkpoint(arguments.checkpoint, load_labels("camvid"), PREPROCESS)
         path, manifest = export(checkpoint, "onnx", path, name=DEFAULT_MODEL, training=TRAINING)
-    manifest = replace(manifest, accuracy=measured(path, arguments.camvid, before))
+    manifest = replace(manifest, training=TRAINING, accuracy=measure_all(path, arguments.camvid, before))
     set_onnx_manifest(path, manifest)
     with replacing(FOLDER / f"{DEFAULT_MODEL}.md") as file:
         file.write(card(manifest, path.stat().st_size).encode())

@@ -563,7 +563,7 @@ def run_trees() -> list[Tree]:
                 raise StopError
 
         with contextlib.suppress(StopError), _inside(place):
-            config = TrainConfig(**RUN)
+            config = TrainConfig().updated(RUN)
             fit("data", config, "run", watch=watch)
         for path in sorted((place / "run").iterdir()):
             if path.is_file() and path.stat().st_size < 50 * 2**20:
@@ -571,7 +571,7 @@ def run_trees() -> list[Tree]:
     return [tree]
 
 
-RUN: dict[str, Any] = {"epochs": 2, "batch": 2, "crop": (32, 32), "workers": 0, "save_every": 1, "variant": "b0"}
+RUN: dict[str, Any] = {"epochs": 2, "batch_size": 2, "data.crop": (32, 32), "data.workers": 0, "save_interval": 1}
 
 
 def run_run(place: Path) -> None:
@@ -579,7 +579,7 @@ def run_run(place: Path) -> None:
 
     with _inside(place):
         each(
-            lambda: fit("data", TrainConfig(**RUN), "run", resume=True),
+            lambda: fit("data", TrainConfig().updated(RUN), "run", resume=True),
             lambda: command(["info", "run"]),
             lambda: command(["train", "data", "--out", "run", "--resume"]),
         )
@@ -598,7 +598,7 @@ def command_trees() -> list[Tree]:
         ["predict", "a.png", "--sliding-window", "64", "--scratch", ".", "--polygons", "p.geojson", "--out", "o.png"],
         ["predict", "a.png", "--bands", "3,2,1", "--range", "0,4095", "--page", "1", "--out", "o", "--skip-existing"],
         ["check", "data", "--labels", "camvid", "--sheet", "s.png"],
-        ["train", "none", "--out", "r", "--epochs", "1", "--crop", "32x32", "--set", "rotate=10", "--batch", "1"],
+        ["train", "none", "--out", "r", "--epochs", "1", "--crop", "32x32", "--set", "seed=10", "--batch", "1"],
         ["eval", "none", "--model", "b0-cityscapes", "--split", "val"],
         ["export", "none.pt", "--to", "onnx", "--out", "x.onnx", "--size", "64x64"],
         ["polygons", "mask.png", "--out", "o.geojson", "--labels", "camvid", "--simplify", "1.5"],

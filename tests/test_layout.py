@@ -26,7 +26,6 @@ SAME_NAME = {
     "verify": "of tiles; of exported models",
     # To be renamed:
     "engine": "",
-    "state": "",
 }
 """Names that several modules have, with what each is about."""
 SAME_CLASS: dict[str, str] = {}

@@ -59,6 +59,12 @@ if TYPE_CHECKING:
     from evitseg.tiling.sliding_window import sliding_window as sliding_window
     from evitseg.tiling.stream import segment_large as segment_large
     from evitseg.tiling.verify import verify_tiles as verify_tiles
+    from evitseg.train import AugmentConfig as AugmentConfig
+    from evitseg.train import AverageConfig as AverageConfig
+    from evitseg.train import DataConfig as DataConfig
+    from evitseg.train import DistillConfig as DistillConfig
+    from evitseg.train import LossConfig as LossConfig
+    from evitseg.train import OptimConfig as OptimConfig
     from evitseg.train import TrainConfig as TrainConfig
     from evitseg.train import fit as fit
     from evitseg.video.segment import segment_video as segment_video
@@ -91,7 +97,9 @@ _MODULES = {
     "evitseg.tiling.sliding_window": ("sliding_window",),
     "evitseg.tiling.stream": ("segment_large",),
     "evitseg.tiling.verify": ("verify_tiles",),
-    "evitseg.train": ("TrainConfig", "fit"),
+    "evitseg.train": (
+        "AugmentConfig", "AverageConfig", "DataConfig", "DistillConfig", "LossConfig", "OptimConfig", "TrainConfig", "fit",
+    ),
     "evitseg.video.segment": ("segment_video", "write_video"),
 }  # fmt: skip
 """Every public name and its module, which is imported when the name is first used.

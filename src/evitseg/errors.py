@@ -18,6 +18,10 @@ class EvitsegWarning(UserWarning):
     """A file was read, but perhaps not as its owner meant it; the command line prints the message once."""
 
 
+class EvitsegDeprecationWarning(EvitsegWarning, DeprecationWarning):
+    """An old name that still works, and the name that replaces it. Python hides it outside `__main__` and tests."""
+
+
 _suppressed: ContextVar[bool] = ContextVar("suppressed", default=False)
 
 
@@ -25,6 +29,11 @@ def warn(sentence: str, stacklevel: int = 2) -> None:
     """Issue an `EvitsegWarning`, unless `without_warnings` suppresses it."""
     if not _suppressed.get():
         warnings.warn(sentence, EvitsegWarning, stacklevel=stacklevel + 1)
+
+
+def warn_deprecated(sentence: str, stacklevel: int = 2) -> None:
+    """Warn that a name is deprecated, attributing the warning to the caller `stacklevel` frames up."""
+    warnings.warn(sentence, EvitsegDeprecationWarning, stacklevel=stacklevel + 1)
 
 
 @contextmanager

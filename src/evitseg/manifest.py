@@ -13,6 +13,7 @@ from evitseg.errors import ConfigError
 from evitseg.image import ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.preprocess import Preprocess
+from evitseg.system.json_types import exactly, strict_converter
 
 if TYPE_CHECKING:
     import cattrs
@@ -195,11 +196,7 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _converter() -> cattrs.Converter:
-    import cattrs
-
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind in (int, float, str, bool):
-        converter.register_structure_hook(kind, _exactly)
+    converter = strict_converter().copy()
     converter.register_structure_hook(ReadOptions, _reading)
     return converter
 
@@ -210,20 +207,11 @@ def _reading(value: Any, kind: type) -> ReadOptions:
     bands, page = value.get("bands"), value.get("page")
     value_range: Any = value.get("value_range")
     if bands is not None:
-        bands = tuple(_exactly(number, int) for number in bands)
+        bands = tuple(exactly(number, int) for number in bands)
     if value_range is not None and not isinstance(value_range, str):
         low, high = value_range
-        value_range = _exactly(low, float), _exactly(high, float)
+        value_range = exactly(low, float), exactly(high, float)
     try:
-        return ReadOptions(bands, value_range, None if page is None else _exactly(page, int))
+        return ReadOptions(bands, value_range, None if page is None else exactly(page, int))
     except ConfigError as error:
         raise ValueError(str(error)) from error
-
-
-def _exactly(value: Any, kind: type) -> Any:
-    """The value if it has exactly this type, or an int for a float. Raises: TypeError for another."""
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    raise TypeError(f"{value!r} is not a {kind.__name__}")

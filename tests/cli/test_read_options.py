@@ -51,9 +51,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = TrainConfig(
-        bands="3,2,1", value_range="0,4095", epochs=1, batch=3, crop=(64, 64), workers=0, start="none"
-    )  # fmt: skip
+    config = TrainConfig(epochs=1, batch_size=3, start="none").updated(
+        {"data.bands": "3,2,1", "data.value_range": "0,4095", "data.crop": (64, 64), "data.workers": 0}
+    )
     return fit(data, config, tmp_path_factory.mktemp("run") / "run").folder
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 from evitseg.train import TrainConfig
 
-SMALL = TrainConfig(epochs=2, batch=4, crop=(64, 64), scale=(0.8, 1.2), workers=0)
+SMALL = TrainConfig(epochs=2, batch_size=4).updated(
+    {"data.crop": (64, 64), "augment.scale": (0.8, 1.2), "data.workers": 0}
+)
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

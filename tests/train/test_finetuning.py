@@ -24,8 +24,8 @@ from evitseg.loading import load
 from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
 from evitseg.model.network import EfficientViT
 from evitseg.train import Event, TrainConfig, fit
-from evitseg.train.config import read_config
-from evitseg.train.record import read_log
+from evitseg.train.run_log import read_log
+from evitseg.train.settings import read_config
 from tests.train.scenes import scenes
 
 SIZE = (64, 96)
@@ -42,8 +42,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ours that knows the data's four classes."""
-    config = TrainConfig(
-        epochs=25, batch=6, crop=SIZE, scale=(0.9, 1.3), learning_rate=3e-3, ema=0.9, workers=0, measure_every=25
+    config = TrainConfig(epochs=25, batch_size=6, eval_interval=25).updated(
+        {
+            "data.crop": SIZE,
+            "augment.scale": (0.9, 1.3),
+            "optim.learning_rate": 3e-3,
+            "average.ema_decay": 0.9,
+            "data.workers": 0,
+        }
     )
     return fit(data, config, tmp_path_factory.mktemp("start") / "run").last
 
@@ -56,8 +62,14 @@ def miou(model: Path, data: Path) -> float:
 
 def test_the_best_is_never_below_the_start(data: Path, start: Path, tmp_path: Path) -> None:
     """At a rate that destroys the network in its first steps."""
-    config = TrainConfig(
-        start=str(start), epochs=2, learning_rate=1.0, warm_up=0.0, ema=0.0, freeze_norm=False, workers=0
+    config = TrainConfig(start=str(start), epochs=2).updated(
+        {
+            "optim.learning_rate": 1.0,
+            "optim.warmup_fraction": 0.0,
+            "average.ema_decay": 0.0,
+            "optim.freeze_norm": False,
+            "data.workers": 0,
+        }
     )
     seen: list[Event] = []
     run = fit(data, config, tmp_path / "run", watch=seen.append)
@@ -82,28 +94,27 @@ def test_pieces_unlike_the_images_do_not_spoil_what_is_kept(data: Path, start: P
 
     The rate is so low that the weights stay as they were, so all that could be worse are statistics.
     """
-    config = TrainConfig(
-        start=str(start),
-        epochs=6,
-        batch=4,
-        crop=(192, 192),
-        scale=(0.5, 0.7),
-        learning_rate=1e-8,
-        jitter=0,
-        workers=0,
-        freeze_norm=False,
+    config = TrainConfig(start=str(start), epochs=6, batch_size=4).updated(
+        {
+            "data.crop": (192, 192),
+            "augment.scale": (0.5, 0.7),
+            "optim.learning_rate": 1e-8,
+            "augment.color_jitter": 0,
+            "data.workers": 0,
+            "optim.freeze_norm": False,
+        }
     )
     run = fit(data, config, tmp_path / "run")
     assert run.last_miou > run.start_miou - 0.02
     assert miou(run.last, data) == pytest.approx(run.last_miou, abs=1e-6)
 
 
-@pytest.mark.parametrize("change", [{}, {"keep_start": 0.5}, {"freeze_backbone": True}])
+@pytest.mark.parametrize("change", [{}, {"average.start_weight": 0.5}, {"optim.freeze_backbone": True}])
 def test_the_default_run_does_not_end_below_its_start(
     data: Path, start: Path, tmp_path: Path, change: dict[str, float]
 ) -> None:
     losses: list[float] = []
-    config = replace(TrainConfig(start=str(start), epochs=3, workers=0), **change)  # type: ignore[arg-type]
+    config = TrainConfig(start=str(start), epochs=3).updated({"data.workers": 0} | change)
     run = fit(data, config, tmp_path / "run", watch=lambda event: losses.append(event.loss))
     assert run.last_miou > run.start_miou - 0.02
     assert run.miou >= run.start_miou
@@ -111,7 +122,9 @@ def test_the_default_run_does_not_end_below_its_start(
 
 
 def test_the_mixture_with_the_start_has_statistics_of_its_own(data: Path, start: Path, tmp_path: Path) -> None:
-    config = TrainConfig(start=str(start), epochs=1, keep_start=0.5, freeze_norm=False, workers=0)
+    config = TrainConfig(start=str(start), epochs=1).updated(
+        {"average.start_weight": 0.5, "optim.freeze_norm": False, "data.workers": 0}
+    )
     run = fit(data, config, tmp_path / "run")
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
     kept, given = load_checkpoint(run.last)[0].state_dict(), load_checkpoint(start)[0].state_dict()
@@ -121,16 +134,21 @@ def test_the_mixture_with_the_start_has_statistics_of_its_own(data: Path, start:
 
 def test_what_was_chosen_is_written_down_and_what_was_given_is_kept(data: Path, start: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    config = TrainConfig(start=str(start), epochs=1, crop=(32, 64), workers=0)
+    config = TrainConfig(start=str(start), epochs=1).updated({"data.crop": (32, 64), "data.workers": 0})
     fit(data, config, tmp_path / "run", tell=told.append)
     content = json.loads((tmp_path / "run/config.json").read_text())
-    assert content["chosen"] == ["batch", "size", "scale", "learning_rate", "warm_up", "ema", "freeze_norm"]
-    assert (content["images"], content["steps"], content["settings"]["batch"]) == (12, 6, 2)
-    assert content["settings"]["crop"] == [32, 64]
-    assert content["settings"]["freeze_norm"] is True
-    assert content["settings"]["learning_rate"] == 5e-6  # 3e-4 / 30, times the root of 2 / 8
+    assert content["chosen"] == [
+        "batch_size", "data.size", "augment.scale", "optim.learning_rate", "optim.warmup_fraction",
+        "optim.freeze_norm", "average.ema_decay",
+    ]  # fmt: skip
+    assert (content["images"], content["steps"], content["settings"]["batch_size"]) == (12, 6, 2)
+    assert content["settings"]["data"]["crop"] == [32, 64]
+    assert content["settings"]["optim"]["freeze_norm"] is True
+    assert content["settings"]["optim"]["learning_rate"] == 5e-6  # 3e-4 / 30, times the root of 2 / 8
     assert len(told) == 1
-    assert told[0].startswith("chosen for 12 images: batch 2, size 0, scale 0.667–2, learning_rate 5e-06")
+    assert told[0].startswith(
+        "settings derived from 12 images: batch_size 2, data.size 0, augment.scale 0.667–2, optim.learning_rate 5e-06"
+    )
     again = read_config(tmp_path / "run")
     assert fit(data, again, tmp_path / "again", tell=told.append).folder.exists()
     assert len(told) == 1  # nothing was left to choose
@@ -141,12 +159,12 @@ def test_the_size_that_the_start_works_at_is_the_runs(data: Path, start: Path, t
     network, manifest = load_checkpoint(start)
     larger = replace(manifest, preprocess=replace(manifest.preprocess, short_side=96))
     save_checkpoint(network, larger, tmp_path / "start.safetensors")
-    config = TrainConfig(start=str(tmp_path / "start.safetensors"), epochs=1, workers=0)
+    config = TrainConfig(start=str(tmp_path / "start.safetensors"), epochs=1).updated({"data.workers": 0})
     run = fit(data, config, tmp_path / "run")
-    assert read_config(tmp_path / "run").size == 96
+    assert read_config(tmp_path / "run").data.size == 96
     assert load_checkpoint(run.last)[1].preprocess.short_side == 96
     assert run.start_miou == pytest.approx(miou(tmp_path / "start.safetensors", data), abs=1e-6)
-    fit(data, replace(config, size=0), tmp_path / "own")
+    fit(data, config.updated({"data.size": 0}), tmp_path / "own")
     assert load_checkpoint(tmp_path / "own/last.safetensors")[1].preprocess.short_side is None
 
 
@@ -156,12 +174,14 @@ def test_one_image_fewer_than_a_batch_and_a_class_that_validation_lacks(tmp_path
     mask = tmp_path / "data/val/masks/0000000.png"
     with Image.open(mask) as image:
         Image.fromarray(np.asarray(image).clip(0, 1)).save(mask)
-    chosen = TrainConfig(start=str(start), epochs=2, workers=0)
-    for name, config in (("chosen", chosen), ("eight", replace(chosen, batch=8))):
+    chosen = TrainConfig(start=str(start), epochs=2).updated({"data.workers": 0})
+    for name, config in (("chosen", chosen), ("eight", chosen.updated({"batch_size": 8}))):
         run = fit(tmp_path / "data", config, tmp_path / name)
         assert np.isfinite([run.start_miou, run.miou, run.last_miou]).all()
     tiny = scenes(tmp_path / "tiny", 3, (24, 30))
-    assert fit(tiny, TrainConfig(start=str(start), epochs=1, workers=0), tmp_path / "run").last.exists()
+    assert fit(
+        tiny, TrainConfig(start=str(start), epochs=1).updated({"data.workers": 0}), tmp_path / "run"
+    ).last.exists()
 
 
 def test_averaged_checkpoints_get_statistics_over_images(data: Path, start: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.optional import needs
@@ -14,17 +15,21 @@ import torch
 from torch.nn import functional as F
 
 from evitseg.train import TrainConfig
-from evitseg.train.losses import Objective, dice, distillation, hardest, lovasz_softmax, near_borders, upsampled
-from evitseg.train.network import Answer
+from evitseg.train.distill import TeacherProbs, distillation
+from evitseg.train.losses import Objective, class_weights, dice, hardest, lovasz_softmax, near_boundary, upsampled
 
-PLAIN = TrainConfig(loss_stride=1)
+PLAIN = TrainConfig().updated({"loss.stride": 1})
+
+
+def objective_of(config: TrainConfig, *arguments: Any) -> Objective:
+    return Objective(config.loss, config.distill, *arguments)
 
 
 def value(
     config: TrainConfig, logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     weights = torch.ones(logits.shape[1]) if weights is None else weights
-    return Objective(config, weights, 255)(logits, [], truth, [], (0, 0), progress=1.0)
+    return objective_of(config, weights, 255)(logits, [], truth, [], (0, 0), progress=1.0)
 
 
 def random_batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +60,8 @@ def test_cross_entropy_is_pytorchs() -> None:
 def test_the_strided_loss_is_the_whole_one_on_average() -> None:
     logits, truth = random_batch()
     truth = truth.where(truth != 255, torch.zeros((), dtype=truth.dtype))  # each part then has as many pixels
-    config = replace(PLAIN, loss_stride=2)
-    objective = Objective(config, torch.ones(4), 255)
+    config = PLAIN.updated({"loss.stride": 2})
+    objective = objective_of(config, torch.ones(4), 255)
     parts = [objective(logits, [], truth, [], (y, x), 1.0) for y in (0, 1) for x in (0, 1)]
     torch.testing.assert_close(torch.stack(parts).mean(), value(PLAIN, logits, truth))
 
@@ -71,16 +76,16 @@ def test_ignored_pixels_do_not_count() -> None:
     "terms",
     [
         {},
-        {"dice": 1.0},
-        {"lovasz": 1.0, "lovasz_from": 0.0},
-        {"boundary": 2.0},
-        {"ohem": 0.2},
-        {"label_smoothing": 0.1},
+        {"loss.dice": 1.0},
+        {"loss.lovasz": 1.0, "loss.lovasz_from": 0.0},
+        {"loss.boundary_weight": 2.0},
+        {"loss.ohem_fraction": 0.2},
+        {"loss.label_smoothing": 0.1},
     ],
 )
-def test_every_term_falls_as_the_answer_improves_and_is_nothing_without_pixels(terms: dict[str, float]) -> None:
+def test_every_term_falls_as_the_logits_improve_and_is_zero_without_pixels(terms: dict[str, float]) -> None:
     logits, truth = random_batch()
-    config = replace(PLAIN, **terms)  # type: ignore[arg-type]
+    config = PLAIN.updated(terms)
     scores = logits.clone().requires_grad_()
     values = []
     for _ in range(8):
@@ -112,18 +117,18 @@ def test_dice_of_certain_answers() -> None:
     assert dice(logits, truth, 255).item() == pytest.approx(1 - (first + second) / 2, abs=1e-5)
 
 
-def test_borders_are_found_by_hand() -> None:
+def test_boundaries_equal_those_counted_by_hand() -> None:
     truth = torch.zeros(1, 9, 9, dtype=torch.long)
     truth[:, :, 5:] = 1
     truth[:, 0] = 255
-    near = near_borders(truth, 255, 2)
+    near = near_boundary(truth, 255, 2)
     assert near[0, 4].tolist() == [False, False, False, True, True, True, True, False, False]
     assert not near[0, 0].any()
-    # The pixels that do not count make no border of their own.
-    assert not near_borders(torch.where(truth == 1, 0, truth), 255, 2).any()
+    # Ignored pixels form no boundary.
+    assert not near_boundary(torch.where(truth == 1, 0, truth), 255, 2).any()
 
 
-def test_hard_pixels_are_the_unsure_ones_and_at_least_a_share() -> None:
+def test_hard_pixels_are_the_unsure_ones_and_at_least_a_fraction() -> None:
     sure, unsure = math.log(9), math.log(1.5)  # 0.9 and 0.6 of two classes
     logits = torch.tensor([sure, unsure, sure, -sure]).view(1, 1, 1, 4)
     logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
@@ -133,50 +138,52 @@ def test_hard_pixels_are_the_unsure_ones_and_at_least_a_share() -> None:
     assert hardest(logits, truth, counted, 1.0).all()
 
 
-def answer(logits: torch.Tensor, temperature: float = 1.0, mass: float = 1.0) -> Answer:
-    shares = (logits / temperature).softmax(1)
-    return Answer(torch.arange(logits.shape[1]), shares, torch.full_like(shares[:, 0], mass))
+def teacher_probs(logits: torch.Tensor, temperature: float = 1.0, support: float = 1.0) -> TeacherProbs:
+    probs = (logits / temperature).softmax(1)
+    return TeacherProbs(torch.arange(logits.shape[1]), probs, torch.full_like(probs[:, 0], support))
 
 
 def test_a_student_that_agrees_with_its_teacher_has_no_distillation_loss() -> None:
     logits = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     other = logits + torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     for temperature in (1.0, 3.0):
-        teacher = answer(logits, temperature)
+        teacher = teacher_probs(logits, temperature)
         assert distillation(logits, [teacher], temperature).item() == pytest.approx(0, abs=1e-6)
         full = distillation(other, [teacher], temperature)
         assert full.item() > 0.05
-        # Two teachers count half each; one that thinks that nothing of ours is there does not count.
-        torch.testing.assert_close(distillation(other, [teacher, answer(other, temperature)], temperature), full / 2)
-        assert distillation(other, [answer(logits, temperature, mass=0.0)], temperature).item() == 0
+        # Two teachers count half each; one that supports none of our classes does not count.
+        torch.testing.assert_close(
+            distillation(other, [teacher, teacher_probs(other, temperature)], temperature), full / 2
+        )
+        assert distillation(other, [teacher_probs(logits, temperature, support=0.0)], temperature).item() == 0
 
 
-def test_a_teacher_says_nothing_about_classes_it_does_not_know() -> None:
+def test_a_teacher_has_no_influence_on_classes_it_does_not_know() -> None:
     logits = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     sure_of_unknown = logits.clone()
     sure_of_unknown[:, 3] += 10
-    known = Answer(torch.tensor([0, 1, 2]), logits[:, :3].softmax(1), torch.ones(1, 3, 3))
+    known = TeacherProbs(torch.tensor([0, 1, 2]), logits[:, :3].softmax(1), torch.ones(1, 3, 3))
     for student in (logits, sure_of_unknown):
         assert distillation(student, [known], 1.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_two_unequal_halves_have_the_loss_and_gradient_of_the_whole() -> None:
-    """What `Objective` does with the sum over processes, without processes."""
+    """The mean over processes, without processes."""
     logits, truth = random_batch()
     logits = (5 * logits).requires_grad_()
     truth[0, :28] = 255  # most of one half does not count
     weights = torch.tensor([0.2, 1.0, 2.0, 5.0])
-    config = replace(PLAIN, boundary=1.5)
+    config = PLAIN.updated({"loss.boundary_weight": 1.5})
     whole = value(config, logits, truth, weights)
     (expected,) = torch.autograd.grad(whole, logits)
     sums: list[torch.Tensor] = []
     halves = [(logits[:1], truth[:1]), (logits[1:], truth[1:])]
     for part in halves:
-        Objective(config, weights, 255, lambda total: sums.append(total) or total)(  # type: ignore[func-returns-value]
+        objective_of(config, weights, 255, lambda total: sums.append(total) or total)(  # type: ignore[func-returns-value]
             part[0], [], part[1], [], (0, 0), 1.0
         )
     mean = (sums[0] + sums[1]) / 2
-    losses = [Objective(config, weights, 255, lambda _: mean)(a, [], b, [], (0, 0), 1.0) for a, b in halves]
+    losses = [objective_of(config, weights, 255, lambda _: mean)(a, [], b, [], (0, 0), 1.0) for a, b in halves]
     together = (losses[0] + losses[1]) / 2  # as processes average gradients
     torch.testing.assert_close(together, whole)
     torch.testing.assert_close(torch.autograd.grad(together, logits)[0], expected)
@@ -184,22 +191,32 @@ def test_two_unequal_halves_have_the_loss_and_gradient_of_the_whole() -> None:
     assert abs((naive - whole).item()) > 0.05  # what it would be without
 
 
-def test_further_heads_and_the_teacher_add_their_terms() -> None:
+def test_auxiliary_heads_and_teachers_add_their_terms() -> None:
     logits, truth = random_batch()
-    config = replace(PLAIN, auxiliary=0.4, distill=2.0)
-    objective = Objective(config, torch.ones(4), 255)
+    config = PLAIN.updated({"loss.auxiliary": 0.4, "distill.weight": 2.0})
+    objective = objective_of(config, torch.ones(4), 255)
     plain = objective(logits, [], truth, [], (0, 0), 0.0)
     early = torch.randn(2, 4, 2, 3)
     more = objective(logits, [early], truth, [], (0, 0), 0.0)
     coarse = F.interpolate(early, truth.shape[-2:], mode="bilinear", align_corners=False)[..., ::2, ::2]
     torch.testing.assert_close(more - plain, 0.4 * F.cross_entropy(coarse, truth[:, ::2, ::2], ignore_index=255))
-    teachers = [answer(torch.zeros_like(logits))]
-    taught = objective(logits, [], truth, teachers, (0, 0), 0.0)
-    torch.testing.assert_close(taught - plain, 2 * distillation(logits, teachers, 1.0))
+    teachers = [teacher_probs(torch.zeros_like(logits))]
+    distilled = objective(logits, [], truth, teachers, (0, 0), 0.0)
+    torch.testing.assert_close(distilled - plain, 2 * distillation(logits, teachers, 1.0))
 
 
-def test_lovasz_sets_in_when_it_is_told_to() -> None:
+def test_lovasz_begins_at_its_fraction_of_the_run() -> None:
     logits, truth = random_batch()
-    objective = Objective(replace(PLAIN, lovasz=1.0, lovasz_from=0.5), torch.ones(4), 255)
+    objective = objective_of(PLAIN.updated({"loss.lovasz": 1.0, "loss.lovasz_from": 0.5}), torch.ones(4), 255)
     before, after = (objective(logits, [], truth, [], (0, 0), progress) for progress in (0.49, 0.5))
     assert after > before + 0.1
+
+
+def test_rare_classes_weigh_more_and_the_mean_stays_one() -> None:
+    frequencies = np.array([0.9, 0.09, 0.01, 0.0])
+    weights = class_weights(frequencies, power=1.0)
+    assert (weights[:-1] < weights[1:]).all()
+    ratio = math.log(1.10 + 0.9) / math.log(1.10 + 0.09)
+    assert (weights[1] / weights[0]).item() == pytest.approx(ratio, rel=1e-5)
+    assert (weights.numpy() * frequencies).sum() == pytest.approx(1, rel=1e-5)
+    torch.testing.assert_close(class_weights(frequencies, power=0.0), torch.ones(4))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,17 @@ needs("torch", "accelerate")
 
 import torch
 
-from evitseg.errors import TrainError
+from evitseg.errors import EvitsegDeprecationWarning, TrainError
 from evitseg.labels import numbered
 from evitseg.model.checkpoints import load_checkpoint
 from evitseg.train import Event, fit
 from evitseg.train import run as run_module
 from evitseg.train import trainer as module
-from evitseg.train.config import read_config
-from evitseg.train.network import starting_network
-from evitseg.train.record import read_log
+from evitseg.train.initialize import initialize
+from evitseg.train.old_names import OLD_NAMES
+from evitseg.train.run_log import read_log
+from evitseg.train.settings import read_config
+from evitseg.train.validation import Validation
 from tests.train.scenes import SMALL, scenes
 
 
@@ -76,12 +77,12 @@ def test_a_new_run_never_starts_from_what_another_left(
         patch.setattr(module.Trainer, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(data, SMALL, folder)
-    second = replace(SMALL, seed=1)
+    second = SMALL.updated({"seed": 1})
     with pytest.raises(KeyboardInterrupt):
         fit(data, second, folder, watch=interrupt_at(3))
     fit(data, second, folder, resume=True)
     begun = load_checkpoint(folder / "start.safetensors")[0].state_dict()
-    for key, tensor in starting_network(second, numbered(4)).state_dict().items():
+    for key, tensor in initialize(second, numbered(4)).network.state_dict().items():
         assert torch.equal(begun[key], tensor), key
     assert read_config(folder).seed == 1
 
@@ -95,7 +96,7 @@ def test_an_interrupted_run_says_what_is_left(data: Path, tmp_path: Path, monkey
         fit(data, SMALL, tmp_path / "early", watch=interrupt_at(1))
     assert fit(data, SMALL, tmp_path / "early", resume=True).last.exists()
     assert [line["epoch"] for line in read_log(tmp_path / "early")] == [0, 1, 2]
-    monkeypatch.setattr(module.Trainer, "_measure", interrupt)
+    monkeypatch.setattr(Validation, "evaluate", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"before the first checkpoint .* without --resume"):
         fit(data, SMALL, tmp_path / "none")
     with pytest.raises(TrainError, match="nothing to resume .*interrupted before its first checkpoint.* without --res"):
@@ -109,7 +110,7 @@ def test_an_interrupted_run_says_what_is_left(data: Path, tmp_path: Path, monkey
 def test_a_terminated_run_says_what_is_left_and_lines_tell_the_progress(tmp_path: Path, data: Path) -> None:
     command = [
         sys.executable, "-m", "evitseg", "train", str(data), "--out", "run", "--start", "none", "--crop", "64x64",
-        "--batch", "4", "--epochs", "500", "--workers", "0", "--set", "measure_every=500",
+        "--batch", "4", "--epochs", "500", "--workers", "0", "--set", "eval_interval=500",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "run/log.jsonl").exists():
@@ -122,8 +123,8 @@ def test_a_terminated_run_says_what_is_left_and_lines_tell_the_progress(tmp_path
     assert "Traceback" not in error
     assert re.search(r"interrupted at step \d+ of 1000\. run holds .* --resume continues from there\.", error)
     assert (
-        "chosen for 8 images: size 0, scale 1–2, learning_rate 0.00071, warm_up 0.05, ema 0.99, freeze_norm False;"
-        in error
+        "settings derived from 8 images: data.size 0, augment.scale 1–2, optim.learning_rate 0.00071, "
+        "optim.warmup_fraction 0.05, optim.freeze_norm False, average.ema_decay 0.99;" in error
     )
     assert re.search(r"^start: mIoU", told, re.MULTILINE)
     assert re.search(r"^epoch 1/500, step 2/1000: loss [\d.]+, .* left$", told, re.MULTILINE)
@@ -142,7 +143,7 @@ def test_hidden_folders_and_files_of_others_stay(data: Path, tmp_path: Path) -> 
     (folder / ".evitseg-0123456789ab").mkdir(parents=True)
     (folder / ".evitseg-0123456789ab/state.json").write_text("{}")
     (folder / ".evitseg-notes.txt").write_text("mine")
-    fit(data, replace(SMALL, epochs=1), folder)
+    fit(data, SMALL.updated({"epochs": 1}), folder)
     assert (folder / ".evitseg-0123456789ab/state.json").exists()
     assert (folder / ".evitseg-notes.txt").read_text() == "mine"
 
@@ -245,3 +246,28 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(data: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert str(out) in done.stderr
+
+
+def test_a_run_of_an_older_version_is_resumed(data: Path, run: Path, tmp_path: Path) -> None:
+    """Its config.json is flat, and its state and log have other words."""
+    content = json.loads((run / "config.json").read_text())
+    flat = {name: read_config(run).flat()[key] for name, key in OLD_NAMES.items()}
+    top = {name: value for name, value in content["settings"].items() if not isinstance(value, dict)}
+    old = {name: value for name, value in top.items() if name not in OLD_NAMES.values()} | flat
+    old_names = {key: name for name, key in OLD_NAMES.items()}
+    content |= {"settings": old | {"classes_from": {}}, "chosen": [old_names[key] for key in content["chosen"]]}
+    (run / "config.json").write_text(json.dumps(content))
+    state = torch.load(run / "state.pt", weights_only=True)
+    state["data"] = {"pict" + "ures": state["data"]["images"], "digest": state["data"]["digest"]}
+    torch.save(state, run / "state.pt")
+    log = (run / "log.jsonl").read_text().replace("images_per_s", "pict" + "ures_per_s")
+    (run / "log.jsonl").write_text(log)
+    with pytest.warns(EvitsegDeprecationWarning, match=r"config\.json: .*save_every is now save_interval"):
+        resumed = fit(data, None, run, resume=True)
+    whole = fit(data, SMALL, tmp_path / "whole")
+    for key, tensor in load_checkpoint(whole.last)[0].state_dict().items():
+        assert torch.equal(load_checkpoint(resumed.last)[0].state_dict()[key], tensor), key
+    assert read_config(run) == read_config(tmp_path / "whole")  # nested now, without a warning
+    chosen = [json.loads((folder / "config.json").read_text())["chosen"] for folder in (run, tmp_path / "whole")]
+    assert chosen[0] == chosen[1]
+    assert "data.size" in chosen[0]

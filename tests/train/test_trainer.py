@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +22,36 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import evitseg
-from evitseg.errors import ConfigError, DatasetError, TrainError, WeightsError
+from evitseg.errors import DatasetError, TrainError
 from evitseg.evaluation.evaluate import Report
-from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
-from evitseg.model.attention import AttentionSequence
+from evitseg.labels import LabelClass, LabelSpace, numbered
 from evitseg.model.checkpoints import load_checkpoint
-from evitseg.model.key_names import Naming
-from evitseg.model.layers import ConvSequence, drop_path
-from evitseg.model.network import EfficientViT
-from evitseg.model.published import PUBLISHED
 from evitseg.train import Event, TrainConfig, fit
 from evitseg.train import trainer as module
-from evitseg.train.config import CHOOSABLE, read_config, read_recipe, recipes, structured
-from evitseg.train.losses import Objective, class_weights
-from evitseg.train.memory import out_of_memory
-from evitseg.train.network import (
-    LAST_LAYER,
-    Teachers,
-    Trained,
-    check_classes_from,
-    class_shares,
-    set_drop_path,
-    set_modes,
-    starting_network,
-)
-from evitseg.train.optimizer import learning_rate
-from evitseg.train.record import read_log
-from evitseg.train.tune import ENOUGH, tuned
+from evitseg.train.allocator import is_out_of_memory
+from evitseg.train.config import AUTO_KEYS
+from evitseg.train.initialize import initialize
+from evitseg.train.losses import Objective
+from evitseg.train.run_log import read_log
+from evitseg.train.settings import read_config
+from evitseg.train.validation import Validation
 from tests.train.scenes import SMALL, scene, scenes
 
 
 def test_eight_images_are_learnt(tmp_path: Path) -> None:
     for split in ("train", "val"):
         scenes(tmp_path / "data" / split, 8, (192, 256))
-    config = TrainConfig(
-        epochs=90, batch=8, crop=(192, 256), scale=(0.9, 1.2), learning_rate=3e-3, weight_decay=0.01, ema=0.95,
-        jitter=0.1, workers=0, measure_every=45,
-    )  # fmt: skip
+    config = TrainConfig(epochs=90, batch_size=8, eval_interval=45).updated(
+        {
+            "data.crop": (192, 256),
+            "augment.scale": (0.9, 1.2),
+            "optim.learning_rate": 3e-3,
+            "optim.weight_decay": 0.01,
+            "average.ema_decay": 0.95,
+            "augment.color_jitter": 0.1,
+            "data.workers": 0,
+        }
+    )
     events: list[Event] = []
     run = fit(tmp_path / "data", config, tmp_path / "run", watch=events.append)
     assert run.miou > 0.95
@@ -85,7 +77,9 @@ PROGRAM = """
 import sys, torch
 from evitseg.train import TrainConfig, fit
 torch.set_num_threads(1)
-config = TrainConfig(epochs=3, batch=4, crop=(64, 64), scale=(0.8, 1.2), workers=1, save_every=2, precision="float32")
+config = TrainConfig(epochs=3, batch_size=4, save_interval=2).updated(
+    {"data.crop": (64, 64), "augment.scale": (0.8, 1.2), "data.workers": 1}
+)
 fit(sys.argv[1], config, sys.argv[2], resume=sys.argv[3] == "resume")
 """
 
@@ -121,13 +115,15 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path) ->
 
 TWO = """
 import json, os, sys, torch
+from pathlib import Path
 from evitseg.train import TrainConfig, fit
 torch.set_num_threads(1)
-config = TrainConfig(**json.loads(sys.argv[3]))
+config = TrainConfig().updated(json.loads(sys.argv[3]))
 losses = []
 run = fit(sys.argv[1], config, sys.argv[2], watch=lambda e: losses.append(e.loss) if e.report is None else None)
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 with open(f"{sys.argv[2]}/losses-{os.environ.get('RANK', 0)}.json", "w") as file:
-    json.dump({"losses": losses, "processes": int(os.environ.get("WORLD_SIZE", 1))}, file)
+    json.dump({"losses": losses, "gloo": [name for name in threads if "gloo" in name]}, file)
 """
 
 
@@ -138,12 +134,12 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path, freeze_norm: boo
     settings = json.dumps(
         {
             "epochs": 4,
-            "batch": 4,
-            "crop": (64, 64),
-            "scale": (0.8, 1.2),
-            "workers": 0,
-            "freeze_norm": freeze_norm,
-            "learning_rate": 1e-4,
+            "batch_size": 4,
+            "data.crop": (64, 64),
+            "augment.scale": (0.8, 1.2),
+            "data.workers": 0,
+            "optim.freeze_norm": freeze_norm,
+            "optim.learning_rate": 1e-4,
         }
     )
     seen = {}
@@ -161,6 +157,8 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path, freeze_norm: boo
         assert [line["epoch"] for line in read_log(out)] == [0, 1, 2, 3, 4]
     one, (two, other) = seen[1][0], seen[2]
     assert two == other
+    # A thread of the process group that outlives it can abort the process when the interpreter shuts down.
+    assert two["gloo"] == []
     assert len(one["losses"]) == len(two["losses"]) == 12
     # With batch norm's statistics kept, two processes compute what one does. Otherwise each normalises its own half
     # of the batch, and the losses only stay near.
@@ -195,12 +193,14 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_settings(tmp_pat
     fit(data, SMALL, tmp_path / "run")
     with pytest.raises(TrainError, match="already holds a run; continue it with --resume"):
         fit(data, SMALL, tmp_path / "run")
-    with pytest.raises(TrainError, match=r"learning_rate was \S+, is 0.5"):
-        fit(data, replace(SMALL, learning_rate=0.5), tmp_path / "run", resume=True)
+    with pytest.raises(TrainError, match=r"optim.learning_rate was \S+, is 0.5"):
+        fit(data, SMALL.updated({"optim.learning_rate": 0.5}), tmp_path / "run", resume=True)
     with pytest.raises(TrainError, match="nothing to resume"):
         fit(data, SMALL, tmp_path / "other", resume=True)
     (data / "images/0000001.png").unlink()
-    with pytest.raises(TrainError, match=r"the data changed: 5 images .* 4 now; .* --start .*last\.safetensors"):
+    with pytest.raises(
+        TrainError, match=r"the data changed: 5 training images then, 4 now; .* --start .*last\.safetensors"
+    ):
         fit(data, SMALL, tmp_path / "run", resume=True)
     (tmp_path / "run/state.pt").write_bytes(b"damaged")
     with pytest.raises(TrainError, match="damaged"):
@@ -210,18 +210,22 @@ def test_a_run_is_not_begun_over_another_nor_gone_on_with_other_settings(tmp_pat
 def test_a_loss_that_is_no_number_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
     monkeypatch.setattr(Objective, "__call__", lambda self, logits, *_: logits.sum() * math.nan)
-    with pytest.raises(TrainError, match="step 1: the loss is nan; try a lower --learning-rate .* in a new run\\.$"):
+    with pytest.raises(
+        TrainError, match="step 1: the loss is nan; start a new run with a lower --learning-rate .*\\.$"
+    ):
         fit(data, SMALL, tmp_path / "run")
 
 
 def test_a_full_memory_is_known_and_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
-    assert out_of_memory(caught.value)
-    assert not out_of_memory(RuntimeError("another error"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("another error"))
     data = scenes(tmp_path / "data", 6, (64, 64))
     monkeypatch.setattr(Objective, "__call__", lambda self, logits, *_: torch.empty(2**55))
-    with pytest.raises(TrainError, match="memory does not hold a batch of 4 at 64×64; halve --batch or --crop"):
+    with pytest.raises(
+        TrainError, match="out of memory with a batch of 4 crops of 64×64; .* half the --batch or --crop"
+    ):
         fit(data, SMALL, tmp_path / "run")
 
 
@@ -258,7 +262,9 @@ def test_own_data_of_mixed_sizes_with_broken_files(tmp_path: Path) -> None:
     assert "0004055.png" in told
     assert told.count("00040") + told.count("00041") == 2  # no other
     run = fit(
-        tmp_path / "data", replace(SMALL, epochs=6, batch=8, learning_rate=3e-3, measure_every=6), tmp_path / "run"
+        tmp_path / "data",
+        SMALL.updated({"epochs": 6, "batch_size": 8, "optim.learning_rate": 3e-3, "eval_interval": 6}),
+        tmp_path / "run",
     )
     assert len(run.left_out) == 2
     assert run.miou > 0.3  # it learns; how well is not what this is about
@@ -275,15 +281,15 @@ def test_an_id_without_a_class_stops_before_the_first_step(tmp_path: Path) -> No
 def test_the_average_is_what_its_formula_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
     seen: list[torch.Tensor] = []
-    step = module.Trainer._step
+    step = module.Trainer.train_step
 
     def watched(self: module.Trainer, images: torch.Tensor, truth: torch.Tensor) -> None:
         step(self, images, truth)
         seen.append(self.unwrapped.network.state_dict()["backbone.stem.0.conv.conv.weight"].clone())
 
-    monkeypatch.setattr(module.Trainer, "_step", watched)
-    average = starting_network(SMALL, numbered(4)).state_dict()["backbone.stem.0.conv.conv.weight"].clone()
-    run = fit(data, replace(SMALL, ema=0.5), tmp_path / "run")
+    monkeypatch.setattr(module.Trainer, "train_step", watched)
+    average = initialize(SMALL, numbered(4)).network.state_dict()["backbone.stem.0.conv.conv.weight"].clone()
+    run = fit(data, SMALL.updated({"average.ema_decay": 0.5}), tmp_path / "run")
     for n, weight in enumerate(seen, start=1):
         decay = min(0.5, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * weight
@@ -293,110 +299,30 @@ def test_the_average_is_what_its_formula_says(tmp_path: Path, monkeypatch: pytes
 
 def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    before = starting_network(SMALL, numbered(4)).state_dict()
-    run = fit(data, replace(SMALL, freeze_backbone=True, learning_rate=0.01), tmp_path / "run")
+    before = initialize(SMALL, numbered(4)).network.state_dict()
+    run = fit(data, SMALL.updated({"optim.freeze_backbone": True, "optim.learning_rate": 0.01}), tmp_path / "run")
     for key, tensor in load_checkpoint(run.last)[0].state_dict().items():
         assert torch.equal(tensor, before[key]) == key.startswith("backbone."), key
 
 
 def test_frozen_statistics_stay_as_they_were(tmp_path: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    before = starting_network(SMALL, numbered(4)).state_dict()
-    run = fit(data, replace(SMALL, freeze_norm=True, learning_rate=1e-4), tmp_path / "run")
+    before = initialize(SMALL, numbered(4)).network.state_dict()
+    run = fit(data, SMALL.updated({"optim.freeze_norm": True, "optim.learning_rate": 1e-4}), tmp_path / "run")
     for key, tensor in load_checkpoint(run.last)[0].state_dict().items():
         assert torch.equal(tensor, before[key]) == ("running_" in key or "num_batches" in key), key
 
 
-def test_a_start_gives_all_but_the_last_layer(b0_checkpoint: Path) -> None:
-    model = starting_network(replace(SMALL, start=str(b0_checkpoint)), numbered(4)).state_dict()
-    given = load_checkpoint(b0_checkpoint)[0].state_dict()
-    differ = [key for key in model if model[key].shape != given[key].shape or not torch.equal(model[key], given[key])]
-    assert differ == ["head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias"]
-    with pytest.raises(WeightsError, match="its backbone is b0, the run's b1; train with --variant b0"):
-        starting_network(replace(SMALL, variant="b1", start=str(b0_checkpoint)), numbered(4))
-
-
-def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:
-    labels = load_labels("camvid")
-    config = replace(SMALL, start=str(b0_checkpoint), classes_from={"bicyclist": ("rider", "bicycle")})
-    weight, bias = (starting_network(config, labels).state_dict()[key] for key in LAST_LAYER)
-    given = load_checkpoint(b0_checkpoint)[0].state_dict()
-    theirs = load_labels("cityscapes").names
-    for name, parts in (("sky", ["sky"]), ("car", ["car"]), ("bicyclist", ["rider", "bicycle"])):
-        rows = [theirs.index(part) for part in parts]
-        at = labels.names.index(name)
-        torch.testing.assert_close(weight[at], given[LAST_LAYER[0]][rows].mean(0))
-        torch.testing.assert_close(bias[at], given[LAST_LAYER[1]][rows].mean(0))
-    with pytest.raises(ConfigError, match="'cyclist' is no class of the data"):
-        starting_network(replace(config, classes_from={"cyclist": ("rider",)}), labels)
-    with pytest.raises(ConfigError, match="'cyclist' is no class of the weights"):
-        check_classes_from(replace(config, classes_from={"bicyclist": ("cyclist",)}))
-    # A source that has the class itself does not need to be told; one that has none of the names is left alone.
-    assert torch.equal(class_shares(labels, labels, config.classes_from), torch.eye(11))
-    loose = class_shares(replace(labels, classes=(replace(labels.classes[0], name="Sky"),)), labels, {})
-    assert loose[0].tolist() == [1.0] + 10 * [0.0]
-
-
-@pytest.mark.parametrize(("name", "naming"), [("efficientvit-b0", Naming.AUTHORS), ("efficientvit_b0", Naming.TIMM)])
-def test_classifiers_give_their_backbone(tmp_path: Path, name: str, naming: Naming) -> None:
-    classifier = EfficientViT(PUBLISHED[name].config)
-    state = {naming.key(key, classifier.config): tensor for key, tensor in classifier.state_dict().items()}
-    torch.save(state, tmp_path / "classifier.pt")
-    network = starting_network(replace(SMALL, start=str(tmp_path / "classifier.pt")), numbered(4))
-    assert network.config.backbone.attention_eps == classifier.config.backbone.attention_eps
-    for key, tensor in classifier.backbone.state_dict().items():
-        assert torch.equal(network.backbone.state_dict()[key], tensor)
-    with pytest.raises(WeightsError, match="a classifier cannot teach masks"):
-        Teachers([str(tmp_path / "classifier.pt")], numbered(4), {}, torch.device("cpu"))
-
-
-def test_teachers_answer_in_the_datas_classes(b0_checkpoint: Path) -> None:
-    labels = load_labels("camvid")
-    classes_from = {"pavement": ("sidewalk",), "bicyclist": ("rider", "bicycle")}
-    teachers = Teachers([str(b0_checkpoint), str(b0_checkpoint)], labels, classes_from, torch.device("cpu"))
-    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    answer, same = teachers(pixels, 2.0)
-    assert torch.equal(answer.shares, same.shares)
-    assert answer.shares.shape == (1, len(answer.known), 8, 8)
-    known = [labels.names[at] for at in answer.known]
-    assert set(labels.names) - set(known) == {"tree", "sign", "pedestrian"}
-    torch.testing.assert_close(answer.shares.sum(1), torch.ones(1, 8, 8))
-    theirs = (load_checkpoint(b0_checkpoint)[0](pixels) / 2).softmax(1)[0]
-    names = load_labels("cityscapes").names
-    ratio = (theirs[names.index("rider")] + theirs[names.index("bicycle")]) / theirs[names.index("sky")]
-    ours = answer.shares[0, known.index("bicyclist")] / answer.shares[0, known.index("sky")]
-    torch.testing.assert_close(ours, ratio, rtol=1e-3, atol=1e-4)
-    assert (answer.mass[0] < 0.999).any()  # what it gives to vegetation, signs and persons is none of ours
-    with pytest.raises(ConfigError, match="knows 0 of the data's classes"):
-        Teachers([str(b0_checkpoint)], numbered(4), {}, torch.device("cpu"))
-
-
-def test_the_start_has_its_share_in_what_is_kept(tmp_path: Path, b0_checkpoint: Path) -> None:
+def test_the_start_is_mixed_into_the_saved_weights(tmp_path: Path, b0_checkpoint: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    config = replace(SMALL, start=str(b0_checkpoint))
+    config = SMALL.updated({"start": str(b0_checkpoint)})
     plain = load_checkpoint(fit(data, config, tmp_path / "plain").last)[0].state_dict()
-    run = fit(data, replace(config, keep_start=0.25), tmp_path / "kept")
+    run = fit(data, config.updated({"average.start_weight": 0.25}), tmp_path / "kept")
     kept = load_checkpoint(run.last)[0].state_dict()
-    start = starting_network(config, numbered(4)).state_dict()
+    start = initialize(config, numbered(4)).network.state_dict()
     for key, value in kept.items():
         if value.is_floating_point() and "running_" not in key:  # the mixture has statistics of its own
             torch.testing.assert_close(value, 0.75 * plain[key] + 0.25 * start[key])
-
-
-def test_drop_path_skips_blocks_of_some_samples_and_keeps_the_mean() -> None:
-    addition = torch.ones(4000, 2, 1, 1)
-    torch.manual_seed(0)
-    dropped = drop_path(addition, 0.3)
-    torch.testing.assert_close(torch.unique(dropped), torch.tensor([0, 1 / 0.7]))
-    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
-    assert (dropped[:, 0] == dropped[:, 1]).all()
-    network = starting_network(SMALL, numbered(4))
-    set_drop_path(network, 0.2)
-    rates = [m.drop_path for m in network.backbone.modules() if isinstance(m, ConvSequence | AttentionSequence)]
-    assert max(rates) == pytest.approx(0.2)
-    pixels = torch.randn(2, 3, 64, 64)
-    assert torch.equal(network.eval()(pixels), network(pixels))
-    assert not torch.equal(network.train()(pixels), network(pixels))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -404,17 +330,34 @@ def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
     tmp_path: Path, b0_checkpoint: Path, precision: str
 ) -> None:
     data = scenes(tmp_path / "data", 10, (96, 96))
-    config = replace(
-        SMALL, epochs=4, start=str(b0_checkpoint), teachers=(str(b0_checkpoint),), rotate=15, blur=0.5, jpeg=0.5,
-        classes_from={"class 0": ("sky",), "class 1": ("road",), "class 2": ("car", "truck")}, classmix=0.5,
-        drop_path=0.1, lovasz=0.5, dice=0.3, boundary=1.0, ohem=0.3, auxiliary=0.4, label_smoothing=0.1,
-        keep_start=0.2, precision=precision, save_every=3, learning_rate=1e-3,
-    )  # fmt: skip
+    config = SMALL.updated(
+        {
+            "epochs": 4,
+            "start": str(b0_checkpoint),
+            "distill.teachers": (str(b0_checkpoint),),
+            "augment.rotate": 15,
+            "augment.blur_prob": 0.5,
+            "augment.jpeg_prob": 0.5,
+            "classes_from": {"class 0": ("sky",), "class 1": ("road",), "class 2": ("car", "truck")},
+            "augment.classmix_prob": 0.5,
+            "optim.drop_path": 0.1,
+            "loss.lovasz": 0.5,
+            "loss.dice": 0.3,
+            "loss.boundary_weight": 1.0,
+            "loss.ohem_fraction": 0.3,
+            "loss.auxiliary": 0.4,
+            "loss.label_smoothing": 0.1,
+            "average.start_weight": 0.2,
+            "precision": precision,
+            "save_interval": 3,
+            "optim.learning_rate": 1e-3,
+        }
+    )
     losses: list[float] = []
     whole = fit(data, config, tmp_path / "whole", watch=lambda event: losses.append(event.loss))
     assert losses[-1] < losses[1]  # the first is the start's, which has none
     written = read_config(tmp_path / "whole")
-    assert written == replace(config, **{name: getattr(written, name) for name in CHOOSABLE})
+    assert written == config.updated({key: written.flat()[key] for key in AUTO_KEYS})
 
     def stopping(event: Event) -> None:
         if event.step == 4:
@@ -422,7 +365,7 @@ def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
 
     with pytest.raises(KeyboardInterrupt):
         fit(data, config, tmp_path / "stopped", watch=stopping)
-    gone_on = fit(data, replace(config, workers=1), tmp_path / "stopped", resume=True)
+    gone_on = fit(data, config.updated({"data.workers": 1}), tmp_path / "stopped", resume=True)
     kept, same = (load_checkpoint(run.last)[0].state_dict() for run in (whole, gone_on))
     for key, tensor in kept.items():
         assert torch.equal(tensor, same[key]), key
@@ -432,15 +375,15 @@ def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
 
 def test_a_kill_while_the_last_epoch_is_measured_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(tmp_path / "data", 10, (64, 64))
-    config = replace(SMALL, epochs=2, save_every=2)  # 8 images: two steps an epoch
-    measure = module.Trainer._measure
+    config = SMALL.updated({"epochs": 2, "save_interval": 2})  # 8 images: two steps an epoch
+    evaluate = Validation.evaluate
 
-    def killed(self: module.Trainer, epoch: int) -> Report:
+    def killed(self: Validation, epoch: int) -> Report:
         if epoch == 2:
             raise KeyboardInterrupt
-        return measure(self, epoch)
+        return evaluate(self, epoch)
 
-    monkeypatch.setattr(module.Trainer, "_measure", killed)
+    monkeypatch.setattr(Validation, "evaluate", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(data, config, tmp_path / "run")
     monkeypatch.undo()
@@ -456,7 +399,7 @@ def test_a_run_goes_on_with_its_classes_and_without_its_start(tmp_path: Path, b0
     start.write_bytes(b0_checkpoint.read_bytes())
     names = tuple(LabelClass(name, (at,), (at, 0, 0)) for at, name in enumerate(("sky", "ground", "box", "disc")))
     labels = LabelSpace("own", names)
-    config = replace(SMALL, start=str(start), keep_start=0.1)
+    config = SMALL.updated({"start": str(start), "average.start_weight": 0.1})
     whole = load_checkpoint(fit(data, config, tmp_path / "whole", labels=labels).last)[0].state_dict()
 
     def stopping(event: Event) -> None:
@@ -492,7 +435,7 @@ def test_a_gradient_that_is_no_number_spoils_nothing(tmp_path: Path, monkeypatch
         return (logits * 0).sum().sqrt()  # 0, and its gradient is 0 / 0
 
     monkeypatch.setattr(Objective, "__call__", spoilt)
-    with pytest.raises(TrainError, match="step 1: the gradient is nan; try a lower --learning-rate"):
+    with pytest.raises(TrainError, match="step 1: the gradient is nan; .* lower --learning-rate"):
         fit(data, SMALL, tmp_path / "run")
 
 
@@ -503,18 +446,8 @@ def test_a_validation_image_that_breaks_during_the_run_ends_it(tmp_path: Path) -
     def breaking(event: Event) -> None:
         (data / "val/images/0000001.png").write_bytes(b"broken")
 
-    with pytest.raises(TrainError, match=r"0000001\.png: .*mend it, and go on with --resume"):
+    with pytest.raises(TrainError, match=r"0000001\.png: .*restore it and continue with --resume"):
         fit(data, SMALL, tmp_path / "run", watch=breaking)
-
-
-def test_frozen_statistics_are_those_of_every_kind_of_batch_norm(tmp_path: Path) -> None:
-    trained = Trained(starting_network(SMALL, numbered(4)), auxiliary=True)
-    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
-    set_modes(synced, replace(SMALL, freeze_norm=True))
-    kinds = [m for m in synced.network.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
-    assert kinds
-    assert not any(module.training for module in kinds)
-    assert all(m.training for m in synced.auxiliary.modules())
 
 
 def test_class_weights_come_from_the_training_images_alone(tmp_path: Path) -> None:
@@ -524,46 +457,13 @@ def test_class_weights_come_from_the_training_images_alone(tmp_path: Path) -> No
     for name in ("before", "after"):
         fit(
             data,
-            replace(SMALL, epochs=1, balance=1.0),
+            SMALL.updated({"epochs": 1, "loss.class_weight_power": 1.0}),
             tmp_path / name,
             watch=lambda event: seen.append(event.loss if event.step else 0),
         )
         for path in (data / "val/masks").iterdir():
             Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
-
-
-def test_tuning_takes_the_fastest_batch() -> None:
-    config = replace(SMALL, crop=(32, 32))
-    chosen, tried = tuned(config, 1000)
-    assert chosen.batch in tried
-    assert {8, 16} <= set(tried)
-    assert tried[chosen.batch] * ENOUGH >= max(tried.values())
-    assert set(tuned(config, 100)[1]) == {8}  # an epoch of 12 steps would become one of 6
-    assert chosen == replace(config, batch=chosen.batch)  # all else is left as it was: the rate follows the batch
-
-
-def test_recipes_are_settings_and_misspelt_ones_are_refused(tmp_path: Path) -> None:
-    for name, path in recipes().items():
-        assert "about" in json.loads(path.read_text()), name
-        structured(read_recipe(name), name)
-    (tmp_path / "own.json").write_text('{"epochs": 7, "crop": [64, 96]}')
-    config = structured(read_recipe(str(tmp_path / "own.json"), ["rotate=10", "start=none"]), "own")
-    assert (config.epochs, config.crop, config.rotate, config.start) == (7, (64, 96), 10, "none")
-    for changes, message in (
-        (["rotat=10"], "unknown setting 'rotat'; did you mean 'rotate'"),
-        (["rotate=much"], 'rotate cannot be "much"'),
-        (["crop=[1]"], "crop cannot be"),
-        (["epochs=true"], "epochs cannot be true"),
-        (["rotate"], "name=value"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            structured(read_recipe("", changes), "settings")
-    with pytest.raises(ConfigError, match="unknown recipe 'camvid'"):
-        read_recipe("camvid")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        read_recipe(str(tmp_path / "broken.json"))
 
 
 def test_without_a_network_training_says_how_to_do_without(tmp_path: Path) -> None:
@@ -575,55 +475,6 @@ def test_without_a_network_training_says_how_to_do_without(tmp_path: Path) -> No
     assert "could not be downloaded" in run.stderr
     assert "--start none" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-def test_the_rate_rises_and_falls_to_nothing() -> None:
-    config = replace(SMALL, learning_rate=0.1, warm_up=0.1)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.01)
-    assert max(rates) == pytest.approx(0.1)
-    assert rates.index(max(rates)) in (9, 10)
-    assert rates[55] == pytest.approx(0.05)
-    assert rates[-1] < 1e-4
-
-
-def test_rare_classes_weigh_more_and_the_mean_stays_one() -> None:
-    frequencies = np.array([0.9, 0.09, 0.01, 0.0])
-    weights = class_weights(frequencies, balance=1.0)
-    assert (weights[:-1] < weights[1:]).all()
-    ratio = math.log(1.10 + 0.9) / math.log(1.10 + 0.09)
-    assert (weights[1] / weights[0]).item() == pytest.approx(ratio, rel=1e-5)
-    assert (weights.numpy() * frequencies).sum() == pytest.approx(1, rel=1e-5)
-    torch.testing.assert_close(class_weights(frequencies, balance=0.0), torch.ones(4))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"variant": "b9"},
-        {"crop": (100, 64)},
-        {"scale": (2.0, 1.0)},
-        {"epochs": 0},
-        {"precision": "int4"},
-        {"size": 3},
-        {"clip": 0.0},
-        {"crop": (64,)},
-        {"crop": 64},
-        {"epochs": 2.5},
-        {"epochs": "3"},
-        {"teachers": "b1-cityscapes"},
-        {"train_on": "train"},
-        {"classes_from": {"a": "sidewalk"}},
-        {"scale": (0.5, math.inf)},
-        {"keep_start": 0.5},
-        {"crop": (32, 32), "batch": 1},
-        {"cross_entropy": 0.0, "lovasz": 1.0},
-        {"cross_entropy": 0.0, "teachers": ("a.pt",), "distill": 0.0},
-    ],
-)
-def test_settings_that_cannot_work_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        replace(SMALL, **change)  # type: ignore[arg-type]
 
 
 def test_the_command_trains_measures_exports_and_predicts(tmp_path: Path) -> None:
@@ -657,14 +508,3 @@ def test_the_command_trains_measures_exports_and_predicts(tmp_path: Path) -> Non
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
     assert "epoch" not in run("train", "data", "--out", "run", "--resume").stdout
-
-
-def test_the_bundled_model_is_a_start() -> None:
-    from evitseg.labels import load_labels
-    from evitseg.loading import network_of
-    from evitseg.train.network import starting_network
-
-    labels = load_labels("camvid")
-    taken, given = starting_network(TrainConfig(start="b0-camvid"), labels), network_of("b0-camvid")[0]
-    for key, tensor in given.state_dict().items():
-        torch.testing.assert_close(taken.state_dict()[key], tensor)

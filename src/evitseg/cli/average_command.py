@@ -70,7 +70,7 @@ def average_command(
     statistics = "batch norm statistics averaged, too; --data estimates them on images"
     if data is not None:
         from evitseg.data.layouts import find_dataset
-        from evitseg.train.norm import estimate_over
+        from evitseg.train.batch_norm import estimate_over
 
         splits = find_dataset(data).splits
         pairs = splits.get("train") or next(iter(splits.values()))

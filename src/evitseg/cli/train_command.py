@@ -55,7 +55,7 @@ def _variants() -> list[str]:
     ("evitseg train data/", "Fine-tune the smallest variant for your classes."),
     ("evitseg train data/ --variant b1 --epochs 200 --out runs/b1", "A larger network, for longer."),
     ("evitseg train data/ --out runs/b1 --resume", "Continue an interrupted run."),
-    ("evitseg train data/ --recipe camvid-transfer --set rotate=10", "A recipe, with one setting changed."),
+    ("evitseg train data/ --recipe camvid-transfer --set augment.rotate=10", "A recipe, with one setting changed."),
 )
 @DATA
 @LABELS
@@ -109,9 +109,9 @@ def _variants() -> list[str]:
     "--set",
     "changes",
     multiple=True,
-    metavar="NAME=VALUE",
+    metavar="KEY=VALUE",
     panel="Training",
-    help="Any other setting, such as rotate=10; may be repeated. The training page of the docs lists them.",
+    help="Any other setting, such as augment.rotate=10; may be repeated. The docs list them as training settings.",
 )
 @option(
     "--precision",
@@ -180,47 +180,54 @@ def train_command(
     _report(run, output)
 
 
+_SETTINGS = {
+    "batch": "batch_size", "size": "data.size", "crop": "data.crop", "bands": "data.bands",
+    "value_range": "data.value_range", "page": "data.page", "workers": "data.workers",
+    "learning_rate": "optim.learning_rate", "freeze_backbone": "optim.freeze_backbone",
+}  # fmt: skip
+"""Options that set a setting of another name."""
+
+
 def _resumed(out: Path, options: dict[str, Any], has_recipe: bool) -> TrainConfig:
     """The settings of the run in a folder; only the number of workers may change."""
-    from dataclasses import replace
-
-    from evitseg.train.config import read_config
+    from evitseg.train.settings import read_config
 
     config = read_config(out)
     given = [name for name in options if name != "workers"]
     if given or has_recipe:
         what = f"--{given[0].removeprefix('value_').replace('_', '-')}" if given else "--recipe and --set"
         raise EvitsegError(f"--resume continues with the run's own settings; leave out {what}, or start a new run.")
-    return replace(config, workers=options["workers"]) if "workers" in options else config
+    return config.updated({"data.workers": options["workers"]}) if "workers" in options else config
 
 
 def _configured(
     data: str, options: dict[str, Any], recipe: str, changes: tuple[str, ...], output: Output
 ) -> TrainConfig:
-    """The settings of a new run, from recipe and options."""
+    """The settings of a new run: those of the recipe, overridden by the options, overridden by --set."""
     from evitseg.architecture import PUBLISHED_SEGMENTATION
-    from evitseg.train.config import FRESH, read_recipe, structured
+    from evitseg.train.config import FRESH
+    from evitseg.train.settings import make_config, parse_changes, read_recipe
 
     auto = options.get("batch") == "auto"
-    settings = read_recipe(recipe) | {k: v for k, v in options.items() if not (auto and k == "batch")}
-    settings |= read_recipe("", changes)
-    settings |= {"size": 0} if settings.get("size") == "native" else {}
+    settings = read_recipe(recipe) if recipe else {}
+    settings |= {_SETTINGS.get(k, k): v for k, v in options.items() if not (auto and k == "batch")}
+    settings |= parse_changes(changes)
     published = f"{settings.get('variant', 'b0')}-cityscapes"
     settings.setdefault("start", published if published in PUBLISHED_SEGMENTATION else FRESH)
-    config = structured(settings, recipe or "settings")
+    config = make_config(settings, recipe or "settings")
     return _with_fastest_batch(data, config, output) if auto else config
 
 
 def _with_fastest_batch(data: str, config: TrainConfig, output: Output) -> TrainConfig:
     from evitseg.data.layouts import find_dataset
-    from evitseg.train.tune import tuned, usual_size
+    from evitseg.train.batch_size import fastest_batch_size, typical_size
 
-    dataset = find_dataset(data, None, config.reading)
+    dataset = find_dataset(data, None, config.data.reading)
     pairs = [pair for split, of_split in dataset.splits.items() if split not in ("val", "test") for pair in of_split]
-    config, tried = tuned(config, len(pairs), usual_size(pairs))
+    config, tried = fastest_batch_size(config, len(pairs), typical_size(pairs))
     for number, speed in tried.items():
         output.log(f"batch {number:>4}: {speed:7.1f} images/s")
-    output.log(f"chosen: batch {config.batch}")
+    output.log(f"chosen: batch {config.batch_size}")
     return config
 
 

@@ -1,285 +1,357 @@
-"""Everything that decides a training run, in one value that is written into the run's folder."""
+"""The settings of a training run, in groups: data, augment, optim, average, loss, distill."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from importlib import resources
-from pathlib import Path
-from typing import Any, get_type_hints
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from typing import Any, ClassVar, get_type_hints
 
 import cattrs
 
 from evitseg.architecture import BACKBONES, STRIDE
-from evitseg.errors import ConfigError, TrainError, unknown
+from evitseg.errors import ConfigError, unknown
 from evitseg.image import ReadOptions
 from evitseg.preprocess import check_size
+from evitseg.system.json_types import strict_converter
+from evitseg.train.old_names import accept_old_keywords
 
-CONFIG_FILE = "config.json"
-"""In a run's folder."""
 FRESH = "none"
-"""The `start` that is no start: random weights."""
+"""The `start` that means random weights."""
 PRECISIONS = ("float32", "bfloat16", "float16")
-CHOSEN: Any = None
-"""A setting that `evitseg.train.defaults.settled` chooses, from the images and the start, before a run begins."""
+AUTO: Any = None
+"""A setting that `evitseg.train.defaults.resolve_defaults` derives from the images and the start."""
+
+_Range = tuple[float, float]
+_FRACTION: _Range = (0, 1)
+
+
+class _Settings:
+    """Checks the fields of a dataclass when it is made: their types, then the ranges of the numbers."""
+
+    GROUP: ClassVar[str] = ""
+    RANGES: ClassVar[Mapping[str, _Range]]
+
+    def __post_init__(self) -> None:
+        prefix = f"{self.GROUP}." if self.GROUP else ""
+        kinds = _kinds(type(self))  # type: ignore[arg-type]  # a class is hashable
+        for one in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            key, given = prefix + one.name, getattr(self, one.name)
+            kind = kinds[one.name]
+            if is_dataclass(kind):
+                if not isinstance(given, kind):  # type: ignore[arg-type]
+                    raise ConfigError(f"{key} must be a {one.type}, not {given!r:.80}.")
+            elif given is not AUTO or one.default is not AUTO:
+                value = _typed(key, kind, given)
+                object.__setattr__(self, one.name, value)
+                low, high = self.RANGES.get(one.name, (-math.inf, math.inf))
+                if one.name in self.RANGES and not low <= value <= high:
+                    raise ConfigError(f"{key} is {value}; it must be {low} to {high}.")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A training run.
-
-    `batch`, `crop`, `size`, `scale`, `learning_rate`, `warm_up`, `ema` and `freeze_norm` follow from the number and
-    size of the images and from the start where they are None (`evitseg.train.defaults` has the formulas). A running
-    training has no None.
+class DataConfig(_Settings):
+    """How images are read and cropped.
 
     Attributes:
-        variant: a row of `evitseg.architecture.BACKBONES`.
-        start: weights to start from: a checkpoint's path (ours, the authors', timm's; a classifier gives its backbone)
-            or a published model's name, a bundled model's name or an .onnx artefact; "none" for random ones.
-        classes_from: by class, the names of the start's and the teachers' classes it is made of, where its own name
-            is not among theirs: {"pavement": ["sidewalk"]}.
-        train_on: splits to train on; none for "train", or what `split_pairs` gives where there are no splits.
-        epochs: passes over the training images.
-        batch: images a step, over all processes.
-
-        bands, value_range, page: how the images' files are read, as the options --bands, --range and --page say it; ""
-            and 0 leave it to the files. The model reads files in the same way afterwards.
-        crop: (height, width) of the pieces that are trained on, in pixels; both divisible by 32.
-        size: short side to which images are scaled before anything else, 0 for their own; None for the size that the
-            start works at, or their own. The model works at this size afterwards.
-        scale: images are scaled by a random factor in this range, every factor's logarithm equally likely.
-        rotate: pieces are turned by up to this many degrees.
-        jitter: brightness, contrast and saturation change by up to this share.
-        blur, jpeg: share of the pieces that are blurred, or show the artefacts of a JPEG of quality 20 to 80.
-        classmix: share of the pieces on which half of another piece's classes are pasted (arXiv:2007.07936).
-
-        learning_rate: at its highest, after the warm-up; it then falls to zero as a cosine does.
-        warm_up: share of the steps in which it rises.
-        weight_decay: of AdamW, on weights of convolutions and linear layers alone.
-        clip: largest norm of all gradients together.
-        ema: decay of the moving average of the weights, which is what is measured and kept.
-        keep_start: share of the starting weights in what is measured and kept (arXiv:2109.01903); it keeps what the
-            start knew about images unlike these.
-        freeze_backbone: train the head alone.
-        freeze_norm: batch norm keeps the start's statistics, in training and in what is kept. Training is stable only
-            at a low rate, so the default rate is ten times lower.
-        drop_path: share of samples that skip the last residual block, earlier ones less (arXiv:1603.09382).
-
-        cross_entropy, dice, lovasz, boundary: weights of the loss's terms; `boundary` is by how much more than
-            others pixels near another class count in the cross-entropy.
-        lovasz_from: part of the run after which the Lovász term sets in, 0 to 1.
-        ohem: share of the pixels, the hardest, that count in the cross-entropy at least; 1 for all.
-        label_smoothing: of the cross-entropy.
-        balance: how strongly rare classes count more: 0 not at all, 1 by 1 / ln(1.10 + share) (arXiv:1606.02147).
-        auxiliary: weight of the losses of two more heads, on stages 3 and 4, that the result does not have.
-        teachers: checkpoints or published models whose mean answer on the same pieces is to be matched.
-        distill: weight of that term.
-        temperature: of that term.
-        loss_stride: the loss looks at every n-th pixel of every n-th row, from a random one on.
-
-        precision: "float32", or "bfloat16" or "float16" for mixed precision.
-        workers: processes that read images; 0 for none beside the training one.
-        measure_every: epochs between measurements on the validation images; the last epoch is always measured.
-        save_every: steps between checkpoints, beside one after every epoch.
-        seed: of everything that is random.
+        splits: splits to train on. Empty means "train", or the training part of `split_pairs` if the data has no
+            splits.
+        size: short side that images are scaled to before anything else; 0 keeps their own size. The trained model
+            works at this size. None uses the start's size.
+        crop: (height, width) of the training crops in pixels, each divisible by 32. None derives it from the images.
+        bands, value_range, page: how image files are read, in the syntax of --bands, --range and --page; "" and 0 leave
+            it to the file. The trained model reads files the same way.
+        workers: processes that load images; 0 loads them in the training process.
     """
 
-    variant: str = "b0"
-    start: str = FRESH
-    classes_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    train_on: tuple[str, ...] = ()
-    epochs: int = 100
-    batch: int = CHOSEN
+    GROUP: ClassVar[str] = "data"
+    RANGES: ClassVar[Mapping[str, _Range]] = {"workers": (0, 256), "page": (0, 10**9)}
 
+    splits: tuple[str, ...] = ()
+    size: int = AUTO
+    crop: tuple[int, int] = AUTO
     bands: str = ""
     value_range: str = ""
     page: int = 0
-    crop: tuple[int, int] = CHOSEN
-    size: int = CHOSEN
-    scale: tuple[float, float] = CHOSEN
-    rotate: float = 0.0
-    jitter: float = 0.3
-    blur: float = 0.0
-    jpeg: float = 0.0
-    classmix: float = 0.0
+    workers: int = 1
 
-    learning_rate: float = CHOSEN
-    warm_up: float = CHOSEN
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size:
+            check_size(self.size)
+        if self.crop is not AUTO and any(side % STRIDE or side < STRIDE for side in self.crop):
+            raise ConfigError(f"data.crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
+        ReadOptions.parse(self.bands, self.value_range, self.page or None)
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the image files are read."""
+        return ReadOptions.parse(self.bands, self.value_range, self.page or None)
+
+
+@dataclass(frozen=True)
+class AugmentConfig(_Settings):
+    """Random changes to the training crops.
+
+    Attributes:
+        scale: range of the random scale factor, sampled uniformly on a logarithmic scale. None derives it from the
+            images and the crop.
+        rotate: largest rotation in degrees; half of the crops are rotated.
+        color_jitter: largest relative change of brightness, contrast and saturation.
+        blur_prob: probability of a Gaussian blur.
+        jpeg_prob: probability of JPEG artefacts, at a quality of 20 to 80.
+        classmix_prob: probability that half of the classes of another crop are pasted in (arXiv:2007.07936).
+    """
+
+    GROUP: ClassVar[str] = "augment"
+    RANGES: ClassVar[Mapping[str, _Range]] = {
+        "rotate": (0, 180), "color_jitter": _FRACTION, "blur_prob": _FRACTION, "jpeg_prob": _FRACTION,
+        "classmix_prob": _FRACTION,
+    }  # fmt: skip
+
+    scale: tuple[float, float] = AUTO
+    rotate: float = 0.0
+    color_jitter: float = 0.3
+    blur_prob: float = 0.0
+    jpeg_prob: float = 0.0
+    classmix_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not AUTO and not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
+            raise ConfigError(f"augment.scale {self.scale}: give the smallest and the largest factor, 0.01 to 100.")
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Settings):
+    """AdamW, its schedule, and what else changes how the weights are updated.
+
+    Attributes:
+        learning_rate: peak rate, after the warm-up; it then falls to zero along a cosine. None derives it from the
+            batch and the start.
+        warmup_fraction: fraction of the steps in which the rate rises. None derives it from the number of steps.
+        weight_decay: applied to the weights of convolutions and linear layers only.
+        grad_clip_norm: largest norm of the gradient of all parameters together.
+        freeze_backbone: train only the head.
+        freeze_norm: batch norm uses and keeps the start's statistics. Training is then stable only at a low rate, so
+            the default rate is 30 times lower. None derives it from the number of images and steps.
+        drop_path: fraction of samples that skip the last residual block; earlier blocks are skipped less often
+            (arXiv:1603.09382).
+    """
+
+    GROUP: ClassVar[str] = "optim"
+    RANGES: ClassVar[Mapping[str, _Range]] = {
+        "learning_rate": (0, 10), "warmup_fraction": _FRACTION, "weight_decay": (0, 10), "grad_clip_norm": (1e-6, 1e6),
+        "drop_path": (0, 0.9),
+    }  # fmt: skip
+
+    learning_rate: float = AUTO
+    warmup_fraction: float = AUTO
     weight_decay: float = 0.05
-    clip: float = 2.0
-    ema: float = CHOSEN
-    keep_start: float = 0.0
+    grad_clip_norm: float = 2.0
     freeze_backbone: bool = False
-    freeze_norm: bool = CHOSEN
+    freeze_norm: bool = AUTO
     drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class AverageConfig(_Settings):
+    """How the weights that are evaluated and saved follow from those that are trained.
+
+    Attributes:
+        ema_decay: decay of the exponential moving average of the weights. None derives it from the number of steps.
+        start_weight: fraction of the starting weights mixed into the average (WiSE-FT, arXiv:2109.01903); it preserves
+            what the start knew about images unlike the training images.
+    """
+
+    GROUP: ClassVar[str] = "average"
+    RANGES: ClassVar[Mapping[str, _Range]] = {"ema_decay": _FRACTION, "start_weight": _FRACTION}
+
+    ema_decay: float = AUTO
+    start_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossConfig(_Settings):
+    """The terms of the loss and their weights.
+
+    Attributes:
+        cross_entropy, dice, lovasz: weights of these terms.
+        lovasz_from: fraction of the run after which the Lovász term begins.
+        boundary_weight: additional weight of pixels near another class in the cross-entropy: they count
+            1 + boundary_weight.
+        ohem_fraction: smallest fraction of pixels, the hardest, that count in the cross-entropy (online hard example
+            mining); 1 counts all pixels.
+        label_smoothing: of the cross-entropy.
+        class_weight_power: how strongly rare classes are weighted up: 0 not at all, 1 by 1 / ln(1.10 + frequency)
+            (arXiv:1606.02147).
+        auxiliary: weight of the losses of two additional heads, on stages 3 and 4; they are not part of the result.
+        stride: the loss uses every n-th pixel of every n-th row, from a random offset.
+    """
+
+    GROUP: ClassVar[str] = "loss"
+    RANGES: ClassVar[Mapping[str, _Range]] = {
+        "cross_entropy": (0, 100), "dice": (0, 100), "lovasz": (0, 100), "lovasz_from": _FRACTION,
+        "boundary_weight": (0, 100), "ohem_fraction": (1e-6, 1), "label_smoothing": _FRACTION,
+        "class_weight_power": _FRACTION, "auxiliary": (0, 100), "stride": (1, 8),
+    }  # fmt: skip
 
     cross_entropy: float = 1.0
     dice: float = 0.0
     lovasz: float = 0.0
     lovasz_from: float = 0.5
-    boundary: float = 0.0
-    ohem: float = 1.0
+    boundary_weight: float = 0.0
+    ohem_fraction: float = 1.0
     label_smoothing: float = 0.0
-    balance: float = 0.5
+    class_weight_power: float = 0.5
     auxiliary: float = 0.0
-    teachers: tuple[str, ...] = ()
-    distill: float = 1.0
-    temperature: float = 1.0
-    loss_stride: int = 2
+    stride: int = 2
 
+
+@dataclass(frozen=True)
+class DistillConfig(_Settings):
+    """Distillation: matching the mean probabilities of other networks (arXiv:1503.02531).
+
+    Attributes:
+        teachers: checkpoints or published segmentation models; none turns distillation off.
+        weight: weight of this term of the loss.
+        temperature: divides the logits of teachers and student.
+    """
+
+    GROUP: ClassVar[str] = "distill"
+    RANGES: ClassVar[Mapping[str, _Range]] = {"weight": (0, 100), "temperature": (0.1, 100)}
+
+    teachers: tuple[str, ...] = ()
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@accept_old_keywords
+@dataclass(frozen=True)
+class TrainConfig(_Settings):
+    """All settings that decide a training run.
+
+    Settings that are None (`AUTO_KEYS`) are derived from the number and size of the images and from the start before
+    the run begins; `evitseg.train.defaults` has the formulas.
+
+    Attributes:
+        variant: a row of `BACKBONES`, such as "b0".
+        start: weights to start from: the path of a checkpoint (ours, the authors' or timm's; a classifier supplies its
+            backbone) or of an exported .onnx model, the name of a published or bundled model, or "none" for random
+            weights.
+        classes_from: maps a class of the data to classes of the start and the teachers, for classes whose names differ:
+            {"pavement": ["sidewalk"]}.
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes. None derives it from the number of images.
+        precision: "float32", or "bfloat16" or "float16" for mixed precision.
+        eval_interval: epochs between evaluations on the validation images; the last epoch is always evaluated.
+        save_interval: steps between saved states, in addition to one after every epoch.
+        seed: of all random numbers.
+    """
+
+    RANGES: ClassVar[Mapping[str, _Range]] = {
+        "epochs": (1, 1_000_000), "batch_size": (1, 4096), "eval_interval": (1, 1_000_000),
+        "save_interval": (1, 1_000_000_000), "seed": (0, 2**31),
+    }  # fmt: skip
+
+    variant: str = "b0"
+    start: str = FRESH
+    classes_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    epochs: int = 100
+    batch_size: int = AUTO
     precision: str = "float32"
-    workers: int = 1
-    measure_every: int = 1
-    save_every: int = 500
+    eval_interval: int = 1
+    save_interval: int = 500
     seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
-        for name in _NAMES:  # lists become tuples, whole numbers floats
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), "TrainConfig"))
+        super().__post_init__()
         if self.variant not in BACKBONES:
             raise unknown("variant", self.variant, BACKBONES)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.size:
-            check_size(self.size)
-        if self.crop is not CHOSEN and any(side % STRIDE or side < STRIDE for side in self.crop):
-            raise ConfigError(f"crop {self.crop}: both sides must be multiples of {STRIDE}, such as 352 and 480.")
-        if self.scale is not CHOSEN and not 0.01 <= self.scale[0] <= self.scale[1] <= 100:
-            raise ConfigError(f"scale {self.scale}: give the smallest and the largest factor, 0.01 to 100.")
-        ReadOptions.parse(self.bands, self.value_range, self.page or None)
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not CHOSEN and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; it must be {low} to {high}.")
-        taught = self.distill if self.teachers else 0.0
-        if not any((self.cross_entropy, self.dice, taught, self.lovasz if self.lovasz_from == 0 else 0.0)):
+        loss, distill = self.loss, self.distill.weight if self.distill.teachers else 0.0
+        if not any((loss.cross_entropy, loss.dice, distill, loss.lovasz if loss.lovasz_from == 0 else 0.0)):
             raise ConfigError(
-                "nothing to minimise from the beginning: one of cross_entropy, dice, distill (with teachers) and "
-                "lovasz (with lovasz_from=0) must be above 0."
+                "the loss is empty at the first step: set one of loss.cross_entropy, loss.dice, distill.weight (with "
+                "distill.teachers) and loss.lovasz (with loss.lovasz_from=0) above 0."
             )
-        if self.keep_start and self.start == FRESH:
-            raise ConfigError("keep_start keeps weights that the run starts from; there are none with start none.")
-        known = self.batch is not CHOSEN and self.crop is not CHOSEN
-        if known and not self.freeze_norm and self.batch * self.crop[0] * self.crop[1] < 2 * STRIDE**2:
-            raise ConfigError("batch norm needs two values to normalise; give a larger batch or crop.")
+        if self.average.start_weight and self.start == FRESH:
+            raise ConfigError("average.start_weight mixes in the starting weights, but start is none.")
+        crop = self.data.crop
+        known = self.batch_size is not AUTO and crop is not AUTO
+        if known and not self.optim.freeze_norm and self.batch_size * crop[0] * crop[1] < 2 * STRIDE**2:
+            raise ConfigError("batch norm needs at least two values per channel; use a larger batch_size or data.crop.")
 
-    @property
-    def reading(self) -> ReadOptions:
-        """How the images' files are read."""
-        return ReadOptions.parse(self.bands, self.value_range, self.page or None)
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a nested dictionary, as a JSON recipe has them."""
+        return asdict(self)
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its key, such as "epochs" or "optim.learning_rate"."""
+        return {key: _value(self, key) for key in KEYS}
 
-_SHARE = (0, 1)
-_RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, 1_000_000), "batch": (1, 4096), "learning_rate": (0, 10), "warm_up": _SHARE,
-    "weight_decay": (0, 10), "clip": (1e-6, 1e6), "ema": _SHARE, "keep_start": _SHARE, "label_smoothing": _SHARE,
-    "balance": _SHARE, "jitter": _SHARE, "rotate": (0, 180), "blur": _SHARE, "jpeg": _SHARE, "classmix": _SHARE,
-    "drop_path": (0, 0.9), "cross_entropy": (0, 100), "dice": (0, 100), "lovasz": (0, 100), "lovasz_from": _SHARE,
-    "boundary": (0, 100), "ohem": (1e-6, 1), "auxiliary": (0, 100), "distill": (0, 100), "temperature": (0.1, 100),
-    "loss_stride": (1, 8), "workers": (0, 256), "measure_every": (1, 1_000_000), "save_every": (1, 1_000_000_000),
-    "seed": (0, 2**31), "page": (0, 10**9),
-}  # fmt: skip
+    def updated(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """The settings with some changed, by key: `config.updated({"epochs": 3, "optim.learning_rate": 3e-4})`.
 
-_NAMES = [field.name for field in fields(TrainConfig)]
-CHOOSABLE = tuple(field.name for field in fields(TrainConfig) if field.default is CHOSEN)
-"""Settings that follow from the data where they are None."""
-
-
-def structured(content: Any, where: str | Path) -> TrainConfig:
-    """Settings from a JSON object; what it does not name has its default.
-
-    Raises: ConfigError where a name is unknown, or a value of the wrong kind.
-    """
-    if not isinstance(content, dict):
-        raise ConfigError(f'{where}: settings are a JSON object, such as {{"epochs": 50}}.')
-    for name in content:
-        if name not in _NAMES:
-            raise ConfigError(f"{where}: {unknown('setting', name, _NAMES)}")
-    return TrainConfig(**{name: _of_kind(name, value, where) for name, value in content.items()})
+        Raises: ConfigError for an unknown key or a value that does not fit.
+        """
+        top: dict[str, Any] = {}
+        groups: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            if key not in KEYS:
+                raise unknown("setting", key, KEYS)
+            group, _, name = key.rpartition(".")
+            (groups.setdefault(group, {}) if group else top)[name] = value
+        top |= {group: replace(getattr(self, group), **values) for group, values in groups.items()}
+        return replace(self, **top)
 
 
-def _of_kind(name: str, value: Any, where: str | Path) -> Any:
-    """The value as its field's type. Raises: ConfigError where it is another's."""
-    if value is CHOSEN and name in CHOOSABLE:
-        return CHOSEN
-    # A word would pass for a tuple of letters.
-    words = [value, *value.values()] if isinstance(value, Mapping) else [value]
+def _typed(key: str, kind: Any, value: Any) -> Any:
+    """The value as its setting's type: lists become tuples, whole numbers floats."""
     try:
-        if _KINDS[name] is not str and any(isinstance(word, str) for word in words):
-            raise ValueError
-        return _CONVERTER.structure(value, _KINDS[name])
-    except Exception as error:  # cattrs' groups, and whatever a constructor makes of a wrong value
-        example = f"; such as {json.dumps([value])}" if isinstance(value, str) and "tuple" in str(_KINDS[name]) else ""
-        raise ConfigError(f"{where}: {name} cannot be {json.dumps(value, default=str)}{example}.") from error
+        return strict_converter().structure(value, kind)
+    except (TypeError, ValueError, AttributeError, cattrs.BaseValidationError) as error:
+        example = f"; use {json.dumps([value])}" if isinstance(value, str) and "tuple" in str(kind) else ""
+        raise ConfigError(f"{key} cannot be {json.dumps(value, default=str):.80}{example}.") from error
 
 
-def _exactly(value: Any, kind: type) -> Any:
-    wrong = isinstance(value, bool) if kind is not bool else not isinstance(value, bool)
-    if wrong or not isinstance(value, (int, float) if kind is float else kind):
-        raise ValueError
-    return kind(value)
+@cache
+def _kinds(settings: Any) -> dict[str, Any]:
+    """The type of every field."""
+    hints = get_type_hints(settings)
+    return {f.name: hints[f.name] for f in fields(settings)}
 
 
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter()
-    for kind in (bool, int, float, str):
-        converter.register_structure_hook(kind, _exactly)
-    return converter
+def _key_types() -> dict[str, Any]:
+    kinds: dict[str, Any] = {}
+    for name, kind in _kinds(TrainConfig).items():
+        if is_dataclass(kind):
+            kinds |= {f"{name}.{inner}": its for inner, its in _kinds(kind).items()}  # type: ignore[arg-type]
+        else:
+            kinds[name] = kind
+    return kinds
 
 
-_CONVERTER = _converter()
+KEYS: Mapping[str, Any] = _key_types()
+"""Every setting's key and type; the keys of a group's settings have its name before a point."""
+GROUPS: tuple[str, ...] = tuple(name for name, kind in _kinds(TrainConfig).items() if is_dataclass(kind))
 
 
-_KINDS: dict[str, Any] = get_type_hints(TrainConfig)
+def _value(config: TrainConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
 
 
-def recipes() -> dict[str, Path]:
-    """The packaged recipes by name."""
-    folder = Path(str(resources.files("evitseg.train"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.json"))}
-
-
-def read_recipe(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of a recipe: a packaged one's name, or a JSON file's path.
-
-    Args:
-        changes: "name=value" each, over the recipe's; a value is JSON, or a word.
-
-    Raises: ConfigError.
-    """
-    content: dict[str, Any] = {}
-    if name:
-        path = recipes().get(name, Path(name))
-        if not path.suffix:
-            raise unknown("recipe", name, recipes())
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: no such recipe; {unknown('recipe', name, recipes())}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error}).") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: a recipe is a JSON object of settings.")
-        content.pop("about", None)
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"{change!r}: settings are given as name=value, such as rotate=10.")
-        try:
-            content[key] = json.loads(text)
-        except ValueError:
-            content[key] = text
-    return content
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """The settings of the run in a folder. Raises: TrainError where there is none."""
-    try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return structured(content["settings"], folder / CONFIG_FILE)
-    except FileNotFoundError as error:
-        raise TrainError(f"{folder}: there is no run to resume ({CONFIG_FILE} is missing).") from error
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
-        reason = error if isinstance(error, ConfigError) else f"{folder / CONFIG_FILE}: damaged."
-        raise TrainError(f"{reason} The run cannot be resumed; begin a new one in another folder.") from error
+AUTO_KEYS: tuple[str, ...] = tuple(key for key in KEYS if _value(TrainConfig(), key) is AUTO)
+"""The settings that follow from the data and the start if they are None."""

@@ -1,29 +1,30 @@
-"""What a run does where its settings do not say: from the number and size of the images, and from the start.
+"""Defaults that follow from the number and size of the training images, and from the start.
 
-With `n` images to train on, of `h`×`w` pixels at the working size (the median of each side):
+With `n` training images of `h`×`w` pixels at the working size (medians over the images):
 
-    size           the start's; the images' own where it has none
-    batch          8; fewer for fewer images, so that an epoch has four steps, but at least 2
-    crop           each side 3/4 of the image's, but 512 at most, and the whole side up to 256; in multiples of 32
-    scale          0.5 to 2, but never so small that the crop is larger than the scaled image
-    steps          epochs · ⌈n / batch⌉
-    freeze_norm    if the start knows all classes, and there are fewer than 32 images, too few to estimate statistics
-                   over, or fewer than 50 steps, too few for the weights to follow them. Over 10 images of CamVid new
-                   statistics alone, without a step, lower the published start from 54 to 42 mIoU. Not at a given
-                   rate above 3e-5, with which a run of frozen statistics diverges.
-    learning_rate  3e-4 if the start knows all classes, 1e-3 if it knows none, between them on a logarithmic scale;
-                   times √(batch / 8) (arXiv:2205.10287); 30 times lower with freeze_norm
-    warm_up        50 steps, but 5 % of the steps at least and 30 % at most
-    ema            averages over the last tenth of the steps: 1 - 10 / steps, 0.998 at most
+    data.size               the start's working size; the images' own size if the start has none
+    batch_size              8; fewer for fewer images, so that an epoch has four steps, but at least 2
+    data.crop               3/4 of each side, at most 512; the whole side up to 256. Rounded down to a multiple of 32
+    augment.scale           0.5 to 2; the lower end rises so that the crop is never larger than the scaled image
+    steps                   epochs · ⌈n / batch_size⌉
+    optim.freeze_norm       true if the start knows all classes and there are fewer than 32 images (too few to estimate
+                            statistics) or fewer than 50 steps (too few for the weights to follow new statistics).
+                            Without a single step, statistics over 10 CamVid images lower the published start from 54
+                            to 42 mIoU. False if a learning rate above 3e-5 is given: training then diverges with
+                            frozen statistics
+    optim.learning_rate     3e-4 if the start knows all classes, 1e-3 if it knows none, interpolated on a logarithmic
+                            scale between; times √(batch_size / 8) (arXiv:2205.10287); 30 times lower with freeze_norm
+    optim.warmup_fraction   50 steps, but between 5 % and 30 % of all steps
+    average.ema_decay       1 - 10 / steps, at most 0.998: an average over the last tenth of the steps
 
-A setting that is given is never changed, and what follows from it follows from the given value.
+A given setting is never changed, and the others follow from its given value.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -38,36 +39,34 @@ FEW_IMAGES, FEW_STEPS = 32, 50
 KNOWN_HEAD_RATE, NEW_HEAD_RATE, FROZEN_NORM_DIVISOR, LARGEST_FROZEN_RATE = 3e-4, 1e-3, 30, 3e-5
 
 
-def settled(
+def resolve_defaults(
     config: TrainConfig, sizes: Sequence[tuple[int, int]], known: float = 0.0, short_side: int | None = None
 ) -> TrainConfig:
-    """The settings without a None.
+    """The settings with every None replaced.
 
     Args:
-        sizes: (height, width) of every image that is trained on.
-        known, short_side: what `evitseg.train.network.Start` says about the start.
+        sizes: (height, width) of every training image.
+        known, short_side: as in `evitseg.train.initialize.Start`.
     """
-    if config.size is None:
-        config = replace(config, size=short_side or 0)
-    if config.batch is None:
-        config = replace(config, batch=min(USUAL_BATCH, max(2, 2 ** int(math.log2(max(1, len(sizes) / 4))))))
-    height, width = working_size(config, sizes)
-    if config.crop is None:
-        config = replace(config, crop=(_crop_side(height), _crop_side(width)))
-    if config.scale is None:
-        covering = max(config.crop[0] / height, config.crop[1] / width)
-        config = replace(config, scale=(min(1.0, max(SCALE[0], covering)), SCALE[1]))
-    steps = config.epochs * -(-len(sizes) // config.batch)
-    if config.warm_up is None:
-        config = replace(config, warm_up=round(min(0.3, max(0.05, 50 / steps)), 4))
-    if config.ema is None:
-        config = replace(config, ema=round(min(0.998, max(0.0, 1 - 10 / steps)), 4))
-    if config.freeze_norm is None:
-        few = len(sizes) < FEW_IMAGES or steps < FEW_STEPS
-        slow = config.learning_rate is None or config.learning_rate <= LARGEST_FROZEN_RATE
-        config = replace(config, freeze_norm=known == 1 and few and slow)
-    if config.learning_rate is None:
-        config = replace(config, learning_rate=_rate(config, known))
+
+    def choose(key: str, value: Any) -> None:
+        nonlocal config
+        if config.flat()[key] is None:
+            config = config.updated({key: value})
+
+    choose("data.size", short_side or 0)
+    choose("batch_size", min(USUAL_BATCH, max(2, 2 ** int(math.log2(max(1, len(sizes) / 4))))))
+    height, width = working_size(config.data.size, sizes)
+    choose("data.crop", (_crop_side(height), _crop_side(width)))
+    covering = max(config.data.crop[0] / height, config.data.crop[1] / width)
+    choose("augment.scale", (min(1.0, max(SCALE[0], covering)), SCALE[1]))
+    steps = config.epochs * -(-len(sizes) // config.batch_size)
+    choose("optim.warmup_fraction", round(min(0.3, max(0.05, 50 / steps)), 4))
+    choose("average.ema_decay", round(min(0.998, max(0.0, 1 - 10 / steps)), 4))
+    few = len(sizes) < FEW_IMAGES or steps < FEW_STEPS
+    slow = config.optim.learning_rate is None or config.optim.learning_rate <= LARGEST_FROZEN_RATE
+    choose("optim.freeze_norm", known == 1 and few and slow)
+    choose("optim.learning_rate", _rate(config.batch_size, config.optim.freeze_norm, known))
     return config
 
 
@@ -76,16 +75,16 @@ def _crop_side(side: float) -> int:
     return max(STRIDE, int(wanted) // STRIDE * STRIDE)
 
 
-def _rate(config: TrainConfig, known: float) -> float:
+def _rate(batch_size: int, freeze_norm: bool, known: float) -> float:
     rate = NEW_HEAD_RATE ** (1 - known) * KNOWN_HEAD_RATE**known
-    rate *= math.sqrt(config.batch / USUAL_BATCH)
-    return float(f"{rate / (FROZEN_NORM_DIVISOR if config.freeze_norm else 1):.2g}")
+    rate *= math.sqrt(batch_size / USUAL_BATCH)
+    return float(f"{rate / (FROZEN_NORM_DIVISOR if freeze_norm else 1):.2g}")
 
 
-def working_size(config: TrainConfig, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """(height, width) of the usual image once it is scaled as `size` says: the median of each."""
+def working_size(short_side: int, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """(height, width) of the typical image, the median of each, scaled to a short side; 0 does not scale."""
     height, width = (float(np.median([size[axis] for size in sizes])) for axis in (0, 1))
     factor = 1.0
-    if config.size:
-        factor = min(config.size / min(height, width), Preprocess().max_enlarge)
+    if short_side:
+        factor = min(short_side / min(height, width), Preprocess().max_enlarge)
     return height * factor, width * factor

@@ -1,4 +1,4 @@
-"""`fit`: from data and settings to a run, new or resumed."""
+"""`fit`: train a new run, or resume one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.errors import DatasetError, FileError, TrainError, unknown
 from evitseg.labels import LabelSpace
-from evitseg.train.config import CHOOSABLE, TrainConfig
-from evitseg.train.defaults import settled
-from evitseg.train.memory import out_of_memory
-from evitseg.train.network import Start, check_classes_from, start_of
-from evitseg.train.record import Event, Run
-from evitseg.train.state import check_new, read_resumable
+from evitseg.train.allocator import is_out_of_memory
+from evitseg.train.config import AUTO, AUTO_KEYS, TrainConfig
+from evitseg.train.defaults import resolve_defaults
+from evitseg.train.initialize import Start, check_classes_from, initialize
+from evitseg.train.resume import check_new, read_resumable
+from evitseg.train.run_log import Event, Run
 from evitseg.train.trainer import Trainer
 
 
@@ -35,48 +35,49 @@ def fit(
 ) -> Run:
     """Train a segmentation network.
 
-    The start is measured before the first step and is the first candidate for the best checkpoint, so the best is never
-    below it. All data are read once before the first step; pairs that cannot be used are left out and named. Without a
-    validation split a fifth of the images is held out, the same for the same seed.
+    All data are read once before the first step; pairs that cannot be used are skipped and listed in the result.
+    Without a validation split, a fifth of the images is held out, always the same for the same seed. The start is
+    evaluated before the first step, so the best checkpoint is never worse than it.
 
     Args:
-        data: what `find_dataset` takes, or what it gives.
-        out: the run's folder; it must be new, unless the run goes on.
-        resume: go on with the run in `out` from its last checkpoint. On one CPU process the weights come out as if it
-            had never stopped, bit for bit.
-        labels: the classes, where they are known better than the data says.
-        check_workers: processes that read the data before the first step; see `evitseg.data.inspect.inspect`.
-        watch: called after every step and every epoch.
-        tell: called with sentences: the settings that were chosen, before the first step.
+        data: what `find_dataset` takes or returns.
+        config: None uses the defaults, or the run's own settings when resuming.
+        out: folder of the run; it must not hold another run unless `resume`.
+        resume: continue the run in `out` from its last saved state. With a single process on a CPU, the weights are
+            bit for bit those of a run that was never interrupted.
+        labels: the classes, if the data do not define them.
+        check_workers: processes that read the data before the first step (see `evitseg.data.inspect.inspect`).
+        watch: called after the evaluation of the start, every step and every epoch.
+        tell: called with a sentence about the settings that were derived from the data, before the first step.
 
-    Raises: DatasetError for data that cannot be trained on, WeightsError for a start that does not fit, TrainError
-    where the loss is no number or memory runs out, FileError where the folder cannot be written, KeyboardInterrupt with
-    a sentence about what is left of the run.
+    Raises: DatasetError for data that cannot be trained on, WeightsError for a start that does not fit, TrainError for
+    a loss that is not finite or when memory runs out, FileError for a folder that cannot be written, KeyboardInterrupt
+    with a message about the state that the folder holds.
     """
-    folder, training = Path(out), None
+    folder, trainer = Path(out), None
     try:
-        training, root = _prepared(data, config, folder, resume, labels, check_workers, watch, tell)
-        training.write_settings(root, new=not resume)
-        return training.run()
+        trainer, root = _prepared(data, config, folder, resume, labels, check_workers, watch, tell)
+        trainer.write_settings(root, new=not resume)
+        return trainer.run()
     except KeyboardInterrupt as interrupt:
-        before = f"interrupted before the first step: {'the run is as it was' if resume else 'nothing was trained'}."
-        raise KeyboardInterrupt(training.what_is_left() if training else before) from interrupt
+        before = f"interrupted before the first step; {'the run is unchanged' if resume else 'nothing was trained'}."
+        raise KeyboardInterrupt(trainer.what_is_left() if trainer else before) from interrupt
     except (RuntimeError, MemoryError, OSError) as error:
-        if out_of_memory(error):
-            raise TrainError(_no_memory(training)) from error
+        if is_out_of_memory(error):
+            raise TrainError(_out_of_memory(trainer)) from error
         if isinstance(error, OSError):
             place = error.filename or folder
             raise FileError(f"{place}: cannot be used ({error.strerror or error}).") from error
         raise
 
 
-def _no_memory(training: Trainer | None) -> str:
-    if training is None:
-        return "the memory does not hold the network, or an image; nothing was trained."
-    height, width = training.config.crop
+def _out_of_memory(trainer: Trainer | None) -> str:
+    if trainer is None:
+        return "out of memory before the first step; nothing was trained."
+    height, width = trainer.config.data.crop
     return (
-        f"the memory does not hold a batch of {training.config.batch} at {height}×{width}; "
-        f"halve --batch or --crop in a new run{training.how_to_start()}."
+        f"out of memory with a batch of {trainer.config.batch_size} crops of {height}×{width}; "
+        f"start a new run{trainer.how_to_start()} with half the --batch or --crop."
     )
 
 
@@ -90,38 +91,40 @@ def _prepared(
     watch: Callable[[Event], None],
     tell: Callable[[str], None],
 ) -> tuple[Trainer, Path]:
-    """The training before its next step, and the data's root; see `fit`."""
+    """The run before its next step, and the root of the data; see `fit`."""
     resumed = None
     if resume:
         resumed = read_resumable(folder, config)
         if labels is not None and labels != resumed.manifest.labels:
-            raise TrainError(f"{folder}: cannot go on with other classes; leave out --labels, the run has its own.")
+            raise TrainError(f"{folder}: cannot resume with other classes; leave out --labels, the run has its own.")
         labels = resumed.manifest.labels
     else:
         check_new(folder)
-    chosen = resumed.config if resumed else config or TrainConfig()
-    dataset = data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels, chosen.reading)
+    given = resumed.config if resumed else config or TrainConfig()
+    dataset = (
+        data if isinstance(data, Dataset) and not resume else find_dataset(_root(data), labels, given.data.reading)
+    )
     inspection = inspect(dataset, check_workers)
     if any(finding.unknown_id for finding in inspection.findings):
         raise DatasetError(f"{next(f.problem for f in inspection.findings if f.unknown_id)} Nothing was trained.")
     if inspection.usable and inspection.single_class:
         raise DatasetError(f"{dataset.root}: {inspection.single_class}")
-    train, val = _splits(inspection, chosen)
+    train, val = _splits(inspection, given.data.splits, given.seed)
     if resumed:
-        start = Start(resumed.network, 1.0, None)
+        start, chosen = Start(resumed.network, 1.0, None), resumed.chosen
     else:
-        check_classes_from(chosen)
-        start = start_of(chosen, inspection.labels)
+        check_classes_from(given)
+        start = initialize(given, inspection.labels)
+        chosen = tuple(key for key, value in given.flat().items() if key in AUTO_KEYS and value is AUTO)
     sizes = {finding.pair: finding.size for finding in inspection.usable}
-    final = settled(chosen, [sizes[pair] for pair in train], start.known, start.short_side)
-    names = [name for name in CHOOSABLE if getattr(chosen, name) is None]
-    if names:
-        values = ", ".join(f"{name} {_short(getattr(final, name))}" for name in names)
-        tell(f"chosen for {len(train)} images: {values}; --set or an option changes it.")
-    training = Trainer(folder, final, inspection, train, val, watch, start.network, names)
+    final = resolve_defaults(given, [sizes[pair] for pair in train], start.known, start.short_side)
+    if chosen and not resumed:
+        values = ", ".join(f"{key} {_short(final.flat()[key])}" for key in chosen)
+        tell(f"settings derived from {len(train)} images: {values}; override them with options or --set.")
+    trainer = Trainer(folder, final, inspection, train, val, watch, start.network, chosen)
     if resumed:
-        training.restore(resumed.state)
-    return training, dataset.root
+        trainer.restore(resumed.state)
+    return trainer, dataset.root
 
 
 def _short(value: Any) -> str:
@@ -134,23 +137,24 @@ def _root(data: str | os.PathLike[str] | Dataset) -> str | os.PathLike[str]:
     return data.root if isinstance(data, Dataset) else data
 
 
-def _splits(inspection: Inspection, config: TrainConfig) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def _splits(inspection: Inspection, names: tuple[str, ...], seed: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """The usable pairs to train on and to evaluate on."""
     usable: dict[str, tuple[Pair, ...]] = {
         split: tuple(f.pair for f in inspection.usable if f.split == split) for split in inspection.dataset.splits
     }
     root = inspection.dataset.root
-    if config.train_on:
-        if strangers := [split for split in config.train_on if split not in usable]:
-            raise unknown("split", strangers[0], usable)
-        chosen = tuple(pair for split in config.train_on for pair in usable[split])
-        if not chosen:
-            raise DatasetError(f"{root}: no usable pair to train on in {', '.join(config.train_on)}.")
-        return chosen, usable.get("val") or chosen
+    if names:
+        if missing := [split for split in names if split not in usable]:
+            raise unknown("split", missing[0], usable)
+        train = tuple(pair for split in names for pair in usable[split])
+        if not train:
+            raise DatasetError(f"{root}: no usable pair to train on in {', '.join(names)}.")
+        return train, usable.get("val") or train
     if usable.get("train") and usable.get("val"):
         return usable["train"], usable["val"]
     pairs = usable.get("train") or usable.get(ALL) or ()
     if not pairs:
-        reason = inspection.problems[0] if inspection.problems else "there are none"
-        raise DatasetError(f"{root}: no usable pair to train on ({reason})")
-    parts = split_pairs(pairs, seed=config.seed)
+        reason = inspection.problems[0] if inspection.problems else "the data have no pairs."
+        raise DatasetError(f"{root}: no usable pair to train on. {reason}")
+    parts = split_pairs(pairs, seed=seed)
     return parts["train"], parts["val"]

@@ -1,4 +1,4 @@
-"""What a run tells people while it works and writes down for them: events, log, curves, predictions, TensorBoard."""
+"""What a run reports: events for the caller, and in its folder a log, curves, predictions and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,31 +29,30 @@ if TYPE_CHECKING:
 
 LOG_FILE, CURVES_FILE, PREDICTIONS_FILE = "log.jsonl", "curves.png", "predictions.png"
 SHOWN = 4
-"""Validation images whose predictions are drawn after every measurement."""
-TOLD_EVERY = 10
-"""Steps between the points of a TensorBoard curve."""
+"""Number of validation images whose predictions are drawn after every evaluation."""
+TRACK_INTERVAL = 10
+"""Steps between the points of a tracker's curve."""
 _WIDTH = 320
-_THREADS_LET_GO_SECONDS = 0.5
 
 
 def trackers() -> list[str]:
-    """TensorBoard, and Weights & Biases where it is installed and its own settings say how it may be used."""
+    """TensorBoard, and Weights & Biases if it is installed and its environment variables configure it."""
     asked = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE")
     return ["tensorboard", *(["wandb"] if asked and importlib.util.find_spec("wandb") else [])]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What `fit` tells while it works.
+    """What `fit` reports after the evaluation of the start, every step and every epoch.
 
     Attributes:
-        step, steps: done, and of how many; no step is done when the start has been measured.
-        epoch, epochs: likewise.
-        loss: of this step, or after an epoch its mean; nan for the start.
-        learning_rate: of this step.
-        images_per_s: since training began or went on.
-        report: after an epoch, the moving average measured on the validation images; before the first, the start.
-        epoch_done: whether this is after an epoch; every other event is of a step.
+        step, steps: steps done, and steps of the run; 0 for the start.
+        epoch, epochs: the current epoch, counted from 1, and the epochs of the run.
+        loss: of the step, or the mean of the epoch; nan for the start.
+        learning_rate: of the step.
+        images_per_s: mean since training started or was resumed.
+        report: accuracy on the validation images, for the start and after an epoch that was evaluated.
+        epoch_done: whether the event follows an epoch.
     """
 
     step: int
@@ -73,13 +71,12 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: with config.json, log.jsonl and the checkpoints.
-        best: the checkpoint with the highest validation mIoU; the start is one of those compared.
-        last: the one at the end.
-        miou: of the best, 0 to 1.
-        start_miou, last_miou: of the start and of the last, 0 to 1.
-        left_out: sentences about pairs that could not be used.
-        commands: to evaluate and export the best; also in the folder.
+        folder: contains config.json, log.jsonl and the checkpoints.
+        best: checkpoint with the highest validation mIoU, the start included.
+        last: checkpoint at the end of the run.
+        miou, start_miou, last_miou: validation mIoU of the best, the start and the last, 0 to 1.
+        left_out: a message for every pair that could not be used.
+        commands: command lines that evaluate and export the best checkpoint.
     """
 
     folder: Path
@@ -92,13 +89,11 @@ class Run:
     commands: tuple[str, ...]
 
 
-class Record:
-    """The files of a run that people look at. Only the main process writes.
+class RunLog:
+    """The log, curves and sample predictions of a run, and its trackers. Only the main process writes.
 
     Args:
-        folder: of the run.
-        accelerator: whose trackers are used.
-        val: the pairs of which some are drawn, the same ones every time.
+        val: the validation pairs; a few, always the same, are drawn.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, val: Sequence[Pair], labels: LabelSpace) -> None:
@@ -107,7 +102,7 @@ class Record:
         self._shown = [val[at] for at in sorted(places)]
 
     def begin(self, step: int, new: bool) -> None:
-        """Forget what was written after a step, or all of it if the run is new: it is going to be done again."""
+        """Start the log: empty for a new run, else without what was written after the step that is resumed from."""
         if self._accelerator.is_main_process:
             lines = [] if new else [line for line in read_log(self.folder) if line["step"] <= step]
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,17 +111,17 @@ class Record:
         settings = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(self.folder)}}
         self._accelerator.init_trackers("tensorboard", init_kwargs=settings)
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if step % TOLD_EVERY == 0:
+    def log_step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step % TRACK_INTERVAL == 0:
             self._accelerator.log({"loss": loss, "learning rate": rate, "images per second": speed}, step=step)
 
-    def epoch(self, line: dict[str, Any], mask_of: Callable[[ImageArray], Mask] | None) -> None:
-        """After an epoch: its line in the log, and where it was measured the curves and images.
+    def log_epoch(self, line: dict[str, Any], mask_of: Callable[[ImageArray], Mask] | None) -> None:
+        """Write an epoch's line and, if it was evaluated, the curves and sample predictions.
 
         Args:
-            line: "epoch", "step", "loss", ...; "miou" and "iou" (class to number) where it was measured. The start's is
-            epoch 0 and has no loss.
-            mask_of: the measured network; None where it was not measured.
+            line: "epoch", "step", "loss", ...; also "miou" and "iou" (class to number) if it was evaluated. The start
+                is epoch 0 and has no loss.
+            mask_of: the evaluated network; None if it was not evaluated.
         """
         if not self._accelerator.is_main_process:
             return
@@ -137,7 +132,7 @@ class Record:
         values = {"mIoU": line["miou"]} | {f"IoU/{name}": v for name, v in line["iou"].items() if v is not None}
         self._accelerator.log(values, step=line["step"])
         draw_curves(read_log(self.folder), self.folder / CURVES_FILE)
-        sheet = predictions(self._shown, mask_of, self._labels)
+        sheet = draw_predictions(self._shown, mask_of, self._labels)
         if sheet is not None:
             save_image(sheet, self.folder / PREDICTIONS_FILE)
             images = np.asarray(sheet)[None]
@@ -145,19 +140,11 @@ class Record:
                 {"predictions": images}, step=line["step"], dataformats="NHWC"
             )
 
-    def end(self) -> None:
-        self._accelerator.end_training()
-        if self._accelerator.num_processes > 1:
-            # A process once aborted while its interpreter ended. Likely why: PyTorch's own threads let go of the last
-            # tensors a moment after the call that waited for them, and need the interpreter for it. They outlive their
-            # group wherever DistributedDataParallel has used it, so that they cannot be waited for.
-            time.sleep(_THREADS_LET_GO_SECONDS)
-
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; one that was being written when the run was killed is left out.
+    """The lines of a run's log, without a last line that was cut off when the run was killed.
 
-    Raises: TrainError where a line cannot be one that a run wrote.
+    Raises: TrainError for a line that no run wrote.
     """
     path = folder / LOG_FILE
     try:
@@ -172,12 +159,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(texts) and not text.endswith(b"\n"):
                 break
-            raise TrainError(f"{path}, line {number}: not a line of a run's log; delete it and resume.") from error
+            raise TrainError(
+                f"{path}, line {number}: not a line of a run's log; delete the line and resume."
+            ) from error
     return lines
 
 
 def _log_line(line: Any) -> dict[str, Any]:
-    """The line, if it has the fields that are drawn. Raises: ValueError."""
+    """The line, if the fields that are used have their types. Raises: ValueError."""
 
     def number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
@@ -188,36 +177,36 @@ def _log_line(line: Any) -> dict[str, Any]:
     )
     sound = sound and all(number(line[name]) for name in ("loss", "learning_rate", "miou") if name in line)
     if sound and "miou" in line:
-        shares = line.get("iou")
-        sound = isinstance(shares, dict) and all(value is None or number(value) for value in shares.values())
+        ious = line.get("iou")
+        sound = isinstance(ious, dict) and all(value is None or number(value) for value in ious.values())
     if not sound:
         raise ValueError
-    kept: dict[str, Any] = line
-    return kept
+    checked: dict[str, Any] = line
+    return checked
 
 
 def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, mIoU and the IoU of every class over the epochs, as a PNG."""
+    """Write a PNG of the loss, the mIoU and the IoU of every class over the epochs."""
     try:
         from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("drawing a run's curves", "train") from error
 
-    measured = [line for line in log if "miou" in line]
+    evaluated = [line for line in log if "miou" in line]
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     trained = [line for line in log if "loss" in line]  # the start has none
     left.plot([line["epoch"] for line in trained], [line["loss"] for line in trained], color="#1f77b4")
     left.set(title="loss", xlabel="epoch")
-    names = list(measured[0]["iou"]) if measured else []
-    epochs = [line["epoch"] for line in measured]
+    names = list(evaluated[0]["iou"]) if evaluated else []
+    epochs = [line["epoch"] for line in evaluated]
     colors = color_sequences["tab20"]
     for at, name in enumerate(names):
-        values = [math.nan if line["iou"].get(name) is None else 100 * line["iou"][name] for line in measured]
+        values = [math.nan if line["iou"].get(name) is None else 100 * line["iou"][name] for line in evaluated]
         label = name if len(names) <= 20 else None
         right.plot(epochs, values, linewidth=1, color=colors[at % len(colors)], label=label)
-    right.plot(epochs, [100 * line["miou"] for line in measured], color="black", linewidth=2, label="mIoU")
+    right.plot(epochs, [100 * line["miou"] for line in evaluated], color="black", linewidth=2, label="mIoU")
     right.set(title="IoU on the validation images, %", xlabel="epoch", ylim=(0, 100))
     right.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (left, right):
@@ -226,8 +215,10 @@ def draw_curves(log: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(file, format="png", dpi=100)
 
 
-def predictions(pairs: Sequence[Pair], mask_of: Callable[[ImageArray], Mask], labels: LabelSpace) -> Image.Image | None:
-    """Rows of an image, its truth and what the network says; None where no image can be read."""
+def draw_predictions(
+    pairs: Sequence[Pair], mask_of: Callable[[ImageArray], Mask], labels: LabelSpace
+) -> Image.Image | None:
+    """A sheet with a row per pair: image, true mask, predicted mask; None if no pair can be read."""
     rows = []
     for pair in pairs:
         try:

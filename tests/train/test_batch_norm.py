@@ -12,7 +12,7 @@ from torch import nn
 
 from evitseg.model.network import build
 from evitseg.preprocess import Preprocess
-from evitseg.train.norm import estimate, spread, whole_images
+from evitseg.train.batch_norm import estimate, spread, whole_images
 
 
 def normalised(stack: torch.Tensor) -> torch.Tensor:

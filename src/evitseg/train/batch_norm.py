@@ -1,7 +1,7 @@
-"""Batch norm's statistics, estimated over whole training images for weights that were not trained with them.
+"""Batch norm's statistics, estimated over whole training images for averaged weights.
 
-The running statistics of training describe random pieces under the weights of the last tens of steps, and their moving
-average describes no network at all. Few steps are enough to make them wrong: benchmarks/finetune.py has the numbers.
+The running statistics of training belong to random crops and to the weights of the last tens of steps, so they fit no
+average of weights. benchmarks/finetune.py measures what they cost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 
 MOST_IMAGES = 64
-"""Images that statistics are estimated over: a mean over every pixel of these no longer changes the masks."""
+"""Number of images that statistics are estimated over; more do not change the masks."""
 MOST_PIXELS = 8 * 512 * 512
 _FEWEST_VALUES = 16
-"""A layer that sees fewer values in all keeps the statistics it has."""
+"""Total number of values below which a layer keeps its statistics."""
 _Norm = nn.modules.batchnorm._BatchNorm  # SyncBatchNorm, too
 
 
@@ -34,15 +34,14 @@ def estimate_over(
     most_pixels: int = MOST_PIXELS,
     keep: Callable[[str], bool] = lambda name: False,
 ) -> int:
-    """`estimate` over the images of at most `MOST_IMAGES` pairs, as the network sees them when it is used.
+    """Estimate over the images of at most `MOST_IMAGES` pairs, preprocessed as for prediction (see `estimate`).
 
     Args:
-        most_pixels: of a batch that has more than one image.
-        keep: see `estimate`.
+        most_pixels: largest number of pixels in a batch of more than one image.
 
-    Returns: how many images.
+    Returns: the number of images.
 
-    Raises: ImageError for one that cannot be read.
+    Raises: ImageError for an image that cannot be read.
     """
     device = next(network.parameters()).device
     mean, std = (
@@ -56,18 +55,18 @@ def estimate_over(
 
 
 def spread(count: int, most: int = MOST_IMAGES) -> list[int]:
-    """Numbers of at most `most` out of `count` images, evenly spread and always the same."""
+    """Indices of at most `most` out of `count` images, evenly spaced."""
     return sorted({round(at) for at in np.linspace(0, count - 1, min(most, count))})
 
 
 def whole_images(
     images: Iterable[ImageArray], preprocess: Preprocess, most_pixels: int, normalised: Callable[[Tensor], Tensor]
 ) -> Iterable[Tensor]:
-    """Batches (n, 3, h, w) of images at the size that the network works at; images of one size go together.
+    """Batches (n, 3, h, w) of images at the working size; consecutive images of one size share a batch.
 
     Args:
-        most_pixels: of a batch that has more than one image.
-        normalised: (n, 3, h, w) uint8 -> what the network takes.
+        most_pixels: largest number of pixels in a batch of more than one image.
+        normalised: turns (n, 3, h, w) uint8 into network input.
     """
     for _, group in groupby(map(preprocess.apply, images), key=lambda image: image.shape):
         batch: list[ImageArray] = []
@@ -86,14 +85,13 @@ def _stacked(images: Sequence[ImageArray]) -> Tensor:
 
 @torch.no_grad()
 def estimate(network: nn.Module, batches: Iterable[Tensor], keep: Callable[[str], bool] = lambda name: False) -> None:
-    """Replace batch norm's running mean and variance by those of the inputs that these batches give.
+    """Replace batch norm's running mean and variance by those over these batches.
 
-    Within a batch each layer normalises by the batch's own statistics, as in training. Mean and variance are those of
-    all pixels of all batches together, batches weighing as many pixels as they have. The network is in eval mode
-    afterwards.
+    Each layer normalises a batch by the batch's own statistics, as in training. The result is the mean and variance
+    over all pixels of all batches. The network is left in eval mode.
 
     Args:
-        keep: whether the module of this name keeps the statistics that it has.
+        keep: whether the module of this name keeps its statistics.
     """
     network.eval()
     norms = {name: m for name, m in network.named_modules() if isinstance(m, _Norm) and not keep(name)}
@@ -112,7 +110,7 @@ def estimate(network: nn.Module, batches: Iterable[Tensor], keep: Callable[[str]
     momenta = [module.momentum for module in norms.values()]
     try:
         for module in norms.values():
-            module.momentum = 0.0  # the layer normalises by the batch's own statistics, and its running ones stay
+            module.momentum = 0.0  # normalise by the batch's statistics, leave the running ones
         for batch in batches:
             alone = len(batch) * batch.shape[2] * batch.shape[3] < 2 * STRIDE**2  # one value has no variance
             for module in norms.values():
@@ -129,7 +127,7 @@ def estimate(network: nn.Module, batches: Iterable[Tensor], keep: Callable[[str]
         if count[0] < _FEWEST_VALUES:
             continue
         mean = total / count
-        # Pixels of neighbouring positions are far more than channels: the unbiased variance would be the same.
+        # Not the unbiased variance: with this many pixels it is the same.
         variance = (squares / count - mean**2).clamp(min=0)
         for buffer, value in ((module.running_mean, mean), (module.running_var, variance)):
             assert buffer is not None

@@ -27,8 +27,8 @@ from evitseg.data.lists import Pair
 from evitseg.labels import numbered
 from evitseg.model.network import build
 from evitseg.train.allocator import keep_freed_memory
-from evitseg.train.batches import Batches, Crops, batch_keys
 from evitseg.train.config import TrainConfig
+from evitseg.train.crops import Batches, Crops, batch_keys
 from evitseg.train.losses import Objective
 from evitseg.train.wrapper import TrainingWrapper, channels_last
 

@@ -98,7 +98,8 @@ _MODULES = {
     "evitseg.tiling.stream": ("segment_large",),
     "evitseg.tiling.verify": ("verify_tiles",),
     "evitseg.train": (
-        "AugmentConfig", "AverageConfig", "DataConfig", "DistillConfig", "LossConfig", "OptimConfig", "TrainConfig", "fit",
+        "AugmentConfig", "AverageConfig", "DataConfig", "DistillConfig", "LossConfig", "OptimConfig", "TrainConfig",
+        "fit",
     ),
     "evitseg.video.segment": ("segment_video", "write_video"),
 }  # fmt: skip

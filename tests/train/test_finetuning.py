@@ -114,7 +114,7 @@ def test_the_default_run_does_not_end_below_its_start(
     data: Path, start: Path, tmp_path: Path, change: dict[str, float]
 ) -> None:
     losses: list[float] = []
-    config = TrainConfig(start=str(start), epochs=3).updated({"data.workers": 0} | change)
+    config = TrainConfig(start=str(start), epochs=3).updated({"data.workers": 0, **change})
     run = fit(data, config, tmp_path / "run", watch=lambda event: losses.append(event.loss))
     assert run.last_miou > run.start_miou - 0.02
     assert run.miou >= run.start_miou

@@ -291,15 +291,15 @@ class TrainConfig(_Settings):
         if known and not self.optim.freeze_norm and self.batch_size * crop[0] * crop[1] < 2 * STRIDE**2:
             raise ConfigError("batch norm needs at least two values per channel; use a larger batch_size or data.crop.")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The settings as a nested dictionary, as a JSON recipe has them."""
         return asdict(self)
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, object]:
         """Every setting by its key, such as "epochs" or "optim.learning_rate"."""
         return {key: _value(self, key) for key in KEYS}
 
-    def updated(self, changes: Mapping[str, Any]) -> TrainConfig:
+    def updated(self, changes: Mapping[str, object]) -> TrainConfig:
         """The settings with some changed, by key: `config.updated({"epochs": 3, "optim.learning_rate": 3e-4})`.
 
         Raises: ConfigError for an unknown key or a value that does not fit.

@@ -25,8 +25,8 @@ from evitseg.model.network import EfficientViT
 from evitseg.model.published import file_sha256
 from evitseg.system.files import replacing, sweep
 from evitseg.train.allocator import keep_freed_memory
-from evitseg.train.batches import Batches, Crops, batch_keys
 from evitseg.train.config import TrainConfig
+from evitseg.train.crops import Batches, Crops, batch_keys
 from evitseg.train.distill import Teachers
 from evitseg.train.losses import Objective, class_frequencies, class_weights
 from evitseg.train.optimizer import learning_rate, moving_average, parameter_groups

@@ -20,8 +20,8 @@ from evitseg.model.checkpoints import average_weights
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.train.batch_norm import estimate_over
-from evitseg.train.batches import unreadable
 from evitseg.train.config import TrainConfig
+from evitseg.train.crops import unreadable
 from evitseg.train.wrapper import channels_last
 
 if TYPE_CHECKING:

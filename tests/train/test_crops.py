@@ -15,7 +15,7 @@ import torch
 from evitseg.data.lists import Pair
 from evitseg.errors import TrainError
 from evitseg.labels import numbered
-from evitseg.train.batches import Batches, Crops, batch_keys
+from evitseg.train.crops import Batches, Crops, batch_keys
 from tests.train.scenes import SMALL
 
 

@@ -13,7 +13,7 @@ import torch
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import load_labels, numbered
 from evitseg.model.checkpoints import load_checkpoint
-from evitseg.model.key_names import official_key, timm_key
+from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED
 from evitseg.train import TrainConfig
@@ -52,11 +52,10 @@ def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:
     assert loose[0].tolist() == [1.0] + 10 * [0.0]
 
 
-@pytest.mark.parametrize(("name", "naming"), [("efficientvit-b0", "the authors'"), ("efficientvit_b0", "timm's")])
-def test_classifiers_give_their_backbone(tmp_path: Path, name: str, naming: str) -> None:
+@pytest.mark.parametrize(("name", "naming"), [("efficientvit-b0", Naming.AUTHORS), ("efficientvit_b0", Naming.TIMM)])
+def test_classifiers_give_their_backbone(tmp_path: Path, name: str, naming: Naming) -> None:
     classifier = EfficientViT(PUBLISHED[name].config)
-    key_of = official_key if naming == "the authors'" else timm_key
-    state = {key_of(key, classifier.config): tensor for key, tensor in classifier.state_dict().items()}
+    state = {naming.key(key, classifier.config): tensor for key, tensor in classifier.state_dict().items()}
     torch.save(state, tmp_path / "classifier.pt")
     network = initialize(SMALL.updated({"start": str(tmp_path / "classifier.pt")}), numbered(4)).network
     assert network.config.backbone.attention_eps == classifier.config.backbone.attention_eps

@@ -11,7 +11,7 @@ import torch
 
 from evitseg.labels import numbered
 from evitseg.model.attention import AttentionSequence
-from evitseg.model.layers import ConvSequence, sometimes
+from evitseg.model.layers import ConvSequence, drop_path
 from evitseg.train import OptimConfig
 from evitseg.train.initialize import initialize
 from evitseg.train.wrapper import TrainingWrapper, set_drop_path, set_training_mode
@@ -21,7 +21,7 @@ from tests.train.scenes import SMALL
 def test_drop_path_skips_blocks_of_some_samples_and_keeps_the_mean() -> None:
     addition = torch.ones(4000, 2, 1, 1)
     torch.manual_seed(0)
-    dropped = sometimes(addition, 0.3)
+    dropped = drop_path(addition, 0.3)
     torch.testing.assert_close(torch.unique(dropped), torch.tensor([0, 1 / 0.7]))
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     assert (dropped[:, 0] == dropped[:, 1]).all()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +263,14 @@ def prose(lines: Iterable[str]) -> str:
 
 
 def items(lines: list[str]) -> Iterator[str]:
-    """`name: text` lines with their continuations, joined."""
+    """The items of a section as Markdown."""
+    for names, text in named_items(lines):
+        shown = ", ".join(f"`{name}`" for name in names)
+        yield f"{shown}: {escaped(text)}" if names else escaped(text)
+
+
+def named_items(lines: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Names and text of `name, name: text` lines with their continuations, joined; no name where there is none."""
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     joined: list[str] = []
     for line in lines:
@@ -272,11 +281,41 @@ def items(lines: list[str]) -> Iterator[str]:
             joined[-1] += " " + line.strip()
     for text in joined:
         match = _ITEM.fullmatch(text)
-        if match:
-            names = ", ".join(f"`{name.strip()}`" for name in match[1].split(","))
-            yield f"{names}: {escaped(match[2])}"
-        else:
-            yield escaped(text)
+        yield ([name.strip() for name in match[1].split(",")], match[2]) if match else ([], text)
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "api.md": api_page}
+def settings_page() -> str:
+    """Every setting of a training run by its key, with its default."""
+    from evitseg import TrainConfig
+
+    config = TrainConfig()
+    blocks = [
+        GENERATED,
+        "# All training settings",
+        "Give a setting as `--set KEY=VALUE`, in a recipe, or in Python as `TrainConfig().updated({KEY: VALUE})`. "
+        "*auto* means that the default [follows from the data]"
+        "(training-settings.md#defaults-that-follow-from-the-data).",
+    ]
+    for field in fields(config):
+        group = getattr(config, field.name)
+        if is_dataclass(group):
+            first, _, rest = docstring(type(group)).partition("\n\n")
+            blocks += [f"## {field.name}", escaped(first), setting_table(group, rest, f"{field.name}.")]
+    top = setting_table(config, docstring(TrainConfig), "")
+    blocks.insert(3, top)
+    return "\n\n".join(blocks) + "\n"
+
+
+def setting_table(settings: Any, text: str, prefix: str) -> str:
+    """A table of the settings of one group, from the Attributes of its docstring."""
+    lines = text[text.index("Attributes:") :].splitlines()[1:]
+    rows = []
+    for names, meaning in named_items(lines):
+        for name in names:
+            value = getattr(settings, name)
+            shown = "*auto*" if value is None else f"`{json.dumps(value, default=list)}`"
+            rows.append(f"| `{prefix}{name}` | {shown} | {escaped(meaning)} |")
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "api.md": api_page, "settings.md": settings_page}

@@ -102,7 +102,7 @@ def test_an_interrupted_run_says_what_is_left(data: Path, tmp_path: Path, monkey
     with pytest.raises(TrainError, match="nothing to resume .*interrupted before its first checkpoint.* without --res"):
         fit(data, SMALL, tmp_path / "none", resume=True)
     monkeypatch.setattr(run_module, "inspect", interrupt)
-    with pytest.raises(KeyboardInterrupt, match="before the first step: nothing was trained"):
+    with pytest.raises(KeyboardInterrupt, match="before the first step; nothing was trained"):
         fit(data, SMALL, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 

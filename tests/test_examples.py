@@ -14,7 +14,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 SMALLER = {
     # What a person does with large images and long runs, done with small ones.
     "epochs=30": "epochs=1, batch_size=8",
-    'DataConfig(size=0': 'DataConfig(size=0, crop=(64, 64)',
+    "DataConfig(size=0": "DataConfig(size=0, crop=(64, 64)",
     "range(40)": "range(10)",
     "number < 32": "number < 8",
     "val/32.png": "val/08.png",

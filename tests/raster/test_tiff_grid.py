@@ -259,11 +259,10 @@ def test_check_reads_the_same_and_names_what_it_cannot_read(folders: Path, tmp_p
 
 
 def test_training_sees_the_same_pixels(folders: Path) -> None:
-    from evitseg.train.data import Crops
-
     from evitseg.data.layouts import find_pairs
     from evitseg.labels import numbered
     from evitseg.train.config import TrainConfig
+    from evitseg.train.crops import Crops
 
     config = TrainConfig(batch_size=1).updated(
         {"data.crop": (32, 64), "augment.scale": (1, 1), "augment.color_jitter": 0}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -508,3 +509,17 @@ def test_the_command_trains_measures_exports_and_predicts(tmp_path: Path) -> Non
     assert again.returncode == 1
     assert "already holds a run" in again.stderr
     assert "epoch" not in run("train", "data", "--out", "run", "--resume").stdout
+
+
+def test_worker_processes_end_with_the_run(tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data", 6, (64, 64))
+    alive: list[int] = []
+
+    def watch(event: Event) -> None:
+        alive.append(len(multiprocessing.active_children()))
+
+    before = len(multiprocessing.active_children())
+    run = fit(data, SMALL.updated({"epochs": 1, "data.workers": 2}), tmp_path / "run", watch=watch)
+    assert run.last.exists()
+    assert max(alive) == before + 2
+    assert len(multiprocessing.active_children()) == before

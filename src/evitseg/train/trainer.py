@@ -158,7 +158,7 @@ class Trainer:
                     self.save()
             at_end = epoch + 1 == self.config.epochs
             self._end_epoch(epoch, evaluate=at_end or (epoch + 1) % self.config.eval_interval == 0)
-        del self.wrapper
+        del self.batches, self.wrapper  # ends the worker processes, and lets the process group end
         end_processes(self.accelerator)
         best, last = self.folder / BEST, self.folder / LAST
         commands = (

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,9 @@ from evitseg.data.truth import Survey, class_counts, settled_labels
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, EvitsegWarning
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
-from evitseg.raster.formats import format_of
 from evitseg.raster.mask_values import DistinctValues
 from evitseg.raster.masks import read_mask_file, read_truth
-from evitseg.raster.orientation import exif_orientation, orientation_of
+from evitseg.raster.orientation import orientation_of_file
 from evitseg.system.parallel import process_map
 from evitseg.visualize import tile_sheet, tinted, with_legend
 
@@ -189,7 +187,7 @@ def _read(split: str, pair: Pair) -> tuple[Finding, DistinctValues | None]:
         return replace(finding, problem=str(error), reason="masks that cannot be read"), None
     distinct = file.distinct
     size, mask_size = image.shape[:2], file.values.shape
-    rotated = _is_exif_rotated(pair.image)
+    rotated = orientation_of_file(pair.image) != 1
     if size != mask_size:
         problem = f"{pair.mask}: {mask_size[1]}×{mask_size[0]} pixels, but its image has {size[1]}×{size[0]}"
         if rotated and mask_size == size[::-1]:
@@ -216,19 +214,6 @@ def _counted(finding: Finding, distinct: DistinctValues | None, labels: LabelSpa
         problem = f"{where}: every pixel is ignored, so there is nothing to learn from it."
         return replace(finding, problem=problem, reason="masks of which every pixel is ignored")
     return replace(finding, counts=counts)
-
-
-def _is_exif_rotated(image: Path) -> bool:
-    """Whether an image file has an EXIF orientation other than upright."""
-    try:
-        with open(image, "rb") as stream:
-            kind = format_of(stream.read(64))
-            if kind is not None and kind.name == "TIFF":
-                with Image.open(image, formats=("TIFF",)) as opened:
-                    return exif_orientation(opened) != 1
-            return kind is not None and orientation_of(stream, kind) != 1
-    except Exception:  # Pillow raises all kinds of errors for damaged files; reading the image reports them
-        return False
 
 
 def contact_sheet(inspection: Inspection, count: int = 24, width: int = 240) -> Image.Image:

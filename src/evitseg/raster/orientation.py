@@ -6,13 +6,14 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.raster.formats import MAX_BLOCKS, ImageFormat
+from evitseg.raster.formats import MAX_BLOCKS, ImageFormat, format_of
 
 ORIENTATION = 0x0112
 """The orientation tag of EXIF and TIFF."""
@@ -34,16 +35,29 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
 
     Reads the file's blocks without decoding pixels. A damaged EXIF block is ignored, because the pixels may be intact.
     """
-    finders = {"JPEG": _jpeg_blocks, "PNG": _png_blocks, "WEBP": _webp_blocks}
-    if kind.name not in finders:
+    if kind.name not in _BLOCKS:
         return 1
     xmp = 1
-    for what, data in finders[kind.name](stream):
+    for what, data in _BLOCKS[kind.name](stream):
         value = _from_exif(data) if what == "exif" else _from_xmp(data)
         if what == "exif" and value != 1:
             return value
         xmp = value if what == "xmp" else xmp
     return xmp
+
+
+def orientation_of_file(path: Path) -> int:
+    """The orientation that reading the file undoes, 1 (upright) to 8; 1 for a file that cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            kind = format_of(stream.read(64))
+            if kind is None or kind.name in _BLOCKS:
+                return orientation_of(stream, kind) if kind is not None else 1
+            # Only this format: for some others Pillow starts external programs.
+            with Image.open(stream, formats=(kind.name,)) as image:
+                return exif_orientation(image)
+    except Exception:  # Pillow raises any type of error for a damaged file; whoever reads its pixels reports it
+        return 1
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -142,3 +156,7 @@ def upright_array(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (2, 3, 7, 8):
         values = values[:, ::-1]
     return np.ascontiguousarray(values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values)
+
+
+_BLOCKS = {"JPEG": _jpeg_blocks, "PNG": _png_blocks, "WEBP": _webp_blocks}
+"""By the format's name, what yields the EXIF and XMP blocks of a file."""

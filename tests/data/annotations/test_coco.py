@@ -274,11 +274,13 @@ def test_a_damaged_category_or_annotation_entry_is_reported(tmp_path: Path) -> N
         convert(tmp_path)
 
 
-def test_an_image_annotated_as_it_is_stored_gets_a_mask_turned_like_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", ["EXIF", "XMP"])
+def test_an_image_annotated_as_it_is_stored_gets_a_mask_turned_like_it(tag: str, tmp_path: Path) -> None:
     source = write(tmp_path, [{"segmentation": square(1, 2, 4, 7)}], ("a.jpg",))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos/a.jpg", exif=exif)
+    block = {"exif": exif} if tag == "EXIF" else {"xmp": b'<x:xmpmeta><r:D tiff:Orientation="6"/></x:xmpmeta>'}
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos/a.jpg", **block)
     done = write_masks(read_annotations(source), tmp_path / "out")
     assert any("EXIF" in note for note in done.notes)
     stored = np.zeros(SIZE, int)

@@ -22,9 +22,8 @@ from evitseg.errors import DatasetError, EvitsegError
 from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
 from evitseg.raster.files import image_size
-from evitseg.raster.formats import format_of
 from evitseg.raster.masks import save_mask
-from evitseg.raster.orientation import TRANSPOSES, exif_orientation
+from evitseg.raster.orientation import TRANSPOSES, orientation_of_file
 from evitseg.system.files import replacing
 
 BACKGROUND = "background"
@@ -198,7 +197,7 @@ class _Work:
             raise DatasetError(f"{image.where} ({image.name}) has {size[1]}×{size[0]} pixels, which is impossible.")
         turn = None
         if size != upright:
-            orientation = _orientation(file)
+            orientation = orientation_of_file(file)
             # EXIF orientations 5 to 8 swap rows and columns.
             turn = TRANSPOSES[orientation] if orientation in range(5, 9) and size == upright[::-1] else None
             if turn is None:
@@ -271,20 +270,6 @@ class _Work:
                 f"{self._rotated[0]}; the masks are rotated like the images."
             )
         return notes
-
-
-def _orientation(file: Path) -> int:
-    """The EXIF orientation of a file that `image_size` could read."""
-    with open(file, "rb") as stream:
-        kind = format_of(stream.read(64))
-    if kind is None or not kind.name:
-        return 1
-    try:
-        # Only this format: for some others Pillow starts external programs.
-        with Image.open(file, formats=(kind.name,)) as image:
-            return exif_orientation(image)
-    except Exception:  # Pillow raises all kinds of errors for damaged files; reading the image reports them
-        return 1
 
 
 def _label_space(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.networks import lively
 from tests.optional import needs
 
 needs("torch", "onnx", "onnxruntime")
@@ -36,23 +37,6 @@ def manifest_of(model: EfficientViT, size: int | None = 256) -> Manifest:
     return Manifest(
         "test", model.config, numbered(model.config.num_classes), Preprocess(size), Training("generated", "CC0")
     )
-
-
-def lively(model: EfficientViT, seed: int = 0) -> EfficientViT:
-    """Random weights and batch-norm statistics that keep the signal alive through a deep network."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
-            module.weight.data.uniform_(0.6, 1.2, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-        elif isinstance(module, torch.nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            module.weight.data.normal_(0, (1.6 / fan_in) ** 0.5, generator=generator)
-            if module.bias is not None:
-                module.bias.data.normal_(0, 0.05, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

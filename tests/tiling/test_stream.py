@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.networks import lively
 from tests.optional import needs
 
 needs("torch", "onnx")
@@ -54,23 +55,6 @@ CONFIGS: dict[str, ModelConfig] = {
     "three scales": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=(3, 5, 7))),
     "one scale": replace(model_config("b0", 3), backbone=replace(BACKBONES["b0"], attention_kernels=())),
 }
-
-
-def lively(model: EfficientViT) -> EfficientViT:
-    """Random weights and batch-norm statistics that keep the signal alive through a deep network."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
-            module.weight.data.uniform_(0.6, 1.2, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-        elif isinstance(module, torch.nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            module.weight.data.normal_(0, (1.6 / fan_in) ** 0.5, generator=generator)
-            if module.bias is not None:
-                module.bias.data.normal_(0, 0.05, generator=generator)
-    return model.eval()
 
 
 Artefact = Callable[[str], Path]

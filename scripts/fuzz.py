@@ -110,7 +110,7 @@ def serve(name: str, seed: str, memory: int, connection: Any, place: Path) -> No
     """A worker: cases of one target, until it is stopped."""
     try:
         _serve(name, seed, memory, connection, place)
-    except Exception:
+    except Exception:  # whatever it is, the parent prints it
         (place / "crash.txt").write_text(traceback.format_exc(), errors="replace")
         raise
 

@@ -335,7 +335,7 @@ def mutate_file(name: str, data: bytes, rng: random.Random, others: Sequence[byt
         return mutate_bytes(data, rng, others)
     try:
         return mutation(data, rng)
-    except Exception:  # the libraries that take a mutated file apart stumble over it, too
+    except Exception:  # libraries that parse the file raise any type of error, because earlier mutations damaged it
         return mutate_bytes(data, rng, others)
 
 

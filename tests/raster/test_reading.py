@@ -275,7 +275,7 @@ def test_bands_are_ordered_by_names_that_leave_no_doubt(names: tuple[str, ...], 
 def test_names_go_before_an_interpretation_that_a_writer_set_by_default(deep: Array, tmp_path: Path) -> None:
     eight = (deep // 256).astype(np.uint8)
     path = gdal(tmp_path / "a.tif", eight[..., :3], photometric="rgb", descriptions=("blue", "green", "red"))
-    with pytest.warns(EvitsegWarning, match="bands 3, 2 and 1, which are named red, green and blue"):
+    with pytest.warns(EvitsegWarning, match="bands 3, 2 and 1, whose names are red, green and blue"):
         np.testing.assert_array_equal(read(path), eight[..., [2, 1, 0]])
 
 
@@ -731,7 +731,7 @@ def test_nodata_does_not_hide_that_16_bits_are_dark(tmp_path: Path, bands: int) 
 
 def test_an_infrared_composite_is_read_with_a_warning() -> None:
     bands = [Band("red", "NIR"), Band("green", "Red"), Band("blue", "Green")]
-    with pytest.warns(EvitsegWarning, match="as red, green and blue, although they are named NIR, Red, Green"):
+    with pytest.warns(EvitsegWarning, match="as red, green and blue, although their names are NIR, Red, Green"):
         assert choose_bands("a.tif", bands, AS_STATED) == (0, 1, 2)
-    with pytest.warns(EvitsegWarning, match="named NIR, Red, Green"):
+    with pytest.warns(EvitsegWarning, match="names are NIR, Red, Green"):
         assert choose_bands("a.tif", [Band("", band.name) for band in bands], AS_STATED) == (0, 1, 2)

@@ -98,8 +98,8 @@ def predict_dataset(
 def write_masks(results: ray.data.Dataset, folder: str | os.PathLike[str]) -> ray.data.Dataset:
     """Write the masks of `predict_dataset` as PNG files. A mask's name is the image's full name with .png appended.
 
-    The full name keeps the masks of a.jpg and a.png apart. Rows of a dataset are named by its column `NAME`, or else by
-    `PATH`. A name that leads outside the folder is an error of its row.
+    The full name keeps the masks of a.jpg and a.png apart. The column `NAME` of a dataset, or else
+    `PATH`, gives the names. A name that leads outside the folder is an error of its row.
 
     Args:
         folder: a path that all machines share, or a URI.

@@ -193,6 +193,6 @@ class Scored:
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """At most `count` pairs, chosen evenly."""
+    """Choose at most `count` pairs, spread evenly."""
     count = min(count, len(pairs))
     return [pairs[i * len(pairs) // count] for i in range(count)]

@@ -1,6 +1,6 @@
 """Profile the network: the time of every node that the engine runs, compared with this machine's peak.
 
-A node is named after the convolution of the plan that it runs or follows. Nodes of the same name, such as those of
+A node has the name of the convolution that it runs or follows in the plan. Nodes of the same name, such as those of
 tiles, share a row. Multiply-adds are counted on the graph given to the engine, bytes on the graph that it runs.
 """
 

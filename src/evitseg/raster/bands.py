@@ -57,7 +57,7 @@ def choose_bands(name: str, bands: Sequence[Band], options: ReadOptions) -> tupl
     if named is not None:
         if stated is not None and stated != named:
             warn(
-                f"{name}: using bands {_numbers(named)}, which are named red, green and blue, although the colour "
+                f"{name}: using bands {_numbers(named)}, whose names are red, green and blue, although the colour "
                 f"interpretation says {_numbers(stated)}; --bands chooses others.",
             )
         return named
@@ -93,7 +93,7 @@ def _warn_of_other_names(name: str, bands: Sequence[Band], places: Sequence[int]
         _color_in(each) not in ("", color) for each, color in zip(called, _COLORS, strict=True)
     ):
         warn(
-            f"{name}: using bands {_numbers(places)} as red, green and blue, although they are named "
+            f"{name}: using bands {_numbers(places)} as red, green and blue, although their names are "
             f"{', '.join(called)}; --bands chooses others.",
             stacklevel=3,
         )

@@ -58,7 +58,7 @@ SMALLEST_DIVISOR = 2.0**-100
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one convolution: kernel (outputs, inputs / groups, side, side), bias (outputs,) or None."""
+    """A convolution's kernel (outputs, inputs / groups, side, side) and bias (outputs,) or None."""
 
     kernel: NDArray[np.float32]
     bias: NDArray[np.float32] | None
@@ -118,7 +118,7 @@ def _is_constant(value: openvino.Output) -> bool:
 
 
 def _value(node: openvino.Node) -> NDArray[np.float32]:
-    """Of a constant, or of one stored smaller: OpenVINO keeps the arithmetic that restores it in the graph."""
+    """The values of a constant. OpenVINO restores one that is stored smaller by arithmetic in the graph."""
     if node.get_type_name() == "Constant":
         return np.array(node.data, np.float32)
     first, *others = (_value(value.get_node()) for value in node.input_values())

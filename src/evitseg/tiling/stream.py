@@ -129,7 +129,7 @@ def segment_large(
             try:
                 is_local = context_window is not None
                 job, resumed = _run_segments(image, network, store, plan, explicit, identity, is_local, watch)
-            except Exception:  # no gigabytes stay behind; an interrupt is no Exception and keeps them
+            except Exception:  # after any error, the gigabytes go; after an interrupt they stay, to resume
                 store.discard()
                 raise
             finally:

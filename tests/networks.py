@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests.optional import needs
+
+needs("torch")
+
 import torch
 
 from evitseg.model.network import EfficientViT

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.networks import lively
 from tests.optional import needs
 
 needs("torch", "onnx", "onnxruntime")
@@ -31,6 +30,7 @@ from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
+from tests.networks import lively
 
 
 def manifest_of(model: EfficientViT, size: int | None = 256) -> Manifest:

@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.networks import lively
 from tests.optional import needs
 
 needs("torch", "onnx")
@@ -43,6 +42,7 @@ from evitseg.tiling.scratch import Layout, LiveRange, Scratch, allocate
 from evitseg.tiling.stream import LargeImageResult, TileProgress, segment_large
 from evitseg.tiling.verify import tiled_logits, verify_tiles
 from evitseg.tiling.windows import Resampled, Window, tiles_of
+from tests.networks import lively
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255

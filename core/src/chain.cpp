@@ -2,7 +2,8 @@
 // those in memory. Compiled once per instruction set.
 #include "chain.h"
 
-#include <time.h>
+#include "platform.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -423,17 +424,11 @@ Row row_of(const Run &run, Node &n, int y, Row out) {
     return out;
 }
 
-int64_t now() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
-
 Row pull(const Run &run, Node &n, int y, Row out) {
     if (run.times == nullptr || (n.source == nullptr && may_cut(n.op->kind))) return row_of(run, n, y, out);
-    const int64_t start = now();
+    const int64_t start = now_ns();
     const Row row = row_of(run, n, y, out);
-    run.times[n.op - run.program->ops] += now() - start;
+    run.times[n.op - run.program->ops] += now_ns() - start;
     return row;
 }
 
@@ -500,7 +495,7 @@ void run(const Run &run, const Segment &segment, Window w, float *memory) {
     Arena arena{reinterpret_cast<char *>(memory)};
     const int count = build(run, segment, w, arena, nodes);
     Node &end = nodes[count - 1];
-    const int64_t start = run.times == nullptr ? 0 : now();
+    const int64_t start = run.times == nullptr ? 0 : now_ns();
     for (int y = w.y0; y < w.y1; y++) {
         if (end.op->kind == Kind::sums) {
             sums_row(run, end, y);
@@ -515,7 +510,7 @@ void run(const Run &run, const Segment &segment, Window w, float *memory) {
             }
         }
     }
-    if (run.times != nullptr) run.times[end.op - run.program->ops] += now() - start;
+    if (run.times != nullptr) run.times[end.op - run.program->ops] += now_ns() - start;
 }
 
 void reduce(const Run &run, const Segment &segment) {

@@ -3,10 +3,10 @@
 #include <new>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "../include/evitseg.h"
 #include "chain.h"
+#include "platform.h"
 #include "program.h"
 #include "threads.h"
 
@@ -102,7 +102,7 @@ struct evs_runner {
     const evs_model *model;
     Pool *pool;
     int threads;
-    pid_t process;  // that started the threads: a fork has none of them
+    int64_t process;  // that started the threads: a fork has none of them
     char *memory = nullptr;
     size_t bytes = 0;
     size_t offsets[3 * kMaxValues];
@@ -401,16 +401,16 @@ int evs_runner_new(const evs_model *model, int threads, evs_runner **runner) {
     r->model = model;
     r->pool = new (pool) Pool(threads);
     r->threads = threads;
-    r->process = getpid();
+    r->process = process_id();
     *runner = r;
     return EVS_OK;
 }
 
 void evs_runner_free(evs_runner *r) {
     if (r == nullptr) return;
-    if (r->process == getpid()) r->pool->~Pool();
+    if (r->process == process_id()) r->pool->~Pool();
     free(r->pool);
-    free(r->memory);
+    free_aligned(r->memory);
     free(r->times);
     free(r);
 }
@@ -451,16 +451,16 @@ int evs_runner_times(const evs_runner *r, int64_t *nanoseconds, int count) {
 int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, float *logits) {
     if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
     if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;
-    if (r->process != getpid()) {
+    if (r->process != process_id()) {
         void *pool = malloc(sizeof(Pool));
         if (pool == nullptr) return EVS_NO_MEMORY;
         r->pool = new (pool) Pool(r->threads);
-        r->process = getpid();
+        r->process = process_id();
     }
     const size_t needed = rounded(plan(*r, height, width));
     if (needed > r->bytes) {
-        free(r->memory);
-        r->memory = static_cast<char *>(aligned_alloc(kLine, needed));
+        free_aligned(r->memory);
+        r->memory = static_cast<char *>(allocate_aligned(kLine, needed));
         r->bytes = r->memory != nullptr ? needed : 0;
         if (r->memory == nullptr) return EVS_NO_MEMORY;
     }

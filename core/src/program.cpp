@@ -1,6 +1,8 @@
 // Reading a program from bytes that may come from anywhere: every number is checked before it is used.
 #include "program.h"
 
+#include "platform.h"
+
 #include <initializer_list>
 #include <stdlib.h>
 #include <string.h>
@@ -191,7 +193,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
         return EVS_BAD_PROGRAM;
 
     const size_t needed = (size + 63) / 64 * 64;
-    char *copy = static_cast<char *>(aligned_alloc(64, needed));
+    char *copy = static_cast<char *>(allocate_aligned(64, needed));
     if (copy == nullptr) return EVS_NO_MEMORY;
     memcpy(copy, bytes, size);
     p = Program{};
@@ -224,7 +226,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
 }
 
 void free_program(Program &p) {
-    free(p.memory);
+    free_aligned(p.memory);
     p = Program{};
 }
 

@@ -1,17 +1,9 @@
 #include "threads.h"
 
-#include <sched.h>
 #include <stdlib.h>
-#include <time.h>
 
 namespace evs {
 namespace {
-
-int64_t now() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
 
 void pause() {
 #if defined(__x86_64__)
@@ -34,41 +26,38 @@ void set(T &value, T to) {
 }  // namespace
 
 template <typename Ready>
-void Pool::wait(pthread_cond_t &condition, int &sleepers, Ready ready) {
-    const int64_t deadline = now() + kSpinNs;
+void Pool::wait(Condition &condition, int &sleepers, Ready ready) {
+    const int64_t deadline = now_ns() + kSpinNs;
     do {
         for (int i = 0; i < 100; i++) {
             if (ready()) return;
             pause();
         }
-        sched_yield();  // where there are more threads than cores, another may have the work
-    } while (now() < deadline);
-    pthread_mutex_lock(&mutex_);
+        yield_thread();  // where there are more threads than cores, another may have the work
+    } while (now_ns() < deadline);
+    mutex_.lock();
     __atomic_fetch_add(&sleepers, 1, __ATOMIC_SEQ_CST);
-    while (!ready()) pthread_cond_wait(&condition, &mutex_);
+    while (!ready()) condition.wait(mutex_);
     __atomic_fetch_sub(&sleepers, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_unlock(&mutex_);
+    mutex_.unlock();
 }
 
 // Call after what the others wait for has been set: whoever does not see it counts as a sleeper by then.
-void Pool::wake(pthread_cond_t &condition, const int &sleepers) {
+void Pool::wake(Condition &condition, const int &sleepers) {
     if (get(sleepers) == 0) return;
-    pthread_mutex_lock(&mutex_);
-    pthread_cond_broadcast(&condition);
-    pthread_mutex_unlock(&mutex_);
+    mutex_.lock();
+    condition.wake_all();
+    mutex_.unlock();
 }
 
 Pool::Pool(int threads) {
-    pthread_mutex_init(&mutex_, nullptr);
-    pthread_cond_init(&begin_, nullptr);
-    pthread_cond_init(&end_, nullptr);
     if (threads < 2) return;
     workers_ = static_cast<Worker *>(calloc(size_t(threads) - 1, sizeof(Worker)));
     if (workers_ == nullptr) return;
     for (int i = 1; i < threads; i++) {
         Worker &w = workers_[i - 1];
         w.pool = this, w.number = i;
-        if (pthread_create(&w.thread, nullptr, start, &w) != 0) break;
+        if (!start_thread(w.thread, start, &w)) break;
         threads_++;
     }
 }
@@ -76,19 +65,16 @@ Pool::Pool(int threads) {
 Pool::~Pool() {
     set(stop_, 1);
     wake(begin_, begin_sleepers_);
-    for (int i = 1; i < threads_; i++) pthread_join(workers_[i - 1].thread, nullptr);
+    for (int i = 1; i < threads_; i++) join_thread(workers_[i - 1].thread);
     free(workers_);
-    pthread_cond_destroy(&end_);
-    pthread_cond_destroy(&begin_);
-    pthread_mutex_destroy(&mutex_);
 }
 
-void *Pool::start(void *argument) {
+ThreadResult EVS_THREAD_CALL Pool::start(void *argument) {
     Worker &w = *static_cast<Worker *>(argument);
     Pool &p = *w.pool;
     for (uint32_t seen = 0;;) {
         p.wait(p.begin_, p.begin_sleepers_, [&] { return get(p.round_) != seen || get(p.stop_); });
-        if (get(p.stop_)) return nullptr;
+        if (get(p.stop_)) return {};
         seen++;
         p.work(w.number);
         if (__atomic_sub_fetch(&p.busy_, 1, __ATOMIC_SEQ_CST) == 0) p.wake(p.end_, p.end_sleepers_);

@@ -1,7 +1,8 @@
 // A pool of threads for short pieces of work, one after another.
 #pragma once
-#include <pthread.h>
 #include <stdint.h>
+
+#include "platform.h"
 
 namespace evs {
 
@@ -24,19 +25,19 @@ class Pool {
     struct Worker {
         Pool *pool;
         int number;
-        pthread_t thread;
+        Thread thread;
     };
     // Waits until ready() is true: looks first, then sleeps on the condition, for which others signal under the mutex.
     template <typename Ready>
-    void wait(pthread_cond_t &condition, int &sleepers, Ready ready);
-    void wake(pthread_cond_t &condition, const int &sleepers);
-    static void *start(void *worker);
+    void wait(Condition &condition, int &sleepers, Ready ready);
+    void wake(Condition &condition, const int &sleepers);
+    static ThreadResult EVS_THREAD_CALL start(void *worker);
     void work(int thread);
 
     int threads_ = 1;
     Worker *workers_ = nullptr;
-    pthread_mutex_t mutex_;
-    pthread_cond_t begin_, end_;
+    Mutex mutex_;
+    Condition begin_, end_;
     int begin_sleepers_ = 0, end_sleepers_ = 0;
     // Those that several threads change are atomic, by the compiler's built-in functions.
     uint32_t round_ = 0;  // rises with every run

@@ -1,0 +1,121 @@
+// What differs between POSIX and Windows: threads, the clock, aligned memory, the process.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <malloc.h>
+#include <windows.h>
+#undef near  // names of other times
+#undef far
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+#endif
+
+namespace evs {
+
+#if defined(_WIN32)
+
+class Mutex {
+   public:
+    void lock() { AcquireSRWLockExclusive(&lock_); }
+    void unlock() { ReleaseSRWLockExclusive(&lock_); }
+
+   private:
+    friend class Condition;
+    SRWLOCK lock_ = SRWLOCK_INIT;
+};
+
+class Condition {
+   public:
+    void wait(Mutex &mutex) { SleepConditionVariableSRW(&condition_, &mutex.lock_, INFINITE, 0); }
+    void wake_all() { WakeAllConditionVariable(&condition_); }
+
+   private:
+    CONDITION_VARIABLE condition_ = CONDITION_VARIABLE_INIT;
+};
+
+using Thread = HANDLE;
+using ThreadResult = DWORD;
+#define EVS_THREAD_CALL WINAPI
+
+inline bool start_thread(Thread &thread, ThreadResult(WINAPI *work)(void *), void *argument) {
+    thread = CreateThread(nullptr, 0, work, argument, 0, nullptr);
+    return thread != nullptr;
+}
+
+inline void join_thread(Thread thread) {
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
+}
+
+inline void yield_thread() { SwitchToThread(); }
+
+inline int64_t now_ns() {
+    LARGE_INTEGER count, per_second;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&per_second);
+    return int64_t(double(count.QuadPart) / double(per_second.QuadPart) * 1e9);
+}
+
+// A process cannot be forked there.
+inline int64_t process_id() { return 0; }
+
+inline void *allocate_aligned(size_t alignment, size_t bytes) { return _aligned_malloc(bytes, alignment); }
+inline void free_aligned(void *memory) { _aligned_free(memory); }
+
+#else
+
+class Mutex {
+   public:
+    void lock() { pthread_mutex_lock(&mutex_); }
+    void unlock() { pthread_mutex_unlock(&mutex_); }
+
+   private:
+    friend class Condition;
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+};
+
+class Condition {
+   public:
+    void wait(Mutex &mutex) { pthread_cond_wait(&condition_, &mutex.mutex_); }
+    void wake_all() { pthread_cond_broadcast(&condition_); }
+
+   private:
+    pthread_cond_t condition_ = PTHREAD_COND_INITIALIZER;
+};
+
+using Thread = pthread_t;
+using ThreadResult = void *;
+#define EVS_THREAD_CALL
+
+inline bool start_thread(Thread &thread, ThreadResult (*work)(void *), void *argument) {
+    return pthread_create(&thread, nullptr, work, argument) == 0;
+}
+
+inline void join_thread(Thread thread) { pthread_join(thread, nullptr); }
+
+inline void yield_thread() { sched_yield(); }
+
+inline int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+inline int64_t process_id() { return getpid(); }
+
+inline void *allocate_aligned(size_t alignment, size_t bytes) {
+    void *memory = nullptr;
+    return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
+}
+inline void free_aligned(void *memory) { free(memory); }
+
+#endif
+
+}  // namespace evs

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,15 +193,16 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
         calls += 1
         return call()
 
-    def microseconds() -> dict[str, int]:
+    def total_ms() -> dict[str, float]:
         """Total time of each node over all calls; OpenVINO's counters are means over them."""
-        return {node.node_name: calls * node.real_time.microseconds for node in request.get_profiling_info()}
+        counters = request.get_profiling_info()
+        return {node.node_name: calls * node.real_time / timedelta(milliseconds=1) for node in counters}
 
     warm_up(counted)
     rounds = max(rounds, 2 * calls)  # the means are whole microseconds, so the subtracted warm-up must stay small
-    before = microseconds()
+    before = total_ms()
     network_ms = 1000 * sum(counted() for _ in range(rounds)) / rounds
-    after = microseconds()
+    after = total_ms()
 
     nodes, places = [], dict[str, _Place]()
     for operator in compiled.get_runtime_model().get_ordered_ops():
@@ -223,7 +225,7 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
                 name=own.name if own else f"{place.block}/{kind}",
                 block=place.block,
                 count=1,
-                ms=max(0, after[name] - before.get(name, 0)) / rounds / 1000,
+                ms=max(0.0, after[name] - before.get(name, 0.0)) / rounds,
                 macs=sum(macs.get(original, 0) for original in dict.fromkeys(originals)),
                 bytes_in=sum(_bytes(value) for value in operator.input_values()),
                 bytes_out=sum(_bytes(value) for value in operator.outputs()),

@@ -21,14 +21,15 @@ FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wall",
     "-ffp-contract=fast",  # a product that is added becomes a fused multiply-add, on every processor that has it
 )  # fmt: skip
-# By machine: name, floats in a vector, flags.
+# By machine: name, numbers in a vector, flags; names with fp16 compute in float16.
 INSTRUCTION_SETS = {
     "x86_64": (
+        ("avx512fp16", 32, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512fp16 -mfma -mprefer-vector-width=512"),
         ("avx512", 16, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512"),
         ("avx2", 8, "-mavx2 -mfma"),
         ("sse4", 4, "-msse4.2"),
     ),
-    "aarch64": (("neon", 4, ""),),
+    "aarch64": (("neonfp16", 8, "-march=armv8.2-a+fp16"), ("neon", 4, "")),
 }
 OTHERS = (("portable", 4, ""),)
 
@@ -66,7 +67,7 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     source, sets = HERE / "src", INSTRUCTION_SETS.get(machine(compiler), OTHERS)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
-            (f"chain_{name}", "chain", [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", *flags.split()])
+            (f"chain_{name}", "chain", [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", f"-DEVS_HALF={int('fp16' in name)}", *flags.split()])
             for name, width, flags in sets
         ] + [(name, name, []) for name in ("program", "threads", "engine")]
 

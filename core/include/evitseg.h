@@ -31,7 +31,14 @@ enum {
     EVS_BAD_PROGRAM = 1, /* damaged, truncated, or made by another version */
     EVS_BAD_SIZE = 2,    /* an image side that 32 does not divide, or that is too large */
     EVS_NO_MEMORY = 3,
-    EVS_BAD_ARGUMENT = 4
+    EVS_BAD_ARGUMENT = 4,
+    EVS_NOT_FINITE = 5 /* a logit is infinite or no number: float16 holds numbers up to 65504 */
+};
+
+/* Precisions of features and weights. The logits are float32 in both. */
+enum {
+    EVS_FLOAT32 = 0, /* the same bytes on every processor with fused multiply-add */
+    EVS_FLOAT16 = 1  /* about twice as fast, where the processor computes with it; the same bytes within an instruction set */
 };
 
 typedef struct evs_model evs_model;
@@ -40,12 +47,13 @@ typedef struct evs_runner evs_runner;
 /* One English sentence for a code, without its full stop; never NULL. */
 EVS_API const char *evs_error_text(int code);
 
-/* The instruction sets compiled in that this processor runs, best first, separated by blanks ("avx512 avx2 sse4"). */
-EVS_API const char *evs_instruction_sets(void);
+/* The instruction sets for a precision that are compiled in and that this processor runs, best first, separated by blanks
+ * ("avx512 avx2 sse4"); "" if there is none. */
+EVS_API const char *evs_instruction_sets(int precision);
 
-/* Reads a program. The bytes are copied; they may be freed afterwards. isa names one of evs_instruction_sets(), NULL
- * takes the best. On success *model is set and must be freed with evs_model_free. */
-EVS_API int evs_model_load(const void *bytes, size_t size, const char *isa, evs_model **model);
+/* Reads a program. The bytes are copied; they may be freed afterwards. isa names one of evs_instruction_sets(precision),
+ * NULL takes the best. On success *model is set and must be freed with evs_model_free. */
+EVS_API int evs_model_load(const void *bytes, size_t size, int precision, const char *isa, evs_model **model);
 EVS_API void evs_model_free(evs_model *model);
 
 /* Channels of the logits. */

@@ -12,6 +12,7 @@
 #include "ops/dense.h"
 #include "ops/depthwise.h"
 #include "ops/narrow.h"
+#include "ops/repack.h"
 #include "ops/upsample.h"
 #include "ops/vector.h"
 
@@ -43,20 +44,20 @@ struct Node {
 struct Arena {
     char *base;
     size_t used = 0;
-    float *floats(size_t n) {
+    E *numbers(size_t n) {
         const size_t at = used;
-        used += (n * sizeof(float) + 63) / 64 * 64;
-        return base == nullptr ? nullptr : reinterpret_cast<float *>(base + at);
+        used += (n * sizeof(E) + 63) / 64 * 64;
+        return base == nullptr ? nullptr : reinterpret_cast<E *>(base + at);
     }
-    Row planes(int pixels) { return {floats(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
+    Row planes(int pixels) { return {numbers(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
     Row row(int blocks, int pixels) {
-        return {floats(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
+        return {numbers(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
     }
 };
 
 int mod(int y, int n) { return ((y % n) + n) % n; }
 
-const float *at(const Run &run, int64_t offset) { return run.program->weights + offset; }
+const E *at(const Run &run, int64_t offset) { return static_cast<const E *>(run.program->weights) + offset; }
 
 // The columns of its input that a node reads.
 void input_window(const Node &n, int &x0, int &x1) {
@@ -96,19 +97,19 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
         switch (op.kind) {
             case Kind::image:
             case Kind::value: break;
-            case Kind::attend: n.line = arena.row(op.heads * op.head_dim * (1 + op.scales) / kBlock, n.columns()); break;
+            case Kind::attend: n.line = arena.row(blocks_of(op.heads * op.head_dim * (1 + op.scales)), n.columns()); break;
             case Kind::conv3:
                 for (int r = 0; r < 3; r++) {
                     if (op.planar) {
                         const int plane = plane_of(n.span / 2 + 1);
-                        n.ring[r] = {arena.floats(size_t(plane) * 6), plane};
-                    } else if (n.source->op->kind == Kind::image) {  // 3 floats per pixel
-                        n.ring[r] = {arena.floats(size_t(n.span) * 3), 0};
+                        n.ring[r] = {arena.numbers(size_t(plane) * 6), plane};
+                    } else if (n.source->op->kind == Kind::image) {  // 3 numbers per pixel
+                        n.ring[r] = {arena.numbers(size_t(n.span) * 3), 0};
                     } else {
                         n.ring[r] = arena.row(in, n.span);
                     }
                 }
-                if (op.planar) n.line = {arena.floats(size_t(n.span) * 3 + 12 * kLanes), 0};
+                if (op.planar) n.line = {arena.numbers(size_t(n.span) * 3 + 12 * kLanes), 0};
                 break;
             case Kind::inverted:
                 if (op.planar) {
@@ -141,7 +142,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             case Kind::cut: break;
             case Kind::store: n.space[0] = arena.row(n.blocks, n.columns()); break;
             case Kind::sums: {
-                const int tokens = 3 * op.heads * op.head_dim / kBlock;
+                const int tokens = blocks_of(3 * op.heads * op.head_dim);
                 for (int r = 0; r < 2 * n.reach + 1; r++) {
                     n.ring[r] = arena.row(tokens, n.span);
                     n.space[r] = arena.row(in, given);
@@ -159,11 +160,11 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
 Row pull(const Run &run, Node &n, int y, Row space);
 
 void zero(Row row, int blocks, int first, int count) {
-    for (int b = 0; b < blocks; b++) memset(row.p + b * row.block + ptrdiff_t(first) * kBlock, 0, size_t(count) * kBlock * sizeof(float));
+    for (int b = 0; b < blocks; b++) memset(row.p + b * row.block + ptrdiff_t(first) * kBlock, 0, size_t(count) * kBlock * sizeof(E));
 }
 
 void copy(Row from, Row to, int blocks, int pixels) {
-    for (int b = 0; b < blocks; b++) memcpy(to.p + b * to.block, from.p + b * from.block, size_t(pixels) * kBlock * sizeof(float));
+    for (int b = 0; b < blocks; b++) memcpy(to.p + b * to.block, from.p + b * from.block, size_t(pixels) * kBlock * sizeof(E));
 }
 
 // Where the source's columns lie in a ring, and zeros beside them.
@@ -200,26 +201,26 @@ void advance_plain(const Run &run, Node &n, int first, int last, int rows) {
 
 // --- operations -----------------------------------------------------------------------------------------------------
 
-// A row of normalised pixels, 3 floats each, with zeros outside the image.
-void image_row(const Run &run, const Op &op, int y, int low, int span, float *out) {
-    const float *scale = at(run, op.w1), *shift = scale + 4;
+// A row of normalised pixels, 3 numbers each, with zeros outside the image.
+void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
+    const float *scale = reinterpret_cast<const float *>(at(run, op.w1)), *shift = scale + 4;  // float32 in every program
     if (y < 0 || y >= run.height) {
-        memset(out, 0, size_t(span) * 3 * sizeof(float));
+        memset(out, 0, size_t(span) * 3 * sizeof(E));
         return;
     }
     const int first = low < 0 ? 0 : low, last = low + span < run.width ? low + span : run.width;
-    memset(out, 0, size_t(first - low) * 3 * sizeof(float));
-    memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(float));
+    memset(out, 0, size_t(first - low) * 3 * sizeof(E));
+    memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(E));
     const uint8_t *in = run.image + y * run.row_bytes + ptrdiff_t(first) * 3;
     out += ptrdiff_t(first - low) * 3;
     int left = (last - first) * 3;
     // 16 pixels at a time: 48 numbers, whose channels repeat in the same places.
-    constexpr int kStep = 3 * kBlock;
+    constexpr int kStep = 48;
     float scales[kStep], shifts[kStep];
     for (int i = 0; i < kStep; i++) scales[i] = scale[i % 3], shifts[i] = shift[i % 3];
     for (; left >= kStep; left -= kStep, in += kStep, out += kStep)
-        for (int i = 0; i < kStep; i++) out[i] = shifts[i] + float(in[i]) * scales[i];
-    for (int i = 0; i < left; i++) out[i] = shifts[i] + float(in[i]) * scales[i];
+        for (int i = 0; i < kStep; i++) out[i] = E(shifts[i] + float(in[i]) * scales[i]);
+    for (int i = 0; i < left; i++) out[i] = E(shifts[i] + float(in[i]) * scales[i]);
 }
 
 Row conv3_row(const Run &run, Node &n, int y, Row out) {
@@ -232,15 +233,15 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
             const Row to = n.ring[mod(++n.have, 3)];
             image_row(run, *n.source->op, n.have, n.low, n.span, op.planar ? n.line.p : to.p);
             if (op.planar) {
-                memset(n.line.p + ptrdiff_t(n.span) * 3, 0, 12 * kLanes * sizeof(float));
+                memset(n.line.p + ptrdiff_t(n.span) * 3, 0, 12 * kLanes * sizeof(E));
                 split_pixels(n.line.p, n.span, to.p, int(to.block));
             }
         }
         if (op.planar) {
-            const float *rows[3];
+            const E *rows[3];
             for (int t = 0; t < 3; t++) rows[t] = n.ring[mod(first + t, 3)].p;
             const int plane = int(n.ring[0].block);
-            const float *w = at(run, op.w1), *b = at(run, op.b1);
+            const E *w = at(run, op.w1), *b = at(run, op.b1);
             if (op.act == Act::gelu) {
                 narrow_stem<Act::gelu>(rows, plane, w, b, n.columns(), out);
             } else if (op.act == Act::hardswish) {
@@ -265,11 +266,11 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
 // Copies planes, with zeros before and after their pixels; of a row outside the image only zeros.
 void copy_planes(Row from, Row to, int before, int pixels, int after) {
     for (int c = 0; c < kNarrow; c++) {
-        float *plane = to.p + c * to.block;
-        memset(plane, 0, size_t(before) * sizeof(float));
+        E *plane = to.p + c * to.block;
+        memset(plane, 0, size_t(before) * sizeof(E));
         if (pixels > 0 && from.p + c * from.block != plane + before)
-            memmove(plane + before, from.p + c * from.block, size_t(pixels) * sizeof(float));
-        memset(plane + before + pixels, 0, size_t(after) * sizeof(float));
+            memmove(plane + before, from.p + c * from.block, size_t(pixels) * sizeof(E));
+        memset(plane + before + pixels, 0, size_t(after) * sizeof(E));
     }
 }
 
@@ -288,7 +289,7 @@ Row narrow_row(const Run &run, Node &n, int y, Row out) {
         }
     }
     const Row rows[3] = {n.ring[mod(y - 1, 3)], n.ring[mod(y, 3)], n.ring[mod(y + 1, 3)]};
-    const float *w2 = at(run, op.w2), *b2 = at(run, op.b2), *w3 = at(run, op.w3), *b3 = at(run, op.b3);
+    const E *w2 = at(run, op.w2), *b2 = at(run, op.b2), *w3 = at(run, op.w3), *b3 = at(run, op.b3);
     const bool residual = op.residual != 0;
     if (op.act == Act::gelu) {
         narrow_block<Act::gelu>(rows, w2, b2, w3, b3, residual, n.columns(), out);
@@ -361,24 +362,22 @@ Row residual_row(const Run &run, Node &n, int y, Row out) {
 }
 
 Row stored(const Run &run, int value, int width, int blocks, int y, int x) {
-    return {run.values[value] + (ptrdiff_t(y) * blocks * width + x) * kBlock, ptrdiff_t(width) * kBlock};
+    return {static_cast<E *>(run.values[value]) + (ptrdiff_t(y) * blocks * width + x) * kBlock, ptrdiff_t(width) * kBlock};
 }
 
 // Of an operation that stores its rows: planar ones take the same place.
 Row stored(const Run &run, const Node &n, int y) {
     if (!n.op->planar) return stored(run, n.op->value, n.width, n.blocks, y, n.x0);
-    return {run.values[n.op->value] + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
+    return {static_cast<E *>(run.values[n.op->value]) + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
 }
 
 Row attend_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
-    const int per_head = op.head_dim / kBlock, heads = op.heads * (1 + op.scales);
-    const Row queries = stored(run, op.value2, n.width, heads * per_head, y, n.x0);
-    for (int h = 0; h < heads; h++) {
-        const Row q{queries.p + h * per_head * queries.block, queries.block};
-        const Row to{n.line.p + h * per_head * n.line.block, n.line.block};
-        answers(q, op.head_dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(op.head_dim), op.eps, n.columns(), to);
-    }
+    const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
+    const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0);
+    for (int h = 0; h < heads; h++)
+        answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(dim), op.eps, n.columns(),
+                n.line.channels_from(h * dim));
     const Row input = stored(run, op.value, n.width, n.blocks, y, n.x0);
     pointwise(n.line, heads * op.head_dim, at(run, op.w1), at(run, op.b1), Act::none, n.columns(), out, n.blocks, input);
     return out;
@@ -403,8 +402,8 @@ Row row_of(const Run &run, Node &n, int y, Row out) {
             const Row got = pull(run, *n.source, y, out);
             if (got.p != out.p) copy(got, out, n.blocks, n.columns());
             const int h = n.height, w = n.width;
-            add_enlarged(run.values[op.value], h / 4, w / 4, n.blocks, 4, y, n.x0, n.x1, n.line.p, out);
-            add_enlarged(run.values[op.value2], h / 2, w / 2, n.blocks, 2, y, n.x0, n.x1, n.line.p, out);
+            add_enlarged(static_cast<const E *>(run.values[op.value]), h / 4, w / 4, n.blocks, 4, y, n.x0, n.x1, n.line.p, out);
+            add_enlarged(static_cast<const E *>(run.values[op.value2]), h / 2, w / 2, n.blocks, 2, y, n.x0, n.x1, n.line.p, out);
             return out;
         }
         case Kind::cut:
@@ -435,17 +434,18 @@ Row pull(const Run &run, Node &n, int y, Row out) {
 // Queries to memory, keys and values into the sums of the block of tokens they belong to.
 void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
     const Op &op = *n.op;
-    const int dim = op.head_dim, per_head = dim / kBlock, heads = op.heads * (1 + op.scales);
-    const Row queries = stored(run, op.value2, n.width, heads * per_head, y, n.x0);
+    const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
+    const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0);
     const int across = (n.width + kSumColumns - 1) / kSumColumns;
     for (int h = 0; h < op.heads; h++) {
         const int head = scale * op.heads + h;
-        auto part = [&](int which) { return Row{qkv.p + (3 * h + which) * per_head * qkv.block, qkv.block}; };
-        const Row q = part(0), k = part(1), v = part(2);
-        for (int b = 0; b < per_head; b++) {
-            float *to = queries.p + (head * per_head + b) * queries.block;
-            const float *from = q.p + b * q.block;
-            for (int i = 0; i < n.columns() * kBlock; i += kLanes) store(to + i, relu(load(from + i)));
+        const Row k = qkv.channels_from((3 * h + 1) * dim), v = qkv.channels_from((3 * h + 2) * dim);
+        for (int c = 0; c < dim; c += kPacked) {
+            const E *from = qkv.channels_from(3 * h * dim + c).p;
+            E *to = queries.channels_from(head * dim + c).p;
+            for (int i = 0; i < n.columns(); i++, from += kBlock, to += kBlock)
+                for (int lane = 0; lane < kPacked; lane += kGroup)
+                    *reinterpret_cast<G *>(to + lane) = relu(*reinterpret_cast<const G *>(from + lane));
         }
         for (int x = n.x0; x < n.x1; x += kSumColumns) {
             const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
@@ -459,26 +459,23 @@ void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
 
 void sums_row(const Run &run, Node &n, int y) {
     const Op &op = *n.op;
-    const int tokens = 3 * op.heads * op.head_dim / kBlock, rows = 2 * n.reach + 1;
+    const int tokens = blocks_of(3 * op.heads * op.head_dim), rows = 2 * n.reach + 1;
     advance(n, y - n.reach, y + n.reach, rows, tokens, [&](int row, int slot) {
         const Row to = n.ring[slot].from(pad(n, n.ring[slot], tokens));
         const Row in = pull(run, *n.source, row, n.space[slot]);
         pointwise(in, op.in, at(run, op.w1), at(run, op.b1), Act::none, n.source->columns(), to, tokens, {nullptr, 0});
     });
     take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
-    const int per_head = op.head_dim / kBlock;
+    // Channels that are mixed with each other: a head's queries, keys or values, or a block with several of these.
+    const int mixed = op.head_dim < kBlock ? kBlock : op.head_dim, per_unit = mixed / kBlock;
     for (int i = 0; i < op.scales; i++) {
         const int reach = op.kernels[i] / 2;
         Row window[kMaxKernel];
         for (int t = 0; t < op.kernels[i]; t++) window[t] = n.ring[mod(y - reach + t, rows)].from(n.x0 - n.low - reach);
         depthwise_any(op.kernels[i], window, tokens, at(run, op.wa[i]), at(run, op.ba[i]), n.columns(), n.line);
-        // Each of the groups mixes the channels of one head's queries, keys or values.
-        for (int g = 0; g < 3 * op.heads; g++) {
-            const Row in{n.line.p + g * per_head * n.line.block, n.line.block};
-            const Row out{n.extra[0].p + g * per_head * n.extra[0].block, n.extra[0].block};
-            pointwise(in, op.head_dim, at(run, op.wg[i]) + ptrdiff_t(g) * op.head_dim * op.head_dim,
-                      at(run, op.bg[i]) + g * op.head_dim, Act::none, n.columns(), out, per_head, {nullptr, 0});
-        }
+        for (int u = 0; u < tokens / per_unit; u++)
+            pointwise(n.line.channels_from(u * mixed), mixed, at(run, op.wg[i]) + ptrdiff_t(u) * mixed * mixed, at(run, op.bg[i]) + u * mixed,
+                      Act::none, n.columns(), n.extra[0].channels_from(u * mixed), per_unit, {nullptr, 0});
         take_tokens(run, n, n.extra[0], 1 + i, y);
     }
 }
@@ -490,9 +487,9 @@ size_t space(const Run &run, const Segment &segment, Window w) {
     return arena.used;
 }
 
-void run(const Run &run, const Segment &segment, Window w, float *memory) {
+void run(const Run &run, const Segment &segment, Window w, char *memory) {
     Node nodes[kMaxNodes];
-    Arena arena{reinterpret_cast<char *>(memory)};
+    Arena arena{memory};
     const int count = build(run, segment, w, arena, nodes);
     Node &end = nodes[count - 1];
     const int64_t start = run.times == nullptr ? 0 : now_ns();
@@ -522,19 +519,35 @@ void reduce(const Run &run, const Segment &segment) {
     // A tree over the blocks in their order: neighbours first.
     for (int step = 1; step < count; step *= 2)
         for (int b = 0; b + step < count; b += 2 * step)
-            for (ptrdiff_t i = 0; i < size; i += kLanes) {
+            for (ptrdiff_t i = 0; i < size; i += kFloats) {
                 float *to = partials + b * size + i;
-                store(to, load(to) + load(to + step * size));
+                store_f(to, load_f(to) + load_f(to + step * size));
             }
     memcpy(run.sums[op.value3], partials, size_t(size) * sizeof(float));
 }
 
-#if defined(__x86_64__) && EVS_WIDTH > 4
+bool give(const Run &run, int y, float *logits) {
+    const Program &p = *run.program;
+    const int h = run.height / 8, w = run.width / 8, blocks = blocks_of(p.classes);
+    const E *from = static_cast<const E *>(run.values[p.logits]) + ptrdiff_t(y) * blocks * w * kBlock;
+    float difference = 0;  // of a number to itself: 0, or NaN
+    for (int c = 0; c < p.classes; c++) {
+        const E *in = from + ptrdiff_t(c / kBlock) * w * kBlock + c % kBlock;
+        float *out = logits + (ptrdiff_t(c) * h + y) * w;
+        for (int x = 0; x < w; x++) {
+            out[x] = float(in[ptrdiff_t(x) * kBlock]);
+            difference += out[x] - out[x];
+        }
+    }
+    return difference == 0;
+}
+
+#if defined(__x86_64__) && EVS_BYTES > 16
 // Whether the processor has bits of a register of leaf 7, and the system keeps the registers they need (of XCR0).
-bool has(unsigned leaf7_ebx, unsigned leaf1_ecx, unsigned kept) {
+bool has(unsigned leaf7_ebx, unsigned leaf7_edx, unsigned leaf1_ecx, unsigned kept) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf1_ecx) != leaf1_ecx) return false;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & leaf7_ebx) != leaf7_ebx) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & leaf7_ebx) != leaf7_ebx || (d & leaf7_edx) != leaf7_edx) return false;
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & kept) == kept;
@@ -542,13 +555,13 @@ bool has(unsigned leaf7_ebx, unsigned leaf1_ecx, unsigned kept) {
 #endif
 
 bool runs_here() {
-#if defined(__x86_64__) && EVS_WIDTH > 4
+#if defined(__x86_64__) && EVS_BYTES > 16
     constexpr unsigned fma_osxsave_avx = 1u << 12 | 1u << 27 | 1u << 28, avx2 = 1u << 5;
-#if EVS_WIDTH == 16
-    constexpr unsigned avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
-    return has(avx2 | avx512_f_dq_bw_vl, fma_osxsave_avx, 0xe6);
+#if EVS_BYTES == 64
+    constexpr unsigned avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, avx512_fp16 = 1u << 23;
+    return has(avx2 | avx512_f_dq_bw_vl, EVS_HALF ? avx512_fp16 : 0, fma_osxsave_avx, 0xe6);
 #else
-    return has(avx2, fma_osxsave_avx, 0x06);
+    return has(avx2, 0, fma_osxsave_avx, 0x06);
 #endif
 #else
     return true;
@@ -560,6 +573,6 @@ bool runs_here() {
 #define EVS_TEXT_(x) #x
 #define EVS_TEXT(x) EVS_TEXT_(x)
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), runs_here, space, run, reduce};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, give};
 
 }  // namespace evs::EVS_ISA

@@ -10,7 +10,7 @@ struct Run {
     const uint8_t *image;
     ptrdiff_t row_bytes;
     int height, width;       // pixels
-    float *const *values;    // per value: rows of blocks x width pixels
+    void *const *values;     // per value: rows of blocks x width pixels
     float *const *partials;  // per value used as a sums slot: one set of sums per block of tokens
     float *const *sums;      // the same, added up
     int64_t *times;          // per operation, in nanoseconds, of the calling thread; null where nobody asks
@@ -26,12 +26,20 @@ constexpr int kSumRows = 4, kSumColumns = 64;
 
 struct Isa {
     const char *name;
+    bool half;   // float16 instead of float32
+    int block;   // channels are stored in blocks of this many
+    int bytes;   // of a number
     bool (*runs_here)();
+    // Brings the weights of a checked program into the form that is read here. Returns: false without memory, or for a
+    // program that cannot be run here.
+    bool (*prepare)(Program &);
     // Bytes of working memory for a window.
     size_t (*space)(const Run &, const Segment &, Window);
-    void (*run)(const Run &, const Segment &, Window, float *space);  // adds to run.times
+    void (*run)(const Run &, const Segment &, Window, char *space);  // adds to run.times
     // Adds up the partial sums of a segment that ends in sums.
     void (*reduce)(const Run &, const Segment &);
+    // Row y of the logits, from blocks of channels to planes of float32. Returns: whether all are finite.
+    bool (*give)(const Run &, int y, float *logits);
 };
 
 }  // namespace evs

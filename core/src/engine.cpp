@@ -16,13 +16,15 @@ namespace evs {
     extern const Isa isa;          \
     }
 #if defined(__x86_64__)
+EVS_DECLARE(avx512fp16)
 EVS_DECLARE(avx512)
 EVS_DECLARE(avx2)
 EVS_DECLARE(sse4)
-static const Isa *const kIsas[] = {&avx512::isa, &avx2::isa, &sse4::isa};
+static const Isa *const kIsas[] = {&avx512fp16::isa, &avx512::isa, &avx2::isa, &sse4::isa};
 #elif defined(__aarch64__)
+EVS_DECLARE(neonfp16)
 EVS_DECLARE(neon)
-static const Isa *const kIsas[] = {&neon::isa};
+static const Isa *const kIsas[] = {&neonfp16::isa, &neon::isa};
 #else
 EVS_DECLARE(portable)
 static const Isa *const kIsas[] = {&portable::isa};
@@ -35,9 +37,11 @@ constexpr int kMaxSide = 1 << 16, kMaxValues = 4096, kMaxParts = 4096, kMaxWindo
 
 size_t rounded(size_t n) { return (n + kLine - 1) / kLine * kLine; }
 
-const Isa *find_isa(const char *name) {
+bool fits(const Isa &isa, int precision) { return isa.half == (precision == EVS_FLOAT16) && isa.runs_here(); }
+
+const Isa *find_isa(int precision, const char *name) {
     for (int i = 0; i < kNumIsas; i++)
-        if (kIsas[i]->runs_here() && (name == nullptr || strcmp(name, kIsas[i]->name) == 0)) return kIsas[i];
+        if (fits(*kIsas[i], precision) && (name == nullptr || strcmp(name, kIsas[i]->name) == 0)) return kIsas[i];
     return nullptr;
 }
 
@@ -52,14 +56,18 @@ struct evs_model {
 
 namespace {
 
-size_t value_bytes(const Program &p, int v, int height, int width) {
-    const Value &value = p.values[v];
-    return rounded(size_t(blocks_of(value.channels)) * kBlock * (height / value.stride) * (width / value.stride) * sizeof(float));
+size_t value_numbers(const evs_model &m, int v, int height, int width) {
+    const Value &value = m.program.values[v];
+    return size_t(padded(value.channels, m.isa->block)) * (height / value.stride) * (width / value.stride);
 }
 
 const Op &end_of(const Program &p, const Segment &s) { return p.ops[s.first + s.count - 1]; }
 
 int sums_floats(const Op &op) { return op.heads * (1 + op.scales) * (op.head_dim * op.head_dim + op.head_dim); }
+
+size_t value_bytes(const evs_model &m, int v, int height, int width) {
+    return rounded(value_numbers(m, v, height, width) * m.isa->bytes);
+}
 
 size_t partial_bytes(const Segment &s, const Op &op, int height, int width) {
     const size_t down = (height / s.stride + kSumRows - 1) / kSumRows, across = (width / s.stride + kSumColumns - 1) / kSumColumns;
@@ -106,7 +114,8 @@ struct evs_runner {
     char *memory = nullptr;
     size_t bytes = 0;
     size_t offsets[3 * kMaxValues];
-    float *pointers[3 * kMaxValues];
+    void *values[kMaxValues];
+    float *partials[kMaxValues], *sums[kMaxValues];
     Piece pieces[2 * kMaxValues];
     Segment parts[kMaxParts];  // the segments, some of them cut in two or more, for the size of the run
     int num_parts;
@@ -119,6 +128,7 @@ struct evs_runner {
     char *spaces;
     float *logits;
     Range ranges[2][kMaxWindows];  // while a run is planned
+    int not_finite;  // whether any logit is not; threads set it
     int64_t *times;  // per thread and operation; null where nobody asks
 };
 
@@ -163,8 +173,8 @@ Range grown(Range r, int stride, int reach, int side) {
 }
 
 // Multiply-adds for a pixel of the output, and for a pixel of the input.
-void work_of(const Op &op, double &out, double &in) {
-    const double i = op.in, m = blocks_of(op.mid) * kBlock, o = blocks_of(op.out) * kBlock;
+void work_of(const Op &op, int block, double &out, double &in) {
+    const double i = op.in, m = padded(op.mid, block), o = padded(op.out, block);
     out = in = 0;
     switch (op.kind) {
         case Kind::conv3: out = 9 * i * o; break;
@@ -204,7 +214,7 @@ double cost(evs_runner &r, const Segment &s) {
     for (int i = s.count - 1; i > 0; i--) {
         const Op &op = p.ops[s.first + i];
         double out, in;
-        work_of(op, out, in);
+        work_of(op, r.model->isa->block, out, in);
         total += out * pixels();
         stride /= op.stride;
         for (int b = 0; b < r.rows; b++) rows[b] = grown(rows[b], op.stride, reach_of(op), r.run.height / stride);
@@ -213,13 +223,13 @@ double cost(evs_runner &r, const Segment &s) {
     }
     const Op &first = p.ops[s.first], &last = end_of(p, s);
     double out, in;
-    work_of(first, out, in);
+    work_of(first, r.model->isa->block, out, in);
     total += out * pixels();
     const Op *borders[] = {&first, &last};
     for (const Op *op : borders) {
         if (!may_cut(op->kind)) continue;
-        const size_t bytes = value_bytes(p, op->value, r.run.height, r.run.width);
-        total += double(bytes / sizeof(float)) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
+        const size_t numbers = value_numbers(*r.model, op->value, r.run.height, r.run.width), bytes = numbers * r.model->isa->bytes;
+        total += double(numbers) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
     }
     return total / threads * (double((items + threads - 1) / threads) * threads / items) + kBarrier;
 }
@@ -264,7 +274,7 @@ size_t lay_out(evs_runner &r) {
                 });
         if (v == p.logits) to = r.num_parts;
         r.offsets[v] = 0;
-        if (to >= 0) pieces[count++] = {&r.offsets[v], value_bytes(p, v, height, width), from, to};
+        if (to >= 0) pieces[count++] = {&r.offsets[v], value_bytes(*r.model, v, height, width), from, to};
     }
     for (int s = 0; s < r.num_parts; s++) {
         const Op &op = end_of(p, r.parts[s]);
@@ -299,7 +309,7 @@ bool size_ok(int height, int width) {
 // Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
 size_t plan(evs_runner &r, int height, int width) {
     if (r.run.height == height && r.run.width == width) return r.planned;
-    r.run = {&r.model->program, nullptr, 0, height, width, r.pointers, r.pointers + kMaxValues, r.pointers + 2 * kMaxValues, nullptr};
+    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr};
     r.num_parts = 0;
     for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
     r.features = lay_out(r);
@@ -321,20 +331,12 @@ void run_part(void *context, int item, int thread) {
     if (w.x1 > width) w.x1 = width;
     Run run = r.run;
     if (r.times != nullptr) run.times = r.times + ptrdiff_t(thread) * run.program->num_ops;
-    r.model->isa->run(run, *r.segment, w, reinterpret_cast<float *>(r.spaces + thread * r.space));
+    r.model->isa->run(run, *r.segment, w, r.spaces + thread * r.space);
 }
 
-// A row of the logits, from blocks of channels to planes.
 void give_row(void *context, int y, int) {
-    const evs_runner &r = *static_cast<evs_runner *>(context);
-    const Program &p = *r.run.program;
-    const int h = r.run.height / 8, w = r.run.width / 8, blocks = blocks_of(p.classes);
-    const float *from = r.pointers[p.logits] + ptrdiff_t(y) * blocks * w * kBlock;
-    for (int c = 0; c < p.classes; c++) {
-        const float *in = from + ptrdiff_t(c / kBlock) * w * kBlock + c % kBlock;
-        float *out = r.logits + (ptrdiff_t(c) * h + y) * w;
-        for (int x = 0; x < w; x++) out[x] = in[ptrdiff_t(x) * kBlock];
-    }
+    evs_runner &r = *static_cast<evs_runner *>(context);
+    if (!r.model->isa->give(r.run, y, r.logits)) __atomic_store_n(&r.not_finite, 1, __ATOMIC_RELAXED);
 }
 
 }  // namespace
@@ -347,27 +349,29 @@ const char *evs_error_text(int code) {
         case EVS_BAD_PROGRAM: return "the program is damaged, or was made by another version of evitseg";
         case EVS_BAD_SIZE: return "both sides of the image must be multiples of 32, from 32 to 65536 pixels";
         case EVS_NO_MEMORY: return "there is not enough memory";
+        case EVS_NOT_FINITE: return "numbers of the network grow beyond what its precision can hold; run it in float32";
         case EVS_BAD_ARGUMENT: return "an argument is missing or out of range";
     }
     return "unknown error";
 }
 
-const char *evs_instruction_sets(void) {
-    static char names[64];
+const char *evs_instruction_sets(int precision) {
+    static char names[2][64];
     char made[64] = "";
     for (int i = 0; i < kNumIsas; i++)
-        if (kIsas[i]->runs_here()) {
+        if (fits(*kIsas[i], precision)) {
             if (made[0]) strcat(made, " ");
             strcat(made, kIsas[i]->name);
         }
-    memcpy(names, made, sizeof names);  // the same bytes every time
-    return names;
+    char *kept = names[precision == EVS_FLOAT16];
+    memcpy(kept, made, sizeof made);  // the same bytes every time
+    return kept;
 }
 
-int evs_model_load(const void *bytes, size_t size, const char *isa, evs_model **model) {
+int evs_model_load(const void *bytes, size_t size, int precision, const char *isa, evs_model **model) {
     if (model == nullptr) return EVS_BAD_ARGUMENT;
     *model = nullptr;
-    const Isa *found = find_isa(isa);
+    const Isa *found = find_isa(precision, isa);
     if (found == nullptr) return EVS_BAD_ARGUMENT;
     evs_model *m = static_cast<evs_model *>(calloc(1, sizeof(evs_model)));
     if (m == nullptr) return EVS_NO_MEMORY;
@@ -376,6 +380,10 @@ int evs_model_load(const void *bytes, size_t size, const char *isa, evs_model **
     if (code != EVS_OK) {
         free(m);
         return code;
+    }
+    if (!found->prepare(m->program)) {
+        evs_model_free(m);
+        return EVS_NO_MEMORY;
     }
     *model = m;
     return EVS_OK;
@@ -465,7 +473,11 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
         if (r->memory == nullptr) return EVS_NO_MEMORY;
     }
     const Program &p = r->model->program;
-    for (int i = 0; i < 3 * kMaxValues; i++) r->pointers[i] = reinterpret_cast<float *>(r->memory + r->offsets[i]);
+    for (int i = 0; i < kMaxValues; i++) {
+        r->values[i] = r->memory + r->offsets[i];
+        r->partials[i] = reinterpret_cast<float *>(r->memory + r->offsets[kMaxValues + i]);
+        r->sums[i] = reinterpret_cast<float *>(r->memory + r->offsets[2 * kMaxValues + i]);
+    }
     r->spaces = r->memory + r->features;
     r->run.image = image, r->run.row_bytes = ptrdiff_t(row_bytes);
     for (int s = 0; s < r->num_parts; s++) {
@@ -473,9 +485,9 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
         r->pool->run(r->rows * r->columns, run_part, r);
         if (end_of(p, r->parts[s]).kind == Kind::sums) r->model->isa->reduce(r->run, r->parts[s]);
     }
-    r->logits = logits;
+    r->logits = logits, r->not_finite = 0;
     r->pool->run(height / 8, give_row, r);
-    return EVS_OK;
+    return r->not_finite ? EVS_NOT_FINITE : EVS_OK;
 }
 
 }  // extern "C"

@@ -28,14 +28,14 @@ bool channels_ok(int32_t n) { return n >= 1 && n <= kMaxChannels; }
 struct Weights {
     int64_t total;
     bool has(int64_t offset, int64_t count) const {
-        return offset >= 0 && offset % kBlock == 0 && count >= 0 && count <= total && offset <= total - count;
+        return offset >= 0 && offset % kPacked == 0 && count >= 0 && count <= total && offset <= total - count;
     }
     bool dense(int64_t w, int64_t b, int in, int out, int taps) const {
-        const int64_t o = blocks_of(out) * int64_t(kBlock);
+        const int64_t o = padded(out, kPacked);
         return has(w, o * in * taps) && has(b, o);
     }
     bool depthwise(int64_t w, int64_t b, int channels, int taps) const {
-        const int64_t c = blocks_of(channels) * int64_t(kBlock);
+        const int64_t c = padded(channels, kPacked);
         return has(w, c * taps) && has(b, c);
     }
 };
@@ -51,7 +51,7 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
     };
     const bool same = op.stride == 1 && op.in == op.out;
     switch (op.kind) {
-        case Kind::image: return op.out == 3 && w.has(op.w1, kBlock);
+        case Kind::image: return op.out == 3 && w.has(op.w1, kPacked);
         case Kind::value:
         case Kind::tee:
         case Kind::cut:
@@ -73,7 +73,7 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
             return op.in == op.out && channels_ok(op.out) && value_ok(op.value, op.out) && value_ok(op.value2, op.out);
         case Kind::sums:
         case Kind::attend: {
-            if (op.head_dim < kBlock || op.head_dim > 256 || op.head_dim % kBlock || op.heads < 1 || op.heads > 4096) return false;
+            if (op.head_dim < kPacked || op.head_dim > 256 || op.head_dim % kPacked || op.heads < 1 || op.heads > 4096) return false;
             if (op.scales < 0 || op.scales > kMaxScales) return false;
             const int width = op.heads * op.head_dim;  // of one scale
             if (!channels_ok(width * 3) || !value_ok(op.value2, width * (1 + op.scales))) return false;
@@ -205,7 +205,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
     p.ops = reinterpret_cast<const Op *>(at), at += h.num_ops * sizeof(Op);
     p.values = reinterpret_cast<const Value *>(at), at += h.num_values * sizeof(Value);
     p.segments = reinterpret_cast<const Segment *>(at);
-    p.weights = reinterpret_cast<const float *>(copy + start);
+    p.weights = copy + start;
     p.num_weights = h.num_weights;
 
     const Weights weights{h.num_weights};

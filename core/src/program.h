@@ -5,7 +5,7 @@
 
 namespace evs {
 
-constexpr int kBlock = 16;     // channels are stored in blocks of this many, padded with zeros
+constexpr int kPacked = 16;    // weights of this many output channels lie side by side, padded with zeros
 constexpr int kNarrow = 8;     // channels of planar rows, padded with zeros
 constexpr int kMaxNodes = 64;   // operations of a segment
 constexpr int kMaxScales = 4;  // aggregation scales of one attention
@@ -29,7 +29,7 @@ enum class Kind : int32_t {
 
 enum class Act : int32_t { none, hardswish, gelu };
 
-// One operation of a segment. Weight offsets count floats from the start of the weights.
+// One operation of a segment. Weight offsets count numbers from the start of the weights.
 struct Op {
     Kind kind;
     Act act;            // after the first convolution (conv3, pointwise), or inside the block
@@ -62,7 +62,7 @@ struct Program {
     const Op *ops = nullptr;
     const Value *values = nullptr;
     const Segment *segments = nullptr;
-    const float *weights = nullptr;
+    const void *weights = nullptr;  // float32; float16 in a model of half precision
     int64_t num_weights = 0;
     int32_t logits = 0;  // the value that holds them
     void *memory = nullptr;  // owns all of the above
@@ -71,7 +71,7 @@ struct Program {
 // Where a run may cut a segment in two: the first part ends here, and the second begins here.
 inline bool may_cut(Kind k) { return k == Kind::tee || k == Kind::cut; }
 
-inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
+inline int padded(int channels, int block) { return (channels + block - 1) / block * block; }
 
 // Pixels to each side of an output pixel that an operation reads: half of its kernel.
 inline int reach_of(const Op &op) {

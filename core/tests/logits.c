@@ -29,7 +29,7 @@ int main(int argc, char **argv) {
     if (program == NULL || image == NULL || image_size < (size_t)height * (size_t)width * 3) return fail(argv[2], EVS_BAD_ARGUMENT);
     evs_model *model = NULL;
     evs_runner *runner = NULL;
-    int code = evs_model_load(program, program_size, argc > 7 ? argv[7] : NULL, &model);
+    int code = evs_model_load(program, program_size, EVS_FLOAT32, argc > 7 ? argv[7] : NULL, &model);
     if (code != EVS_OK) return fail(argv[1], code);
     code = evs_runner_new(model, atoi(argv[5]), &runner);
     if (code != EVS_OK) return fail(argv[1], code);

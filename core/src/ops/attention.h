@@ -7,68 +7,101 @@
 
 namespace evs::EVS_ISA {
 
-EVS_INLINE V relu(V x) { return max(x, all(0.0f)); }
+template <typename T>
+EVS_INLINE T relu(T x) { return max(x, T{}); }
 
 inline int sums_of_head(int dim) { return dim * dim + dim; }
 
-// Adds the sums of `pixels` tokens of a row to `sums`. k and v are the first blocks of one head.
+// 16 channels of some pixels as floats, 16 for each pixel.
+EVS_INLINE const float *floats_of(const E *p, int pixels, float *space) {
+#if EVS_HALF
+    for (int q = 0; q < pixels; q++)
+        for (int lane = 0; lane < 16; lane += kFloats)
+            *reinterpret_cast<F *>(space + q * 16 + lane) = load_floats(p + q * kBlock + lane);
+    return space;
+#else
+    (void)pixels, (void)space;
+    return p;
+#endif
+}
+
+EVS_INLINE F load_f(const float *p) { return *reinterpret_cast<const F *>(p); }
+EVS_INLINE void store_f(float *p, F v) { *reinterpret_cast<F *>(p) = v; }
+
+// Adds the sums of `pixels` tokens of a row, at most kSumColumns, to `sums`. k and v are the first channels of one head.
 EVS_INLINE void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
     float *z = sums + dim * dim;
-    for (int jb = 0; jb < dim; jb += kBlock) {
-        for (int ib = 0; ib < dim; ib += kLanes) {
-            V t[kBlock];
-            for (int j = 0; j < kBlock; j++) t[j] = V{};
-            const float *key = k.p + (jb / kBlock) * k.block;
-            const float *val = v.p + (ib / kBlock) * v.block + ib % kBlock;
-            for (int q = 0; q < pixels; q++, key += kBlock, val += kBlock) {
-                const V value = load(val);
+    alignas(64) float key_space[kSumColumns * 16], value_space[kSumColumns * 16];
+    for (int jb = 0; jb < dim; jb += 16) {
+        const float *keys = floats_of(k.channels_from(jb).p, pixels, key_space);
+        for (int vb = 0; vb < dim; vb += 16) {
+            const float *values = floats_of(v.channels_from(vb).p, pixels, value_space);
+            for (int ib = 0; ib < 16; ib += kFloats) {
+                F t[16];
+                for (int j = 0; j < 16; j++) t[j] = F{};
+                const float *key = keys, *val = values + ib;
+                for (int q = 0; q < pixels; q++, key += 16, val += 16) {
+                    const F value = load_f(val);
 #pragma GCC unroll 16
-                for (int j = 0; j < kBlock; j++) {
-                    const float kj = key[j] > 0.0f ? key[j] : 0.0f;
-                    t[j] = t[j] + all(kj) * value;
+                    for (int j = 0; j < 16; j++) {
+                        const float kj = key[j] > 0.0f ? key[j] : 0.0f;
+                        t[j] = t[j] + all_floats(kj) * value;
+                    }
+                }
+                for (int j = 0; j < 16; j++) {
+                    float *at = sums + (jb + j) * dim + vb + ib;
+                    store_f(at, load_f(at) + t[j]);
                 }
             }
-            for (int j = 0; j < kBlock; j++) {
-                float *at = sums + (jb + j) * dim + ib;
-                store(at, load(at) + t[j]);
-            }
         }
-        for (int lane = 0; lane < kBlock; lane += kLanes) {
-            const float *key = k.p + (jb / kBlock) * k.block + lane;
-            V total = V{};
-            for (int q = 0; q < pixels; q++, key += kBlock) total = total + relu(load(key));
-            store(z + jb + lane, load(z + jb + lane) + total);
+        for (int lane = 0; lane < 16; lane += kFloats) {
+            const float *key = keys + lane;
+            F total = F{};
+            for (int q = 0; q < pixels; q++, key += 16) total = total + relu(load_f(key));
+            store_f(z + jb + lane, load_f(z + jb + lane) + total);
         }
     }
 }
 
+// q: 16 floats for each pixel, `block` from 16 channels to the next.
 template <int kPixels>
-EVS_INLINE void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, float *out, ptrdiff_t out_block) {
+EVS_INLINE void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, Row out) {
     const float *z = sums + dim * dim;
-    V divisor[kPixels];
-    for (int p = 0; p < kPixels; p++) divisor[p] = V{};
+    F divisor[kPixels];
+    for (int p = 0; p < kPixels; p++) divisor[p] = F{};
     for (int j = 0; j < dim; j++)
         for (int p = 0; p < kPixels; p++)
-            divisor[p] = divisor[p] + all(q[(j / kBlock) * block + p * kBlock + j % kBlock]) * all(z[j]);
-    for (int ib = 0; ib < dim; ib += kLanes) {
-        V sum[kPixels];
-        for (int p = 0; p < kPixels; p++) sum[p] = V{};
+            divisor[p] = divisor[p] + all_floats(q[(j / 16) * block + p * 16 + j % 16]) * all_floats(z[j]);
+    for (int ib = 0; ib < dim; ib += kFloats) {
+        F sum[kPixels];
+        for (int p = 0; p < kPixels; p++) sum[p] = F{};
         for (int j = 0; j < dim; j++) {
-            const V t = load(sums + j * dim + ib);
-            for (int p = 0; p < kPixels; p++)
-                sum[p] = sum[p] + all(q[(j / kBlock) * block + p * kBlock + j % kBlock]) * t;
+            const F t = load_f(sums + j * dim + ib);
+            for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(q[(j / 16) * block + p * 16 + j % 16]) * t;
         }
         for (int p = 0; p < kPixels; p++)
-            store(out + (ib / kBlock) * out_block + p * kBlock + ib % kBlock,
-                  sum[p] / max(divisor[p] + all(eps), all(0x1p-100f)));
+            store_floats(out.channels_from(ib).p + p * kBlock, sum[p] / max(divisor[p] + all_floats(eps), all_floats(0x1p-100f)));
     }
+}
+
+constexpr int kMaxDim = 256;
+
+template <int kPixels>
+EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, float eps, Row out) {
+#if EVS_HALF
+    alignas(64) float floats[kMaxDim * kPixels];
+    for (int j = 0; j < dim; j += 16) floats_of(q.channels_from(j).p, kPixels, floats + j * kPixels);
+    answer<kPixels>(floats, 16 * kPixels, dim, sums, eps, out);
+#else
+    answer<kPixels>(q.p, q.block, dim, sums, eps, out);
+#endif
 }
 
 // Answers of one head to `pixels` queries of a row, which are positive already.
 EVS_INLINE void answers(Row q, int dim, const float *sums, float eps, int pixels, Row out) {
     int p = 0;
-    for (; p + 4 <= pixels; p += 4) answer<4>(q.p + p * kBlock, q.block, dim, sums, eps, out.p + p * kBlock, out.block);
-    for (; p < pixels; p++) answer<1>(q.p + p * kBlock, q.block, dim, sums, eps, out.p + p * kBlock, out.block);
+    for (; p + 4 <= pixels; p += 4) answer_pixels<4>(q.from(p), dim, sums, eps, out.from(p));
+    for (; p < pixels; p++) answer_pixels<1>(q.from(p), dim, sums, eps, out.from(p));
 }
 
 }  // namespace evs::EVS_ISA

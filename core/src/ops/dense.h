@@ -1,8 +1,8 @@
 // Dense convolutions of one output row: sums over taps (1 for 1x1, 9 for 3x3) and input channels.
 //
-// A tile of kPixels pixels by kBlocks blocks of 16 output channels stays in registers; each step broadcasts one input
+// A tile of kPixels pixels by kBlocks blocks of output channels stays in registers; each step broadcasts one input
 // number per pixel and multiplies it by the weights of the tile's channels.
-// Weights: [output block][tap][input channel][16].
+// Weights: [output block][tap][input channel][kBlock].
 #pragma once
 #include "vector.h"
 
@@ -11,13 +11,13 @@ namespace evs::EVS_ISA {
 constexpr int kMaxTaps = 9;
 
 struct Dense {
-    const float *weights, *bias;
+    const E *weights, *bias;
     int inputs;        // channels
     int outputs;       // blocks
     int taps;
-    const float *from[kMaxTaps];  // first pixel of the row each tap reads
+    const E *from[kMaxTaps];  // first pixel of the row each tap reads
     ptrdiff_t block;   // of the input; of one plane, where planar
-    int step;          // floats between the inputs of neighbouring output pixels
+    int step;          // numbers between the inputs of neighbouring output pixels
     Row residual;      // p is null where there is none
     bool planar = false;  // whether the input is planar (see narrow.h)
 };
@@ -26,7 +26,7 @@ template <int kPixels, int kBlocks, Act A>
 static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int block, Row out) {
     V sum[kPixels][kBlocks * kPerBlock];
     const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
-    const float *w = d.weights + block * per_block;
+    const E *w = d.weights + block * per_block;
     EVS_UNROLL
     for (int j = 0; j < kBlocks * kPerBlock; j++) {
         const V b = load(d.bias + block * kBlock + j * kLanes);
@@ -34,7 +34,7 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         for (int q = 0; q < kPixels; q++) sum[q][j] = b;
     }
     for (int t = 0; t < d.taps; t++) {
-        const float *x = d.from[t] + ptrdiff_t(pixel) * d.step;
+        const E *x = d.from[t] + ptrdiff_t(pixel) * d.step;
         int left = d.inputs;
         auto channel = [&](int c) __attribute__((always_inline)) {
             V k[kBlocks * kPerBlock];
@@ -80,11 +80,11 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
     }
 }
 
-// The tiles that fill the registers: 32 of 16 floats, 16 of 8, 32 or 16 of 4.
-#if EVS_WIDTH == 16
+// The tiles that fill the registers: 32 of 64 bytes, 16 of 32, 32 or 16 of 16.
+#if EVS_BYTES == 64
 constexpr int kTileBlocks = 4;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 14, 12, 8, 6};
-#elif EVS_WIDTH == 8
+#elif EVS_BYTES == 32
 constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 6};
 #elif defined(__aarch64__)
@@ -112,7 +112,7 @@ static void dense_blocks(const Dense &d, int pixels, int block, Row out) {
 template <Act A>
 static void dense_act(const Dense &d, int pixels, Row out) {
     int block = 0;
-#if EVS_WIDTH == 16
+#if EVS_BYTES == 64
     for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, A>(d, pixels, block, out);
     for (; d.outputs - block >= 3; block += 3) dense_blocks<3, A>(d, pixels, block, out);
     for (; d.outputs - block >= 2; block += 2) dense_blocks<2, A>(d, pixels, block, out);
@@ -130,7 +130,7 @@ EVS_INLINE void dense(const Dense &d, Act act, int pixels, Row out) {
 }
 
 // The 1x1 case.
-EVS_INLINE void pointwise(Row in, int inputs, const float *weights, const float *bias, Act act, int pixels, Row out,
+EVS_INLINE void pointwise(Row in, int inputs, const E *weights, const E *bias, Act act, int pixels, Row out,
                           int out_blocks, Row residual, bool planar = false) {
     const Dense d{weights, bias, inputs, out_blocks, 1, {in.p}, in.block, planar ? 1 : kBlock, residual, planar};
     dense(d, act, pixels, out);

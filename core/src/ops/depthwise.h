@@ -1,4 +1,4 @@
-// Depthwise convolution of one output row. Weights: [block][tap][16]; each output sums its taps row by row.
+// Depthwise convolution of one output row. Weights: [block][tap][kBlock]; each output sums its taps row by row.
 #pragma once
 #include "vector.h"
 
@@ -7,7 +7,7 @@ namespace evs::EVS_ISA {
 constexpr int kMaxKernel = 7;
 
 template <int kKernel, int kStride, int kPixels, Act A>
-EVS_INLINE void depthwise_tile(const float *const *rows, const float *w, V bias, float *out) {
+EVS_INLINE void depthwise_tile(const E *const *rows, const E *w, V bias, E *out) {
     V sum[kPixels];
     EVS_UNROLL
     for (int q = 0; q < kPixels; q++) sum[q] = bias;
@@ -32,15 +32,15 @@ EVS_INLINE void depthwise_tile(const float *const *rows, const float *w, V bias,
 }
 
 template <int kKernel, int kStride, Act A>
-static void depthwise_row(const Row *rows, int blocks, const float *weights, const float *bias, int pixels, Row out) {
-    constexpr int kPixels = EVS_WIDTH == 16 ? 8 : 4;
+static void depthwise_row(const Row *rows, int blocks, const E *weights, const E *bias, int pixels, Row out) {
+    constexpr int kPixels = EVS_BYTES == 64 ? 8 : 4;
     for (int b = 0; b < blocks; b++) {
         for (int lane = 0; lane < kBlock; lane += kLanes) {
-            const float *w = weights + ptrdiff_t(b) * kKernel * kKernel * kBlock + lane;
+            const E *w = weights + ptrdiff_t(b) * kKernel * kKernel * kBlock + lane;
             const V shift = load(bias + b * kBlock + lane);
-            const float *in[kKernel];
+            const E *in[kKernel];
             for (int y = 0; y < kKernel; y++) in[y] = rows[y].p + b * rows[y].block + lane;
-            float *o = out.p + b * out.block + lane;
+            E *o = out.p + b * out.block + lane;
             int q = 0;
             for (; q + kPixels <= pixels; q += kPixels) {
                 depthwise_tile<kKernel, kStride, kPixels, A>(in, w, shift, o + ptrdiff_t(q) * kBlock);
@@ -60,7 +60,7 @@ static void depthwise_row(const Row *rows, int blocks, const float *weights, con
 }
 
 template <int kKernel, int kStride>
-static void depthwise_act(Act act, const Row *rows, int blocks, const float *w, const float *b, int pixels, Row out) {
+static void depthwise_act(Act act, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
     switch (act) {
         case Act::none: return depthwise_row<kKernel, kStride, Act::none>(rows, blocks, w, b, pixels, out);
         case Act::hardswish: return depthwise_row<kKernel, kStride, Act::hardswish>(rows, blocks, w, b, pixels, out);
@@ -69,12 +69,12 @@ static void depthwise_act(Act act, const Row *rows, int blocks, const float *w, 
 }
 
 // `rows` are the kernel's rows from the column of the first output's first tap.
-EVS_INLINE void depthwise3(int stride, Act act, const Row *rows, int blocks, const float *w, const float *b, int pixels, Row out) {
+EVS_INLINE void depthwise3(int stride, Act act, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
     if (stride == 1) return depthwise_act<3, 1>(act, rows, blocks, w, b, pixels, out);
     return depthwise_act<3, 2>(act, rows, blocks, w, b, pixels, out);
 }
 
-EVS_INLINE void depthwise_any(int kernel, const Row *rows, int blocks, const float *w, const float *b, int pixels, Row out) {
+EVS_INLINE void depthwise_any(int kernel, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
     switch (kernel) {
         case 1: return depthwise_row<1, 1, Act::none>(rows, blocks, w, b, pixels, out);
         case 3: return depthwise_row<3, 1, Act::none>(rows, blocks, w, b, pixels, out);

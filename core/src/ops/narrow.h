@@ -1,4 +1,4 @@
-// Operations on features of at most 8 channels, whose vectors of 16 channels would be half empty: here a vector holds
+// Operations on features of at most 8 channels, whose blocks of channels would be half empty or more: here a vector holds
 // neighbouring pixels of one channel. A row of such features is planar: channel c of pixel i is at p[c * block + i].
 // Every output is summed in the same order as in dense.h and depthwise.h, so the results are the same bytes.
 #pragma once
@@ -8,21 +8,21 @@
 
 namespace evs::EVS_ISA {
 
-typedef float Unaligned __attribute__((vector_size(EVS_WIDTH * 4), aligned(4), may_alias));
+typedef E Unaligned __attribute__((vector_size(EVS_BYTES), aligned(sizeof(E)), may_alias));
 
-EVS_INLINE V load_any(const float *p) { return *reinterpret_cast<const Unaligned *>(p); }
+EVS_INLINE V load_any(const E *p) { return *reinterpret_cast<const Unaligned *>(p); }
 
 // Stores the first `count` lanes.
-EVS_INLINE void store_any(float *p, V v, int count) {
+EVS_INLINE void store_any(E *p, V v, int count) {
     if (count >= kLanes) {
         *reinterpret_cast<Unaligned *>(p) = v;
     } else {
-        memcpy(p, &v, size_t(count) * sizeof(float));
+        memcpy(p, &v, size_t(count) * sizeof(E));
     }
 }
 
-// Floats of a plane of so many pixels: what is read a vector at a time may reach a vector beyond.
-inline int plane_of(int pixels) { return (pixels + kLanes + 15) / 16 * 16; }
+// Numbers of a plane of so many pixels: what is read a vector at a time may reach a vector beyond.
+inline int plane_of(int pixels) { return (pixels + kLanes + kBlock - 1) / kBlock * kBlock; }
 
 // Lanes first, first + 6, first + 12, ... of two vectors side by side, where they lie in them; any other lane elsewhere.
 constexpr int within(int lane) { return lane >= 0 && lane < 2 * kLanes ? lane : 0; }
@@ -36,7 +36,7 @@ EVS_INLINE V every_sixth(V a, V b, std::integer_sequence<int, kLane...>) {
 #endif
 }
 
-// Float j of every pair of pixels, which are six floats each, from six vectors.
+// Number j of every pair of pixels, which are six numbers each, from six vectors.
 template <int j, int... kLane>
 EVS_INLINE V of_pairs(const V *a, std::integer_sequence<int, kLane...> lanes) {
     constexpr int kTwo = 2 * kLanes;
@@ -47,8 +47,8 @@ EVS_INLINE V of_pairs(const V *a, std::integer_sequence<int, kLane...> lanes) {
     return in_third ? third : in_second ? second : first;
 }
 
-// From pixels with 3 floats each to six planes: channels of the even pixels, then of the odd ones.
-EVS_INLINE void split_pixels(const float *in, int pixels, float *out, int plane) {
+// From pixels with 3 numbers each to six planes: channels of the even pixels, then of the odd ones.
+EVS_INLINE void split_pixels(const E *in, int pixels, E *out, int plane) {
     constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
     for (int k = 0; 2 * k < pixels; k += kLanes, in += 6 * kLanes) {
         V a[6];
@@ -64,12 +64,12 @@ EVS_INLINE void split_pixels(const float *in, int pixels, float *out, int plane)
 
 // The 3x3 convolution with stride 2 at the image. `rows` are what split_pixels makes, from the first output's first tap.
 template <Act A>
-static void narrow_stem(const float *const *rows, int plane, const float *w, const float *bias, int pixels, Row out) {
+static void narrow_stem(const E *const *rows, int plane, const E *w, const E *bias, int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V sum[kNarrow];
         EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) sum[o] = all(bias[o]);
-        const float *k = w;
+        const E *k = w;
         for (int y = 0; y < 3; y++)
             EVS_UNROLL
             for (int t = 0; t < 9; t++, k += kBlock) {  // three columns of three channels
@@ -84,7 +84,7 @@ static void narrow_stem(const float *const *rows, int plane, const float *w, con
 
 // A 3x3 depthwise and a 1x1 convolution. `rows` are planar, from the first output's first tap.
 template <Act A>
-static void narrow_block(const Row *rows, const float *w2, const float *b2, const float *w3, const float *b3, bool residual,
+static void narrow_block(const Row *rows, const E *w2, const E *b2, const E *w3, const E *b3, bool residual,
                          int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V mid[kNarrow], sum[kNarrow];

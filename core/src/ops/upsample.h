@@ -30,21 +30,21 @@ EVS_INLINE void cubic_window(int x0, int x1, int factor, int width, int &first, 
 
 // Adds output row y, columns [x0, x1), of a feature map enlarged by `factor`, to `out` (whose first pixel is x0).
 //   map: height rows of blocks x width pixels. space: blocks x (input columns needed) pixels.
-static void add_enlarged(const float *map, int height, int width, int blocks, int factor, int y, int x0, int x1, float *space, Row out) {
+static void add_enlarged(const E *map, int height, int width, int blocks, int factor, int y, int x0, int x1, E *space, Row out) {
     float wy[4];
     const int top = cubic_taps(y, factor, wy);
     int first, last;
     cubic_window(x0, x1, factor, width, first, last);
     const int columns = last - first;
-    const float *rows[4];
+    const E *rows[4];
     for (int t = 0; t < 4; t++)
         rows[t] = map + (ptrdiff_t(clamp(top + t, height - 1)) * blocks * width + first) * kBlock;
     for (int b = 0; b < blocks; b++) {
-        float *line = space + ptrdiff_t(b) * columns * kBlock;
+        E *line = space + ptrdiff_t(b) * columns * kBlock;
         const ptrdiff_t at = ptrdiff_t(b) * width * kBlock;
         for (int i = 0; i < columns * kBlock; i += kLanes) {
             V sum = V{};
-            for (int t = 0; t < 4; t++) sum = sum + load(rows[t] + at + i) * all(wy[t]);
+            for (int t = 0; t < 4; t++) sum = sum + load(rows[t] + at + i) * all(E(wy[t]));
             store(line + i, sum);
         }
     }
@@ -54,11 +54,11 @@ static void add_enlarged(const float *map, int height, int width, int blocks, in
         int from[4];
         for (int t = 0; t < 4; t++) from[t] = (clamp(left + t, width - 1) - first) * kBlock;
         for (int b = 0; b < blocks; b++) {
-            const float *line = space + ptrdiff_t(b) * columns * kBlock;
-            float *o = out.p + b * out.block + ptrdiff_t(x - x0) * kBlock;
+            const E *line = space + ptrdiff_t(b) * columns * kBlock;
+            E *o = out.p + b * out.block + ptrdiff_t(x - x0) * kBlock;
             for (int lane = 0; lane < kBlock; lane += kLanes) {
                 V sum = V{};
-                for (int t = 0; t < 4; t++) sum = sum + load(line + from[t] + lane) * all(wx[t]);
+                for (int t = 0; t < 4; t++) sum = sum + load(line + from[t] + lane) * all(E(wx[t]));
                 store(o + lane, load(o + lane) + sum);
             }
         }

@@ -1,8 +1,8 @@
-// A vector of floats as wide as the instruction set, through the compiler's vector extensions.
+// A vector of numbers as wide as the instruction set, through the compiler's vector extensions.
 //
-// Results must not depend on the width: every output is one lane, and its sum runs in one fixed order. A product that is
-// added is always written `a + x * w` with a single product, so that every compiler contracts it to the same fused
-// multiply-add.
+// The numbers are float32, or float16 in an instruction set that computes with these (EVS_HALF). Results must not depend
+// on the width: every output is one lane, and its sum runs in one fixed order. A product that is added is always written
+// `a + x * w` with a single product, so that every compiler contracts it to the same fused multiply-add.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -11,16 +11,34 @@
 #include "../program.h"
 
 #ifndef EVS_WIDTH
-#error "EVS_WIDTH: floats in a vector; see build.py"
+#error "EVS_WIDTH: numbers in a vector; see build.py"
 #endif
 
 namespace evs::EVS_ISA {
 
+// E is the type of features and weights, in vectors V of kLanes; F is a vector of the floats for sums that need them.
+#if EVS_HALF
+typedef _Float16 E;
+typedef int16_t EBits;
+constexpr int kFloats = EVS_WIDTH / 2;
+constexpr int kBlock = 32;  // channels are stored in blocks of this many, padded with zeros
+#define EVS_BYTES (EVS_WIDTH * 2)
+#else
+typedef float E;
+typedef int32_t EBits;
+constexpr int kFloats = EVS_WIDTH;
+constexpr int kBlock = 16;
+#define EVS_BYTES (EVS_WIDTH * 4)
+#endif
 constexpr int kLanes = EVS_WIDTH;
 constexpr int kPerBlock = kBlock / kLanes;  // vectors in a block of channels
+constexpr int kGroup = kLanes < 16 ? kLanes : 16;  // lanes of a vector that lies within 16 channels
 
-typedef float V __attribute__((vector_size(EVS_WIDTH * 4), aligned(EVS_WIDTH * 4), may_alias));
-typedef int32_t I __attribute__((vector_size(EVS_WIDTH * 4), aligned(EVS_WIDTH * 4), may_alias));
+typedef E V __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
+typedef EBits I __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
+typedef E G __attribute__((vector_size(kGroup * sizeof(E)), aligned(kGroup * sizeof(E)), may_alias));
+typedef float F __attribute__((vector_size(kFloats * 4), aligned(kFloats * 4), may_alias));
+typedef int32_t FBits __attribute__((vector_size(kFloats * 4), aligned(kFloats * 4), may_alias));
 
 #define EVS_INLINE static inline __attribute__((always_inline))
 
@@ -31,45 +49,80 @@ typedef int32_t I __attribute__((vector_size(EVS_WIDTH * 4), aligned(EVS_WIDTH *
 #define EVS_UNROLL _Pragma("GCC unroll 64")
 #endif
 
-EVS_INLINE V load(const float *p) { return *reinterpret_cast<const V *>(p); }
-EVS_INLINE void store(float *p, V v) { *reinterpret_cast<V *>(p) = v; }
-EVS_INLINE V all(float x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
-EVS_INLINE V max(V a, V b) { return a > b ? a : b; }
-EVS_INLINE V min(V a, V b) { return a < b ? a : b; }
+inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
+
+EVS_INLINE V load(const E *p) { return *reinterpret_cast<const V *>(p); }
+EVS_INLINE void store(E *p, V v) { *reinterpret_cast<V *>(p) = v; }
+EVS_INLINE V all(E x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
+EVS_INLINE F all_floats(float x) { return x - F{}; }
+template <typename T>
+EVS_INLINE T max(T a, T b) { return a > b ? a : b; }
+template <typename T>
+EVS_INLINE T min(T a, T b) { return a < b ? a : b; }
+
+// kFloats numbers as floats, and back.
+EVS_INLINE F load_floats(const E *p) {
+#if EVS_HALF
+    typedef E Part __attribute__((vector_size(kFloats * 2), aligned(kFloats * 2), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const Part *>(p), F);
+#else
+    return load(p);
+#endif
+}
+EVS_INLINE void store_floats(E *p, F v) {
+#if EVS_HALF
+    typedef E Part __attribute__((vector_size(kFloats * 2), aligned(kFloats * 2), may_alias));
+    *reinterpret_cast<Part *>(p) = __builtin_convertvector(v, Part);
+#else
+    store(p, v);
+#endif
+}
 
 // x * clamp(x / 6 + 1/2, 0, 1)
-EVS_INLINE V hardswish(V x) { return x * min(max(all(0.5f) + x * all(1.0f / 6), all(0.0f)), all(1.0f)); }
+EVS_INLINE V hardswish(V x) { return x * min(max(all(E(0.5f)) + x * all(E(1.0f / 6)), all(E(0.0f))), all(E(1.0f))); }
 
 // e^x for x <= 0, to two units in the last place: a polynomial times 2^n (Cody and Waite's reduction).
-EVS_INLINE V exp_negative(V x) {
-    x = max(x, all(-86.0f));
-    const V shifted = all(12582912.0f) + x * all(1.44269504f);  // 1.5 * 2^23: rounds to an integer
-    const V n = shifted - all(12582912.0f);
-    V r = x + n * all(-0.693359375f);
-    r = r + n * all(2.12194440e-4f);
-    V p = all(1.9875691500e-4f);
-    p = all(1.3981999507e-3f) + p * r;
-    p = all(8.3334519073e-3f) + p * r;
-    p = all(4.1665795894e-2f) + p * r;
-    p = all(1.6666665459e-1f) + p * r;
-    p = all(5.0000001201e-1f) + p * r;
-    const V square = r * r;
+EVS_INLINE F exp_negative(F x) {
+    x = max(x, all_floats(-86.0f));
+    const F shifted = all_floats(12582912.0f) + x * all_floats(1.44269504f);  // 1.5 * 2^23: rounds to an integer
+    const F n = shifted - all_floats(12582912.0f);
+    F r = x + n * all_floats(-0.693359375f);
+    r = r + n * all_floats(2.12194440e-4f);
+    F p = all_floats(1.9875691500e-4f);
+    p = all_floats(1.3981999507e-3f) + p * r;
+    p = all_floats(8.3334519073e-3f) + p * r;
+    p = all_floats(4.1665795894e-2f) + p * r;
+    p = all_floats(1.6666665459e-1f) + p * r;
+    p = all_floats(5.0000001201e-1f) + p * r;
+    const F square = r * r;
     p = r + p * square;
-    p = p + all(1.0f);
+    p = p + all_floats(1.0f);
     // Times 2^n through the exponent's bits: a product here might be fused with a sum elsewhere.
-    const I bits = reinterpret_cast<const I &>(p) + (__builtin_convertvector(n, I) << 23);
-    return reinterpret_cast<const V &>(bits);
+    const FBits bits = reinterpret_cast<const FBits &>(p) + (__builtin_convertvector(n, FBits) << 23);
+    return reinterpret_cast<const F &>(bits);
 }
 
 // GELU in its tanh approximation: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+EVS_INLINE F gelu_floats(F x) {
+    const F square = x * x;
+    const F inner = all_floats(1.0f) + square * all_floats(0.044715f);
+    const F u = x * inner * all_floats(-1.5957691216f);  // -2 sqrt(2 / pi)
+    const F magnitude = max(u, -u);
+    const F e = exp_negative(-magnitude);  // e^-|2u|, never overflows
+    const F top = u > all_floats(0.0f) ? e : all_floats(1.0f);
+    return x * top / (all_floats(1.0f) + e);
+}
+
+// In float32, whatever the numbers are.
 EVS_INLINE V gelu(V x) {
-    const V square = x * x;
-    const V inner = all(1.0f) + square * all(0.044715f);
-    const V u = x * inner * all(-1.5957691216f);  // -2 sqrt(2 / pi)
-    const V magnitude = max(u, -u);
-    const V e = exp_negative(-magnitude);  // e^-|2u|, never overflows
-    const V top = u > all(0.0f) ? e : all(1.0f);
-    return x * top / (all(1.0f) + e);
+#if EVS_HALF
+    alignas(EVS_BYTES) E numbers[kLanes];
+    store(numbers, x);
+    for (int i = 0; i < kLanes; i += kFloats) store_floats(numbers + i, gelu_floats(load_floats(numbers + i)));
+    return load(numbers);
+#else
+    return gelu_floats(x);
+#endif
 }
 
 template <Act A>
@@ -79,11 +132,12 @@ EVS_INLINE V activated(V x) {
     return x;
 }
 
-// A row of features, or a window of one: channel c of pixel i is at p[(c / 16) * block + i * 16 + c % 16].
+// A row of features, or a window of one: channel c of pixel i is at p[(c / kBlock) * block + i * kBlock + c % kBlock].
 struct Row {
-    float *p;
-    ptrdiff_t block;  // floats from one block of channels to the next
+    E *p;
+    ptrdiff_t block;  // numbers from one block of channels to the next
     Row from(int pixel) const { return {p + ptrdiff_t(pixel) * kBlock, block}; }
+    Row channels_from(int c) const { return {p + (c / kBlock) * block + c % kBlock, block}; }
 };
 
 }  // namespace evs::EVS_ISA

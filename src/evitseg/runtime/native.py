@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ LIBRARY = Path(__file__).with_name(
 """The core's library, compiled when the package is installed."""
 ISA_VARIABLE = "EVITSEG_ISA"
 """Environment variable that selects an instruction set, for tests and comparisons."""
+CorePrecision = Literal["float32", "float16"]
+_PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1}  # evitseg.h
 
 
 @cache
@@ -42,8 +45,8 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for name, result, arguments in (
         ("evs_error_text", ctypes.c_char_p, [number]),
-        ("evs_instruction_sets", ctypes.c_char_p, []),
-        ("evs_model_load", number, [ctypes.c_char_p, size, ctypes.c_char_p, ctypes.POINTER(pointer)]),
+        ("evs_instruction_sets", ctypes.c_char_p, [number]),
+        ("evs_model_load", number, [ctypes.c_char_p, size, number, ctypes.c_char_p, ctypes.POINTER(pointer)]),
         ("evs_model_free", None, [pointer]),
         ("evs_model_classes", number, [pointer]),
         ("evs_model_isa", ctypes.c_char_p, [pointer]),
@@ -57,9 +60,12 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
     return core
 
 
-def instruction_sets(path: Path = LIBRARY) -> list[str]:
-    """The instruction sets that are compiled in and that this processor supports, best first. Raises: EngineError."""
-    names: bytes = library(path).evs_instruction_sets()
+def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY) -> list[str]:
+    """The instruction sets for a precision that are compiled in and that this processor supports, best first.
+
+    Empty if there is none, as for float16 on most processors. Raises: EngineError.
+    """
+    names: bytes = library(path).evs_instruction_sets(_PRECISIONS[precision])
     return names.decode().split()
 
 
@@ -70,23 +76,32 @@ class Core:
         program: made by `evitseg.runtime.program.compile_program`.
         threads: threads of every run, including the caller's.
         streams: runs at the same time; further callers wait.
-        isa: one of `instruction_sets()`; None for the best.
+        precision: of features and weights; logits are float32.
+        isa: one of `instruction_sets(precision)`; None for the best.
         path: the core's library.
 
     Raises: EngineError for a damaged program, and for an instruction set that this processor does not support.
     """
 
     def __init__(
-        self, program: bytes, threads: int = 1, streams: int = 1, isa: str | None = None, path: Path = LIBRARY
+        self,
+        program: bytes,
+        threads: int = 1,
+        streams: int = 1,
+        isa: str | None = None,
+        path: Path = LIBRARY,
+        precision: CorePrecision = "float32",
     ) -> None:
         self._runners: list[ctypes.c_void_p] = []
         self._model = ctypes.c_void_p()
         self._core = library(path)
-        known = instruction_sets(path)
+        known = instruction_sets(precision, path)
+        if not known:
+            raise EngineError(f"{processor_name()} does not compute in {precision}; use float32.")
         if isa is not None and isa not in known:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
-        self._check(self._core.evs_model_load(program, len(program), name, ctypes.byref(self._model)))
+        self._check(self._core.evs_model_load(program, len(program), _PRECISIONS[precision], name, ctypes.byref(self._model)))
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
             runner = ctypes.c_void_p()

@@ -29,13 +29,14 @@ EVS_INLINE F load_f(const float *p) { return *reinterpret_cast<const F *>(p); }
 EVS_INLINE void store_f(float *p, F v) { *reinterpret_cast<F *>(p) = v; }
 
 // Adds the sums of `pixels` tokens of a row, at most kSumColumns, to `sums`. k and v are the first channels of one head.
-EVS_INLINE void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
+static __attribute__((noinline)) void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
     float *z = sums + dim * dim;
-    alignas(64) float key_space[kSumColumns * 16], value_space[kSumColumns * 16];
+    alignas(64) float keys[kSumColumns * 16], space[kSumColumns * 16];
     for (int jb = 0; jb < dim; jb += 16) {
-        const float *keys = floats_of(k.channels_from(jb).p, pixels, key_space);
+        const float *raw = floats_of(k.channels_from(jb).p, pixels, keys);
+        for (int i = 0; i < pixels * 16; i += kFloats) store_f(keys + i, relu(load_f(raw + i)));
         for (int vb = 0; vb < dim; vb += 16) {
-            const float *values = floats_of(v.channels_from(vb).p, pixels, value_space);
+            const float *values = floats_of(v.channels_from(vb).p, pixels, space);
             for (int ib = 0; ib < 16; ib += kFloats) {
                 F t[16];
                 for (int j = 0; j < 16; j++) t[j] = F{};
@@ -43,10 +44,7 @@ EVS_INLINE void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
                 for (int q = 0; q < pixels; q++, key += 16, val += 16) {
                     const F value = load_f(val);
 #pragma GCC unroll 16
-                    for (int j = 0; j < 16; j++) {
-                        const float kj = key[j] > 0.0f ? key[j] : 0.0f;
-                        t[j] = t[j] + all_floats(kj) * value;
-                    }
+                    for (int j = 0; j < 16; j++) t[j] = t[j] + all_floats(key[j]) * value;
                 }
                 for (int j = 0; j < 16; j++) {
                     float *at = sums + (jb + j) * dim + vb + ib;
@@ -57,7 +55,7 @@ EVS_INLINE void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
         for (int lane = 0; lane < 16; lane += kFloats) {
             const float *key = keys + lane;
             F total = F{};
-            for (int q = 0; q < pixels; q++, key += 16) total = total + relu(load_f(key));
+            for (int q = 0; q < pixels; q++, key += 16) total = total + load_f(key);
             store_f(z + jb + lane, load_f(z + jb + lane) + total);
         }
     }
@@ -65,22 +63,33 @@ EVS_INLINE void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
 
 // q: 16 floats for each pixel, `block` from 16 channels to the next.
 template <int kPixels>
-EVS_INLINE void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, Row out) {
+static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, Row out) {
     const float *z = sums + dim * dim;
-    F divisor[kPixels];
-    for (int p = 0; p < kPixels; p++) divisor[p] = F{};
-    for (int j = 0; j < dim; j++)
-        for (int p = 0; p < kPixels; p++)
-            divisor[p] = divisor[p] + all_floats(q[(j / 16) * block + p * 16 + j % 16]) * all_floats(z[j]);
+    F inverse[kPixels];
+    EVS_UNROLL
+    for (int p = 0; p < kPixels; p++) inverse[p] = F{};
+    for (int j = 0; j < dim; j++) {
+        const float *qj = q + (j / 16) * block + j % 16;
+        EVS_UNROLL
+        for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + all_floats(qj[p * 16]) * all_floats(z[j]);
+    }
+    EVS_UNROLL
+    for (int p = 0; p < kPixels; p++) {  // all lanes are the same: one division is enough
+        const F divisor = max(inverse[p] + all_floats(eps), all_floats(0x1p-100f));
+        inverse[p] = all_floats(1.0f / divisor[0]);
+    }
     for (int ib = 0; ib < dim; ib += kFloats) {
         F sum[kPixels];
+        EVS_UNROLL
         for (int p = 0; p < kPixels; p++) sum[p] = F{};
         for (int j = 0; j < dim; j++) {
             const F t = load_f(sums + j * dim + ib);
-            for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(q[(j / 16) * block + p * 16 + j % 16]) * t;
+            const float *qj = q + (j / 16) * block + j % 16;
+            EVS_UNROLL
+            for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(qj[p * 16]) * t;
         }
-        for (int p = 0; p < kPixels; p++)
-            store_floats(out.channels_from(ib).p + p * kBlock, sum[p] / max(divisor[p] + all_floats(eps), all_floats(0x1p-100f)));
+        EVS_UNROLL
+        for (int p = 0; p < kPixels; p++) store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * inverse[p]);
     }
 }
 
@@ -99,8 +108,9 @@ EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, float eps, Row 
 
 // Answers of one head to `pixels` queries of a row, which are positive already.
 EVS_INLINE void answers(Row q, int dim, const float *sums, float eps, int pixels, Row out) {
+    constexpr int kPixels = EVS_BYTES == 64 ? 8 : 4;
     int p = 0;
-    for (; p + 4 <= pixels; p += 4) answer_pixels<4>(q.from(p), dim, sums, eps, out.from(p));
+    for (; p + kPixels <= pixels; p += kPixels) answer_pixels<kPixels>(q.from(p), dim, sums, eps, out.from(p));
     for (; p < pixels; p++) answer_pixels<1>(q.from(p), dim, sums, eps, out.from(p));
 }
 

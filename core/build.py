@@ -62,14 +62,26 @@ def machine(compiler: list[str]) -> str:
     return next((name for name in INSTRUCTION_SETS if f"#define __{name}__ 1" in macros), "")
 
 
+def instruction_sets(compiler: list[str]) -> list[tuple[str, list[str]]]:
+    """Name and flags of every set that the compiler knows; old ones know no float16."""
+    sets = []
+    for name, width, flags in INSTRUCTION_SETS.get(machine(compiler), OTHERS):
+        arguments = [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", f"-DEVS_HALF={int('fp16' in name)}", *flags.split()]
+        probe = [*compiler, *FLAGS, *arguments, "-fsyntax-only", "-x", "c++", str(HERE / "src" / "ops" / "vector.h")]
+        if "fp16" not in name or subprocess.run(probe, capture_output=True).returncode == 0:
+            sets.append((name, arguments))
+    return sets
+
+
 def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     """Writes the library. Raises: subprocess.CalledProcessError with the compiler's words in `stderr`."""
-    source, sets = HERE / "src", INSTRUCTION_SETS.get(machine(compiler), OTHERS)
+    source, sets = HERE / "src", instruction_sets(compiler)
+    names = "".join(f"X({name}) " for name, _ in sets)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
-            (f"chain_{name}", "chain", [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", f"-DEVS_HALF={int('fp16' in name)}", *flags.split()])
-            for name, width, flags in sets
-        ] + [(name, name, []) for name in ("program", "threads", "engine")]
+            *((f"chain_{name}", "chain", flags) for name, flags in sets),
+            *((name, name, [f"-DEVS_SETS(X)={names}"]) for name in ("program", "threads", "engine")),
+        ]
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:
             name, file, flags = job

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include "ops/attention.h"
@@ -563,6 +565,11 @@ bool runs_here() {
 #else
     return has(avx2, 0, fma_osxsave_avx, 0x06);
 #endif
+#elif defined(__aarch64__) && EVS_HALF && defined(__linux__)
+    constexpr unsigned long hardware = 16, half_vectors = 1ul << 10;  // AT_HWCAP, HWCAP_ASIMDHP
+    return (getauxval(hardware) & half_vectors) != 0;
+#elif defined(__aarch64__) && EVS_HALF && !defined(__APPLE__)
+    return false;
 #else
     return true;
 #endif

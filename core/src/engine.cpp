@@ -11,24 +11,14 @@
 #include "threads.h"
 
 namespace evs {
+// EVS_SETS(X) is X of every instruction set, best first; build.py defines it.
 #define EVS_DECLARE(name)          \
     namespace name {               \
     extern const Isa isa;          \
     }
-#if defined(__x86_64__)
-EVS_DECLARE(avx512fp16)
-EVS_DECLARE(avx512)
-EVS_DECLARE(avx2)
-EVS_DECLARE(sse4)
-static const Isa *const kIsas[] = {&avx512fp16::isa, &avx512::isa, &avx2::isa, &sse4::isa};
-#elif defined(__aarch64__)
-EVS_DECLARE(neonfp16)
-EVS_DECLARE(neon)
-static const Isa *const kIsas[] = {&neonfp16::isa, &neon::isa};
-#else
-EVS_DECLARE(portable)
-static const Isa *const kIsas[] = {&portable::isa};
-#endif
+#define EVS_ADDRESS(name) &name::isa,
+EVS_SETS(EVS_DECLARE)
+static const Isa *const kIsas[] = {EVS_SETS(EVS_ADDRESS)};
 constexpr int kNumIsas = sizeof kIsas / sizeof kIsas[0];
 
 constexpr size_t kLine = 64;

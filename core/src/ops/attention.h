@@ -65,19 +65,14 @@ static __attribute__((noinline)) void add_sums(Row k, Row v, int dim, int pixels
 template <int kPixels>
 static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, Row out) {
     const float *z = sums + dim * dim;
-    F inverse[kPixels];
-    EVS_UNROLL
-    for (int p = 0; p < kPixels; p++) inverse[p] = F{};
+    float inverse[kPixels] = {};  // not a product of two broadcasts: compilers would make a scalar one, and not fuse it
     for (int j = 0; j < dim; j++) {
         const float *qj = q + (j / 16) * block + j % 16;
         EVS_UNROLL
-        for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + all_floats(qj[p * 16]) * all_floats(z[j]);
+        for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + qj[p * 16] * z[j];
     }
     EVS_UNROLL
-    for (int p = 0; p < kPixels; p++) {  // all lanes are the same: one division is enough
-        const F divisor = max(inverse[p] + all_floats(eps), all_floats(0x1p-100f));
-        inverse[p] = all_floats(1.0f / divisor[0]);
-    }
+    for (int p = 0; p < kPixels; p++) inverse[p] = 1.0f / (inverse[p] + eps > 0x1p-100f ? inverse[p] + eps : 0x1p-100f);
     for (int ib = 0; ib < dim; ib += kFloats) {
         F sum[kPixels];
         EVS_UNROLL
@@ -89,7 +84,7 @@ static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, in
             for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(qj[p * 16]) * t;
         }
         EVS_UNROLL
-        for (int p = 0; p < kPixels; p++) store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * inverse[p]);
+        for (int p = 0; p < kPixels; p++) store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * all_floats(inverse[p]));
     }
 }
 

@@ -18,7 +18,12 @@ namespace evs::EVS_ISA {
 
 // E is the type of features and weights, in vectors V of kLanes; F is a vector of the floats for sums that need them.
 #if EVS_HALF
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+typedef __fp16 E;  // C++ has no _Float16 there
+#define EVS_LISTS_LANES 1
+#else
 typedef _Float16 E;
+#endif
 typedef int16_t EBits;
 constexpr int kFloats = EVS_WIDTH / 2;
 constexpr int kBlock = 32;  // channels are stored in blocks of this many, padded with zeros
@@ -53,7 +58,11 @@ inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
 EVS_INLINE V load(const E *p) { return *reinterpret_cast<const V *>(p); }
 EVS_INLINE void store(E *p, V v) { *reinterpret_cast<V *>(p) = v; }
+#if EVS_LISTS_LANES
+EVS_INLINE V all(E x) { return V{x, x, x, x, x, x, x, x}; }
+#else
 EVS_INLINE V all(E x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
+#endif
 EVS_INLINE F all_floats(float x) { return x - F{}; }
 template <typename T>
 EVS_INLINE T max(T a, T b) { return a > b ? a : b; }

@@ -101,7 +101,9 @@ class Core:
         if isa is not None and isa not in known:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
-        self._check(self._core.evs_model_load(program, len(program), _PRECISIONS[precision], name, ctypes.byref(self._model)))
+        self._check(
+            self._core.evs_model_load(program, len(program), _PRECISIONS[precision], name, ctypes.byref(self._model))
+        )
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
             runner = ctypes.c_void_p()

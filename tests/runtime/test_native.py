@@ -30,8 +30,8 @@ from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
+from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.engines import open_engine
-from evitseg.runtime.native import Core, instruction_sets, library
 from evitseg.runtime.openvino_graph import Weights
 from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
 
@@ -134,7 +134,7 @@ def test_streams_run_side_by_side() -> None:
 FORK = """
 import os, sys
 import numpy as np
-from evitseg.runtime.native import Core
+from evitseg.runtime.core import Core
 
 core, pixels = Core(open(sys.argv[1], "rb").read(), threads=2), np.ones((64, 64, 3), np.uint8)
 expected = core(pixels)
@@ -247,7 +247,7 @@ DAMAGE = """
 import sys
 import numpy as np
 from evitseg.errors import EngineError
-from evitseg.runtime.native import Core
+from evitseg.runtime.core import Core
 
 program = open(sys.argv[1], "rb").read()
 pixels, rng = np.zeros((64, 64, 3), np.uint8), np.random.default_rng(0)

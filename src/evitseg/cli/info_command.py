@@ -56,7 +56,7 @@ def _about_package() -> dict[str, Any]:
 
     from evitseg import __version__
     from evitseg.architecture import BACKBONES, cost, model_config
-    from evitseg.runtime.native import LIBRARY
+    from evitseg.runtime.core import LIBRARY
 
     modules = {"litert": "ai_edge_litert"}
     installed = {name: find_spec(modules.get(name, name)) is not None for name in engine_names()}

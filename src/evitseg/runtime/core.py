@@ -1,0 +1,141 @@
+"""The core (`core/`) through its C interface: programs, and what it does without one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evitseg.architecture import LOGIT_STRIDE
+from evitseg.errors import EngineError
+from evitseg.system.machine import processor_name
+
+LIBRARY = Path(__file__).with_name(
+    {"win32": "evitseg.dll", "darwin": "libevitseg.dylib"}.get(sys.platform, "libevitseg.so")
+)
+"""The core's library, compiled when the package is installed."""
+ISA_VARIABLE = "EVITSEG_ISA"
+"""Environment variable that selects an instruction set, for tests and comparisons."""
+CorePrecision = Literal["float32", "float16"]
+_PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1}  # evitseg.h
+
+
+@cache
+def library(path: Path = LIBRARY) -> ctypes.CDLL:
+    """The core's functions, with their types. Raises: EngineError if it was not compiled or does not load."""
+    if not path.is_file():
+        raise EngineError(
+            f"{path}: the native engine's library is missing; install evitseg again (pip install .), which compiles it."
+        )
+    try:
+        core = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"{path}: the native engine cannot be loaded ({error}); install evitseg again.") from error
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, result, arguments in (
+        ("evs_error_text", ctypes.c_char_p, [number]),
+        ("evs_instruction_sets", ctypes.c_char_p, [number]),
+        ("evs_model_load", number, [ctypes.c_char_p, size, number, ctypes.c_char_p, ctypes.POINTER(pointer)]),
+        ("evs_model_free", None, [pointer]),
+        ("evs_model_classes", number, [pointer]),
+        ("evs_model_isa", ctypes.c_char_p, [pointer]),
+        ("evs_runner_new", number, [pointer, number, ctypes.POINTER(pointer)]),
+        ("evs_runner_free", None, [pointer]),
+        ("evs_runner_memory", size, [pointer, number, number]),
+        ("evs_run", number, [pointer, pointer, number, number, size, pointer]),
+    ):
+        function = getattr(core, name)
+        function.restype, function.argtypes = result, arguments
+    return core
+
+
+def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY) -> list[str]:
+    """The instruction sets for a precision that are compiled in and that this processor supports, best first.
+
+    Empty if there is none, as for float16 on most processors. Raises: EngineError.
+    """
+    names: bytes = library(path).evs_instruction_sets(_PRECISIONS[precision])
+    return names.decode().split()
+
+
+class Core:
+    """A program, ready to run; several threads may call it at the same time.
+
+    Args:
+        program: made by `evitseg.runtime.program.compile_program`.
+        threads: threads of every run, including the caller's.
+        streams: runs at the same time; further callers wait.
+        precision: of features and weights; logits are float32.
+        isa: one of `instruction_sets(precision)`; None for the best.
+        path: the core's library.
+
+    Raises: EngineError for a damaged program, and for an instruction set that this processor does not support.
+    """
+
+    def __init__(
+        self,
+        program: bytes,
+        threads: int = 1,
+        streams: int = 1,
+        isa: str | None = None,
+        path: Path = LIBRARY,
+        precision: CorePrecision = "float32",
+    ) -> None:
+        self._runners: list[ctypes.c_void_p] = []
+        self._model = ctypes.c_void_p()
+        self._core = library(path)
+        known = instruction_sets(precision, path)
+        if not known:
+            raise EngineError(f"{processor_name()} does not compute in {precision}; use float32.")
+        if isa is not None and isa not in known:
+            raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
+        name = isa.encode() if isa else None
+        self._check(
+            self._core.evs_model_load(program, len(program), _PRECISIONS[precision], name, ctypes.byref(self._model))
+        )
+        self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
+        for _ in range(streams):
+            runner = ctypes.c_void_p()
+            self._check(self._core.evs_runner_new(self._model, threads, ctypes.byref(runner)))
+            self._runners.append(runner)
+            self._free.put(runner)
+        self.classes = int(self._core.evs_model_classes(self._model))
+        self.isa: str = self._core.evs_model_isa(self._model).decode()
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise EngineError(f"the native engine: {self._core.evs_error_text(code).decode()}.")
+
+    def memory(self, height: int, width: int) -> int:
+        """Bytes that a run at this size needs in addition to the weights, the image and the logits."""
+        runner = self._free.get()
+        try:
+            return int(self._core.evs_runner_memory(runner, height, width))
+        finally:
+            self._free.put(runner)
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; h and w multiples of 32. Raises: EngineError."""
+        image = np.ascontiguousarray(image)
+        height, width, _ = image.shape
+        logits = np.empty((self.classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32)
+        runner = self._free.get()
+        try:
+            self._check(
+                self._core.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
+            )
+        finally:
+            self._free.put(runner)
+        return logits
+
+    def __del__(self) -> None:
+        if self._model:  # otherwise nothing was loaded
+            for runner in self._runners:
+                self._core.evs_runner_free(runner)
+            self._core.evs_model_free(self._model)

@@ -1,4 +1,4 @@
-"""From logits to the mask: boundary cells alone in numpy, beside everything up-sampled, in OpenVINO and in PyTorch.
+"""From logits to the mask: boundary cells in the core, against everything up-sampled in OpenVINO and in PyTorch.
 
     python benchmarks/upsampling.py
 
@@ -74,7 +74,7 @@ def main() -> None:
     street = evitseg.load(size="native").logits(pixels)
     dice = np.random.default_rng(0)
     ways: dict[str, Callable[[NDArray[np.float32]], NDArray[np.integer]]] = {
-        "boundary cells, numpy": lambda given: argmax_upsampled(given, SIZE),
+        "boundary cells, core": lambda given: argmax_upsampled(given, SIZE),
         "everything, OpenVINO": in_openvino(len(street)),
         "everything, PyTorch": in_torch,
     }
@@ -92,7 +92,7 @@ def main() -> None:
                     taken[name].append(1000 * (time.perf_counter() - start))
         share = crossed(logits)
         row = {name: statistics.median(times) for name, times in taken.items()}
-        equal = {name: float((mask == masks["boundary cells, numpy"]).mean()) for name, mask in masks.items()}
+        equal = {name: float((mask == masks["boundary cells, core"]).mean()) for name, mask in masks.items()}
         results[f"{share:.3f}"] = {"median_ms": row, "equal_pixels": equal}
         print(f"{share:>6.1%} of the cells crossed:", {name: f"{ms:.1f} ms" for name, ms in row.items()}, equal)
     settings = {"size": SIZE, "classes": len(street), "processor": processor_name(), "rounds": ROUNDS}

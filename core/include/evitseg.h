@@ -79,6 +79,24 @@ EVS_API int evs_runner_times(const evs_runner *runner, int64_t *nanoseconds, int
  *   logits: (classes, height / 8, width / 8) float32, written by the call. */
 EVS_API int evs_run(evs_runner *runner, const uint8_t *image, int height, int width, size_t row_bytes, float *logits);
 
+/* One side of a mask, along its height or its width: {logits, pixels} for a whole image. The other numbers place a window
+ * in a larger image, whose mask does not depend on where it was cut; all 0 where there is none. */
+typedef struct {
+    int logits, pixels;           /* numbers along the side */
+    int all_logits, all_pixels;   /* along the whole image's side */
+    int first_logit, first_pixel; /* the whole image's ones that the window begins with */
+} evs_side;
+
+/* The class of every pixel: that of the largest logit after bilinear up-sampling (half-pixel centres, the border
+ * repeated); of equal ones the first. The result is exact, and the same for all threads and instruction sets.
+ *   runner: whose threads take part; NULL for the caller's alone.
+ *   logits: (classes, down->logits, across->logits) float32, finite, of any model with up to 65535 classes. Of a window,
+ *     they must cover all that its pixels lie between, else EVS_BAD_ARGUMENT.
+ *   mask: (down->pixels, across->pixels) class indices, written by the call: uint8_t for up to 255 classes, else
+ *     uint16_t. The pixels may be more or fewer than the logits. */
+EVS_API int evs_mask(evs_runner *runner, const float *logits, int classes, const evs_side *down, const evs_side *across,
+                     void *mask);
+
 #ifdef __cplusplus
 }
 #endif

@@ -579,7 +579,8 @@ bool runs_here() {
 
 #define EVS_TEXT_(x) #x
 #define EVS_TEXT(x) EVS_TEXT_(x)
+int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, give};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, give, make_mask};
 
 }  // namespace evs::EVS_ISA

@@ -4,6 +4,9 @@
 
 namespace evs {
 
+struct MaskJob;
+class Pool;
+
 // One run: the image and where the feature maps lie.
 struct Run {
     const Program *program;
@@ -40,6 +43,8 @@ struct Isa {
     void (*reduce)(const Run &, const Segment &);
     // Row y of the logits, from blocks of channels to planes of float32. Returns: whether all are finite.
     bool (*give)(const Run &, int y, float *logits);
+    // Makes a mask (see mask.h), on the caller's thread alone where there is no pool. Returns an EVS_ code.
+    int (*make_mask)(const MaskJob &, Pool *);
 };
 
 }  // namespace evs

@@ -1,4 +1,5 @@
 // The C interface: models, runners, and how a run is cut into parts for the threads.
+#include <initializer_list>
 #include <limits.h>
 #include <new>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 
 #include "../include/evitseg.h"
 #include "chain.h"
+#include "mask.h"
 #include "platform.h"
 #include "program.h"
 #include "threads.h"
@@ -312,6 +314,24 @@ size_t plan(evs_runner &r, int height, int width) {
     return r.planned;
 }
 
+// Whether a window lies inside its image, and no sum of two of the numbers overflows.
+bool side_ok(const evs_side &s) {
+    constexpr int kMost = 1 << 29;
+    return s.logits >= 1 && s.pixels >= 1 && s.logits <= s.all_logits && s.pixels <= s.all_pixels && s.all_logits <= kMost &&
+           s.all_pixels <= kMost && s.first_logit >= 0 && s.first_pixel >= 0 && s.first_logit <= s.all_logits - s.logits &&
+           s.first_pixel <= s.all_pixels - s.pixels;
+}
+
+// Starts threads for a runner that came through a fork without them.
+bool have_threads(evs_runner &r) {
+    if (r.process == process_id()) return true;
+    void *pool = malloc(sizeof(Pool));
+    if (pool == nullptr) return false;
+    r.pool = new (pool) Pool(r.threads);
+    r.process = process_id();
+    return true;
+}
+
 void run_part(void *context, int item, int thread) {
     evs_runner &r = *static_cast<evs_runner *>(context);
     const int stride = r.segment->stride, height = r.run.height / stride, width = r.run.width / stride;
@@ -449,12 +469,7 @@ int evs_runner_times(const evs_runner *r, int64_t *nanoseconds, int count) {
 int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, float *logits) {
     if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
     if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;
-    if (r->process != process_id()) {
-        void *pool = malloc(sizeof(Pool));
-        if (pool == nullptr) return EVS_NO_MEMORY;
-        r->pool = new (pool) Pool(r->threads);
-        r->process = process_id();
-    }
+    if (!have_threads(*r)) return EVS_NO_MEMORY;
     const size_t needed = rounded(plan(*r, height, width));
     if (needed > r->bytes) {
         free_aligned(r->memory);
@@ -478,6 +493,16 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
     r->logits = logits, r->not_finite = 0;
     r->pool->run(height / 8, give_row, r);
     return r->not_finite ? EVS_NOT_FINITE : EVS_OK;
+}
+
+int evs_mask(evs_runner *r, const float *logits, int classes, const evs_side *down, const evs_side *across, void *mask) {
+    if (logits == nullptr || down == nullptr || across == nullptr || mask == nullptr) return EVS_BAD_ARGUMENT;
+    MaskJob job{logits, classes, *down, *across, mask};
+    for (evs_side *side : {&job.down, &job.across})
+        if (side->all_logits == 0 && side->all_pixels == 0) side->all_logits = side->logits, side->all_pixels = side->pixels;
+    if (classes < 1 || classes > 65535 || !side_ok(job.down) || !side_ok(job.across)) return EVS_BAD_ARGUMENT;
+    if (r == nullptr) return find_isa(EVS_FLOAT32, nullptr)->make_mask(job, nullptr);
+    return have_threads(*r) ? r->model->isa->make_mask(job, r->pool) : EVS_NO_MEMORY;
 }
 
 }  // extern "C"

@@ -1,4 +1,5 @@
-/* Runs a program on an image and writes the logits: logits PROGRAM IMAGE.rgb HEIGHT WIDTH THREADS OUT.f32 [ISA] */
+/* Runs a program on an image and writes the logits (float32), then a mask 5 pixels lower and 7 wider than the image:
+ * logits PROGRAM IMAGE.rgb HEIGHT WIDTH THREADS OUT [ISA] */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -37,10 +38,16 @@ int main(int argc, char **argv) {
     float *logits = malloc(count * sizeof(float));
     code = evs_run(runner, image, height, width, (size_t)width * 3, logits);
     if (code != EVS_OK) return fail(argv[2], code);
+    const evs_side down = {height / 8, height - 5, 0, 0, 0, 0}, across = {width / 8, width + 7, 0, 0, 0, 0};
+    const size_t pixels = (size_t)down.pixels * (size_t)across.pixels * (evs_model_classes(model) > 255 ? 2 : 1);
+    void *mask = malloc(pixels);
+    code = evs_mask(runner, logits, evs_model_classes(model), &down, &across, mask);
+    if (code != EVS_OK) return fail("mask", code);
     FILE *out = fopen(argv[6], "wb");
-    if (out == NULL || fwrite(logits, sizeof(float), count, out) != count || fclose(out) != 0) return fail(argv[6], EVS_BAD_ARGUMENT);
+    if (out == NULL || fwrite(logits, sizeof(float), count, out) != count || fwrite(mask, 1, pixels, out) != pixels || fclose(out) != 0)
+        return fail(argv[6], EVS_BAD_ARGUMENT);
     evs_runner_free(runner);
     evs_model_free(model);
-    free(logits), free(program), free(image);
+    free(logits), free(mask), free(program), free(image);
     return 0;
 }

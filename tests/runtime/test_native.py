@@ -34,6 +34,7 @@ from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.openvino_graph import Weights
 from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
+from evitseg.runtime.upsample import argmax_upsampled
 
 CORE = Path(__file__).parents[2] / "core"
 FUSED = [name for name in instruction_sets() if name != "sse4"]  # those with fused multiply-add
@@ -93,6 +94,18 @@ def test_threads_and_instruction_sets_give_the_same_bytes(variant: str, size: tu
             assert Core(program, threads, isa=isa)(pixels).tobytes() == expected.tobytes(), (isa, threads)
 
 
+def test_masks_are_the_same_for_all_threads_and_instruction_sets() -> None:
+    program = small_program([(16, 8)], ([HALVE, HALVE, HALVE, PUT], 8))
+    rng = np.random.default_rng(0)
+    for classes, h, w, size in ((19, 40, 60, (320, 480)), (5, 7, 9, (50, 33)), (300, 12, 20, (77, 150))):
+        logits = rng.normal(size=(classes, h, w)).astype(np.float32)
+        expected = argmax_upsampled(logits, size)
+        for isa in instruction_sets():
+            for threads in (1, 2, 5):
+                mask = argmax_upsampled(logits, size, core=Core(program, threads, isa=isa))
+                np.testing.assert_array_equal(mask, expected, err_msg=f"{isa}, {threads} threads")
+
+
 def test_arm_gives_the_same_bytes(tmp_path: Path) -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
     if compiler is None or emulator is None:
@@ -106,7 +119,9 @@ def test_arm_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run([compiler, *link, "-o", str(tmp_path / "logits")], check=True)
     arguments = ["program", "image", "64", "96", "2", "out"]
     subprocess.run([emulator, "-L", "/usr/aarch64-linux-gnu", "./logits", *arguments], check=True, cwd=tmp_path)
-    assert (tmp_path / "out").read_bytes() == Core(program, isa=FUSED[-1])(pixels).tobytes()
+    logits = Core(program, isa=FUSED[-1])(pixels)
+    expected = logits.tobytes() + argmax_upsampled(logits, (59, 103)).tobytes()
+    assert (tmp_path / "out").read_bytes() == expected
 
 
 def test_a_custom_network_runs_if_the_core_knows_its_parts() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,7 +13,8 @@ needs("torch")
 import torch
 from torch.nn import functional as F
 
-from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.errors import EngineError
+from evitseg.runtime.upsample import Side, argmax_upsampled
 
 
 def smooth(shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:
@@ -54,6 +57,52 @@ def test_the_mask_is_the_argmax_of_the_full_size_logits(
     # The class chosen is the best, or ties with it within float32's rounding.
     np.testing.assert_allclose(chosen, reference.max(0), rtol=1e-5, atol=1e-6)
     assert (mask == reference.argmax(0)).mean() > 0.9999
+
+
+def naive(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.integer]:
+    """The argmax of all full-size logits, in float32 with the roundings that the core promises."""
+
+    def sides(logits: int, pixels: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+        position = (np.arange(pixels) + 0.5) * (logits / pixels) - 0.5
+        below = np.floor(position).astype(int)
+        return below.clip(0), (below + 1).clip(0, logits - 1), (position - below).astype(np.float32)
+
+    low, high, down = sides(logits.shape[1], size[0])
+    left, right, across = sides(logits.shape[2], size[1])
+    rows = logits[:, low] * (1 - down[:, None]) + logits[:, high] * down[:, None]
+    mask: NDArray[np.integer] = (rows[:, :, left] * (1 - across) + rows[:, :, right] * across).argmax(0)
+    return mask
+
+
+@pytest.mark.parametrize("classes", [1, 2, 19, 255, 256, 300])
+def test_every_pixel_has_the_class_of_the_naive_computation(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    for _ in range(12):
+        h, w = rng.integers(1, 50, 2)
+        size = (int(rng.integers(1, 9 * h)), int(rng.integers(1, 9 * w)))
+        logits = rng.normal(size=(classes, h, w)).astype(np.float32)
+        mask = argmax_upsampled(logits, size)
+        assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
+        np.testing.assert_array_equal(mask, naive(logits, size), err_msg=f"{logits.shape} to {size}")
+
+
+def test_a_window_of_logits_gives_that_part_of_the_mask() -> None:
+    logits = smooth((19, 23, 37), seed=2)
+    whole = argmax_upsampled(logits, (151, 333))
+    sides = Side(23, 151, first_pixel=40), Side(37, 333, first_pixel=97)
+    (y0, y1), (x0, x1) = sides[0].needed(71), sides[1].needed(103)
+    placed = replace(sides[0], first_logit=y0), replace(sides[1], first_logit=x0)
+    part = argmax_upsampled(logits[:, y0:y1, x0:x1], (71, 103), placed)
+    np.testing.assert_array_equal(part, whole[40:111, 97:200])
+    with pytest.raises(EngineError, match="out of range"):
+        argmax_upsampled(logits[:, y0 + 1 : y1, x0:x1], (71, 103), (replace(sides[0], first_logit=y0 + 1), placed[1]))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_give_some_class(wrong: float) -> None:
+    logits = smooth((3, 6, 8), seed=3)
+    logits[:, 2:4, 3] = wrong
+    assert argmax_upsampled(logits, (48, 64)).max() < 3
 
 
 def test_equal_logits_give_the_first_class() -> None:

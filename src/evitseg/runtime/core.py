@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,6 +28,19 @@ CorePrecision = Literal["float32", "float16"]
 _PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1}  # evitseg.h
 
 
+class MaskSide(ctypes.Structure):
+    """`evs_side`: one side of a mask, and where it lies in a larger image."""
+
+    _fields_ = (
+        ("logits", ctypes.c_int),
+        ("pixels", ctypes.c_int),
+        ("all_logits", ctypes.c_int),
+        ("all_pixels", ctypes.c_int),
+        ("first_logit", ctypes.c_int),
+        ("first_pixel", ctypes.c_int),
+    )
+
+
 @cache
 def library(path: Path = LIBRARY) -> ctypes.CDLL:
     """The core's functions, with their types. Raises: EngineError if it was not compiled or does not load."""
@@ -37,7 +52,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         core = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"{path}: the native engine cannot be loaded ({error}); install evitseg again.") from error
-    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    pointer, size, number, side = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.POINTER(MaskSide)
     for name, result, arguments in (
         ("evs_error_text", ctypes.c_char_p, [number]),
         ("evs_instruction_sets", ctypes.c_char_p, [number]),
@@ -49,10 +64,17 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_runner_free", None, [pointer]),
         ("evs_runner_memory", size, [pointer, number, number]),
         ("evs_run", number, [pointer, pointer, number, number, size, pointer]),
+        ("evs_mask", number, [pointer, pointer, number, side, side, pointer]),
     ):
         function = getattr(core, name)
         function.restype, function.argtypes = result, arguments
     return core
+
+
+def check(code: int, path: Path = LIBRARY) -> None:
+    """Raises: EngineError for an error code of the core."""
+    if code:
+        raise EngineError(f"the native engine: {library(path).evs_error_text(code).decode()}.")
 
 
 def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY) -> list[str]:
@@ -89,53 +111,50 @@ class Core:
     ) -> None:
         self._runners: list[ctypes.c_void_p] = []
         self._model = ctypes.c_void_p()
-        self._core = library(path)
+        self.library, self._path = library(path), path
         known = instruction_sets(precision, path)
         if not known:
             raise EngineError(f"{processor_name()} does not compute in {precision}; use float32.")
         if isa is not None and isa not in known:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
-        self._check(
-            self._core.evs_model_load(program, len(program), _PRECISIONS[precision], name, ctypes.byref(self._model))
-        )
+        number = _PRECISIONS[precision]
+        check(self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self._model)), path)
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
             runner = ctypes.c_void_p()
-            self._check(self._core.evs_runner_new(self._model, threads, ctypes.byref(runner)))
+            check(self.library.evs_runner_new(self._model, threads, ctypes.byref(runner)), path)
             self._runners.append(runner)
             self._free.put(runner)
-        self.classes = int(self._core.evs_model_classes(self._model))
-        self.isa: str = self._core.evs_model_isa(self._model).decode()
+        self.classes = int(self.library.evs_model_classes(self._model))
+        self.isa: str = self.library.evs_model_isa(self._model).decode()
 
-    def _check(self, code: int) -> None:
-        if code:
-            raise EngineError(f"the native engine: {self._core.evs_error_text(code).decode()}.")
+    @contextmanager
+    def runner(self) -> Iterator[ctypes.c_void_p]:
+        """A runner that no other thread uses meanwhile; waits until there is one."""
+        runner = self._free.get()
+        try:
+            yield runner
+        finally:
+            self._free.put(runner)
 
     def memory(self, height: int, width: int) -> int:
         """Bytes that a run at this size needs in addition to the weights, the image and the logits."""
-        runner = self._free.get()
-        try:
-            return int(self._core.evs_runner_memory(runner, height, width))
-        finally:
-            self._free.put(runner)
+        with self.runner() as runner:
+            return int(self.library.evs_runner_memory(runner, height, width))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; h and w multiples of 32. Raises: EngineError."""
         image = np.ascontiguousarray(image)
         height, width, _ = image.shape
         logits = np.empty((self.classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32)
-        runner = self._free.get()
-        try:
-            self._check(
-                self._core.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
-            )
-        finally:
-            self._free.put(runner)
+        with self.runner() as runner:
+            code = self.library.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
+        check(code, self._path)
         return logits
 
     def __del__(self) -> None:
         if self._model:  # otherwise nothing was loaded
             for runner in self._runners:
-                self._core.evs_runner_free(runner)
-            self._core.evs_model_free(self._model)
+                self.library.evs_runner_free(runner)
+            self.library.evs_model_free(self._model)

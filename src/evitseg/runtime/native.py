@@ -40,9 +40,9 @@ class NativeEngine:
             self.manifest, weights = openvino_weights(model_file)
         program = compile_program(self.manifest.model, self.manifest.preprocess, weights)
         threads = threads or physical_cores()
-        self._core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
+        self.core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
         self.info = EngineInfo(
-            engine=f"evitseg core ({self._core.isa})",
+            engine=f"evitseg core ({self.core.isa})",
             version=__version__,
             precision="float32",
             threads=threads,
@@ -51,4 +51,6 @@ class NativeEngine:
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.stack([self._core(image) for image in images])
+        if len(images) == 1:
+            return self.core(images[0])[None]  # without a copy
+        return np.stack([self.core(image) for image in images])

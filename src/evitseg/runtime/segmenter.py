@@ -23,6 +23,7 @@ from evitseg.manifest import Manifest
 from evitseg.preprocess import check_size, resampled
 from evitseg.raster.files import BinaryFile, ImageSource, file_or_bytes, read_image, read_reduced
 from evitseg.raster.masks import MaskFormat, save_mask
+from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.upsample import argmax_upsampled
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class Segmenter:
         if size is not None and engine.manifest.preprocess.fixed is not None:
             engine.manifest.preprocess.fit((1, 1), size)  # raises: the model has only one size
         self.engine = engine
+        self._core = engine.core if isinstance(engine, NativeEngine) else None
         self.size = size
         self.reading = engine.manifest.reading if reading is None else reading
         self.loaded_by: Callable[[], Segmenter] | None = None
@@ -187,9 +189,12 @@ class Segmenter:
         """Logits of a batch. Raises: WeightsError if they are not finite, because they give no mask then."""
         return finite(self.engine(images), self.engine.manifest, self.engine.info)
 
+    def _mask_of(self, logits: Logits, size: tuple[int, int]) -> Mask:
+        return argmax_upsampled(logits, size, core=self._core)
+
     def mask(self, image: ImageArray) -> Mask:
         """(H, W) class indices of an (H, W, 3) image."""
-        return argmax_upsampled(self.logits(image), image.shape[:2])
+        return self._mask_of(self.logits(image), image.shape[:2])
 
     def mask_of_file(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[Mask, Reduced]:
         """(H, W) class indices of an image file, or of its bytes, and the image as it was decoded for that.
@@ -203,7 +208,7 @@ class Segmenter:
         Raises: ImageError for an image that cannot be read.
         """
         logits, reduced = self._logits_of_file(source, name)
-        return argmax_upsampled(logits, reduced.size), reduced
+        return self._mask_of(logits, reduced.size), reduced
 
     def _logits_of_file(self, source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[Logits, Reduced]:
         fit = self.engine.manifest.preprocess.fit
@@ -244,12 +249,12 @@ class Segmenter:
         if isinstance(source, (np.ndarray, Image.Image)):
             image = read_image(source)
             logits = self.logits(image)
-            return Prediction(argmax_upsampled(logits, image.shape[:2]), image, self.labels, logits=logits)
+            return Prediction(self._mask_of(logits, image.shape[:2]), image, self.labels, logits=logits)
         encoded, name = file_or_bytes(source)
         logits, reduced = self._logits_of_file(encoded, name)
         is_whole = reduced.pixels.shape[:2] == reduced.size
         kept = encoded if isinstance(encoded, bytes) else Path(encoded)
-        mask = argmax_upsampled(logits, reduced.size)
+        mask = self._mask_of(logits, reduced.size)
         return Prediction(mask, reduced.pixels if is_whole else kept, self.labels, self.reading, logits)
 
     def batch(self, sources: Iterable[ImageSource], size: int = 8) -> Iterator[Prediction]:
@@ -301,13 +306,13 @@ class Segmenter:
                 probs = _resized(probs[:, :, ::-1] if is_mirrored else probs, grid)
                 total = probs.copy() if total is None else total + probs
         assert total is not None
-        return argmax_upsampled(total, image.shape[:2])
+        return self._mask_of(total, image.shape[:2])
 
     def _run(self, group: list[tuple[ImageArray, ImageArray]]) -> Iterator[Prediction]:
         logits = self._logits(np.stack([network_input for _, network_input in group]))
         for (image, _), own in zip(group, logits, strict=True):
             # A copy: a view would keep the whole batch in memory for as long as one prediction lives.
-            yield Prediction(argmax_upsampled(own, image.shape[:2]), image, self.labels, logits=own.copy())
+            yield Prediction(self._mask_of(own, image.shape[:2]), image, self.labels, logits=own.copy())
 
 
 def softmax(logits: Logits) -> NDArray[np.float32]:

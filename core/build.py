@@ -3,6 +3,8 @@
 The source of the operations is compiled once per instruction set; the best one is chosen when the library loads.
 Compilers: the system's C++ compiler (CXX, c++, g++ or clang++), or any command that takes the same arguments, such as
 `python -m ziglang c++ -target aarch64-linux-gnu.2.17`.
+
+The library needs libc and its threads, and no C++ library: of C++'s own headers it uses those without code.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wall",
+    "-DEVS_BUILD",
     "-ffp-contract=fast",  # a product that is added becomes a fused multiply-add, on every processor that has it
 )  # fmt: skip
 # By machine: name, numbers in a vector, flags; names with fp16 compute in float16.
@@ -32,6 +36,33 @@ INSTRUCTION_SETS = {
     "aarch64": (("neonfp16", 8, "-march=armv8.2-a+fp16"), ("neon", 4, "")),
 }
 OTHERS = (("portable", 4, ""),)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Machines that one wheel is for.
+
+    Attributes:
+        zig: the name of processor, system and C library for `zig c++ -target`, with the oldest version to support.
+        platform: tag of the wheel.
+        library: name of the core's library there, as in `evitseg.runtime.native`.
+    """
+
+    zig: str
+    platform: str
+    library: str = "libevitseg.so"
+
+
+TARGETS = {
+    "linux-x86_64": Target("x86_64-linux-gnu.2.17", "manylinux2014_x86_64.manylinux_2_17_x86_64"),
+    "linux-aarch64": Target("aarch64-linux-gnu.2.17", "manylinux2014_aarch64.manylinux_2_17_aarch64"),
+    "musllinux-x86_64": Target("x86_64-linux-musl", "musllinux_1_1_x86_64"),
+    "musllinux-aarch64": Target("aarch64-linux-musl", "musllinux_1_1_aarch64"),
+    "macos-x86_64": Target("x86_64-macos.11.0", "macosx_11_0_x86_64", "libevitseg.dylib"),
+    "macos-arm64": Target("aarch64-macos.11.0", "macosx_11_0_arm64", "libevitseg.dylib"),
+    "windows-x86_64": Target("x86_64-windows-gnu", "win_amd64", "evitseg.dll"),
+}
+"""What `scripts/build_wheels.py` makes wheels for."""
 
 
 def find_compiler() -> list[str] | None:
@@ -49,23 +80,28 @@ def find_compiler() -> list[str] | None:
                     [*command, *FLAGS, "-shared", str(source), "-o", str(source.with_suffix(".so"))],
                     check=True, capture_output=True, timeout=120,
                 )  # fmt: skip
+                known = macros(command)
         except (OSError, subprocess.SubprocessError):
+            continue
+        # GCC aligns the stack to 16 bytes on Windows, too little for the registers of AVX (GCC's bug 54412).
+        if "_WIN32" in known and "__clang__" not in known:
             continue
         return command
     return None
 
 
-def machine(compiler: list[str]) -> str:
-    """The processor family that the compiler makes code for, of those in `INSTRUCTION_SETS`, else ""."""
+def macros(compiler: list[str]) -> set[str]:
+    """Names of the macros that the compiler defines, which tell the processor and the system that it makes code for."""
     command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
-    macros = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return next((name for name in INSTRUCTION_SETS if f"#define __{name}__ 1" in macros), "")
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    return {words[1] for words in map(str.split, lines) if len(words) > 1}
 
 
-def instruction_sets(compiler: list[str]) -> list[tuple[str, list[str]]]:
+def instruction_sets(compiler: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
     """Name and flags of every set that the compiler knows; old ones know no float16."""
     sets = []
-    for name, width, flags in INSTRUCTION_SETS.get(machine(compiler), OTHERS):
+    table = next((sets for machine, sets in INSTRUCTION_SETS.items() if f"__{machine}__" in known), OTHERS)
+    for name, width, flags in table:
         arguments = [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", f"-DEVS_HALF={int('fp16' in name)}", *flags.split()]
         probe = [*compiler, *FLAGS, *arguments, "-fsyntax-only", "-x", "c++", str(HERE / "src" / "ops" / "vector.h")]
         if "fp16" not in name or subprocess.run(probe, capture_output=True).returncode == 0:
@@ -75,7 +111,14 @@ def instruction_sets(compiler: list[str]) -> list[tuple[str, list[str]]]:
 
 def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     """Writes the library. Raises: subprocess.CalledProcessError with the compiler's words in `stderr`."""
-    source, sets = HERE / "src", instruction_sets(compiler)
+    known = macros(compiler)
+    sets = instruction_sets(compiler, known)
+    links = ["-shared", "-s"]
+    if "__clang__" in known:
+        links.append("-nostdlib++")
+    if "_WIN32" not in known:  # the name by which programs that are linked with it find it
+        links += ["-lpthread", "-Wl,-install_name,@rpath/" if "__APPLE__" in known else "-Wl,-soname,"]
+        links[-1] += out.name
     names = "".join(f"X({name}) " for name, _ in sets)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
@@ -87,17 +130,19 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
         def compile_one(job: tuple[str, str, list[str]]) -> str:
             name, file, flags = job
             made = str(Path(folder, f"{name}.o"))
-            command = [*compiler, *FLAGS, *extra, *flags, "-c", str(source / f"{file}.cpp"), "-o", made]
+            command = [*compiler, *FLAGS, *extra, *flags, "-c", str(HERE / "src" / f"{file}.cpp"), "-o", made]
             subprocess.run(command, check=True, capture_output=True, text=True)
             return made
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_one, jobs))
+        linked = Path(folder, out.name)  # where further files, such as Windows' import library, do no harm
+        command = [*compiler, *extra, *links, "-o", str(linked), *objects]
+        subprocess.run(command, check=True, capture_output=True, text=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         made = out.with_name(f".{os.getpid()}.{out.name}")  # moved at the end: a process may have the old one open
-        link = [*compiler, *extra, "-shared", "-s", "-o", str(made), *objects, "-lpthread"]
         try:
-            subprocess.run(link, check=True, capture_output=True, text=True)
+            shutil.copy(linked, made)
             made.replace(out)
         finally:
             made.unlink(missing_ok=True)

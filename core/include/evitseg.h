@@ -19,10 +19,12 @@
 extern "C" {
 #endif
 
-#if defined(_WIN32)
+#if !defined(_WIN32)
+#define EVS_API __attribute__((visibility("default")))
+#elif defined(EVS_BUILD) /* while the library itself is compiled */
 #define EVS_API __declspec(dllexport)
 #else
-#define EVS_API __attribute__((visibility("default")))
+#define EVS_API
 #endif
 
 /* Error codes; 0 is success. */
@@ -51,8 +53,9 @@ EVS_API const char *evs_error_text(int code);
  * ("avx512 avx2 sse4"); "" if there is none. */
 EVS_API const char *evs_instruction_sets(int precision);
 
-/* Reads a program. The bytes are copied; they may be freed afterwards. isa names one of evs_instruction_sets(precision),
- * NULL takes the best. On success *model is set and must be freed with evs_model_free. */
+/* Reads a program, or a model file: what `evitseg export --to native` writes, which is a program after a manifest. The
+ * bytes may come from anywhere; damaged ones give EVS_BAD_PROGRAM. They are copied and may be freed afterwards. isa names
+ * one of evs_instruction_sets(precision), NULL takes the best. On success *model is set and must be freed with evs_model_free. */
 EVS_API int evs_model_load(const void *bytes, size_t size, int precision, const char *isa, evs_model **model);
 EVS_API void evs_model_free(evs_model *model);
 
@@ -60,6 +63,10 @@ EVS_API void evs_model_free(evs_model *model);
 EVS_API int evs_model_classes(const evs_model *model);
 /* Name of the instruction set the model runs with. */
 EVS_API const char *evs_model_isa(const evs_model *model);
+/* The manifest of a model file, as JSON in UTF-8 with a 0 at its end: names and colours of the classes (labels.classes),
+ * the size at which images go through the network (preprocess), where the model comes from. "" for a program that stands
+ * alone. It belongs to the model. */
+EVS_API const char *evs_model_manifest(const evs_model *model);
 
 /* A runner holds the threads and the memory of one run at a time; it may be used by one thread at a time. It sleeps
  * between runs. threads counts the caller's own thread: 1 starts none. */

@@ -8,6 +8,7 @@
 #include "../include/evitseg.h"
 #include "chain.h"
 #include "mask.h"
+#include "model_file.h"
 #include "platform.h"
 #include "program.h"
 #include "threads.h"
@@ -44,6 +45,7 @@ using namespace evs;
 struct evs_model {
     Program program;
     const Isa *isa;
+    char *manifest;
 };
 
 namespace {
@@ -386,11 +388,18 @@ int evs_model_load(const void *bytes, size_t size, int precision, const char *is
     evs_model *m = static_cast<evs_model *>(calloc(1, sizeof(evs_model)));
     if (m == nullptr) return EVS_NO_MEMORY;
     m->isa = found;
-    const int code = read_program(bytes, size, m->program);
+    ModelFile file;
+    int code = find_parts(bytes, size, file) ? EVS_OK : EVS_BAD_PROGRAM;
+    if (code == EVS_OK) {
+        m->manifest = static_cast<char *>(calloc(file.manifest_size + 1, 1));
+        code = m->manifest != nullptr ? read_program(file.program, file.program_size, m->program) : EVS_NO_MEMORY;
+    }
     if (code != EVS_OK) {
+        free(m->manifest);
         free(m);
         return code;
     }
+    memcpy(m->manifest, file.manifest, file.manifest_size);
     if (!found->prepare(m->program)) {
         evs_model_free(m);
         return EVS_NO_MEMORY;
@@ -402,11 +411,13 @@ int evs_model_load(const void *bytes, size_t size, int precision, const char *is
 void evs_model_free(evs_model *model) {
     if (model == nullptr) return;
     free_program(model->program);
+    free(model->manifest);
     free(model);
 }
 
 int evs_model_classes(const evs_model *model) { return model->program.classes; }
 const char *evs_model_isa(const evs_model *model) { return model->isa->name; }
+const char *evs_model_manifest(const evs_model *model) { return model->manifest; }
 
 int evs_runner_new(const evs_model *model, int threads, evs_runner **runner) {
     if (model == nullptr || runner == nullptr || threads < 1 || threads > 1024) return EVS_BAD_ARGUMENT;

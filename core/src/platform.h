@@ -95,7 +95,16 @@ using ThreadResult = void *;
 #define EVS_THREAD_CALL
 
 inline bool start_thread(Thread &thread, ThreadResult (*work)(void *), void *argument) {
-    return pthread_create(&thread, nullptr, work, argument) == 0;
+    // A window takes about 100 KB of stack; musl gives a thread 128 KB unless it is asked for more.
+    constexpr size_t kStack = 1 << 20;
+    pthread_attr_t settings;
+    if (pthread_attr_init(&settings) != 0) return false;
+    size_t stack = 0;
+    pthread_attr_getstacksize(&settings, &stack);
+    if (stack < kStack) pthread_attr_setstacksize(&settings, kStack);
+    const bool started = pthread_create(&thread, &settings, work, argument) == 0;
+    pthread_attr_destroy(&settings);
+    return started;
 }
 
 inline void join_thread(Thread thread) { pthread_join(thread, nullptr); }

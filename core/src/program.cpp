@@ -99,13 +99,15 @@ bool is_source(Kind k) { return k == Kind::image || k == Kind::value || k == Kin
 bool is_end(Kind k) { return k == Kind::store || k == Kind::sums || k == Kind::pool; }
 
 // Planar rows come from the convolution at the image and from blocks without expansion; only a cut, such a block, or a
-// block with expansion reads them.
+// block with expansion and without residual reads them.
 bool planar_ok(const Op &op, const Op &source, bool is_first) {
     const bool reads = source.planar != 0, gives = op.planar != 0;
     switch (op.kind) {
         case Kind::conv3: return !reads && (!gives || (is_first && source.kind == Kind::image && op.stride == 2 && op.out == kNarrow));
         case Kind::cut: return reads == gives;
-        case Kind::inverted: return op.expands ? !gives : reads == gives && (!gives || (op.stride == 1 && op.in == kNarrow && op.out == kNarrow));
+        case Kind::inverted:
+            if (op.expands) return !gives && !(reads && op.residual);
+            return reads == gives && (!gives || (op.stride == 1 && op.in == kNarrow && op.out == kNarrow));
         default: return !reads && !gives;
     }
 }
@@ -139,11 +141,12 @@ bool segment_ok(const Segment &s, const Program &p) {
     return stride == s.stride;
 }
 
-// Whether every value is stored by an earlier segment than those that read it, and stored once.
+// Whether every value is stored by an earlier segment than those that read it, and stored once. A cut's value may not be
+// stored at all, so only the run that makes the cut reads it.
 bool order_ok(const Program &p) {
-    bool *stored = static_cast<bool *>(calloc(size_t(p.num_values) + size_t(p.num_values), 1));  // values, then sums
+    bool *stored = static_cast<bool *>(calloc(size_t(p.num_values) * 3, 1));  // values, sums, cuts' values
     if (stored == nullptr) return false;
-    bool *summed = stored + p.num_values, ok = true;
+    bool *summed = stored + p.num_values, *cut = summed + p.num_values, ok = true;
     auto write = [&](bool *flags, int32_t v) { ok = ok && !flags[v], flags[v] = true; };
     for (int i = 0; ok && i < p.num_segments; i++) {
         const Segment &s = p.segments[i];
@@ -156,7 +159,9 @@ bool order_ok(const Program &p) {
                     if (op.kind == Kind::upsum) ok = ok && stored[op.value] && stored[op.value2];
                     if (op.kind == Kind::attend) ok = ok && stored[op.value] && stored[op.value2] && summed[op.value3];
                 } else if (pass == 1 && writes) {
-                    write(stored, op.kind == Kind::sums ? op.value2 : op.value);
+                    const int32_t v = op.kind == Kind::sums ? op.value2 : op.value;
+                    write(op.kind == Kind::cut ? cut : stored, v);
+                    ok = ok && stored[v] != cut[v];
                     if (op.kind == Kind::sums) write(summed, op.value3);
                 }
             }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_ENDINGS = (".safetensors", ".pt", ".pth")
-EXPORTED_ENDINGS = (".onnx", ".xml", ".tflite", ".pte", ".param", ".mlpackage")
+EXPORTED_ENDINGS = (".onnx", ".xml", ".evit", ".tflite", ".pte", ".param", ".mlpackage")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def load(
 
     Args:
         model: the name of a bundled or a published model (`list_models`), or the path of an exported model (.onnx,
-            .xml, .tflite, .pte, .param) or a checkpoint (.safetensors, .pt, .pth). None for the bundled default. A
-            published model is downloaded on first use.
+            .xml, .evit, .tflite, .pte, .param) or a checkpoint (.safetensors, .pt, .pth). None for the bundled
+            default. A published model is downloaded on first use.
         engine: "openvino" (the default), "onnxruntime" or "native" for an ONNX file; "torch" (the default) or "native"
             for a checkpoint; every other kind of file has one engine.
         device: for the torch engine "cpu" (the default), "cuda", "cuda:1", "mps", or "auto" for the fastest that this

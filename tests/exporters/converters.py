@@ -7,6 +7,7 @@ from tests.optional import is_installed, needs
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("onnx",),
+    "native": ("torch",),
     "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
     "executorch": ("executorch",),
     "ncnn": ("ncnn", "pnnx"),

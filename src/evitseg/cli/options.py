@@ -65,7 +65,7 @@ MODEL = option(
     type=Parsed("model", not_empty),
     panel="Model",
     help="A model's name (`evitseg models` lists them), a checkpoint (.safetensors, .pt), or an exported model (.onnx, "
-    ".xml, .tflite, .pte, .param). Default: the bundled model.",
+    ".xml, .evit, .tflite, .pte, .param). Default: the bundled model.",
 )
 SIZE = option(
     "--size",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evitseg.engine import Engine
 from evitseg.manifest import Manifest
 from evitseg.runtime.engines import open_engine
+from evitseg.runtime.evit_file import set_evit_manifest
 from evitseg.runtime.model_file import manifest_file, set_manifest_beside
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ FORMATS: dict[str, Format] = {
     "openvino": Format(
         ".xml", "export", "openvino", _in("openvino", "write_openvino"), _in("openvino", "set_openvino_manifest"),
         beside=(".bin",), one_size=False,
+    ),
+    "native": Format(
+        ".evit", "torch", "native", _in("evit", "write_evit"), set_evit_manifest, one_size=False,
+        weights=("float32",),
     ),
     "litert": Format(".tflite", "litert-export", "litert", _in("litert", "write_litert")),
     "executorch": Format(

@@ -60,6 +60,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_model_free", None, [pointer]),
         ("evs_model_classes", number, [pointer]),
         ("evs_model_isa", ctypes.c_char_p, [pointer]),
+        ("evs_model_manifest", ctypes.c_char_p, [pointer]),
         ("evs_runner_new", number, [pointer, number, ctypes.POINTER(pointer)]),
         ("evs_runner_free", None, [pointer]),
         ("evs_runner_memory", size, [pointer, number, number]),

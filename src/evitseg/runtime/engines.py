@@ -36,7 +36,7 @@ class EngineKind:
 ENGINES: dict[str, EngineKind] = {
     "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine, has_streams=True),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
-    "native": EngineKind((".onnx", ".safetensors"), NativeEngine, has_streams=True),
+    "native": EngineKind((".onnx", ".safetensors", ".evit"), NativeEngine, has_streams=True),
     "litert": EngineKind((".tflite",), LiteRtEngine),
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
     "ncnn": EngineKind((".param",), NcnnEngine),

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from evitseg._version import __version__
 from evitseg.engine import EngineInfo, Precision
-from evitseg.errors import EngineError
+from evitseg.errors import EngineError, WeightsError
+from evitseg.manifest import Manifest
+from evitseg.runtime import evit_file
 from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.core import ISA_VARIABLE, Core
 from evitseg.runtime.program import compile_program
@@ -18,7 +20,7 @@ from evitseg.system.machine import physical_cores, processor_name
 
 
 class NativeEngine:
-    """A checkpoint (.safetensors) or an ONNX file in our own core, in float32.
+    """A model file of the core (.evit), a checkpoint (.safetensors) or an ONNX file in our own core, in float32.
 
     The logits are bit for bit the same on every processor with fused multiply-add, for any number of threads.
 
@@ -32,15 +34,14 @@ class NativeEngine:
     ) -> None:
         if precision not in ("auto", "float32"):
             raise EngineError(f"the native engine computes in float32, not in {precision}; use --engine openvino.")
-        if model_file.suffix == ".safetensors":
-            self.manifest, weights = read_checkpoint(model_file)
-        else:
-            from evitseg.runtime.openvino_engine import openvino_weights
-
-            self.manifest, weights = openvino_weights(model_file)
-        program = compile_program(self.manifest.model, self.manifest.preprocess, weights)
+        self.manifest, program = _program_of(model_file)
         threads = threads or physical_cores()
         self.core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
+        if self.core.classes != self.manifest.model.num_classes:
+            raise WeightsError(
+                f"{model_file}: its program has {self.core.classes} classes and its manifest "
+                f"{self.manifest.model.num_classes}; export it again."
+            )
         self.info = EngineInfo(
             engine=f"evitseg core ({self.core.isa})",
             version=__version__,
@@ -54,3 +55,15 @@ class NativeEngine:
         if len(images) == 1:
             return self.core(images[0])[None]  # without a copy
         return np.stack([self.core(image) for image in images])
+
+
+def _program_of(model_file: Path) -> tuple[Manifest, bytes]:
+    if model_file.suffix == evit_file.ENDING:
+        return evit_file.read_evit(model_file)
+    if model_file.suffix == ".safetensors":
+        manifest, weights = read_checkpoint(model_file)
+    else:
+        from evitseg.runtime.openvino_engine import openvino_weights
+
+        manifest, weights = openvino_weights(model_file)
+    return manifest, compile_program(manifest.model, manifest.preprocess, weights)

@@ -17,6 +17,7 @@ from evitseg.architecture import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError, WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.runtime import evit_file
 from evitseg.runtime.mobile_engines import one_by_one
 from evitseg.runtime.model_file import check_graph, first_line, manifest_beside, manifest_inside, read
 from evitseg.runtime.onnx_file import check_onnx
@@ -204,6 +205,8 @@ def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None
 
 def read_manifest(model_file: Path) -> Manifest:
     """An exported model's manifest. Raises: WeightsError, ConfigError, EngineError."""
+    if model_file.suffix == evit_file.ENDING:
+        return evit_file.read_evit(model_file)[0]
     if model_file.suffix not in (".onnx", ".xml"):
         return manifest_beside(model_file)
     try:

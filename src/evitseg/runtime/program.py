@@ -272,7 +272,7 @@ class _Compiler:
                 break
             chain.append(op)
         after = self.ops[1 + len(chain)]
-        if chain and after["kind"] == INVERTED and after["expands"]:
+        if chain and after["kind"] == INVERTED and after["expands"] and not after["residual"]:
             for op in chain:
                 op["planar"] = 1
 

@@ -1,0 +1,142 @@
+/* Runs programs in every way that must give the same bytes: check PROGRAM...
+ *
+ * Prints, for every program and size, a checksum of the logits, which is the same on every processor with fused
+ * multiply-add; fails if two ways differ. Needs nothing but the core, so it runs under sanitizers and emulators. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+#include "../include/evitseg.h"
+
+static const int kSizes[][2] = {{32, 32}, {64, 96}, {32, 416}, {288, 64}, {64, 96}};
+static const int kThreads[] = {1, 2, 5};
+enum { kNumSizes = sizeof kSizes / sizeof kSizes[0], kNumThreads = sizeof kThreads / sizeof kThreads[0] };
+
+static void fail(const char *where, const char *why) {
+    fprintf(stderr, "%s: %s\n", where, why);
+    exit(1);
+}
+
+static void check(const char *where, int code) {
+    if (code != EVS_OK) fail(where, evs_error_text(code));
+}
+
+static void *read_file(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) fail(path, "cannot be read");
+    fseek(file, 0, SEEK_END);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    void *bytes = malloc(*size + 1);
+    if (bytes == NULL || fread(bytes, 1, *size, file) != *size) fail(path, "cannot be read");
+    fclose(file);
+    return bytes;
+}
+
+/* FNV-1a of the logits of one size; the image is the same every time. */
+static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int height, int width) {
+    const size_t row = (size_t)width * 3 + 5;  /* rows of images need not be dense */
+    uint8_t *image = malloc(row * (size_t)height);
+    const size_t bytes = sizeof(float) * (size_t)evs_model_classes(model) * (size_t)(height / 8) * (size_t)(width / 8);
+    float *logits = malloc(bytes);
+    uint32_t random = 1;
+    for (size_t i = 0; i < row * (size_t)height; i++) random = random * 1664525u + 1013904223u, image[i] = (uint8_t)(random >> 24);
+    check(path, evs_run(runner, image, height, width, row, logits));
+    uint64_t sum = UINT64_C(14695981039346656037);
+    for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((uint8_t *)logits)[i]) * UINT64_C(1099511628211);
+    free(image), free(logits);
+    return sum;
+}
+
+typedef struct {
+    const char *path;
+    evs_model *model;
+    uint64_t sums[kNumSizes];
+    int threads;
+} Job;
+
+/* All sizes, one after the other, in one runner. */
+static void *run_sizes(void *argument) {
+    Job *job = argument;
+    evs_runner *runner = NULL;
+    check(job->path, evs_runner_new(job->model, job->threads, &runner));
+    if (evs_runner_memory(runner, 32, 32) == 0 || evs_runner_memory(runner, 33, 32) != 0) fail(job->path, "wrong memory");
+    for (int i = 0; i < kNumSizes; i++) job->sums[i] = run(job->path, job->model, runner, kSizes[i][0], kSizes[i][1]);
+    evs_runner_free(runner);
+    return NULL;
+}
+
+/* Two runs of one model at the same time, where there are POSIX threads. */
+static void run_side_by_side(Job *job) {
+#if !defined(_WIN32)
+    Job other = *job;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, run_sizes, &other) != 0) fail(job->path, "cannot start a thread");
+    run_sizes(job);
+    pthread_join(thread, NULL);
+    if (memcmp(job->sums, other.sums, sizeof other.sums) != 0) fail(job->path, "two runs at the same time differ");
+#else
+    run_sizes(job);
+#endif
+}
+
+/* Truncated and overwritten programs are refused, or run. */
+static void run_damaged(const char *path, const char *bytes, size_t size) {
+    char *damaged = malloc(size);
+    uint32_t random = 1;
+    for (int turn = 0; turn < 300; turn++) {
+        memcpy(damaged, bytes, size);
+        for (int i = 0; i < 2; i++) {
+            random = random * 1664525u + 1013904223u;
+            damaged[(random >> 8) % (size < 8192 ? size : 8192)] ^= (char)(1 << random % 8);
+        }
+        evs_model *model = NULL;
+        evs_runner *runner = NULL;
+        if (evs_model_load(damaged, turn % 8 ? size : random % size, EVS_FLOAT32, NULL, &model) != EVS_OK) continue;
+        check(path, evs_runner_new(model, 1, &runner));
+        run(path, model, runner, 32, 32);
+        evs_runner_free(runner);
+        evs_model_free(model);
+    }
+    free(damaged);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) fail(argv[0], "PROGRAM...");
+    for (int i = 1; i < argc; i++) {
+        size_t size;
+        char *bytes = read_file(argv[i], &size), isas[256];
+        uint64_t expected[kNumSizes] = {0};
+        int known = 0;
+        for (int precision = EVS_FLOAT32; precision <= EVS_FLOAT16; precision++) {
+            strncpy(isas, evs_instruction_sets(precision), sizeof isas - 1), isas[sizeof isas - 1] = 0;
+            for (char *isa = strtok(isas, " "); isa != NULL; isa = strtok(NULL, " ")) {
+                /* Without fused multiply-add, and in float16, the bytes are the instruction set's own. */
+                const int fused = precision == EVS_FLOAT32 && strcmp(isa, "sse4") != 0;
+                uint64_t own[kNumSizes], *same = fused ? expected : own;
+                for (int t = 0; t < kNumThreads; t++) {
+                    Job job = {argv[i], NULL, {0}, kThreads[t]};
+                    check(argv[i], evs_model_load(bytes, size, precision, isa, &job.model));
+                    if (t == 1) {
+                        run_side_by_side(&job);
+                    } else {
+                        run_sizes(&job);
+                    }
+                    evs_model_free(job.model);
+                    if (t == 0 && !(fused && known)) memcpy(same, job.sums, sizeof own);
+                    if (memcmp(same, job.sums, sizeof own) != 0) fail(argv[i], isa);
+                }
+                known |= fused;
+            }
+        }
+        for (int s = 0; known && s < kNumSizes; s++)
+            printf("%s %dx%d %016llx\n", strrchr(argv[i], '/') ? strrchr(argv[i], '/') + 1 : argv[i], kSizes[s][0], kSizes[s][1],
+                   (unsigned long long)expected[s]);
+        run_damaged(argv[i], bytes, size);
+        free(bytes);
+    }
+    return 0;
+}

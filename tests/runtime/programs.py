@@ -1,0 +1,69 @@
+"""Small programs for the core, one for every kind of block, with random weights; none needs PyTorch.
+
+`python -m tests.runtime.programs FOLDER` writes them to files, for the core's own tests and as the start of fuzzing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from evitseg.architecture import Backbone, BlockKind, ModelConfig, SegmentationHead, Stage, placed_convs
+from evitseg.labels import numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.preprocess import Preprocess
+from evitseg.runtime.evit_file import write_evit
+from evitseg.runtime.openvino_graph import Weights
+from evitseg.runtime.program import compile_program
+
+
+def config(
+    stem: BlockKind, kind: BlockKind, head_kind: BlockKind, kernels: tuple[int, ...], classes: int, head_dim: int = 16
+) -> ModelConfig:
+    """A network whose stages have 16 channels at first and 32 at last; its last two stages attend."""
+    activation = "hardswish" if stem == "depthwise" else "gelu_tanh"
+    first = Stage(16, 0, kind, False, 2, 2, kind == "mbconv"), Stage(24, 1, kind, False, 2, 2, False)
+    later = Stage(32, 1, "mbconv", True, 2, 2, True)
+    head = SegmentationHead(16, 1, head_kind, 2, 2 if kind == "mbconv" else None, classes)
+    return ModelConfig(Backbone(8, 1, stem, (*first, later, later), head_dim, kernels, 1e-5, activation), head)
+
+
+CONFIGS = {
+    "mbconv": config("depthwise", "mbconv", "mbconv", (5,), 5),
+    "fused": config("resblock", "fused_mbconv", "fused_mbconv", (3, 5), 19),
+    "depthwise": config("mbconv", "depthwise", "resblock", (7,), 1, 32),
+}
+
+
+def random_weights(network: ModelConfig) -> list[Weights]:
+    rng, made = np.random.default_rng(0), []
+    for placed in placed_convs(network):
+        conv = placed.conv
+        inputs = conv.inputs // conv.groups
+        scale = (1.6 / (inputs * conv.kernel**2)) ** 0.5
+        kernel = rng.normal(0, scale, (conv.outputs, inputs, conv.kernel, conv.kernel)).astype(np.float32)
+        made.append(Weights(kernel, rng.normal(0, 0.1, conv.outputs).astype(np.float32)))
+    return made
+
+
+def program(network: ModelConfig) -> bytes:
+    return compile_program(network, Preprocess(), random_weights(network))
+
+
+def manifest(network: ModelConfig) -> Manifest:
+    return Manifest("test", network, numbered(network.num_classes), Preprocess(64), Training("none", "Apache-2.0"))
+
+
+def tables(made: bytes) -> int:
+    """Bytes of a program before its weights."""
+    return len(made) - 4 * int(np.frombuffer(made, "<i8", 1, 32)[0])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in CONFIGS.items():
+        (folder / f"{name}.program").write_bytes(program(network))
+        write_evit(folder / f"{name}.evit", manifest(network), program(network))

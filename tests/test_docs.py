@@ -127,7 +127,7 @@ def test_every_replacement_is_needed() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_file_of_this_project_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"\b(?:tests|benchmarks|scripts|examples)/[\w/.-]*\w", text)
+    named = re.findall(r"(?<![\w/])(?:core|tests|benchmarks|scripts|examples)/[\w/.-]*\w", text)
     folders = "|".join(path.name for path in (ROOT / "src/evitseg").iterdir() if path.is_dir())
     named += [f"src/evitseg/{path}" for path in re.findall(rf"`((?:{folders})/[\w/]+\.py)`", text)]
     for path in named:

@@ -44,7 +44,8 @@ static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int 
     float *logits = malloc(bytes);
     uint32_t random = 1;
     for (size_t i = 0; i < row * (size_t)height; i++) random = random * 1664525u + 1013904223u, image[i] = (uint8_t)(random >> 24);
-    check(path, evs_run(runner, image, height, width, row, logits));
+    const int code = evs_run(runner, image, height, width, row, logits);
+    if (code != EVS_NOT_FINITE) check(path, code);  /* as the logits of a damaged program may be */
     uint64_t sum = UINT64_C(14695981039346656037);
     for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((uint8_t *)logits)[i]) * UINT64_C(1099511628211);
     free(image), free(logits);

@@ -61,24 +61,19 @@ int main(int argc, char **argv) {
     if ((code = evs_runner_new(model, 2, &runner)) != EVS_OK) stop(argv[1], evs_error_text(code));
 
     const int h = (height + 31) / 32 * 32, w = (width + 31) / 32 * 32, classes = evs_model_classes(model);
-    const size_t cells = (size_t)(h / 8) * (size_t)(w / 8);
-    unsigned char *input = stretch(image, height, width, h, w);
-    float *logits = allocate((size_t)classes * cells * sizeof(float));
+    if (classes > 255) stop(argv[1], "a PGM with 8 bits has no room for so many classes");
+    unsigned char *input = stretch(image, height, width, h, w), *mask = allocate((size_t)height * (size_t)width);
+    float *logits = allocate((size_t)classes * (size_t)(h / 8) * (size_t)(w / 8) * sizeof(float));
     if ((code = evs_run(runner, input, h, w, (size_t)w * 3, logits)) != EVS_OK) stop(argv[2], evs_error_text(code));
+    const evs_side down = {.logits = h / 8, .pixels = height}, across = {.logits = w / 8, .pixels = width};
+    if ((code = evs_mask(runner, logits, classes, &down, &across, mask)) != EVS_OK) stop(argv[2], evs_error_text(code));
 
     FILE *out = fopen(argv[3], "wb");
-    if (out == NULL) stop(argv[3], "cannot be written");
-    fprintf(out, "P5\n%d %d\n255\n", width, height);
-    for (int y = 0; y < height; y++)
-        for (int x = 0; x < width; x++) {
-            const float *at = logits + (size_t)y * (h / 8) / height * (w / 8) + (size_t)x * (w / 8) / width;
-            int best = 0;
-            for (int c = 1; c < classes; c++) best = at[c * cells] > at[best * cells] ? c : best;
-            fputc(best, out);
-        }
-    if (fclose(out) != 0) stop(argv[3], "cannot be written");
+    if (out == NULL || fprintf(out, "P5\n%d %d\n255\n", width, height) < 0 ||
+        fwrite(mask, (size_t)width, (size_t)height, out) != (size_t)height || fclose(out) != 0)
+        stop(argv[3], "cannot be written");
     evs_runner_free(runner);
     evs_model_free(model);
-    free(program), free(image), free(input), free(logits);
+    free(program), free(image), free(input), free(mask), free(logits);
     return 0;
 }

@@ -107,7 +107,7 @@ def check_wheel(target: str, wheel: Path, folder: Path) -> Path:
             not in archive.read(next(n for n in archive.namelist() if n.endswith("/WHEEL"))).decode()
         ):
             raise WheelError(f"{wheel.name}: says that it is the same for every machine")
-        library = folder / expected.library
+        library: Path = folder / expected.library
         library.write_bytes(archive.read(libraries[0]))
     return library
 

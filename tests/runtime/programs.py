@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evitseg.architecture import Backbone, BlockKind, ModelConfig, SegmentationHead, Stage, placed_convs
+from evitseg.architecture import Activation, Backbone, BlockKind, ModelConfig, SegmentationHead, Stage, placed_convs
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.preprocess import Preprocess
@@ -23,7 +23,7 @@ def config(
     stem: BlockKind, kind: BlockKind, head_kind: BlockKind, kernels: tuple[int, ...], classes: int, head_dim: int = 16
 ) -> ModelConfig:
     """A network whose stages have 16 channels at first and 32 at last; its last two stages attend."""
-    activation = "hardswish" if stem == "depthwise" else "gelu_tanh"
+    activation: Activation = "hardswish" if stem == "depthwise" else "gelu_tanh"
     first = Stage(16, 0, kind, False, 2, 2, kind == "mbconv"), Stage(24, 1, kind, False, 2, 2, False)
     later = Stage(32, 1, "mbconv", True, 2, 2, True)
     head = SegmentationHead(16, 1, head_kind, 2, 2 if kind == "mbconv" else None, classes)

@@ -52,7 +52,8 @@ def test_the_example_writes_the_mask_of_an_image(size: tuple[int, int], tmp_path
 
     def nearest(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
         rows, columns = (np.arange(to) * of // to for to, of in ((height, image.shape[0]), (width, image.shape[1])))
-        return image[rows[:, None], columns]
+        taken: NDArray[np.uint8] = image[rows[:, None], columns]
+        return taken
 
     taken = nearest(pixels, *(-(-side // 32) * 32 for side in size))
     logits = Core(program(network))(taken)

@@ -111,7 +111,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                         n.ring[r] = arena.row(in, n.span);
                     }
                 }
-                if (op.planar) n.line = {arena.numbers(size_t(n.span) * 3 + 12 * kLanes), 0};
+                if (op.planar) n.line = {arena.numbers((size_t(n.span) * 3 + 6 * kWords) / sizeof(E) + 1), 0};
                 break;
             case Kind::inverted:
                 if (op.planar) {
@@ -203,6 +203,18 @@ void advance_plain(const Run &run, Node &n, int first, int last, int rows) {
 
 // --- operations -----------------------------------------------------------------------------------------------------
 
+// Stores floats that `number` gives, a multiple of kFloats.
+template <typename Number>
+EVS_INLINE void put(E *out, int count, Number number) {
+#if EVS_HALF
+    alignas(64) float floats[64];
+    for (int i = 0; i < count; i++) floats[i] = number(i);
+    for (int i = 0; i < count; i += kFloats) store_floats(out + i, load_f(floats + i));
+#else
+    for (int i = 0; i < count; i++) out[i] = number(i);
+#endif
+}
+
 // A row of normalised pixels, 3 numbers each, with zeros outside the image.
 void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
     const float *scale = reinterpret_cast<const float *>(at(run, op.w1)), *shift = scale + 4;  // float32 in every program
@@ -221,8 +233,27 @@ void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
     float scales[kStep], shifts[kStep];
     for (int i = 0; i < kStep; i++) scales[i] = scale[i % 3], shifts[i] = shift[i % 3];
     for (; left >= kStep; left -= kStep, in += kStep, out += kStep)
-        for (int i = 0; i < kStep; i++) out[i] = E(shifts[i] + float(in[i]) * scales[i]);
+        put(out, kStep, [&](int i) { return shifts[i] + float(in[i]) * scales[i]; });
     for (int i = 0; i < left; i++) out[i] = E(shifts[i] + float(in[i]) * scales[i]);
+}
+
+// The same as planes for the narrow convolution.
+void image_planes(const Run &run, const Node &n, int y, Row to) {
+    if (y < 0 || y >= run.height) {
+        memset(to.p, 0, size_t(to.block) * 6 * sizeof(E));
+        return;
+    }
+    const float *scale = reinterpret_cast<const float *>(at(run, n.source->op->w1)), *shift = scale + 4;
+    const int first = n.low < 0 ? 0 : n.low, last = n.low + n.span < run.width ? n.low + n.span : run.width;
+    uint8_t *bytes = reinterpret_cast<uint8_t *>(n.line.p);
+    memcpy(bytes + ptrdiff_t(first - n.low) * 3, run.image + y * run.row_bytes + ptrdiff_t(first) * 3, size_t(last - first) * 3);
+    split_pixels(bytes, n.span, scale, shift, to.p, int(to.block));
+    auto clear = [&](int from, int until) {
+        for (int x = from; x < until; x++)
+            for (int c = 0; c < 3; c++) to.p[((x - n.low) % 2 * 3 + c) * to.block + (x - n.low) / 2] = E(0);
+    };
+    clear(n.low, first);
+    clear(last, n.low + n.span);
 }
 
 Row conv3_row(const Run &run, Node &n, int y, Row out) {
@@ -233,10 +264,10 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
         if (n.have == INT32_MIN) n.have = first - 1;
         while (n.have < first + 2) {
             const Row to = n.ring[mod(++n.have, 3)];
-            image_row(run, *n.source->op, n.have, n.low, n.span, op.planar ? n.line.p : to.p);
             if (op.planar) {
-                memset(n.line.p + ptrdiff_t(n.span) * 3, 0, 12 * kLanes * sizeof(E));
-                split_pixels(n.line.p, n.span, to.p, int(to.block));
+                image_planes(run, n, n.have, to);
+            } else {
+                image_row(run, *n.source->op, n.have, n.low, n.span, to.p);
             }
         }
         if (op.planar) {
@@ -323,7 +354,7 @@ Row inverted_row(const Run &run, Node &n, int y, Row out) {
     const Row rows[3] = {n.ring[mod(first, 3)], n.ring[mod(first + 1, 3)], n.ring[mod(first + 2, 3)]};
     depthwise3(op.stride, op.act, rows, mid, at(run, op.w2), at(run, op.b2), n.columns(), n.line);
     const Row residual = op.residual ? n.input[mod(y, 3)].from(n.x0 - n.source->x0) : Row{nullptr, 0};
-    pointwise(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, n.columns(), out, n.blocks, residual);
+    projection(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, n.columns(), out, op.out, residual);
     return out;
 }
 
@@ -397,7 +428,7 @@ Row row_of(const Run &run, Node &n, int y, Row out) {
         case Kind::residual: return residual_row(run, n, y, out);
         case Kind::pointwise: {
             const Row in = pull(run, *n.source, y, n.space[0]);
-            pointwise(in, op.in, at(run, op.w1), at(run, op.b1), op.act, n.columns(), out, n.blocks, {nullptr, 0});
+            projection(in, op.in, at(run, op.w1), at(run, op.b1), op.act, n.columns(), out, op.out, {nullptr, 0});
             return out;
         }
         case Kind::upsum: {

@@ -28,6 +28,20 @@ EVS_INLINE const float *floats_of(const E *p, int pixels, float *space) {
 EVS_INLINE F load_f(const float *p) { return *reinterpret_cast<const F *>(p); }
 EVS_INLINE void store_f(float *p, F v) { *reinterpret_cast<F *>(p) = v; }
 
+// Adds t[j] += k_j v over some tokens, 16 floats each, and totals += k where wanted.
+template <bool kTotals>
+EVS_INLINE void add_products(const float *key, const float *value, int pixels, F *t, F *totals) {
+    for (int q = 0; q < pixels; q++, key += 16, value += 16) {
+        const F v = load_f(value);
+        EVS_UNROLL
+        for (int j = 0; j < 16; j++) t[j] = t[j] + all_floats(key[j]) * v;
+        if constexpr (kTotals) {
+            EVS_UNROLL
+            for (int i = 0; i < 16 / kFloats; i++) totals[i] = totals[i] + load_f(key + i * kFloats);
+        }
+    }
+}
+
 // Adds the sums of `pixels` tokens of a row, at most kSumColumns, to `sums`. k and v are the first channels of one head.
 static __attribute__((noinline)) void add_sums(Row k, Row v, int dim, int pixels, float *sums) {
     float *z = sums + dim * dim;
@@ -38,75 +52,73 @@ static __attribute__((noinline)) void add_sums(Row k, Row v, int dim, int pixels
         for (int vb = 0; vb < dim; vb += 16) {
             const float *values = floats_of(v.channels_from(vb).p, pixels, space);
             for (int ib = 0; ib < 16; ib += kFloats) {
-                F t[16];
-                for (int j = 0; j < 16; j++) t[j] = F{};
-                const float *key = keys, *val = values + ib;
-                for (int q = 0; q < pixels; q++, key += 16, val += 16) {
-                    const F value = load_f(val);
-#pragma GCC unroll 16
-                    for (int j = 0; j < 16; j++) t[j] = t[j] + all_floats(key[j]) * value;
+                F t[16] = {};
+                if (vb == 0 && ib == 0) {
+                    F totals[16 / kFloats] = {};
+                    add_products<true>(keys, values, pixels, t, totals);
+                    for (int i = 0; i < 16 / kFloats; i++) store_f(z + jb + i * kFloats, load_f(z + jb + i * kFloats) + totals[i]);
+                } else {
+                    add_products<false>(keys, values + ib, pixels, t, nullptr);
                 }
+                EVS_UNROLL
                 for (int j = 0; j < 16; j++) {
                     float *at = sums + (jb + j) * dim + vb + ib;
                     store_f(at, load_f(at) + t[j]);
                 }
             }
         }
-        for (int lane = 0; lane < 16; lane += kFloats) {
-            const float *key = keys + lane;
-            F total = F{};
-            for (int q = 0; q < pixels; q++, key += 16) total = total + load_f(key);
-            store_f(z + jb + lane, load_f(z + jb + lane) + total);
-        }
     }
 }
 
-// q: 16 floats for each pixel, `block` from 16 channels to the next.
+// q: 16 floats for each pixel, `block` from 16 channels to the next. z: kFloats times each of the sums of keys.
 template <int kPixels>
-static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, float eps, Row out) {
-    const float *z = sums + dim * dim;
-    float inverse[kPixels] = {};  // not a product of two broadcasts: compilers would make a scalar one, and not fuse it
-    for (int j = 0; j < dim; j++) {
-        const float *qj = q + (j / 16) * block + j % 16;
-        EVS_UNROLL
-        for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + qj[p * 16] * z[j];
-    }
-    EVS_UNROLL
-    for (int p = 0; p < kPixels; p++) inverse[p] = 1.0f / (inverse[p] + eps > 0x1p-100f ? inverse[p] + eps : 0x1p-100f);
+static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, const float *z, float eps, Row out) {
+    F inverse[kPixels] = {};
     for (int ib = 0; ib < dim; ib += kFloats) {
-        F sum[kPixels];
-        EVS_UNROLL
-        for (int p = 0; p < kPixels; p++) sum[p] = F{};
+        F sum[kPixels] = {};
         for (int j = 0; j < dim; j++) {
             const F t = load_f(sums + j * dim + ib);
             const float *qj = q + (j / 16) * block + j % 16;
             EVS_UNROLL
             for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(qj[p * 16]) * t;
+            if (ib > 0) continue;
+            const F zj = load_f(z + j * kFloats);
+            EVS_UNROLL
+            for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + all_floats(qj[p * 16]) * zj;
         }
         EVS_UNROLL
-        for (int p = 0; p < kPixels; p++) store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * all_floats(inverse[p]));
+        for (int p = 0; p < kPixels; p++) {
+            if (ib == 0) {  // all lanes of a divisor are the same: one division is enough
+                const float divisor = max(inverse[p] + all_floats(eps), all_floats(0x1p-100f))[0];
+                inverse[p] = all_floats(1.0f / divisor);
+            }
+            store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * inverse[p]);
+        }
     }
 }
 
 constexpr int kMaxDim = 256;
 
 template <int kPixels>
-EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, float eps, Row out) {
+EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, const float *z, float eps, Row out) {
 #if EVS_HALF
     alignas(64) float floats[kMaxDim * kPixels];
     for (int j = 0; j < dim; j += 16) floats_of(q.channels_from(j).p, kPixels, floats + j * kPixels);
-    answer<kPixels>(floats, 16 * kPixels, dim, sums, eps, out);
+    answer<kPixels>(floats, 16 * kPixels, dim, sums, z, eps, out);
 #else
-    answer<kPixels>(q.p, q.block, dim, sums, eps, out);
+    answer<kPixels>(q.p, q.block, dim, sums, z, eps, out);
 #endif
 }
 
 // Answers of one head to `pixels` queries of a row, which are positive already.
 EVS_INLINE void answers(Row q, int dim, const float *sums, float eps, int pixels, Row out) {
     constexpr int kPixels = EVS_BYTES == 64 ? 8 : 4;
+    // From memory: a compiler would make a scalar product of two broadcasts, and not fuse it with the sum.
+    alignas(64) float z[kMaxDim * kFloats];
+    for (int j = 0; j < dim; j++) store_f(z + j * kFloats, all_floats(sums[dim * dim + j]));
     int p = 0;
-    for (; p + kPixels <= pixels; p += kPixels) answer_pixels<kPixels>(q.from(p), dim, sums, eps, out.from(p));
-    for (; p < pixels; p++) answer_pixels<1>(q.from(p), dim, sums, eps, out.from(p));
+    for (; p + kPixels <= pixels; p += kPixels) answer_pixels<kPixels>(q.from(p), dim, sums, z, eps, out.from(p));
+    for (; p < pixels; p++) answer_pixels<1>(q.from(p), dim, sums, z, eps, out.from(p));
 }
 
 }  // namespace evs::EVS_ISA

@@ -24,41 +24,42 @@ EVS_INLINE void store_any(E *p, V v, int count) {
 // Numbers of a plane of so many pixels: what is read a vector at a time may reach a vector beyond.
 inline int plane_of(int pixels) { return (pixels + kLanes + kBlock - 1) / kBlock * kBlock; }
 
-// Lanes first, first + 6, first + 12, ... of two vectors side by side, where they lie in them; any other lane elsewhere.
-constexpr int within(int lane) { return lane >= 0 && lane < 2 * kLanes ? lane : 0; }
+// Two pixels are three words of two bytes. kWords of these are split at a time.
+constexpr int kWords = EVS_BYTES == 64 ? 32 : 8;
+typedef uint16_t Words __attribute__((vector_size(kWords * 2), aligned(2), may_alias));
+typedef uint16_t LaneWords __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 
-template <int kFirst, int... kLane>
-EVS_INLINE V every_sixth(V a, V b, std::integer_sequence<int, kLane...>) {
+// Words first, first + 3, first + 6, ... of three vectors side by side.
+template <int first, int... k>
+EVS_INLINE Words every_third(Words a, Words b, Words c, std::integer_sequence<int, k...>) {
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, within(kFirst + 6 * kLane)...);
+    const Words two = __builtin_shufflevector(a, b, (first + 3 * k) % (2 * kWords)...);
+    return __builtin_shufflevector(two, c, (first + 3 * k < 2 * kWords ? k : first + 3 * k - kWords)...);
 #else
-    return __builtin_shuffle(a, b, I{within(kFirst + 6 * kLane)...});
+    const Words two = __builtin_shuffle(a, b, Words{(first + 3 * k) % (2 * kWords)...});
+    return __builtin_shuffle(two, c, Words{(first + 3 * k < 2 * kWords ? k : first + 3 * k - kWords)...});
 #endif
 }
 
-// Number j of every pair of pixels, which are six numbers each, from six vectors.
-template <int j, int... kLane>
-EVS_INLINE V of_pairs(const V *a, std::integer_sequence<int, kLane...> lanes) {
-    constexpr int kTwo = 2 * kLanes;
-    const V first = every_sixth<j>(a[0], a[1], lanes);
-    const V second = every_sixth<j - kTwo>(a[2], a[3], lanes);
-    const V third = every_sixth<j - 2 * kTwo>(a[4], a[5], lanes);
-    const I in_second = {((j + 6 * kLane) / kTwo == 1 ? -1 : 0)...}, in_third = {((j + 6 * kLane) / kTwo == 2 ? -1 : 0)...};
-    return in_third ? third : in_second ? second : first;
+EVS_INLINE void normalise(Words words, float scale, float shift, E *out) {
+    for (int i = 0; i < kWords; i += kLanes) {
+        LaneWords part;
+        memcpy(&part, reinterpret_cast<const char *>(&words) + i * 2, sizeof part);
+        store(out + i, all(E(shift)) + __builtin_convertvector(part, V) * all(E(scale)));
+    }
 }
 
-// From pixels with 3 numbers each to six planes: channels of the even pixels, then of the odd ones.
-EVS_INLINE void split_pixels(const E *in, int pixels, E *out, int plane) {
-    constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
-    for (int k = 0; 2 * k < pixels; k += kLanes, in += 6 * kLanes) {
-        V a[6];
-        for (int i = 0; i < 6; i++) a[i] = load_any(in + i * kLanes);
-        store(out + k, of_pairs<0>(a, lanes));
-        store(out + plane + k, of_pairs<1>(a, lanes));
-        store(out + 2 * ptrdiff_t(plane) + k, of_pairs<2>(a, lanes));
-        store(out + 3 * ptrdiff_t(plane) + k, of_pairs<3>(a, lanes));
-        store(out + 4 * ptrdiff_t(plane) + k, of_pairs<4>(a, lanes));
-        store(out + 5 * ptrdiff_t(plane) + k, of_pairs<5>(a, lanes));
+// From RGB pixels of 3 bytes to six planes of normalised numbers: channels of the even pixels, then of the odd ones.
+// Reads up to 6 * kWords bytes, and writes up to kWords numbers, more than there are.
+EVS_INLINE void split_pixels(const uint8_t *in, int pixels, const float *scale, const float *shift, E *out, int plane) {
+    constexpr auto lanes = std::make_integer_sequence<int, kWords>();
+    for (int k = 0; 2 * k < pixels; k += kWords, in += 6 * kWords, out += kWords) {
+        Words part[3];
+        memcpy(part, in, sizeof part);
+        const Words words[3] = {every_third<0>(part[0], part[1], part[2], lanes), every_third<1>(part[0], part[1], part[2], lanes),
+                                every_third<2>(part[0], part[1], part[2], lanes)};
+        for (int j = 0; j < 6; j++)  // the first of a word's bytes is its lower one
+            normalise(j % 2 ? words[j / 2] >> 8 : words[j / 2] & 255, scale[j % 3], shift[j % 3], out + ptrdiff_t(j) * plane);
     }
 }
 

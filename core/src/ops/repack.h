@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "../platform.h"
+#include "dense.h"
 #include "vector.h"
 
 namespace evs::EVS_ISA {
@@ -32,6 +33,14 @@ struct Packer {
                 }
         return at;
     }
+    // The same for `pointwise_pairs`: [input channel / 2][16][2].
+    int64_t pairs(int64_t offset, int inputs) {
+        const int64_t at = take(int64_t(inputs) * kPacked);
+        if (to == nullptr) return at;
+        for (int c = 0; c < inputs; c++)
+            for (int o = 0; o < kPacked; o++) to[at + (c / 2 * kPacked + o) * 2 + c % 2] = E(from[offset + c * kPacked + o]);
+        return at;
+    }
     // Groups of `dim` channels that mix among themselves. Several groups in one block become one that mixes no others.
     int64_t groups(int64_t offset, int count, int dim) {
         const int unit = dim < kBlock ? kBlock : dim, units = (count * dim + unit - 1) / unit;
@@ -58,14 +67,21 @@ struct Packer {
 inline void repack(Op &op, Packer &p) {
     auto dense = [&](int64_t &w, int64_t &b, int in, int out, int taps) { w = p.rows(w, out, int64_t(in) * taps), b = p.rows(b, out, 1); };
     auto depthwise = [&](int64_t &w, int64_t &b, int channels, int taps) { w = p.rows(w, channels, taps), b = p.rows(b, channels, 1); };
+    auto projection = [&](int64_t &w, int64_t &b, int in, int out) {
+        w = takes_pairs(in, out) ? p.pairs(w, in) : p.rows(w, out, in), b = p.rows(b, out, 1);
+    };
     switch (op.kind) {
         case Kind::image: op.w1 = p.floats(op.w1, 8); break;
         case Kind::conv3: dense(op.w1, op.b1, op.in, op.out, 9); break;
-        case Kind::pointwise: dense(op.w1, op.b1, op.in, op.out, 1); break;
+        case Kind::pointwise: projection(op.w1, op.b1, op.in, op.out); break;
         case Kind::inverted:
             if (op.expands) dense(op.w1, op.b1, op.in, op.mid, 1);
             depthwise(op.w2, op.b2, op.mid, 9);
-            dense(op.w3, op.b3, op.mid, op.out, 1);
+            if (op.planar) {
+                dense(op.w3, op.b3, op.mid, op.out, 1);
+            } else {
+                projection(op.w3, op.b3, op.mid, op.out);
+            }
             break;
         case Kind::fused:
             dense(op.w1, op.b1, op.in, op.mid, 9);

@@ -5,6 +5,8 @@
 
 namespace evs::EVS_ISA {
 
+constexpr int kMaxFactor = 4;
+
 // Weights of the four taps around output position `at`, and the input index of the first tap.
 EVS_INLINE int cubic_taps(int at, int factor, float w[4]) {
     const double position = (at + 0.5) / factor - 0.5;
@@ -48,9 +50,11 @@ static void add_enlarged(const E *map, int height, int width, int blocks, int fa
             store(line + i, sum);
         }
     }
+    float weights[kMaxFactor][4];  // they repeat with the factor, exactly
+    for (int phase = 0; phase < factor; phase++) cubic_taps(phase, factor, weights[phase]);
     for (int x = x0; x < x1; x++) {
-        float wx[4];
-        const int left = cubic_taps(x, factor, wx);
+        const float *wx = weights[x % factor];
+        const int left = x / factor + (x % factor < factor / 2 ? -2 : -1);
         int from[4];
         for (int t = 0; t < 4; t++) from[t] = (clamp(left + t, width - 1) - first) * kBlock;
         for (int b = 0; b < blocks; b++) {

@@ -10,6 +10,12 @@
 
 #include "../program.h"
 
+#if EVS_HALF && defined(__x86_64__)
+#include <immintrin.h>
+#elif EVS_HALF
+#include <arm_neon.h>
+#endif
+
 #ifndef EVS_WIDTH
 #error "EVS_WIDTH: numbers in a vector; see build.py"
 #endif
@@ -69,19 +75,21 @@ EVS_INLINE T max(T a, T b) { return a > b ? a : b; }
 template <typename T>
 EVS_INLINE T min(T a, T b) { return a < b ? a : b; }
 
-// kFloats numbers as floats, and back.
+// kFloats numbers as floats, and back. GCC 12 makes scalar code of __builtin_convertvector between these.
 EVS_INLINE F load_floats(const E *p) {
-#if EVS_HALF
-    typedef E Part __attribute__((vector_size(kFloats * 2), aligned(kFloats * 2), may_alias));
-    return __builtin_convertvector(*reinterpret_cast<const Part *>(p), F);
+#if EVS_HALF && defined(__x86_64__)
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+#elif EVS_HALF
+    return (F)vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(p)));
 #else
     return load(p);
 #endif
 }
 EVS_INLINE void store_floats(E *p, F v) {
-#if EVS_HALF
-    typedef E Part __attribute__((vector_size(kFloats * 2), aligned(kFloats * 2), may_alias));
-    *reinterpret_cast<Part *>(p) = __builtin_convertvector(v, Part);
+#if EVS_HALF && defined(__x86_64__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif EVS_HALF
+    vst1_f16(reinterpret_cast<float16_t *>(p), vcvt_f16_f32((float32x4_t)v));
 #else
     store(p, v);
 #endif

@@ -2,6 +2,7 @@
  * logits PROGRAM IMAGE.rgb HEIGHT WIDTH THREADS OUT [ISA] */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../include/evitseg.h"
 
@@ -30,7 +31,9 @@ int main(int argc, char **argv) {
     if (program == NULL || image == NULL || image_size < (size_t)height * (size_t)width * 3) return fail(argv[2], EVS_BAD_ARGUMENT);
     evs_model *model = NULL;
     evs_runner *runner = NULL;
-    int code = evs_model_load(program, program_size, EVS_FLOAT32, argc > 7 ? argv[7] : NULL, &model);
+    const char *isa = argc > 7 ? argv[7] : NULL;
+    const int precision = isa != NULL && strstr(isa, "fp16") != NULL ? EVS_FLOAT16 : EVS_FLOAT32;
+    int code = evs_model_load(program, program_size, precision, isa, &model);
     if (code != EVS_OK) return fail(argv[1], code);
     code = evs_runner_new(model, atoi(argv[5]), &runner);
     if (code != EVS_OK) return fail(argv[1], code);

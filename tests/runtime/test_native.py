@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.optional import needs
 
 needs("torch")
 
-import torch
 
 from evitseg.architecture import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
 from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
@@ -25,53 +23,16 @@ from evitseg.labels import numbered
 from evitseg.loading import load
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
-from evitseg.model.fold import folded
-from evitseg.model.layers import ConvNormAct
-from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.engines import open_engine
-from evitseg.runtime.openvino_graph import Weights
-from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
+from evitseg.runtime.program import CONV3, IMAGE, STORE
 from evitseg.runtime.upsample import argmax_upsampled
+from tests.programs import image, network, program_of, torch_logits
 
 CORE = Path(__file__).parents[2] / "core"
 FUSED = [name for name in instruction_sets() if name != "sse4"]  # those with fused multiply-add
-
-
-def network(config: ModelConfig) -> EfficientViT:
-    """Random weights, with batch norms that do something."""
-    torch.manual_seed(0)
-    made = EfficientViT(config).eval()
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-    return made
-
-
-def program_of(made: EfficientViT) -> bytes:
-    weights = []
-    for module in made.modules():
-        if isinstance(module, ConvNormAct):
-            kernel, bias = folded(module)
-            weights.append(Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32)))
-    return compile_program(made.config, Preprocess(), weights)
-
-
-def image(height: int, width: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def torch_logits(made: EfficientViT, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = NormalizedModel(made, Preprocess())(torch.from_numpy(pixels)[None])[0].numpy()
-    return logits
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SEGMENTATION)
@@ -182,7 +143,7 @@ def test_a_checkpoint_runs_as_it_is(variant: str, tmp_path: Path) -> None:
     made, pixels = network(model_config(variant, 5)), image(64, 96)
     manifest = Manifest(f"{variant}-test", made.config, numbered(5), Preprocess(), Training("none", "Apache-2.0"))
     save_checkpoint(made, manifest, tmp_path / "run.safetensors")
-    segment = load(tmp_path / "run.safetensors", engine="native", size="native")
+    segment = load(tmp_path / "run.safetensors", engine="native", precision="float32", size="native")
     np.testing.assert_array_equal(segment.logits(pixels), Core(program_of(made))(pixels))
     assert segment.manifest.name == manifest.name
     bad = made.state_dict()

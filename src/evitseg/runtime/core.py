@@ -26,6 +26,11 @@ ISA_VARIABLE = "EVITSEG_ISA"
 """Environment variable that selects an instruction set, for tests and comparisons."""
 CorePrecision = Literal["float32", "float16"]
 _PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1}  # evitseg.h
+_NOT_FINITE = 5
+
+
+class NotFiniteError(EngineError):
+    """A network's numbers grow beyond what the precision can hold."""
 
 
 class MaskSide(ctypes.Structure):
@@ -73,7 +78,11 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
 
 
 def check(code: int, path: Path = LIBRARY) -> None:
-    """Raises: EngineError for an error code of the core."""
+    """Raises: EngineError for an error code of the core, and its child NotFiniteError."""
+    if code == _NOT_FINITE:
+        raise NotFiniteError(
+            "the native engine: numbers of this network grow beyond what float16 can hold; use float32."
+        )
     if code:
         raise EngineError(f"the native engine: {library(path).evs_error_text(code).decode()}.")
 
@@ -113,6 +122,7 @@ class Core:
         self._runners: list[ctypes.c_void_p] = []
         self._model = ctypes.c_void_p()
         self.library, self._path = library(path), path
+        self.precision = precision
         known = instruction_sets(precision, path)
         if not known:
             raise EngineError(f"{processor_name()} does not compute in {precision}; use float32.")

@@ -4,57 +4,81 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evitseg._version import __version__
+from evitseg.architecture import ModelConfig
 from evitseg.engine import EngineInfo, Precision
-from evitseg.errors import EngineError, WeightsError
+from evitseg.errors import EngineError, WeightsError, warn
 from evitseg.manifest import Manifest
 from evitseg.runtime import evit_file
 from evitseg.runtime.checkpoint import read_checkpoint
-from evitseg.runtime.core import ISA_VARIABLE, Core
-from evitseg.runtime.program import compile_program
+from evitseg.runtime.core import ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
+from evitseg.runtime.program import compile_program, has_float16
 from evitseg.system.machine import physical_cores, processor_name
 
 
 class NativeEngine:
-    """A model file of the core (.evit), a checkpoint (.safetensors) or an ONNX file in our own core, in float32.
+    """A model file of the core (.evit), a checkpoint (.safetensors) or an ONNX file in our own core.
 
-    The logits are bit for bit the same on every processor with fused multiply-add, for any number of threads.
+    The logits are bit for bit the same for any number of threads. In float32 they are so on every processor with fused
+    multiply-add; in float16 they depend on the instruction set.
 
     Args:
+        precision: "float32", or "float16" where the processor computes in it, as Intel's from Sapphire Rapids and Arm's
+            from Cortex-A76 do. "auto" is float16 where there is that; if the network's numbers then turn out to be too
+            large for it, the engine warns once and goes on in float32.
         threads: threads of all streams together, at least one per stream; None for one per physical core.
         streams: images that run at the same time; they divide the threads.
+
+    Raises: EngineError for a precision that this processor does not compute in.
     """
 
     def __init__(
         self, model_file: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
     ) -> None:
-        if precision not in ("auto", "float32"):
-            raise EngineError(f"the native engine computes in float32, not in {precision}; use --engine openvino.")
-        self.manifest, program = _program_of(model_file)
-        threads = threads or physical_cores()
-        self.core = Core(program, max(1, threads // streams), streams, os.environ.get(ISA_VARIABLE) or None)
+        self.manifest, self._program = _program_of(model_file)
+        self._threads, self._streams = threads or physical_cores(), streams
+        self._may_fall_back = precision == "auto"
+        self._lock = Lock()
+        self._open(_chosen_precision(precision, self.manifest.model))
         if self.core.classes != self.manifest.model.num_classes:
             raise WeightsError(
                 f"{model_file}: its program has {self.core.classes} classes and its manifest "
                 f"{self.manifest.model.num_classes}; export it again."
             )
+
+    def _open(self, precision: CorePrecision) -> None:
+        isa, threads = os.environ.get(ISA_VARIABLE) or None, max(1, self._threads // self._streams)
+        if isa is not None and self._may_fall_back and isa in instruction_sets("float32"):
+            precision = "float32"
+        elif precision == "float32" and isa in instruction_sets("float16"):
+            isa = None
+        self.core = Core(self._program, threads, self._streams, isa, precision=precision)
         self.info = EngineInfo(
             engine=f"evitseg core ({self.core.isa})",
             version=__version__,
-            precision="float32",
-            threads=threads,
+            precision=precision,
+            threads=self._threads,
             device=processor_name(),
-            streams=streams,
+            streams=self._streams,
         )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if len(images) == 1:
-            return self.core(images[0])[None]  # without a copy
-        return np.stack([self.core(image) for image in images])
+        core = self.core
+        try:
+            return _batch(core, images)
+        except NotFiniteError:
+            if not self._may_fall_back or core.precision == "float32":
+                raise
+        with self._lock:
+            if self.core is core:
+                warn("float16 cannot hold this network's numbers; the native engine goes on in float32.")
+                self._open("float32")
+        return _batch(self.core, images)
 
 
 def _program_of(model_file: Path) -> tuple[Manifest, bytes]:
@@ -67,3 +91,20 @@ def _program_of(model_file: Path) -> tuple[Manifest, bytes]:
 
         manifest, weights = openvino_weights(model_file)
     return manifest, compile_program(manifest.model, manifest.preprocess, weights)
+
+
+def _batch(core: Core, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    if len(images) == 1:
+        return core(images[0])[None]  # without a copy
+    return np.stack([core(image) for image in images])
+
+
+def _chosen_precision(precision: Precision, config: ModelConfig) -> CorePrecision:
+    """The precision that the core computes in. Raises: EngineError."""
+    if precision == "bfloat16":
+        raise EngineError("the native engine computes in float32 or float16, not in bfloat16; use --engine openvino.")
+    if precision == "float32" or (precision == "auto" and not (instruction_sets("float16") and has_float16(config))):
+        return "float32"
+    if not has_float16(config):
+        raise EngineError("the native engine runs this network in float32 only; use --precision float32.")
+    return "float16"

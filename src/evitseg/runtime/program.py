@@ -72,6 +72,11 @@ def compile_program(config: ModelConfig, preprocess: Preprocess, weights: Sequen
     return _Compiler(config, preprocess, weights).program()
 
 
+def has_float16(config: ModelConfig) -> bool:
+    """Whether the core can run a network in float16, whose channels lie in blocks of 32."""
+    return config.backbone.head_dim == BLOCK or config.backbone.head_dim % (2 * BLOCK) == 0
+
+
 def _blocks(channels: int) -> int:
     return -(-channels // BLOCK)
 

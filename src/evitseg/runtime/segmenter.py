@@ -147,7 +147,6 @@ class Segmenter:
         if size is not None and engine.manifest.preprocess.fixed is not None:
             engine.manifest.preprocess.fit((1, 1), size)  # raises: the model has only one size
         self.engine = engine
-        self._core = engine.core if isinstance(engine, NativeEngine) else None
         self.size = size
         self.reading = engine.manifest.reading if reading is None else reading
         self.loaded_by: Callable[[], Segmenter] | None = None
@@ -190,7 +189,8 @@ class Segmenter:
         return finite(self.engine(images), self.engine.manifest, self.engine.info)
 
     def _mask_of(self, logits: Logits, size: tuple[int, int]) -> Mask:
-        return argmax_upsampled(logits, size, core=self._core)
+        core = self.engine.core if isinstance(self.engine, NativeEngine) else None
+        return argmax_upsampled(logits, size, core=core)
 
     def mask(self, image: ImageArray) -> Mask:
         """(H, W) class indices of an (H, W, 3) image."""

@@ -1,0 +1,136 @@
+"""The core in float16: close to float32, the same bits for any number of threads, and never a mask of infinities."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.optional import needs
+
+needs("torch")
+
+import torch
+
+from evitseg.architecture import BACKBONES, PUBLISHED_SEGMENTATION, model_config
+from evitseg.errors import EngineError, EvitsegWarning
+from evitseg.labels import numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.model.checkpoints import save_checkpoint
+from evitseg.model.network import EfficientViT
+from evitseg.preprocess import Preprocess
+from evitseg.runtime.core import ISA_VARIABLE, Core, NotFiniteError, instruction_sets
+from evitseg.runtime.native import NativeEngine
+from tests.programs import image, network, program_of
+
+CORE = Path(__file__).parents[2] / "core"
+SETS = instruction_sets("float16")
+
+computes_in_float16 = pytest.mark.skipif(not SETS, reason="this processor does not compute in float16")
+
+
+def checkpoint(made: EfficientViT, path: Path) -> Path:
+    manifest = Manifest("random", made.config, numbered(5), Preprocess(), Training("none", "Apache-2.0"))
+    save_checkpoint(made, manifest, path)
+    return path
+
+
+def too_large(made: EfficientViT) -> EfficientViT:
+    """The same network with features beyond 65504 in the middle."""
+    with torch.no_grad():
+        for parameter in made.backbone.stages[1].parameters():
+            parameter.mul_(10)
+    return made
+
+
+@computes_in_float16
+@pytest.mark.parametrize("name", PUBLISHED_SEGMENTATION)
+def test_every_published_network_is_close_to_float32(name: str) -> None:
+    program, pixels = program_of(network(PUBLISHED_SEGMENTATION[name])), image(64, 96)
+    expected, found = Core(program)(pixels), Core(program, precision="float16")(pixels)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.03 * np.sqrt(np.mean(expected**2))
+    assert not np.array_equal(found, expected)
+
+
+@computes_in_float16
+@pytest.mark.parametrize("size", [(32, 32), (256, 96), (160, 1088), (544, 64)])
+@pytest.mark.parametrize(("variant", "classes"), [("b0", 5), ("b0", 19), ("l0", 5)])
+def test_threads_change_no_bit(variant: str, classes: int, size: tuple[int, int]) -> None:
+    program, pixels = program_of(network(model_config(variant, classes))), image(*size)
+    for isa in SETS:
+        expected = Core(program, 1, isa=isa, precision="float16")(pixels)
+        for threads in (2, 3, 9):
+            assert Core(program, threads, isa=isa, precision="float16")(pixels).tobytes() == expected.tobytes()
+
+
+@computes_in_float16
+def test_memory_is_half_of_that_of_float32() -> None:
+    program = program_of(network(model_config("b0", 19)))
+    assert Core(program, precision="float16").memory(512, 1024) < 0.6 * Core(program).memory(512, 1024)
+
+
+def test_arms_float16_is_close_to_float32(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
+    pixels, program = image(64, 96), program_of(network(model_config("b0", 5)))
+    (tmp_path / "program").write_bytes(program)
+    (tmp_path / "image").write_bytes(pixels.tobytes())
+    library = tmp_path / "libevitseg.so"
+    subprocess.run([sys.executable, CORE / "build.py", library, compiler], check=True)
+    link = ["-x", "c", str(CORE / "tests" / "logits.c"), "-x", "none", str(library), f"-Wl,-rpath,{tmp_path}", "-lm"]
+    subprocess.run([compiler, *link, "-o", str(tmp_path / "logits")], check=True)
+    arguments = ["program", "image", "64", "96", "2", "out", "neonfp16"]
+    subprocess.run([emulator, "-L", "/usr/aarch64-linux-gnu", "./logits", *arguments], check=True, cwd=tmp_path)
+    expected = Core(program)(pixels)
+    found = np.fromfile(tmp_path / "out", np.float32, expected.size).reshape(expected.shape)  # a mask follows
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.03 * np.sqrt(np.mean(expected**2))
+
+
+@computes_in_float16
+def test_numbers_beyond_float16_are_an_error_or_computed_in_float32(tmp_path: Path) -> None:
+    made, pixels = too_large(network(model_config("b0", 5))), image(64, 96)
+    with pytest.raises(NotFiniteError, match="float16 can hold; use float32"):
+        Core(program_of(made), precision="float16")(pixels)
+    path = checkpoint(made, tmp_path / "large.safetensors")
+    with pytest.raises(EngineError, match="use float32"):
+        NativeEngine(path, "float16")(pixels[None])
+    engine = NativeEngine(path)
+    assert engine.info.precision == "float16"
+    with pytest.warns(EvitsegWarning, match="goes on in float32"):
+        found = engine(pixels[None])
+    assert engine.info.precision == "float32"
+    np.testing.assert_array_equal(found, NativeEngine(path, "float32")(pixels[None]))
+    assert np.isfinite(found).all()
+
+
+def test_a_precision_that_does_not_exist_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
+    with pytest.raises(EngineError, match="not in bfloat16"):
+        NativeEngine(path, "bfloat16")
+    monkeypatch.setattr("evitseg.runtime.core.instruction_sets", lambda *_, **__: [])
+    with pytest.raises(EngineError, match="does not compute in float16; use float32"):
+        NativeEngine(path, "float16")
+
+
+def test_an_instruction_set_chooses_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
+    assert NativeEngine(path).info.precision == ("float16" if SETS else "float32")
+    slowest = instruction_sets("float32")[-1]
+    monkeypatch.setenv(ISA_VARIABLE, slowest)
+    assert NativeEngine(path).info.engine == f"evitseg core ({slowest})"
+
+
+def test_heads_that_do_not_fit_blocks_of_32_channels_run_in_float32(tmp_path: Path) -> None:
+    b0 = BACKBONES["b0"]
+    first, second, third, fourth = (replace(stage, width=48 * (i + 1)) for i, stage in enumerate(b0.stages))
+    config = replace(model_config("b0", 5), backbone=replace(b0, stages=(first, second, third, fourth), head_dim=48))
+    path = checkpoint(network(config), tmp_path / "model.safetensors")
+    assert NativeEngine(path).info.precision == "float32"
+    with pytest.raises(EngineError, match="this network in float32 only"):
+        NativeEngine(path, "float16")

@@ -1,9 +1,11 @@
-"""The core beside OpenVINO: the network alone in float32, same machine, image and threads, in rounds.
+"""The core beside plain conversions in OpenVINO: the network alone, same machine, image and threads, in rounds.
 
-    python benchmarks/core.py CHECKPOINT
+    python benchmarks/core.py                  # every row; about 15 minutes on 2 cores
+    python benchmarks/core.py b0 --size 512x512
 
-Contestants are the core, the graph that evitseg writes for OpenVINO, and plain conversions of the published network for
-one size (torch.onnx.export and openvino.convert_model), of which the faster counts. Writes results/core.json.
+Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
+openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is float16 in the core
+and bfloat16 in OpenVINO. Weights are random: they change no time. Writes results/core.json.
 """
 
 from __future__ import annotations
@@ -24,72 +26,103 @@ from PIL import Image
 
 from evitseg.architecture import cost
 from evitseg.bundled import EXAMPLE_IMAGE
-from evitseg.loading import load
 from evitseg.raster.files import read_image
+from evitseg.runtime.core import instruction_sets
 from evitseg.system.files import replacing
 from evitseg.system.machine import machine
 
-SIZES = ((256, 256), (512, 512), (1024, 1024), (1024, 2048))
-CORE, GRAPH = "core", "OpenVINO, evitseg's graph"
+SMALL, MIDDLE, SQUARE, STREET = (256, 256), (512, 512), (1024, 1024), (1024, 2048)
+ROWS = {
+    "b0": (SMALL, MIDDLE, SQUARE, STREET), "b1": (STREET,), "b2": (STREET,), "l1": (MIDDLE, STREET),
+    "l2": (MIDDLE, STREET),
+}  # fmt: skip
+"""The sizes that each variant is measured at."""
+CORE = "core"
+OPENVINO_HALF = "bf16"
+SLOW_PIXELS = 2**19
+"""From this size on a variant above B0 is measured in fewer rounds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--size", help="only this size, HEIGHTxWIDTH")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(work(arguments.threads, *arguments.serve))
         return
-    from evitseg import export
-
-    network, rows = published(arguments.checkpoint), {}
-    with tempfile.TemporaryDirectory() as folder:
-        ours, manifest = export(arguments.checkpoint, "onnx", Path(folder, "ours.onnx"))
-        for height, width in SIZES:
-            files = {CORE: ours, GRAPH: ours}
-            for number, way in enumerate((PLAIN, PLAIN_OPENVINO)):
-                files[way] = converted(network, way, (height, width), Path(folder, f"{height}x{width}-{number}"))
-            command = [
-                sys.executable, __file__, str(arguments.checkpoint), "--threads", str(arguments.threads), "--serve"
-            ]  # fmt: skip
-            commands = {name: [*command, name, str(path), str(height), str(width)] for name, path in files.items()}
-            results = compete(commands, arguments.rounds)
-            plain = min(results[way].median_ms for way in (PLAIN, PLAIN_OPENVINO))
-            flops = 2 * cost(manifest.model).macs(height, width)
-            row: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
-            row["times faster than a plain conversion"] = plain / results[CORE].median_ms
-            row["GFLOP/s"] = flops / results[CORE].median_ms / 1e6
-            rows[f"{height}x{width}"] = row
-            told = ", ".join(f"{name} {result.median_ms:.1f} ms" for name, result in results.items())
-            print(
-                f"{height}x{width}: {told}; {row['times faster than a plain conversion']:.2f} times faster than the "
-                f"fastest plain conversion, {row['GFLOP/s']:.0f} GFLOP/s",
-                flush=True,
-            )
-    settings = {
-        "checkpoint": arguments.checkpoint.name, "threads": arguments.threads, "rounds": arguments.rounds,
-        "machine": machine().to_dict(),
-    }  # fmt: skip
+    rows: dict[str, Any] = {}
+    for variant in arguments.variants or ROWS:
+        for size in ROWS[variant]:
+            if arguments.size in (None, f"{size[0]}x{size[1]}"):
+                few = variant != "b0" and size[0] * size[1] >= SLOW_PIXELS
+                rounds = max(3, arguments.rounds // 3) if few else arguments.rounds
+                rows[f"{variant} {size[0]}x{size[1]}"] = row(variant, size, rounds, arguments.threads)
+    if arguments.variants or arguments.size:
+        return  # a part of the rows replaces no complete run
+    settings = {"threads": arguments.threads, "rounds": arguments.rounds, "machine": machine().to_dict()}
     with replacing(RESULTS / "core.json") as file:
         file.write((json.dumps({"settings": settings, "results": rows}, indent=2) + "\n").encode())
 
 
-def work(threads: int, name: str, path: str, height: str, width: str) -> Callable[[], object]:
+def row(variant: str, size: tuple[int, int], rounds: int, threads: int) -> dict[str, Any]:
+    """Measure one variant at one size, and print a line."""
+    from evitseg import build, save_checkpoint
+    from evitseg.labels import numbered
+    from evitseg.manifest import Manifest, Training
+    from evitseg.preprocess import Preprocess
+
+    height, width = size
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "random.safetensors")
+        module = build(variant, 19)
+        manifest = Manifest(variant, module.config, numbered(19), Preprocess(), Training("none", "Apache-2.0"))
+        save_checkpoint(module, manifest, checkpoint)
+        network, files = published(checkpoint), {CORE: checkpoint}
+        for number, way in enumerate((PLAIN, PLAIN_OPENVINO)):
+            files[way] = converted(network, way, size, Path(folder, f"plain-{number}"))
+        precisions = ["float32", "half"] if instruction_sets("float16") else ["float32"]
+        commands = {
+            f"{name}, {precision}": [
+                sys.executable, __file__, "--threads", str(threads), "--serve", name, str(path), precision, str(height),
+                str(width),
+            ]
+            for precision in precisions
+            for name, path in files.items()
+        }  # fmt: skip
+        results = compete(commands, rounds)
+    found: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
+    line = [f"{variant} {height}x{width}:"]
+    for precision in precisions:
+        ours = results[f"{CORE}, {precision}"].median_ms
+        plain = min(results[f"{way}, {precision}"].median_ms for way in (PLAIN, PLAIN_OPENVINO))
+        found[f"times faster, {precision}"] = plain / ours
+        found[f"GFLOP/s, {precision}"] = 2 * cost(module.config).macs(height, width) / ours / 1e6
+        line.append(
+            f"{precision} {ours:.1f} ms, plain {plain:.1f} ms, {plain / ours:.2f} times faster, "
+            f"{found[f'GFLOP/s, {precision}']:.0f} GFLOP/s;"
+        )
+    print(*line, flush=True)
+    return found
+
+
+def work(threads: int, name: str, path: str, precision: str, height: str, width: str) -> Callable[[], object]:
     """What one contestant does in a turn."""
     size = (int(width), int(height))
     image = np.array(Image.fromarray(read_image(EXAMPLE_IMAGE)).resize(size, Image.Resampling.LANCZOS))[None]
-    if name in (CORE, GRAPH):
-        engine = load(
-            path, engine="native" if name == CORE else "openvino", precision="float32", threads=threads, size="native"
-        ).engine
+    if name == CORE:
+        from evitseg.runtime.native import NativeEngine
+
+        engine = NativeEngine(Path(path), "float32" if precision == "float32" else "float16", threads)
         return lambda: engine(image)
     import openvino
 
     settings = {
-        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads),
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else OPENVINO_HALF,
+        "INFERENCE_NUM_THREADS": str(threads),
     }  # fmt: skip
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     return lambda: request.infer([image], share_inputs=True, share_outputs=True)

@@ -13,6 +13,9 @@
 #else
 #include <pthread.h>
 #include <sched.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 #endif
@@ -55,6 +58,10 @@ inline void join_thread(Thread thread) {
 }
 
 inline void yield_thread() { SwitchToThread(); }
+
+inline int thread_id() { return 0; }
+
+inline void leave_my_processor(const int *, int) {}
 
 inline int64_t now_ns() {
     LARGE_INTEGER count, per_second;
@@ -110,6 +117,27 @@ inline bool start_thread(Thread &thread, ThreadResult (*work)(void *), void *arg
 inline void join_thread(Thread thread) { pthread_join(thread, nullptr); }
 
 inline void yield_thread() { sched_yield(); }
+
+#if defined(__linux__)
+inline int thread_id() { return int(syscall(SYS_gettid)); }
+
+// Lets threads (0: unknown yet) run on every processor the caller may use but the one where it runs.
+inline void leave_my_processor(const int *ids, int count) {
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    const int mine = sched_getcpu();
+    if (mine < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+    CPU_CLR(mine, &allowed);
+    for (int i = 0; i < count; i++) {
+        const int id = __atomic_load_n(&ids[i], __ATOMIC_RELAXED);
+        if (id > 0) sched_setaffinity(id, sizeof allowed, &allowed);
+    }
+}
+#else
+inline int thread_id() { return 0; }
+
+inline void leave_my_processor(const int *, int) {}
+#endif
 
 inline int64_t now_ns() {
     timespec t;

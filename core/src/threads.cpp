@@ -53,7 +53,8 @@ void Pool::wake(Condition &condition, const int &sleepers) {
 Pool::Pool(int threads) {
     if (threads < 2) return;
     workers_ = static_cast<Worker *>(calloc(size_t(threads) - 1, sizeof(Worker)));
-    if (workers_ == nullptr) return;
+    ids_ = static_cast<int *>(calloc(size_t(threads) - 1, sizeof(int)));
+    if (workers_ == nullptr || ids_ == nullptr) return;
     for (int i = 1; i < threads; i++) {
         Worker &w = workers_[i - 1];
         w.pool = this, w.number = i;
@@ -66,12 +67,13 @@ Pool::~Pool() {
     set(stop_, 1);
     wake(begin_, begin_sleepers_);
     for (int i = 1; i < threads_; i++) join_thread(workers_[i - 1].thread);
-    free(workers_);
+    free(workers_), free(ids_);
 }
 
 ThreadResult EVS_THREAD_CALL Pool::start(void *argument) {
     Worker &w = *static_cast<Worker *>(argument);
     Pool &p = *w.pool;
+    set(p.ids_[w.number - 1], thread_id());
     for (uint32_t seen = 0;;) {
         p.wait(p.begin_, p.begin_sleepers_, [&] { return get(p.round_) != seen || get(p.stop_); });
         if (get(p.stop_)) return {};
@@ -94,6 +96,7 @@ void Pool::run(int count, Task task, void *context) {
     if (threads_ > 1) {
         set(busy_, threads_ - 1);
         set(round_, round_ + 1);
+        if (get(begin_sleepers_) > 0) leave_my_processor(ids_, threads_ - 1);
         wake(begin_, begin_sleepers_);
     }
     work(0);

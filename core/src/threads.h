@@ -6,8 +6,9 @@
 
 namespace evs {
 
-// Waking a thread that sleeps costs up to half a millisecond on a virtual machine, as much as a segment of a small image.
-// So a thread that waits looks for work for kSpinNs first, and sleeps only then.
+// Waking a thread that sleeps takes time, on a virtual machine as much as a segment of a small image. So a thread that
+// waits looks for work for kSpinNs first, and sleeps only then. Linux may wake it on the processor of the caller, which
+// is busy, and moves it only some milliseconds later; so the pool sees to it that workers wake elsewhere.
 class Pool {
    public:
     using Task = void (*)(void *context, int item, int thread);
@@ -36,6 +37,7 @@ class Pool {
 
     int threads_ = 1;
     Worker *workers_ = nullptr;
+    int *ids_ = nullptr;  // of the workers, as the system knows them
     Mutex mutex_;
     Condition begin_, end_;
     int begin_sleepers_ = 0, end_sleepers_ = 0;

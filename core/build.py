@@ -113,7 +113,7 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     """Writes the library. Raises: subprocess.CalledProcessError with the compiler's words in `stderr`."""
     known = macros(compiler)
     sets = instruction_sets(compiler, known)
-    links = ["-shared", "-s"]
+    links = ["-shared", *([] if "-g" in compiler else ["-s"])]
     if "__clang__" in known:
         links.append("-nostdlib++")
     if "_WIN32" not in known:  # the name by which programs that are linked with it find it

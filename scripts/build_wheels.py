@@ -132,8 +132,10 @@ def check_library(target: str, library: Path) -> None:
         if max(versions, default=(0,)) > OLDEST_GLIBC:
             raise WheelError(f"{target}: needs glibc {max(versions)}")
     elif isinstance(parsed, lief.MachO.Binary):
-        processor, needed = parsed.header.cpu_type.name, [entry.name for entry in parsed.libraries[1:]]
+        processor, needed = parsed.header.cpu_type.name, [entry.name for entry in parsed.libraries]
+        needed.remove(f"@rpath/{library.name}")  # its own name
         exported = {str(symbol.name).removeprefix("_") for symbol in parsed.exported_symbols}
+        exported -= {"_mh_dylib_header", "__dso_handle"}  # the linker's
         if tuple(parsed.build_version.minos[:2]) > OLDEST_MACOS:
             raise WheelError(f"{target}: needs macOS {parsed.build_version.minos}")
     elif isinstance(parsed, lief.PE.Binary):
@@ -152,14 +154,10 @@ def check_library(target: str, library: Path) -> None:
 def checksums(target: str, library: Path, programs: Path) -> str:
     """What core/tests/check.c prints with the library. Raises: WheelError."""
     folder, machine = library.parent, MACHINES[target]
-    program, link = folder / "check.exe", [library]
-    if library.suffix == ".dll":  # linked through a list of its functions
-        definition, link = folder / "evitseg.def", [folder / "evitseg.lib"]
-        definition.write_text("\n".join(["LIBRARY evitseg.dll", "EXPORTS", *sorted(functions())]))
-        run([*ZIG, "dlltool", "-m", "i386:x86-64", "-d", definition, "-l", *link])
-    command = [*ZIG, "cc", "-target", TARGETS[target].zig, "-O2", ROOT / "core/tests/check.c", *link, "-o", program]
+    program = folder / "check.exe"
+    command = [*ZIG, "cc", "-target", TARGETS[target].zig, "-O2", ROOT / "core/tests/check.c", library, "-o", program]
     run([*command, *([] if library.suffix == ".dll" else ["-lpthread", "-Wl,-rpath,$ORIGIN"])])
-    return run([*(machine.emulator or ()), program, *sorted(programs.iterdir())], folder, WINEDEBUG="-all")
+    return run([*(machine.emulator or ()), program, *sorted(programs.glob("*.*"))], folder, WINEDEBUG="-all")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Small programs for the core, one for every kind of block, with random weights; none needs PyTorch.
 
-`python -m tests.runtime.programs FOLDER` writes them to files, for the core's own tests and as the start of fuzzing.
+`python -m tests.runtime.programs FOLDER` writes them to files, for the core's own tests. FOLDER/tables has them without
+their weights and with a further byte, as core/tests/fuzz_program.cpp begins with them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def tables(made: bytes) -> int:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, network in CONFIGS.items():
-        (folder / f"{name}.program").write_bytes(program(network))
-        write_evit(folder / f"{name}.evit", manifest(network), program(network))
+        made = program(network)
+        (folder / f"{name}.program").write_bytes(made)
+        (folder / "tables" / name).write_bytes(made[: tables(made)] + b"\0")
+        write_evit(folder / f"{name}.evit", manifest(network), made)

@@ -56,8 +56,8 @@ print(refused)
 def test_damaged_programs_are_refused_or_run(name: str, tmp_path: Path) -> None:
     made = program(CONFIGS[name])
     (tmp_path / "program").write_bytes(made)
-    precisions = [name for name in ("float32", "float16") if instruction_sets(name)]  # type: ignore[arg-type]
-    arguments = [tmp_path / "program", str(tables(made)), "0", ",".join(precisions)]
+    precisions = [name for name in ("float32", "float16") if instruction_sets(name)]
+    arguments = [str(tmp_path / "program"), str(tables(made)), "0", ",".join(precisions)]
     # In a process of its own, because a crash would end this one.
     run = subprocess.run(
         [sys.executable, "-c", DAMAGE, *arguments], capture_output=True, text=True, check=False, timeout=300

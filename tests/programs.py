@@ -12,12 +12,9 @@ needs("torch")
 import torch
 
 from evitseg.architecture import ModelConfig
-from evitseg.model.fold import folded
-from evitseg.model.layers import ConvNormAct
+from evitseg.exporters.evit import network_program
 from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.openvino_graph import Weights
-from evitseg.runtime.program import compile_program
 
 
 def network(config: ModelConfig) -> EfficientViT:
@@ -36,12 +33,7 @@ def network(config: ModelConfig) -> EfficientViT:
 
 
 def program_of(made: EfficientViT) -> bytes:
-    weights = []
-    for module in made.modules():
-        if isinstance(module, ConvNormAct):
-            kernel, bias = folded(module)
-            weights.append(Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32)))
-    return compile_program(made.config, Preprocess(), weights)
+    return network_program(made, Preprocess())
 
 
 def image(height: int, width: int) -> NDArray[np.uint8]:

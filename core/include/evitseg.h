@@ -1,7 +1,8 @@
 /* evitseg: a small engine for one family of networks, EfficientViT for semantic segmentation.
  *
  * A program (bytes made by evitseg/runtime/program.py) describes a network as segments of operations and holds its
- * weights. The engine runs it on 8-bit RGB images of any size that 32 divides and returns logits at an eighth of it.
+ * weights. The engine runs it on 8-bit RGB images of any size that 32 divides and returns logits at an eighth of it, or, of
+ * a classifier, one score per class.
  *
  * Rules that hold for every function:
  *   - No function throws, prints, exits or keeps global state. Errors come back as codes; evs_error_text explains them.
@@ -59,8 +60,10 @@ EVS_API const char *evs_instruction_sets(int precision);
 EVS_API int evs_model_load(const void *bytes, size_t size, int precision, const char *isa, evs_model **model);
 EVS_API void evs_model_free(evs_model *model);
 
-/* Channels of the logits. */
+/* Number of classes: channels of the logits, or scores of a classifier. */
 EVS_API int evs_model_classes(const evs_model *model);
+/* Whether the program gives a score for every class, of the whole image, instead of logits. */
+EVS_API int evs_model_is_classifier(const evs_model *model);
 /* Name of the instruction set the model runs with. */
 EVS_API const char *evs_model_isa(const evs_model *model);
 /* The manifest of a model file, as JSON in UTF-8 with a 0 at its end: names and colours of the classes (labels.classes),
@@ -83,7 +86,7 @@ EVS_API int evs_runner_times(const evs_runner *runner, int64_t *nanoseconds, int
 
 /* Runs the whole network.
  *   image: height rows of width RGB pixels of 3 bytes, row_bytes apart.
- *   logits: (classes, height / 8, width / 8) float32, written by the call. */
+ *   logits: (classes, height / 8, width / 8) float32, or (classes) of a classifier, written by the call. */
 EVS_API int evs_run(evs_runner *runner, const uint8_t *image, int height, int width, size_t row_bytes, float *logits);
 
 /* One side of a mask, along its height or its width: {logits, pixels} for a whole image. The other numbers place a window

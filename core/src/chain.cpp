@@ -11,6 +11,7 @@
 #endif
 
 #include "ops/attention.h"
+#include "ops/classify.h"
 #include "ops/dense.h"
 #include "ops/depthwise.h"
 #include "ops/narrow.h"
@@ -60,6 +61,9 @@ struct Arena {
 int mod(int y, int n) { return ((y % n) + n) % n; }
 
 const E *at(const Run &run, int64_t offset) { return static_cast<const E *>(run.program->weights) + offset; }
+
+// Those that are float32 in every program.
+const float *floats_at(const Run &run, int64_t offset) { return reinterpret_cast<const float *>(at(run, offset)); }
 
 // The columns of its input that a node reads.
 void input_window(const Node &n, int &x0, int &x1) {
@@ -153,7 +157,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                 n.extra[0] = arena.row(tokens, n.columns());
                 break;
             }
-            case Kind::pool: break;
+            case Kind::pool: n.space[0] = arena.row(in, given); break;
         }
     }
     return segment.count;
@@ -217,7 +221,7 @@ EVS_INLINE void put(E *out, int count, Number number) {
 
 // A row of normalised pixels, 3 numbers each, with zeros outside the image.
 void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
-    const float *scale = reinterpret_cast<const float *>(at(run, op.w1)), *shift = scale + 4;  // float32 in every program
+    const float *scale = floats_at(run, op.w1), *shift = scale + 4;
     if (y < 0 || y >= run.height) {
         memset(out, 0, size_t(span) * 3 * sizeof(E));
         return;
@@ -513,6 +517,18 @@ void sums_row(const Run &run, Node &n, int y) {
     }
 }
 
+void pool_row(const Run &run, Node &n, int y) {
+    const Op &op = *n.op;
+    const Row row = pull(run, *n.source, y, n.space[0]);
+    const int across = (n.width + kSumColumns - 1) / kSumColumns;
+    for (int x = n.x0; x < n.x1; x += kSumColumns) {
+        const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
+        float *sums = run.partials[op.value3] + (ptrdiff_t(y / kSumRows) * across + x / kSumColumns) * sums_floats(op);
+        if (y % kSumRows == 0) memset(sums, 0, sizeof(float) * sums_floats(op));
+        add_pixels(row.from(x - n.x0), op.in, count, sums);
+    }
+}
+
 size_t space(const Run &run, const Segment &segment, Window w) {
     Node nodes[kMaxNodes];
     Arena arena{nullptr};
@@ -529,6 +545,8 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
     for (int y = w.y0; y < w.y1; y++) {
         if (end.op->kind == Kind::sums) {
             sums_row(run, end, y);
+        } else if (end.op->kind == Kind::pool) {
+            pool_row(run, end, y);
         } else {
             const Row to = stored(run, end, y);
             const Row got = pull(run, *end.source, y, to);
@@ -546,7 +564,7 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
 void reduce(const Run &run, const Segment &segment) {
     const Op &op = run.program->ops[segment.first + segment.count - 1];
     const int height = run.height / segment.stride, width = run.width / segment.stride;
-    const ptrdiff_t size = ptrdiff_t(op.heads) * (1 + op.scales) * sums_of_head(op.head_dim);
+    const ptrdiff_t size = sums_floats(op);
     const int count = ((height + kSumRows - 1) / kSumRows) * ((width + kSumColumns - 1) / kSumColumns);
     float *partials = run.partials[op.value3];
     // A tree over the blocks in their order: neighbours first.
@@ -557,6 +575,20 @@ void reduce(const Run &run, const Segment &segment) {
                 store_f(to, load_f(to) + load_f(to + step * size));
             }
     memcpy(run.sums[op.value3], partials, size_t(size) * sizeof(float));
+    if (op.kind != Kind::pool) return;
+    float *means = run.sums[op.value3];
+    for (ptrdiff_t i = 0; i < size; i++) means[i] /= float(height * width);
+}
+
+void score(const Run &run, const Op &op, ScoreStep step, int block) {
+    const float *w1 = floats_at(run, op.w1), *b1 = floats_at(run, op.b1), *w3 = floats_at(run, op.w3), *b3 = floats_at(run, op.b3);
+    float *means = run.sums[op.value3], *features = features_of(run, op);
+    const ptrdiff_t first = ptrdiff_t(block) * kPacked;
+    switch (step) {
+        case ScoreStep::features: linear(means, op.in, w1 + first * op.in, b1 + first, features + first); break;
+        case ScoreStep::norm: normalise(features, op.mid, op.eps, floats_at(run, op.w2), floats_at(run, op.b2), op.act); break;
+        case ScoreStep::classes: linear(features, op.mid, w3 + first * op.mid, b3 + first, scores_of(run, op) + first); break;
+    }
 }
 
 bool give(const Run &run, int y, float *logits) {
@@ -612,6 +644,6 @@ bool runs_here() {
 #define EVS_TEXT(x) EVS_TEXT_(x)
 int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, give, make_mask};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask};
 
 }  // namespace evs::EVS_ISA

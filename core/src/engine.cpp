@@ -57,10 +57,18 @@ size_t value_numbers(const evs_model &m, int v, int height, int width) {
 
 const Op &end_of(const Program &p, const Segment &s) { return p.ops[s.first + s.count - 1]; }
 
-int sums_floats(const Op &op) { return op.heads * (1 + op.scales) * (op.head_dim * op.head_dim + op.head_dim); }
 
 size_t value_bytes(const evs_model &m, int v, int height, int width) {
     return rounded(value_numbers(m, v, height, width) * m.isa->bytes);
+}
+
+// Of a program: what computes a classifier's scores.
+const Op &last_of(const Program &p) { return p.ops[p.num_ops - 1]; }
+
+// Floats that a segment's sums take when they are added up, with what is computed from them in place.
+size_t result_floats(const Op &op) {
+    const size_t sums = size_t(sums_floats(op));
+    return op.kind == Kind::pool ? sums + padded(op.mid, kPacked) + padded(op.out, kPacked) : sums;
 }
 
 size_t partial_bytes(const Segment &s, const Op &op, int height, int width) {
@@ -132,7 +140,7 @@ namespace {
 void cut(evs_runner &r, const Segment &s) {
     const Run &run = r.run;
     const int height = run.height / s.stride, width = run.width / s.stride;
-    const bool sums = end_of(*run.program, s).kind == Kind::sums;
+    const bool sums = adds_up(end_of(*run.program, s).kind);
     const int step = sums ? kSumColumns : 8, threads = r.pool->threads();
     int columns = 1, tile = width;
     while (tile > step && r.model->isa->space(run, s, {0, 1, 0, tile}) > kCache) {
@@ -178,6 +186,7 @@ void work_of(const Op &op, int block, double &out, double &in) {
         case Kind::pointwise: out = i * o; break;
         case Kind::upsum: out = 40 * o; break;
         case Kind::attend: out = o * (1 + op.scales) * (2.0 * op.head_dim + o); break;
+        case Kind::pool: out = i; break;
         case Kind::sums:
             in = 3 * i * i;
             out = (1 + op.scales) * i * op.head_dim;
@@ -272,10 +281,10 @@ size_t lay_out(evs_runner &r) {
     }
     for (int s = 0; s < r.num_parts; s++) {
         const Op &op = end_of(p, r.parts[s]);
-        if (op.kind != Kind::sums) continue;
+        if (!adds_up(op.kind)) continue;
         const int slot = op.value3;
         pieces[count++] = {&r.offsets[kMaxValues + slot], partial_bytes(r.parts[s], op, height, width), s, s};
-        pieces[count++] = {&r.offsets[2 * kMaxValues + slot], rounded(sums_floats(op) * sizeof(float)), s, r.num_parts};
+        pieces[count++] = {&r.offsets[2 * kMaxValues + slot], rounded(result_floats(op) * sizeof(float)), s, r.num_parts};
     }
     size_t total = 0;
     for (int i = 0; i < count; i++) {  // first fit, in the order of the program
@@ -344,6 +353,27 @@ void run_part(void *context, int item, int thread) {
     Run run = r.run;
     if (r.times != nullptr) run.times = r.times + ptrdiff_t(thread) * run.program->num_ops;
     r.model->isa->run(run, *r.segment, w, r.spaces + thread * r.space);
+}
+
+// One item of each step of a classifier's scores.
+template <ScoreStep kStep>
+void score_block(void *context, int block, int) {
+    const evs_runner &r = *static_cast<const evs_runner *>(context);
+    r.model->isa->score(r.run, last_of(r.model->program), kStep, block);
+}
+
+// A classifier's scores, from the sums of its last segment. Returns: whether all are finite.
+bool score(evs_runner &r, float *scores) {
+    const Op &op = last_of(r.model->program);
+    const int64_t start = r.times == nullptr ? 0 : now_ns();
+    r.pool->run(padded(op.mid, kPacked) / kPacked, score_block<ScoreStep::features>, &r);
+    r.model->isa->score(r.run, op, ScoreStep::norm, 0);
+    r.pool->run(padded(op.out, kPacked) / kPacked, score_block<ScoreStep::classes>, &r);
+    if (r.times != nullptr) r.times[r.model->program.num_ops - 1] += now_ns() - start;
+    float difference = 0;  // of a number to itself: 0, or NaN
+    const float *from = scores_of(r.run, op);
+    for (int c = 0; c < op.out; c++) scores[c] = from[c], difference += from[c] - from[c];
+    return difference == 0;
 }
 
 void give_row(void *context, int y, int) {
@@ -416,6 +446,7 @@ void evs_model_free(evs_model *model) {
 }
 
 int evs_model_classes(const evs_model *model) { return model->program.classes; }
+int evs_model_is_classifier(const evs_model *model) { return model->program.logits < 0; }
 const char *evs_model_isa(const evs_model *model) { return model->isa->name; }
 const char *evs_model_manifest(const evs_model *model) { return model->manifest; }
 
@@ -499,8 +530,9 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
     for (int s = 0; s < r->num_parts; s++) {
         cut(*r, r->parts[s]);
         r->pool->run(r->rows * r->columns, run_part, r);
-        if (end_of(p, r->parts[s]).kind == Kind::sums) r->model->isa->reduce(r->run, r->parts[s]);
+        if (adds_up(end_of(p, r->parts[s]).kind)) r->model->isa->reduce(r->run, r->parts[s]);
     }
+    if (p.logits < 0) return score(*r, logits) ? EVS_OK : EVS_NOT_FINITE;
     r->logits = logits, r->not_finite = 0;
     r->pool->run(height / 8, give_row, r);
     return r->not_finite ? EVS_NOT_FINITE : EVS_OK;

@@ -90,7 +90,10 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
             }
             return true;
         }
-        case Kind::pool: return false;  // not yet
+        case Kind::pool:
+            return channels_ok(op.in) && channels_ok(op.mid) && op.out == p.classes && channels_ok(op.out) && op.value3 >= 0 &&
+                   op.value3 < p.num_values && w.dense(op.w1, op.b1, op.in, op.mid, 1) && w.depthwise(op.w2, op.b2, op.mid, 1) &&
+                   w.dense(op.w3, op.b3, op.mid, op.out, 1);
     }
     return false;
 }
@@ -153,16 +156,18 @@ bool order_ok(const Program &p) {
         for (int pass = 0; pass < 2; pass++) {  // all reads before any write
             for (int o = s.first; o < s.first + s.count; o++) {
                 const Op &op = p.ops[o];
-                const bool writes = may_cut(op.kind) || op.kind == Kind::store || op.kind == Kind::sums;
+                const bool writes = may_cut(op.kind) || op.kind == Kind::store || adds_up(op.kind);
                 if (pass == 0 && !writes && op.kind != Kind::image) {
                     if (op.kind == Kind::value) ok = ok && stored[op.value];
                     if (op.kind == Kind::upsum) ok = ok && stored[op.value] && stored[op.value2];
                     if (op.kind == Kind::attend) ok = ok && stored[op.value] && stored[op.value2] && summed[op.value3];
                 } else if (pass == 1 && writes) {
-                    const int32_t v = op.kind == Kind::sums ? op.value2 : op.value;
-                    write(op.kind == Kind::cut ? cut : stored, v);
-                    ok = ok && stored[v] != cut[v];
-                    if (op.kind == Kind::sums) write(summed, op.value3);
+                    if (op.kind != Kind::pool) {
+                        const int32_t v = op.kind == Kind::sums ? op.value2 : op.value;
+                        write(op.kind == Kind::cut ? cut : stored, v);
+                        ok = ok && stored[v] != cut[v];
+                    }
+                    if (adds_up(op.kind)) write(summed, op.value3);
                 }
             }
         }
@@ -173,13 +178,19 @@ bool order_ok(const Program &p) {
         if (a.kind != Kind::attend) continue;
         for (int j = 0; ok && j < p.num_ops; j++) {
             const Op &b = p.ops[j];
-            if (b.kind == Kind::sums && b.value3 == a.value3)
-                ok = b.heads == a.heads && b.head_dim == a.head_dim && b.scales == a.scales && b.value2 == a.value2;
+            if (adds_up(b.kind) && b.value3 == a.value3)
+                ok = b.kind == Kind::sums && b.heads == a.heads && b.head_dim == a.head_dim && b.scales == a.scales && b.value2 == a.value2;
         }
     }
-    ok = ok && stored[p.logits];
+    ok = ok && (p.logits < 0 || stored[p.logits]);
     free(stored);
     return ok;
+}
+
+// Whether the last segment ends in the last operation, which gives a classifier's scores.
+bool scores_ok(const Program &p) {
+    const Segment &last = p.segments[p.num_segments - 1];
+    return last.first + last.count == p.num_ops && p.ops[p.num_ops - 1].kind == Kind::pool;
 }
 
 }  // namespace
@@ -214,15 +225,15 @@ int read_program(const void *bytes, size_t size, Program &p) {
     p.num_weights = h.num_weights;
 
     const Weights weights{h.num_weights};
-    bool ok = h.logits >= 0 && h.logits < h.num_values && h.classes >= 1 && p.values[h.logits].channels == h.classes &&
-              p.values[h.logits].stride == 8;
+    bool ok = h.classes >= 1 && (h.logits == -1 || (h.logits >= 0 && h.logits < h.num_values && p.values[h.logits].channels == h.classes &&
+                                                    p.values[h.logits].stride == 8));
     for (int i = 0; ok && i < p.num_values; i++) {
         const Value &v = p.values[i];
         ok = channels_ok(v.channels) && (v.stride == 2 || v.stride == 4 || v.stride == 8 || v.stride == 16 || v.stride == 32);
     }
     for (int i = 0; ok && i < p.num_ops; i++) ok = op_ok(p.ops[i], p, weights);
     for (int i = 0; ok && i < p.num_segments; i++) ok = segment_ok(p.segments[i], p);
-    ok = ok && order_ok(p);
+    ok = ok && order_ok(p) && (h.logits >= 0 || scores_ok(p));
     if (!ok) {
         free_program(p);
         return EVS_BAD_PROGRAM;

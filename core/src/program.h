@@ -23,7 +23,7 @@ enum class Kind : int32_t {
     tee,        // stores rows on their way; a run may cut the segment here
     store,      // end: stores rows
     sums,       // end: queries, and sums of keys and values, for attention
-    pool,       // end: sums over all pixels, for a classifier
+    pool,       // end: the mean over all pixels, and a classifier's scores from it
     cut,        // where a run may cut the segment in two: rows are stored only then
 };
 
@@ -64,14 +64,24 @@ struct Program {
     const Segment *segments = nullptr;
     const void *weights = nullptr;  // float32; float16 in a model of half precision
     int64_t num_weights = 0;
-    int32_t logits = 0;  // the value that holds them
+    int32_t logits = 0;  // the value that holds them; -1 in a classifier
     void *memory = nullptr;  // owns all of the above
 };
 
 // Where a run may cut a segment in two: the first part ends here, and the second begins here.
 inline bool may_cut(Kind k) { return k == Kind::tee || k == Kind::cut; }
 
+// An end whose sums over all pixels are added up before the next segment.
+inline bool adds_up(Kind k) { return k == Kind::sums || k == Kind::pool; }
+
 inline int padded(int channels, int block) { return (channels + block - 1) / block * block; }
+
+// Floats that are summed over the pixels: for every head of every scale head_dim x head_dim products and head_dim keys, or
+// the channels.
+inline int sums_floats(const Op &op) {
+    if (op.kind == Kind::pool) return padded(op.in, kPacked);
+    return op.heads * (1 + op.scales) * (op.head_dim * op.head_dim + op.head_dim);
+}
 
 // Pixels to each side of an output pixel that an operation reads: half of its kernel.
 inline int reach_of(const Op &op) {

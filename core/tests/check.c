@@ -40,7 +40,8 @@ static void *read_file(const char *path, size_t *size) {
 static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int height, int width) {
     const size_t row = (size_t)width * 3 + 5;  /* rows of images need not be dense */
     uint8_t *image = malloc(row * (size_t)height);
-    const size_t bytes = sizeof(float) * (size_t)evs_model_classes(model) * (size_t)(height / 8) * (size_t)(width / 8);
+    const size_t places = evs_model_is_classifier(model) ? 1 : (size_t)(height / 8) * (size_t)(width / 8);
+    const size_t bytes = sizeof(float) * (size_t)evs_model_classes(model) * places;
     float *logits = malloc(bytes);
     uint32_t random = 1;
     for (size_t i = 0; i < row * (size_t)height; i++) random = random * 1664525u + 1013904223u, image[i] = (uint8_t)(random >> 24);

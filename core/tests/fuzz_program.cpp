@@ -17,7 +17,7 @@ int run(const void *bytes, size_t size, int precision, const char *isa, int thre
     if (strlen(evs_model_manifest(model)) > size) abort();
     evs_runner *runner = nullptr;
     if (evs_runner_new(model, threads, &runner) != EVS_OK) abort();
-    const size_t memory = evs_runner_memory(runner, height, width), cells = size_t(height / 8) * size_t(width / 8);
+    const size_t memory = evs_runner_memory(runner, height, width), cells = evs_model_is_classifier(model) ? 1 : size_t(height / 8) * size_t(width / 8);
     if (memory == 0) abort();
     if (memory < kMostMemory) {
         uint8_t *image = static_cast<uint8_t *>(malloc(size_t(height) * size_t(width) * 3));

@@ -1,4 +1,5 @@
-/* Runs a program on an image and writes the logits (float32), then a mask 5 pixels lower and 7 wider than the image:
+/* Runs a program on an image and writes the logits (float32), then a mask 5 pixels lower and 7 wider than the image; of a
+ * classifier only the scores:
  * logits PROGRAM IMAGE.rgb HEIGHT WIDTH THREADS OUT [ISA] */
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,14 +38,15 @@ int main(int argc, char **argv) {
     if (code != EVS_OK) return fail(argv[1], code);
     code = evs_runner_new(model, atoi(argv[5]), &runner);
     if (code != EVS_OK) return fail(argv[1], code);
-    const size_t count = (size_t)evs_model_classes(model) * (size_t)(height / 8) * (size_t)(width / 8);
+    const int is_classifier = evs_model_is_classifier(model);
+    const size_t count = (size_t)evs_model_classes(model) * (is_classifier ? 1 : (size_t)(height / 8) * (size_t)(width / 8));
     float *logits = malloc(count * sizeof(float));
     code = evs_run(runner, image, height, width, (size_t)width * 3, logits);
     if (code != EVS_OK) return fail(argv[2], code);
     const evs_side down = {height / 8, height - 5, 0, 0, 0, 0}, across = {width / 8, width + 7, 0, 0, 0, 0};
-    const size_t pixels = (size_t)down.pixels * (size_t)across.pixels * (evs_model_classes(model) > 255 ? 2 : 1);
-    void *mask = malloc(pixels);
-    code = evs_mask(runner, logits, evs_model_classes(model), &down, &across, mask);
+    const size_t pixels = is_classifier ? 0 : (size_t)down.pixels * (size_t)across.pixels * (evs_model_classes(model) > 255 ? 2 : 1);
+    void *mask = malloc(pixels ? pixels : 1);
+    if (!is_classifier) code = evs_mask(runner, logits, evs_model_classes(model), &down, &across, mask);
     if (code != EVS_OK) return fail("mask", code);
     FILE *out = fopen(argv[6], "wb");
     if (out == NULL || fwrite(logits, sizeof(float), count, out) != count || fwrite(mask, 1, pixels, out) != pixels || fclose(out) != 0)

@@ -521,6 +521,8 @@ class PlacedConv:
         where = self.block.split(".")
         if where[0] == "stem":
             return f"backbone.stem.{where[1].removeprefix('block')}.{self.name}"
+        if where == ["head"]:
+            return f"head.{self.name}"
         if where[0] == "head":
             if where[1].startswith("from_stage"):
                 return f"head.inputs.{4 - int(where[1].removeprefix('from_stage'))}"

@@ -10,14 +10,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evitseg.architecture import Activation, Backbone, BlockKind, ModelConfig, SegmentationHead, Stage, placed_convs
+from evitseg.architecture import (
+    Activation,
+    Backbone,
+    BlockKind,
+    ClassificationHead,
+    ModelConfig,
+    SegmentationHead,
+    Stage,
+    placed_convs,
+)
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.openvino_graph import Weights
-from evitseg.runtime.program import compile_program
+from evitseg.runtime.program import ClassifierLayers, compile_program
 
 
 def config(
@@ -37,6 +47,21 @@ CONFIGS = {
     "depthwise": config("mbconv", "depthwise", "resblock", (7,), 1, 32),
 }
 
+CLASSIFIER = ModelConfig(CONFIGS["mbconv"].backbone, ClassificationHead((72, 40), 10))
+ALL = CONFIGS | {"classifier": CLASSIFIER}
+
+
+def random_layers(head: ClassificationHead) -> ClassifierLayers:
+    rng, (hidden, features) = np.random.default_rng(1), head.widths
+
+    def numbers(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 0.2, shape).astype(np.float32)
+
+    scale, shift = 1 + numbers(features), numbers(features)
+    return ClassifierLayers(
+        numbers(features, hidden), scale, shift, numbers(head.num_classes, features), numbers(head.num_classes)
+    )
+
 
 def random_weights(network: ModelConfig) -> list[Weights]:
     rng, made = np.random.default_rng(0), []
@@ -50,7 +75,8 @@ def random_weights(network: ModelConfig) -> list[Weights]:
 
 
 def program(network: ModelConfig) -> bytes:
-    return compile_program(network, Preprocess(), random_weights(network))
+    layers = random_layers(network.head) if isinstance(network.head, ClassificationHead) else None
+    return compile_program(network, Preprocess(), random_weights(network), layers)
 
 
 def manifest(network: ModelConfig) -> Manifest:
@@ -65,8 +91,9 @@ def tables(made: bytes) -> int:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     (folder / "tables").mkdir(parents=True, exist_ok=True)
-    for name, network in CONFIGS.items():
+    for name, network in ALL.items():
         made = program(network)
         (folder / f"{name}.program").write_bytes(made)
         (folder / "tables" / name).write_bytes(made[: tables(made)] + b"\0")
-        write_evit(folder / f"{name}.evit", manifest(network), made)
+    for name, network in CONFIGS.items():
+        write_evit(folder / f"{name}.evit", manifest(network), program(network))

@@ -15,7 +15,7 @@ from PIL import Image
 from evitseg.runtime.core import LIBRARY, Core, instruction_sets, library
 from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.upsample import argmax_upsampled
-from tests.runtime.programs import CONFIGS, manifest, program
+from tests.runtime.programs import ALL, CONFIGS, manifest, program
 
 CORE = Path(__file__).parents[2] / "core"
 FUSED = [name for name in instruction_sets() if name != "sse4"]
@@ -92,18 +92,18 @@ def checksum(data: bytes) -> int:
 
 
 def test_the_cores_own_test_agrees_with_python(tmp_path: Path) -> None:
-    for name, network in CONFIGS.items():
+    for name, network in ALL.items():
         (tmp_path / f"{name}.program").write_bytes(program(network))
-    names = [f"{name}.program" for name in CONFIGS]
+    names = [f"{name}.program" for name in ALL]
     run = subprocess.run([compiled("tests/check.c", tmp_path), *names], cwd=tmp_path, capture_output=True, check=True)
     lines = run.stdout.decode().splitlines()
-    assert len(lines) == 5 * len(CONFIGS)
+    assert len(lines) == 5 * len(ALL)
     # Its image is a linear congruential generator's, with five bytes between the rows.
     numbers, state = [], 1
     for _ in range(32 * (32 * 3 + 5)):
         state = (state * 1664525 + 1013904223) % 2**32
         numbers.append(state >> 24)
     pixels = np.array(numbers, np.uint8).reshape(32, -1)[:, : 32 * 3].reshape(32, 32, 3)
-    for name in CONFIGS:
-        logits = Core(program(CONFIGS[name]), isa=FUSED[0])(pixels)
+    for name in ALL:
+        logits = Core(program(ALL[name]), isa=FUSED[0])(pixels)
         assert f"{name}.program 32x32 {checksum(logits.tobytes()):016x}" in lines

@@ -11,7 +11,7 @@ import pytest
 
 from evitseg.runtime.core import instruction_sets
 from evitseg.runtime.evit_file import write_evit
-from tests.runtime.programs import CONFIGS, manifest, program, tables
+from tests.runtime.programs import ALL, manifest, program, tables
 
 DAMAGE = """
 import sys
@@ -52,9 +52,9 @@ print(refused)
 """
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ALL)
 def test_damaged_programs_are_refused_or_run(name: str, tmp_path: Path) -> None:
-    made = program(CONFIGS[name])
+    made = program(ALL[name])
     (tmp_path / "program").write_bytes(made)
     precisions = [name for name in ("float32", "float16") if instruction_sets(name)]
     arguments = [str(tmp_path / "program"), str(tables(made)), "0", ",".join(precisions)]
@@ -68,7 +68,7 @@ def test_damaged_programs_are_refused_or_run(name: str, tmp_path: Path) -> None:
 
 def test_no_byte_of_a_model_file_can_crash_the_core(tmp_path: Path) -> None:
     """Every byte of the head, the manifest's length among them, becomes the largest and the smallest number."""
-    write_evit(tmp_path / "model.evit", manifest(CONFIGS["mbconv"]), program(CONFIGS["mbconv"]))
+    write_evit(tmp_path / "model.evit", manifest(ALL["mbconv"]), program(ALL["mbconv"]))
     code = """
 import sys
 from evitseg.errors import EngineError
@@ -96,6 +96,6 @@ def test_a_residual_cannot_follow_planar_rows() -> None:
     """It would read them as if they were not planar, and get other numbers in every run."""
     from evitseg.runtime.core import Core
 
-    made, pixels = program(CONFIGS["depthwise"]), np.full((64, 32, 3), 9, np.uint8)
+    made, pixels = program(ALL["depthwise"]), np.full((64, 32, 3), 9, np.uint8)
     core = Core(made)
     assert core(pixels).tobytes() == core(pixels).tobytes() == Core(made, 3)(pixels).tobytes()

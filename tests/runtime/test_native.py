@@ -15,8 +15,17 @@ from tests.optional import needs
 
 needs("torch")
 
+from dataclasses import replace
 
-from evitseg.architecture import PUBLISHED_SEGMENTATION, Backbone, ModelConfig, Stage, model_config
+from evitseg.architecture import (
+    BACKBONES,
+    CLASSIFICATION_HEADS,
+    PUBLISHED_SEGMENTATION,
+    Backbone,
+    ModelConfig,
+    Stage,
+    model_config,
+)
 from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.labels import numbered
@@ -27,9 +36,11 @@ from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.engines import open_engine
-from evitseg.runtime.program import CONV3, IMAGE, STORE
+from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
 from evitseg.runtime.upsample import argmax_upsampled
 from tests.programs import image, network, program_of, torch_logits
+from tests.runtime.programs import CLASSIFIER
+from tests.runtime.programs import program as random_program
 
 CORE = Path(__file__).parents[2] / "core"
 FUSED = [name for name in instruction_sets() if name != "sse4"]  # those with fused multiply-add
@@ -67,22 +78,47 @@ def test_masks_are_the_same_for_all_threads_and_instruction_sets() -> None:
                 np.testing.assert_array_equal(mask, expected, err_msg=f"{isa}, {threads} threads")
 
 
+@pytest.mark.parametrize("variant", ["b0", "l0"])
+def test_a_classifier_gives_pytorchs_scores_however_it_runs(variant: str) -> None:
+    backbone = replace(BACKBONES[variant], attention_eps=1e-5)  # as in timm's
+    made = network(ModelConfig(backbone, CLASSIFICATION_HEADS[variant]))
+    program = program_of(made)
+    for size in ((224, 224), (32, 64), (160, 2080)):
+        pixels = image(*size)
+        expected = torch_logits(made, pixels)
+        scores = Core(program, isa=FUSED[-1])(pixels)
+        np.testing.assert_allclose(scores, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+        for isa in FUSED:
+            for threads in (1, 2, 5):
+                assert Core(program, threads, isa=isa)(pixels).tobytes() == scores.tobytes(), (isa, threads)
+        for isa in instruction_sets("float16"):
+            half = Core(program, 2, isa=isa, precision="float16")(pixels)
+            np.testing.assert_allclose(half, expected, atol=0.05 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_classifier_without_its_last_layers_is_refused() -> None:
+    made = network(ModelConfig(BACKBONES["b0"], CLASSIFICATION_HEADS["b0"]))
+    with pytest.raises(ConfigError, match="gives no masks"):
+        compile_program(made.config, Preprocess(), [])
+
+
 def test_arm_gives_the_same_bytes(tmp_path: Path) -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
     if compiler is None or emulator is None:
         pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
-    pixels, program = image(64, 96), program_of(network(model_config("b0", 5)))
-    (tmp_path / "program").write_bytes(program)
+    pixels = image(64, 96)
     (tmp_path / "image").write_bytes(pixels.tobytes())
     library = tmp_path / "libevitseg.so"
     subprocess.run([sys.executable, CORE / "build.py", library, compiler], check=True)
     link = ["-x", "c", str(CORE / "tests" / "logits.c"), "-x", "none", str(library), f"-Wl,-rpath,{tmp_path}", "-lm"]
     subprocess.run([compiler, *link, "-o", str(tmp_path / "logits")], check=True)
     arguments = ["program", "image", "64", "96", "2", "out"]
-    subprocess.run([emulator, "-L", "/usr/aarch64-linux-gnu", "./logits", *arguments], check=True, cwd=tmp_path)
-    logits = Core(program, isa=FUSED[-1])(pixels)
-    expected = logits.tobytes() + argmax_upsampled(logits, (59, 103)).tobytes()
-    assert (tmp_path / "out").read_bytes() == expected
+    for program in (program_of(network(model_config("b0", 5))), random_program(CLASSIFIER)):
+        (tmp_path / "program").write_bytes(program)
+        subprocess.run([emulator, "-L", "/usr/aarch64-linux-gnu", "./logits", *arguments], check=True, cwd=tmp_path)
+        logits = Core(program, isa=FUSED[-1])(pixels)
+        mask = argmax_upsampled(logits, (59, 103)).tobytes() if logits.ndim == 3 else b""
+        assert (tmp_path / "out").read_bytes() == logits.tobytes() + mask
 
 
 def test_a_custom_network_runs_if_the_core_knows_its_parts() -> None:

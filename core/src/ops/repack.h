@@ -56,7 +56,7 @@ struct Packer {
                 }
         return at;
     }
-    int64_t floats(int64_t offset, int count) {
+    int64_t floats(int64_t offset, int64_t count) {
         const int64_t at = take(count * int64_t(sizeof(float) / sizeof(E)));
         if (to != nullptr) memcpy(to + at, from + offset, size_t(count) * sizeof(float));
         return at;
@@ -106,8 +106,14 @@ inline void repack(Op &op, Packer &p) {
         case Kind::upsum:
         case Kind::tee:
         case Kind::cut:
-        case Kind::store:
-        case Kind::pool: break;
+        case Kind::store: break;
+        case Kind::pool: {
+            const int64_t mid = padded(op.mid, kPacked), out = padded(op.out, kPacked);
+            op.w1 = p.floats(op.w1, mid * op.in), op.b1 = p.floats(op.b1, mid);
+            op.w2 = p.floats(op.w2, mid), op.b2 = p.floats(op.b2, mid);
+            op.w3 = p.floats(op.w3, out * op.mid), op.b3 = p.floats(op.b3, out);
+            break;
+        }
     }
 }
 

@@ -64,6 +64,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_model_load", number, [ctypes.c_char_p, size, number, ctypes.c_char_p, ctypes.POINTER(pointer)]),
         ("evs_model_free", None, [pointer]),
         ("evs_model_classes", number, [pointer]),
+        ("evs_model_is_classifier", number, [pointer]),
         ("evs_model_isa", ctypes.c_char_p, [pointer]),
         ("evs_model_manifest", ctypes.c_char_p, [pointer]),
         ("evs_runner_new", number, [pointer, number, ctypes.POINTER(pointer)]),
@@ -138,6 +139,7 @@ class Core:
             self._runners.append(runner)
             self._free.put(runner)
         self.classes = int(self.library.evs_model_classes(self._model))
+        self.is_classifier = bool(self.library.evs_model_is_classifier(self._model))
         self.isa: str = self.library.evs_model_isa(self._model).decode()
 
     @contextmanager
@@ -155,10 +157,14 @@ class Core:
             return int(self.library.evs_runner_memory(runner, height, width))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; h and w multiples of 32. Raises: EngineError."""
+        """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; of a classifier (classes,), one score per class.
+
+        Raises: EngineError unless h and w are multiples of 32.
+        """
         image = np.ascontiguousarray(image)
         height, width, _ = image.shape
-        logits = np.empty((self.classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32)
+        places = () if self.is_classifier else (height // LOGIT_STRIDE, width // LOGIT_STRIDE)
+        logits = np.empty((self.classes, *places), np.float32)
         with self.runner() as runner:
             code = self.library.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
         check(code, self._path)

@@ -2,7 +2,7 @@
 
 All knowledge of EfficientViT is here. The core (`core/`) has a dozen operations and runs segments of them. A segment
 starts at the image, at stored feature maps or at an attention whose sums are known. It ends when features are stored,
-or when the next attention needs sums over the whole image.
+or when the next attention, or a classifier, needs sums over the whole image.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.architecture import (
+    STRIDE,
     AttentionBlock,
     Block,
+    ClassificationHead,
     ConvBlock,
     ModelConfig,
-    SegmentationHead,
     head_plan,
     placed_convs,
     stage_plans,
@@ -36,7 +37,7 @@ MAX_SCALES = 4
 NARROW = 8
 """Number of channels whose rows are stored as planes, so that no vector is half empty."""
 
-(IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, _POOL, CUT) = range(14)
+(IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, POOL, CUT) = range(14)
 _ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
 
 _OP = np.dtype(
@@ -53,23 +54,44 @@ _HEADER = np.dtype(
 )  # fmt: skip
 
 
-def compile_program(config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights]) -> bytes:
-    """The program of a segmentation network, with the normalisation of `preprocess` inside.
+@dataclass(frozen=True)
+class ClassifierLayers:
+    """The layers of a classifier after the average, which `placed_convs` leaves out.
+
+    Attributes:
+        features: (features, hidden) the first linear layer.
+        scale, shift: (features,) of layer norm.
+        classify: (classes, features) the last linear layer.
+        bias: (classes,) of the last linear layer.
+    """
+
+    features: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    classify: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+def compile_program(
+    config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights], layers: ClassifierLayers | None = None
+) -> bytes:
+    """The program of a network, with the normalisation of `preprocess` inside.
 
     Args:
         weights: of every convolution, with batch norm folded in, in the order of `placed_convs`.
+        layers: of a classifier, after the average.
 
     Raises: ConfigError for a network that the core does not support.
     """
-    if not isinstance(config.head, SegmentationHead):
-        raise ConfigError("the native engine runs segmentation networks only.")
+    if isinstance(config.head, ClassificationHead) and layers is None:
+        raise ConfigError("the network is a classifier, which gives no masks; to get its scores, give its last layers.")
     if config.backbone.head_dim % BLOCK:
         raise ConfigError(
             f"the native engine needs a head_dim that is a multiple of {BLOCK}, not {config.backbone.head_dim}."
         )
     if len(config.backbone.attention_kernels) > MAX_SCALES or any(k > 7 for k in config.backbone.attention_kernels):
         raise ConfigError("the native engine aggregates at up to four scales, with kernels up to 7.")
-    return _Compiler(config, preprocess, weights).program()
+    return _Compiler(config, preprocess, weights, layers).program()
 
 
 def has_float16(config: ModelConfig) -> bool:
@@ -86,6 +108,7 @@ class _Compiler:
     config: ModelConfig
     preprocess: Preprocess
     weights: Sequence[Weights]
+    layers: ClassifierLayers | None
     ops: list[dict[str, Any]] = field(default_factory=list)
     values: list[tuple[int, int]] = field(default_factory=list)
     segments: list[tuple[int, int, int]] = field(default_factory=list)
@@ -113,8 +136,10 @@ class _Compiler:
         return self._pack(bias)
 
     def _dense(self, block: str, name: str) -> tuple[int, int]:
+        return self._dense_weights(self.by_name[block, name])
+
+    def _dense_weights(self, weights: Weights) -> tuple[int, int]:
         """[output block][tap][input channel][16]."""
-        weights = self.by_name[block, name]
         outputs, inputs, height, width = weights.kernel.shape
         kernel = np.zeros((_blocks(outputs) * BLOCK, inputs, height, width), np.float32)
         kernel[:outputs] = weights.kernel
@@ -231,7 +256,6 @@ class _Compiler:
 
     def program(self) -> bytes:
         backbone, head = self.config.backbone, self.config.head
-        assert isinstance(head, SegmentationHead)
         scale = 1 / (255 * np.array(self.preprocess.std, np.float64))
         shift = -np.array(self.preprocess.mean, np.float64) / np.array(self.preprocess.std, np.float64)
         self._op(IMAGE, out=3, w1=self._pack(np.concatenate([scale, [0], shift, [0]])))
@@ -242,12 +266,18 @@ class _Compiler:
         for number, blocks in enumerate(stage_plans(backbone), 1):
             stride = self._blocks_of(blocks, f"stage{number}", stride)
             width = backbone.stages[number - 1].width
+            if isinstance(head, ClassificationHead):
+                continue
             if number == 4:
                 features[number] = self._store(width, stride)
             elif number > 1:
                 self._drop_cut()
                 features[number] = self._value(width, stride)
                 self._op(TEE, **{"in": width}, out=width, value=features[number])
+        if isinstance(head, ClassificationHead):
+            self._classify(head)
+            self._make_planar()
+            return self._bytes(head.num_classes, -1)
         plan = head_plan(backbone, head)
         coarse = {}
         for number, conv in zip((4, 3), plan.inputs[:2], strict=True):
@@ -266,6 +296,20 @@ class _Compiler:
         logits = self._store(head.num_classes, 8)
         self._make_planar()
         return self._bytes(head.num_classes, logits)
+
+    def _classify(self, head: ClassificationHead) -> None:
+        """End the network with a classifier's scores."""
+        layers = self.layers
+        assert layers is not None
+        hidden, features = head.widths
+        self._pointwise("head", "widen", self.config.backbone.stages[-1].width, hidden, act=True)
+        w1, b1 = self._dense_weights(Weights(layers.features[..., None, None], None))
+        w2, b2 = self._pack(layers.scale), self._pack(layers.shift)
+        w3, b3 = self._dense_weights(Weights(layers.classify[..., None, None], layers.bias))
+        eps = self.config.backbone.norm_eps
+        self._op(POOL, **{"in": hidden}, mid=features, out=head.num_classes, act=self.act, eps=eps,
+                 value3=len(self.segments), w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3)  # fmt: skip
+        self._end(STRIDE)
 
     def _make_planar(self) -> None:
         """Use planar rows for as many operations after the image as the core supports."""

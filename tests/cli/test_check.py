@@ -33,15 +33,15 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_left_out_is_counted_with_its_reasons(data: Path) -> None:
+def test_skipped_files_are_counted_by_reason(data: Path) -> None:
     status, out, err = run("check", str(data))
     assert status == 0
-    assert "left out: 1 images that cannot be read, 1 files without a partner, 1 .nef files, which are not read" in out
+    assert "skipped images that cannot be read: 1; files without a partner: 1; .nef files, which are not read: 1" in out
     assert "note: 2 images are rotated by their EXIF orientation" in out
-    assert "ready to train; 1 pairs will be left out" in out
+    assert "ready to train; 1 pair will be skipped" in out
     assert err.count("error: ") == 2
     status, out, _ = run("check", str(data), "--json")
-    assert json.loads(out)["left_out"] == {
+    assert json.loads(out)["skipped"] == {
         "images that cannot be read": 1,
         "files without a partner": 1,
         ".nef files, which are not read": 1,

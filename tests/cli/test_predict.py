@@ -282,7 +282,7 @@ def test_results_are_left_out_and_counted_wherever_they_lie(out: str, here: Path
     run = predict("data", *SMALL, "--out", out)
     assert run.exit_code == 0
     assert files(here) == before
-    assert ("4 files are left out: evitseg wrote them." in run.output) == (out != "o")
+    assert ("4 files are skipped: evitseg wrote them." in run.output) == (out != "o")
 
 
 def test_other_formats_pipes_and_sockets_in_a_folder_are_counted(here: Path) -> None:

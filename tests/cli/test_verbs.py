@@ -362,7 +362,7 @@ def test_check_says_what_is_wrong_and_whether_training_would_run(
     (tmp_path / "data/images/0000004.jpg").write_bytes(b"broken")
     run = cli("check", "data", "--sheet", "sheet.png")
     assert run.status == 0, run.stderr
-    assert "ready to train; 1 pairs will be left out" in run.stdout
+    assert "ready to train; 1 pair will be skipped" in run.stdout
     assert "0000004.jpg: not in a supported image format" in run.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500

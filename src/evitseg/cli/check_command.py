@@ -83,13 +83,14 @@ def _numbers(inspection: Inspection) -> dict[str, Any]:
         "labels": inspection.labels.name,
         "splits": splits,
         "problems": inspection.problems,
-        "left_out": inspection.skipped,
+        "skipped": inspection.skipped,
         "notes": inspection.dataset.notes,
         "duplicates": [[str(f.pair.image) for f in leak] for leak in inspection.leaks],
     }
 
 
 def _report(inspection: Inspection, output: Output) -> None:
+    from evitseg.data.annotations.objects import count
     from evitseg.data.dataset import ALL
 
     dataset, labels = inspection.dataset, inspection.labels
@@ -117,13 +118,13 @@ def _report(inspection: Inspection, output: Output) -> None:
     for problem in inspection.problems:
         output.error(problem)
     if inspection.skipped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in inspection.skipped.items())
-        output.result(f"left out: {counts}")
+        counts = "; ".join(f"{reason}: {number}" for reason, number in inspection.skipped.items())
+        output.result(f"skipped {counts}")
     for note in dataset.notes:
         output.result(f"note: {note}")
     if inspection.trains:
-        left_out = len(inspection.findings) - len(inspection.usable)
-        output.result("ready to train" + (f"; {left_out} pairs will be left out" if left_out else ""))
+        skipped = len(inspection.findings) - len(inspection.usable)
+        output.result("ready to train" + (f"; {count(skipped, 'pair')} will be skipped" if skipped else ""))
     else:
         output.error(f"training would fail: {inspection.obstacle}")
 

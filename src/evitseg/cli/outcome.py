@@ -97,12 +97,12 @@ class Outcome:
         self._update()
 
     def skip(self, source: object, reason: str) -> None:
-        """Record a file that was left out; the summary counts it by its reason."""
+        """Record a skipped file; the summary counts it by its reason."""
         self._skipped.append({"input": self.name(source), "reason": reason})
         self._update()
 
     def skipped(self, reason: str) -> int:
-        """Number of files that were left out for this reason."""
+        """Number of files skipped for this reason."""
         return sum(each["reason"] == reason for each in self._skipped)
 
     def image(self, entry: ImageEntry) -> None:
@@ -129,12 +129,12 @@ class Outcome:
             self.fail(source, sentence_of(error))
 
     def report_skipped(self) -> None:
-        """Print how many files were left out, by reason."""
+        """Print how many files were skipped, by reason."""
         for reason, count in Counter(each["reason"] for each in self._skipped).items():
             if reason == HAS_RESULTS:
                 self.output.note(f"{count} {'inputs have' if count > 1 else 'input has'} results already; skipped.")
             else:
-                self.output.note(f"{count} {'files are' if count > 1 else 'file is'} left out: {reason}.")
+                self.output.note(f"{count} {'files are' if count > 1 else 'file is'} skipped: {reason}.")
 
     def finish(self) -> None:
         """Print the summary. Raises: Exit if an input failed."""

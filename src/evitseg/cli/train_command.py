@@ -234,12 +234,12 @@ def _with_fastest_batch(data: str, config: TrainConfig, output: Output) -> Train
 def _report(run: Run, output: Output) -> None:
     if output.quiet and not output.as_json:
         return
-    for sentence in run.left_out:
+    for sentence in run.skipped:
         output.error(sentence)
     output.content = {
         "run": str(run.folder),
         "miou": {"best": run.miou, "start": run.start_miou, "last": run.last_miou},
-        "left_out": list(run.left_out),
+        "skipped": list(run.skipped),
         "commands": list(run.commands),
     }
     output.result(

@@ -75,7 +75,7 @@ class Run:
         best: checkpoint with the highest validation mIoU, the start included.
         last: checkpoint at the end of the run.
         miou, start_miou, last_miou: validation mIoU of the best, the start and the last, 0 to 1.
-        left_out: a message for every pair that could not be used.
+        skipped: a message for every pair that could not be used.
         commands: command lines that evaluate and export the best checkpoint.
     """
 
@@ -85,7 +85,7 @@ class Run:
     miou: float
     start_miou: float
     last_miou: float
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     commands: tuple[str, ...]
 
 

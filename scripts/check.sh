@@ -16,8 +16,8 @@ echo "installing into $venv"
 "$venv/bin/mypy"
 "$venv/bin/python" benchmarks/tables.py --check
 PYTHON="$venv/bin/python" bash scripts/base_install.sh
-# Two processes; a file's tests stay in one, because they share its fixtures.
-pytest=("$venv/bin/python" -m pytest -n 2 --dist loadfile)
+# Two processes; a file's tests stay in one, because they share its fixtures. tests/conftest.py decides their order.
+pytest=("$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-}" = --coverage ]; then
     "${pytest[@]}" --cov --cov-report=term-missing:skip-covered
     "$venv/bin/python" scripts/fuzz.py --seconds 120

@@ -22,6 +22,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several workers on a few cores wait for each other in loops, which takes minutes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST_FIRST = ("train", "exporters", "model", "profiling", "tiling", "cluster", "runtime")
+"""Folders of tests that take long. They begin, so that no process is left with a long file while the others idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)  # stable: files and their tests keep their order
+
+
 SHARED = Path(os.environ.get("EVITSEG_SHARED", Path(__file__).parents[2] / "shared"))
 
 

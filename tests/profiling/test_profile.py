@@ -168,9 +168,8 @@ def test_onnx_runtimes_events_become_times_without_the_warm_up(monkeypatch: pyte
     monkeypatch.setattr(nodes, "warm_up", lambda call: [call() for _ in range(3)])
     found = PROFILERS["ONNX Runtime"](engine, bundled_models()["b0-camvid"], np.zeros((1, *SMALL, 3), np.uint8), 2)
     assert (found.network_ms, found.rounds) == (1000, 2)
-    assert [node.ms for node in found.nodes] == [pytest.approx(0.0085)] * len(
-        found.nodes
-    )  # the last two of five calls: 8 and 9 µs
+    # The last two of five calls took 8 and 9 µs.
+    assert [node.ms for node in found.nodes] == [pytest.approx(0.0085)] * len(found.nodes)
 
 
 def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +184,9 @@ def test_one_image_fewer_than_a_batch_and_a_class_that_validation_lacks(tmp_path
     ).last.exists()
 
 
-def test_averaged_checkpoints_get_statistics_over_images(data: Path, start: Path, tmp_path: Path) -> None:
+def test_averaged_checkpoints_get_statistics_over_images(
+    data: Path, start: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
     """Two networks that are the same but for the sign of some channels: their mean is neither."""
     network, manifest = load_checkpoint(start)
     for name, factor in (("one", 0.5), ("two", 1.5)):
@@ -193,13 +195,11 @@ def test_averaged_checkpoints_get_statistics_over_images(data: Path, start: Path
             {k: v * factor if k.endswith("running_var") else v for k, v in network.state_dict().items()}
         )
         save_checkpoint(changed, manifest, tmp_path / f"{name}.safetensors")
-    command = [sys.executable, "-m", "evitseg", "average", "one.safetensors", "two.safetensors", "--out"]
+    given = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     told = {}
     for name, options in (("plain", []), ("estimated", ["--data", str(data)])):
-        done = subprocess.run(
-            [*command, f"{name}.safetensors", *options], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = cli("average", *given, "--out", tmp_path / f"{name}.safetensors", *options)
+        assert done.status == 0, done.stderr
         told[name] = done.stdout
     assert "12 images" in told["estimated"]
     assert "--data" in told["plain"]

@@ -234,17 +234,15 @@ def test_a_line_that_was_being_written_is_left_out(data: Path, run: Path) -> Non
     assert [line["epoch"] for line in read_log(run)] == [0, 1, 2]
 
 
-def test_a_folder_that_may_not_be_written_is_a_sentence(data: Path, tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_written_is_a_sentence(data: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     if os.geteuid() == 0:
         (tmp_path / "file").write_text("")
         out = tmp_path / "file/run"  # root may write anywhere but into a file
     else:
         out = tmp_path / "closed/run"
         out.parent.mkdir(mode=0o500)
-    command = [sys.executable, "-m", "evitseg", "train", str(data), "--out", str(out), "--start", "none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    done = cli("train", data, "--out", out, "--start", "none")
+    assert done.status == 1
     assert str(out) in done.stderr
 
 
@@ -265,8 +263,9 @@ def test_a_run_of_an_older_version_is_resumed(data: Path, run: Path, tmp_path: P
     with pytest.warns(EvitsegDeprecationWarning, match=r"config\.json: .*save_every is now save_interval"):
         resumed = fit(data, None, run, resume=True)
     whole = fit(data, SMALL, tmp_path / "whole")
-    for key, tensor in load_checkpoint(whole.last)[0].state_dict().items():
-        assert torch.equal(load_checkpoint(resumed.last)[0].state_dict()[key], tensor), key
+    expected, actual = (load_checkpoint(each.last)[0].state_dict() for each in (whole, resumed))
+    for key, tensor in expected.items():
+        assert torch.equal(actual[key], tensor), key
     assert read_config(run) == read_config(tmp_path / "whole")  # nested now, without a warning
     chosen = [json.loads((folder / "config.json").read_text())["chosen"] for folder in (run, tmp_path / "whole")]
     assert chosen[0] == chosen[1]

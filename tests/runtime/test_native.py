@@ -36,10 +36,11 @@ from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.engines import open_engine
+from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
 from evitseg.runtime.upsample import argmax_upsampled
 from tests.programs import image, network, program_of, torch_logits
-from tests.runtime.programs import CLASSIFIER
+from tests.runtime.programs import CLASSIFIER, CONFIGS, manifest, random_weights
 from tests.runtime.programs import program as random_program
 
 CORE = Path(__file__).parents[2] / "core"
@@ -94,6 +95,21 @@ def test_a_classifier_gives_pytorchs_scores_however_it_runs(variant: str) -> Non
         for isa in instruction_sets("float16"):
             half = Core(program, 2, isa=isa, precision="float16")(pixels)
             np.testing.assert_allclose(half, expected, atol=0.05 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_model_file_with_a_classifier_is_refused(tmp_path: Path) -> None:
+    network = CONFIGS["mbconv"]
+    same_classes = replace(network, head=replace(network.head, num_classes=CLASSIFIER.num_classes))
+    write_evit(tmp_path / "model.evit", manifest(same_classes), random_program(CLASSIFIER))
+    with pytest.raises(WeightsError, match="holds a classifier"):
+        load(tmp_path / "model.evit")
+
+
+def test_weights_that_overflow_float32_are_an_error() -> None:
+    weights = [replace(own, kernel=own.kernel * np.float32(1e20)) for own in random_weights(CONFIGS["mbconv"])]
+    core = Core(compile_program(CONFIGS["mbconv"], Preprocess(), weights))
+    with pytest.raises(EngineError, match="beyond what float32 can hold; its weights are damaged"):
+        core(image(32, 32))
 
 
 def test_a_classifier_without_its_last_layers_is_refused() -> None:

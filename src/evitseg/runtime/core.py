@@ -79,11 +79,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
 
 
 def check(code: int, path: Path = LIBRARY) -> None:
-    """Raises: EngineError for an error code of the core, and its child NotFiniteError."""
-    if code == _NOT_FINITE:
-        raise NotFiniteError(
-            "the native engine: numbers of this network grow beyond what float16 can hold; use float32."
-        )
+    """Raises: EngineError for an error code of the core."""
     if code:
         raise EngineError(f"the native engine: {library(path).evs_error_text(code).decode()}.")
 
@@ -159,7 +155,7 @@ class Core:
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; of a classifier (classes,), one score per class.
 
-        Raises: EngineError unless h and w are multiples of 32.
+        Raises: EngineError unless h and w are multiples of 32, NotFiniteError.
         """
         image = np.ascontiguousarray(image)
         height, width, _ = image.shape
@@ -167,6 +163,11 @@ class Core:
         logits = np.empty((self.classes, *places), np.float32)
         with self.runner() as runner:
             code = self.library.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
+        if code == _NOT_FINITE:
+            advice = "use float32" if self.precision == "float16" else "its weights are damaged; export it again"
+            raise NotFiniteError(
+                f"the native engine: numbers of this network grow beyond what {self.precision} can hold; {advice}."
+            )
         check(code, self._path)
         return logits
 

@@ -50,6 +50,8 @@ class NativeEngine:
                 f"{model_file}: its program has {self.core.classes} classes and its manifest "
                 f"{self.manifest.model.num_classes}; export it again."
             )
+        if self.core.is_classifier:
+            raise WeightsError(f"{model_file}: holds a classifier, which gives no masks; use a segmentation network.")
 
     def _open(self, precision: CorePrecision) -> None:
         isa, threads = os.environ.get(ISA_VARIABLE) or None, max(1, self._threads // self._streams)

@@ -186,7 +186,10 @@ class Segmenter:
 
     def _logits(self, images: NDArray[np.uint8]) -> Logits:
         """Logits of a batch. Raises: WeightsError if they are not finite, because they give no mask then."""
-        return finite(self.engine(images), self.engine.manifest, self.engine.info)
+        logits = self.engine(images)
+        if isinstance(self.engine, NativeEngine):  # the core has checked them
+            return logits
+        return finite(logits, self.engine.manifest, self.engine.info)
 
     def _mask_of(self, logits: Logits, size: tuple[int, int]) -> Mask:
         core = self.engine.core if isinstance(self.engine, NativeEngine) else None

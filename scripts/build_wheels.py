@@ -7,7 +7,7 @@
 The core is compiled by ziglang, for every key of `TARGETS` in core/build.py. A wheel must have the right tag and at
 most 6 MB. Its library must be for the right processor and system version, export the functions of evitseg.h and nothing
 else, and need no library but the system's own. Then core/tests/check.c runs with the library and must print the same
-checksums of logits everywhere: on this machine, under qemu-user (Arm), under musl's loader, and under wine (Windows). A
+checksums of logits everywhere: on this machine, under qemu-user (Arm), under musl's loader, and under Wine (Windows). A
 library that cannot run here, because it is for macOS or because an emulator is missing, is reported as not run.
 """
 
@@ -27,6 +27,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import lief
+
+lief.logging.disable()  # what it says about macOS files is not about us
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = runpy.run_path(str(ROOT / "core/build.py"))["TARGETS"]
@@ -67,7 +69,7 @@ MACHINES = {
     "musllinux-aarch64": Machine("AARCH64", r"libc\.so", ("qemu-aarch64-static", "/lib/ld-musl-aarch64.so.1")),
     "macos-x86_64": Machine("X86_64", SYSTEM, None),
     "macos-arm64": Machine("ARM64", SYSTEM, None),
-    "windows-x86_64": Machine("AMD64", r"(?i)kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", ("wine64",)),
+    "windows-x86_64": Machine("AMD64", r"(?i)kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", ("wine",)),
 }
 
 

@@ -33,6 +33,8 @@ INSTRUCTION_SETS = {
         ("avx2", 8, "-mavx2 -mfma"),
         ("sse4", 4, "-msse4.2"),
     ),
+    "wasm_relaxed_simd": (("wasmrelaxed", 4, "-msimd128 -mrelaxed-simd"),),  # with fused multiply-add
+    "wasm32": (("wasm", 4, "-msimd128"),),
     "aarch64": (("neonfp16", 8, "-march=armv8.2-a+fp16"), ("neon", 4, "")),
 }
 OTHERS = (("portable", 4, ""),)
@@ -116,7 +118,9 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     links = ["-shared", *([] if "-g" in compiler else ["-s"])]
     if "__clang__" in known:
         links.append("-nostdlib++")
-    if "_WIN32" not in known:  # the name by which programs that are linked with it find it
+    if "__wasm__" in known:  # a module for JavaScript, which brings its own files and memory
+        links = ["-mexec-model=reactor", "-s", "-nostdlib++", "-Wl,--export-dynamic", "-Wl,--export=malloc,--export=free"]
+    elif "_WIN32" not in known:  # the name by which programs that are linked with it find it
         links += ["-lpthread", "-Wl,-install_name,@rpath/" if "__APPLE__" in known else "-Wl,-soname,"]
         links[-1] += out.name
     names = "".join(f"X({name}) " for name, _ in sets)

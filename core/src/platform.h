@@ -1,4 +1,4 @@
-// What differs between POSIX and Windows: threads, the clock, aligned memory, the process.
+// What differs between POSIX, Windows and WebAssembly: threads, the clock, aligned memory, the process.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -10,6 +10,8 @@
 #include <windows.h>
 #undef near  // names of other times
 #undef far
+#elif defined(__wasm__)
+#include <time.h>
 #else
 #include <pthread.h>
 #include <sched.h>
@@ -76,6 +78,39 @@ inline int64_t process_id() { return 0; }
 inline void *allocate_aligned(size_t alignment, size_t bytes) { return _aligned_malloc(bytes, alignment); }
 inline void free_aligned(void *memory) { _aligned_free(memory); }
 
+#elif defined(__wasm__)  // one thread
+
+class Mutex {
+   public:
+    void lock() {}
+    void unlock() {}
+};
+
+class Condition {
+   public:
+    void wait(Mutex &) {}
+    void wake_all() {}
+};
+
+using Thread = int;
+using ThreadResult = void *;
+#define EVS_THREAD_CALL
+
+inline bool start_thread(Thread &, ThreadResult (*)(void *), void *) { return false; }
+inline void join_thread(Thread) {}
+inline void yield_thread() {}
+
+inline int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+inline int64_t process_id() { return 0; }
+
+inline void *allocate_aligned(size_t alignment, size_t bytes) { return aligned_alloc(alignment, bytes); }
+inline void free_aligned(void *memory) { free(memory); }
+
 #else
 
 class Mutex {
@@ -118,6 +153,22 @@ inline void join_thread(Thread thread) { pthread_join(thread, nullptr); }
 
 inline void yield_thread() { sched_yield(); }
 
+inline int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+inline int64_t process_id() { return getpid(); }
+
+inline void *allocate_aligned(size_t alignment, size_t bytes) {
+    void *memory = nullptr;
+    return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
+}
+inline void free_aligned(void *memory) { free(memory); }
+
+#endif
+
 #if defined(__linux__)
 inline int thread_id() { return int(syscall(SYS_gettid)); }
 
@@ -137,22 +188,6 @@ inline void leave_my_processor(const int *ids, int count) {
 inline int thread_id() { return 0; }
 
 inline void leave_my_processor(const int *, int) {}
-#endif
-
-inline int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
-
-inline int64_t process_id() { return getpid(); }
-
-inline void *allocate_aligned(size_t alignment, size_t bytes) {
-    void *memory = nullptr;
-    return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
-}
-inline void free_aligned(void *memory) { free(memory); }
-
 #endif
 
 }  // namespace evs

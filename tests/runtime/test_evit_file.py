@@ -53,7 +53,7 @@ def test_the_core_reads_the_file_and_its_manifest(model_file: Path) -> None:
 
 
 def test_load_predict_and_info_take_the_file(model_file: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
-    segment = evitseg.load(model_file, size="native")
+    segment = evitseg.load(model_file, size="native", precision="float32")
     assert segment.info.engine.startswith("evitseg core")
     np.testing.assert_array_equal(segment.logits(image(64, 96)), Core(program(NETWORK))(image(64, 96)))
     run = cli("predict", str(EXAMPLE_IMAGE), "--model", str(model_file), "--out", str(tmp_path / "out"))

@@ -39,7 +39,7 @@ def test_webassembly_gives_the_native_logits(flags: tuple[str, ...], tmp_path: P
         command = [
             node,
             *node_flags,
-            CORE / "tests" / "logits.mjs",
+            str(CORE / "tests" / "logits.mjs"),
             "evitseg.wasm",
             "program",
             "image",

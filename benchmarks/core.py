@@ -114,9 +114,9 @@ def work(threads: int, name: str, path: str, precision: str, height: str, width:
     size = (int(width), int(height))
     image = np.array(Image.fromarray(read_image(EXAMPLE_IMAGE)).resize(size, Image.Resampling.LANCZOS))[None]
     if name == CORE:
-        from evitseg.runtime.native import NativeEngine
+        from evitseg.runtime.native import open_native
 
-        engine = NativeEngine(Path(path), "float32" if precision == "float32" else "float16", threads)
+        engine = open_native(Path(path), "float32" if precision == "float32" else "float16", threads)
         return lambda: engine(image)
     import openvino
 

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 limit_wheel_mb=6
-limit_install_mb=350
+limit_install_mb=130
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -459,7 +459,7 @@ def run_annotations(place: Path) -> None:
 @cache
 def _bundled() -> tuple[bytes, str]:
     from evitseg.bundled import DEFAULT_MODEL, bundled_models
-    from evitseg.runtime.openvino_engine import read_manifest
+    from evitseg.runtime.engines import read_manifest
 
     path = bundled_models()[DEFAULT_MODEL]
     return path.read_bytes(), read_manifest(path).to_json()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE, bundled_models
 from evitseg.raster.files import read_image
-from evitseg.runtime.openvino_engine import read_manifest
+from evitseg.runtime.engines import read_manifest
 
 
 def test_every_bundled_model_has_a_card_and_a_manifest() -> None:

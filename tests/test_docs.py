@@ -28,6 +28,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from evitseg.bundled import EXAMPLE_IMAGE
+from tests.exported import bundled_onnx
 from tests.optional import is_installed, needs
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +212,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "predictions").mkdir()
     for mask in (folder / "data/masks/val").iterdir():
         shutil.copy(mask, folder / "predictions")
-    shutil.copy(bundled_models()[DEFAULT_MODEL], folder / "model.onnx")
+    shutil.copy(bundled_models()[DEFAULT_MODEL], folder / "model.safetensors")
+    if is_installed("torch") and is_installed("onnx"):
+        shutil.copy(bundled_onnx(), folder / "model.onnx")
     return folder
 
 

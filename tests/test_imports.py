@@ -122,7 +122,7 @@ import sys
 
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnxruntime", "ray", "safetensors", "huggingface_hub"}:
+        if name.split(".")[0] in {"torch", "onnx", "onnxruntime", "openvino", "ray", "huggingface_hub"}:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Forbidden())
@@ -140,8 +140,9 @@ def test_the_runtime_works_without_torch() -> None:
 
 
 def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
+    needs("openvino")
     code = (
-        "import sys, evitseg; evitseg.load(); "
+        "import sys, evitseg; evitseg.load(engine='openvino'); "
         "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module])"
     )
     run = python(code, HOME=str(tmp_path), USERPROFILE=str(tmp_path), CI="")
@@ -154,13 +155,16 @@ def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
     [
         (["predict", "--example", "--model", "b0-cityscapes"], "torch"),
         (["predict", "--example", "--model", "x.pt"], "torch"),
-        (["predict", "--example", "--engine", "onnxruntime"], "onnxruntime"),
+        (["predict", "--example", "--engine", "openvino"], "openvino"),
+        (["predict", "--example", "--exact"], "openvino"),
+        (["predict", "--example", "--model", "x.onnx", "--engine", "onnxruntime"], "onnxruntime"),
         (["export", "x.pt"], "export"),
         (["predict", "--example", "--ray", "auto"], "ray"),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], extra: str, tmp_path: Path) -> None:
-    (tmp_path / "x.pt").touch()
+    for name in ("x.pt", "x.onnx"):
+        (tmp_path / name).touch()
     run = python(
         FORBID + f"import os; os.chdir({str(tmp_path)!r}); sys.argv = ['evitseg', *{arguments!r}]; "
         "import evitseg.cli; evitseg.cli.app()"
@@ -168,7 +172,7 @@ def test_what_is_not_installed_is_named_with_its_extra(arguments: list[str], ext
     assert run.returncode == 1
     assert f"pip install '.[{extra}]'" in run.stderr
     assert "Traceback" not in run.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.pt"]
 
 
 def test_public_names_stay_what_they_are_after_every_import() -> None:

@@ -140,6 +140,11 @@ def _is_installed(requirement: str) -> bool:
     return True
 
 
+def reason(error: Exception) -> str:
+    """The first line of a library's message, or the error's class if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for an unknown name, which suggests the most similar known names."""
     known = sorted(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from evitseg.architecture import PUBLISHED_SEGMENTATION, cost, short_name
+from evitseg.architecture import PUBLISHED_SEGMENTATION, SegmentationHead, cost, short_name
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.engine import Engine, Precision
-from evitseg.errors import EngineError, MissingPackageError, WeightsError, unknown
+from evitseg.errors import ConfigError, EngineError, FileError, MissingPackageError, WeightsError, unknown
 from evitseg.image import ReadOptions, Size
+from evitseg.system.files import file_sha256
 
 if TYPE_CHECKING:
     from evitseg.manifest import Manifest
@@ -65,7 +67,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def load(
-    model: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | EfficientViT | None = None,
     *,
     engine: str | None = None,
     device: str | None = None,
@@ -78,28 +80,34 @@ def load(
     """Load a model as a segmenter, which is called with an image and returns its mask.
 
     Args:
-        model: the name of a bundled or a published model (`list_models`), or the path of an exported model (.onnx,
-            .xml, .evit, .tflite, .pte, .param) or a checkpoint (.safetensors, .pt, .pth). None for the bundled
-            default. A published model is downloaded on first use.
-        engine: "openvino" (the default), "onnxruntime" or "native" for an ONNX file; "torch" (the default) or "native"
-            for a checkpoint; every other kind of file has one engine.
-        device: for the torch engine "cpu" (the default), "cuda", "cuda:1", "mps", or "auto" for the fastest that this
-            machine has; every other engine runs on the CPU.
+        model: the name of a bundled or a published model (`list_models`); the path of a checkpoint (.safetensors, .pt,
+            .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte,
+            .param); or a network from `build` or
+            `load_official`, which is copied. None for the bundled default. A published model is downloaded on first
+            use; this and .pt files need PyTorch.
+        engine: "native", evitseg's own (the default), "openvino" or "torch" for a checkpoint; "native" (the default),
+            "openvino" or "onnxruntime" for an ONNX file; every other kind of file has one engine.
+        device: "cpu" (the default); "cuda", "cuda:1" or "mps" for a checkpoint in PyTorch; "auto" for a GPU in PyTorch
+            if there is one, else the CPU.
         threads: maximum number of threads; None for one per physical core.
         precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
         size: the short side, in pixels, at which images go through the network; "native" for each image's own size;
             None for the rule in the model's manifest.
-        streams: images that may run at the same time when several threads call, if the engine can do that (OpenVINO,
-            native). Together they finish sooner; each one takes longer.
+        streams: images that may run at the same time when several threads call, if the engine can do that (native,
+            OpenVINO). Together they finish sooner; each one takes longer.
         reading: how image files are read; None for the model's manifest.
 
     Raises: ConfigError, WeightsError, EngineError, MissingPackageError.
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    segment = Segmenter(_engine(model, engine, device, threads, precision, streams), size, reading)
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        model = copy.deepcopy(model)  # the segmenter and its pickles stay what they are when training goes on
+    opened = _engine(model, engine, device, threads, precision, streams)
+    segment = Segmenter(opened, size, reading)
     _LOG.info("model %s runs in %s", segment.manifest.name, segment.info)
-    source = os.path.abspath(model) if model is not None and Path(model).is_file() else model
+    is_file = isinstance(model, (str, os.PathLike)) and Path(model).is_file()
+    source = os.path.abspath(model) if is_file else model  # type: ignore[arg-type]
     segment.loaded_by = partial(
         load, source, engine=engine, device=device, threads=threads, precision=precision, size=size, streams=streams,
         reading=reading,
@@ -108,55 +116,125 @@ def load(
 
 
 def _engine(
-    model: str | os.PathLike[str] | None,
+    model: str | os.PathLike[str] | EfficientViT | None,
     engine: str | None,
     device: str | None,
     threads: int | None,
     precision: Precision,
     streams: int,
 ) -> Engine:
-    path = exported_path(model)
-    if device not in (None, "auto", "cpu") and (path is not None or engine not in (None, "torch")):
+    from evitseg.runtime.engines import ENGINES, check_request, open_engine
+
+    if engine not in (None, "torch", *ENGINES):
+        raise unknown("engine", engine, ["torch", *ENGINES])
+    model = model or DEFAULT_MODEL
+    named = model if isinstance(model, (str, os.PathLike)) else "the network"
+    file = model_file(named) if named is model else None
+    is_exported = file is not None and file.suffix in EXPORTED_ENDINGS
+    if device not in (None, "auto", "cpu") and (is_exported or engine not in (None, "torch")):
         raise EngineError(
-            f"{model or DEFAULT_MODEL}: only the torch engine runs on {device}; use a checkpoint or a published model, "
-            "or leave the device out."
+            f"{named}: only the torch engine runs on {device}; use a checkpoint or a published model, or leave the "
+            "device out."
         )
-    if path is not None and engine == "torch":
-        raise EngineError(f"{path}: torch runs checkpoints, not exported models; leave out the engine.")
-    if path is None and engine == "native" and Path(model or DEFAULT_MODEL).suffix == ".safetensors":
-        path = Path(str(model))
-    if path is not None:
-        from evitseg.runtime.engines import open_engine
+    if is_exported and engine == "torch":
+        raise EngineError(f"{named}: torch runs checkpoints, not exported models; leave out the engine.")
+    if engine == "torch" or (engine is None and not is_exported and _wants_gpu(device)):
+        from evitseg.model.engine import TorchEngine
 
-        return open_engine(path, engine, precision, threads, streams)
-    if engine not in (None, "torch") and _is_checkpoint(model or DEFAULT_MODEL):
-        raise EngineError(
-            f"{model}: a checkpoint runs in torch or, as .safetensors, in native; for {engine}, export it first."
-        )
-    network, manifest = network_of(model or DEFAULT_MODEL)
-    from evitseg.model.engine import TorchEngine
+        return TorchEngine(*network_of(model), precision, threads, device or "cpu")
+    is_published = named is model and short_name(str(named)) in PUBLISHED_SEGMENTATION
+    if not is_exported and engine is not None and (named is not model or is_published or _is_checkpoint(named)):
+        able = [name for name, kind in ENGINES.items() if ".safetensors" in kind.endings]
+        able = able if is_published or file is not None else ["native"]
+        if engine not in able:
+            raise EngineError(f"{named}: runs in {', '.join(able)} or torch; for {engine}, export it first.")
+    if is_published:
+        file = _published_checkpoint(short_name(str(named)))
+    if file is not None:
+        from evitseg.runtime.checkpoint import NoManifestError
 
-    return TorchEngine(network, manifest, precision, threads, device or "cpu")
+        try:
+            return open_engine(file, engine, precision, threads, streams)
+        except NoManifestError:
+            if engine not in (None, "native"):
+                raise
+    # PyTorch recognises the network of a file without a manifest.
+    network, manifest = network_of(model)
+    check_request(precision, threads, streams)
+    from evitseg.model.fold import folded_weights
+    from evitseg.runtime.native import NativeEngine
+    from evitseg.runtime.program import compile_program
+    from evitseg.runtime.weights import Weights
+
+    weights = [Weights(*own) for own in folded_weights(network)]
+    program = compile_program(manifest.model, manifest.preprocess, weights)
+    return NativeEngine(manifest, program, precision, threads, streams)
 
 
-def exported_path(model: str | os.PathLike[str] | None) -> Path | None:
-    """The exported model's path, if a name or path given to `load` means one; the file may not exist."""
+def _wants_gpu(device: str | None) -> bool:
+    if device != "auto":
+        return device not in (None, "cpu")
+    try:
+        from evitseg.model.engine import has_gpu
+    except ImportError:
+        return False
+    return has_gpu()
+
+
+def model_file(model: str | os.PathLike[str] | None) -> Path | None:
+    """The file that an engine opens without PyTorch, if a name or path means one: a bundled or an exported model, or a
+    checkpoint (.safetensors). The file may not exist, or have no manifest.
+    """
     path = bundled_models().get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
-    return path if path.suffix in EXPORTED_ENDINGS else None
+    return path if path.suffix in (".safetensors", *EXPORTED_ENDINGS) else None
+
+
+def engine_file(model: str | os.PathLike[str] | None) -> Path | None:
+    """As `model_file`, and for a published model the file into which it was converted, downloading it on first use.
+
+    Raises: WeightsError, MissingPackageError.
+    """
+    name = short_name(str(model))
+    return _published_checkpoint(name) if name in PUBLISHED_SEGMENTATION else model_file(model)
 
 
 def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
-    return short_name(str(model)) in PUBLISHED_SEGMENTATION or Path(model).suffix in CHECKPOINT_ENDINGS
+    return (model_file(model) or Path(model)).suffix in CHECKPOINT_ENDINGS
 
 
-def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[EfficientViT, Manifest]:
-    """A network in PyTorch with its manifest, from a checkpoint, an exported .onnx file, or a model that has a name.
+def _published_checkpoint(name: str) -> Path | None:
+    """A published network as a checkpoint of ours, downloaded and converted on first use.
+
+    None if it cannot be stored. Raises: WeightsError, MissingPackageError.
+    """
+    from evitseg.model.published import cached_conversion, converted_file, download
+
+    if (found := cached_conversion(name)) is not None:
+        _LOG.info("%s is in the cache: %s", name, found)
+        return found
+    network, manifest = network_of(name)
+    from evitseg.model.checkpoints import save_checkpoint
+
+    path = converted_file(download(name))
+    try:
+        save_checkpoint(network, manifest, path)
+    except FileError as error:
+        _LOG.warning("%s cannot be stored as a checkpoint, so it needs PyTorch every time: %s", name, error)
+        return None
+    return path
+
+
+def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch") -> tuple[EfficientViT, Manifest]:
+    """A network in PyTorch with its manifest.
 
     Args:
+        model: a checkpoint, an exported .onnx file, a model that has a name, or a network, whose manifest is made up.
         extra: the package's extra that the caller needs, for the message if PyTorch is missing.
 
     Raises: ConfigError for an unknown name, WeightsError, MissingPackageError.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        return _network_with_manifest(model)
     name = short_name(str(model))
     path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION
     if path.suffix not in CHECKPOINT_ENDINGS and not published and path.suffix != ".onnx":
@@ -179,13 +257,30 @@ def network_of(model: str | os.PathLike[str], extra: str = "torch") -> tuple[Eff
 
     if path.suffix == ".onnx":
         from evitseg.model.fold import network_of_folded
-        from evitseg.runtime.openvino_engine import openvino_weights
+        from evitseg.runtime.onnx_weights import read_onnx
 
-        manifest, weights = openvino_weights(path)
+        manifest, weights = read_onnx(path)
         return network_of_folded(manifest.model, [(own.kernel, own.bias) for own in weights]), manifest
     if not published:
         return checkpoints.load_checkpoint(path)
     full = table.published_name(name)
     file = table.download(full)
     network = checkpoints.load_official(full, file)
-    return network, table.published_manifest(full, network, table.file_sha256(file))
+    return network, table.published_manifest(full, network, file_sha256(file))
+
+
+def _network_with_manifest(model: EfficientViT) -> tuple[EfficientViT, Manifest]:
+    """Raises: ConfigError for anything but a segmentation network."""
+    try:
+        from evitseg.model.network import EfficientViT as Network
+    except ImportError as error:
+        raise MissingPackageError("loading a network", "torch") from error
+    if not isinstance(model, Network) or not isinstance(model.config.head, SegmentationHead):
+        kind = "a classifier" if isinstance(model, Network) else f"a {type(model).__name__}"
+        raise ConfigError(
+            f"{kind} cannot be loaded; give a name, a path, or a segmentation network from evitseg.build or "
+            "evitseg.load_official."
+        )
+    from evitseg.model.checkpoints import manifest_of
+
+    return model, manifest_of(model, model.config.variant)

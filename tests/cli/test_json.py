@@ -84,12 +84,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_image_has_the_same_keys_in_every_mode(
     options: list[str], mode: str, given: set[str], here: Path, cli: Cli
 ) -> None:
+    if mode != "whole":
+        needs("openvino")
     done = cli("predict", "a.png", *SMALL, *options, "--out", "o", "--json")
     assert done.status == 0, done.stderr
     content = checked(done.stdout)
     (image,) = content["images"]
     assert content["model"] == "b0-camvid"
-    assert content["engine"].startswith("OpenVINO")
+    assert content["engine"].startswith("evitseg core" if mode == "whole" else "OpenVINO")
     assert image["mode"] == mode
     assert {key for key in ("overlay", "polygons", "context") if image[key]} == given
     assert image["size"] == [192, 256]

@@ -101,7 +101,7 @@ def test_verbose_logs_decisions_and_leaves_logging_as_it_was(png: bytes, cli: Cl
     done = cli("predict", "a.png", *SMALL)
     assert "evitseg." not in done.stderr
     done = cli("predict", "a.png", *SMALL, "-v")
-    assert re.search(r"^evitseg\.[\w.]+: .*OpenVINO", done.stderr, re.MULTILINE)
+    assert re.search(r"^evitseg\.[\w.]+: .*evitseg core", done.stderr, re.MULTILINE)
     logger = logging.getLogger("evitseg")
     assert not logger.isEnabledFor(logging.INFO)
     assert all(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
@@ -155,7 +155,7 @@ def test_json_is_one_object_also_when_the_verb_fails(arguments: list[str], png: 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps"])
 def test_a_device_for_an_engine_that_runs_on_the_cpu_is_an_error(device: str, png: bytes, cli: Cli) -> None:
-    done = cli("predict", "a.png", "--device", device)
+    done = cli("predict", "a.png", "--engine", "native", "--device", device)
     assert done.status == 1
     assert f"only the torch engine runs on {device}" in done.stderr
     assert cli("predict", "a.png", "--device", "gpu").status == 2

@@ -25,6 +25,7 @@ from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.output import Output
 from evitseg.cli.request import HONOURED, Mode, method_of
 from evitseg.system.authorship import is_ours
+from tests.exported import bundled_onnx
 from tests.optional import needs
 from tests.work_done import lines_run
 
@@ -178,7 +179,7 @@ def test_the_name_of_the_mask_changes_nothing_but_the_format(here: Path) -> None
 def test_another_engine_writes_a_mask_file_too(here: Path) -> None:
     needs("onnxruntime")
     street(here / "a.png")
-    run = predict("a.png", *SMALL, "--engine", "onnxruntime", "--out", "m.png", "--json")
+    run = predict("a.png", *SMALL, "-m", bundled_onnx(), "--engine", "onnxruntime", "--out", "m.png", "--json")
     assert run.exit_code == 0, run.output
     assert "ONNX Runtime" in json.loads(run.stdout)["engine"]
 

@@ -294,7 +294,7 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     (tmp_path / "data/torn.tif").write_bytes(b"II*\0" + bytes(20))
     network = Network(evitseg.bundled.bundled_models()["b0-camvid"])
     limit = whole_memory(network.manifest.model, (4060, 4900), (608, 736)) - 1
-    run = predict("data", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
+    run = predict("data", "--engine", "openvino", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
     assert run.returncode == 1
     assert "error: data/torn.tif: truncated or damaged" in run.stderr
     names = sorted(path.name for path in (tmp_path / "o").iterdir())

@@ -35,9 +35,8 @@ from evitseg.model.engine import TorchEngine
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.engines import open_engine
+from evitseg.runtime.engines import open_engine, read_manifest
 from evitseg.runtime.model_file import digest, manifest_file
-from evitseg.runtime.openvino_engine import read_manifest
 from tests.exporters.converters import can_convert, needs_format
 
 pytestmark = pytest.mark.converters

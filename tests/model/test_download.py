@@ -150,16 +150,23 @@ def test_without_a_network_the_command_says_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_the_command_downloads_converts_nothing_and_predicts(hub: Hub, b0_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_downloads_and_converts_once_and_needs_neither_hub_nor_pytorch_again(
+    hub: Hub, b0_checkpoint: Path, tmp_path: Path
+) -> None:
     hub.files[PATH] = b0_checkpoint.read_bytes()
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "evitseg", "predict", "--example", "-m", "b0-cityscapes", "--size", "256"]
+    arguments = ["predict", "--example", "-m", "b0-cityscapes", "--size", "256", "--out", str(out)]
+    without = "import sys; sys.modules.update(torch=None, huggingface_hub=None); "
+    code = "from evitseg.cli import app; sys.exit(app.main(sys.argv[1:]))"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    for _ in range(2):
+    masks = []
+    for before in ("import sys; ", without):
         run = subprocess.run(
-            [*command, "--out", str(out)], env=environment, capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-c", before + code, *arguments], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
         assert run.returncode == 0, run.stderr
         assert "vegetation" in run.stdout
-        hub.files.clear()  # the second time without the hub
-    assert (out / "street_mask.png").exists()
+        masks.append((out / "street_mask.png").read_bytes())
+        hub.files.clear()
+    assert masks[0] == masks[1]

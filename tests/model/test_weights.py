@@ -26,9 +26,10 @@ from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import average_checkpoints, load_checkpoint, load_official, save_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.model.published import PUBLISHED, file_sha256
+from evitseg.model.published import PUBLISHED
 from evitseg.model.state import read_state
 from evitseg.preprocess import Preprocess
+from evitseg.system.files import file_sha256
 
 Table = dict[str, dict[str, list[int]]]
 

@@ -23,6 +23,7 @@ from evitseg.profiling.machine_peak import MachinePeak
 from evitseg.profiling.nodes import PROFILERS
 from evitseg.profiling.profile import Profile, profile
 from evitseg.profiling.roofline import draw
+from tests.exported import bundled_onnx
 from tests.optional import needs
 
 SMALL = (64, 96)
@@ -76,7 +77,7 @@ def surplus(config: ModelConfig, size: tuple[int, int]) -> int:
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_profile_accounts_for_the_graph_that_openvino_runs(precision: Any) -> None:
     size = (256, 320)
-    found = profile(Subject(precision=precision), EXAMPLE_IMAGE, size, rounds=10)
+    found = profile(Subject(engine="openvino", precision=precision), EXAMPLE_IMAGE, size, rounds=10)
     check_accounts(found, size)
     config = bundled_manifest().model
     assert found.macs == cost(config).macs(*size) + surplus(config, size)
@@ -133,7 +134,7 @@ class Compiled:
 
 
 def test_openvinos_means_over_all_calls_become_times_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = Subject(precision="float32")
+    subject = Subject(engine="openvino", precision="float32")
     engine: Any = subject.segmenter.engine
     compile_model = engine.compile
     monkeypatch.setattr(engine, "compile", lambda *size, **settings: Compiled(compile_model(*size, **settings)))
@@ -161,12 +162,12 @@ def test_onnx_runtimes_events_become_times_without_the_warm_up(monkeypatch: pyte
             Path(path).write_text(json.dumps(events))
             return path
 
-    subject = Subject(engine="onnxruntime", precision="float32")
+    subject = Subject(str(bundled_onnx()), "onnxruntime", "float32")
     engine = subject.segmenter.engine
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(nodes, "time", Clock())
     monkeypatch.setattr(nodes, "warm_up", lambda call: [call() for _ in range(3)])
-    found = PROFILERS["ONNX Runtime"](engine, bundled_models()["b0-camvid"], np.zeros((1, *SMALL, 3), np.uint8), 2)
+    found = PROFILERS["ONNX Runtime"](engine, bundled_onnx(), np.zeros((1, *SMALL, 3), np.uint8), 2)
     assert (found.network_ms, found.rounds) == (1000, 2)
     # The last two of five calls took 8 and 9 µs.
     assert [node.ms for node in found.nodes] == [pytest.approx(0.0085)] * len(found.nodes)
@@ -175,7 +176,7 @@ def test_onnx_runtimes_events_become_times_without_the_warm_up(monkeypatch: pyte
 def test_tiles_are_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from evitseg.runtime import openvino_graph
 
-    size, subject = (256, 320), Subject(precision="float32")
+    size, subject = (256, 320), Subject(engine="openvino", precision="float32")
     whole = profile(subject, EXAMPLE_IMAGE, size, rounds=1)
     monkeypatch.setattr(openvino_graph, "TILE_BYTES", 2**20)
     tiled = profile(subject, EXAMPLE_IMAGE, size, rounds=1)
@@ -196,7 +197,7 @@ def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: 
         needs("onnxruntime")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # where OpenVINO runs the file's, too
     size = (256, 320)
-    found = profile(Subject(engine=engine, precision="float32"), EXAMPLE_IMAGE, size, rounds=10)
+    found = profile(Subject(str(bundled_onnx()), engine, "float32"), EXAMPLE_IMAGE, size, rounds=10)
     check_accounts(found, size)
     # An independent count: on the plan, not on the engine's graph.
     assert found.macs == found.plan_macs
@@ -204,7 +205,7 @@ def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: 
 
 def test_what_is_no_convolution_belongs_to_what_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    found = profile(Subject(precision="float32"), EXAMPLE_IMAGE, SMALL, rounds=1)
+    found = profile(Subject(str(bundled_onnx()), "openvino", "float32"), EXAMPLE_IMAGE, SMALL, rounds=1)
     blocks = {node.engine_name: node.block for node in found.nodes}
     resized = [block for name, block in blocks.items() if name.startswith("Resize")]
     products = [block for name, block in blocks.items() if name.startswith("MatMul")]
@@ -217,19 +218,20 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
     needs("torch", "onnx")
     import onnx
 
-    with pytest.raises(EngineError, match="PyTorch does not report the time of its layers"):
-        profile(Subject(engine="torch"), EXAMPLE_IMAGE, SMALL)
-    content = onnx.load(bundled_models()["b0-camvid"])
+    for engine, name in (("torch", "PyTorch"), ("native", "evitseg core")):
+        with pytest.raises(EngineError, match=f"{name}.* does not report the time of its layers"):
+            profile(Subject(engine=engine), EXAMPLE_IMAGE, SMALL)
+    content = onnx.load(bundled_onnx())
     node = next(node for node in content.graph.node if node.op_type == "Conv")
     node.name = "other"
     onnx.save(content, tmp_path / "m.onnx")
     with pytest.raises(WeightsError, match="not the one that evitseg export writes"):
-        profile(Subject(str(tmp_path / "m.onnx")), EXAMPLE_IMAGE, SMALL)
+        profile(Subject(str(tmp_path / "m.onnx"), "openvino"), EXAMPLE_IMAGE, SMALL)
 
 
 def test_a_roofline_is_drawn(tmp_path: Path) -> None:
     needs("matplotlib")
-    found = profile(Subject(), EXAMPLE_IMAGE, SMALL, rounds=1)
+    found = profile(Subject(engine="openvino"), EXAMPLE_IMAGE, SMALL, rounds=1)
     draw(found, "b0-camvid at 64x96", tmp_path / "roofline.png")
     with Image.open(tmp_path / "roofline.png") as image:
         image.load()

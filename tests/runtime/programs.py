@@ -26,8 +26,8 @@ from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.evit_file import write_evit
-from evitseg.runtime.openvino_graph import Weights
 from evitseg.runtime.program import ClassifierLayers, compile_program
+from evitseg.runtime.weights import Weights
 
 
 def config(

@@ -17,12 +17,13 @@ import evitseg
 from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.engines import ENGINES, open_engine
-from evitseg.runtime.openvino_engine import openvino_precision, read_manifest
+from evitseg.runtime.engines import ENGINES, open_engine, read_manifest
+from evitseg.runtime.openvino_engine import openvino_precision
 from evitseg.system.machine import physical_cores
 from evitseg.tiling.graph_cut import IMAGE
 from evitseg.tiling.network import Network
 from evitseg.tiling.windows import Window
+from tests.exported import bundled_onnx
 from tests.optional import needs
 
 BUNDLED = bundled_models()["b0-camvid"]
@@ -44,7 +45,9 @@ def image(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def test_all_engines_agree(image: NDArray[np.uint8]) -> None:
     needs("onnxruntime")
     logits = [
-        open_engine(BUNDLED, engine, "float32")(image) for engine, kind in ENGINES.items() if ".onnx" in kind.endings
+        open_engine(bundled_onnx(), engine, "float32")(image)
+        for engine, kind in ENGINES.items()
+        if ".onnx" in kind.endings
     ]
     for other in logits[1:]:
         assert np.abs(other - logits[0]).max() / np.abs(logits[0]).max() < 1e-4
@@ -54,9 +57,9 @@ def test_all_engines_agree(image: NDArray[np.uint8]) -> None:
 def test_lower_precision_gives_nearly_the_same_mask(
     precision: str, image: NDArray[np.uint8], skip_without: Callable[[str, Exception], NoReturn]
 ) -> None:
-    reference = open_engine(BUNDLED, precision="float32")(image)
+    reference = open_engine(BUNDLED, "openvino", "float32")(image)
     try:
-        engine = open_engine(BUNDLED, precision=precision)  # type: ignore[arg-type]
+        engine = open_engine(BUNDLED, "openvino", precision)  # type: ignore[arg-type]
     except EngineError as error:
         skip_without(precision, error)
     logits = engine(image)
@@ -65,16 +68,16 @@ def test_lower_precision_gives_nearly_the_same_mask(
     assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.98
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])
 def test_threads_are_what_was_asked_for(engine: str, image: NDArray[np.uint8]) -> None:
-    one = open_engine(BUNDLED, engine, threads=1)
+    one = open_engine(bundled_onnx(), engine, threads=1)
     assert one.info.threads == 1
     assert "1 thread," in str(one.info)
     assert one(image).shape[1] == 11
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads may run")
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tiles"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime", "tiles"])
 def test_fewer_threads_than_cores_are_tied_to_none(engine: str, image: NDArray[np.uint8]) -> None:
     """Two engines of one thread each would else share the first core."""
     if physical_cores() < 2:
@@ -86,7 +89,7 @@ def test_fewer_threads_than_cores_are_tied_to_none(engine: str, image: NDArray[n
             run = stack.enter_context(network.ready(network.partition.standalone, Window(0, 0, *image.shape[1:3])))
             work: Callable[[], object] = partial(run, {IMAGE: image})
         else:
-            work = partial(open_engine(BUNDLED, engine, threads=1), image)
+            work = partial(open_engine(bundled_onnx(), engine, threads=1), image)
         begun, stop = threading.Event(), threading.Event()
 
         def repeat() -> None:
@@ -126,7 +129,7 @@ def test_auto_takes_what_the_processor_has() -> None:
 def test_what_an_engine_cannot_do_is_a_sentence() -> None:
     needs("onnxruntime")
     with pytest.raises(EngineError, match="float32 on a CPU, not in bfloat16"):
-        open_engine(BUNDLED, "onnxruntime", "bfloat16")
+        open_engine(bundled_onnx(), "onnxruntime", "bfloat16")
     with pytest.raises(ConfigError, match="did you mean 'openvino'"):
         open_engine(BUNDLED, "openvno")
     with pytest.raises(ConfigError, match="unknown precision 'floatt16'; did you mean 'float16'"):
@@ -135,13 +138,13 @@ def test_what_an_engine_cannot_do_is_a_sentence() -> None:
         open_engine(BUNDLED, threads=0)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])
 def test_files_that_are_no_exported_models_are_one_sentence(engine: str, tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
-    whole = BUNDLED.read_bytes()
-    foreign = onnx.load(BUNDLED)
+    whole = bundled_onnx().read_bytes()
+    foreign = onnx.load(bundled_onnx())
     del foreign.metadata_props[:]
     cases = {
         "empty": b"",
@@ -159,12 +162,12 @@ def test_files_that_are_no_exported_models_are_one_sentence(engine: str, tmp_pat
         open_engine(tmp_path / "absent.onnx", engine)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])
 def test_a_graph_that_is_not_what_its_manifest_says_is_refused(engine: str, tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
-    proto = onnx.load(BUNDLED)
+    proto = onnx.load(bundled_onnx())
     last = proto.graph.node[-1]
     for name in last.input[1:]:  # two classes fewer
         tensor = next(i for i in proto.graph.initializer if i.name == name)
@@ -175,14 +178,14 @@ def test_a_graph_that_is_not_what_its_manifest_says_is_refused(engine: str, tmp_
         open_engine(tmp_path / "lying.onnx", engine)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])
 def test_an_exported_model_cannot_make_us_read_other_files(engine: str, tmp_path: Path) -> None:
     needs("onnx")
     import onnx
 
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(4 * 8 * 3 * 9))
-    proto = onnx.load(BUNDLED)
+    proto = onnx.load(bundled_onnx())
     kernel = next(i for i in proto.graph.initializer if list(i.dims) == [8, 3, 3, 3])
     kernel.ClearField("raw_data")
     kernel.data_location = onnx.TensorProto.EXTERNAL
@@ -193,14 +196,14 @@ def test_an_exported_model_cannot_make_us_read_other_files(engine: str, tmp_path
 
 
 def test_a_manifest_is_read_without_compiling() -> None:
-    assert read_manifest(BUNDLED).name == "b0-camvid"
+    assert read_manifest(bundled_onnx()).name == read_manifest(BUNDLED).name == "b0-camvid"
     assert evitseg.load().manifest == read_manifest(BUNDLED)
 
 
 def test_an_engine_that_does_not_run_a_file_says_which_does(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"onnxruntime does not run \.xml files; openvino can"):
         open_engine(tmp_path / "a.xml", "onnxruntime")
-    with pytest.raises(WeightsError, match=r"exported models end in \.onnx, \.xml"):
+    with pytest.raises(WeightsError, match=r"models end in \.safetensors, \.onnx, \.evit, \.xml"):
         open_engine(tmp_path / "a.bin")
     with pytest.raises(WeightsError, match=r"a\.xml: no such file"):
         open_engine(tmp_path / "a.xml")

@@ -25,7 +25,7 @@ from evitseg.model.checkpoints import save_checkpoint
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.core import ISA_VARIABLE, Core, NotFiniteError, instruction_sets
-from evitseg.runtime.native import NativeEngine
+from evitseg.runtime.native import open_native
 from tests.programs import image, network, program_of
 
 CORE = Path(__file__).parents[2] / "core"
@@ -99,31 +99,31 @@ def test_numbers_beyond_float16_are_an_error_or_computed_in_float32(tmp_path: Pa
         Core(program_of(made), precision="float16")(pixels)
     path = checkpoint(made, tmp_path / "large.safetensors")
     with pytest.raises(EngineError, match="use float32"):
-        NativeEngine(path, "float16")(pixels[None])
-    engine = NativeEngine(path)
+        open_native(path, "float16")(pixels[None])
+    engine = open_native(path)
     assert engine.info.precision == "float16"
     with pytest.warns(EvitsegWarning, match="goes on in float32"):
         found = engine(pixels[None])
     assert engine.info.precision == "float32"
-    np.testing.assert_array_equal(found, NativeEngine(path, "float32")(pixels[None]))
+    np.testing.assert_array_equal(found, open_native(path, "float32")(pixels[None]))
     assert np.isfinite(found).all()
 
 
 def test_a_precision_that_does_not_exist_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
     with pytest.raises(EngineError, match="not in bfloat16"):
-        NativeEngine(path, "bfloat16")
+        open_native(path, "bfloat16")
     monkeypatch.setattr("evitseg.runtime.core.instruction_sets", lambda *_, **__: [])
     with pytest.raises(EngineError, match="does not compute in float16; use float32"):
-        NativeEngine(path, "float16")
+        open_native(path, "float16")
 
 
 def test_an_instruction_set_chooses_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
-    assert NativeEngine(path).info.precision == ("float16" if SETS else "float32")
+    assert open_native(path).info.precision == ("float16" if SETS else "float32")
     slowest = instruction_sets("float32")[-1]
     monkeypatch.setenv(ISA_VARIABLE, slowest)
-    assert NativeEngine(path).info.engine == f"evitseg core ({slowest})"
+    assert open_native(path).info.engine == f"evitseg core ({slowest})"
 
 
 def test_heads_that_do_not_fit_blocks_of_32_channels_run_in_float32(tmp_path: Path) -> None:
@@ -131,6 +131,6 @@ def test_heads_that_do_not_fit_blocks_of_32_channels_run_in_float32(tmp_path: Pa
     first, second, third, fourth = (replace(stage, width=48 * (i + 1)) for i, stage in enumerate(b0.stages))
     config = replace(model_config("b0", 5), backbone=replace(b0, stages=(first, second, third, fourth), head_dim=48))
     path = checkpoint(network(config), tmp_path / "model.safetensors")
-    assert NativeEngine(path).info.precision == "float32"
+    assert open_native(path).info.precision == "float32"
     with pytest.raises(EngineError, match="this network in float32 only"):
-        NativeEngine(path, "float16")
+        open_native(path, "float16")

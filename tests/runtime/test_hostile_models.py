@@ -13,29 +13,27 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.exported import bundled_onnx
 from tests.optional import needs
 
-needs("onnx")
+needs("onnx", "torch")
 
 import onnx
 from onnx import numpy_helper
 
 import evitseg
-from evitseg.bundled import bundled_models
 from evitseg.errors import ConfigError, EngineError, EvitsegError, WeightsError
 from evitseg.manifest import METADATA_KEY, parse_manifest
-from evitseg.runtime.engines import open_engine
-from evitseg.runtime.openvino_engine import read_manifest
+from evitseg.runtime.engines import open_engine, read_manifest
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.network import Network
 
-BUNDLED = bundled_models()["b0-camvid"]
-ENGINES = ("openvino", "onnxruntime")
+ENGINES = ("native", "openvino", "onnxruntime")
 Change = Callable[[onnx.ModelProto], None]
 
 
 def changed(path: Path, change: Change) -> Path:
-    proto = onnx.load(BUNDLED)
+    proto = onnx.load(bundled_onnx())
     change(proto)
     path.write_bytes(proto.SerializeToString())
     return path
@@ -104,7 +102,7 @@ def test_an_onnx_file_that_is_not_what_we_write_is_one_sentence(
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
 def test_a_shortened_onnx_file_is_one_sentence(cut: int, tmp_path: Path) -> None:
-    (tmp_path / "cut.onnx").write_bytes(BUNDLED.read_bytes()[:cut])
+    (tmp_path / "cut.onnx").write_bytes(bundled_onnx().read_bytes()[:cut])
     for engine in ENGINES:
         with pytest.raises(EvitsegError, match=r"cut\.onnx"):
             open_engine(tmp_path / "cut.onnx", engine)
@@ -113,7 +111,7 @@ def test_a_shortened_onnx_file_is_one_sentence(cut: int, tmp_path: Path) -> None
 
 
 def test_names_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
-    content = BUNDLED.read_bytes()
+    content = bundled_onnx().read_bytes()
     assert content.count(b"Conv_3") > 1
     (tmp_path / "name.onnx").write_bytes(content.replace(b"Conv_3", b"Con\xff_3"))
     with pytest.raises(EvitsegError, match=r"name\.onnx"):
@@ -164,8 +162,9 @@ def test_an_exported_model_whose_weights_are_not_finite_is_refused(
     tmp_path: Path, photograph: NDArray[np.uint8]
 ) -> None:
     path = changed(tmp_path / "nan.onnx", with_nan)
-    with pytest.raises(WeightsError, match=r"nan\.onnx: its weights are not finite"):
-        open_engine(path, "openvino", "float32")
+    for engine in ("native", "openvino"):
+        with pytest.raises(WeightsError, match=r"nan\.onnx: its weights are not finite"):
+            open_engine(path, engine, "float32")
     with pytest.raises(WeightsError, match=r"nan\.onnx: its weights are not finite"):
         Network(path, "float32")
     # An engine whose weights are not looked at, gives itself away by what it answers.
@@ -188,7 +187,7 @@ def test_an_exported_model_whose_weights_are_not_finite_is_refused(
     ],
 )
 def test_a_manifest_with_numbers_that_no_network_has_is_one_sentence(old: str, new: str) -> None:
-    text = next(p.value for p in onnx.load(BUNDLED).metadata_props if p.key == METADATA_KEY)
+    text = next(p.value for p in onnx.load(bundled_onnx()).metadata_props if p.key == METADATA_KEY)
     assert old in text
     with pytest.raises(ConfigError, match=r"^m\.onnx: the manifest "):
         parse_manifest(text.replace(old, new, 1), "m.onnx")
@@ -198,7 +197,7 @@ def test_a_manifest_with_numbers_that_no_network_has_is_one_sentence(old: str, n
 def test_a_segmenter_can_be_pickled(
     photograph: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "m.onnx").write_bytes(BUNDLED.read_bytes())
+    (tmp_path / "m.onnx").write_bytes(bundled_onnx().read_bytes())
     monkeypatch.chdir(tmp_path)
     segment = evitseg.load("m.onnx", size=128, precision="float32", threads=1)
     monkeypatch.chdir("/")

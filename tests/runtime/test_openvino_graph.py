@@ -25,8 +25,8 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.preprocess import Preprocess
 from evitseg.runtime import openvino_engine, openvino_graph
-from evitseg.runtime.engines import open_engine
-from evitseg.runtime.openvino_engine import OpenVinoEngine, read_manifest
+from evitseg.runtime.engines import open_engine, read_manifest
+from evitseg.runtime.openvino_engine import OpenVinoEngine
 from evitseg.runtime.openvino_graph import Writer, tile_counts, tiles
 
 BUNDLED = bundled_models()["b0-camvid"]
@@ -80,7 +80,7 @@ def relative(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> floa
 @pytest.mark.parametrize("variant", list(BACKBONES))
 def test_every_variant_gives_the_networks_logits(variant: str, tmp_path: Path) -> None:
     model = random_network(variant)
-    engine = open_engine(model_file(model, tmp_path / "m.onnx"), precision="float32")
+    engine = open_engine(model_file(model, tmp_path / "m.onnx"), "openvino", "float32")
     image = noise(64, 96)
     with torch.inference_mode():
         expected = NormalizedModel(model, Preprocess())(torch.from_numpy(image)).numpy()
@@ -90,7 +90,7 @@ def test_every_variant_gives_the_networks_logits(variant: str, tmp_path: Path) -
 @pytest.mark.parametrize("head", ["b1-ade20k", "l1-ade20k"])
 def test_every_kind_of_head_gives_the_networks_logits(head: str, tmp_path: Path) -> None:
     model = random_network(head.split("-")[0], head)
-    engine = open_engine(model_file(model, tmp_path / "m.onnx"), precision="float32")
+    engine = open_engine(model_file(model, tmp_path / "m.onnx"), "openvino", "float32")
     image = noise(64, 64)
     with torch.inference_mode():
         expected = NormalizedModel(model, Preprocess())(torch.from_numpy(image)).numpy()
@@ -102,7 +102,7 @@ def test_every_kind_of_head_gives_the_networks_logits(head: str, tmp_path: Path)
 @pytest.mark.parametrize("variant", ["b0", "l0"])
 def test_tiles_change_nothing(variant: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model_file(random_network(variant), tmp_path / "m.onnx")
-    whole = open_engine(path, precision=precision)  # type: ignore[arg-type]
+    whole = open_engine(path, "openvino", precision)  # type: ignore[arg-type]
     image = noise(416, 480)
     expected = whole(image)
     tile_bytes = {"b0": 2**21, "l0": 2**23}[variant] // {"float32": 1, "bfloat16": 2}[precision]
@@ -169,7 +169,7 @@ def test_a_graph_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     onnx.save(other, path)
     set_onnx_manifest(path, manifest)
     with pytest.raises(WeightsError, match=r"m\.onnx: its graph is not the one that evitseg export writes"):
-        open_engine(path)
+        open_engine(path, "openvino")
     assert model_config("b1", 19) != manifest.model
 
 

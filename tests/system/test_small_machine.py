@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from evitseg.cli import app
+from evitseg.runtime.native import NativeEngine
 from evitseg.tiling import memory_model as memory
 
 MIB = 1024**2
@@ -110,3 +111,15 @@ def test_images_in_hand_at_once_share_what_is_free(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory, "free_memory", lambda: 4 * of_one)
     assert memory.fits(config, image, (1024, 1280), at_once=3)
     assert not memory.fits(config, image, (1024, 1280), at_once=4)
+
+
+def test_evitsegs_own_core_fits_larger_images_than_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    import evitseg
+
+    segment, image = evitseg.load(threads=1), (2048, 4096)
+    assert isinstance(segment.engine, NativeEngine)
+    config, own = segment.manifest.model, segment.engine.memory(image)
+    needed = memory.whole_memory(config, image, image, own)
+    assert memory.CORE_BASE_BYTES + own < needed < memory.whole_memory(config, image, image)
+    assert memory.fits(config, image, image, needed, core_bytes=own)
+    assert not memory.fits(config, image, image, needed - 1, core_bytes=own)

@@ -57,7 +57,7 @@ class Tiled(ArraySink):
 
 
 def test_one_window_is_the_whole_and_more_cover_the_image(street: NDArray[np.uint8], network: Network) -> None:
-    expected = evitseg.load(BUNDLED, precision="float32", size="native").mask(street)
+    expected = evitseg.load(BUNDLED, engine="openvino", precision="float32", size="native").mask(street)
     assert (blended(street, network, 512) != expected).mean() < 1e-3
     for window in (64, 192, 256):
         sink = ArraySink(street.shape[:2])
@@ -70,7 +70,7 @@ def test_one_window_is_the_whole_and_more_cover_the_image(street: NDArray[np.uin
 
 def test_windows_are_weighed_as_a_naive_sum_does(street: NDArray[np.uint8], network: Network) -> None:
     image = np.ascontiguousarray(street[:160, :224])  # multiples of 32: nothing is resampled
-    own = evitseg.load(BUNDLED, precision="float32", size="native")
+    own = evitseg.load(BUNDLED, engine="openvino", precision="float32", size="native")
     total, weight = np.zeros((11, 20, 28)), np.zeros((20, 28))
     tent = np.minimum(*np.meshgrid(*[np.concatenate([np.arange(1, 9), np.arange(8, 0, -1)])] * 2))
     for top in (0, 32):
@@ -106,7 +106,7 @@ def test_another_working_size_gives_a_mask_of_the_images_size(
         return sink.mask
 
     one_window = mask(ArraySink(street.shape[:2]), 1088)
-    expected = evitseg.load(BUNDLED, precision="float32", size=size).mask(street)
+    expected = evitseg.load(BUNDLED, engine="openvino", precision="float32", size=size).mask(street)
     assert (one_window != expected).mean() < 1e-3
     many_windows = mask(ArraySink(street.shape[:2]), size // 128 * 64)
     assert 0.01 < (many_windows != expected).mean() < 0.4

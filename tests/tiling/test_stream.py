@@ -86,7 +86,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def segment() -> Segmenter:
-    return evitseg.load(BUNDLED, precision="float32", size="native")
+    return evitseg.load(BUNDLED, engine="openvino", precision="float32", size="native")
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +407,7 @@ def test_an_artefact_of_one_size_and_a_strange_graph_are_refused(artefact: Artef
     onnx.save(proto, tmp_path / "strange.onnx")
     with pytest.raises(EngineError, match="SoftSign is not among its operators"):
         Network(tmp_path / "strange.onnx")
-    with pytest.raises(EngineError, match=r"reads \.onnx and \.xml"):
+    with pytest.raises(EngineError, match=r"reads \.safetensors, \.onnx and \.xml"):
         Network(tmp_path / "model.tflite")
 
 
@@ -464,7 +464,7 @@ def test_half_precision_stays_as_near_to_float32_as_whole(
     except EvitsegError as error:
         skip_without("bfloat16", error)
     reference = segment.mask(street)
-    whole = evitseg.load(BUNDLED, precision="bfloat16", size="native").mask(street)
+    whole = evitseg.load(BUNDLED, engine="openvino", precision="bfloat16", size="native").mask(street)
     tiles, _ = stream(street, network, tmp_path, 96)
     assert (tiles != reference).mean() < 1.5 * (whole != reference).mean() + 1e-3
 

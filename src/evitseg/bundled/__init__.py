@@ -1,4 +1,4 @@
-"""The files that ship with the package: exported models with their cards, and a photograph to try them on."""
+"""The files that ship with the package: checkpoints with their cards, and a photograph to try them on."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ DEFAULT_MODEL = "b0-camvid"
 
 
 def bundled_models() -> dict[str, Path]:
-    """The exported models in the package, by name."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
+    """The checkpoints in the package, by name."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.safetensors"))}

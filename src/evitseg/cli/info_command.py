@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -71,23 +70,22 @@ def _about_model(model: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from evitseg.architecture import PUBLISHED_SEGMENTATION, cost, short_name
-    from evitseg.bundled import bundled_models
-    from evitseg.loading import EXPORTED_ENDINGS, network_of
+    from evitseg.loading import model_file, network_of
+    from evitseg.runtime.checkpoint import NoManifestError
+    from evitseg.runtime.engines import read_manifest
 
     short = short_name(model)
     if short in PUBLISHED_SEGMENTATION:  # described without downloading its weights
         config = PUBLISHED_SEGMENTATION[short]
         return {"name": short, "variant": config.variant, "classes": config.num_classes} | costs(cost(config))
-    path = bundled_models().get(model, Path(model))
-    if path.suffix in EXPORTED_ENDINGS:
-        from evitseg.runtime.openvino_engine import read_manifest
-
-        manifest = read_manifest(path)
-    else:
+    path = model_file(model)
+    try:
+        manifest = network_of(model)[1] if path is None else read_manifest(path)
+    except NoManifestError:  # PyTorch recognises the network
         manifest = network_of(model)[1]
     return {
         "name": manifest.name,
-        "file": str(path),
+        "file": str(path or model),
         "variant": manifest.model.variant,
         "classes": list(manifest.labels.names),
         **costs(manifest.cost),

@@ -79,21 +79,22 @@ ENGINE = option(
     "--engine",
     type=Names("engine", engine_names),
     panel="Engine",
-    help="Inference engine. Default: the first that can run the model.",
+    help="Inference engine. Default: native for checkpoints and .onnx files, otherwise the engine of the format.",
 )
 DEVICE = option(
     "--device",
     type=Parsed("device", parse_device),
     metavar="auto|cpu|cuda[:N]|mps",
     panel="Engine",
-    help="Device for the torch engine; other engines run on the CPU. Default: cpu.",
+    help="Device. A GPU runs checkpoints in PyTorch; 'auto' uses one if PyTorch finds it. Default: cpu.",
 )
 PRECISION = option(
     "--precision",
     type=Names("precision", precision_names),
     default="auto",
     panel="Engine",
-    help="Numerical precision. 'auto' uses bfloat16 if the CPU supports it. Default: auto.",
+    help="Numerical precision. 'auto' leaves the choice to the engine: native computes in float16 where the CPU does. "
+    "Default: auto.",
 )
 THREADS = option(
     "--threads",

@@ -17,12 +17,14 @@ from evitseg.cli.tiled_results import save_context, show_tiled, write_outlines
 def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Write the masks of images, each in tiles on the cluster."""
     from evitseg import cluster
+    from evitseg.cluster.session import require_ray
     from evitseg.raster import check_place, open_mask_writer
     from evitseg.tiling.arguments import image_source
     from evitseg.tiling.memory_model import default_memory
     from evitseg.tiling.stream import TileProgress
 
     assert request.ray is not None
+    require_ray()
     network = open_network(request, None)
     outcome.runs_on(network.manifest.name, network.info)
     reading = request.reading or network.manifest.reading

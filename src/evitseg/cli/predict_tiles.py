@@ -46,10 +46,10 @@ def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, na
 
 def open_network(request: Request, threads: int | None) -> Network:
     """The model, prepared for tiles. Raises: EvitsegError."""
-    from evitseg.loading import exported_path
+    from evitseg.loading import engine_file
     from evitseg.tiling.network import Network
 
-    return Network(exported_path(request.model) or str(request.model), request.precision, threads)
+    return Network(engine_file(request.model) or str(request.model), request.precision, threads)
 
 
 def mask_place(job: PredictJob) -> Path:

@@ -47,27 +47,29 @@ class WrittenImage:
 def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once: int = 1) -> bool:
     """Whether the network can see an image of this (height, width) whole.
 
-    Only OpenVINO has tiles, and only for models that take any size: other images are always tried whole.
+    An image that cannot go in tiles is always tried whole.
 
     Args:
         memory: bytes for one image; None divides the free memory among the images that are `at_once` in progress.
 
     Raises: ConfigError.
     """
+    from evitseg.runtime.native import NativeEngine
+    from evitseg.tiling.arguments import has_tiles
     from evitseg.tiling.memory_model import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
-    return not has_tiles(segment) or fits_whole(segment.manifest.model, size, working, memory, at_once)
-
-
-def has_tiles(segment: Segmenter) -> bool:
-    return segment.info.engine == "OpenVINO" and segment.manifest.preprocess.fixed is None
+    if not has_tiles(segment):
+        return True
+    core_bytes = segment.engine.memory(working) if isinstance(segment.engine, NativeEngine) else None
+    return fits_whole(segment.manifest.model, size, working, memory, at_once, core_bytes)
 
 
 def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Segment images and videos with one segmenter; images that do not fit go in tiles afterwards."""
     from evitseg.loading import load
     from evitseg.system.machine import physical_cores
+    from evitseg.tiling.arguments import has_tiles
 
     # A live source needs its newest frame soon, not many frames.
     is_live = any(isinstance(job.source, str) for job in videos)
@@ -90,7 +92,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     for option in ("--memory", "--scratch"):
         if option in request.given and images and not has_tiles(segment):
             raise click.BadParameter(
-                "applies to tiles, which need the openvino engine and a model for images of any size; leave it out",
+                "applies to tiles, which need OpenVINO and a model for images of any size; leave it out",
                 param_hint=option,
             )
     outcome.output.result(f"{segment.manifest.name}: {segment.info}", style="dim")
@@ -114,6 +116,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
     """Write the results of every image, several at a time. Returns: the jobs of images that must go in tiles."""
     from evitseg.system.parallel import ordered_map
+    from evitseg.tiling.arguments import has_tiles
 
     output = outcome.output
     in_tiles: list[PredictJob] = []
@@ -126,7 +129,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
             advance(1)
             if done.too_large and request.overlay:
                 outcome.fail(job.source, f"{done.too_large}, and tiles have no overlay; add --no-overlay.")
-            elif done.too_large and not has_tiles(segment):
+            elif done.too_large and (not has_tiles(segment) or request.engine not in (None, "openvino")):
                 outcome.fail(
                     job.source,
                     f"{done.too_large}, and tiles need the openvino engine, not {segment.info.engine}; leave --engine "

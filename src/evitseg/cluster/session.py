@@ -14,7 +14,7 @@ from typing import Any
 
 from evitseg._version import __version__
 from evitseg.errors import ConfigError, EngineError, EvitsegError, MissingPackageError
-from evitseg.loading import exported_path
+from evitseg.loading import EXPORTED_ENDINGS, model_file
 from evitseg.runtime.model_file import first_line, manifest_file, read
 from evitseg.system.files import temporary_folder
 from evitseg.system.machine import physical_cores
@@ -162,10 +162,12 @@ class Model:
         """Put a model's files into the cluster's store. Raises: WeightsError."""
         from evitseg.bundled import DEFAULT_MODEL
 
-        ray, path = require_ray(), exported_path(model)
+        ray, path = require_ray(), model_file(model)
         if path is None:
             return Model(__version__, str(model or DEFAULT_MODEL), ())
-        beside = [file for file in (path.with_suffix(".bin"), manifest_file(path)) if file.is_file()]
+        beside = []
+        if path.suffix in EXPORTED_ENDINGS:
+            beside = [file for file in (path.with_suffix(".bin"), manifest_file(path)) if file.is_file()]
         files = tuple((file.name, ray.put(read(file))) for file in (path, *beside))
         return Model(__version__, str(path), files)
 

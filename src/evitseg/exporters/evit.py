@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from evitseg.architecture import placed_convs
 from evitseg.manifest import Manifest
-from evitseg.model.fold import folded
-from evitseg.model.layers import ConvNormAct
+from evitseg.model.fold import folded_weights
 from evitseg.model.network import ClassificationNetworkHead, EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.runtime import evit_file
-from evitseg.runtime.openvino_graph import Weights
 from evitseg.runtime.program import ClassifierLayers, compile_program
+from evitseg.runtime.weights import Weights
 
 
 def network_program(model: EfficientViT, preprocess: Preprocess) -> bytes:
@@ -22,12 +18,7 @@ def network_program(model: EfficientViT, preprocess: Preprocess) -> bytes:
 
     Raises: ConfigError for a network that the core does not support.
     """
-    weights = []
-    for placed in placed_convs(model.config):
-        module = model.get_submodule(placed.module_name)
-        assert isinstance(module, ConvNormAct)
-        kernel, bias = folded(module)
-        weights.append(Weights(kernel.astype(np.float32), None if bias is None else bias.astype(np.float32)))
+    weights = [Weights(*own) for own in folded_weights(model)]
     head = model.head
     if not isinstance(head, ClassificationNetworkHead):
         return compile_program(model.config, preprocess, weights)

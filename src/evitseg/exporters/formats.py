@@ -80,7 +80,8 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
-        ".onnx", "export", "onnxruntime", _in("onnx", "write_onnx"), _in("onnx", "set_onnx_manifest"), one_size=False
+        ".onnx", "export", "onnxruntime", _in("onnx", "write_onnx"), _in("onnx", "set_onnx_manifest"), one_size=False,
+        run=lambda path: open_engine(path, "openvino", "float32"),  # the native engine would not run its graph
     ),
     "openvino": Format(
         ".xml", "export", "openvino", _in("openvino", "write_openvino"), _in("openvino", "set_openvino_manifest"),

@@ -26,10 +26,10 @@ from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import METADATA_KEY, Manifest, Training, parse_manifest
 from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
-from evitseg.model.published import PUBLISHED, download, file_sha256, is_classifier, published_name
+from evitseg.model.published import PUBLISHED, download, is_classifier, published_name
 from evitseg.model.state import COUNTER, State, check_numbers, read_state, state_in
 from evitseg.preprocess import Preprocess
-from evitseg.system.files import replacing
+from evitseg.system.files import file_sha256, replacing
 
 
 def _fitted(config: ModelConfig, state: State, naming: Naming, where: object) -> EfficientViT:
@@ -150,21 +150,25 @@ def load_checkpoint(
     else:
         config, naming = _recognise(state, path)
         model = _fitted(config, state, naming, path)
-        classes = model.config.num_classes
-        data = {19: "cityscapes", 150: "ade20k"}.get(classes)
-        manifest = Manifest(
-            name=Path(path).stem,
-            model=model.config,
-            labels=labels or (load_labels(data) if data else numbered(classes)),
-            preprocess=Preprocess(),
-            training=Training(data="unknown", licence="unknown"),
-            checkpoint_sha256=sha256,
-        )
+        manifest = replace(manifest_of(model, Path(path).stem), checkpoint_sha256=sha256)
     if labels is not None:
         manifest = replace(manifest, labels=labels)
     if preprocess is not None:
         manifest = replace(manifest, preprocess=preprocess)
     return model.eval(), manifest
+
+
+def manifest_of(model: EfficientViT, name: str) -> Manifest:
+    """The manifest of a network that has none; its number of classes decides between Cityscapes, ADE20K and numbers."""
+    classes = model.config.num_classes
+    data = {19: "cityscapes", 150: "ade20k"}.get(classes)
+    return Manifest(
+        name=name,
+        model=model.config,
+        labels=load_labels(data) if data else numbered(classes),
+        preprocess=Preprocess(),
+        training=Training(data="unknown", licence="unknown"),
+    )
 
 
 def average_weights(states: Sequence[Mapping[str, Tensor]], fractions: Sequence[float]) -> State:

@@ -71,6 +71,11 @@ def _true_float32() -> contextlib.AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch finds a GPU on this machine."""
+    return bool(torch.cuda.device_count()) or torch.backends.mps.is_available()
+
+
 def _device(name: str) -> torch.device:
     """PyTorch's device of this name. Raises: ConfigError, EngineError."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}

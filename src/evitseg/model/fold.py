@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 
 _Float64 = NDArray[np.float64]
+FoldedWeights: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+"""A convolution's kernel (outputs, inputs / groups, side, side) and bias (outputs,) or None."""
 
 
 def folded(module: ConvNormAct) -> tuple[_Float64, _Float64 | None]:
@@ -52,16 +54,24 @@ def set_folded(module: ConvNormAct, weight: _Float64, bias: _Float64 | None) -> 
         place.copy_(torch.from_numpy(bias))
 
 
-def network_of_folded(
-    config: ModelConfig, weights: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]]
-) -> EfficientViT:
+def folded_weights(model: EfficientViT) -> list[FoldedWeights]:
+    """Kernel and bias of every convolution in float32, in the order of `placed_convs`."""
+    weights = []
+    for placed in placed_convs(model.config):
+        module = model.get_submodule(placed.module_name)
+        assert isinstance(module, ConvNormAct)
+        kernel, bias = folded(module)
+        weights.append((kernel.astype(np.float32), None if bias is None else bias.astype(np.float32)))
+    return weights
+
+
+def network_of_folded(config: ModelConfig, weights: Sequence[FoldedWeights]) -> EfficientViT:
     """A network with the weights of an exported model, ready to be trained or exported.
 
     Its batch norms only add biases, because the weights contain them.
 
     Args:
-        weights: kernel (outputs, inputs / groups, side, side) and bias (outputs,) of every convolution, in the order
-            of `placed_convs`.
+        weights: of every convolution, in the order of `placed_convs`.
     """
     model = EfficientViT(config).eval()
     for placed, (kernel, bias) in zip(placed_convs(config), weights, strict=True):

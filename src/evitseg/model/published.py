@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evitseg.architecture import (
     BACKBONES,
@@ -18,13 +17,15 @@ from evitseg.architecture import (
     ModelConfig,
     short_name,
 )
-from evitseg.errors import MissingPackageError, WeightsError, unknown
+from evitseg.errors import MissingPackageError, WeightsError, reason, unknown
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.key_names import Naming
-from evitseg.model.network import EfficientViT
-from evitseg.model.state import reason
 from evitseg.preprocess import Preprocess
+from evitseg.system.files import file_sha256
+
+if TYPE_CHECKING:
+    from evitseg.model.network import EfficientViT
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,17 +148,29 @@ def is_classifier(config: ModelConfig) -> bool:
     return isinstance(config.head, ClassificationHead)
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The digest of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+def converted_file(download: Path) -> Path:
+    """Where the network of a downloaded file is stored as a checkpoint of ours: next to it."""
+    return download.with_name(f"{download.stem}.evitseg.safetensors")
 
 
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def cached_conversion(name: str) -> Path | None:
+    """The stored checkpoint of a published network, found without any optional package; None before its first use."""
+    published = PUBLISHED[published_name(name)]
+    folder = _hub_cache() / f"models--{published.repository.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = converted_file(folder / "snapshots" / revision / published.file)
+    return path if path.is_file() else None
+
+
+def _hub_cache() -> Path:
+    """The folder that all programs using the hub share, by the rules of huggingface_hub."""
+    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if folder := os.environ.get(variable):
+            return Path(os.path.expandvars(folder)).expanduser() / below
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
 
 
 def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evitseg.errors import MissingPackageError, WeightsError
+from evitseg.errors import MissingPackageError, WeightsError, reason
 
 State = dict[str, Tensor]
 
@@ -84,11 +84,6 @@ def _check_inflated(path: Path) -> None:
             f"{path}: {path.stat().st_size} bytes would inflate to {inflated}; weights do not compress that well, so "
             "the file is refused."
         )
-
-
-def reason(error: Exception) -> str:
-    """The first line of a library's message, which may be empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def state_in(content: Any, where: object) -> State:

@@ -62,13 +62,13 @@ class Subject:
     @cached_property
     def segmenter(self) -> Segmenter:
         """Loads the model, for images at their own sizes unless it takes only one size."""
-        from evitseg.loading import exported_path, load, network_of
+        from evitseg.loading import load, network_of
         from evitseg.runtime.segmenter import Segmenter
 
-        if self.engine == "torch" and exported_path(self.model) is not None:
-            network, manifest = network_of(self.model or DEFAULT_MODEL)
+        if self.engine == "torch":
             from evitseg.model.engine import TorchEngine
 
+            network, manifest = network_of(self.model or DEFAULT_MODEL)
             engine: Any = TorchEngine(network, manifest, self.precision, self.threads, self.device or "cpu")
         else:
             engine = load(
@@ -258,12 +258,14 @@ def compared_table(rows: Sequence[Compared], markdown: bool) -> list[str]:
 
 def _engines(subject: Subject) -> list[str]:
     """Names of the engines that run the model's file."""
-    from evitseg.loading import exported_path
+    from evitseg.loading import engine_file
     from evitseg.runtime.engines import ENGINES
 
-    ending = getattr(exported_path(subject.model), "suffix", None)
-    able = [name for name, kind in ENGINES.items() if ending in kind.endings]
-    return [*able, "torch"] if ending in (None, ".onnx") else able
+    file = engine_file(subject.model)
+    if file is None:
+        return ["native", "torch"]
+    able = [name for name, kind in ENGINES.items() if file.suffix in kind.endings]
+    return [*able, "torch"] if file.suffix in (".safetensors", ".onnx") else able
 
 
 def _save_stretched(source: Image.Image, size: tuple[int, int], jpeg: Path) -> None:

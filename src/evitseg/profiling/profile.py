@@ -146,21 +146,21 @@ class Profile:
 
 
 def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> Profile:
-    """Profile an exported .onnx or .xml file in OpenVINO or ONNX Runtime.
+    """Profile a model in OpenVINO or ONNX Runtime.
 
     Raises: EngineError for another engine, ConfigError for a size that the model does not take, ImageError.
     """
     from PIL import Image
 
-    from evitseg.loading import exported_path
+    from evitseg.loading import engine_file
 
     (size,) = subject.sizes([size], ())
     segment = subject.segmenter
-    model_file = exported_path(subject.model)
+    model_file = engine_file(subject.model)
     if model_file is None or segment.info.engine not in PROFILERS:
         raise EngineError(
-            f"{segment.info.engine} does not report the time of its layers; profile an exported .onnx or .xml file in "
-            "OpenVINO or ONNX Runtime."
+            f"{segment.info.engine} does not report the time of its layers; profile in OpenVINO or ONNX Runtime, with "
+            "--engine openvino or --engine onnxruntime."
         )
     stretched = np.asarray(Image.fromarray(read_image(image)).resize(size[::-1], Image.Resampling.LANCZOS))
     profiled = PROFILERS[segment.info.engine](segment.engine, model_file, stretched[None], rounds)

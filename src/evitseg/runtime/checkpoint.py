@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +13,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.architecture import PlacedConv, placed_convs
-from evitseg.errors import MissingPackageError, WeightsError
+from evitseg.errors import WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest, parse_manifest
-from evitseg.runtime.openvino_graph import Weights
+from evitseg.runtime.weights import Weights
+from evitseg.system.files import file_sha256
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Manifest, list[Weights]]:
     """The manifest of a .safetensors file, and its convolutions in the order of `evitseg.architecture.placed_convs`.
 
-    Raises: WeightsError for a file that is damaged, was not written by evitseg, or holds numbers that are not finite;
-    MissingPackageError.
+    Raises: NoManifestError for a file of another program, WeightsError for one that is damaged or holds numbers that
+    are not finite, ConfigError.
     """
     path = Path(path)
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingPackageError("reading checkpoints", "torch") from error
+    with _opened(path) as (file, manifest):
+        names = set(file.keys())
+
+        def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+            if name not in names:
+                raise WeightsError(f"{path}: {name} is missing from the weights.")
+            if (stored := tuple(file.get_slice(name).get_shape())) != shape:
+                raise WeightsError(f"{path}: {name} has the shape {stored}; its network needs {shape}.")
+            values = np.asarray(file.get_tensor(name), np.float64)
+            if not np.isfinite(values).all():
+                raise WeightsError(f"{path}: {name} holds numbers that are not finite; the training diverged.")
+            if name.endswith("running_var") and (values < 0).any():
+                raise WeightsError(f"{path}: {name} holds negative variances; the file is damaged.")
+            return values
+
+        eps = manifest.model.backbone.norm_eps
+        return manifest, [_folded(tensor, placed, eps) for placed in placed_convs(manifest.model)]
+
+
+def read_checkpoint_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a .safetensors file. Raises: NoManifestError, WeightsError, ConfigError."""
+    with _opened(Path(path)) as (_, manifest):
+        return manifest
+
+
+class NoManifestError(WeightsError):
+    """A checkpoint that another program wrote; PyTorch recognises its network by names and shapes."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Manifest]]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
-                raise WeightsError(
-                    f"{path}: has no manifest, so its classes and sizes are unknown; run it with --engine torch, or "
-                    "export it."
-                )
+                raise NoManifestError(f"{path}: has no manifest, so its network, classes and sizes are unknown.")
             manifest = parse_manifest(metadata[METADATA_KEY], path)
-            names = set(file.keys())
-
-            def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-                if name not in names:
-                    raise WeightsError(f"{path}: {name} is missing from the weights.")
-                if (stored := tuple(file.get_slice(name).get_shape())) != shape:
-                    raise WeightsError(f"{path}: {name} has the shape {stored}; its network needs {shape}.")
-                values = np.asarray(file.get_tensor(name), np.float64)
-                if not np.isfinite(values).all():
-                    raise WeightsError(f"{path}: {name} holds numbers that are not finite; the training diverged.")
-                if name.endswith("running_var") and (values < 0).any():
-                    raise WeightsError(f"{path}: {name} holds negative variances; the file is damaged.")
-                return values
-
-            eps = manifest.model.backbone.norm_eps
-            return manifest, [_folded(tensor, placed, eps) for placed in placed_convs(manifest.model)]
+            yield file, replace(manifest, checkpoint_sha256=file_sha256(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file.") from error
     except (SafetensorError, OSError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Open an exported model in the engine that runs its kind of file."""
+"""Open a model file in an engine that runs its kind."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from pathlib import Path
 
 from evitseg.engine import PRECISIONS, Engine, Precision
 from evitseg.errors import EngineError, WeightsError, unknown
+from evitseg.manifest import Manifest
+from evitseg.runtime.checkpoint import read_checkpoint_manifest
+from evitseg.runtime.evit_file import read_evit_manifest
 from evitseg.runtime.mobile_engines import ExecuTorchEngine, LiteRtEngine, NcnnEngine
-from evitseg.runtime.native import NativeEngine
+from evitseg.runtime.model_file import manifest_beside
+from evitseg.runtime.native import open_native
+from evitseg.runtime.onnx_weights import read_onnx_manifest
 from evitseg.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from evitseg.runtime.openvino_engine import OpenVinoEngine
+from evitseg.runtime.openvino_engine import OpenVinoEngine, openvino_manifest
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """A way to run exported models.
+    """A way to run model files.
 
     Attributes:
         endings: endings of the files that it runs.
@@ -34,9 +39,9 @@ class EngineKind:
 
 
 ENGINES: dict[str, EngineKind] = {
-    "openvino": EngineKind((".onnx", ".xml"), OpenVinoEngine, has_streams=True),
+    "native": EngineKind((".safetensors", ".onnx", ".evit"), open_native, has_streams=True),
+    "openvino": EngineKind((".onnx", ".xml", ".safetensors"), OpenVinoEngine, has_streams=True),
     "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
-    "native": EngineKind((".onnx", ".safetensors", ".evit"), NativeEngine, has_streams=True),
     "litert": EngineKind((".tflite",), LiteRtEngine),
     "executorch": EngineKind((".pte",), ExecuTorchEngine),
     "ncnn": EngineKind((".param",), NcnnEngine),
@@ -51,17 +56,17 @@ def open_engine(
     threads: int | None = None,
     streams: int = 1,
 ) -> Engine:
-    """An engine that runs an exported model.
+    """An engine that runs a model file.
 
     Args:
-        model_file: path of a file that `evitseg export` wrote.
+        model_file: path of a file that `evitseg export` wrote, or of a checkpoint (.safetensors) with its manifest.
         engine: a key of `ENGINES`; None for the file's default.
-        precision: of the arithmetic; "auto" uses bfloat16 if the processor supports it, else the engine's own choice.
+        precision: of the arithmetic; "auto" leaves the choice to the engine.
         threads: maximum number of threads; None for one per physical core.
         streams: calls that may run at the same time, if the engine can do that; otherwise calls wait for each other.
 
     Raises: EngineError for a request that the engine or this processor cannot fulfil, WeightsError for a file that is
-    no exported model, ConfigError for an unknown name.
+    no model, ConfigError for an unknown name.
     """
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
@@ -71,18 +76,37 @@ def open_engine(
     able = [name for name, kind in ENGINES.items() if ending in kind.endings]
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
-        raise WeightsError(f"{model_file}: not an exported model; exported models end in {endings}.")
+        raise WeightsError(f"{model_file}: not a model; models end in {endings}.")
     engine = engine or able[0]
     if engine not in able:
         raise EngineError(f"{model_file}: {engine} does not run {ending} files; {' and '.join(able)} can.")
     if not Path(model_file).exists():  # checked before a missing package, which would not help
         raise WeightsError(f"{model_file}: no such file; evitseg info lists the models that come with the package.")
+    check_request(precision, threads, streams)
+    _LOG.info("%s: engine %s of %s, precision %s", model_file, engine, ", ".join(able), precision)
+    kind = ENGINES[engine]
+    return kind.open(Path(model_file), precision, threads, *([streams] if kind.has_streams else []))
+
+
+def check_request(precision: Precision, threads: int | None, streams: int) -> None:
+    """Refuse settings that no engine has. Raises: EngineError, ConfigError for an unknown precision."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more.")
     if streams < 1:
         raise EngineError(f"streams is {streams}; give 1 or more.")
-    _LOG.info("%s: engine %s of %s, precision %s", model_file, engine, ", ".join(able), precision)
-    kind = ENGINES[engine]
-    return kind.open(Path(model_file), precision, threads, *([streams] if kind.has_streams else []))
+
+
+def read_manifest(model_file: Path) -> Manifest:
+    """The manifest of an exported model or a checkpoint (.safetensors).
+
+    Raises: WeightsError, ConfigError; MissingPackageError for OpenVINO's own files without OpenVINO.
+    """
+    readers = {
+        ".safetensors": read_checkpoint_manifest,
+        ".onnx": read_onnx_manifest,
+        ".evit": read_evit_manifest,
+        ".xml": openvino_manifest,
+    }
+    return readers.get(model_file.suffix, manifest_beside)(model_file)

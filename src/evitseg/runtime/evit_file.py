@@ -42,6 +42,11 @@ def read_evit(path: Path) -> tuple[Manifest, bytes]:
     return manifest_inside(text, path), content[end + -end % _ALIGNMENT :]
 
 
+def read_evit_manifest(path: Path) -> Manifest:
+    """The manifest of a model file. Raises: WeightsError, ConfigError."""
+    return read_evit(path)[0]
+
+
 def set_evit_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest in a model file. Raises: WeightsError, ConfigError."""
     write_evit(path, manifest, read_evit(path)[1])

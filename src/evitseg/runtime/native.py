@@ -17,17 +17,19 @@ from evitseg.manifest import Manifest
 from evitseg.runtime import evit_file
 from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.core import ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
+from evitseg.runtime.onnx_weights import read_onnx
 from evitseg.runtime.program import compile_program, has_float16
 from evitseg.system.machine import physical_cores, processor_name
 
 
 class NativeEngine:
-    """A model file of the core (.evit), a checkpoint (.safetensors) or an ONNX file in our own core.
+    """A network in our own core.
 
     The logits are bit for bit the same for any number of threads. In float32 they are so on every processor with fused
     multiply-add; in float16 they depend on the instruction set.
 
     Args:
+        program: made by `evitseg.runtime.program.compile_program`.
         precision: "float32", or "float16" where the processor computes in it, as Intel's from Sapphire Rapids and Arm's
             from Cortex-A76 do. "auto" is float16 where there is that; if the network's numbers then turn out to be too
             large for it, the engine warns once and goes on in float32.
@@ -38,20 +40,18 @@ class NativeEngine:
     """
 
     def __init__(
-        self, model_file: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+        self,
+        manifest: Manifest,
+        program: bytes,
+        precision: Precision = "auto",
+        threads: int | None = None,
+        streams: int = 1,
     ) -> None:
-        self.manifest, self._program = _program_of(model_file)
+        self.manifest, self._program = manifest, program
         self._threads, self._streams = threads or physical_cores(), streams
         self._may_fall_back = precision == "auto"
         self._lock = Lock()
-        self._open(_chosen_precision(precision, self.manifest.model))
-        if self.core.classes != self.manifest.model.num_classes:
-            raise WeightsError(
-                f"{model_file}: its program has {self.core.classes} classes and its manifest "
-                f"{self.manifest.model.num_classes}; export it again."
-            )
-        if self.core.is_classifier:
-            raise WeightsError(f"{model_file}: holds a classifier, which gives no masks; use a segmentation network.")
+        self._open(_chosen_precision(precision, manifest.model))
 
     def _open(self, precision: CorePrecision) -> None:
         isa, threads = os.environ.get(ISA_VARIABLE) or None, max(1, self._threads // self._streams)
@@ -69,6 +69,10 @@ class NativeEngine:
             streams=self._streams,
         )
 
+    def memory(self, size: tuple[int, int]) -> int:
+        """Bytes that an image of this (height, width) needs in addition to the weights, the image and the logits."""
+        return self.core.memory(*size)
+
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         core = self.core
         try:
@@ -83,16 +87,27 @@ class NativeEngine:
         return _batch(self.core, images)
 
 
-def _program_of(model_file: Path) -> tuple[Manifest, bytes]:
-    if model_file.suffix == evit_file.ENDING:
-        return evit_file.read_evit(model_file)
-    if model_file.suffix == ".safetensors":
-        manifest, weights = read_checkpoint(model_file)
-    else:
-        from evitseg.runtime.openvino_engine import openvino_weights
+def open_native(
+    model_file: Path, precision: Precision = "auto", threads: int | None = None, streams: int = 1
+) -> NativeEngine:
+    """A checkpoint (.safetensors), an ONNX file or a model file of the core (.evit) in our own core.
 
-        manifest, weights = openvino_weights(model_file)
-    return manifest, compile_program(manifest.model, manifest.preprocess, weights)
+    Raises: WeightsError, ConfigError, EngineError.
+    """
+    if model_file.suffix == evit_file.ENDING:
+        manifest, program = evit_file.read_evit(model_file)
+    else:
+        manifest, weights = (read_checkpoint if model_file.suffix == ".safetensors" else read_onnx)(model_file)
+        program = compile_program(manifest.model, manifest.preprocess, weights)
+    engine = NativeEngine(manifest, program, precision, threads, streams)
+    if engine.core.classes != manifest.model.num_classes:
+        raise WeightsError(
+            f"{model_file}: its program has {engine.core.classes} classes and its manifest "
+            f"{manifest.model.num_classes}; export it again."
+        )
+    if engine.core.is_classifier:
+        raise WeightsError(f"{model_file}: holds a classifier, which gives no masks; use a segmentation network.")
+    return engine
 
 
 def _batch(core: Core, images: NDArray[np.uint8]) -> NDArray[np.float32]:

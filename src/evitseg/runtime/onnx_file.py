@@ -44,7 +44,7 @@ def _check(kind: str, content: memoryview, model_file: Path, depth: int) -> None
         raise ValueError("too deep")
     dims: list[int] = []
     data_type, raw = 0, None
-    for number, value in _fields(content):
+    for number, value in fields(content):
         inner = _MESSAGES[kind].get(number)
         if inner is not None and isinstance(value, memoryview):
             _check(inner, value, model_file, depth + 1)
@@ -56,7 +56,7 @@ def _check(kind: str, content: memoryview, model_file: Path, depth: int) -> None
                 "them inside."
             )
         elif number == _DIMS:
-            dims += [value] if isinstance(value, int) else _packed(value)
+            dims += [value] if isinstance(value, int) else packed_integers(value)
         elif number == _TYPE and isinstance(value, int):
             data_type = value
         elif number == _RAW:
@@ -65,8 +65,11 @@ def _check(kind: str, content: memoryview, model_file: Path, depth: int) -> None
         raise WeightsError(f"{model_file}: damaged: a tensor of {prod(dims)} numbers has {len(raw)} bytes.")
 
 
-def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of every field, an int or the bytes of a longer value. Raises: ValueError, IndexError."""
+def fields(content: memoryview) -> Iterator[tuple[int, Any]]:
+    """Number and value of every field of a message: an int, or the bytes of a longer value.
+
+    Raises: ValueError, IndexError for damage.
+    """
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -88,7 +91,8 @@ def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
                 raise ValueError("no such kind of field")
 
 
-def _packed(content: memoryview) -> list[int]:
+def packed_integers(content: memoryview) -> list[int]:
+    """The numbers of a packed repeated field. Raises: ValueError, IndexError."""
     values, at = [], 0
     while at < len(content):
         value, at = _varint(content, at)

@@ -1,4 +1,4 @@
-"""Run exported models in OpenVINO."""
+"""Run models in OpenVINO."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from evitseg.architecture import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError, WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest
-from evitseg.runtime import evit_file
+from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.mobile_engines import one_by_one
-from evitseg.runtime.model_file import check_graph, first_line, manifest_beside, manifest_inside, read
+from evitseg.runtime.model_file import check_graph, first_line, manifest_inside, read
 from evitseg.runtime.onnx_file import check_onnx
+from evitseg.runtime.openvino_any_size import any_size_graph
 from evitseg.runtime.openvino_core import openvino_core
-from evitseg.runtime.openvino_graph import Weights, fast_graph, read_weights, writes_fast
+from evitseg.runtime.openvino_graph import fast_graph, read_weights, writes_fast
+from evitseg.runtime.weights import Weights
 from evitseg.system.machine import free_memory, physical_cores
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ _SHAPES = 64
 
 
 class OpenVinoEngine:
-    """An exported model in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin next to it.
+    """A model in OpenVINO, on the CPU: an ONNX file, OpenVINO's own .xml with its .bin next to it, or a checkpoint.
 
     In float32 and bfloat16 on x86 processors, large images run in `openvino_graph`, which is compiled for each image
     size and cached. Small images and other processors use the graph in the file.
@@ -203,12 +205,8 @@ def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None
     return wanted
 
 
-def read_manifest(model_file: Path) -> Manifest:
-    """An exported model's manifest. Raises: WeightsError, ConfigError, EngineError."""
-    if model_file.suffix == evit_file.ENDING:
-        return evit_file.read_evit(model_file)[0]
-    if model_file.suffix not in (".onnx", ".xml"):
-        return manifest_beside(model_file)
+def openvino_manifest(model_file: Path) -> Manifest:
+    """The manifest of a file that OpenVINO reads. Raises: WeightsError, ConfigError, EngineError."""
     try:
         return _openvino_model(openvino_core(), model_file)[1]
     except (RuntimeError, ValueError) as error:
@@ -218,11 +216,14 @@ def read_manifest(model_file: Path) -> Manifest:
 def _openvino_model(core: openvino.Core, model_file: Path) -> tuple[openvino.Model, Manifest]:
     import openvino
 
+    if model_file.suffix == ".safetensors":
+        manifest, weights = read_checkpoint(model_file)
+        return any_size_graph(manifest.model, manifest.preprocess, weights), manifest
     # From memory: a file that refers to other files for its weights must not make us read them.
     content = read(model_file)
     if model_file.suffix == ".xml":
-        weights = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
-        model = core.read_model(content, openvino.Tensor(weights))
+        stored = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
+        model = core.read_model(content, openvino.Tensor(stored))
     else:
         check_onnx(content, model_file)
         model = core.read_model(content)
@@ -246,16 +247,19 @@ def _check_ends(model: openvino.Model, manifest: Manifest, model_file: Path) -> 
 
 
 def openvino_graph(
-    model_file: Path, precision: Precision = "auto"
+    model_file: Path, precision: Precision = "auto", purpose: str = "a network in parts"
 ) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
-    """An exported model's graph, for callers that run it in parts.
+    """A model's graph, for callers that run it in parts.
+
+    Args:
+        purpose: what needs OpenVINO, for the message if it is not installed.
 
     Returns: OpenVINO's core; the graph; the weights, if this processor runs graphs of our own; the manifest; and the
     settings to compile with.
 
-    Raises: EngineError, WeightsError.
+    Raises: EngineError, WeightsError, MissingPackageError.
     """
-    core = openvino_core()
+    core = openvino_core(purpose)
     chosen = openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     settings = {}
     if chosen is not None:
@@ -269,12 +273,6 @@ def openvino_graph(
     if chosen == "bfloat16":
         _keep_biases(model)
     return core, model, weights, manifest, settings
-
-
-def openvino_weights(model_file: Path) -> tuple[Manifest, list[Weights]]:
-    """The manifest and the convolutions' weights of an exported file. Raises: EngineError, WeightsError."""
-    _, model, weights, manifest, _ = openvino_graph(model_file, "float32")
-    return manifest, weights or read_weights(model, manifest.model, model_file)
 
 
 def _keep_biases(model: openvino.Model) -> None:

@@ -37,13 +37,13 @@ from evitseg.architecture import (
     ModelConfig,
     SegmentationHead,
     head_plan,
-    placed_convs,
     stage_plans,
     stem_plan,
 )
 from evitseg.errors import WeightsError
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.upsample import bicubic_matrix
+from evitseg.runtime.weights import Weights, check_weights, strange_graph
 
 if TYPE_CHECKING:
     import openvino
@@ -54,14 +54,6 @@ TILE_BYTES = 8 * 2**20
 """What a tile's largest features may take."""
 SMALLEST_DIVISOR = 2.0**-100
 """Keeps a query that no key matches at 0; far below every sum of keys that matters."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A convolution's kernel (outputs, inputs / groups, side, side) and bias (outputs,) or None."""
-
-    kernel: NDArray[np.float32]
-    bias: NDArray[np.float32] | None
 
 
 def writes_fast(precision: str) -> bool:
@@ -81,12 +73,11 @@ def read_weights(model: openvino.Model, config: ModelConfig, model_file: Path) -
     passes.register_pass(ConstantFolding())  # a bias is a small graph of its own
     passes.run_passes(model)
     found: dict[int, Weights] = {}
-    strange = WeightsError(f"{model_file}: its graph is not the one that evitseg export writes; export it again.")
     for node in model.get_ops():
         try:
             number = re.match(r"Conv_(\d+)", node.get_friendly_name())
         except UnicodeDecodeError as error:
-            raise strange from error
+            raise strange_graph(model_file) from error
         if number is None or node.get_type_name() not in ("Convolution", "GroupConvolution"):
             continue
         kernel = _value(node.input_value(1).get_node())
@@ -95,20 +86,7 @@ def read_weights(model: openvino.Model, config: ModelConfig, model_file: Path) -
         bias = _value(added[0].input_value(1).get_node()).reshape(-1) if len(follows) == 1 and added else None
         found[int(number[1])] = Weights(kernel.reshape(-1, *kernel.shape[-3:]), bias)
     weights = [found[number] for number in sorted(found)]
-    plan = [placed.conv for placed in placed_convs(config)]
-    fits = len(weights) == len(plan) and all(
-        own.kernel.shape == (conv.outputs, conv.inputs // conv.groups, conv.kernel, conv.kernel)
-        and (own.bias.shape == (conv.outputs,) if own.bias is not None else not (conv.bias or conv.norm))
-        for own, conv in zip(weights, plan, strict=True)
-    )
-    if not fits:
-        raise strange
-    for own in weights:
-        if not all(np.isfinite(values).all() for values in (own.kernel, own.bias) if values is not None):
-            raise WeightsError(
-                f"{model_file}: its weights are not finite (NaN or infinite), so every mask would be wrong; export it "
-                "again from a checkpoint that is whole."
-            )
+    check_weights(weights, config, model_file)
     return weights
 
 

@@ -28,7 +28,7 @@ from evitseg.architecture import (
 )
 from evitseg.errors import ConfigError
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.openvino_graph import Weights
+from evitseg.runtime.weights import Weights
 
 MAGIC = b"EVITSEG1"
 BLOCK = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from evitseg.errors import FileError
 
@@ -258,3 +259,16 @@ def _lock(file: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The digest of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from evitseg.errors import EngineError, ImageError
 from evitseg.image import AS_STATED, ImageArray, ReadOptions, TooManyPixelsError
-from evitseg.loading import exported_path
+from evitseg.loading import engine_file
 from evitseg.raster.window import ArraySource, HasSize, Sink, Source
+from evitseg.runtime.native import NativeEngine
+from evitseg.runtime.openvino_engine import OpenVinoEngine
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.memory_model import default_memory
 from evitseg.tiling.network import Network
@@ -40,15 +42,21 @@ def tiled_network(model: ModelLike) -> Network:
     if isinstance(model, Network):
         return model
     if not isinstance(model, Segmenter):
-        return Network(exported_path(model) or str(model))
+        return Network(engine_file(model) or str(model))
     loaded = model.loaded_by
     if not isinstance(loaded, partial):
         raise EngineError("this segmenter was not made by evitseg.load; give the path of the model instead.")
-    engine = loaded.keywords["engine"]
+    engine, name = loaded.keywords["engine"], loaded.args[0]
     if engine not in (None, "openvino"):
         raise EngineError(f"tiles run in OpenVINO, not in {engine}; load the model with engine='openvino'.")
-    name = loaded.args[0]
-    return Network(exported_path(name) or str(name), loaded.keywords["precision"], loaded.keywords["threads"])
+    if name is not None and not isinstance(name, (str, os.PathLike)):
+        raise EngineError("tiles run from a file; save the network with evitseg.save_checkpoint and give its path.")
+    return Network(engine_file(name) or str(name), loaded.keywords["precision"], loaded.keywords["threads"])
+
+
+def has_tiles(segment: Segmenter) -> bool:
+    """Whether larger images can go in tiles, which OpenVINO runs: not in other runtimes, and not at one size only."""
+    return isinstance(segment.engine, (NativeEngine, OpenVinoEngine)) and segment.manifest.preprocess.fixed is None
 
 
 def reading_of(model: ModelLike, network: Network) -> ReadOptions:

@@ -15,6 +15,8 @@ from evitseg.tiling.graph_cut import Partition, Segment
 
 BASE_BYTES = 185 * 1024**2
 """Memory of a process without any image: Python, OpenVINO, a small network."""
+CORE_BASE_BYTES = 75 * 1024**2
+"""The same with evitseg's own core instead of OpenVINO."""
 SMALL_BYTES = 512 * 1024**2
 """On a small machine an image may take up to this much, as long as a quarter of the free memory remains."""
 
@@ -32,20 +34,26 @@ _RESAMPLED_WINDOW = 12
 """The same for a sliding window (`streaming.py windows`)."""
 
 
-def whole_memory(config: ModelConfig, image: tuple[int, int], working: tuple[int, int]) -> int:
+def whole_memory(
+    config: ModelConfig, image: tuple[int, int], working: tuple[int, int], core_bytes: int | None = None
+) -> int:
     """Memory for an image that goes through the network whole, in float32.
 
-    The layers before attention run in tiles there, too. The peak is therefore the largest block from stride 8 on, with
-    the network's input, the image and its mask.
+    OpenVINO runs the layers before attention in tiles, too. Its peak is therefore the largest block from stride 8 on,
+    with the network's input, the image and its mask.
 
     Args:
         image, working: (height, width) of the image and of the network's input.
+        core_bytes: what evitseg's own core needs for its features, if it runs the network; None for OpenVINO.
     """
+    pixels, inputs = image[0] * image[1], working[0] * working[1]
+    if core_bytes is not None:
+        logits = _FLOAT * config.num_classes * inputs // LOGIT_STRIDE**2
+        return CORE_BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * _RGB + logits + core_bytes
     values: dict[str, float] = {}
     for placed in placed_convs(config):
         if placed.stride >= LOGIT_STRIDE:
             values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
-    pixels, inputs = image[0] * image[1], working[0] * working[1]
     return int(BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * (_RGB + _FLOAT * max(values.values(), default=0.0)))
 
 
@@ -123,19 +131,21 @@ def fits(
     working: tuple[int, int],
     memory: int | None = None,
     at_once: int = 1,
+    core_bytes: int | None = None,
 ) -> bool:
     """Whether an image can go through the network whole.
 
     Args:
         memory: bytes the process may hold for it; None decides by the free memory and what the process holds already.
         at_once: number of images of this size that are processed at the same time and share the free memory.
+        core_bytes: as in `whole_memory`.
     """
-    needed = whole_memory(config, image, working)
+    needed = whole_memory(config, image, working, core_bytes)
     if memory is not None:
         return needed <= memory
-    free = free_memory()
-    of_process = max(0, BASE_BYTES - held_memory())
-    of_image = needed - BASE_BYTES
+    free, base = free_memory(), BASE_BYTES if core_bytes is None else CORE_BASE_BYTES
+    of_process = max(0, base - held_memory())
+    of_image = needed - base
     return of_image + of_process <= allowed_memory(free) and at_once * of_image + of_process <= free * 3 // 4
 
 

@@ -40,11 +40,11 @@ class Network:
     """A model that runs in tiles. It can be used for any number of images, one after the other.
 
     Args:
-        model: path of an exported model, .onnx or .xml, with free sizes.
+        model: path of a checkpoint (.safetensors), or of an exported model, .onnx or .xml, with free sizes.
         precision: as in `evitseg.load`.
         threads: maximum number of threads; None for one per physical core.
 
-    Raises: EngineError, WeightsError.
+    Raises: EngineError, WeightsError, MissingPackageError.
     """
 
     def __init__(
@@ -53,10 +53,14 @@ class Network:
         from evitseg.runtime.openvino_engine import openvino_graph, thread_settings
 
         path = Path(model)
-        if path.suffix not in (".onnx", ".xml"):
-            raise EngineError(f"{path}: tiles run in OpenVINO, which reads .onnx and .xml; export the model first.")
+        if path.suffix not in (".safetensors", ".onnx", ".xml"):
+            raise EngineError(
+                f"{path}: tiles run in OpenVINO, which reads .safetensors, .onnx and .xml; export the model first."
+            )
         self.path, self.precision = path, precision
-        self._core, graph, self._weights, self.manifest, self._settings = openvino_graph(path, precision)
+        self._core, graph, self._weights, self.manifest, self._settings = openvino_graph(
+            path, precision, "an image in tiles"
+        )
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
             raise EngineError(

@@ -20,7 +20,8 @@ from evitseg.architecture import (
     stem_plan,
 )
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.openvino_graph import FIRST, Chain, Weights, Writer
+from evitseg.runtime.openvino_graph import FIRST, Chain, Writer
+from evitseg.runtime.weights import Weights
 from evitseg.tiling.graph_cut import EPS, IMAGE, SUMS, WEIGHT, AttentionNodes, Features, Partition, Segment
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from evitseg.evaluation.evaluate import Report
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.model.published import file_sha256
-from evitseg.system.files import replacing, sweep
+from evitseg.system.files import file_sha256, replacing, sweep
 from evitseg.train.allocator import keep_freed_memory
 from evitseg.train.config import TrainConfig
 from evitseg.train.crops import Batches, Crops, batch_keys

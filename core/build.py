@@ -119,7 +119,7 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     if "__clang__" in known:
         links.append("-nostdlib++")
     if "__wasm__" in known:  # a module for JavaScript, which brings its own files and memory
-        links = ["-mexec-model=reactor", "-s", "-nostdlib++", "-Wl,--export-dynamic", "-Wl,--export=malloc,--export=free"]
+        links = ["-mexec-model=reactor", "-s", "-nostdlib++", "-Wl,--export-dynamic,--export=malloc,--export=free"]
     elif "_WIN32" not in known:  # the name by which programs that are linked with it find it
         links += ["-lpthread", "-Wl,-install_name,@rpath/" if "__APPLE__" in known else "-Wl,-soname,"]
         links[-1] += out.name
@@ -143,6 +143,8 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
         linked = Path(folder, out.name)  # where further files, such as Windows' import library, do no harm
         command = [*compiler, *extra, *links, "-o", str(linked), *objects]
         subprocess.run(command, check=True, capture_output=True, text=True)
+        if "_WIN32" in known:
+            _forget_time(linked)
         out.parent.mkdir(parents=True, exist_ok=True)
         made = out.with_name(f".{os.getpid()}.{out.name}")  # moved at the end: a process may have the old one open
         try:
@@ -150,6 +152,14 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
             made.replace(out)
         finally:
             made.unlink(missing_ok=True)
+
+
+def _forget_time(library: Path) -> None:
+    """Clear the time of linking in the COFF header, so that the same source gives the same bytes."""
+    content = bytearray(library.read_bytes())
+    at = int.from_bytes(content[60:64], "little") + 8
+    content[at : at + 4] = bytes(4)
+    library.write_bytes(content)
 
 
 if __name__ == "__main__":

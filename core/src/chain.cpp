@@ -48,9 +48,11 @@ struct Arena {
     char *base;
     size_t used = 0;
     E *numbers(size_t n) {
-        const size_t at = used;
-        used += (n * sizeof(E) + 63) / 64 * 64;
-        return base == nullptr ? nullptr : reinterpret_cast<E *>(base + at);
+        const size_t at = used, end = at + n * sizeof(E);
+        used = (end + 63) / 64 * 64 + kGuard;
+        if (base == nullptr) return nullptr;
+        forbid(base + end, used - end);
+        return reinterpret_cast<E *>(base + at);
     }
     Row planes(int pixels) { return {numbers(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
     Row row(int blocks, int pixels) {
@@ -559,6 +561,7 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
         }
     }
     if (run.times != nullptr) run.times[end.op - run.program->ops] += now_ns() - start;
+    allow(memory, arena.used);
 }
 
 void reduce(const Run &run, const Segment &segment) {

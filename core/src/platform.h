@@ -21,6 +21,16 @@
 #include <time.h>
 #include <unistd.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#define EVS_HAS_ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EVS_HAS_ASAN
+#endif
+#endif
+#if defined(EVS_HAS_ASAN)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace evs {
 
@@ -60,10 +70,6 @@ inline void join_thread(Thread thread) {
 }
 
 inline void yield_thread() { SwitchToThread(); }
-
-inline int thread_id() { return 0; }
-
-inline void leave_my_processor(const int *, int) {}
 
 inline int64_t now_ns() {
     LARGE_INTEGER count, per_second;
@@ -167,6 +173,17 @@ inline void *allocate_aligned(size_t alignment, size_t bytes) {
 }
 inline void free_aligned(void *memory) { free(memory); }
 
+#endif
+
+// AddressSanitizer reports reads and writes of forbidden memory; kGuard bytes of it lie between two pieces.
+#if defined(EVS_HAS_ASAN)
+constexpr size_t kGuard = 64;
+inline void forbid(const void *memory, size_t bytes) { ASAN_POISON_MEMORY_REGION(memory, bytes); }
+inline void allow(const void *memory, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(memory, bytes); }
+#else
+constexpr size_t kGuard = 0;
+inline void forbid(const void *, size_t) {}
+inline void allow(const void *, size_t) {}
 #endif
 
 #if defined(__linux__)

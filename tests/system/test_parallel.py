@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -78,6 +79,14 @@ _offset = 0
 def prepare(offset: int) -> None:
     global _offset
     _offset = offset
+
+
+def handler_of_interrupts(number: int) -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_worker_processes_leave_ctrl_c_to_their_parent() -> None:
+    assert list(process_map(range(2), handler_of_interrupts, 1)) == [True, True]
 
 
 def shifted(item: int) -> int:

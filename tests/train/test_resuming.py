@@ -107,20 +107,28 @@ def test_an_interrupted_run_says_what_is_left(data: Path, tmp_path: Path, monkey
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_terminated_run_says_what_is_left_and_lines_tell_the_progress(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_of_processes_ends_a_run_with_what_is_left(
+    number: signal.Signals, tmp_path: Path, data: Path
+) -> None:
+    """A terminal sends Ctrl-C to the workers too, and so does a service manager with SIGTERM."""
     command = [
         sys.executable, "-m", "evitseg", "train", str(data), "--out", "run", "--start", "none", "--crop", "64x64",
-        "--batch", "4", "--epochs", "500", "--workers", "0", "--set", "eval_interval=500",
+        "--batch", "4", "--epochs", "500", "--workers", "1", "--set", "eval_interval=500",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     while process.poll() is None and not (tmp_path / "run/log.jsonl").exists():
         time.sleep(0.05)
     while process.poll() is None and '"epoch": 2' not in (tmp_path / "run/log.jsonl").read_text():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # not SIGINT, which a shell's background jobs ignore
+    os.killpg(process.pid, number)
     told, error = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "Traceback" not in error
+    assert "unexpected" not in error
     assert re.search(r"interrupted at step \d+ of 1000\. run holds .* --resume continues from there\.", error)
     assert (
         "settings derived from 8 images: data.size 0, augment.scale 1–2, optim.learning_rate 0.00071, "
@@ -270,3 +278,9 @@ def test_a_run_of_an_older_version_is_resumed(data: Path, run: Path, tmp_path: P
     chosen = [json.loads((folder / "config.json").read_text())["chosen"] for folder in (run, tmp_path / "whole")]
     assert chosen[0] == chosen[1]
     assert "data.size" in chosen[0]
+
+
+def test_options_given_with_resume_are_all_named(run: Path, data: Path, cli: Callable[..., Any]) -> None:
+    done = cli("train", data, "--out", run, "--resume", "--start", "none", "--crop", "64x64", "--learning-rate", "1")
+    assert done.status == 1
+    assert "leave out --start, --crop, --learning-rate, or start a new run" in done.stderr

@@ -195,7 +195,8 @@ def _resumed(out: Path, options: dict[str, Any], has_recipe: bool) -> TrainConfi
     config = read_config(out)
     given = [name for name in options if name != "workers"]
     if given or has_recipe:
-        what = f"--{given[0].removeprefix('value_').replace('_', '-')}" if given else "--recipe and --set"
+        options_given = [f"--{name.removeprefix('value_').replace('_', '-')}" for name in given]
+        what = ", ".join([*options_given, *["--recipe and --set"] * has_recipe])
         raise EvitsegError(f"--resume continues with the run's own settings; leave out {what}, or start a new run.")
     return config.updated({"data.workers": options["workers"]}) if "workers" in options else config
 

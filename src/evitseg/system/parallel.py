@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -41,6 +42,23 @@ def ordered_map(items: Iterable[T], work: Callable[[T], R], workers: int = 2, wa
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def leave_interrupts_to_the_parent(*signals: str) -> None:
+    """Ignore signals in a worker process: a terminal and service managers send them to the parent as well.
+
+    Args:
+        signals: their names; those that the system does not have are skipped.
+    """
+    for name in signals:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _begin(prepare: Callable[[], object] | None) -> None:
+    leave_interrupts_to_the_parent("SIGINT")
+    if prepare is not None:
+        prepare()
+
+
 def process_map(
     items: Sequence[T],
     work: Callable[[T], R],
@@ -58,7 +76,7 @@ def process_map(
     """
     count = max(1, min(workers, len(items), _MAX_PROCESSES))
     # Spawned, because a fork copies locks that other threads hold, and an engine's threads do not survive it.
-    with ProcessPoolExecutor(count, get_context("spawn"), prepare) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare,)) as pool:
         try:
             yield from pool.map(work, items, chunksize=4)
         except BrokenProcessPool as error:

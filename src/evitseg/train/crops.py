@@ -18,6 +18,7 @@ from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
+from evitseg.system.parallel import leave_interrupts_to_the_parent
 from evitseg.train.augment import classmix, random_crop, vary_appearance
 from evitseg.train.config import TrainConfig
 
@@ -79,6 +80,11 @@ class _ErrorsAsText(Dataset["Sample | str"]):
             return str(error)
 
 
+def _begin_worker(number: int) -> None:
+    # A worker that such a signal ends would end the run before the run's own process can say what it has saved.
+    leave_interrupts_to_the_parent("SIGINT", "SIGTERM", "SIGHUP")
+
+
 def _collated(samples: list[Sample | str]) -> Sample | str:
     for sample in samples:
         if isinstance(sample, str):
@@ -99,7 +105,7 @@ class Batches:
         self._keys: list[list[Key]] = []
         self._loader: DataLoader[Sample | str] = DataLoader(
             _ErrorsAsText(crops), batch_sampler=self._keys, num_workers=workers, collate_fn=_collated,
-            persistent_workers=workers > 0, pin_memory=pinned,
+            persistent_workers=workers > 0, pin_memory=pinned, worker_init_fn=_begin_worker,
         )  # fmt: skip
 
     def read(self, keys: Sequence[list[Key]]) -> Iterator[Sample]:

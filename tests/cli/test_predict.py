@@ -286,6 +286,14 @@ def test_results_are_left_out_and_counted_wherever_they_lie(out: str, here: Path
     assert ("4 files are skipped: evitseg wrote them." in run.output) == (out != "o")
 
 
+def test_a_mask_that_is_given_by_name_is_segmented_with_a_note(here: Path) -> None:
+    street(here / "a.png")
+    assert predict("a.png", *SMALL).exit_code == 0
+    run = predict("predictions/a_mask.png", *SMALL)
+    assert run.exit_code == 0
+    assert "predictions/a_mask.png: evitseg wrote this file; it is segmented like a photograph." in run.output
+
+
 def test_other_formats_pipes_and_sockets_in_a_folder_are_counted(here: Path) -> None:
     street(here / "f/a.png")
     (here / "f/b.psd").write_bytes(b"8BPS")

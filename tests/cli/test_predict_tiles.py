@@ -330,6 +330,7 @@ def test_blended_windows_keep_place_and_nodata_and_are_what_python_gives(
         name: pytest.approx((mask == i).mean()) for i, name in enumerate(network.labels.names) if found.counts[i]
     }
     assert "car" in told["fractions"]
+    assert list(told["fractions"].values()) == sorted(told["fractions"].values(), reverse=True)
     import pyogrio
 
     assert pyogrio.read_info(tmp_path / "p.gpkg")["crs"] == UTM

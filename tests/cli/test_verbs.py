@@ -177,7 +177,7 @@ def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) 
     ("arguments", "sentence"),
     [
         (["absent.jpg"], "absent.jpg: no such file"),
-        (["empty"], "empty: a folder without images"),
+        (["empty"], "empty: contains no image or video; supported are JPEG, "),
         (["*.nothing"], "no file matches this pattern"),
         (["street.jpg", "--model", "b0-camvit"], "did you mean 'b0-camvid'"),
         (["street.jpg", "--model", "absent.onnx"], "absent.onnx: no such file"),

@@ -702,6 +702,18 @@ def test_an_interrupted_live_source_leaves_a_whole_video(number: int, sender: Se
     assert "dropped; latency" in output
 
 
+def test_a_missing_file_is_reported_before_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(VideoError, match=r"gone\.mp4: no such file\.$"):
+        VideoReader(tmp_path / "gone.mp4", None, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere FFmpeg gives other errors")
+def test_a_camera_that_is_not_there_is_a_sentence() -> None:
+    with pytest.raises(VideoError, match=r"^camera:99: no such camera; check that /dev/video99 is connected\.$"):
+        VideoReader("camera:99", None, None)
+
+
 def test_names_of_streams_hide_passwords() -> None:
     address = "rtsp://user:secret@cam.local:554/live/1?token=secret"
     assert stream_name(address) == "cam.local_554_live_1"

@@ -35,6 +35,7 @@ class Found:
 def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
     """Every image and video; `outcome` records inputs that cannot be found and files that are left out."""
     from evitseg.raster import is_zarr
+    from evitseg.raster.formats import READABLE
 
     found: list[Found] = []
     for given in inputs:
@@ -44,7 +45,10 @@ def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
             if mode is not None and stat.S_ISDIR(mode) and not is_zarr(path):
                 files = [Found(file, file.relative_to(path), False) for file in _files_in(path, out, outcome)]
                 if not files:
-                    outcome.fail(given, f"{given}: a folder without images or videos ({', '.join(_endings())}).")
+                    outcome.fail(
+                        given,
+                        f"{given}: contains no image or video; {READABLE}, and videos such as MP4, MOV, MKV and AVI.",
+                    )
                 found += files
             elif mode is None and glob.has_magic(given):
                 matches = list(_matches(given, out, outcome))
@@ -54,17 +58,12 @@ def find_inputs(inputs: list[str], out: Path, outcome: Outcome) -> list[Found]:
             elif mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)):
                 outcome.fail(given, f"{given}: a device or a socket, not a file; give a file.")
             else:
+                if mode is not None and _is_result(path, out):
+                    outcome.output.note(f"{path}: evitseg wrote this file; it is segmented like a photograph.")
                 found.append(Found(path, Path(path.name)))
         except (OSError, ValueError) as error:
             outcome.fail(given, f"{printable(given)}: cannot be read ({getattr(error, 'strerror', None) or error}).")
     return list(dict.fromkeys(found))
-
-
-def _endings() -> list[str]:
-    from evitseg.raster.formats import EXTENSIONS as IMAGES
-    from evitseg.video import EXTENSIONS as VIDEOS
-
-    return [*sorted(IMAGES), *sorted(VIDEOS)]
 
 
 def _matches(pattern: str, out: Path, outcome: Outcome) -> Iterator[Found]:

@@ -78,6 +78,6 @@ def write_polygons(
             "counts": counts,
             "coordinates": "pixels" if written.in_pixels else "crs",
         }
-    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
     where = "pixels, because the mask is not georeferenced" if written.in_pixels else "the mask's coordinate system"
-    output.result(f"wrote {out}: polygons of {listed or 'nothing'}; coordinates are in {where}.")
+    output.result(f"wrote {out} with {sum(counts.values())} polygons: {listed or 'none'}; coordinates are in {where}.")

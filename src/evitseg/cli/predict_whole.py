@@ -147,7 +147,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
                 _show(done, outcome, segment.labels, in_full=len(jobs) == 1)
     if len(jobs) > 1 and count:
         what = "masks and overlays" if request.draws else "masks"
-        output.result(f"wrote {what} of {count} images to {request.out}")
+        output.result(f"wrote {what} of {count} image{'s' * (count != 1)} to {request.out}")
     return in_tiles
 
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def fractions_of(counted: LargeImageResult | SlidingWindowResult, labels: LabelSpace) -> dict[str, float]:
-    """Fraction of the pixels per class that occurs; pixels without data count in the total."""
+    """Fraction of the pixels per class that occurs, largest first; pixels without data count in the total."""
     counts = counted.counts[: len(labels.names)].tolist()
     total = int(counted.counts.sum())
-    return {name: count / total for name, count in zip(labels.names, counts, strict=True) if count}
+    largest_first = sorted(zip(labels.names, counts, strict=True), key=lambda item: -item[1])
+    return {name: count / total for name, count in largest_first if count}
 
 
 def save_context(streamed: LargeImageResult, labels: LabelSpace, request: Request, entry: ImageEntry) -> None:

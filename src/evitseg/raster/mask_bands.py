@@ -60,7 +60,7 @@ def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
             if dataset.count != 1 or dataset.dtypes[0] not in ("uint8", "uint16"):
                 raise ImageError(
                     f"{name}: a mask has one band of 8 or 16 bits, but this file has {dataset.count} of "
-                    f"{dataset.dtypes[0]}."
+                    f"{dataset.dtypes[0]}; give a mask that evitseg predict wrote."
                 )
             size = (dataset.height, dataset.width)
             if size[0] * size[1] > MAX_PIXELS:

@@ -74,12 +74,14 @@ class VideoReader:
     """
 
     def __init__(self, source: VideoSource, live: bool | None, duration_s: float | None, audio: bool = False) -> None:
+        self.name = redacted(source)
+        if not is_stream(str(source)) and not Path(source).exists():
+            raise VideoError(f"{self.name}: no such file.")
         try:
             import av
         except ImportError as error:
             raise MissingPackageError("video", "video") from error
         self._av = av
-        self.name = redacted(source)
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
         self._limit = None if duration_s is None else checked_duration(duration_s)
@@ -147,8 +149,6 @@ class VideoReader:
                 name = pattern.format(rest) if scheme == "camera" else text
         else:
             path = Path(text)
-            if not path.exists():
-                raise VideoError(f"{self.name}: no such file.")
             if path.is_dir():
                 raise VideoError(f"{self.name} is a folder, not a video.")
             name = f"file:{path}"  # explicit, because a:b.mp4 would be taken for the protocol a
@@ -164,6 +164,8 @@ class VideoReader:
                     f"{self.name}: not in a supported video format, or truncated before its index; "
                     "check that it plays, or convert it to MP4."
                 ) from error
+            if kind is not None and isinstance(error, FileNotFoundError):
+                raise VideoError(f"{self.name}: no such camera; check that {name} is connected.") from error
             raise VideoError(f"{self.name}: cannot be opened ({reason_of(error)}).") from error
 
     def _kinds(self) -> str:

@@ -125,7 +125,7 @@ def test_a_signal_to_the_whole_group_of_processes_ends_a_run_with_what_is_left(
     while process.poll() is None and '"epoch": 2' not in (tmp_path / "run/log.jsonl").read_text():
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    told, error = process.communicate()
+    told, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in error
     assert "unexpected" not in error

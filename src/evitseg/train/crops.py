@@ -5,6 +5,8 @@ An interrupted run therefore sees the same crops again, whichever process loads 
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -81,8 +83,10 @@ class _ErrorsAsText(Dataset["Sample | str"]):
 
 
 def _begin_worker(number: int) -> None:
-    # A worker that such a signal ends would end the run before the run's own process can say what it has saved.
-    leave_interrupts_to_the_parent("SIGINT", "SIGTERM", "SIGHUP")
+    # PyTorch raises an error in the run's own process when a signal has killed a worker, before that process can say
+    # what it has saved. SIGTERM is also how a worker is ended; it then ends as if nothing was wrong.
+    leave_interrupts_to_the_parent("SIGINT", "SIGHUP")
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def _collated(samples: list[Sample | str]) -> Sample | str:

@@ -4,8 +4,9 @@
     python benchmarks/core.py b0 --size 512x512
 
 Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
-openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is float16 in the core
-and bfloat16 in OpenVINO. Weights are random: they change no time. Writes results/core.json.
+openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is the engine's own
+choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Weights are random: they change no time. Writes
+results/core.json.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def work(threads: int, name: str, path: str, precision: str, height: str, width:
     if name == CORE:
         from evitseg.runtime.native import open_native
 
-        engine = open_native(Path(path), "float32" if precision == "float32" else "float16", threads)
+        engine = open_native(Path(path), "float32" if precision == "float32" else "auto", threads)
         return lambda: engine(image)
     import openvino
 

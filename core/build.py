@@ -25,11 +25,14 @@ FLAGS = (
     "-DEVS_BUILD",
     "-ffp-contract=fast",  # a product that is added becomes a fused multiply-add, on every processor that has it
 )  # fmt: skip
-# By machine: name, numbers in a vector, flags; names with fp16 compute in float16.
+AVX512 = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512"
+# By machine: name, numbers in a vector, flags; names with fp16 or bf16 compute in that.
 INSTRUCTION_SETS = {
     "x86_64": (
-        ("avx512fp16", 32, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512fp16 -mfma -mprefer-vector-width=512"),
-        ("avx512", 16, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512"),
+        ("avx512fp16", 32, f"{AVX512} -mavx512fp16"),
+        ("amxbf16", 16, f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 -DEVS_AMX=1"),
+        ("avx512bf16", 16, f"{AVX512} -mavx512bf16"),
+        ("avx512", 16, AVX512),
         ("avx2", 8, "-mavx2 -mfma"),
         ("sse4", 4, "-msse4.2"),
     ),
@@ -100,13 +103,18 @@ def macros(compiler: list[str]) -> set[str]:
 
 
 def instruction_sets(compiler: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
-    """Name and flags of every set that the compiler knows; old ones know no float16."""
+    """Name and flags of every set that the compiler knows; old ones know no half precision."""
     sets = []
     table = next((sets for machine, sets in INSTRUCTION_SETS.items() if f"__{machine}__" in known), OTHERS)
     for name, width, flags in table:
-        arguments = [f"-DEVS_ISA={name}", f"-DEVS_WIDTH={width}", f"-DEVS_HALF={int('fp16' in name)}", *flags.split()]
+        arguments = [
+            f"-DEVS_ISA={name}",
+            f"-DEVS_WIDTH={width}",
+            f"-DEVS_PRECISION={1 if 'fp16' in name else 2 if 'bf16' in name else 0}",
+            *flags.split(),
+        ]
         probe = [*compiler, *FLAGS, *arguments, "-fsyntax-only", "-x", "c++", str(HERE / "src" / "ops" / "vector.h")]
-        if "fp16" not in name or subprocess.run(probe, capture_output=True).returncode == 0:
+        if "f16" not in name or subprocess.run(probe, capture_output=True).returncode == 0:
             sets.append((name, arguments))
     return sets
 

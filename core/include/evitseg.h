@@ -41,7 +41,8 @@ enum {
 /* Precisions of features and weights. The logits are float32 in both. */
 enum {
     EVS_FLOAT32 = 0, /* the same bytes on every processor with fused multiply-add */
-    EVS_FLOAT16 = 1  /* about twice as fast, where the processor computes with it; the same bytes within an instruction set */
+    EVS_FLOAT16 = 1, /* about twice as fast, where the processor computes with it; the same bytes within an instruction set */
+    EVS_BFLOAT16 = 2 /* products of bfloat16 in float32, where the processor has these; as above */
 };
 
 typedef struct evs_model evs_model;

@@ -6,13 +6,17 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if EVS_AMX && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 #include "ops/attention.h"
 #include "ops/classify.h"
-#include "ops/dense.h"
+#include "ops/convolution.h"
 #include "ops/depthwise.h"
 #include "ops/narrow.h"
 #include "ops/repack.h"
@@ -62,7 +66,8 @@ struct Arena {
 
 int mod(int y, int n) { return ((y % n) + n) % n; }
 
-const E *at(const Run &run, int64_t offset) { return static_cast<const E *>(run.program->weights) + offset; }
+// Offsets count numbers of the size of E, whatever lies there.
+const W *at(const Run &run, int64_t offset) { return reinterpret_cast<const W *>(static_cast<const E *>(run.program->weights) + offset); }
 
 // Those that are float32 in every program.
 const float *floats_at(const Run &run, int64_t offset) { return reinterpret_cast<const float *>(at(run, offset)); }
@@ -112,7 +117,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                         const int plane = plane_of(n.span / 2 + 1);
                         n.ring[r] = {arena.numbers(size_t(plane) * 6), plane};
                     } else if (n.source->op->kind == Kind::image) {  // 3 numbers per pixel
-                        n.ring[r] = {arena.numbers(size_t(n.span) * 3), 0};
+                        n.ring[r] = {arena.numbers(size_t(n.span) * 3 * sizeof(Pixel) / sizeof(E)), 0};
                     } else {
                         n.ring[r] = arena.row(in, n.span);
                     }
@@ -211,8 +216,8 @@ void advance_plain(const Run &run, Node &n, int first, int last, int rows) {
 
 // Stores floats that `number` gives, a multiple of kFloats.
 template <typename Number>
-EVS_INLINE void put(E *out, int count, Number number) {
-#if EVS_HALF
+EVS_INLINE void put(Pixel *out, int count, Number number) {
+#if EVS_IS_FLOAT16
     alignas(64) float floats[64];
     for (int i = 0; i < count; i++) floats[i] = number(i);
     for (int i = 0; i < count; i += kFloats) store_floats(out + i, load_f(floats + i));
@@ -222,15 +227,15 @@ EVS_INLINE void put(E *out, int count, Number number) {
 }
 
 // A row of normalised pixels, 3 numbers each, with zeros outside the image.
-void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
+void image_row(const Run &run, const Op &op, int y, int low, int span, Pixel *out) {
     const float *scale = floats_at(run, op.w1), *shift = scale + 4;
     if (y < 0 || y >= run.height) {
-        memset(out, 0, size_t(span) * 3 * sizeof(E));
+        memset(out, 0, size_t(span) * 3 * sizeof(Pixel));
         return;
     }
     const int first = low < 0 ? 0 : low, last = low + span < run.width ? low + span : run.width;
-    memset(out, 0, size_t(first - low) * 3 * sizeof(E));
-    memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(E));
+    memset(out, 0, size_t(first - low) * 3 * sizeof(Pixel));
+    memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(Pixel));
     const uint8_t *in = run.image + y * run.row_bytes + ptrdiff_t(first) * 3;
     out += ptrdiff_t(first - low) * 3;
     int left = (last - first) * 3;
@@ -240,7 +245,7 @@ void image_row(const Run &run, const Op &op, int y, int low, int span, E *out) {
     for (int i = 0; i < kStep; i++) scales[i] = scale[i % 3], shifts[i] = shift[i % 3];
     for (; left >= kStep; left -= kStep, in += kStep, out += kStep)
         put(out, kStep, [&](int i) { return shifts[i] + float(in[i]) * scales[i]; });
-    for (int i = 0; i < left; i++) out[i] = E(shifts[i] + float(in[i]) * scales[i]);
+    for (int i = 0; i < left; i++) out[i] = Pixel(shifts[i] + float(in[i]) * scales[i]);
 }
 
 // The same as planes for the narrow convolution.
@@ -273,14 +278,14 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
             if (op.planar) {
                 image_planes(run, n, n.have, to);
             } else {
-                image_row(run, *n.source->op, n.have, n.low, n.span, to.p);
+                image_row(run, *n.source->op, n.have, n.low, n.span, reinterpret_cast<Pixel *>(to.p));
             }
         }
         if (op.planar) {
             const E *rows[3];
             for (int t = 0; t < 3; t++) rows[t] = n.ring[mod(first + t, 3)].p;
             const int plane = int(n.ring[0].block);
-            const E *w = at(run, op.w1), *b = at(run, op.b1);
+            const W *w = at(run, op.w1), *b = at(run, op.b1);
             if (op.act == Act::gelu) {
                 narrow_stem<Act::gelu>(rows, plane, w, b, n.columns(), out);
             } else if (op.act == Act::hardswish) {
@@ -291,7 +296,7 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
             return out;
         }
         // The three taps of a row lie side by side: together they are one tap of 9 channels.
-        d.step = op.stride * 3, d.taps = 3, d.inputs = 9;
+        d.step = op.stride * 3, d.taps = 3, d.inputs = 9, d.image = true;
         for (int t = 0; t < 3; t++) d.from[t] = n.ring[mod(first + t, 3)].p;
     } else {
         advance_plain(run, n, first, first + 2, 3);
@@ -328,7 +333,7 @@ Row narrow_row(const Run &run, Node &n, int y, Row out) {
         }
     }
     const Row rows[3] = {n.ring[mod(y - 1, 3)], n.ring[mod(y, 3)], n.ring[mod(y + 1, 3)]};
-    const E *w2 = at(run, op.w2), *b2 = at(run, op.b2), *w3 = at(run, op.w3), *b3 = at(run, op.b3);
+    const W *w2 = at(run, op.w2), *b2 = at(run, op.b2), *w3 = at(run, op.w3), *b3 = at(run, op.b3);
     const bool residual = op.residual != 0;
     if (op.act == Act::gelu) {
         narrow_block<Act::gelu>(rows, w2, b2, w3, b3, residual, n.columns(), out);
@@ -483,8 +488,7 @@ void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
             const E *from = qkv.channels_from(3 * h * dim + c).p;
             E *to = queries.channels_from(head * dim + c).p;
             for (int i = 0; i < n.columns(); i++, from += kBlock, to += kBlock)
-                for (int lane = 0; lane < kPacked; lane += kGroup)
-                    *reinterpret_cast<G *>(to + lane) = relu(*reinterpret_cast<const G *>(from + lane));
+                rectify(from, to);
         }
         for (int x = n.x0; x < n.x1; x += kSumColumns) {
             const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
@@ -513,7 +517,7 @@ void sums_row(const Run &run, Node &n, int y) {
         for (int t = 0; t < op.kernels[i]; t++) window[t] = n.ring[mod(y - reach + t, rows)].from(n.x0 - n.low - reach);
         depthwise_any(op.kernels[i], window, tokens, at(run, op.wa[i]), at(run, op.ba[i]), n.columns(), n.line);
         for (int u = 0; u < tokens / per_unit; u++)
-            pointwise(n.line.channels_from(u * mixed), mixed, at(run, op.wg[i]) + ptrdiff_t(u) * mixed * mixed, at(run, op.bg[i]) + u * mixed,
+            pointwise(n.line.channels_from(u * mixed), mixed, at(run, op.wg[i] + int64_t(u) * mixed * mixed), at(run, op.bg[i]) + u * mixed,
                       Act::none, n.columns(), n.extra[0].channels_from(u * mixed), per_unit, {nullptr, 0});
         take_tokens(run, n, n.extra[0], 1 + i, y);
     }
@@ -543,6 +547,7 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
     Arena arena{memory};
     const int count = build(run, segment, w, arena, nodes);
     Node &end = nodes[count - 1];
+    begin_dots();
     const int64_t start = run.times == nullptr ? 0 : now_ns();
     for (int y = w.y0; y < w.y1; y++) {
         if (end.op->kind == Kind::sums) {
@@ -561,6 +566,7 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
         }
     }
     if (run.times != nullptr) run.times[end.op - run.program->ops] += now_ns() - start;
+    end_dots();
     allow(memory, arena.used);
 }
 
@@ -620,6 +626,28 @@ bool has(unsigned leaf7_ebx, unsigned leaf7_edx, unsigned leaf1_ecx, unsigned ke
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & kept) == kept;
 }
+
+#if EVS_IS_BFLOAT16
+bool has_bfloat16() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) != 0;
+}
+#else
+bool has_bfloat16() { return false; }
+#endif
+
+// Whether tile registers are there, and the system lets this process use them.
+bool begins_tiles() {
+#if EVS_AMX && defined(__linux__)
+    constexpr unsigned tiles_bfloat16 = 1u << 22 | 1u << 24;
+    constexpr int ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return has(0, tiles_bfloat16, 0, 0x60000) && syscall(SYS_arch_prctl, ask, tile_data) == 0;
+#elif EVS_AMX
+    return false;
+#else
+    return true;
+#endif
+}
 #endif
 
 bool runs_here() {
@@ -627,14 +655,15 @@ bool runs_here() {
     constexpr unsigned fma_osxsave_avx = 1u << 12 | 1u << 27 | 1u << 28, avx2 = 1u << 5;
 #if EVS_BYTES == 64
     constexpr unsigned avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, avx512_fp16 = 1u << 23;
-    return has(avx2 | avx512_f_dq_bw_vl, EVS_HALF ? avx512_fp16 : 0, fma_osxsave_avx, 0xe6);
+    if (!has(avx2 | avx512_f_dq_bw_vl, EVS_IS_FLOAT16 ? avx512_fp16 : 0, fma_osxsave_avx, 0xe6)) return false;
+    return !EVS_IS_BFLOAT16 || (has_bfloat16() && begins_tiles());
 #else
     return has(avx2, 0, fma_osxsave_avx, 0x06);
 #endif
-#elif defined(__aarch64__) && EVS_HALF && defined(__linux__)
+#elif defined(__aarch64__) && EVS_IS_FLOAT16 && defined(__linux__)
     constexpr unsigned long hardware = 16, half_vectors = 1ul << 10;  // AT_HWCAP, HWCAP_ASIMDHP
     return (getauxval(hardware) & half_vectors) != 0;
-#elif defined(__aarch64__) && EVS_HALF && !defined(__APPLE__)
+#elif defined(__aarch64__) && EVS_IS_FLOAT16 && !defined(__APPLE__)
     return false;
 #else
     return true;
@@ -647,6 +676,6 @@ bool runs_here() {
 #define EVS_TEXT(x) EVS_TEXT_(x)
 int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_HALF, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask};
 
 }  // namespace evs::EVS_ISA

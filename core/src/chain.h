@@ -36,9 +36,9 @@ inline float *scores_of(const Run &run, const Op &op) { return features_of(run, 
 
 struct Isa {
     const char *name;
-    bool half;   // float16 instead of float32
-    int block;   // channels are stored in blocks of this many
-    int bytes;   // of a number
+    int precision;  // EVS_FLOAT32 ...
+    int block;      // channels are stored in blocks of this many
+    int bytes;      // of a number
     bool (*runs_here)();
     // Brings the weights of a checked program into the form that is read here. Returns: false without memory, or for a
     // program that cannot be run here.

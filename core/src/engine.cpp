@@ -30,7 +30,7 @@ constexpr int kMaxSide = 1 << 16, kMaxValues = 4096, kMaxParts = 4096, kMaxWindo
 
 size_t rounded(size_t n) { return (n + kLine - 1) / kLine * kLine; }
 
-bool fits(const Isa &isa, int precision) { return isa.half == (precision == EVS_FLOAT16) && isa.runs_here(); }
+bool fits(const Isa &isa, int precision) { return isa.precision == precision && isa.runs_here(); }
 
 const Isa *find_isa(int precision, const char *name) {
     for (int i = 0; i < kNumIsas; i++)
@@ -398,14 +398,14 @@ const char *evs_error_text(int code) {
 }
 
 const char *evs_instruction_sets(int precision) {
-    static char names[2][64];
+    static char names[3][64];
     char made[64] = "";
     for (int i = 0; i < kNumIsas; i++)
         if (fits(*kIsas[i], precision)) {
             if (made[0]) strcat(made, " ");
             strcat(made, kIsas[i]->name);
         }
-    char *kept = names[precision == EVS_FLOAT16];
+    char *kept = names[precision < 0 || precision > 2 ? 0 : precision];
     memcpy(kept, made, sizeof made);  // the same bytes every time
     return kept;
 }

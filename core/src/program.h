@@ -3,6 +3,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../include/evitseg.h"
+
 namespace evs {
 
 constexpr int kPacked = 16;    // weights of this many output channels lie side by side, padded with zeros
@@ -62,7 +64,7 @@ struct Program {
     const Op *ops = nullptr;
     const Value *values = nullptr;
     const Segment *segments = nullptr;
-    const void *weights = nullptr;  // float32; float16 in a model of half precision
+    const void *weights = nullptr;  // float32; 16 bits in a model of half precision
     int64_t num_weights = 0;
     int32_t logits = 0;  // the value that holds them; -1 in a classifier
     void *memory = nullptr;  // owns all of the above

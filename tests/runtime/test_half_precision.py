@@ -1,4 +1,4 @@
-"""The core in float16: close to float32, the same bits for any number of threads, and never a mask of infinities."""
+"""The core in half precision: close to float32, the same bits for any number of threads, no mask of infinities."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
-from evitseg.runtime.core import ISA_VARIABLE, Core, NotFiniteError, instruction_sets
+from evitseg.runtime.core import CORE_PRECISIONS, ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
 from evitseg.runtime.native import open_native
 from tests.programs import image, network, program_of
 
 CORE = Path(__file__).parents[2] / "core"
-SETS = instruction_sets("float16")
+SETS: list[tuple[CorePrecision, str]] = [
+    (each, isa) for each in CORE_PRECISIONS if each != "float32" for isa in instruction_sets(each)
+]
 
-computes_in_float16 = pytest.mark.skipif(not SETS, reason="this processor does not compute in float16")
+computes_in_float16 = pytest.mark.skipif(
+    not instruction_sets("float16"), reason="this processor does not compute in float16"
+)
+computes_in_half_precision = pytest.mark.skipif(not SETS, reason="this processor does not compute in half precision")
 
 
 def checkpoint(made: EfficientViT, path: Path) -> Path:
@@ -48,24 +53,26 @@ def too_large(made: EfficientViT) -> EfficientViT:
     return made
 
 
-@computes_in_float16
+@computes_in_half_precision
 @pytest.mark.parametrize("name", PUBLISHED_SEGMENTATION)
 def test_every_published_network_is_close_to_float32(name: str) -> None:
     program, pixels = program_of(network(PUBLISHED_SEGMENTATION[name])), image(64, 96)
-    expected, found = Core(program)(pixels), Core(program, precision="float16")(pixels)
-    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.03 * np.sqrt(np.mean(expected**2))
-    assert not np.array_equal(found, expected)
+    expected = Core(program)(pixels)
+    for precision, isa in SETS:
+        found = Core(program, precision=precision, isa=isa)(pixels)
+        assert np.sqrt(np.mean((found - expected) ** 2)) < 0.03 * np.sqrt(np.mean(expected**2))
+        assert not np.array_equal(found, expected)
 
 
-@computes_in_float16
+@computes_in_half_precision
 @pytest.mark.parametrize("size", [(32, 32), (256, 96), (160, 1088), (544, 64)])
 @pytest.mark.parametrize(("variant", "classes"), [("b0", 5), ("b0", 19), ("l0", 5)])
 def test_threads_change_no_bit(variant: str, classes: int, size: tuple[int, int]) -> None:
     program, pixels = program_of(network(model_config(variant, classes))), image(*size)
-    for isa in SETS:
-        expected = Core(program, 1, isa=isa, precision="float16")(pixels)
+    for precision, isa in SETS:
+        expected = Core(program, 1, isa=isa, precision=precision)(pixels)
         for threads in (2, 3, 9):
-            assert Core(program, threads, isa=isa, precision="float16")(pixels).tobytes() == expected.tobytes()
+            assert Core(program, threads, isa=isa, precision=precision)(pixels).tobytes() == expected.tobytes()
 
 
 @computes_in_float16
@@ -111,19 +118,26 @@ def test_numbers_beyond_float16_are_an_error_or_computed_in_float32(tmp_path: Pa
 
 def test_a_precision_that_does_not_exist_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
-    with pytest.raises(EngineError, match="not in bfloat16"):
-        open_native(path, "bfloat16")
     monkeypatch.setattr("evitseg.runtime.core.instruction_sets", lambda *_, **__: [])
-    with pytest.raises(EngineError, match="does not compute in float16; use float32"):
-        open_native(path, "float16")
+    for precision in ("float16", "bfloat16"):
+        with pytest.raises(EngineError, match=f"does not compute in {precision}; use float32"):
+            open_native(path, precision)
 
 
 def test_an_instruction_set_chooses_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(network(model_config("b0", 5)), tmp_path / "model.safetensors")
-    assert open_native(path).info.precision == ("float16" if SETS else "float32")
-    slowest = instruction_sets("float32")[-1]
-    monkeypatch.setenv(ISA_VARIABLE, slowest)
-    assert open_native(path).info.engine == f"evitseg core ({slowest})"
+    assert open_native(path).info.precision == ("float16" if instruction_sets("float16") else "float32")
+    for precision, isa in [("float32", instruction_sets("float32")[-1]), *SETS]:
+        monkeypatch.setenv(ISA_VARIABLE, isa)
+        info = open_native(path).info
+        assert (info.engine, info.precision) == (f"evitseg core ({isa})", precision)
+
+
+def test_wide_networks_use_tile_registers_where_there_are_some(tmp_path: Path) -> None:
+    if "amxbf16" not in instruction_sets("bfloat16"):
+        pytest.skip("this processor has no tile registers")
+    path = checkpoint(network(model_config("b1", 5)), tmp_path / "model.safetensors")
+    assert open_native(path).info.engine == "evitseg core (amxbf16)"
 
 
 def test_heads_that_do_not_fit_blocks_of_32_channels_run_in_float32(tmp_path: Path) -> None:

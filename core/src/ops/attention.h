@@ -10,11 +10,22 @@ namespace evs::EVS_ISA {
 template <typename T>
 EVS_INLINE T relu(T x) { return max(x, T{}); }
 
+// 16 numbers, those below 0 as 0.
+EVS_INLINE void rectify(const E *from, E *to) {
+    for (int lane = 0; lane < 16; lane += kGroup) {
+#if EVS_IS_FLOAT16
+        *reinterpret_cast<G *>(to + lane) = relu(*reinterpret_cast<const G *>(from + lane));
+#else
+        store(to + lane, relu(load(from + lane)));
+#endif
+    }
+}
+
 inline int sums_of_head(int dim) { return dim * dim + dim; }
 
 // 16 channels of some pixels as floats, 16 for each pixel.
 EVS_INLINE const float *floats_of(const E *p, int pixels, float *space) {
-#if EVS_HALF
+#if !EVS_IS_FLOAT32
     for (int q = 0; q < pixels; q++)
         for (int lane = 0; lane < 16; lane += kFloats)
             *reinterpret_cast<F *>(space + q * 16 + lane) = load_floats(p + q * kBlock + lane);
@@ -101,7 +112,7 @@ constexpr int kMaxDim = 256;
 
 template <int kPixels>
 EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, const float *z, float eps, Row out) {
-#if EVS_HALF
+#if !EVS_IS_FLOAT32
     alignas(64) float floats[kMaxDim * kPixels];
     for (int j = 0; j < dim; j += 16) floats_of(q.channels_from(j).p, kPixels, floats + j * kPixels);
     answer<kPixels>(floats, 16 * kPixels, dim, sums, z, eps, out);

@@ -11,22 +11,22 @@ namespace evs::EVS_ISA {
 constexpr int kMaxTaps = 9;
 
 struct Dense {
-    const E *weights, *bias;
+    const W *weights, *bias;  // for dots.h: see there
     int inputs;        // channels
     int outputs;       // blocks
     int taps;
-    const E *from[kMaxTaps];  // first pixel of the row each tap reads
+    const E *from[kMaxTaps];  // first pixel of the row each tap reads; Pixel, not E, where the input is the image
     ptrdiff_t block;   // of the input; of one plane, where planar
     int step;          // numbers between the inputs of neighbouring output pixels
     Row residual;      // p is null where there is none
-    bool planar = false;  // whether the input is planar (see narrow.h)
+    bool planar = false, image = false;  // whether the input is planar (see narrow.h)
 };
 
-template <int kPixels, int kBlocks, Act A>
+template <int kPixels, int kBlocks, Act kAct, typename X>
 static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int block, Row out) {
     V sum[kPixels][kBlocks * kPerBlock];
     const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
-    const E *w = d.weights + block * per_block;
+    const W *w = d.weights + block * per_block;
     EVS_UNROLL
     for (int j = 0; j < kBlocks * kPerBlock; j++) {
         const V b = load(d.bias + block * kBlock + j * kLanes);
@@ -34,7 +34,7 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         for (int q = 0; q < kPixels; q++) sum[q][j] = b;
     }
     for (int t = 0; t < d.taps; t++) {
-        const E *x = d.from[t] + ptrdiff_t(pixel) * d.step;
+        const X *x = reinterpret_cast<const X *>(d.from[t]) + ptrdiff_t(pixel) * d.step;
         int left = d.inputs;
         auto channel = [&](int c) __attribute__((always_inline)) {
             V k[kBlocks * kPerBlock];
@@ -72,7 +72,7 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         const int b = block + j / kPerBlock;
         EVS_UNROLL
         for (int q = 0; q < kPixels; q++) {
-            V v = activated<A>(sum[q][j]);
+            V v = activated<kAct>(sum[q][j]);
             const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock + channel;
             if (d.residual.p != nullptr) v = v + load(d.residual.p + b * d.residual.block + at);
             store(out.p + b * out.block + at, v);
@@ -81,7 +81,10 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
 }
 
 // The tiles that fill the registers: 32 of 64 bytes, 16 of 32, 32 or 16 of 16.
-#if EVS_BYTES == 64
+#if EVS_IS_BFLOAT16
+constexpr int kTileBlocks = 1;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 12};
+#elif EVS_BYTES == 64
 constexpr int kTileBlocks = 4;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 14, 12, 8, 6};
 #elif EVS_BYTES == 32
@@ -95,50 +98,49 @@ constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 3};
 #endif
 
-template <int kBlocks, Act A>
+template <int kBlocks, Act kAct, typename X>
 static void dense_blocks(const Dense &d, int pixels, int block, Row out) {
     constexpr int kPixels = kTilePixels[kBlocks];
     int q = 0;
-    for (; q + kPixels <= pixels; q += kPixels) dense_tile<kPixels, kBlocks, A>(d, q, block, out);
+    for (; q + kPixels <= pixels; q += kPixels) dense_tile<kPixels, kBlocks, kAct, X>(d, q, block, out);
     if (q == pixels) return;
     if (pixels >= kPixels && d.residual.p != out.p) {  // the last tile overlaps the one before: the same sums again
-        dense_tile<kPixels, kBlocks, A>(d, pixels - kPixels, block, out);
+        dense_tile<kPixels, kBlocks, kAct, X>(d, pixels - kPixels, block, out);
         return;
     }
-    for (; q + 4 <= pixels; q += 4) dense_tile<4, kBlocks, A>(d, q, block, out);
-    for (; q < pixels; q++) dense_tile<1, kBlocks, A>(d, q, block, out);
+    for (; q + 4 <= pixels; q += 4) dense_tile<4, kBlocks, kAct, X>(d, q, block, out);
+    for (; q < pixels; q++) dense_tile<1, kBlocks, kAct, X>(d, q, block, out);
 }
 
-template <Act A>
-static void dense_act(const Dense &d, int pixels, Row out) {
+template <Act kAct, typename X>
+static void dense_all(const Dense &d, int pixels, Row out) {
     int block = 0;
-#if EVS_BYTES == 64
-    for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, A>(d, pixels, block, out);
-    for (; d.outputs - block >= 3; block += 3) dense_blocks<3, A>(d, pixels, block, out);
-    for (; d.outputs - block >= 2; block += 2) dense_blocks<2, A>(d, pixels, block, out);
+#if EVS_BYTES == 64 && !EVS_IS_BFLOAT16
+    for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, kAct, X>(d, pixels, block, out);
+    for (; d.outputs - block >= 3; block += 3) dense_blocks<3, kAct, X>(d, pixels, block, out);
+    for (; d.outputs - block >= 2; block += 2) dense_blocks<2, kAct, X>(d, pixels, block, out);
 #endif
-    for (; block < d.outputs; block++) dense_blocks<1, A>(d, pixels, block, out);
+    for (; block < d.outputs; block++) dense_blocks<1, kAct, X>(d, pixels, block, out);
 }
 
-// Writes `pixels` pixels of one row.
-EVS_INLINE void dense(const Dense &d, Act act, int pixels, Row out) {
-    switch (act) {
-        case Act::none: return dense_act<Act::none>(d, pixels, out);
-        case Act::hardswish: return dense_act<Act::hardswish>(d, pixels, out);
-        case Act::gelu: return dense_act<Act::gelu>(d, pixels, out);
-    }
+template <Act kAct>
+static void dense_act(const Dense &d, int pixels, Row out) {
+#if EVS_IS_BFLOAT16
+    if (d.image) return dense_all<kAct, Pixel>(d, pixels, out);
+#endif
+    dense_all<kAct, E>(d, pixels, out);
 }
 
 // Whether a projection has so few outputs that half of a block would be empty.
-constexpr bool takes_pairs(int inputs, int outputs) { return EVS_HALF && EVS_BYTES == 64 && outputs <= kPacked && inputs % 2 == 0; }
+constexpr bool takes_pairs(int inputs, int outputs) { return EVS_IS_FLOAT16 && EVS_BYTES == 64 && outputs <= kPacked && inputs % 2 == 0; }
 
-#if EVS_HALF && EVS_BYTES == 64
+#if EVS_IS_FLOAT16 && EVS_BYTES == 64
 typedef uint32_t Pairs __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(EVS_BYTES / 2), aligned(EVS_BYTES / 2), may_alias));
 
 // A 1x1 convolution to 16 channels. Two neighbouring lanes hold the sums of one output over the even and the odd input
 // channels; a pair of inputs is broadcast at once. Weights: [input channel / 2][16][2].
-template <int kPixels, Act A>
+template <int kPixels, Act kAct>
 static __attribute__((noinline)) void pairs_tile(const Dense &d, int pixel, Row out) {
     V sum[kPixels];
     const Pairs bias = __builtin_convertvector(*reinterpret_cast<const Halves *>(d.bias), Pairs);  // of the even channels
@@ -159,7 +161,7 @@ static __attribute__((noinline)) void pairs_tile(const Dense &d, int pixel, Row 
     EVS_UNROLL
     for (int q = 0; q < kPixels; q++) {
         const Pairs odd = reinterpret_cast<const Pairs &>(sum[q]) >> 16;
-        V v = activated<A>(sum[q] + reinterpret_cast<const V &>(odd));
+        V v = activated<kAct>(sum[q] + reinterpret_cast<const V &>(odd));
         const Halves numbers = __builtin_convertvector(reinterpret_cast<const Pairs &>(v), Halves);
         const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock;
         G g = reinterpret_cast<const G &>(numbers);
@@ -169,13 +171,13 @@ static __attribute__((noinline)) void pairs_tile(const Dense &d, int pixel, Row 
     }
 }
 
-template <Act A>
+template <Act kAct>
 static void pairs_act(const Dense &d, int pixels, Row out) {
     constexpr int kPixels = 14;
     int q = 0;
-    for (; q + kPixels <= pixels; q += kPixels) pairs_tile<kPixels, A>(d, q, out);
-    for (; q + 4 <= pixels; q += 4) pairs_tile<4, A>(d, q, out);
-    for (; q < pixels; q++) pairs_tile<1, A>(d, q, out);
+    for (; q + kPixels <= pixels; q += kPixels) pairs_tile<kPixels, kAct>(d, q, out);
+    for (; q + 4 <= pixels; q += 4) pairs_tile<4, kAct>(d, q, out);
+    for (; q < pixels; q++) pairs_tile<1, kAct>(d, q, out);
 }
 
 EVS_INLINE void pointwise_pairs(const Dense &d, Act act, int pixels, Row out) {
@@ -188,18 +190,5 @@ EVS_INLINE void pointwise_pairs(const Dense &d, Act act, int pixels, Row out) {
 #else
 EVS_INLINE void pointwise_pairs(const Dense &, Act, int, Row) {}
 #endif
-
-// The 1x1 case.
-EVS_INLINE void pointwise(Row in, int inputs, const E *weights, const E *bias, Act act, int pixels, Row out,
-                          int out_blocks, Row residual, bool planar = false) {
-    const Dense d{weights, bias, inputs, out_blocks, 1, {in.p}, in.block, planar ? 1 : kBlock, residual, planar};
-    dense(d, act, pixels, out);
-}
-
-// The same to `outputs` channels, whose weights may be in pairs.
-EVS_INLINE void projection(Row in, int inputs, const E *weights, const E *bias, Act act, int pixels, Row out, int outputs, Row residual) {
-    if (!takes_pairs(inputs, outputs)) return pointwise(in, inputs, weights, bias, act, pixels, out, blocks_of(outputs), residual);
-    pointwise_pairs(Dense{weights, bias, inputs, 1, 1, {in.p}, in.block, kBlock, residual}, act, pixels, out);
-}
 
 }  // namespace evs::EVS_ISA

@@ -7,7 +7,7 @@ namespace evs::EVS_ISA {
 constexpr int kMaxKernel = 7;
 
 template <int kKernel, int kStride, int kPixels, Act A>
-EVS_INLINE void depthwise_tile(const E *const *rows, const E *w, V bias, E *out) {
+EVS_INLINE void depthwise_tile(const E *const *rows, const W *w, V bias, E *out) {
     V sum[kPixels];
     EVS_UNROLL
     for (int q = 0; q < kPixels; q++) sum[q] = bias;
@@ -32,11 +32,11 @@ EVS_INLINE void depthwise_tile(const E *const *rows, const E *w, V bias, E *out)
 }
 
 template <int kKernel, int kStride, Act A>
-static void depthwise_row(const Row *rows, int blocks, const E *weights, const E *bias, int pixels, Row out) {
+static void depthwise_row(const Row *rows, int blocks, const W *weights, const W *bias, int pixels, Row out) {
     constexpr int kPixels = EVS_BYTES == 64 ? 8 : 4;
     for (int b = 0; b < blocks; b++) {
         for (int lane = 0; lane < kBlock; lane += kLanes) {
-            const E *w = weights + ptrdiff_t(b) * kKernel * kKernel * kBlock + lane;
+            const W *w = weights + ptrdiff_t(b) * kKernel * kKernel * kBlock + lane;
             const V shift = load(bias + b * kBlock + lane);
             const E *in[kKernel];
             for (int y = 0; y < kKernel; y++) in[y] = rows[y].p + b * rows[y].block + lane;
@@ -60,7 +60,7 @@ static void depthwise_row(const Row *rows, int blocks, const E *weights, const E
 }
 
 template <int kKernel, int kStride>
-static void depthwise_act(Act act, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
+static void depthwise_act(Act act, const Row *rows, int blocks, const W *w, const W *b, int pixels, Row out) {
     switch (act) {
         case Act::none: return depthwise_row<kKernel, kStride, Act::none>(rows, blocks, w, b, pixels, out);
         case Act::hardswish: return depthwise_row<kKernel, kStride, Act::hardswish>(rows, blocks, w, b, pixels, out);
@@ -69,12 +69,12 @@ static void depthwise_act(Act act, const Row *rows, int blocks, const E *w, cons
 }
 
 // `rows` are the kernel's rows from the column of the first output's first tap.
-EVS_INLINE void depthwise3(int stride, Act act, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
+EVS_INLINE void depthwise3(int stride, Act act, const Row *rows, int blocks, const W *w, const W *b, int pixels, Row out) {
     if (stride == 1) return depthwise_act<3, 1>(act, rows, blocks, w, b, pixels, out);
     return depthwise_act<3, 2>(act, rows, blocks, w, b, pixels, out);
 }
 
-EVS_INLINE void depthwise_any(int kernel, const Row *rows, int blocks, const E *w, const E *b, int pixels, Row out) {
+EVS_INLINE void depthwise_any(int kernel, const Row *rows, int blocks, const W *w, const W *b, int pixels, Row out) {
     switch (kernel) {
         case 1: return depthwise_row<1, 1, Act::none>(rows, blocks, w, b, pixels, out);
         case 3: return depthwise_row<3, 1, Act::none>(rows, blocks, w, b, pixels, out);

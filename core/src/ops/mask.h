@@ -11,8 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if !defined(EVS_WIDTH) || !defined(EVS_HALF)
-#error "EVS_WIDTH, EVS_HALF: numbers in a vector, of half the size or not; see build.py"
+#if !defined(EVS_WIDTH) || !defined(EVS_PRECISION)
+#error "EVS_WIDTH, EVS_PRECISION: numbers in a vector, and which; see build.py"
 #endif
 
 namespace evs::EVS_ISA {
@@ -27,7 +27,7 @@ struct Vectors {  // where they lie in memory, only the numbers are aligned
     typedef uint16_t S __attribute__((vector_size(kCount * 2), aligned(2), may_alias));
 };
 
-constexpr int kFloats = EVS_HALF ? EVS_WIDTH / 2 : EVS_WIDTH;  // in a vector
+constexpr int kFloats = EVS_PRECISION == 1 ? EVS_WIDTH / 2 : EVS_WIDTH;  // in a vector
 // Pixels at a time: a cell of logits at stride 8 has 8 in a row.
 constexpr int kCellLanes = kFloats < 8 ? kFloats : 8;
 using F = Vectors<kCellLanes>::F;

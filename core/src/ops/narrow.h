@@ -8,17 +8,30 @@
 
 namespace evs::EVS_ISA {
 
-typedef E Unaligned __attribute__((vector_size(EVS_BYTES), aligned(sizeof(E)), may_alias));
+typedef A Unaligned __attribute__((vector_size(EVS_BYTES), aligned(sizeof(A)), may_alias));
 
-EVS_INLINE V load_any(const E *p) { return *reinterpret_cast<const Unaligned *>(p); }
+EVS_INLINE V load_any(const E *p) {
+#if EVS_IS_BFLOAT16
+    return load(p);
+#else
+    return *reinterpret_cast<const Unaligned *>(p);
+#endif
+}
 
 // Stores the first `count` lanes.
 EVS_INLINE void store_any(E *p, V v, int count) {
+#if EVS_IS_BFLOAT16
+    if (count >= kLanes) return store(p, v);
+    E numbers[kLanes];
+    store(numbers, v);
+    memcpy(p, numbers, size_t(count) * sizeof(E));
+#else
     if (count >= kLanes) {
         *reinterpret_cast<Unaligned *>(p) = v;
     } else {
         memcpy(p, &v, size_t(count) * sizeof(E));
     }
+#endif
 }
 
 // Numbers of a plane of so many pixels: what is read a vector at a time may reach a vector beyond.
@@ -45,7 +58,7 @@ EVS_INLINE void normalise(Words words, float scale, float shift, E *out) {
     for (int i = 0; i < kWords; i += kLanes) {
         LaneWords part;
         memcpy(&part, reinterpret_cast<const char *>(&words) + i * 2, sizeof part);
-        store(out + i, all(E(shift)) + __builtin_convertvector(part, V) * all(E(scale)));
+        store(out + i, all(A(shift)) + __builtin_convertvector(part, V) * all(A(scale)));
     }
 }
 
@@ -65,12 +78,12 @@ EVS_INLINE void split_pixels(const uint8_t *in, int pixels, const float *scale, 
 
 // The 3x3 convolution with stride 2 at the image. `rows` are what split_pixels makes, from the first output's first tap.
 template <Act A>
-static void narrow_stem(const E *const *rows, int plane, const E *w, const E *bias, int pixels, Row out) {
+static void narrow_stem(const E *const *rows, int plane, const W *w, const W *bias, int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V sum[kNarrow];
         EVS_UNROLL
         for (int o = 0; o < kNarrow; o++) sum[o] = all(bias[o]);
-        const E *k = w;
+        const W *k = w;
         for (int y = 0; y < 3; y++)
             EVS_UNROLL
             for (int t = 0; t < 9; t++, k += kBlock) {  // three columns of three channels
@@ -85,7 +98,7 @@ static void narrow_stem(const E *const *rows, int plane, const E *w, const E *bi
 
 // A 3x3 depthwise and a 1x1 convolution. `rows` are planar, from the first output's first tap.
 template <Act A>
-static void narrow_block(const Row *rows, const E *w2, const E *b2, const E *w3, const E *b3, bool residual,
+static void narrow_block(const Row *rows, const W *w2, const W *b2, const W *w3, const W *b3, bool residual,
                          int pixels, Row out) {
     for (int x = 0; x < pixels; x += kLanes) {
         V mid[kNarrow], sum[kNarrow];

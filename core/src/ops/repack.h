@@ -1,14 +1,14 @@
-// The weights of a program as this instruction set reads them: as float16, for blocks of kBlock channels.
+// The weights of a program as this instruction set reads them: in 16 bits, for blocks of kBlock channels.
 #pragma once
 #include <stdlib.h>
 
 #include "../platform.h"
-#include "dense.h"
+#include "convolution.h"
 #include "vector.h"
 
 namespace evs::EVS_ISA {
 
-#if EVS_HALF
+#if !EVS_IS_FLOAT32
 // Appends weights to memory; without memory it only counts.
 struct Packer {
     const float *from;
@@ -22,17 +22,32 @@ struct Packer {
     }
     // Rows of kPacked output channels to rows of kBlock: `blocks` sets of `rows`.
     int64_t rows(int64_t offset, int channels, int64_t rows) {
-        const int64_t at = take(blocks_of(channels) * rows * kBlock);
+        const int64_t at = take(blocks_of(channels) * rows * kBlock * int64_t(sizeof(W) / sizeof(E)));
         const float *w = from + offset;
         if (to == nullptr) return at;
+        W *place = reinterpret_cast<W *>(to + at);
         for (int b = 0; b < blocks_of(channels); b++)
             for (int64_t r = 0; r < rows; r++)
                 for (int lane = 0; lane < kBlock; lane++) {
                     const int c = b * kBlock + lane;
-                    to[at + (b * rows + r) * kBlock + lane] = c < padded(channels, kPacked) ? E(w[((c / kPacked) * rows + r) * kPacked + c % kPacked]) : E(0);
+                    *place++ = c < padded(channels, kPacked) ? W(w[((c / kPacked) * rows + r) * kPacked + c % kPacked]) : W(0);
                 }
         return at;
     }
+#if EVS_IS_BFLOAT16
+    // The same for `dots`: [16 outputs][tap][input channel / 2][16][2].
+    int64_t dots(int64_t offset, int inputs, int outputs, int taps) {
+        const int64_t per_half = dots_of(inputs, taps), at = take(2 * blocks_of(outputs) * per_half);
+        if (to == nullptr) return at;
+        memset(static_cast<void *>(to + at), 0, size_t(2 * blocks_of(outputs) * per_half) * sizeof(E));
+        for (int o = 0; o < padded(outputs, kPacked); o++)
+            for (int t = 0; t < taps; t++)
+                for (int c = 0; c < inputs; c++)
+                    to[at + o / kPacked * per_half + (int64_t(t) * padded(inputs, kBlock) / 2 + c / 2) * 2 * kPacked + o % kPacked * 2 + c % 2] =
+                        E(from[offset + ((int64_t(o / kPacked) * taps + t) * inputs + c) * kPacked + o % kPacked]);
+        return at;
+    }
+#endif
     // The same for `pointwise_pairs`: [input channel / 2][16][2].
     int64_t pairs(int64_t offset, int inputs) {
         const int64_t at = take(int64_t(inputs) * kPacked);
@@ -40,6 +55,14 @@ struct Packer {
         for (int c = 0; c < inputs; c++)
             for (int o = 0; o < kPacked; o++) to[at + (c / 2 * kPacked + o) * 2 + c % 2] = E(from[offset + c * kPacked + o]);
         return at;
+    }
+    // Where the weight from one channel of a unit to another lies.
+    static int64_t grouped(int unit, int in, int out) {
+#if EVS_IS_BFLOAT16
+        return (int64_t(out / kPacked) * unit / 2 + in / 2) * 2 * kPacked + out % kPacked * 2 + in % 2;
+#else
+        return (out / kBlock * int64_t(unit) + in) * kBlock + out % kBlock;
+#endif
     }
     // Groups of `dim` channels that mix among themselves. Several groups in one block become one that mixes no others.
     int64_t groups(int64_t offset, int count, int dim) {
@@ -51,7 +74,7 @@ struct Packer {
                 for (int in = 0; in < unit; in++) {
                     const int g = (u * unit + out) / dim, o = (u * unit + out) % dim, i = u * unit + in - g * dim;
                     const bool inside = g < count && i >= 0 && i < dim;
-                    to[at + ((u * (unit / kBlock) + out / kBlock) * int64_t(unit) + in) * kBlock + out % kBlock] =
+                    to[at + u * int64_t(unit) * unit + grouped(unit, in, out)] =
                         inside ? E(from[offset + ((g * (dim / kPacked) + o / kPacked) * int64_t(dim) + i) * kPacked + o % kPacked]) : E(0);
                 }
         return at;
@@ -64,21 +87,36 @@ struct Packer {
 };
 
 // Gives operations the places of their new weights.
-inline void repack(Op &op, Packer &p) {
-    auto dense = [&](int64_t &w, int64_t &b, int in, int out, int taps) { w = p.rows(w, out, int64_t(in) * taps), b = p.rows(b, out, 1); };
+inline void repack(Op &op, const Op *source, Packer &p) {
+    // The first convolution of a block reads what its source gives: bytes, planar rows, or blocks of channels.
+    const bool reads_blocks = source != nullptr && source->kind != Kind::image && !source->planar;
+    auto rows = [&](int64_t &w, int64_t &b, int in, int out, int taps) { w = p.rows(w, out, int64_t(in) * taps), b = p.rows(b, out, 1); };
+#if EVS_IS_BFLOAT16
+    auto dense = [&](int64_t &w, int64_t &b, int in, int out, int taps) { w = p.dots(w, in, out, taps), b = p.rows(b, out, 1); };
+#else
+    auto dense = rows;
+#endif
+    auto first = [&](int64_t &w, int64_t &b, int in, int out, int taps) {
+        if (reads_blocks) {
+            dense(w, b, in, out, taps);
+        } else {
+            rows(w, b, in, out, taps);
+        }
+    };
     auto depthwise = [&](int64_t &w, int64_t &b, int channels, int taps) { w = p.rows(w, channels, taps), b = p.rows(b, channels, 1); };
     auto projection = [&](int64_t &w, int64_t &b, int in, int out) {
-        w = takes_pairs(in, out) ? p.pairs(w, in) : p.rows(w, out, in), b = p.rows(b, out, 1);
+        if (!takes_pairs(in, out)) return dense(w, b, in, out, 1);
+        w = p.pairs(w, in), b = p.rows(b, out, 1);
     };
     switch (op.kind) {
         case Kind::image: op.w1 = p.floats(op.w1, 8); break;
-        case Kind::conv3: dense(op.w1, op.b1, op.in, op.out, 9); break;
+        case Kind::conv3: first(op.w1, op.b1, op.in, op.out, 9); break;
         case Kind::pointwise: projection(op.w1, op.b1, op.in, op.out); break;
         case Kind::inverted:
-            if (op.expands) dense(op.w1, op.b1, op.in, op.mid, 1);
+            if (op.expands) first(op.w1, op.b1, op.in, op.mid, 1);
             depthwise(op.w2, op.b2, op.mid, 9);
             if (op.planar) {
-                dense(op.w3, op.b3, op.mid, op.out, 1);
+                rows(op.w3, op.b3, op.mid, op.out, 1);
             } else {
                 projection(op.w3, op.b3, op.mid, op.out);
             }
@@ -124,7 +162,7 @@ inline bool prepare(Program &p) {
     Packer counter{static_cast<const float *>(p.weights), nullptr};
     for (int i = 0; i < p.num_ops; i++) {
         Op op = p.ops[i];
-        repack(op, counter);
+        repack(op, i > 0 ? &p.ops[i - 1] : nullptr, counter);
     }
     const size_t ops = (size_t(p.num_ops) * sizeof(Op) + 63) / 64 * 64, values = (size_t(p.num_values) * sizeof(Value) + 63) / 64 * 64,
                  segments = (size_t(p.num_segments) * sizeof(Segment) + 63) / 64 * 64;
@@ -136,7 +174,7 @@ inline bool prepare(Program &p) {
     memcpy(memory + ops, p.values, size_t(p.num_values) * sizeof(Value));
     memcpy(memory + ops + values, p.segments, size_t(p.num_segments) * sizeof(Segment));
     Packer packer{counter.from, reinterpret_cast<E *>(memory + ops + values + segments)};
-    for (int i = 0; i < p.num_ops; i++) repack(new_ops[i], packer);
+    for (int i = 0; i < p.num_ops; i++) repack(new_ops[i], i > 0 ? &new_ops[i - 1] : nullptr, packer);
     free_aligned(p.memory);
     p.memory = memory;
     p.ops = new_ops;

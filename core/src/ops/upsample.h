@@ -46,7 +46,7 @@ static void add_enlarged(const E *map, int height, int width, int blocks, int fa
         const ptrdiff_t at = ptrdiff_t(b) * width * kBlock;
         for (int i = 0; i < columns * kBlock; i += kLanes) {
             V sum = V{};
-            for (int t = 0; t < 4; t++) sum = sum + load(rows[t] + at + i) * all(E(wy[t]));
+            for (int t = 0; t < 4; t++) sum = sum + load(rows[t] + at + i) * all(A(wy[t]));
             store(line + i, sum);
         }
     }
@@ -62,7 +62,7 @@ static void add_enlarged(const E *map, int height, int width, int blocks, int fa
             E *o = out.p + b * out.block + ptrdiff_t(x - x0) * kBlock;
             for (int lane = 0; lane < kBlock; lane += kLanes) {
                 V sum = V{};
-                for (int t = 0; t < 4; t++) sum = sum + load(line + from[t] + lane) * all(E(wx[t]));
+                for (int t = 0; t < 4; t++) sum = sum + load(line + from[t] + lane) * all(A(wx[t]));
                 store(o + lane, load(o + lane) + sum);
             }
         }

@@ -1,18 +1,24 @@
 // A vector of numbers as wide as the instruction set, through the compiler's vector extensions.
 //
-// The numbers are float32, or float16 in an instruction set that computes with these (EVS_HALF). Results must not depend
-// on the width: every output is one lane, and its sum runs in one fixed order. A product that is added is always written
-// `a + x * w` with a single product, so that every compiler contracts it to the same fused multiply-add.
+// The numbers are float32, or 16 bits in a set for half precision (EVS_PRECISION): float16, which it computes with, or
+// bfloat16, which only products of dense convolutions are computed with (dots.h), and everything else in float32.
+// Results must not depend on the width: every output is one lane, and its sum runs in one fixed order. A product that is
+// added is always written `a + x * w` with a single product, so that every compiler contracts it to the same fused
+// multiply-add.
 #pragma once
+#define EVS_IS_FLOAT32 (EVS_PRECISION == 0)  // as the names of evitseg.h, which the preprocessor does not know
+#define EVS_IS_FLOAT16 (EVS_PRECISION == 1)
+#define EVS_IS_BFLOAT16 (EVS_PRECISION == 2)
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "../program.h"
 
-#if EVS_HALF && defined(__x86_64__)
+#if !EVS_IS_FLOAT32 && defined(__x86_64__)
 #include <immintrin.h>
-#elif EVS_HALF
+#elif EVS_IS_FLOAT16
 #include <arm_neon.h>
 #endif
 
@@ -22,32 +28,61 @@
 
 namespace evs::EVS_ISA {
 
-// E is the type of features and weights, in vectors V of kLanes; F is a vector of the floats for sums that need them.
-#if EVS_HALF
+// E is the type of features and weights, A that of arithmetic on them, in vectors V of kLanes; F is a vector of the
+// floats for sums that need them.
+#if EVS_IS_FLOAT16
 #if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 typedef __fp16 E;  // C++ has no _Float16 there
 #define EVS_LISTS_LANES 1
 #else
 typedef _Float16 E;
 #endif
+typedef E A;
 typedef int16_t EBits;
 constexpr int kFloats = EVS_WIDTH / 2;
-constexpr int kBlock = 32;  // channels are stored in blocks of this many, padded with zeros
 #define EVS_BYTES (EVS_WIDTH * 2)
 #else
-typedef float E;
+typedef float A;
 typedef int32_t EBits;
 constexpr int kFloats = EVS_WIDTH;
-constexpr int kBlock = 16;
 #define EVS_BYTES (EVS_WIDTH * 4)
+#if EVS_IS_FLOAT32
+typedef float E;
+#else
+struct E {  // the upper half of a float
+    uint16_t bits;
+    E() = default;
+    explicit E(float x) {
+        uint32_t all;
+        memcpy(&all, &x, sizeof all);
+        bits = uint16_t((all + 0x7fff + (all >> 16 & 1)) >> 16);  // to nearest, ties to even
+    }
+    operator float() const {
+        const uint32_t all = uint32_t(bits) << 16;
+        float x;
+        memcpy(&x, &all, sizeof x);
+        return x;
+    }
+};
 #endif
+#endif
+// W is the type of biases and of weights that are not for dots.h, and Pixel that of normalised pixels, where no planar rows
+// follow: what has few numbers keeps all bits, and the processor broadcasts no bfloat16.
+#if EVS_IS_BFLOAT16
+typedef float W;
+typedef float Pixel;
+#else
+typedef E W;
+typedef E Pixel;
+#endif
+constexpr int kBlock = EVS_IS_FLOAT32 ? 16 : 32;  // channels are stored in blocks of this many, padded with zeros
 constexpr int kLanes = EVS_WIDTH;
 constexpr int kPerBlock = kBlock / kLanes;  // vectors in a block of channels
 constexpr int kGroup = kLanes < 16 ? kLanes : 16;  // lanes of a vector that lies within 16 channels
 
-typedef E V __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
+typedef A V __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
 typedef EBits I __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
-typedef E G __attribute__((vector_size(kGroup * sizeof(E)), aligned(kGroup * sizeof(E)), may_alias));
+typedef A G __attribute__((vector_size(kGroup * sizeof(A)), aligned(kGroup * sizeof(A)), may_alias));
 typedef float F __attribute__((vector_size(kFloats * 4), aligned(kFloats * 4), may_alias));
 typedef int32_t FBits __attribute__((vector_size(kFloats * 4), aligned(kFloats * 4), may_alias));
 
@@ -62,12 +97,23 @@ typedef int32_t FBits __attribute__((vector_size(kFloats * 4), aligned(kFloats *
 
 inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
+#if EVS_IS_BFLOAT16
+EVS_INLINE V load(const E *p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+}
+EVS_INLINE V load(const float *p) { return *reinterpret_cast<const V *>(p); }
+EVS_INLINE void store(E *p, V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+#else
 EVS_INLINE V load(const E *p) { return *reinterpret_cast<const V *>(p); }
 EVS_INLINE void store(E *p, V v) { *reinterpret_cast<V *>(p) = v; }
+#endif
 #if EVS_LISTS_LANES
-EVS_INLINE V all(E x) { return V{x, x, x, x, x, x, x, x}; }
+EVS_INLINE V all(A x) { return V{x, x, x, x, x, x, x, x}; }
 #else
-EVS_INLINE V all(E x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
+EVS_INLINE V all(A x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
 #endif
 EVS_INLINE F all_floats(float x) { return x - F{}; }
 template <typename T>
@@ -77,18 +123,18 @@ EVS_INLINE T min(T a, T b) { return a < b ? a : b; }
 
 // kFloats numbers as floats, and back. GCC 12 makes scalar code of __builtin_convertvector between these.
 EVS_INLINE F load_floats(const E *p) {
-#if EVS_HALF && defined(__x86_64__)
+#if EVS_IS_FLOAT16 && defined(__x86_64__)
     return (F)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-#elif EVS_HALF
+#elif EVS_IS_FLOAT16
     return (F)vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t *>(p)));
 #else
     return load(p);
 #endif
 }
 EVS_INLINE void store_floats(E *p, F v) {
-#if EVS_HALF && defined(__x86_64__)
+#if EVS_IS_FLOAT16 && defined(__x86_64__)
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif EVS_HALF
+#elif EVS_IS_FLOAT16
     vst1_f16(reinterpret_cast<float16_t *>(p), vcvt_f16_f32((float32x4_t)v));
 #else
     store(p, v);
@@ -96,7 +142,7 @@ EVS_INLINE void store_floats(E *p, F v) {
 }
 
 // x * clamp(x / 6 + 1/2, 0, 1)
-EVS_INLINE V hardswish(V x) { return x * min(max(all(E(0.5f)) + x * all(E(1.0f / 6)), all(E(0.0f))), all(E(1.0f))); }
+EVS_INLINE V hardswish(V x) { return x * min(max(all(A(0.5f)) + x * all(A(1.0f / 6)), all(A(0.0f))), all(A(1.0f))); }
 
 // e^x for x <= 0, to two units in the last place: a polynomial times 2^n (Cody and Waite's reduction).
 EVS_INLINE F exp_negative(F x) {
@@ -132,7 +178,7 @@ EVS_INLINE F gelu_floats(F x) {
 
 // In float32, whatever the numbers are.
 EVS_INLINE V gelu(V x) {
-#if EVS_HALF
+#if EVS_IS_FLOAT16
     alignas(EVS_BYTES) E numbers[kLanes];
     store(numbers, x);
     for (int i = 0; i < kLanes; i += kFloats) store_floats(numbers + i, gelu_floats(load_floats(numbers + i)));

@@ -24,8 +24,9 @@ LIBRARY = Path(__file__).with_name(
 """The core's library, compiled when the package is installed."""
 ISA_VARIABLE = "EVITSEG_ISA"
 """Environment variable that selects an instruction set, for tests and comparisons."""
-CorePrecision = Literal["float32", "float16"]
-_PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1}  # evitseg.h
+CorePrecision = Literal["float32", "float16", "bfloat16"]
+CORE_PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""The precisions of the core, with their numbers in evitseg.h."""
 _NOT_FINITE = 5
 
 
@@ -89,7 +90,7 @@ def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY)
 
     Empty if there is none, as for float16 on most processors. Raises: EngineError.
     """
-    names: bytes = library(path).evs_instruction_sets(_PRECISIONS[precision])
+    names: bytes = library(path).evs_instruction_sets(CORE_PRECISIONS[precision])
     return names.decode().split()
 
 
@@ -126,7 +127,7 @@ class Core:
         if isa is not None and isa not in known:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
-        number = _PRECISIONS[precision]
+        number = CORE_PRECISIONS[precision]
         check(self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self._model)), path)
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
@@ -164,7 +165,7 @@ class Core:
         with self.runner() as runner:
             code = self.library.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
         if code == _NOT_FINITE:
-            advice = "use float32" if self.precision == "float16" else "its weights are damaged; export it again"
+            advice = "use float32" if self.precision != "float32" else "its weights are damaged; export it again"
             raise NotFiniteError(
                 f"the native engine: numbers of this network grow beyond what {self.precision} can hold; {advice}."
             )

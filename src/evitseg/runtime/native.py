@@ -16,23 +16,27 @@ from evitseg.errors import EngineError, WeightsError, warn
 from evitseg.manifest import Manifest
 from evitseg.runtime import evit_file
 from evitseg.runtime.checkpoint import read_checkpoint
-from evitseg.runtime.core import ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
+from evitseg.runtime.core import CORE_PRECISIONS, ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
 from evitseg.runtime.onnx_weights import read_onnx
-from evitseg.runtime.program import compile_program, has_float16
+from evitseg.runtime.program import compile_program, has_half_precision
 from evitseg.system.machine import physical_cores, processor_name
+
+_WIDTH_FOR_TILES = 32
+"""Channels of the first stage from which tile registers are faster than float16."""
 
 
 class NativeEngine:
     """A network in our own core.
 
     The logits are bit for bit the same for any number of threads. In float32 they are so on every processor with fused
-    multiply-add; in float16 they depend on the instruction set.
+    multiply-add; in half precision they depend on the instruction set.
 
     Args:
         program: made by `evitseg.runtime.program.compile_program`.
-        precision: "float32", or "float16" where the processor computes in it, as Intel's from Sapphire Rapids and Arm's
-            from Cortex-A76 do. "auto" is float16 where there is that; if the network's numbers then turn out to be too
-            large for it, the engine warns once and goes on in float32.
+        precision: "float32"; "float16" where the processor computes in it, as Intel's from Sapphire Rapids and Arm's
+            from Cortex-A76 do; "bfloat16" where it has products of these (AVX512-BF16, AMX). "auto" is the fastest of
+            them for this network and processor; if the network's numbers then turn out to be too large for float16,
+            the engine warns once and goes on in float32.
         threads: threads of all streams together, at least one per stream; None for one per physical core.
         streams: images that run at the same time; they divide the threads.
 
@@ -51,15 +55,11 @@ class NativeEngine:
         self._threads, self._streams = threads or physical_cores(), streams
         self._may_fall_back = precision == "auto"
         self._lock = Lock()
-        self._open(_chosen_precision(precision, manifest.model))
+        isa = os.environ.get(ISA_VARIABLE) or None
+        self._open(_chosen_precision(precision, isa, manifest.model), isa)
 
-    def _open(self, precision: CorePrecision) -> None:
-        isa, threads = os.environ.get(ISA_VARIABLE) or None, max(1, self._threads // self._streams)
-        if isa is not None and self._may_fall_back and isa in instruction_sets("float32"):
-            precision = "float32"
-        elif precision == "float32" and isa in instruction_sets("float16"):
-            isa = None
-        self.core = Core(self._program, threads, self._streams, isa, precision=precision)
+    def _open(self, precision: CorePrecision, isa: str | None = None) -> None:
+        self.core = Core(self._program, max(1, self._threads // self._streams), self._streams, isa, precision=precision)
         self.info = EngineInfo(
             engine=f"evitseg core ({self.core.isa})",
             version=__version__,
@@ -82,7 +82,7 @@ class NativeEngine:
                 raise
         with self._lock:
             if self.core is core:
-                warn("float16 cannot hold this network's numbers; the native engine goes on in float32.")
+                warn(f"{core.precision} cannot hold this network's numbers; the native engine goes on in float32.")
                 self._open("float32")
         return _batch(self.core, images)
 
@@ -116,12 +116,21 @@ def _batch(core: Core, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([core(image) for image in images])
 
 
-def _chosen_precision(precision: Precision, config: ModelConfig) -> CorePrecision:
+def _chosen_precision(precision: Precision, isa: str | None, config: ModelConfig) -> CorePrecision:
     """The precision that the core computes in. Raises: EngineError."""
-    if precision == "bfloat16":
-        raise EngineError("the native engine computes in float32 or float16, not in bfloat16; use --engine openvino.")
-    if precision == "float32" or (precision == "auto" and not (instruction_sets("float16") and has_float16(config))):
-        return "float32"
-    if not has_float16(config):
+    if precision == "auto":
+        if isa is not None:
+            return next((each for each in CORE_PRECISIONS if isa in instruction_sets(each)), "float32")
+        return _fastest_precision(config)
+    if precision != "float32" and not has_half_precision(config):
         raise EngineError("the native engine runs this network in float32 only; use --precision float32.")
-    return "float16"
+    return precision
+
+
+def _fastest_precision(config: ModelConfig) -> CorePrecision:
+    """Measured by benchmarks/core.py: tiles pay from B1 on, and AVX512-BF16 without them is slower than float32."""
+    if not has_half_precision(config):
+        return "float32"
+    if "amxbf16" in instruction_sets("bfloat16") and config.backbone.stages[0].width >= _WIDTH_FOR_TILES:
+        return "bfloat16"
+    return "float16" if instruction_sets("float16") else "float32"

@@ -94,8 +94,8 @@ def compile_program(
     return _Compiler(config, preprocess, weights, layers).program()
 
 
-def has_float16(config: ModelConfig) -> bool:
-    """Whether the core can run a network in float16, whose channels lie in blocks of 32."""
+def has_half_precision(config: ModelConfig) -> bool:
+    """Whether the core can run a network in half precision, whose channels lie in blocks of 32."""
     return config.backbone.head_dim == BLOCK or config.backbone.head_dim % (2 * BLOCK) == 0
 
 

@@ -1,0 +1,152 @@
+// Dense convolutions in bfloat16: products of pairs of input channels, added in float32.
+//
+// The processor multiplies and adds pairs at once: AMX for 16 pixels by 16 output channels by 32 input channels,
+// AVX512-BF16 for 16 output channels of one pixel. Both read the same weights: [16 outputs][tap][input channel / 2][16][2],
+// the input channels padded with zeros to a multiple of 32.
+#pragma once
+#include "dense.h"
+#include "vector.h"
+
+namespace evs::EVS_ISA {
+
+#if EVS_IS_BFLOAT16
+
+// Numbers of the weights of 16 output channels.
+inline ptrdiff_t dots_of(int inputs, int taps) { return ptrdiff_t(taps) * padded(inputs, kBlock) * kPacked; }
+
+// Finishes some pixels of 32 output channels. sums: 32 for each pixel.
+template <Act kAct, bool kResidual>
+EVS_INLINE void finish_pixels(const Dense &d, const float *sums, int pixel, int pixels, int block, Row out) {
+    const V bias[2] = {load(d.bias + block * kBlock), load(d.bias + block * kBlock + 16)};
+    const E *residual = kResidual ? d.residual.p + block * d.residual.block + ptrdiff_t(pixel) * kBlock : nullptr;
+    E *to = out.p + block * out.block + ptrdiff_t(pixel) * kBlock;
+#pragma GCC unroll 4
+    for (int i = 0; i < pixels * 2; i++) {
+        V v = activated<kAct>(*reinterpret_cast<const V *>(sums + i * 16) + bias[i % 2]);
+        if constexpr (kResidual) v = v + load(residual + i * 16);
+        store(to + i * 16, v);
+    }
+}
+
+template <Act kAct>
+EVS_INLINE void finish(const Dense &d, const float *sums, int pixel, int pixels, int block, Row out) {
+    if (d.residual.p != nullptr) return finish_pixels<kAct, true>(d, sums, pixel, pixels, block, out);
+    finish_pixels<kAct, false>(d, sums, pixel, pixels, block, out);
+}
+
+#if EVS_AMX
+constexpr int kTile = 16;        // pixels of a tile register
+constexpr int kDotPixels = 32;   // pixels that are computed at once; fewer are computed with those after them in memory
+
+// The whole registers: 16 rows of 64 bytes.
+struct TileShape {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+EVS_INLINE void begin_dots() {
+    const TileShape shape;
+    _tile_loadconfig(&shape);
+}
+EVS_INLINE void end_dots() { _tile_release(); }
+
+template <Act kAct>
+static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int pixels, int block, Row out) {
+    alignas(64) float sums[kDotPixels * kBlock];
+    const bool two = pixels > kTile;
+    const ptrdiff_t stride = ptrdiff_t(d.step) * sizeof(E), per_half = dots_of(d.inputs, d.taps);
+    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int t = 0; t < d.taps; t++) {
+        const E *x = d.from[t] + ptrdiff_t(pixel) * d.step;
+        for (int c = 0; c < d.inputs; c += kBlock, x += d.block, w += kBlock * kPacked) {
+            _tile_loadd(6, w, 64);
+            _tile_loadd(7, w + per_half, 64);
+            _tile_loadd(4, x, stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (two) {
+                _tile_loadd(5, x + kTile * ptrdiff_t(d.step), stride);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+    }
+    _tile_stored(0, sums, kBlock * sizeof(float));
+    _tile_stored(1, sums + 16, kBlock * sizeof(float));
+    if (two) {
+        _tile_stored(2, sums + kTile * kBlock, kBlock * sizeof(float));
+        _tile_stored(3, sums + kTile * kBlock + 16, kBlock * sizeof(float));
+    }
+    finish<kAct>(d, sums, pixel, pixels, block, out);
+}
+
+template <Act kAct>
+static void dots_act(const Dense &d, int pixels, Row out) {
+    for (int b = 0; b < d.outputs; b++)
+        for (int q = 0; q < pixels; q += kDotPixels)
+            dots_tile<kAct>(d, q, pixels - q < kDotPixels ? pixels - q : kDotPixels, b, out);
+}
+#else
+EVS_INLINE void begin_dots() {}
+EVS_INLINE void end_dots() {}
+
+template <int kPixels, Act kAct>
+static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int block, Row out) {
+    V sum[kPixels][2] = {};
+    const ptrdiff_t per_half = dots_of(d.inputs, d.taps);
+    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half;
+    for (int t = 0; t < d.taps; t++)
+        for (int c = 0; c < padded(d.inputs, kBlock); c += 2, w += 2 * kPacked) {
+            const __m512bh k0 = (__m512bh)_mm512_loadu_si512(w), k1 = (__m512bh)_mm512_loadu_si512(w + per_half);
+            const E *x = d.from[t] + ptrdiff_t(pixel) * d.step + (c / kBlock) * d.block + c % kBlock;
+            EVS_UNROLL
+            for (int q = 0; q < kPixels; q++) {
+                int two;
+                memcpy(&two, x + q * ptrdiff_t(d.step), sizeof two);
+                const __m512bh in = (__m512bh)_mm512_set1_epi32(two);
+                sum[q][0] = (V)_mm512_dpbf16_ps((__m512)sum[q][0], in, k0);
+                sum[q][1] = (V)_mm512_dpbf16_ps((__m512)sum[q][1], in, k1);
+            }
+        }
+    alignas(64) float sums[kPixels * kBlock];
+    EVS_UNROLL
+    for (int q = 0; q < kPixels; q++) {
+        *reinterpret_cast<V *>(sums + q * kBlock) = sum[q][0];
+        *reinterpret_cast<V *>(sums + q * kBlock + 16) = sum[q][1];
+    }
+    finish<kAct>(d, sums, pixel, kPixels, block, out);
+}
+
+template <Act kAct>
+static void dots_act(const Dense &d, int pixels, Row out) {
+    for (int b = 0; b < d.outputs; b++) {
+        int q = 0;
+        for (; q + 12 <= pixels; q += 12) dots_tile<12, kAct>(d, q, b, out);
+        for (; q + 4 <= pixels; q += 4) dots_tile<4, kAct>(d, q, b, out);
+        for (; q < pixels; q++) dots_tile<1, kAct>(d, q, b, out);
+    }
+}
+#endif
+
+// Whether the weights of a convolution lie in pairs: all but those that read the image or planar rows.
+EVS_INLINE bool takes_dots(const Dense &d) { return !d.planar && d.step % kBlock == 0; }
+
+EVS_INLINE void dots(const Dense &d, Act act, int pixels, Row out) {
+    switch (act) {
+        case Act::none: return dots_act<Act::none>(d, pixels, out);
+        case Act::hardswish: return dots_act<Act::hardswish>(d, pixels, out);
+        case Act::gelu: return dots_act<Act::gelu>(d, pixels, out);
+    }
+}
+
+#else
+EVS_INLINE void begin_dots() {}
+EVS_INLINE void end_dots() {}
+#endif
+
+}  // namespace evs::EVS_ISA

@@ -81,12 +81,16 @@ def prepare(offset: int) -> None:
     _offset = offset
 
 
-def handler_of_interrupts(number: int) -> bool:
-    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+def handling_of_interrupts(number: int) -> tuple[bool, bool]:
+    """Whether they are ignored, and whether they were blocked from the start."""
+    blocked = not hasattr(signal, "pthread_sigmask") or signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN, blocked
 
 
 def test_worker_processes_leave_ctrl_c_to_their_parent() -> None:
-    assert list(process_map(range(2), handler_of_interrupts, 1)) == [True, True]
+    before = handling_of_interrupts(0)
+    assert list(process_map(range(2), handling_of_interrupts, 1)) == [(True, True)] * 2
+    assert handling_of_interrupts(0) == before
 
 
 def shifted(item: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,23 @@ def ordered_map(items: Iterable[T], work: Callable[[T], R], workers: int = 2, wa
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back while the block starts processes, which never receive it: they inherit the signal mask.
+
+    Without it, an interrupt prints the traceback of every process that is still importing its modules. Windows has no
+    signal masks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_interrupts_to_the_parent(*signals: str) -> None:
     """Ignore signals in a worker process: a terminal and service managers send them to the parent as well.
 
@@ -78,7 +96,9 @@ def process_map(
     # Spawned, because a fork copies locks that other threads hold, and an engine's threads do not survive it.
     with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare,)) as pool:
         try:
-            yield from pool.map(work, items, chunksize=4)
+            with interrupts_blocked():
+                results = pool.map(work, items, chunksize=4)
+            yield from results
         except BrokenProcessPool as error:
             raise EvitsegError(
                 "a worker process was killed, probably because memory ran out; try --workers 1."

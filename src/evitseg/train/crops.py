@@ -20,7 +20,7 @@ from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
-from evitseg.system.parallel import leave_interrupts_to_the_parent
+from evitseg.system.parallel import interrupts_blocked, leave_interrupts_to_the_parent
 from evitseg.train.augment import classmix, random_crop, vary_appearance
 from evitseg.train.config import TrainConfig
 
@@ -119,7 +119,9 @@ class Batches:
         """
         self._keys[:] = keys
         try:
-            for batch in self._loader:
+            with interrupts_blocked():
+                batches = iter(self._loader)
+            for batch in batches:
                 if isinstance(batch, str):
                     raise unreadable(batch)
                 yield batch

@@ -489,20 +489,19 @@ def _small() -> tuple[Any, Any]:
 def model_trees() -> list[Tree]:
     import torch
 
+    from evitseg.exporters.evit import write_evit
     from evitseg.model.checkpoints import save_checkpoint
 
     network, manifest = _small()
     onnx, _ = _bundled()
     with folder() as place:
+        write_evit(network, manifest, place / "a.evit")
         save_checkpoint(network, manifest, place / "a.safetensors")
         torch.save(network.state_dict(), place / "a.pt")
         torch.save(
             {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, place / "b.pt"
         )
-        return [
-            {"a.onnx": onnx}, {"a.safetensors": (place / "a.safetensors").read_bytes()},
-            {"a.pt": (place / "a.pt").read_bytes()}, {"b.pt": (place / "b.pt").read_bytes()},
-        ]  # fmt: skip
+        return [{"a.onnx": onnx}, *({path.name: path.read_bytes()} for path in sorted(place.iterdir()))]
 
 
 def run_model(place: Path) -> None:

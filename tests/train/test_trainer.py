@@ -90,6 +90,7 @@ def processes() -> ForkServerContext:
 
 def alone() -> None:
     """What every such process does first; the fixtures of this process are not its own."""
+    multiprocessing.set_start_method("fork", force=True)  # not through a server that outlives a kill
     torch.set_num_threads(1)
     pytest.MonkeyPatch().setattr(run_log, "draw_curves", lambda *arguments: None)
     pytest.MonkeyPatch().setattr(run_log, "draw_predictions", lambda *arguments: None)

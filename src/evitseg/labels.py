@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +179,7 @@ def numbered(num_classes: int) -> LabelSpace:
 
 def named_label_spaces() -> list[str]:
     """Names of the label spaces in the package."""
-    folder = resources.files("evitseg") / "labelsets"
+    folder = Path(__file__).parent / "labelsets"
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
@@ -195,7 +194,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
     """
     names = named_label_spaces()
     if str(name_or_path) in names:
-        text = (resources.files("evitseg") / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
+        text = (Path(__file__).parent / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
     elif Path(name_or_path).suffix != ".json":
         raise unknown("label space", name_or_path, [*names, "the path of a .json file"])
     else:

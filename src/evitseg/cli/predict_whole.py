@@ -54,12 +54,12 @@ def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once:
 
     Raises: ConfigError.
     """
+    from evitseg.runtime.engines import has_tiles
     from evitseg.runtime.native import NativeEngine
-    from evitseg.tiling.arguments import has_tiles
     from evitseg.tiling.memory_model import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
-    if not has_tiles(segment):
+    if not has_tiles(segment.engine):
         return True
     core_bytes = segment.engine.memory(working) if isinstance(segment.engine, NativeEngine) else None
     return fits_whole(segment.manifest.model, size, working, memory, at_once, core_bytes)
@@ -68,8 +68,8 @@ def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once:
 def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Segment images and videos with one segmenter; images that do not fit go in tiles afterwards."""
     from evitseg.loading import load
+    from evitseg.runtime.engines import has_tiles
     from evitseg.system.machine import physical_cores
-    from evitseg.tiling.arguments import has_tiles
 
     # A live source needs its newest frame soon, not many frames.
     is_live = any(isinstance(job.source, str) for job in videos)
@@ -90,7 +90,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     )
     outcome.runs_on(segment.manifest.name, segment.info)
     for option in ("--memory", "--scratch"):
-        if option in request.given and images and not has_tiles(segment):
+        if option in request.given and images and not has_tiles(segment.engine):
             raise click.BadParameter(
                 "applies to tiles, which need OpenVINO and a model for images of any size; leave it out",
                 param_hint=option,
@@ -115,8 +115,8 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
 
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
     """Write the results of every image, several at a time. Returns: the jobs of images that must go in tiles."""
+    from evitseg.runtime.engines import has_tiles
     from evitseg.system.parallel import ordered_map
-    from evitseg.tiling.arguments import has_tiles
 
     output = outcome.output
     in_tiles: list[PredictJob] = []
@@ -129,7 +129,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
             advance(1)
             if done.too_large and request.overlay:
                 outcome.fail(job.source, f"{done.too_large}, and tiles have no overlay; add --no-overlay.")
-            elif done.too_large and (not has_tiles(segment) or request.engine not in (None, "openvino")):
+            elif done.too_large and (not has_tiles(segment.engine) or request.engine not in (None, "openvino")):
                 outcome.fail(
                     job.source,
                     f"{done.too_large}, and tiles need the openvino engine, not {segment.info.engine}; leave --engine "

@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +151,8 @@ def write_beside_png(path: Path, place: Georeference, labels: LabelSpace) -> Non
 
 def pam(labels: LabelSpace, place: Georeference | None = None) -> str:
     """The content of a .aux.xml file: the names of the classes and, if given, a georeference."""
+    from xml.sax.saxutils import escape, quoteattr  # imports half of the standard library
+
     lines = ["<PAMDataset>"]
     if place is not None:
         if place.crs is not None:
@@ -180,5 +181,7 @@ def pam(labels: LabelSpace, place: Georeference | None = None) -> str:
 
 
 def _metadata(entries: dict[str, Any], domain: str = "") -> list[str]:
+    from xml.sax.saxutils import escape, quoteattr
+
     items = [f"    <MDI key={quoteattr(key)}>{escape(str(value))}</MDI>" for key, value in entries.items()]
     return [f'  <Metadata domain="{domain}">' if domain else "  <Metadata>", *items, "  </Metadata>"]

@@ -6,19 +6,14 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from evitseg.engine import PRECISIONS, Engine, Precision
 from evitseg.errors import EngineError, WeightsError, unknown
 from evitseg.manifest import Manifest
-from evitseg.runtime.checkpoint import read_checkpoint_manifest
-from evitseg.runtime.evit_file import read_evit_manifest
-from evitseg.runtime.mobile_engines import ExecuTorchEngine, LiteRtEngine, NcnnEngine
 from evitseg.runtime.model_file import manifest_beside
-from evitseg.runtime.native import open_native
-from evitseg.runtime.onnx_weights import read_onnx_manifest
-from evitseg.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from evitseg.runtime.openvino_engine import OpenVinoEngine, openvino_manifest
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,13 +33,24 @@ class EngineKind:
     has_streams: bool = False
 
 
+def _in(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of an engine's module, which is imported when it is called."""
+
+    def call(*arguments: object) -> Any:
+        return getattr(import_module(f"evitseg.runtime.{module}"), name)(*arguments)
+
+    return call
+
+
 ENGINES: dict[str, EngineKind] = {
-    "native": EngineKind((".safetensors", ".onnx", ".evit"), open_native, has_streams=True),
-    "openvino": EngineKind((".onnx", ".xml", ".safetensors"), OpenVinoEngine, has_streams=True),
-    "onnxruntime": EngineKind((".onnx",), OnnxRuntimeEngine),
-    "litert": EngineKind((".tflite",), LiteRtEngine),
-    "executorch": EngineKind((".pte",), ExecuTorchEngine),
-    "ncnn": EngineKind((".param",), NcnnEngine),
+    "native": EngineKind((".safetensors", ".onnx", ".evit"), _in("native", "open_native"), has_streams=True),
+    "openvino": EngineKind(
+        (".onnx", ".xml", ".safetensors"), _in("openvino_engine", "OpenVinoEngine"), has_streams=True
+    ),
+    "onnxruntime": EngineKind((".onnx",), _in("onnxruntime_engine", "OnnxRuntimeEngine")),
+    "litert": EngineKind((".tflite",), _in("mobile_engines", "LiteRtEngine")),
+    "executorch": EngineKind((".pte",), _in("mobile_engines", "ExecuTorchEngine")),
+    "ncnn": EngineKind((".param",), _in("mobile_engines", "NcnnEngine")),
 }
 """Every engine by name; the first one that runs a kind of file is its default."""
 
@@ -104,9 +110,19 @@ def read_manifest(model_file: Path) -> Manifest:
     Raises: WeightsError, ConfigError; MissingPackageError for OpenVINO's own files without OpenVINO.
     """
     readers = {
-        ".safetensors": read_checkpoint_manifest,
-        ".onnx": read_onnx_manifest,
-        ".evit": read_evit_manifest,
-        ".xml": openvino_manifest,
+        ".safetensors": _in("checkpoint", "read_checkpoint_manifest"),
+        ".onnx": _in("onnx_weights", "read_onnx_manifest"),
+        ".evit": _in("evit_file", "read_evit_manifest"),
+        ".xml": _in("openvino_engine", "openvino_manifest"),
     }
-    return readers.get(model_file.suffix, manifest_beside)(model_file)
+    manifest: Manifest = readers.get(model_file.suffix, manifest_beside)(model_file)
+    return manifest
+
+
+def has_tiles(engine: Engine) -> bool:
+    """Whether images that are too large for this engine can go in tiles instead, which OpenVINO runs.
+
+    Not where another runtime was chosen, and not for a model that takes one size only.
+    """
+    is_ours_or_openvino = engine.info.engine.startswith(("evitseg core", "OpenVINO"))
+    return is_ours_or_openvino and engine.manifest.preprocess.fixed is None

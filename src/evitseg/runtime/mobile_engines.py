@@ -11,7 +11,6 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -206,4 +205,6 @@ def _contradicts_manifest(model_file: Path) -> WeightsError:
 
 
 def _info(engine: str, package: str, precision: str, threads: int) -> EngineInfo:
+    from importlib.metadata import version
+
     return EngineInfo(engine, version(package), precision, threads, processor_name())

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -121,6 +120,8 @@ def _at_ends(file: BinaryIO) -> bool:
 
 
 def _in_context(file: BinaryIO) -> bool:
+    import zipfile
+
     try:
         with zipfile.ZipFile(file) as members:
             return "about.npy" in members.namelist()

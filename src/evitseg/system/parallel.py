@@ -6,9 +6,7 @@ import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from evitseg.errors import EvitsegError
@@ -92,6 +90,10 @@ def process_map(
 
     Raises: EvitsegError if a process is killed.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     count = max(1, min(workers, len(items), _MAX_PROCESSES))
     # Spawned, because a fork copies locks that other threads hold, and an engine's threads do not survive it.
     with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare,)) as pool:

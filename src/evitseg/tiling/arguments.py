@@ -18,8 +18,6 @@ from evitseg.errors import EngineError, ImageError
 from evitseg.image import AS_STATED, ImageArray, ReadOptions, TooManyPixelsError
 from evitseg.loading import engine_file
 from evitseg.raster.window import ArraySource, HasSize, Sink, Source
-from evitseg.runtime.native import NativeEngine
-from evitseg.runtime.openvino_engine import OpenVinoEngine
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.memory_model import default_memory
 from evitseg.tiling.network import Network
@@ -52,11 +50,6 @@ def tiled_network(model: ModelLike) -> Network:
     if name is not None and not isinstance(name, (str, os.PathLike)):
         raise EngineError("tiles run from a file; save the network with evitseg.save_checkpoint and give its path.")
     return Network(engine_file(name) or str(name), loaded.keywords["precision"], loaded.keywords["threads"])
-
-
-def has_tiles(segment: Segmenter) -> bool:
-    """Whether larger images can go in tiles, which OpenVINO runs: not in other runtimes, and not at one size only."""
-    return isinstance(segment.engine, (NativeEngine, OpenVinoEngine)) and segment.manifest.preprocess.fixed is None
 
 
 def reading_of(model: ModelLike, network: Network) -> ReadOptions:

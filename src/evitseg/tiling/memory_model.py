@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from evitseg.architecture import LOGIT_STRIDE, ModelConfig, placed_convs
 from evitseg.system.machine import free_memory, held_memory
-from evitseg.tiling.graph_cut import Partition, Segment
+
+if TYPE_CHECKING:
+    from evitseg.tiling.graph_cut import Partition, Segment
 
 BASE_BYTES = 185 * 1024**2
 """Memory of a process without any image: Python, OpenVINO, a small network."""

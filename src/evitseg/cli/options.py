@@ -93,7 +93,7 @@ PRECISION = option(
     type=Names("precision", precision_names),
     default="auto",
     panel="Engine",
-    help="Numerical precision. 'auto' leaves the choice to the engine: native computes in float16 where the CPU does. "
+    help="Numerical precision. 'auto' leaves the choice to the engine: native takes 16 bits if the CPU has them. "
     "Default: auto.",
 )
 THREADS = option(

@@ -193,10 +193,9 @@ def _resumed(out: Path, options: dict[str, Any], has_recipe: bool) -> TrainConfi
     from evitseg.train.settings import read_config
 
     config = read_config(out)
-    given = [name for name in options if name != "workers"]
+    given = [f"--{name.removeprefix('value_').replace('_', '-')}" for name in options if name != "workers"]
     if given or has_recipe:
-        options_given = [f"--{name.removeprefix('value_').replace('_', '-')}" for name in given]
-        what = ", ".join([*options_given, *["--recipe and --set"] * has_recipe])
+        what = ", ".join([*given, *["--recipe and --set"] * has_recipe])
         raise EvitsegError(f"--resume continues with the run's own settings; leave out {what}, or start a new run.")
     return config.updated({"data.workers": options["workers"]}) if "workers" in options else config
 

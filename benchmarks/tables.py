@@ -62,6 +62,21 @@ def end_to_end() -> str:
     return table(("", "median", "90th percentile", "peak memory", "times faster"), rows)
 
 
+def core() -> str:
+    rows = []
+    for name, row in result("core")["results"].items():
+        for precision, words in (("float32", "float32"), ("half", "half precision")):
+            if f"core, {precision}" in row:
+                ours, faster = row[f"core, {precision}"], row[f"times faster, {precision}"]
+                rate = row[f"GFLOP/s, {precision}"]
+                rows.append(
+                    (name.upper().replace("X", "×"), words, f"{ours['median_ms']:.1f} ms",
+                     f"{ours['median_ms'] * faster:.1f} ms", f"{faster:.2f}", f"{rate:.0f}",
+                     f"{ours['peak_mib']:.0f} MiB")
+                )  # fmt: skip
+    return table(("", "", "core", "plain conversion", "times faster", "GFLOP/s of the core", "peak memory"), rows)
+
+
 def precision() -> str:
     rows = [
         (name, "yes" if row["finite"] else "no", f"{row['equal_pixels']:.2%}", f"{row['miou']:.2f}")
@@ -272,6 +287,7 @@ def scaling() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
+    "core": core,
     "precision": precision,
     "size-rules": size_rules,
     "short-sides": short_sides,

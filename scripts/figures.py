@@ -133,14 +133,14 @@ def speed() -> None:
     names = {
         "usual procedure (PyTorch)": "usual procedure",
         "evitseg, float32": "evitseg, float32",
-        "evitseg, bfloat16": "evitseg, bfloat16",
+        "evitseg, float16": "evitseg, float16",
     }
     values = {label: rows[name]["median_ms"] for label, name in names.items()}
 
     def draw(axes: Axes) -> None:
         bars(axes, values, "ms", 0, "evitseg")
         axes.set_title(
-            "JPEG file to mask file, 1024×2048 pixels, EfficientViT-B0, 2 cores of an AMD EPYC",
+            "JPEG file to mask file, 1024×2048 pixels, EfficientViT-B0, 2 cores of an Intel Xeon",
             fontsize=10, loc="left", x=-0.33,
         )  # fmt: skip
 

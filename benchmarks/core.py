@@ -1,12 +1,12 @@
-"""The core beside plain conversions in OpenVINO: the network alone, same machine, image and threads, in rounds.
+"""Compare the core with plain conversions in OpenVINO: the network alone, same machine, image and threads, in rounds.
 
     python benchmarks/core.py                  # every row; about 15 minutes on 2 cores
     python benchmarks/core.py b0 --size 512x512
 
 Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
 openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is the engine's own
-choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Weights are random: they change no time. Writes
-results/core.json.
+choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Speed does not depend on the weights,
+which are random. Writes results/core.json.
 """
 
 from __future__ import annotations

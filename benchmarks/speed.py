@@ -1,4 +1,4 @@
-"""Everything about speed in README.md and docs/results/speed.md, anew: measures, then fills the tables.
+"""Measure all speeds in README.md and docs/results/speed.md again, except the core's table (core.py); fill the tables.
 
     python benchmarks/speed.py CHECKPOINT
 

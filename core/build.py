@@ -1,6 +1,6 @@
 """Compiles the core into a shared library: python core/build.py OUT [COMPILER...]
 
-The source of the operations is compiled once per instruction set; the best one is chosen when the library loads.
+The source of the operations is compiled once per instruction set; the best one is chosen when a program is loaded.
 Compilers: the system's C++ compiler (CXX, c++, g++ or clang++), or any command that takes the same arguments, such as
 `python -m ziglang c++ -target aarch64-linux-gnu.2.17`.
 
@@ -26,7 +26,7 @@ FLAGS = (
     "-ffp-contract=fast",  # a product that is added becomes a fused multiply-add, on every processor that has it
 )  # fmt: skip
 AVX512 = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512"
-# By machine: name, numbers in a vector, flags; names with fp16 or bf16 compute in that.
+# By machine: name, numbers in a vector, flags; names with fp16 or bf16 are for half precision.
 INSTRUCTION_SETS = {
     "x86_64": (
         ("avx512fp16", 32, f"{AVX512} -mavx512fp16"),
@@ -50,7 +50,7 @@ class Target:
     Attributes:
         zig: the name of processor, system and C library for `zig c++ -target`, with the oldest version to support.
         platform: tag of the wheel.
-        library: name of the core's library there, as in `evitseg.runtime.native`.
+        library: name of the core's library there, as in `evitseg.runtime.core`.
     """
 
     zig: str
@@ -103,7 +103,7 @@ def macros(compiler: list[str]) -> set[str]:
 
 
 def instruction_sets(compiler: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
-    """Name and flags of every set that the compiler knows; old ones know no half precision."""
+    """Name and flags of every set that the compiler knows; old compilers lack those for half precision."""
     sets = []
     table = next((sets for machine, sets in INSTRUCTION_SETS.items() if f"__{machine}__" in known), OTHERS)
     for name, width, flags in table:

@@ -28,7 +28,7 @@ from zipfile import ZipFile
 
 import lief
 
-lief.logging.disable()  # what it says about macOS files is not about us
+lief.logging.disable()  # its messages about macOS files do not concern us
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = runpy.run_path(str(ROOT / "core/build.py"))["TARGETS"]
@@ -93,7 +93,7 @@ def run(command: list[str | Path], where: Path = ROOT, **variables: str) -> str:
 
 
 def check_wheel(target: str, wheel: Path, folder: Path) -> Path:
-    """Its core's library, unpacked into the folder. Raises: WheelError."""
+    """Check a wheel, and unpack the core's library into the folder. Raises: WheelError."""
     expected = TARGETS[target]
     tags = set(wheel.stem.split("-py3-none-")[-1].split("."))
     if tags != set(expected.platform.split(".")):

@@ -40,7 +40,7 @@ static unsigned char *read_ppm(const char *path, int *height, int *width) {
     return pixels;
 }
 
-/* The network takes sides that 32 divides: stretches an image to the next such size, by its nearest pixels. */
+/* Stretches an image to the next size whose sides are multiples of 32, as the network needs it, by nearest neighbour. */
 static unsigned char *stretch(const unsigned char *from, int height, int width, int h, int w) {
     unsigned char *to = allocate((size_t)h * (size_t)w * 3);
     for (int y = 0; y < h; y++)

@@ -66,10 +66,10 @@ struct Arena {
 
 int mod(int y, int n) { return ((y % n) + n) % n; }
 
-// Offsets count numbers of the size of E, whatever lies there.
+// Offsets count numbers of the size of E, also where larger ones are stored.
 const W *at(const Run &run, int64_t offset) { return reinterpret_cast<const W *>(static_cast<const E *>(run.program->weights) + offset); }
 
-// Those that are float32 in every program.
+// Weights that are float32 in every precision.
 const float *floats_at(const Run &run, int64_t offset) { return reinterpret_cast<const float *>(at(run, offset)); }
 
 // The columns of its input that a node reads.
@@ -214,7 +214,7 @@ void advance_plain(const Run &run, Node &n, int first, int last, int rows) {
 
 // --- operations -----------------------------------------------------------------------------------------------------
 
-// Stores floats that `number` gives, a multiple of kFloats.
+// Stores the floats that `number` returns for 0 to count - 1; count is a multiple of kFloats.
 template <typename Number>
 EVS_INLINE void put(Pixel *out, int count, Number number) {
 #if EVS_IS_FLOAT16
@@ -409,7 +409,7 @@ Row stored(const Run &run, int value, int width, int blocks, int y, int x) {
     return {static_cast<E *>(run.values[value]) + (ptrdiff_t(y) * blocks * width + x) * kBlock, ptrdiff_t(width) * kBlock};
 }
 
-// Of an operation that stores its rows: planar ones take the same place.
+// The stored row of an operation; a planar one takes as much memory as one of blocks.
 Row stored(const Run &run, const Node &n, int y) {
     if (!n.op->planar) return stored(run, n.op->value, n.width, n.blocks, y, n.x0);
     return {static_cast<E *>(run.values[n.op->value]) + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};

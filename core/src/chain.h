@@ -27,10 +27,10 @@ struct Window {
 // Tokens whose sums are added one after the other; parts of a segment never cut through such a block.
 constexpr int kSumRows = 4, kSumColumns = 64;
 
-// After the sums of a classifier: every step needs all of the one before.
+// Steps from a classifier's sums to its scores; each needs all results of the one before.
 enum class ScoreStep { features, norm, classes };
 
-// Where they lie behind the sums, which become the means.
+// Where the results of the steps lie: behind the sums, which become the means.
 inline float *features_of(const Run &run, const Op &op) { return run.sums[op.value3] + padded(op.in, kPacked); }
 inline float *scores_of(const Run &run, const Op &op) { return features_of(run, op) + padded(op.mid, kPacked); }
 
@@ -40,20 +40,20 @@ struct Isa {
     int block;      // channels are stored in blocks of this many
     int bytes;      // of a number
     bool (*runs_here)();
-    // Brings the weights of a checked program into the form that is read here. Returns: false without memory, or for a
-    // program that cannot be run here.
+    // Rearranges the weights of a checked program for this instruction set. Returns: false if memory runs out, or if the
+    // program cannot be run with it.
     bool (*prepare)(Program &);
     // Bytes of working memory for a window.
     size_t (*space)(const Run &, const Segment &, Window);
     void (*run)(const Run &, const Segment &, Window, char *space);  // adds to run.times
     // Adds up the partial sums of a segment that ends in sums.
     void (*reduce)(const Run &, const Segment &);
-    // The scores of a classifier, from the sums of its end: kPacked outputs of one step at a time. Of the last, the
-    // scores begin at scores_of(run, op).
+    // Computes kPacked outputs of one step from a classifier's sums to its scores. The scores begin at
+    // scores_of(run, op).
     void (*score)(const Run &, const Op &, ScoreStep, int block);
     // Row y of the logits, from blocks of channels to planes of float32. Returns: whether all are finite.
     bool (*give)(const Run &, int y, float *logits);
-    // Makes a mask (see mask.h), on the caller's thread alone where there is no pool. Returns an EVS_ code.
+    // Makes a mask (see mask.h), on the caller's thread only if there is no pool. Returns an EVS_ code.
     int (*make_mask)(const MaskJob &, Pool *);
 };
 

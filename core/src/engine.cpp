@@ -62,10 +62,10 @@ size_t value_bytes(const evs_model &m, int v, int height, int width) {
     return rounded(value_numbers(m, v, height, width) * m.isa->bytes);
 }
 
-// Of a program: what computes a classifier's scores.
+// The last operation, which computes the scores in a classifier.
 const Op &last_of(const Program &p) { return p.ops[p.num_ops - 1]; }
 
-// Floats that a segment's sums take when they are added up, with what is computed from them in place.
+// Number of floats for a segment's added-up sums, and for what is computed from them and stored behind them.
 size_t result_floats(const Op &op) {
     const size_t sums = size_t(sums_floats(op));
     return op.kind == Kind::pool ? sums + padded(op.mid, kPacked) + padded(op.out, kPacked) : sums;
@@ -163,7 +163,7 @@ void cut(evs_runner &r, const Segment &s) {
     }
 }
 
-// What a multiply-add is worth, and what else is worth as many.
+// Costs in multiply-adds of a dense convolution.
 constexpr double kDepthwise = 3;                    // one of a depthwise convolution, which reads more than it computes
 constexpr double kNear = 6, kFar = 20;              // a number that is stored and loaded: in a thread's cache, beyond it
 constexpr size_t kNearBytes = 512 << 10;

@@ -8,7 +8,7 @@
 #define NOMINMAX
 #include <malloc.h>
 #include <windows.h>
-#undef near  // names of other times
+#undef near  // macros, for pointers of 16-bit Windows
 #undef far
 #elif defined(__wasm__)
 #include <time.h>

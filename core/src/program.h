@@ -78,8 +78,8 @@ inline bool adds_up(Kind k) { return k == Kind::sums || k == Kind::pool; }
 
 inline int padded(int channels, int block) { return (channels + block - 1) / block * block; }
 
-// Floats that are summed over the pixels: for every head of every scale head_dim x head_dim products and head_dim keys, or
-// the channels.
+// Number of floats that are summed over the pixels: head_dim x head_dim products and head_dim keys for every head of every
+// scale; in a classifier, the channels.
 inline int sums_floats(const Op &op) {
     if (op.kind == Kind::pool) return padded(op.in, kPacked);
     return op.heads * (1 + op.scales) * (op.head_dim * op.head_dim + op.head_dim);

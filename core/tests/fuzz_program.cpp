@@ -1,4 +1,4 @@
-// Loads bytes from anywhere as a program, and runs it if it loads; for libFuzzer. README.md has the commands.
+// Loads arbitrary bytes as a program, and runs it if it loads; for libFuzzer. README.md has the commands.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +45,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (precision == EVS_FLOAT32 && how & 16) isa = how & 32 ? "sse4" : "avx2";
 #endif
     if (run(data, size, precision, isa, threads, height, width) == EVS_OK || size < 64) return 0;
-    // Weights are no help in finding a way: a program that ends with its tables gets as many as it asks for.
+    // Weights do not help the fuzzer: a program that ends after its tables gets as many as it asks for.
     int64_t weights;
     memcpy(&weights, data + 32, sizeof weights);
     if (weights < 0 || weights > kMostWeights) return 0;

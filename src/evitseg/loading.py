@@ -81,16 +81,15 @@ def load(
 
     Args:
         model: the name of a bundled or a published model (`list_models`); the path of a checkpoint (.safetensors, .pt,
-            .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte,
-            .param); or a network from `build` or
+            .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte, .param); or a network from `build` or
             `load_official`, which is copied. None for the bundled default. A published model is downloaded on first
-            use; this and .pt files need PyTorch.
+            use. The first use of a published model and every use of a .pt or .pth file need PyTorch.
         engine: "native", evitseg's own (the default), "openvino" or "torch" for a checkpoint; "native" (the default),
             "openvino" or "onnxruntime" for an ONNX file; every other kind of file has one engine.
         device: "cpu" (the default); "cuda", "cuda:1" or "mps" for a checkpoint in PyTorch; "auto" for a GPU in PyTorch
             if there is one, else the CPU.
         threads: maximum number of threads; None for one per physical core.
-        precision: of the arithmetic: "auto", "float32", "float16" or "bfloat16".
+        precision: numerical precision: "float32", "float16", "bfloat16", or "auto" for the engine's own choice.
         size: the short side, in pixels, at which images go through the network; "native" for each image's own size;
             None for the rule in the model's manifest.
         streams: images that may run at the same time when several threads call, if the engine can do that (native,
@@ -228,7 +227,7 @@ def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch
     """A network in PyTorch with its manifest.
 
     Args:
-        model: a checkpoint, an exported .onnx file, a model that has a name, or a network, whose manifest is made up.
+        model: a checkpoint, an exported .onnx file, the name of a model, or a network, which gets a new manifest.
         extra: the package's extra that the caller needs, for the message if PyTorch is missing.
 
     Raises: ConfigError for an unknown name, WeightsError, MissingPackageError.

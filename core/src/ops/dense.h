@@ -80,7 +80,7 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
     }
 }
 
-// The tiles that fill the registers: 32 of 64 bytes, 16 of 32, 32 or 16 of 16.
+// The tiles that fill the vector registers: 32 of 64 bytes, 16 of 32 bytes, or 32 or 16 of 16 bytes.
 #if EVS_IS_BFLOAT16
 constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 12};

@@ -34,7 +34,7 @@ EVS_INLINE void store_any(E *p, V v, int count) {
 #endif
 }
 
-// Numbers of a plane of so many pixels: what is read a vector at a time may reach a vector beyond.
+// Number of elements of a plane with this many pixels: reading whole vectors may reach one vector beyond them.
 inline int plane_of(int pixels) { return (pixels + kLanes + kBlock - 1) / kBlock * kBlock; }
 
 // Two pixels are three words of two bytes. kWords of these are split at a time.

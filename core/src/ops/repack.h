@@ -155,7 +155,7 @@ inline void repack(Op &op, const Op *source, Packer &p) {
     }
 }
 
-// Replaces the weights of a program that was checked. Returns: whether there was memory, and the program can be run so.
+// Replaces the weights of a checked program. Returns: false if memory runs out, or if the program cannot be run so.
 inline bool prepare(Program &p) {
     for (int i = 0; i < p.num_ops; i++)
         if (p.ops[i].kind == Kind::sums && p.ops[i].head_dim != kPacked && p.ops[i].head_dim % kBlock) return false;

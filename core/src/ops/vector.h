@@ -1,7 +1,7 @@
 // A vector of numbers as wide as the instruction set, through the compiler's vector extensions.
 //
-// The numbers are float32, or 16 bits in a set for half precision (EVS_PRECISION): float16, which it computes with, or
-// bfloat16, which only products of dense convolutions are computed with (dots.h), and everything else in float32.
+// EVS_PRECISION chooses the numbers: float32; float16, with arithmetic in float16; or bfloat16, which only dense
+// convolutions multiply (dots.h), while all other arithmetic is in float32.
 // Results must not depend on the width: every output is one lane, and its sum runs in one fixed order. A product that is
 // added is always written `a + x * w` with a single product, so that every compiler contracts it to the same fused
 // multiply-add.
@@ -66,8 +66,8 @@ struct E {  // the upper half of a float
 };
 #endif
 #endif
-// W is the type of biases and of weights that are not for dots.h, and Pixel that of normalised pixels, where no planar rows
-// follow: what has few numbers keeps all bits, and the processor broadcasts no bfloat16.
+// W is the type of biases and of weights that dots.h does not read; Pixel that of normalised pixels that are not planar. In
+// bfloat16 both are float32: they are few, and the processor cannot broadcast bfloat16.
 #if EVS_IS_BFLOAT16
 typedef float W;
 typedef float Pixel;

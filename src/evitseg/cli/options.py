@@ -93,8 +93,8 @@ PRECISION = option(
     type=Names("precision", precision_names),
     default="auto",
     panel="Engine",
-    help="Numerical precision. 'auto' leaves the choice to the engine: native takes 16 bits if the CPU has them. "
-    "Default: auto.",
+    help="Numerical precision. 'auto' leaves the choice to the engine; native uses float16 or bfloat16 if the CPU "
+    "supports it. Default: auto.",
 )
 THREADS = option(
     "--threads",

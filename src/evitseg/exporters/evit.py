@@ -14,7 +14,7 @@ from evitseg.runtime.weights import Weights
 
 
 def network_program(model: EfficientViT, preprocess: Preprocess) -> bytes:
-    """The program of a network for `evitseg.runtime.core.Core`: of a segmentation network or a classifier.
+    """The program of a segmentation network or a classifier, for `evitseg.runtime.core.Core`.
 
     Raises: ConfigError for a network that the core does not support.
     """

@@ -1,4 +1,4 @@
-"""The core (`core/`) through its C interface: programs, and what it does without one."""
+"""Call our own engine, the core (`core/`), through its C interface."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
 
 
 def check(code: int, path: Path = LIBRARY) -> None:
-    """Raises: EngineError for an error code of the core."""
+    """Raise an error for an error code of the core. Raises: EngineError."""
     if code:
         raise EngineError(f"the native engine: {library(path).evs_error_text(code).decode()}.")
 
@@ -99,8 +99,8 @@ class Core:
 
     Args:
         program: made by `evitseg.runtime.program.compile_program`.
-        threads: threads of every run, including the caller's.
-        streams: runs at the same time; further callers wait.
+        threads: number of threads per run, including the caller's.
+        streams: number of runs at the same time; further callers wait.
         precision: of features and weights; logits are float32.
         isa: one of `instruction_sets(precision)`; None for the best.
         path: the core's library.

@@ -67,7 +67,7 @@ def open_engine(
     Args:
         model_file: path of a file that `evitseg export` wrote, or of a checkpoint (.safetensors) with its manifest.
         engine: a key of `ENGINES`; None for the file's default.
-        precision: of the arithmetic; "auto" leaves the choice to the engine.
+        precision: numerical precision; "auto" leaves the choice to the engine.
         threads: maximum number of threads; None for one per physical core.
         streams: calls that may run at the same time, if the engine can do that; otherwise calls wait for each other.
 
@@ -120,9 +120,9 @@ def read_manifest(model_file: Path) -> Manifest:
 
 
 def has_tiles(engine: Engine) -> bool:
-    """Whether images that are too large for this engine can go in tiles instead, which OpenVINO runs.
+    """Whether OpenVINO can run images in tiles if they are too large for this engine.
 
-    Not where another runtime was chosen, and not for a model that takes one size only.
+    False if another runtime was chosen, and for a model that takes one size only.
     """
     is_ours_or_openvino = engine.info.engine.startswith(("evitseg core", "OpenVINO"))
     return is_ours_or_openvino and engine.manifest.preprocess.fixed is None

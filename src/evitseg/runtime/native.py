@@ -22,7 +22,7 @@ from evitseg.runtime.program import compile_program, has_half_precision
 from evitseg.system.machine import physical_cores, processor_name
 
 _WIDTH_FOR_TILES = 32
-"""Channels of the first stage from which tile registers are faster than float16."""
+"""Width of the first stage from which bfloat16 in AMX's tile registers is faster than float16."""
 
 
 class NativeEngine:
@@ -33,10 +33,10 @@ class NativeEngine:
 
     Args:
         program: made by `evitseg.runtime.program.compile_program`.
-        precision: "float32"; "float16" where the processor computes in it, as Intel's from Sapphire Rapids and Arm's
-            from Cortex-A76 do; "bfloat16" where it has products of these (AVX512-BF16, AMX). "auto" is the fastest of
-            them for this network and processor; if the network's numbers then turn out to be too large for float16,
-            the engine warns once and goes on in float32.
+        precision: "float32"; "float16" on processors that compute in it, such as Intel's from Sapphire Rapids on and
+            Arm's from Cortex-A76 on; "bfloat16" on processors with AVX512-BF16 or AMX. "auto" is the fastest of them
+            for this network and processor; if the network's numbers overflow float16, the engine warns once and
+            continues in float32.
         threads: threads of all streams together, at least one per stream; None for one per physical core.
         streams: images that run at the same time; they divide the threads.
 
@@ -128,7 +128,7 @@ def _chosen_precision(precision: Precision, isa: str | None, config: ModelConfig
 
 
 def _fastest_precision(config: ModelConfig) -> CorePrecision:
-    """Measured by benchmarks/core.py: tiles pay from B1 on, and AVX512-BF16 without them is slower than float32."""
+    """As benchmarks/core.py measured: AMX pays off from B1 on; AVX512-BF16 without AMX is slower than float32."""
     if not has_half_precision(config):
         return "float32"
     if "amxbf16" in instruction_sets("bfloat16") and config.backbone.stages[0].width >= _WIDTH_FOR_TILES:

@@ -22,7 +22,7 @@ _NODES, _TENSORS, _INPUTS, _OUTPUTS = 1, 5, 11, 12
 _NODE_INPUTS, _NODE_OUTPUTS, _NODE_NAME, _OPERATOR = 1, 2, 3, 4
 _DIMS, _TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9
 _DTYPES = {1: "<f4", 3: "<i1", 7: "<i8", 10: "<f2"}
-"""By the type of a tensor, those that `evitseg export` writes."""
+"""numpy's names of the tensor types that `evitseg export` writes."""
 _ELEMENTS = {1: "f32", 2: "u8"}
 
 

@@ -95,7 +95,7 @@ def process_map(
     from multiprocessing import get_context
 
     count = max(1, min(workers, len(items), _MAX_PROCESSES))
-    # Spawned, because a fork copies locks that other threads hold, and an engine's threads do not survive it.
+    # Spawned, because a fork copies locks that other threads hold, and OpenVINO's threads do not survive it.
     with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare,)) as pool:
         try:
             with interrupts_blocked():

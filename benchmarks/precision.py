@@ -1,4 +1,4 @@
-"""What half precision costs: the published B0 on CamVid test, in PyTorch and in OpenVINO.
+"""What half precision costs: the published B0 on CamVid test, in PyTorch, in the core and in OpenVINO.
 
     python benchmarks/precision.py CHECKPOINT CAMVID
 
@@ -19,7 +19,7 @@ from contest import RESULTS
 from numpy.typing import NDArray
 
 from evitseg import export, load_checkpoint
-from evitseg.engine import Engine, Precision
+from evitseg.engine import Engine
 from evitseg.evaluation.metrics import confusion_matrix, mean_iou
 from evitseg.image import ImageArray
 from evitseg.labels import load_labels
@@ -27,6 +27,7 @@ from evitseg.model.engine import TorchEngine
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
+from evitseg.runtime.core import CorePrecision, instruction_sets
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import replacing
@@ -45,7 +46,7 @@ CITYSCAPES_FOR_CAMVID = {
     "pedestrian": ["person"],
     "bicyclist": ["rider", "bicycle"],
 }
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
+PRECISIONS: tuple[CorePrecision, ...] = ("float32", "float16", "bfloat16")
 WORKING_SIZE = 720
 
 
@@ -71,7 +72,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model_file, _ = export((model, manifest), "onnx", Path(folder) / "model.onnx")
-        openvino = {f"OpenVINO {precision}": open_engine(model_file, precision=precision) for precision in PRECISIONS}
+        others = {
+            f"{name} {precision}": open_engine(model_file, engine, precision)
+            for name, engine in (("core", "native"), ("OpenVINO", "openvino"))
+            for precision in PRECISIONS
+            if engine == "openvino" or instruction_sets(precision)
+        }
 
     def run(engine: Engine, image: ImageArray, size: tuple[int, int]) -> tuple[NDArray[np.integer], bool]:
         logits = engine(preprocess.apply(image)[None])[0]
@@ -79,9 +85,9 @@ def main() -> None:
 
     masks: dict[str, list[NDArray[np.integer]]] = {}
     rows = {}
-    for precision in (*PRECISIONS, *openvino):
-        if precision in openvino:
-            name, engine = precision, openvino[precision]
+    for precision in (*PRECISIONS, *others):
+        if precision in others:
+            name, engine = precision, others[precision]
         else:
             name, engine = f"PyTorch {precision}", TorchEngine(model, manifest, precision)  # type: ignore[arg-type]
         confusion = np.zeros((11, 11), np.int64)

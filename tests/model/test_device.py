@@ -19,6 +19,7 @@ from evitseg.labels import load_labels
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.preprocess import Preprocess
+from tests.exported import bundled_onnx
 
 GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 
@@ -64,4 +65,4 @@ def test_a_device_that_is_not_there_is_an_error(
 
 def test_engines_for_exported_models_run_on_the_cpu() -> None:
     with pytest.raises(EngineError, match="only the torch engine runs on cuda"):
-        evitseg.load("b0-camvid", device="cuda")
+        evitseg.load(bundled_onnx(), device="cuda")

@@ -92,7 +92,7 @@ def test_the_verb_writes_polygons(tmp_path: Path) -> None:
     mask = georeferenced_mask(tmp_path)
     run = CliRunner().invoke(app, ["polygons", str(mask), "--out", str(tmp_path / "p.geojson"), "--class", "class 1"])
     assert run.exit_code == 0, run.output
-    assert "class 1 2" in run.output
+    assert "2 of class 1" in run.output
     run = CliRunner().invoke(app, ["polygons", str(tmp_path / "absent.tif"), "--out", str(tmp_path / "p.gpkg")])
     assert run.exit_code == 1
     assert "no such file" in run.output

@@ -397,7 +397,7 @@ def broken(folder: Path) -> dict[str, tuple[Path | str, str]]:
         "script": (script, "supported video format|cannot be opened"),
         "cut": (head, "truncated before its index"),
         "address": ("tcp://127.0.0.1:9", "cannot be opened"),
-        "camera": ("camera:77", "cannot be opened"),
+        "camera": ("camera:77", "no such camera"),
     }
 
 
@@ -462,12 +462,13 @@ def test_without_x264_an_overlay_is_mpeg4(segment: Segmenter, tmp_path: Path, mo
 def test_a_missing_package_is_reported_with_its_extra(
     segment: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clip = make(tmp_path / "clip.mp4", street(2))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
         MissingPackageError,
         match=r"pip install 'av>=17.0'; or, in a clone of evitseg, python -m pip install '.\[video\]'",
     ):
-        write_video(tmp_path / "clip.mp4", tmp_path / "clip", segment)
+        write_video(clip, tmp_path / "clip", segment)
 
 
 def test_a_duration_ends_the_video_and_its_audio(segment: Segmenter, tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ enum class ScoreStep { features, norm, classes };
 inline float *features_of(const Run &run, const Op &op) { return run.sums[op.value3] + padded(op.in, kPacked); }
 inline float *scores_of(const Run &run, const Op &op) { return features_of(run, op) + padded(op.mid, kPacked); }
 
+// Bytes after the last row that may be read, and are then dropped: a tile register takes 16 pixels, whatever their number.
+constexpr size_t kOverread = 4096;
+
 struct Isa {
     const char *name;
     int precision;  // EVS_FLOAT32 ...

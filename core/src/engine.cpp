@@ -512,7 +512,7 @@ int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t r
     if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
     if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;
     if (!have_threads(*r)) return EVS_NO_MEMORY;
-    const size_t needed = rounded(plan(*r, height, width));
+    const size_t needed = rounded(plan(*r, height, width)) + kOverread;
     if (needed > r->bytes) {
         free_aligned(r->memory);
         r->memory = static_cast<char *>(allocate_aligned(kLine, needed));

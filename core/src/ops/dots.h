@@ -36,7 +36,8 @@ EVS_INLINE void finish(const Dense &d, const float *sums, int pixel, int pixels,
 
 #if EVS_AMX
 constexpr int kTile = 16;        // pixels of a tile register
-constexpr int kDotPixels = 32;   // pixels that are computed at once; fewer are computed with those after them in memory
+constexpr int kDotPixels = 32;   // pixels that are computed at once; fewer are computed with what follows them, see kOverread
+static_assert(kTile * 2 * kBlock * sizeof(E) <= kOverread);
 
 // The whole registers: 16 rows of 64 bytes.
 struct TileShape {

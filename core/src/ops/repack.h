@@ -156,6 +156,7 @@ inline void repack(Op &op, const Op *source, Packer &p) {
 }
 
 // Replaces the weights of a checked program. Returns: false if memory runs out, or if the program cannot be run so.
+// Operations of a hostile program may share weights; each gets its own here, so a program that grows too much is refused.
 inline bool prepare(Program &p) {
     for (int i = 0; i < p.num_ops; i++)
         if (p.ops[i].kind == Kind::sums && p.ops[i].head_dim != kPacked && p.ops[i].head_dim % kBlock) return false;
@@ -164,6 +165,7 @@ inline bool prepare(Program &p) {
         Op op = p.ops[i];
         repack(op, i > 0 ? &p.ops[i - 1] : nullptr, counter);
     }
+    if (counter.used > 8 * p.num_weights + (1 << 20)) return false;
     const size_t ops = (size_t(p.num_ops) * sizeof(Op) + 63) / 64 * 64, values = (size_t(p.num_values) * sizeof(Value) + 63) / 64 * 64,
                  segments = (size_t(p.num_segments) * sizeof(Segment) + 63) / 64 * 64;
     const size_t bytes = (size_t(counter.used) * sizeof(E) + 63) / 64 * 64;

@@ -131,6 +131,6 @@ def _fastest_precision(config: ModelConfig) -> CorePrecision:
     """As benchmarks/core.py measured: AMX pays off from B1 on; AVX512-BF16 without AMX is slower than float32."""
     if not has_half_precision(config):
         return "float32"
-    if "amxbf16" in instruction_sets("bfloat16") and config.backbone.stages[0].width >= _WIDTH_FOR_TILES:
+    if config.backbone.stages[0].width >= _WIDTH_FOR_TILES and "amxbf16" in instruction_sets("bfloat16"):
         return "bfloat16"
     return "float16" if instruction_sets("float16") else "float32"

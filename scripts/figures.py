@@ -172,7 +172,7 @@ def scaling() -> None:
         axes.plot(megapixels, softmax, "o--", color=OTHERS, label="multiply-adds, with softmax attention")
         for name, style in (("float32", "s-"), ("default", "o-")):
             times = [row["per_pixel_to_reference"] for row in runs[name]["sizes"] if row["height"] >= 1024]
-            label = f"time, evitseg in {'bfloat16' if name == 'default' else name}"
+            label = f"time, evitseg in {'float16' if name == 'default' else name}"
             axes.plot(megapixels, times, style, color=OURS, alpha=1 if name == "float32" else 0.5, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(megapixels, [f"{row['height']}×{row['width']}" for row in sizes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,28 +54,29 @@ def orientation_of_file(path: Path) -> int:
             if kind is None or kind.name in _BLOCKS:
                 return orientation_of(stream, kind) if kind is not None else 1
             # Only this format: for some others Pillow starts external programs.
-            with Image.open(stream, formats=(kind.name,)) as image:
-                return exif_orientation(image)
-    except Exception:  # Pillow raises any type of error for a damaged file; whoever reads its pixels reports it
+            return _from_pillow(lambda: Image.open(stream, formats=(kind.name,)).getexif())
+    except OSError:  # whoever reads its pixels reports it
         return 1
 
 
 def exif_orientation(image: Image.Image) -> int:
     """The orientation of an opened image, 1 (upright) to 8, from its EXIF or TIFF tag; 1 if the tag is damaged."""
-    try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises any type of error for a damaged entry
-        return 1
-    # A fraction, a text or several numbers are damage.
-    return value if type(value) is int and value in range(1, 9) else 1
+    return _from_pillow(image.getexif)
 
 
 def _from_exif(data: bytes) -> int:
-    exif = Image.Exif()
-    try:
+    def load() -> Image.Exif:
+        exif = Image.Exif()
         exif.load(data if data.startswith(b"Exif\0\0") else b"Exif\0\0" + data)
-        value = exif.get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises any type of error for a damaged entry
+        return exif
+
+    return _from_pillow(load)
+
+
+def _from_pillow(load: Callable[[], Image.Exif]) -> int:
+    try:
+        value = load().get(ORIENTATION, 1)
+    except Exception:  # Pillow's parsers raise any type of error for a damaged file
         return 1
     # A fraction, a text or several numbers are damage.
     return value if type(value) is int and value in range(1, 9) else 1
@@ -159,4 +160,4 @@ def upright_array(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 _BLOCKS = {"JPEG": _jpeg_blocks, "PNG": _png_blocks, "WEBP": _webp_blocks}
-"""By the format's name, what yields the EXIF and XMP blocks of a file."""
+"""Readers of a file's EXIF and XMP blocks, by the name of its format."""

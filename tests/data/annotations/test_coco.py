@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tracemalloc
@@ -380,7 +381,9 @@ def test_data_in_a_folder_whose_name_is_not_text_works(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"n\xff")
     try:
         folder.mkdir()
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EILSEQ, errno.EINVAL):
+            raise
         pytest.skip("this file system takes only names that are text")
     write(folder, [{"segmentation": square(1, 2, 4, 7)}])
     (folder / "coco.json").rename(folder / os.fsdecode(b"\xfe.json"))

@@ -110,7 +110,14 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
         switch (op.kind) {
             case Kind::image:
             case Kind::value: break;
-            case Kind::attend: n.line = arena.row(blocks_of(op.heads * op.head_dim * (1 + op.scales)), n.columns()); break;
+            case Kind::attend: {
+                const int answered = op.heads * op.head_dim * (1 + op.scales), blocks = blocks_of(answered);
+                n.line = arena.row(blocks, n.columns());
+                // Channels of the last block that no head answers: dots.h reads them, times 0.
+                if (n.line.p != nullptr && answered % kBlock != 0)
+                    memset(static_cast<void *>(n.line.p + (blocks - 1) * n.line.block), 0, size_t(n.columns()) * kBlock * sizeof(E));
+                break;
+            }
             case Kind::conv3:
                 for (int r = 0; r < 3; r++) {
                     if (op.planar) {

@@ -340,6 +340,7 @@ bool have_threads(evs_runner &r) {
     if (pool == nullptr) return false;
     r.pool = new (pool) Pool(r.threads);
     r.process = process_id();
+    r.run.height = r.run.width = 0;  // the plan counted the other pool's threads
     return true;
 }
 

@@ -172,6 +172,17 @@ bool order_ok(const Program &p) {
             }
         }
     }
+    // Only an attention reads stored queries: the channels that fill up their last block are not written.
+    for (int i = 0; ok && i < p.num_ops; i++) {
+        const Op &sums = p.ops[i];
+        if (sums.kind != Kind::sums) continue;
+        ok = p.logits != sums.value2;
+        for (int j = 0; ok && j < p.num_ops; j++) {
+            const Op &op = p.ops[j];
+            const bool reads = op.kind == Kind::value || op.kind == Kind::upsum || op.kind == Kind::attend;
+            ok = !(reads && op.value == sums.value2) && !(op.kind == Kind::upsum && op.value2 == sums.value2);
+        }
+    }
     // An attention takes the sums of the same heads as were added up for it.
     for (int i = 0; ok && i < p.num_ops; i++) {
         const Op &a = p.ops[i];

@@ -148,3 +148,19 @@ def test_heads_that_do_not_fit_blocks_of_32_channels_run_in_float32(tmp_path: Pa
     assert open_native(path).info.precision == "float32"
     with pytest.raises(EngineError, match="this network in float32 only"):
         open_native(path, "float16")
+
+
+@computes_in_half_precision
+def test_an_odd_number_of_heads_reads_nothing_that_was_not_written() -> None:
+    """Answers of 9 heads of 16 channels fill half of their last block; the other half lies in memory used before."""
+    b1 = BACKBONES["b1"]
+    first, second, third, fourth = (replace(stage, width=48) for stage in b1.stages)
+    backbone = replace(b1, stages=(first, second, third, fourth), head_dim=16, attention_kernels=(3, 5))
+    program = program_of(network(replace(model_config("b1", 5), backbone=backbone)))
+    for precision, isa in SETS:
+        used = Core(program, 1, isa=isa, precision=precision)
+        for size in ((64, 96), (256, 320), (32, 512), (160, 96)):
+            pixels = image(*size)
+            fresh = Core(program, 2, isa=isa, precision=precision)(pixels)
+            assert used(pixels).tobytes() == fresh.tobytes()
+            assert np.abs(fresh - Core(program)(pixels)).max() < 0.1 * np.abs(fresh).max()

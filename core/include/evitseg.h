@@ -85,6 +85,11 @@ EVS_API int evs_runner_profile(evs_runner *runner, int wanted);
 /* The times so far of the program's operations, in their order, in nanoseconds; count must be their number. */
 EVS_API int evs_runner_times(const evs_runner *runner, int64_t *nanoseconds, int count);
 
+/* This machine's peak: multiply-adds per second that the calling thread reaches on registers alone, with the instruction
+ * of the model's instruction set that dense convolutions use. Takes 40 ms. For the peak of several threads, call it in all
+ * of them at once and add the results. */
+EVS_API double evs_peak(const evs_model *model);
+
 /* Runs the whole network.
  *   image: height rows of width RGB pixels of 3 bytes; rows are row_bytes apart.
  *   logits: (classes, height / 8, width / 8) float32, or (classes) for a classifier; written by the call. */

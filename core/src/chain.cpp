@@ -19,6 +19,7 @@
 #include "ops/convolution.h"
 #include "ops/depthwise.h"
 #include "ops/narrow.h"
+#include "ops/peak.h"
 #include "ops/repack.h"
 #include "ops/upsample.h"
 #include "ops/vector.h"
@@ -683,6 +684,7 @@ bool runs_here() {
 #define EVS_TEXT(x) EVS_TEXT_(x)
 int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask,
+                 peak};
 
 }  // namespace evs::EVS_ISA

@@ -58,6 +58,8 @@ struct Isa {
     bool (*give)(const Run &, int y, float *logits);
     // Makes a mask (see mask.h), on the caller's thread only if there is no pool. Returns an EVS_ code.
     int (*make_mask)(const MaskJob &, Pool *);
+    // Multiply-adds per second of one thread, on registers alone.
+    double (*peak)();
 };
 
 }  // namespace evs

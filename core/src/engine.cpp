@@ -509,6 +509,8 @@ int evs_runner_times(const evs_runner *r, int64_t *nanoseconds, int count) {
     return EVS_OK;
 }
 
+double evs_peak(const evs_model *model) { return model != nullptr ? model->isa->peak() : 0; }
+
 int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, float *logits) {
     if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
     if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;

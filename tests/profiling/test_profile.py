@@ -5,7 +5,7 @@ import math
 import platform
 import re
 from collections import Counter as Counts
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg.architecture import ModelConfig, SegmentationHead, cost, placed_convs
+from evitseg.architecture import ModelConfig, SegmentationHead, cost, model_config, placed_convs
 from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import EngineError, ImageError, WeightsError
 from evitseg.profiling import nodes, worker
@@ -23,8 +23,13 @@ from evitseg.profiling.machine_peak import MachinePeak
 from evitseg.profiling.nodes import PROFILERS
 from evitseg.profiling.profile import Profile, profile
 from evitseg.profiling.roofline import draw
+from evitseg.runtime.checkpoint import read_checkpoint
+from evitseg.runtime.core import CORE_PRECISIONS, Core, CorePrecision, instruction_sets
+from evitseg.runtime.evit_file import write_evit
+from evitseg.runtime.program import compile_program
 from tests.exported import bundled_onnx
 from tests.optional import needs
+from tests.runtime.programs import CONFIGS, program
 
 SMALL = (64, 96)
 
@@ -203,6 +208,50 @@ def test_a_profile_accounts_for_the_graph_in_the_file(engine: str, monkeypatch: 
     assert found.macs == found.plan_macs
 
 
+@pytest.mark.parametrize("precision", CORE_PRECISIONS)
+def test_a_profile_accounts_for_the_operations_of_the_core(precision: CorePrecision) -> None:
+    if precision != "float32" and not instruction_sets(precision):
+        pytest.skip(f"the processor does not compute in {precision}")
+    found = profile(Subject(engine="native", precision=precision, threads=2), EXAMPLE_IMAGE, SMALL, rounds=2)
+    config = bundled_manifest().model
+    assert found.macs == found.plan_macs == cost(config).macs(*SMALL)
+    assert 0 < found.nodes_ms < found.network_ms
+    assert all(node.ms > 0 for node in found.nodes)
+    # Every convolution of the plan is in one operation of its block.
+    plan = Counts((conv.block, conv.name) for conv in placed_convs(config))
+    assert Counts((node.block, name) for node in found.nodes for name in node.kernel.split(", ") if name) == plan
+    number, padded = (4, 16) if precision == "float32" else (2, 32)
+    nodes_by_name = {node.name: node for node in found.nodes}
+    pixels = SMALL[0] * SMALL[1]
+    assert nodes_by_name["head.outputs/store"].bytes_out == number * padded * pixels / 64
+    assert nodes_by_name["stem.block0.conv"].bytes_in == 3 * pixels + number * (3 * 3 * 3 * 8 + 8)
+    # Attention reads two scales of queries, what was before it, and the weights and biases of its projection.
+    attend = nodes_by_name["stage3.block1.attention/attend"]
+    assert attend.bytes_in == number * (3 * 64 * pixels / 256 + 2 * 64 * 64 + 64)
+    assert found.peak.gflops > 0
+
+
+def test_a_profile_of_the_core_is_the_same_for_every_file_it_runs(tmp_path: Path) -> None:
+    manifest, weights = read_checkpoint(bundled_models()["b0-camvid"])
+    program = compile_program(manifest.model, manifest.preprocess, weights)
+    write_evit(tmp_path / "model.evit", manifest, program)
+    files = None, str(bundled_onnx()), str(tmp_path / "model.evit")
+    of_file = [profile(Subject(file, "native", "float32", 1), EXAMPLE_IMAGE, SMALL, rounds=1) for file in files]
+    first, *others = ([replace(node, ms=0.0) for node in found.nodes] for found in of_file)
+    assert others == [first, first]
+    b1 = replace(manifest, model=model_config("b1", manifest.model.num_classes))
+    write_evit(tmp_path / "other.evit", b1, program)
+    with pytest.raises(WeightsError, match="not that of the network in its manifest"):
+        profile(Subject(str(tmp_path / "other.evit"), "native"), EXAMPLE_IMAGE, SMALL)
+
+
+def test_every_instruction_set_and_precision_has_a_peak() -> None:
+    for precision in CORE_PRECISIONS:
+        for isa in instruction_sets(precision):
+            # More than a multiply-add per microsecond, and fewer than a million per nanosecond, on any machine.
+            assert 1e6 < Core(program(CONFIGS["mbconv"]), isa=isa, precision=precision).peak() < 1e15
+
+
 def test_what_is_no_convolution_belongs_to_what_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     found = profile(Subject(str(bundled_onnx()), "openvino", "float32"), EXAMPLE_IMAGE, SMALL, rounds=1)
@@ -218,9 +267,8 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
     needs("torch", "onnx")
     import onnx
 
-    for engine, name in (("torch", "PyTorch"), ("native", "evitseg core")):
-        with pytest.raises(EngineError, match=f"{name}.* does not report the time of its layers"):
-            profile(Subject(engine=engine), EXAMPLE_IMAGE, SMALL)
+    with pytest.raises(EngineError, match=r"PyTorch.* does not report the time of its layers"):
+        profile(Subject(engine="torch"), EXAMPLE_IMAGE, SMALL)
     content = onnx.load(bundled_onnx())
     node = next(node for node in content.graph.node if node.op_type == "Conv")
     node.name = "other"
@@ -229,9 +277,10 @@ def test_a_profile_of_what_has_none_is_refused(tmp_path: Path) -> None:
         profile(Subject(str(tmp_path / "m.onnx"), "openvino"), EXAMPLE_IMAGE, SMALL)
 
 
-def test_a_roofline_is_drawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["native", "openvino"])
+def test_a_roofline_is_drawn(engine: str, tmp_path: Path) -> None:
     needs("matplotlib")
-    found = profile(Subject(engine="openvino"), EXAMPLE_IMAGE, SMALL, rounds=1)
+    found = profile(Subject(engine=engine), EXAMPLE_IMAGE, SMALL, rounds=1)
     draw(found, "b0-camvid at 64x96", tmp_path / "roofline.png")
     with Image.open(tmp_path / "roofline.png") as image:
         image.load()

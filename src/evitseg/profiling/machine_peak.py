@@ -17,6 +17,8 @@ from evitseg.errors import MissingPackageError
 if TYPE_CHECKING:
     import openvino
 
+    from evitseg.runtime.core import Core
+
 PEAK_SIDE = 2048
 """Side of the square matrices whose product measures the peak arithmetic throughput."""
 
@@ -30,8 +32,8 @@ class MachinePeak:
     """The machine's peak throughput.
 
     Attributes:
-        gflops: 10⁹ floating-point operations per second, two per multiply-add, in a product of large matrices in the
-            same engine and precision, with as many threads.
+        gflops: 10⁹ floating-point operations per second, two per multiply-add, in the same engine and precision, with
+            as many threads: in a product of large matrices, or in the core on registers alone.
         gb_per_s: 10⁹ bytes per second, read and written, while as many threads copy memory.
     """
 
@@ -91,6 +93,12 @@ def _square() -> NDArray[np.float32]:
 def peak_gflops(product: Callable[[], object]) -> float:
     """10⁹ floating-point operations per second of a product made here."""
     return 2 * PEAK_SIDE**3 / _fastest(product) / 1e9
+
+
+def core_gflops(core: Core, threads: int, rounds: int = 9) -> float:
+    """10⁹ floating-point operations per second of as many threads in the core, on registers alone."""
+    with ThreadPoolExecutor(threads) as pool:  # the core releases the lock
+        return max(2 * sum(pool.map(lambda _: core.peak(), range(threads))) / 1e9 for _ in range(rounds))
 
 
 def copy_gb_per_s(threads: int) -> float:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 from evitseg.architecture import ModelConfig, placed_convs
 from evitseg.engine import Engine
 from evitseg.errors import WeightsError
-from evitseg.profiling.machine_peak import MachinePeak, onnxruntime_product, openvino_product
+from evitseg.profiling.machine_peak import MachinePeak, core_gflops, onnxruntime_product, openvino_product, peak_gflops
 from evitseg.profiling.worker import warm_up
 
 if TYPE_CHECKING:
     import openvino
+
+    from evitseg.runtime.operations import Operation
 
 INPUT = "input"
 """The block of everything before the first convolution: layout, number format, normalisation."""
@@ -162,13 +165,13 @@ class _Profiled:
     Attributes:
         network_ms, rounds: see `Profile`.
         nodes: one for each of the engine's nodes.
-        product: multiplies two square matrices of `PEAK_SIDE` in the same engine, precision and threads.
+        gflops: measures the peak arithmetic throughput in the same engine, precision and threads.
     """
 
     network_ms: float
     rounds: int
     nodes: list[Node]
-    product: Callable[[], object]
+    gflops: Callable[[], float]
 
 
 def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
@@ -234,7 +237,7 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
                 engine_name=name,
             )
         )
-    return _Profiled(network_ms, rounds, nodes, openvino_product(compiled))
+    return _Profiled(network_ms, rounds, nodes, partial(peak_gflops, openvino_product(compiled)))
 
 
 def _operator(kind: str, name: str) -> str:
@@ -320,11 +323,49 @@ def _in_onnxruntime(engine: Engine, model_file: Path, images: NDArray[np.uint8],
                 engine_name=name,
             )
         )
-    return _Profiled(network_ms, rounds, nodes, onnxruntime_product(threads))
+    return _Profiled(network_ms, rounds, nodes, partial(peak_gflops, onnxruntime_product(threads)))
 
 
 _ONNX_TYPES = {"float": "float32", "double": "float64"}
 
 
-PROFILERS = {"OpenVINO": _in_openvino, "ONNX Runtime": _in_onnxruntime}
-"""By what `EngineInfo` calls the engine."""
+def _in_core(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
+    from evitseg.runtime.native import NativeEngine
+
+    assert isinstance(engine, NativeEngine)
+    height, width = images.shape[1:3]
+    threads = engine.info.threads
+
+    def call() -> float:
+        start = time.perf_counter()
+        engine(images)
+        return time.perf_counter() - start
+
+    warm_up(call)
+    core, operations = engine.core, engine.operations()
+    core.profile(True)
+    network_ms = 1000 * sum(call() for _ in range(rounds)) / rounds
+    times = core.times(operations[-1].rows[-1] + 1)
+    core.profile(False)
+    number = 4 if core.precision == "float32" else 2  # bytes
+
+    def node(operation: Operation) -> Node:
+        pixels = height * width
+        return Node(
+            name=operation.name,
+            block=operation.block,
+            count=1,
+            ms=float(times[list(operation.rows)].sum()) / (1e6 * rounds * threads),
+            macs=round(operation.macs * pixels),
+            bytes_in=round((operation.image_bytes + number * operation.read) * pixels) + number * operation.weights,
+            bytes_out=round(number * operation.written * pixels),
+            type=operation.kind,
+            kernel=", ".join(operation.convs),
+            engine_name=operation.name,
+        )
+
+    return _Profiled(network_ms, rounds, [node(each) for each in operations], partial(core_gflops, core, threads))
+
+
+PROFILERS = {"OpenVINO": _in_openvino, "ONNX Runtime": _in_onnxruntime, "evitseg core": _in_core}
+"""By what `EngineInfo` calls the engine, without what follows in parentheses."""

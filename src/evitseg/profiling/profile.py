@@ -18,7 +18,7 @@ from evitseg.architecture import cost
 from evitseg.engine import EngineInfo
 from evitseg.errors import EngineError
 from evitseg.profiling.bench import Subject
-from evitseg.profiling.machine_peak import MachinePeak, copy_gb_per_s, peak_gflops
+from evitseg.profiling.machine_peak import MachinePeak, copy_gb_per_s
 from evitseg.profiling.nodes import PROFILERS, Node, Work
 from evitseg.profiling.worker import Table
 from evitseg.raster.files import read_image
@@ -92,6 +92,7 @@ class Profile:
             return asdict(work) | {
                 "fraction": work.ms / self.nodes_ms,
                 "gflops": work.gflops,
+                "fraction_of_peak": work.gflops / self.peak.gflops,
                 "gb_per_s": work.gb_per_s,
                 "intensity": work.intensity,
                 "roof_ms": work.roof_ms(self.peak),
@@ -115,23 +116,24 @@ class Profile:
         """Lines of text: the machine's peak, a table of blocks, and a table of the slowest nodes."""
 
         def cells(work: Work, roof_ms: float) -> list[str]:
-            speeds = (f"{work.gflops:.0f}" if work.macs else "–", f"{work.gb_per_s:.0f}")
+            of_peak = f"{work.gflops / self.peak.gflops:.0%}"
+            speeds = (*((f"{work.gflops:.0f}", of_peak) if work.macs else "––"), f"{work.gb_per_s:.0f}")
             fraction = f"{work.ms / self.nodes_ms:.1%}"
             return [str(work.count), f"{work.ms:.2f}", fraction, f"{work.macs / 1e6:.0f}", *speeds, f"{roof_ms:.2f}"]
 
-        header = ("nodes", "ms", "of total", "M multiply-adds", "GFLOP/s", "GB/s", "roofline ms")
+        header = ("nodes", "ms", "of total", "M multiply-adds", "GFLOP/s", "of peak", "GB/s", "roofline ms")
         blocks = Table(("block", *header), markdown, first=28)
         nodes = Table((f"slowest {count} names", *header, "kernel"), markdown, first=40)
         total = Work("sum", "", sum(node.count for node in self.nodes), self.nodes_ms, self.macs, 0, 0)
         return [
             f"{self.height}x{self.width}: {self.network_ms:.1f} ms per call while nodes are timed, of which the nodes "
-            f"take {self.nodes_ms:.1f}; this machine's peak: {self.peak.gflops:.0f} GFLOP/s in large products, "
+            f"take {self.nodes_ms:.1f}; this machine's peak: {self.peak.gflops:.0f} GFLOP/s of arithmetic, "
             f"{self.peak.gb_per_s:.0f} GB/s copying",
             f"multiply-adds: {self.macs / 1e6:.0f} M in the graph that runs, {self.plan_macs / 1e6:.0f} M in the "
             "network's plan",
             "",
             *blocks.lines([[block.name, *cells(block, self._block_roof(block.block))] for block in self.blocks]),
-            blocks.row([total.name, *cells(total, self.roof_ms())[:5], "", f"{self.roof_ms():.2f}"]),
+            blocks.row([total.name, *cells(total, self.roof_ms())[:6], "", f"{self.roof_ms():.2f}"]),
             "",
             *nodes.lines(
                 [
@@ -146,7 +148,7 @@ class Profile:
 
 
 def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 15) -> Profile:
-    """Profile a model in OpenVINO or ONNX Runtime.
+    """Profile a model in the core, OpenVINO or ONNX Runtime.
 
     Raises: EngineError for another engine, ConfigError for a size that the model does not take, ImageError.
     """
@@ -157,13 +159,14 @@ def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
     (size,) = subject.sizes([size], ())
     segment = subject.segmenter
     model_file = engine_file(subject.model)
-    if model_file is None or segment.info.engine not in PROFILERS:
+    profiler = PROFILERS.get(segment.info.engine.partition(" (")[0])
+    if model_file is None or profiler is None:
         raise EngineError(
-            f"{segment.info.engine} does not report the time of its layers; profile in OpenVINO or ONNX Runtime, with "
-            "--engine openvino or --engine onnxruntime."
+            f"{segment.info.engine} does not report the time of its layers; profile with --engine native, openvino or "
+            "onnxruntime."
         )
     stretched = np.asarray(Image.fromarray(read_image(image)).resize(size[::-1], Image.Resampling.LANCZOS))
-    profiled = PROFILERS[segment.info.engine](segment.engine, model_file, stretched[None], rounds)
+    profiled = profiler(segment.engine, model_file, stretched[None], rounds)
     return Profile(
         height=size[0],
         width=size[1],
@@ -171,7 +174,7 @@ def profile(subject: Subject, image: Path, size: tuple[int, int], rounds: int = 
         rounds=profiled.rounds,
         plan_macs=round(cost(segment.manifest.model).macs(*size)),
         nodes=tuple(_by_name(profiled.nodes)),
-        peak=MachinePeak(peak_gflops(profiled.product), copy_gb_per_s(segment.info.threads)),
+        peak=MachinePeak(profiled.gflops(), copy_gb_per_s(segment.info.threads)),
         info=segment.info,
     )
 

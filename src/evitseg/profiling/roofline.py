@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evitseg.errors import ImageError, MissingPackageError
-from evitseg.profiling.nodes import INPUT
+from evitseg.profiling.nodes import INPUT, Node
 from evitseg.profiling.profile import Profile
 from evitseg.system.files import replacing
 
@@ -60,6 +60,18 @@ def _part(block: str) -> str:
     return PARTS[block.split(".")[0]]
 
 
+_SHAPES = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product", "D": "several convolutions"}
+"""Meanings of the markers."""
+
+
+def _marker(node: Node) -> str:
+    if node.type == "MatMul":
+        return "s"
+    if ", " in node.kernel and node.count == 1:  # the core names the convolutions of an operation
+        return "D"
+    return "^" if "depthwise" in node.name else "o"
+
+
 def _draw_roof(axes: Axes, profile: Profile) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
@@ -78,7 +90,7 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
             node.intensity,
             node.gflops,
             s=20 + 4000 * node.ms / profile.nodes_ms,
-            marker="s" if node.type == "MatMul" else "^" if "depthwise" in node.name else "o",
+            marker=_marker(node),
             color=_part(node.block),
             edgecolor="white",
             linewidth=0.7,
@@ -94,12 +106,13 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
         ylabel="GFLOP/s achieved",
         title="Nodes with multiply-adds; area: time; above the slope: data came from a cache",
     )
-    for axis in (axes.xaxis, axes.yaxis):  # 1, 2, 5, 10 instead of powers
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        # 1, 2, 5, 10 instead of powers, unless they are too many
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 1000 * least else (1,)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    roof = f"roof: {peak.gb_per_s:.0f} GB/s copying memory\n{peak.gflops:.0f} GFLOP/s in large products"
+    roof = f"roof: {peak.gb_per_s:.0f} GB/s copying memory\n{peak.gflops:.0f} GFLOP/s of arithmetic"
     axes.text(0.015, 0.98, roof, transform=axes.transAxes, va="top")  # above the roof, where few nodes are
     assert axes.figure is not None
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # sets the transform that the labels need
@@ -115,7 +128,7 @@ def _draw_roof(axes: Axes, profile: Profile) -> None:
             textcoords="offset points", fontsize=8, zorder=4,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-    shapes = {"o": "convolution", "^": "depthwise convolution", "s": "matrix product"}
+    shapes = {key: text for key, text in _SHAPES.items() if key in map(_marker, nodes)}
     handles = [
         Line2D([], [], linestyle="", marker="o", color=color, label=part)
         for part, color in PARTS.items()

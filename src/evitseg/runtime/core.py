@@ -71,6 +71,9 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_runner_new", number, [pointer, number, ctypes.POINTER(pointer)]),
         ("evs_runner_free", None, [pointer]),
         ("evs_runner_memory", size, [pointer, number, number]),
+        ("evs_runner_profile", number, [pointer, number]),
+        ("evs_runner_times", number, [pointer, pointer, number]),
+        ("evs_peak", ctypes.c_double, [pointer]),
         ("evs_run", number, [pointer, pointer, number, number, size, pointer]),
         ("evs_mask", number, [pointer, pointer, number, side, side, pointer]),
     ):
@@ -152,6 +155,24 @@ class Core:
         """Bytes that a run at this size needs in addition to the weights, the image and the logits."""
         with self.runner() as runner:
             return int(self.library.evs_runner_memory(runner, height, width))
+
+    def profile(self, wanted: bool) -> None:
+        """Start or stop measuring the time of every operation; call it while nothing runs."""
+        for runner in self._runners:
+            check(self.library.evs_runner_profile(runner, int(wanted)), self._path)
+
+    def times(self, operations: int) -> NDArray[np.int64]:
+        """The time of each operation of the program since profiling began, in nanoseconds, of all threads together."""
+        total = np.zeros(operations, np.int64)
+        for runner in self._runners:
+            times = np.empty(operations, np.int64)
+            check(self.library.evs_runner_times(runner, times.ctypes.data, operations), self._path)
+            total += times
+        return total
+
+    def peak(self) -> float:
+        """Multiply-adds per second that the calling thread reaches on registers alone; measured in 40 ms."""
+        return float(self.library.evs_peak(self._model))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; of a classifier (classes,), one score per class.

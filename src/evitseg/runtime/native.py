@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from evitseg.runtime.core import CORE_PRECISIONS, ISA_VARIABLE, Core, CorePrecis
 from evitseg.runtime.onnx_weights import read_onnx
 from evitseg.runtime.program import compile_program, has_half_precision
 from evitseg.system.machine import physical_cores, processor_name
+
+if TYPE_CHECKING:
+    from evitseg.runtime.operations import Operation
 
 _WIDTH_FOR_TILES = 32
 """Width of the first stage from which bfloat16 in AMX's tile registers is faster than float16."""
@@ -72,6 +76,12 @@ class NativeEngine:
     def memory(self, size: tuple[int, int]) -> int:
         """Bytes that an image of this (height, width) needs in addition to the weights, the image and the logits."""
         return self.core.memory(*size)
+
+    def operations(self) -> list[Operation]:
+        """The operations of its program, whose times `core.times` gives. Raises: WeightsError."""
+        from evitseg.runtime.operations import describe
+
+        return describe(self._program, self.manifest.model, half=self.core.precision != "float32")
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         core = self.core

@@ -94,6 +94,12 @@ def compile_program(
     return _Compiler(config, preprocess, weights, layers).program()
 
 
+def read_operations(program: bytes) -> NDArray[np.void]:
+    """The table of a program's operations, with the fields of `_OP`, such as "kind" and "in"."""
+    header = np.frombuffer(program, _HEADER, 1)[0]
+    return np.frombuffer(program, _OP, int(header["ops"]), _HEADER.itemsize)
+
+
 def has_half_precision(config: ModelConfig) -> bool:
     """Whether the core can run a network in half precision, whose channels lie in blocks of 32."""
     return config.backbone.head_dim == BLOCK or config.backbone.head_dim % (2 * BLOCK) == 0

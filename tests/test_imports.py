@@ -117,6 +117,18 @@ def test_help_loads_only_the_command_lines_library() -> None:
     assert not loaded & {"torch", "openvino", "onnxruntime", "onnx", "numpy", "PIL"}
 
 
+def test_segmenting_an_image_loads_only_what_it_uses(tmp_path: Path) -> None:
+    run = python(
+        "import sys, atexit, evitseg.cli\n"
+        f"sys.argv = ['evitseg', 'predict', '--example', '--size', '64', '--out', {str(tmp_path / 'out')!r}]\n"
+        "atexit.register(lambda: print('LOADED', [*sys.modules])); evitseg.cli.app()"
+    )
+    loaded = set(ast.literal_eval(run.stdout.split("LOADED ")[1]))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["street_mask.png", "street_overlay.jpg"]
+    unused = {"rich", "PIL.PdfImagePlugin", "evitseg.tiling.driver", "av", "rasterio"}
+    assert not loaded & unused
+
+
 FORBID = """
 import sys
 

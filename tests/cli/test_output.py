@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evitseg.cli.output import Output
+from evitseg.labels import LabelClass, LabelSpace
+
 SMALL = ("--size", "64", "--precision", "float32")
 Cli = Callable[..., Any]
 
@@ -82,6 +85,26 @@ def test_a_terminal_is_refused_where_bytes_would_flow(
     done = cli("predict", "-", *SMALL, stdin=png)
     assert done.status == 2
     assert word in done.stderr
+
+
+def test_the_table_of_classes_is_the_same_with_colours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = LabelSpace("two", (LabelClass("道路", (0,), (200, 0, 0)), LabelClass("sidewalk", (1,), (0, 200, 0))))
+    Output().fractions("a.png", {"sidewalk": 0.75, "道路": 0.25}, labels)
+    plain = capsys.readouterr().out
+    assert plain.splitlines() == [
+        "a.png",
+        " class     pixels",
+        " sidewalk   75.0%  " + 30 * "█",
+        " 道路       25.0%  " + 10 * "█",
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    Output().fractions("a.png", {"sidewalk": 0.75, "道路": 0.25}, labels)
+    coloured = capsys.readouterr().out
+    assert f"\x1b[38;2;200;0;0m{10 * '█'}\x1b[0m" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
 
 
 def test_quiet_prints_nothing_but_errors(png: bytes, cli: Cli) -> None:

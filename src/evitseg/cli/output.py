@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -36,6 +38,12 @@ class Output:
         self._stdout_is_data = True
 
     @cached_property
+    def _is_plain(self) -> bool:
+        """Whether nothing is a terminal. Rich is not needed then, and its import takes a tenth of a short command."""
+        asked_for = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE")
+        return not (asked_for or sys.stdout.isatty() or sys.stderr.isatty())
+
+    @cached_property
     def console(self) -> Console:
         """The console for results; on standard error where standard output belongs to a program."""
         from rich.console import Console
@@ -64,13 +72,14 @@ class Output:
         if not self.quiet:
             self._print(line, "")
 
-    def _print(self, line: str, style: str) -> None:
-        if style and self.console.is_terminal:
+    def _print(self, line: str, style: str, bar: str = "", bar_style: str = "") -> None:
+        if (style or bar_style) and not self._is_plain and self.console.is_terminal:
             from rich.text import Text
 
-            self.console.print(Text(line, style=style), soft_wrap=True)
+            self.console.print(Text(line, style=style).append(bar, style=bar_style), soft_wrap=True)
         else:
-            print(line, file=sys.stderr if self.as_json or self._stdout_is_data else sys.stdout, flush=True)
+            to = sys.stderr if self.as_json or self._stdout_is_data else sys.stdout
+            print(line + bar, file=to, flush=True)
 
     def log(self, line: str) -> None:
         """A line about work under way, on standard error."""
@@ -84,25 +93,23 @@ class Output:
         """A table with a bar for each class of a mask."""
         if self.as_json or self.quiet:
             return
-        from rich.table import Table
-        from rich.text import Text
-
-        colors = {c.name: c.color for c in labels.classes}
         self._print(title, "italic")
-        table = Table(box=None, padding=(0, 1))
-        table.add_column("class")
-        table.add_column("pixels", justify="right")
-        table.add_column("")
+        colors = {c.name: c.color for c in labels.classes}
+        width = max(_cells(name) for name in ("class", *fractions))
+        self._print(f" class{' ' * (width - len('class'))}  pixels", "bold")
         for name, fraction in fractions.items():
-            bar = Text("█" * max(1, round(40 * fraction)), style=f"rgb({','.join(map(str, colors[name]))})")
-            table.add_row(Text(name), f"{fraction:.1%}", bar)
-        self.console.print(table)
+            bar = "█" * max(1, round(40 * fraction))
+            style = f"rgb({','.join(map(str, colors[name]))})"
+            self._print(f" {name}{' ' * (width - _cells(name))}  {fraction:>6.1%}  ", "", bar, style)
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
         """A progress bar on a terminal, else a line now and then; call what it yields with the number of units done."""
-        from evitseg.cli.progress import progress_bar
+        from evitseg.cli.progress import counted_lines, progress_bar
 
+        if self._is_plain:
+            yield counted_lines(what, total, unit, silent=self.quiet)
+            return
         with progress_bar(what, total, self.progress_console, unit) as advance:
             yield advance
 
@@ -110,3 +117,8 @@ class Output:
         """Print the JSON object, if it was asked for; its key `error` says why the verb ended early, or is null."""
         if self.as_json:
             print(json.dumps(self.content | {"error": error}, indent=2))
+
+
+def _cells(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

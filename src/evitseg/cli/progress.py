@@ -26,16 +26,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def progress_lines(what: str, unit: str, console: Console) -> Callable[[int, int | None], None]:
-    """A function that takes (done, total) and, where no terminal shows a bar, prints a line after ten seconds and then
-    less and less often, on standard error."""
+def progress_lines(what: str, unit: str, silent: bool) -> Callable[[int, int | None], None]:
+    """A function that takes (done, total) and prints a line after ten seconds and then less and less often, on standard
+    error; it prints nothing if `silent`, for instance because a terminal shows a bar."""
     started = time.monotonic()
     due = started + _FIRST_LINE_S
 
     def report(done: int, total: int | None) -> None:
         nonlocal due
         now = time.monotonic()
-        if console.is_terminal or console.quiet or now < due or not done:
+        if silent or now < due or not done:
             return
         elapsed = now - started
         due = now + min(_LARGEST_PAUSE_S, max(_FIRST_LINE_S, elapsed / 2))
@@ -46,6 +46,18 @@ def progress_lines(what: str, unit: str, console: Console) -> Callable[[int, int
         print(line, file=sys.stderr, flush=True)
 
     return report
+
+
+def counted_lines(what: str, total: int | None, unit: str, silent: bool) -> Advance:
+    """`progress_lines` for a function that takes the number of units just done."""
+    report, so_far = progress_lines(what, unit, silent), 0
+
+    def advance(done: int) -> None:
+        nonlocal so_far
+        so_far += done
+        report(so_far, total)
+
+    return advance
 
 
 @contextmanager
@@ -68,12 +80,10 @@ def progress_bar(what: str, total: int | None, console: Console, unit: str = "")
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total, rate="")
-        report, so_far = progress_lines(what, unit, console), 0
+        report = counted_lines(what, total, unit, silent=console.is_terminal or console.quiet)
 
         def advance(done: int) -> None:
-            nonlocal so_far
-            so_far += done
-            report(so_far, total)
+            report(done)
             progress.advance(task, done)
             speed = progress.tasks[task].speed
             if unit and speed:
@@ -88,7 +98,7 @@ def video_progress(name: str, console: Console) -> Iterator[Callable[[VideoProgr
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    report = progress_lines(name, "frames", console)
+    report = progress_lines(name, "frames", silent=console.is_terminal or console.quiet)
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as progress:

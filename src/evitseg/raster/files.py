@@ -19,7 +19,9 @@ from evitseg.system.files import replacing
 
 MAX_JPEG_SIDE = 65_500
 """Longest side, in pixels, that libjpeg writes."""
-WRITTEN = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+WRITTEN = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"
+}  # fmt: skip
 """Endings that `save_image` supports."""
 
 
@@ -147,7 +149,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
         raise ImageError(f"{path}: unsupported ending; use one of {', '.join(sorted(WRITTEN))}.")
     if suffix in (".jpg", ".jpeg") and max(image.size) > MAX_JPEG_SIDE:
         raise ImageError(f"{path}: a side of a JPEG has at most {MAX_JPEG_SIDE} pixels; write a PNG.")
-    kind = Image.registered_extensions()[suffix]
+    kind = WRITTEN[suffix]
     marks: dict[str, dict[str, Any]] = {"JPEG": {"comment": SOFTWARE}, "PNG": {"pnginfo": png_mark()}}
     _save(image, path, kind, quality=90, **marks.get(kind, {}))
 

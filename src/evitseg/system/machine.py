@@ -199,7 +199,7 @@ def processor_name() -> str:
     except OSError:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return next(named, "") or platform.processor() or platform.machine()  # in this order: platform starts a process
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,11 @@ AREAS = {
 }  # fmt: skip
 
 
-def georeferenced_mask(folder: Path) -> Path:
-    geotiff(folder / "a.tif", np.zeros((60, 80, 3), np.uint8), transform=rasterio.Affine(2, 0, 500000, 0, -2, 5e6))
+def georeferenced_mask(folder: Path, crs: str = "EPSG:32633") -> Path:
+    """The mask of `drawn`, with pixels of two units, on the middle meridian if the system is UTM."""
+    corner = (10, 50) if crs == "EPSG:4326" else (500000, 5e6)
+    place = rasterio.Affine(2, 0, corner[0], 0, -2, corner[1])
+    geotiff(folder / "a.tif", np.zeros((60, 80, 3), np.uint8), crs=crs, transform=place)
     with open_raster(folder / "a.tif") as source, open_mask_writer(folder / "m.tif", source, THREE) as sink:
         sink.write(0, 0, drawn())
     return folder / "m.tif"

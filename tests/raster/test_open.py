@@ -190,7 +190,7 @@ def test_a_missing_package_is_reported_with_its_extra(
         work = f"polygonize({str(tmp_path / 'a.tif')!r}, {str(tmp_path / 'o.gpkg')!r}, numbered(3))"
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from evitseg.raster import open_raster; from evitseg.raster.polygons import polygonize, whole_regions\n"
+        "from evitseg.raster import open_raster; from evitseg.raster.polygons import polygonize\n"
         f"from evitseg.labels import numbered\n{work}"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

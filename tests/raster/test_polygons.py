@@ -14,13 +14,15 @@ needs("rasterio", "tifffile", "zarr")
 
 
 import tifffile
+from numpy.typing import NDArray
 
 from evitseg.cli import app
 from evitseg.errors import ConfigError, ImageError
 from evitseg.labels import load_labels, numbered
 from evitseg.raster import mask_bands, open_mask_writer, open_raster
-from evitseg.raster import polygons as module
-from evitseg.raster.polygons import polygonize, whole_regions
+from evitseg.raster import whole_regions as module
+from evitseg.raster.polygons import polygon_features, polygonize
+from evitseg.raster.whole_regions import whole_regions
 from tests.raster.samples import AREAS, CAMVID, THREE, drawn, georeferenced_mask, geotiff
 
 
@@ -57,11 +59,72 @@ def test_regions_across_bands_are_those_of_the_whole(band_rows: int, monkeypatch
         found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
         whole = list(shapes(mask, mask=mask < 3, connectivity=4))
         assert len(found) == len(whole)
-        polygon = [({"type": "Polygon", "coordinates": [r.tolist() for r in rings]}, v) for v, rings in found]
+        polygon = [({"type": "Polygon", "coordinates": [r.tolist() for r in rings]}, v) for v, _, rings in found]
         np.testing.assert_array_equal(rasterize(polygon, mask.shape, fill=255), mask)
-        for _, rings in found:
+        for *_, rings in found:
             for ring in rings:
                 assert len({tuple(point) for point in ring}) == len(ring) - 1  # simple: no corner twice
+
+
+def smooth_mask(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Regions of three classes and of none with slanting borders, islands, and single pixels."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.choice([0, 60, 120, 180], (size[0] // 8 + 1, size[1] // 8 + 1)).astype(np.uint8))
+    levels = np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
+    mask: NDArray[np.uint8] = np.digitize(levels, [30, 90, 150]).astype(np.uint8)
+    mask[rng.random(size) < 0.01] = 1
+    return np.where(mask == 3, np.uint8(255 if seed % 2 else 0), mask)
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 2.0, 6.0])
+def test_simplified_regions_share_their_borders_and_cover_the_same_area(
+    tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("shapely")
+    import shapely
+
+    for seed, rows in ((0, 90), (1, 13), (2, 1), (3, 30), (4, 7)):
+        mask = smooth_mask(seed, (90, 70))
+        monkeypatch.setattr(module, "BAND_BYTES", rows * mask.shape[1])
+        view = mask_bands.MaskBands("m", (90, 70), lambda top, rows, m=mask: m[top : top + rows], THREE)  # type: ignore[misc]
+        exact = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None))
+        found = list(whole_regions(view, THREE, (0, 1, 2), lambda share: None, tolerance))
+        assert sorted((value, pixels) for value, pixels, _ in found) == sorted((v, p) for v, p, _ in exact)
+        assert [sum(p for v, p, _ in found if v == value) for value in range(3)] == np.bincount(
+            mask.ravel(), minlength=3
+        )[:3].tolist()
+        shapes = np.array([shapely.Polygon(rings[0], rings[1:]) for *_, rings in found])
+        assert shapely.is_valid(shapes).all()
+        assert shapely.coverage_is_valid(shapes)  # no overlaps, and the same points on both sides of every border
+        if not (mask == 255).any():
+            assert shapely.area(shapes).sum() == mask.size
+        if rows == 90 and tolerance > 1:
+            before = sum(len(ring) for *_, rings in exact for ring in rings)
+            assert sum(len(ring) for *_, rings in found for ring in rings) < before / 2
+
+
+def test_a_slanting_border_becomes_a_straight_line_for_both_neighbours() -> None:
+    needs("shapely")
+    mask = (np.arange(40)[:, None] > np.arange(60) // 2 + 4).astype(np.uint8)  # two pixels across, one down
+    above, below = polygon_features(mask, THREE, simplify=2)
+    assert above["geometry"]["coordinates"][0][:-1] != below["geometry"]["coordinates"][0][:-1]
+    shared = {tuple(point) for point in above["geometry"]["coordinates"][0]} & {
+        tuple(point) for point in below["geometry"]["coordinates"][0]
+    }
+    assert len(shared) <= 4
+    assert {above["properties"]["pixels"], below["properties"]["pixels"]} == {int(mask.sum()), int((1 - mask).sum())}
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="simplify is"):
+            polygon_features(mask, THREE, simplify=bad)
+
+
+def test_a_subset_of_the_classes_has_the_outlines_that_all_classes_have() -> None:
+    needs("shapely")
+    mask = smooth_mask(0, (60, 50))
+    every = polygon_features(mask, THREE, simplify=3)
+    assert polygon_features(mask, THREE, ["class 1"], simplify=3) == [
+        each for each in every if each["properties"]["name"] == "class 1"
+    ]
 
 
 def test_small_regions_and_other_classes_are_left_out(tmp_path: Path) -> None:
@@ -74,7 +137,7 @@ def test_small_regions_and_other_classes_are_left_out(tmp_path: Path) -> None:
         polygonize(tmp_path / "m.png", tmp_path / "q.geojson", numbered(2))
     with pytest.raises(ConfigError, match="does not list its classes"):
         polygonize(tmp_path / "m.png", tmp_path / "q.geojson")
-    with pytest.raises(ImageError, match=".geojson or .gpkg"):
+    with pytest.raises(ImageError, match=".geojson, .gpkg or .parquet"):
         polygonize(tmp_path / "m.png", tmp_path / "q.shp", THREE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "p.geojson"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     "polygons",
     ("evitseg polygons mask.tif --out regions.gpkg", "Polygons of every class, in the mask's coordinate system."),
     ("evitseg polygons mask.png --out roads.geojson --class road --minimum-pixels 100", "Large regions of one class."),
+    ("evitseg polygons mask.tif --out regions.parquet --simplify 2", "Without the steps of pixels, as GeoParquet."),
 )
 @click.argument("mask", type=FILE, metavar="MASK", help="A mask of class indices (.tif, .png or .zarr).")
 @LABELS
@@ -39,19 +40,60 @@ if TYPE_CHECKING:
     help="Skip regions with fewer pixels. Default: 1.",
 )
 @option(
-    "--out", "-o", type=FILE, required=True, metavar="FILE", panel="Output", help="File to write (.geojson, .gpkg)."
+    "--minimum-area",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="AREA",
+    panel="Input",
+    help="Skip regions with a smaller area, in the unit of the mask's coordinate system, squared, such as m²; only if "
+    "that system is projected.",
+)
+@option(
+    "--out",
+    "-o",
+    type=FILE,
+    required=True,
+    metavar="FILE",
+    panel="Output",
+    help="File to write (.geojson, .gpkg, .parquet).",
+)
+@option(
+    "--simplify",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="PIXELS",
+    panel="Output",
+    help="Remove corners that span less area than a square of this side: 2 or 3 removes the steps of slanting borders. "
+    "Neighbours keep sharing their borders, and nothing overlaps. Default: 0, exact outlines.",
 )
 def polygons_command(
-    output: Output, mask: Path, labels: str | None, classes: tuple[str, ...], minimum_pixels: int, out: Path
+    output: Output,
+    mask: Path,
+    labels: str | None,
+    classes: tuple[str, ...],
+    minimum_pixels: int,
+    minimum_area: float,
+    simplify: float,
+    out: Path,
 ) -> None:
     """Convert the regions of a mask to polygons, for maps and GIS.
 
-    Coordinates are those of the mask's coordinate system, or pixels if it has none.
+    Coordinates are those of the mask's coordinate system, or pixels if it has none. GeoJSON is in longitude and
+    latitude.
     """
     from evitseg.labels import load_labels
 
     space = load_labels(labels) if labels else None
-    write_polygons(mask, out, space, output, list(classes) or None, minimum_pixels)
+    limits: Limits = {"min_pixels": minimum_pixels, "min_area": minimum_area, "simplify": simplify}
+    write_polygons(mask, out, space, output, list(classes) or None, limits)
+
+
+class Limits(TypedDict, total=False):
+    """Options of `polygonize`."""
+
+    min_pixels: int
+    min_area: float
+    simplify: float
 
 
 def write_polygons(
@@ -60,7 +102,7 @@ def write_polygons(
     labels: LabelSpace | None,
     output: Output,
     classes: list[str] | None = None,
-    minimum_pixels: int = 1,
+    limits: Limits | None = None,
 ) -> None:
     """Write the regions of a mask file as polygons, with a progress bar, and report what was written."""
     from rich.progress import Progress
@@ -70,14 +112,20 @@ def write_polygons(
     console = output.progress_console
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("polygons", total=1.0)
-        written = polygonize(mask, out, labels, classes, minimum_pixels, lambda part: bar.update(task, completed=part))
+        written = polygonize(
+            mask, out, labels, classes, progress=lambda part: bar.update(task, completed=part), **(limits or {})
+        )
     counts = {name: count for name, count in written.polygons.items() if count}
     if not output.content:  # of the verb itself; predict reports polygons with their image
         output.content = {
             "polygons": str(out),
             "counts": counts,
             "coordinates": "pixels" if written.in_pixels else "crs",
+            "area_field": written.area_field,
         }
     listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    where = "pixels, because the mask is not georeferenced" if written.in_pixels else "the mask's coordinate system"
+    if written.in_pixels:
+        where = "pixels, because the mask is not georeferenced"
+    else:
+        where = "degrees" if out.suffix.lower() in (".json", ".geojson") else "the mask's coordinate system"
     output.result(f"wrote {out} with {sum(counts.values())} polygons: {listed or 'none'}; coordinates are in {where}.")

@@ -84,7 +84,7 @@ STDIN = "-"
     type=FILE,
     metavar="FILE",
     panel="Output",
-    help="Also write the mask's regions as polygons (.geojson, .gpkg), like `evitseg polygons`.",
+    help="Also write the mask's regions as polygons (.geojson, .gpkg, .parquet), like `evitseg polygons`.",
 )
 @option(
     "--skip-existing",

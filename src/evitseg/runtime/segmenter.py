@@ -75,7 +75,9 @@ class Prediction:
             raise ConfigError("this prediction keeps no logits; segment its image: segment(prediction.image).")
         return softmax(self.logits)
 
-    def polygons(self, min_pixels: int = 1, classes: Iterable[str] | None = None) -> list[PolygonFeature]:
+    def polygons(
+        self, min_pixels: int = 1, classes: Iterable[str] | None = None, simplify: float = 0.0
+    ) -> list[PolygonFeature]:
         """Every region of a class as a polygon with its holes, in pixel coordinates; see `polygonize` for files.
 
         Each is a GeoJSON feature with the properties `class` (its index), `name` and `pixels` (its area).
@@ -83,12 +85,13 @@ class Prediction:
         Args:
             min_pixels: leaves out smaller regions; the holes they fill stay.
             classes: names of the classes to return; None for all.
+            simplify: leaves out corners that span less area than a square with this side in pixels, as in `polygonize`.
 
         Raises: ConfigError for an unknown class, MissingPackageError without the extra `geo`.
         """
         from evitseg.raster.polygons import polygon_features
 
-        return polygon_features(self.mask, self.labels, classes, min_pixels)
+        return polygon_features(self.mask, self.labels, classes, min_pixels, simplify)
 
     def overlay(
         self,

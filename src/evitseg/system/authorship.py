@@ -15,10 +15,11 @@ SOFTWARE = "evitseg"
 VIDEO_COMMENT = "written by evitseg"
 """Mark in a video, as its comment."""
 POLYGONS = "polygons written by evitseg"
-"""Mark in polygons: in a GeoPackage's table of contents, or at the start of a GeoJSON file."""
+"""Mark in polygons: in a GeoPackage's table of contents, at the start of a GeoJSON file, or at the end of a GeoParquet
+file."""
 _SOFTWARE_TAG = 305
 _ENDS_BYTES = 64 * 1024
-"""Size of a video's two ends, one of which contains its metadata."""
+"""Size of the end of a file, or of a video's two ends, that contains its metadata."""
 _MAX_ATTRIBUTES_BYTES = 4 * 1024**2
 
 
@@ -43,6 +44,9 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
                 return _in_context(file)
             if start.startswith(b"SQLite"):
                 return _in_geopackage(Path(path))
+            if start.startswith(b"PAR1"):
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _ENDS_BYTES))
+                return POLYGONS.encode() in file.read(_ENDS_BYTES)
             if start.startswith(b"{"):
                 return POLYGONS.encode() in file.read(256)
             return _at_ends(file)

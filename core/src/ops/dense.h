@@ -61,8 +61,10 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
             }
         }
         for (; left >= kBlock; left -= kBlock, x += d.block) {
-#pragma GCC unroll 4
-            for (int c = 0; c < kBlock; c++) channel(c);
+            for (int c = 0; c < kBlock; c += 4) {
+                EVS_UNROLL
+                for (int i = 0; i < 4; i++) channel(c + i);
+            }
         }
         for (int c = 0; c < left; c++) channel(c);
     }

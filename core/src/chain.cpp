@@ -278,7 +278,8 @@ void image_planes(const Run &run, const Node &n, int y, Row to) {
 Row conv3_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
     const int first = op.stride * y - 1;
-    Dense d{at(run, op.w1), at(run, op.b1), op.in, n.blocks, 9, {}, 0, op.stride * kBlock, {nullptr, 0}};
+    Dense d{at(run, op.w1), at(run, op.b1), op.in, n.blocks, 9, 0, op.stride * kBlock, op.act};
+    Line line{{}, out, {}};
     if (n.source->op->kind == Kind::image) {
         if (n.have == INT32_MIN) n.have = first - 1;
         while (n.have < first + 2) {
@@ -305,13 +306,13 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
         }
         // The three taps of a row lie side by side: together they are one tap of 9 channels.
         d.step = op.stride * 3, d.taps = 3, d.inputs = 9, d.image = true;
-        for (int t = 0; t < 3; t++) d.from[t] = n.ring[mod(first + t, 3)].p;
+        for (int t = 0; t < 3; t++) line.from[t] = n.ring[mod(first + t, 3)].p;
     } else {
         advance_plain(run, n, first, first + 2, 3);
         d.block = n.ring[0].block;
-        for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
+        for (int t = 0; t < 9; t++) line.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
     }
-    dense(d, op.act, n.columns(), out);
+    dense(d, &line, 1, n.columns());
     return out;
 }
 
@@ -381,9 +382,10 @@ Row fused_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
     const int first = op.stride * y - 1;
     advance_plain(run, n, first, first + 2, 3);
-    Dense d{at(run, op.w1), at(run, op.b1), op.in, blocks_of(op.mid), 9, {}, n.ring[0].block, op.stride * kBlock, {nullptr, 0}};
-    for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
-    dense(d, op.act, n.columns(), n.line);
+    const Dense d{at(run, op.w1), at(run, op.b1), op.in, blocks_of(op.mid), 9, n.ring[0].block, op.stride * kBlock, op.act};
+    Line line{{}, n.line, {}};
+    for (int t = 0; t < 9; t++) line.from[t] = n.ring[mod(first + t / 3, 3)].p + t % 3 * kBlock;
+    dense(d, &line, 1, n.columns());
     const Row residual = op.residual ? n.ring[mod(y, 3)].from(n.x0 - n.low) : Row{nullptr, 0};
     pointwise(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, n.columns(), out, n.blocks, residual);
     return out;
@@ -400,16 +402,18 @@ Row residual_row(const Run &run, Node &n, int y, Row out) {
             continue;
         }
         advance_plain(run, n, row - 1, row + 1, 5);
-        Dense d{at(run, op.w1), at(run, op.b1), op.in, mid, 9, {}, n.ring[0].block, kBlock, {nullptr, 0}};
-        for (int t = 0; t < 9; t++) d.from[t] = n.ring[mod(row - 1 + t / 3, 5)].p + t % 3 * kBlock;
-        dense(d, op.act, columns, to);
+        const Dense d{at(run, op.w1), at(run, op.b1), op.in, mid, 9, n.ring[0].block, kBlock, op.act};
+        Line line{{}, to, {}};
+        for (int t = 0; t < 9; t++) line.from[t] = n.ring[mod(row - 1 + t / 3, 5)].p + t % 3 * kBlock;
+        dense(d, &line, 1, columns);
         if (n.x0 == 0) zero(to, mid, 0, 1);  // outside the image
         if (n.x1 == n.width) zero(to, mid, columns - 1, 1);
     }
     n.extra[3] = {n.extra[0].p, y};  // remembers the last row made
-    Dense d{at(run, op.w3), at(run, op.b3), op.mid, n.blocks, 9, {}, n.extra[0].block, kBlock, n.ring[mod(y, 5)].from(n.x0 - n.low)};
-    for (int t = 0; t < 9; t++) d.from[t] = n.extra[mod(y - 1 + t / 3, 3)].p + t % 3 * kBlock;
-    dense(d, Act::none, n.columns(), out);
+    const Dense d{at(run, op.w3), at(run, op.b3), op.mid, n.blocks, 9, n.extra[0].block, kBlock, Act::none};
+    Line line{{}, out, n.ring[mod(y, 5)].from(n.x0 - n.low)};
+    for (int t = 0; t < 9; t++) line.from[t] = n.extra[mod(y - 1 + t / 3, 3)].p + t % 3 * kBlock;
+    dense(d, &line, 1, n.columns());
     return out;
 }
 

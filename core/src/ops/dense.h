@@ -10,49 +10,62 @@ namespace evs::EVS_ISA {
 
 constexpr int kMaxTaps = 9;
 
+// What the rows of one convolution have in common.
 struct Dense {
     const W *weights, *bias;  // for dots.h: see there
-    int inputs;        // channels
-    int outputs;       // blocks
+    int inputs;       // channels
+    int outputs;      // blocks
     int taps;
-    const E *from[kMaxTaps];  // first pixel of the row each tap reads; Pixel, not E, where the input is the image
-    ptrdiff_t block;   // of the input; of one plane, where planar
-    int step;          // numbers between the inputs of neighbouring output pixels
-    Row residual;      // p is null where there is none
+    ptrdiff_t block;  // of the input; of one plane, where planar
+    int step;         // numbers between the inputs of neighbouring output pixels
+    Act act;
     bool planar = false, image = false;  // whether the input is planar (see narrow.h)
 };
 
-template <int kPixels, int kBlocks, Act kAct, typename X>
-static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int block, Row out) {
-    V sum[kPixels][kBlocks * kPerBlock];
+// One row.
+struct Line {
+    const E *from[kMaxTaps];  // first pixel of the row each tap reads; Pixel, not E, where the input is the image
+    Row out;
+    Row residual;  // p is null where there is none
+};
+
+static __attribute__((noinline)) void gelu_all(V *v, int count) {
+    for (int i = 0; i < count; i++) v[i] = gelu(v[i]);
+}
+
+// kStep: d.step where it is known when compiling, which saves computing addresses; else 0.
+template <int kPixels, int kBlocks, typename X, int kStep>
+static __attribute__((noinline)) void dense_tile(const Dense &d, const Line &line, int pixel, int block) {
+    constexpr int kVectors = kBlocks * kPerBlock;
+    const ptrdiff_t step = kStep > 0 ? kStep : d.step;
+    V sum[kPixels][kVectors];
     const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
     const W *w = d.weights + block * per_block;
     EVS_UNROLL
-    for (int j = 0; j < kBlocks * kPerBlock; j++) {
+    for (int j = 0; j < kVectors; j++) {
         const V b = load(d.bias + block * kBlock + j * kLanes);
         EVS_UNROLL
         for (int q = 0; q < kPixels; q++) sum[q][j] = b;
     }
     for (int t = 0; t < d.taps; t++) {
-        const X *x = reinterpret_cast<const X *>(d.from[t]) + ptrdiff_t(pixel) * d.step;
+        const X *x = reinterpret_cast<const X *>(line.from[t]) + pixel * step;
         int left = d.inputs;
         auto channel = [&](int c) __attribute__((always_inline)) {
-            V k[kBlocks * kPerBlock];
+            V k[kVectors];
             EVS_UNROLL
-            for (int j = 0; j < kBlocks * kPerBlock; j++)
-                k[j] = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+            for (int j = 0; j < kVectors; j++) k[j] = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
             EVS_UNROLL
             for (int q = 0; q < kPixels; q++) {
-                const V in = all(x[q * ptrdiff_t(d.step) + c]);
+                const V in = all(x[q * step + c]);
                 EVS_UNROLL
-                for (int j = 0; j < kBlocks * kPerBlock; j++) sum[q][j] = sum[q][j] + in * k[j];
+                for (int j = 0; j < kVectors; j++) sum[q][j] = sum[q][j] + in * k[j];
             }
             w += kBlock;
         };
-        if (d.planar) {
+        if (kStep == 0 && d.planar) {
             for (; left > 0; left--, x += d.block) {
                 EVS_UNROLL
-                for (int j = 0; j < kBlocks * kPerBlock; j++) {
+                for (int j = 0; j < kVectors; j++) {
                     const V k = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
                     EVS_UNROLL
                     for (int q = 0; q < kPixels; q++) sum[q][j] = sum[q][j] + all(x[q]) * k;
@@ -68,16 +81,26 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, int pixel, int 
         }
         for (int c = 0; c < left; c++) channel(c);
     }
+    if (d.act == Act::hardswish) {
+        EVS_UNROLL
+        for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = hardswish(sum[i / kVectors][i % kVectors]);
+    } else if (d.act == Act::gelu) {
+        V copy[kPixels * kVectors];  // so that the sums themselves stay in registers
+        EVS_UNROLL
+        for (int i = 0; i < kPixels * kVectors; i++) copy[i] = sum[i / kVectors][i % kVectors];
+        gelu_all(copy, kPixels * kVectors);
+        EVS_UNROLL
+        for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = copy[i];
+    }
     EVS_UNROLL
-    for (int j = 0; j < kBlocks * kPerBlock; j++) {
+    for (int j = 0; j < kVectors; j++) {
         const ptrdiff_t channel = (j % kPerBlock) * kLanes;
         const int b = block + j / kPerBlock;
         EVS_UNROLL
         for (int q = 0; q < kPixels; q++) {
-            V v = activated<kAct>(sum[q][j]);
             const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock + channel;
-            if (d.residual.p != nullptr) v = v + load(d.residual.p + b * d.residual.block + at);
-            store(out.p + b * out.block + at, v);
+            if (line.residual.p != nullptr) sum[q][j] = sum[q][j] + load(line.residual.p + b * line.residual.block + at);
+            store(line.out.p + b * line.out.block + at, sum[q][j]);
         }
     }
 }
@@ -100,37 +123,36 @@ constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 3};
 #endif
 
-template <int kBlocks, Act kAct, typename X>
-static void dense_blocks(const Dense &d, int pixels, int block, Row out) {
-    constexpr int kPixels = kTilePixels[kBlocks];
-    int q = 0;
-    for (; q + kPixels <= pixels; q += kPixels) dense_tile<kPixels, kBlocks, kAct, X>(d, q, block, out);
-    if (q == pixels) return;
-    if (pixels >= kPixels && d.residual.p != out.p) {  // the last tile overlaps the one before: the same sums again
-        dense_tile<kPixels, kBlocks, kAct, X>(d, pixels - kPixels, block, out);
-        return;
+// A tile of up to kPixels pixels.
+template <int kPixels, int kBlocks, typename X, int kStep>
+static void dense_pixels(const Dense &d, const Line &line, int pixel, int pixels, int block) {
+    if constexpr (kPixels > 1) {
+        if (pixels < kPixels) return dense_pixels<kPixels - 1, kBlocks, X, kStep>(d, line, pixel, pixels, block);
     }
-    for (; q + 4 <= pixels; q += 4) dense_tile<4, kBlocks, kAct, X>(d, q, block, out);
-    for (; q < pixels; q++) dense_tile<1, kBlocks, kAct, X>(d, q, block, out);
+    dense_tile<kPixels, kBlocks, X, kStep>(d, line, pixel, block);
 }
 
-template <Act kAct, typename X>
-static void dense_all(const Dense &d, int pixels, Row out) {
+// The rows are divided evenly among as few tiles as can be: the smaller a tile, the more it loads per product.
+template <int kBlocks, typename X, int kStep>
+static void dense_blocks(const Dense &d, const Line *lines, int count, int pixels, int block) {
+    constexpr int kPixels = kTilePixels[kBlocks];
+    for (int i = 0; i < count; i++)
+        for (int tiles = (pixels + kPixels - 1) / kPixels, q = 0; tiles > 0; tiles--) {
+            const int some = (pixels - q + tiles - 1) / tiles;
+            dense_pixels<kPixels, kBlocks, X, kStep>(d, lines[i], q, some, block);
+            q += some;
+        }
+}
+
+template <typename X, int kStep>
+static void dense_all(const Dense &d, const Line *lines, int count, int pixels) {
     int block = 0;
 #if EVS_BYTES == 64 && !EVS_IS_BFLOAT16
-    for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, kAct, X>(d, pixels, block, out);
-    for (; d.outputs - block >= 3; block += 3) dense_blocks<3, kAct, X>(d, pixels, block, out);
-    for (; d.outputs - block >= 2; block += 2) dense_blocks<2, kAct, X>(d, pixels, block, out);
+    for (; d.outputs - block >= 4 && d.outputs - block != 5; block += 4) dense_blocks<4, X, kStep>(d, lines, count, pixels, block);
+    for (; d.outputs - block >= 3; block += 3) dense_blocks<3, X, kStep>(d, lines, count, pixels, block);
+    for (; d.outputs - block >= 2; block += 2) dense_blocks<2, X, kStep>(d, lines, count, pixels, block);
 #endif
-    for (; block < d.outputs; block++) dense_blocks<1, kAct, X>(d, pixels, block, out);
-}
-
-template <Act kAct>
-static void dense_act(const Dense &d, int pixels, Row out) {
-#if EVS_IS_BFLOAT16
-    if (d.image) return dense_all<kAct, Pixel>(d, pixels, out);
-#endif
-    dense_all<kAct, E>(d, pixels, out);
+    for (; block < d.outputs; block++) dense_blocks<1, X, kStep>(d, lines, count, pixels, block);
 }
 
 // Whether a projection has so few outputs that half of a block would be empty.
@@ -140,15 +162,15 @@ constexpr bool takes_pairs(int inputs, int outputs) { return EVS_IS_FLOAT16 && E
 typedef uint32_t Pairs __attribute__((vector_size(EVS_BYTES), aligned(EVS_BYTES), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(EVS_BYTES / 2), aligned(EVS_BYTES / 2), may_alias));
 
-// A 1x1 convolution to 16 channels. Two neighbouring lanes hold the sums of one output over the even and the odd input
+// A row of a 1x1 convolution to 16 channels. Two neighbouring lanes hold the sums of one output over the even and the odd input
 // channels; a pair of inputs is broadcast at once. Weights: [input channel / 2][16][2].
 template <int kPixels, Act kAct>
-static __attribute__((noinline)) void pairs_tile(const Dense &d, int pixel, Row out) {
+static __attribute__((noinline)) void pairs_tile(const Dense &d, const Line &line, int pixel) {
     V sum[kPixels];
     const Pairs bias = __builtin_convertvector(*reinterpret_cast<const Halves *>(d.bias), Pairs);  // of the even channels
     EVS_UNROLL
     for (int q = 0; q < kPixels; q++) sum[q] = reinterpret_cast<const V &>(bias);
-    const E *x = d.from[0] + ptrdiff_t(pixel) * kBlock, *w = d.weights;
+    const E *x = line.from[0] + ptrdiff_t(pixel) * kBlock, *w = d.weights;
     for (int c = 0; c < d.inputs; c += 2, w += 2 * kPacked) {
         const V k = load(w);
         const E *at = x + (c / kBlock) * d.block + c % kBlock;
@@ -167,30 +189,30 @@ static __attribute__((noinline)) void pairs_tile(const Dense &d, int pixel, Row 
         const Halves numbers = __builtin_convertvector(reinterpret_cast<const Pairs &>(v), Halves);
         const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock;
         G g = reinterpret_cast<const G &>(numbers);
-        if (d.residual.p != nullptr) g = g + *reinterpret_cast<const G *>(d.residual.p + at);
-        *reinterpret_cast<G *>(out.p + at) = g;
-        *reinterpret_cast<G *>(out.p + at + kPacked) = G{};
+        if (line.residual.p != nullptr) g = g + *reinterpret_cast<const G *>(line.residual.p + at);
+        *reinterpret_cast<G *>(line.out.p + at) = g;
+        *reinterpret_cast<G *>(line.out.p + at + kPacked) = G{};
     }
 }
 
 template <Act kAct>
-static void pairs_act(const Dense &d, int pixels, Row out) {
+static void pairs_act(const Dense &d, const Line &line, int pixels) {
     constexpr int kPixels = 14;
     int q = 0;
-    for (; q + kPixels <= pixels; q += kPixels) pairs_tile<kPixels, kAct>(d, q, out);
-    for (; q + 4 <= pixels; q += 4) pairs_tile<4, kAct>(d, q, out);
-    for (; q < pixels; q++) pairs_tile<1, kAct>(d, q, out);
+    for (; q + kPixels <= pixels; q += kPixels) pairs_tile<kPixels, kAct>(d, line, q);
+    for (; q + 4 <= pixels; q += 4) pairs_tile<4, kAct>(d, line, q);
+    for (; q < pixels; q++) pairs_tile<1, kAct>(d, line, q);
 }
 
-EVS_INLINE void pointwise_pairs(const Dense &d, Act act, int pixels, Row out) {
-    switch (act) {
-        case Act::none: return pairs_act<Act::none>(d, pixels, out);
-        case Act::hardswish: return pairs_act<Act::hardswish>(d, pixels, out);
-        case Act::gelu: return pairs_act<Act::gelu>(d, pixels, out);
+EVS_INLINE void pointwise_pairs(const Dense &d, const Line &line, int pixels) {
+    switch (d.act) {
+        case Act::none: return pairs_act<Act::none>(d, line, pixels);
+        case Act::hardswish: return pairs_act<Act::hardswish>(d, line, pixels);
+        case Act::gelu: return pairs_act<Act::gelu>(d, line, pixels);
     }
 }
 #else
-EVS_INLINE void pointwise_pairs(const Dense &, Act, int, Row) {}
+EVS_INLINE void pointwise_pairs(const Dense &, const Line &, int) {}
 #endif
 
 }  // namespace evs::EVS_ISA

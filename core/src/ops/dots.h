@@ -16,10 +16,10 @@ inline ptrdiff_t dots_of(int inputs, int taps) { return ptrdiff_t(taps) * padded
 
 // Finishes some pixels of 32 output channels. sums: 32 for each pixel.
 template <Act kAct, bool kResidual>
-EVS_INLINE void finish_pixels(const Dense &d, const float *sums, int pixel, int pixels, int block, Row out) {
+EVS_INLINE void finish_pixels(const Dense &d, const Line &line, const float *sums, int pixel, int pixels, int block) {
     const V bias[2] = {load(d.bias + block * kBlock), load(d.bias + block * kBlock + 16)};
-    const E *residual = kResidual ? d.residual.p + block * d.residual.block + ptrdiff_t(pixel) * kBlock : nullptr;
-    E *to = out.p + block * out.block + ptrdiff_t(pixel) * kBlock;
+    const E *residual = kResidual ? line.residual.p + block * line.residual.block + ptrdiff_t(pixel) * kBlock : nullptr;
+    E *to = line.out.p + block * line.out.block + ptrdiff_t(pixel) * kBlock;
 #pragma GCC unroll 4
     for (int i = 0; i < pixels * 2; i++) {
         V v = activated<kAct>(*reinterpret_cast<const V *>(sums + i * 16) + bias[i % 2]);
@@ -29,9 +29,17 @@ EVS_INLINE void finish_pixels(const Dense &d, const float *sums, int pixel, int 
 }
 
 template <Act kAct>
-EVS_INLINE void finish(const Dense &d, const float *sums, int pixel, int pixels, int block, Row out) {
-    if (d.residual.p != nullptr) return finish_pixels<kAct, true>(d, sums, pixel, pixels, block, out);
-    finish_pixels<kAct, false>(d, sums, pixel, pixels, block, out);
+EVS_INLINE void finish_act(const Dense &d, const Line &line, const float *sums, int pixel, int pixels, int block) {
+    if (line.residual.p != nullptr) return finish_pixels<kAct, true>(d, line, sums, pixel, pixels, block);
+    finish_pixels<kAct, false>(d, line, sums, pixel, pixels, block);
+}
+
+static __attribute__((noinline)) void finish(const Dense &d, const Line &line, const float *sums, int pixel, int pixels, int block) {
+    switch (d.act) {
+        case Act::none: return finish_act<Act::none>(d, line, sums, pixel, pixels, block);
+        case Act::hardswish: return finish_act<Act::hardswish>(d, line, sums, pixel, pixels, block);
+        case Act::gelu: return finish_act<Act::gelu>(d, line, sums, pixel, pixels, block);
+    }
 }
 
 #if EVS_AMX
@@ -52,8 +60,7 @@ EVS_INLINE void begin_dots() {
 }
 EVS_INLINE void end_dots() { _tile_release(); }
 
-template <Act kAct>
-static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int pixels, int block, Row out) {
+static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int pixels, int block) {
     alignas(64) float sums[kDotPixels * kBlock];
     const bool two = pixels > kTile;
     const ptrdiff_t stride = ptrdiff_t(d.step) * sizeof(E), per_half = dots_of(d.inputs, d.taps);
@@ -63,7 +70,7 @@ static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int p
     _tile_zero(2);
     _tile_zero(3);
     for (int t = 0; t < d.taps; t++) {
-        const E *x = d.from[t] + ptrdiff_t(pixel) * d.step;
+        const E *x = line.from[t] + ptrdiff_t(pixel) * d.step;
         for (int c = 0; c < d.inputs; c += kBlock, x += d.block, w += kBlock * kPacked) {
             _tile_loadd(6, w, 64);
             _tile_loadd(7, w + per_half, 64);
@@ -83,28 +90,28 @@ static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int p
         _tile_stored(2, sums + kTile * kBlock, kBlock * sizeof(float));
         _tile_stored(3, sums + kTile * kBlock + 16, kBlock * sizeof(float));
     }
-    finish<kAct>(d, sums, pixel, pixels, block, out);
+    finish(d, line, sums, pixel, pixels, block);
 }
 
-template <Act kAct>
-static void dots_act(const Dense &d, int pixels, Row out) {
+static void dots(const Dense &d, const Line *lines, int count, int pixels) {
     for (int b = 0; b < d.outputs; b++)
-        for (int q = 0; q < pixels; q += kDotPixels)
-            dots_tile<kAct>(d, q, pixels - q < kDotPixels ? pixels - q : kDotPixels, b, out);
+        for (int i = 0; i < count; i++)
+            for (int q = 0; q < pixels; q += kDotPixels)
+                dots_tile(d, lines[i], q, pixels - q < kDotPixels ? pixels - q : kDotPixels, b);
 }
 #else
 EVS_INLINE void begin_dots() {}
 EVS_INLINE void end_dots() {}
 
-template <int kPixels, Act kAct>
-static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int block, Row out) {
+template <int kPixels>
+static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int block) {
     V sum[kPixels][2] = {};
     const ptrdiff_t per_half = dots_of(d.inputs, d.taps);
     const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half;
     for (int t = 0; t < d.taps; t++)
         for (int c = 0; c < padded(d.inputs, kBlock); c += 2, w += 2 * kPacked) {
             const __m512bh k0 = (__m512bh)_mm512_loadu_si512(w), k1 = (__m512bh)_mm512_loadu_si512(w + per_half);
-            const E *x = d.from[t] + ptrdiff_t(pixel) * d.step + (c / kBlock) * d.block + c % kBlock;
+            const E *x = line.from[t] + ptrdiff_t(pixel) * d.step + (c / kBlock) * d.block + c % kBlock;
             EVS_UNROLL
             for (int q = 0; q < kPixels; q++) {
                 int two;
@@ -120,30 +127,22 @@ static __attribute__((noinline)) void dots_tile(const Dense &d, int pixel, int b
         *reinterpret_cast<V *>(sums + q * kBlock) = sum[q][0];
         *reinterpret_cast<V *>(sums + q * kBlock + 16) = sum[q][1];
     }
-    finish<kAct>(d, sums, pixel, kPixels, block, out);
+    finish(d, line, sums, pixel, kPixels, block);
 }
 
-template <Act kAct>
-static void dots_act(const Dense &d, int pixels, Row out) {
-    for (int b = 0; b < d.outputs; b++) {
-        int q = 0;
-        for (; q + 12 <= pixels; q += 12) dots_tile<12, kAct>(d, q, b, out);
-        for (; q + 4 <= pixels; q += 4) dots_tile<4, kAct>(d, q, b, out);
-        for (; q < pixels; q++) dots_tile<1, kAct>(d, q, b, out);
-    }
+static void dots(const Dense &d, const Line *lines, int count, int pixels) {
+    for (int b = 0; b < d.outputs; b++)
+        for (int i = 0; i < count; i++) {
+            int q = 0;
+            for (; q + 12 <= pixels; q += 12) dots_tile<12>(d, lines[i], q, b);
+            for (; q + 4 <= pixels; q += 4) dots_tile<4>(d, lines[i], q, b);
+            for (; q < pixels; q++) dots_tile<1>(d, lines[i], q, b);
+        }
 }
 #endif
 
 // Whether the weights of a convolution lie in pairs: all but those that read the image or planar rows.
 EVS_INLINE bool takes_dots(const Dense &d) { return !d.planar && d.step % kBlock == 0; }
-
-EVS_INLINE void dots(const Dense &d, Act act, int pixels, Row out) {
-    switch (act) {
-        case Act::none: return dots_act<Act::none>(d, pixels, out);
-        case Act::hardswish: return dots_act<Act::hardswish>(d, pixels, out);
-        case Act::gelu: return dots_act<Act::gelu>(d, pixels, out);
-    }
-}
 
 #else
 EVS_INLINE void begin_dots() {}

@@ -29,7 +29,7 @@ ORDER = (
     ("model",),
     ("loading",),
     ("tiling", "video"),
-    ("exporters", "train", "profiling", "cluster"),
+    ("exporters", "train", "profiling", "cluster", "serve"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -37,7 +37,9 @@ ORDER = (
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 # Packages that a module may import at its top, beside the standard library.
 LIGHT = {"numpy", "PIL", "click", "rich", "cattrs"}
-OUTSIDE = {name: LIGHT | {"torch"} for name in ("model", "exporters", "train")}
+OUTSIDE = {name: LIGHT | {"torch"} for name in ("model", "exporters", "train")} | {
+    "serve": LIGHT | {"anyio", "prometheus_client", "starlette", "uvicorn"}
+}
 
 
 def place(module: Path) -> str:

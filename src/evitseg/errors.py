@@ -22,12 +22,15 @@ class EvitsegDeprecationWarning(EvitsegWarning, DeprecationWarning):
     """An old name that still works, and the name that replaces it. Python hides it outside `__main__` and tests."""
 
 
-_suppressed: ContextVar[bool] = ContextVar("suppressed", default=False)
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 def warn(sentence: str, stacklevel: int = 2) -> None:
-    """Issue an `EvitsegWarning`, unless `without_warnings` suppresses it."""
-    if not _suppressed.get():
+    """Issue an `EvitsegWarning`, unless `without_warnings` or `collected_warnings` keeps it."""
+    kept = _collected.get()
+    if kept is not None:
+        kept.append(sentence)
+    else:
         warnings.warn(sentence, EvitsegWarning, stacklevel=stacklevel + 1)
 
 
@@ -37,13 +40,21 @@ def warn_deprecated(sentence: str, stacklevel: int = 2) -> None:
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """Suppress `warn` in the block, and only in this thread, unlike `warnings.catch_warnings`."""
-    token = _suppressed.set(True)
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect the sentences of `warn` in the block, and only in this thread, unlike `warnings.catch_warnings`."""
+    sentences: list[str] = []
+    token = _collected.set(sentences)
     try:
-        yield
+        yield sentences
     finally:
-        _suppressed.reset(token)
+        _collected.reset(token)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Suppress `warn` in the block, and only in this thread."""
+    with collected_warnings():
+        yield
 
 
 class ConfigError(EvitsegError):

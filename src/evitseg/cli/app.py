@@ -17,7 +17,7 @@ VERBS = {
     "Segment": ("predict", "polygons"),
     "Prepare data": ("check", "convert"),
     "Train and evaluate": ("train", "eval", "average"),
-    "Deploy": ("export", "bench"),
+    "Deploy": ("export", "bench", "serve"),
     "Look up": ("models", "info"),
 }
 """The verbs, under the headings of `evitseg --help`; each has a module of its own."""

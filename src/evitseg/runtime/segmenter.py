@@ -187,6 +187,20 @@ class Segmenter:
         logits: Logits = self._logits(network_input[None])[0]
         return logits
 
+    def decoded(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> Reduced:
+        """The image in a file, or in its bytes, with no more pixels than the network needs (`mask_of_file`).
+
+        Raises: ImageError for an image that cannot be read.
+        """
+        fit = self.engine.manifest.preprocess.fit
+        return read_reduced(source, lambda size: fit(size, self.size), name, self.reading)
+
+    def logits_of(self, reduced: Reduced) -> Logits:
+        """(classes, h / 8, w / 8), where (h, w) is the working size of the image that was decoded."""
+        fitting = self.engine.manifest.preprocess.fit(reduced.size, self.size)
+        logits: Logits = self._logits(resampled(reduced.pixels, fitting)[None])[0]
+        return logits
+
     def _logits(self, images: NDArray[np.uint8]) -> Logits:
         """Logits of a batch. Raises: WeightsError if they are not finite, because they give no mask then."""
         logits = self.engine(images)
@@ -194,13 +208,14 @@ class Segmenter:
             return logits
         return finite(logits, self.engine.manifest, self.engine.info)
 
-    def _mask_of(self, logits: Logits, size: tuple[int, int]) -> Mask:
+    def mask_of(self, logits: Logits, size: tuple[int, int]) -> Mask:
+        """(H, W) class indices of an image of this (height, width) from its logits."""
         core = self.engine.core if isinstance(self.engine, NativeEngine) else None
         return argmax_upsampled(logits, size, core=core)
 
     def mask(self, image: ImageArray) -> Mask:
         """(H, W) class indices of an (H, W, 3) image."""
-        return self._mask_of(self.logits(image), image.shape[:2])
+        return self.mask_of(self.logits(image), image.shape[:2])
 
     def mask_of_file(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[Mask, Reduced]:
         """(H, W) class indices of an image file, or of its bytes, and the image as it was decoded for that.
@@ -213,13 +228,8 @@ class Segmenter:
 
         Raises: ImageError for an image that cannot be read.
         """
-        logits, reduced = self._logits_of_file(source, name)
-        return self._mask_of(logits, reduced.size), reduced
-
-    def _logits_of_file(self, source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[Logits, Reduced]:
-        fit = self.engine.manifest.preprocess.fit
-        reduced = read_reduced(source, lambda size: fit(size, self.size), name, self.reading)
-        return self._logits(resampled(reduced.pixels, fit(reduced.size, self.size))[None])[0], reduced
+        reduced = self.decoded(source, name)
+        return self.mask_of(self.logits_of(reduced), reduced.size), reduced
 
     @overload
     def __call__(self, source: ImageSource) -> Prediction: ...
@@ -255,12 +265,13 @@ class Segmenter:
         if isinstance(source, (np.ndarray, Image.Image)):
             image = read_image(source)
             logits = self.logits(image)
-            return Prediction(self._mask_of(logits, image.shape[:2]), image, self.labels, logits=logits)
+            return Prediction(self.mask_of(logits, image.shape[:2]), image, self.labels, logits=logits)
         encoded, name = file_or_bytes(source)
-        logits, reduced = self._logits_of_file(encoded, name)
+        reduced = self.decoded(encoded, name)
+        logits = self.logits_of(reduced)
         is_whole = reduced.pixels.shape[:2] == reduced.size
         kept = encoded if isinstance(encoded, bytes) else Path(encoded)
-        mask = self._mask_of(logits, reduced.size)
+        mask = self.mask_of(logits, reduced.size)
         return Prediction(mask, reduced.pixels if is_whole else kept, self.labels, self.reading, logits)
 
     def batch(self, sources: Iterable[ImageSource], size: int = 8) -> Iterator[Prediction]:
@@ -312,13 +323,13 @@ class Segmenter:
                 probs = _resized(probs[:, :, ::-1] if is_mirrored else probs, grid)
                 total = probs.copy() if total is None else total + probs
         assert total is not None
-        return self._mask_of(total, image.shape[:2])
+        return self.mask_of(total, image.shape[:2])
 
     def _run(self, group: list[tuple[ImageArray, ImageArray]]) -> Iterator[Prediction]:
         logits = self._logits(np.stack([network_input for _, network_input in group]))
         for (image, _), own in zip(group, logits, strict=True):
             # A copy: a view would keep the whole batch in memory for as long as one prediction lives.
-            yield Prediction(self._mask_of(own, image.shape[:2]), image, self.labels, logits=own.copy())
+            yield Prediction(self.mask_of(own, image.shape[:2]), image, self.labels, logits=own.copy())
 
 
 def softmax(logits: Logits) -> NDArray[np.float32]:

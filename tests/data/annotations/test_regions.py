@@ -51,6 +51,17 @@ def test_run_lengths_bitmaps_and_unions_are_the_pixels_they_stand_for() -> None:
         assert both.area == (first | second).sum()
 
 
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.3, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (300, 401)])
+def test_run_lengths_are_compressed_as_pycocotools_compresses_them(size: tuple[int, int], density: float) -> None:
+    needs("pycocotools")
+    from pycocotools import mask
+
+    pixels = np.random.default_rng(0).random(size) < density
+    expected = mask.encode(np.asfortranarray(pixels.astype(np.uint8)))["counts"].decode()
+    assert regions.compress_run_lengths(pixels) == expected
+
+
 def test_a_bitmap_that_leaves_the_image_is_cut_off() -> None:
     expected = np.zeros((4, 5), np.uint8)
     expected[:2, 3:] = 1

@@ -261,6 +261,27 @@ def compressed_run_lengths(text: Any) -> NDArray[np.int64]:
     return numbers
 
 
+def compress_run_lengths(mask: NDArray[np.bool_]) -> str:
+    """COCO's compressed run lengths of a mask (H, W): the inverse of `compressed_run_lengths` and `run_lengths`."""
+    pixels = mask.ravel(order="F")
+    starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    ends = np.concatenate([[0] if pixels[:1].all() else [], starts, [pixels.size]]).astype(np.int64)
+    numbers = np.diff(ends, prepend=0)
+    numbers[3:] -= numbers[1:-2].copy()
+    digits = np.zeros((numbers.size, 13), np.int64)
+    is_used = np.zeros(digits.shape, np.bool_)
+    is_open = np.ones(numbers.size, np.bool_)
+    for place in range(digits.shape[1]):
+        low, numbers = numbers & 31, numbers >> 5
+        is_used[:, place] = is_open
+        # Done if the rest is only the sign, which the highest of the five bits repeats.
+        is_open = is_open & ~np.where(low & 16, numbers == -1, numbers == 0)
+        digits[:, place] = low + 32 * is_open + 48
+        if not is_open.any():
+            break
+    return digits[is_used].astype(np.uint8).tobytes().decode("ascii")
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 30 else text[:27] + "..."

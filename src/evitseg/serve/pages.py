@@ -1,0 +1,117 @@
+"""The pages for people: a form to try the model, and a description of the addresses. Nothing comes from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from evitseg.serve.endpoints import route, service_of
+from evitseg.serve.openapi import description
+from evitseg.serve.problems import PROBLEMS
+
+_FOLDER = Path(__file__).parent / "page"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+
+def _page(text: str, suffix: str) -> Response:
+    return Response(text, headers={"Content-Security-Policy": _POLICY}, media_type=f"{_TYPES[suffix]}; charset=utf-8")
+
+
+async def _file(name: str, request: Request) -> Response:
+    return _page((_FOLDER / name).read_text(encoding="utf-8"), Path(name).suffix)
+
+
+def _described(request: Request) -> dict[str, Any]:
+    service = service_of(request)
+    root = request.scope.get("root_path", "")
+    return description(service.model.name, service.labels.names, request.app.state.needs_key, root)
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(_described(request))
+
+
+async def _docs(request: Request) -> Response:
+    return _page(docs_page(_described(request)), ".html")
+
+
+def docs_page(about: dict[str, Any]) -> str:
+    """A page about every address, made from the OpenAPI description."""
+    operations = "\n".join(
+        _operation(path, method, operation)
+        for path, methods in about["paths"].items()
+        for method, operation in methods.items()
+    )
+    problems = "\n".join(
+        f'<tr id="{name}"><td><code>{name}</code></td><td>{kind.status}</td><td>{html.escape(kind.title)}.</td>'
+        f"<td>{html.escape(kind.remedy)}</td></tr>"
+        for name, kind in PROBLEMS.items()
+    )
+    template = (_FOLDER / "docs.html").read_text(encoding="utf-8")
+    parts = {
+        "about": html.escape(f"{about['info']['description']} evitseg {about['info']['version']}."),
+        "operations": operations,
+        "problems": problems,
+    }
+    for name, part in parts.items():
+        template = template.replace(f"<!-- {name} -->", part)
+    return template
+
+
+def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
+    rows = [
+        f"<tr><td><code>{html.escape(each['name'])}</code></td><td>{html.escape(_values(each['schema']))}</td>"
+        f"<td>{html.escape(each.get('description', ''))}</td></tr>"
+        for each in operation.get("parameters", [])
+    ]
+    parameters = (
+        f"<table><tr><th>parameter</th><th>values</th><th>meaning</th></tr>{''.join(rows)}</table>" if rows else ""
+    )
+    body = operation.get("requestBody")
+    sent = f"<p>Body: {_media_types(body)}.</p>" if body else ""
+    answers = "".join(
+        f"<tr><td>{status}</td><td>{_media_types(answer)}</td><td>{html.escape(answer['description'])}</td></tr>"
+        for status, answer in operation["responses"].items()
+    )
+    return (
+        f'<section><h2 id="{operation["operationId"]}"><code>{method.upper()} {html.escape(path)}</code></h2>'
+        f"<p>{html.escape(operation['summary'])}. {html.escape(operation.get('description', ''))}</p>"
+        f"{sent}{parameters}<table><tr><th>status</th><th>type</th><th>answer</th></tr>{answers}</table></section>"
+    )
+
+
+def _media_types(holder: dict[str, Any]) -> str:
+    return ", ".join(f"<code>{html.escape(name)}</code>" for name in holder.get("content", {}))
+
+
+def _values(schema: dict[str, Any]) -> str:
+    if schema.get("type") == "array":
+        return "names separated by commas: " + ", ".join(schema["items"]["enum"])
+    if "oneOf" in schema:
+        return " or ".join(_values(each) for each in schema["oneOf"])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if "enum" in schema:
+        return " or ".join(map(json.dumps, schema["enum"]))
+    limits = f" {schema['minimum']} to {schema['maximum']}" if "minimum" in schema and "maximum" in schema else ""
+    return str(schema.get("type", "")) + limits
+
+
+ROUTES: list[Route] = [
+    route("/", partial(_file, "index.html"), "GET"),
+    route("/page.js", partial(_file, "page.js"), "GET"),
+    route("/page.css", partial(_file, "page.css"), "GET"),
+    route("/docs", _docs, "GET"),
+    route("/openapi.json", _openapi, "GET"),
+]

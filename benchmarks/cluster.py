@@ -28,7 +28,7 @@ import evitseg
 from evitseg import cluster
 from evitseg.raster import open_raster
 from evitseg.raster.files import read_image
-from evitseg.raster.masks import mask_png
+from evitseg.raster.png import mask_png
 from evitseg.system.files import replacing
 from evitseg.system.machine import physical_cores, processor_name
 from evitseg.system.parallel import ordered_map

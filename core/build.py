@@ -136,7 +136,7 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
         jobs = [
             *((f"chain_{name}", "chain", flags) for name, flags in sets),
             *((f"mask_{name}", "mask", [*flags, "-ffp-contract=off"]) for name, flags in sets),
-            *((name, name, [f"-DEVS_SETS(X)={names}"]) for name in ("program", "threads", "engine")),
+            *((name, name, [f"-DEVS_SETS(X)={names}"]) for name in ("program", "threads", "engine", "png")),
         ]
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:

@@ -114,6 +114,19 @@ typedef struct {
 EVS_API int evs_mask(evs_runner *runner, const float *logits, int classes, const evs_side *down, const evs_side *across,
                      void *mask);
 
+/* The largest number of bytes that evs_png_rows writes for so many rows of so many bytes. */
+EVS_API size_t evs_png_bound(int rows, size_t row_bytes);
+
+/* Compresses rows of a mask for a PNG file, by the runs of equal pixels in them. All rows at once, or the results of
+ * several calls for successive rows one after the other, are the content of the file's IDAT chunks.
+ *   pixels: rows of row_bytes bytes, without gaps; pixels of 1 byte, or of 2, the higher one first.
+ *   above: the row above the first one; NULL if that is the first of the image.
+ *   last: whether the last row is the last of the image.
+ *   adler: the checksum so far, from one call to the next; read unless above is NULL, and written by the call.
+ *   out: evs_png_bound(rows, row_bytes) bytes; *size says how many of them the call has written. */
+EVS_API int evs_png_rows(const uint8_t *pixels, int rows, size_t row_bytes, int pixel_bytes, const uint8_t *above, int last,
+                         uint32_t *adler, uint8_t *out, size_t *size);
+
 #ifdef __cplusplus
 }
 #endif

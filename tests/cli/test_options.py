@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from evitseg.cli import app
-from evitseg.runtime.core import LIBRARY
+from evitseg.system.core_library import LIBRARY
 
 
 def test_info_says_that_the_native_engine_is_there() -> None:

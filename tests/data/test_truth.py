@@ -18,7 +18,8 @@ from evitseg.data.layouts import find_dataset
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.evaluation.evaluate import evaluate
 from evitseg.labels import LabelSpace, by_index, numbered
-from evitseg.raster.masks import read_mask_file, read_truth, save_mask
+from evitseg.raster.masks import read_mask_file, read_truth
+from evitseg.raster.png import save_mask
 
 Palette = Sequence[tuple[int, int, int]]
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)

@@ -11,7 +11,7 @@ from evitseg.data.lists import Pair
 from evitseg.errors import ConfigError, DatasetError
 from evitseg.evaluation.evaluate import PredictedMasks, evaluate
 from evitseg.labels import load_labels, numbered
-from evitseg.raster.masks import save_mask
+from evitseg.raster.png import save_mask
 
 
 def pairs_of(folder: Path) -> list[Pair]:

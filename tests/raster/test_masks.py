@@ -13,7 +13,8 @@ from PIL import Image
 from evitseg.errors import ImageError
 from evitseg.labels import by_index, load_labels, numbered
 from evitseg.raster.gdal import quiet_open
-from evitseg.raster.masks import is_plain, read_mask, read_mask_file, read_truth, save_mask
+from evitseg.raster.masks import is_plain, read_mask, read_mask_file, read_truth
+from evitseg.raster.png import save_mask
 from tests.optional import needs
 
 

@@ -163,7 +163,7 @@ def test_the_verb_writes_polygons(tmp_path: Path) -> None:
 
 def test_polygons_of_a_mask_are_those_of_its_optimised_copy(tmp_path: Path) -> None:
     """An optimiser sorts and cuts the palette; the colours still say the classes."""
-    from evitseg.raster.masks import save_mask
+    from evitseg.raster.png import save_mask
 
     mask = np.kron(np.random.default_rng(0).choice([0, 1, 3, 8, 10], (6, 5)), np.ones((9, 9))).astype(np.uint8)
     save_mask(mask, tmp_path / "m.png", CAMVID)

@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.runtime.core import LIBRARY, Core, instruction_sets, library
+from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.upsample import argmax_upsampled
+from evitseg.system.core_library import LIBRARY
 from tests.runtime.programs import ALL, CONFIGS, manifest, program
 
 CORE = Path(__file__).parents[2] / "core"

@@ -55,7 +55,7 @@ def _about_package() -> dict[str, Any]:
 
     from evitseg import __version__
     from evitseg.architecture import BACKBONES, cost, model_config
-    from evitseg.runtime.core import LIBRARY
+    from evitseg.system.core_library import LIBRARY
 
     modules = {"litert": "ai_edge_litert"}
     installed = {name: find_spec(modules.get(name, name)) is not None for name in engine_names()}

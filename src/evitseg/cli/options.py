@@ -53,7 +53,7 @@ def video_kinds() -> list[str]:
 
 
 def _mask_formats() -> list[str]:
-    from evitseg.raster.masks import MaskFormat
+    from evitseg.raster.png import MaskFormat
 
     return list(get_args(MaskFormat))
 

@@ -20,7 +20,7 @@ from evitseg.system.files import is_folder
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.raster import Origin
-    from evitseg.raster.masks import MaskFormat
+    from evitseg.raster.png import MaskFormat
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 MAX_STREAMS = 4

@@ -15,7 +15,7 @@ from evitseg.system.files import is_folder
 if TYPE_CHECKING:
     from evitseg.engine import Precision
     from evitseg.image import ReadOptions, Size
-    from evitseg.raster.masks import MaskFormat
+    from evitseg.raster.png import MaskFormat
     from evitseg.tiling.windows import Window
 
 

@@ -16,7 +16,7 @@ from evitseg.engine import Precision
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, FileError, ImageError, MissingPackageError
 from evitseg.image import Size
 from evitseg.raster.formats import EXTENSIONS
-from evitseg.raster.masks import mask_png
+from evitseg.raster.png import mask_png
 from evitseg.system.files import replacing
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from evitseg.labels import LabelSpace
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open, translate_gdal_errors
-from evitseg.raster.masks import MaskFormat
 from evitseg.raster.places import pam
+from evitseg.raster.png import MaskFormat
 from evitseg.raster.window import TILE, Georeference, Origin, class_table, writing
 from evitseg.system.authorship import SOFTWARE
 from evitseg.system.files import replacing, temporary_folder

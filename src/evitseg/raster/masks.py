@@ -1,17 +1,15 @@
-"""Read mask files exactly as they are stored, and write class indices as PNG."""
+"""Read mask files exactly as they are stored."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +18,12 @@ from PIL import Image, UnidentifiedImageError
 from evitseg.errors import ConfigError, DatasetError, EvitsegError, ImageError
 from evitseg.image import MAX_PIXELS, Mask
 from evitseg.labels import LabelSpace
-from evitseg.raster.files import png_mark
 from evitseg.raster.formats import format_of
 from evitseg.raster.mask_values import DistinctValues, class_indices
 from evitseg.raster.orientation import TRANSPOSES, orientation_of, upright_array
-from evitseg.system.files import replacing
 
 if TYPE_CHECKING:
     from evitseg.raster.tiff import Page
-
-MaskFormat: TypeAlias = Literal["palette", "gray"]
-"""How a mask of at most 255 classes is stored: class indices with the classes' colours as a palette, or plain grey
-levels for programs that convert palettes to colours. Masks of more classes are always 16-bit grey levels."""
 
 LARGEST_ID = 65_535
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "WEBP")
@@ -350,27 +342,3 @@ def _without_alpha(name: str, codes: NDArray[np.int32], alpha: NDArray[np.uint8]
                 "one opaque colour."
             )
     return codes
-
-
-def save_mask(
-    mask: Mask, path: str | os.PathLike[str], labels: LabelSpace, mask_format: MaskFormat = "palette"
-) -> None:
-    """Write class indices as an 8-bit PNG, or a 16-bit PNG for more than 255 classes.
-
-    Raises: ImageError for a name that does not end in .png, FileError if the file cannot be written.
-    """
-    if Path(path).suffix.lower() != ".png":
-        raise ImageError(f"{path}: masks are written as PNG, which is lossless; use the ending .png.")
-    with replacing(path) as file:
-        file.write(mask_png(mask, labels, mask_format))
-
-
-def mask_png(mask: Mask, labels: LabelSpace, mask_format: MaskFormat = "palette") -> bytes:
-    """The bytes of the PNG that `save_mask` writes."""
-    image = Image.fromarray(mask)
-    if mask.dtype == np.uint8 and mask_format == "palette":
-        image.putpalette(labels.palette.tobytes())
-    content = io.BytesIO()
-    # For flat regions, run-length encoding is faster than the default strategy and gives smaller files.
-    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=png_mark())
-    return content.getvalue()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.labels import LabelSpace
-from evitseg.raster.masks import MaskFormat
+from evitseg.raster.png import MaskFormat
 from evitseg.raster.slides import import_tifffile
 from evitseg.raster.window import TILE, Origin, RawFile, class_table, writing
 from evitseg.system.authorship import SOFTWARE

@@ -12,7 +12,7 @@ from evitseg.errors import FileError, ImageError
 from evitseg.image import AS_STATED, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.raster.formats import READABLE, format_of
-from evitseg.raster.masks import MaskFormat
+from evitseg.raster.png import MaskFormat
 from evitseg.raster.tiff_readers import choose_page, is_for_tifffile, no_raw
 from evitseg.raster.window import (
     MAX_BLOCK_BYTES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,12 +15,9 @@ from numpy.typing import NDArray
 
 from evitseg.architecture import LOGIT_STRIDE
 from evitseg.errors import EngineError
+from evitseg.system.core_library import LIBRARY, check, open_library
 from evitseg.system.machine import processor_name
 
-LIBRARY = Path(__file__).with_name(
-    {"win32": "evitseg.dll", "darwin": "libevitseg.dylib"}.get(sys.platform, "libevitseg.so")
-)
-"""The core's library, compiled when the package is installed."""
 ISA_VARIABLE = "EVITSEG_ISA"
 """Environment variable that selects an instruction set, for tests and comparisons."""
 CorePrecision = Literal["float32", "float16", "bfloat16"]
@@ -50,17 +46,9 @@ class MaskSide(ctypes.Structure):
 @cache
 def library(path: Path = LIBRARY) -> ctypes.CDLL:
     """The core's functions, with their types. Raises: EngineError if it was not compiled or does not load."""
-    if not path.is_file():
-        raise EngineError(
-            f"{path}: the native engine's library is missing; install evitseg again (pip install .), which compiles it."
-        )
-    try:
-        core = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EngineError(f"{path}: the native engine cannot be loaded ({error}); install evitseg again.") from error
+    core = open_library(path)
     pointer, size, number, side = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.POINTER(MaskSide)
     for name, result, arguments in (
-        ("evs_error_text", ctypes.c_char_p, [number]),
         ("evs_instruction_sets", ctypes.c_char_p, [number]),
         ("evs_model_load", number, [ctypes.c_char_p, size, number, ctypes.c_char_p, ctypes.POINTER(pointer)]),
         ("evs_model_free", None, [pointer]),
@@ -80,12 +68,6 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         function = getattr(core, name)
         function.restype, function.argtypes = result, arguments
     return core
-
-
-def check(code: int, path: Path = LIBRARY) -> None:
-    """Raise an error for an error code of the core. Raises: EngineError."""
-    if code:
-        raise EngineError(f"the native engine: {library(path).evs_error_text(code).decode()}.")
 
 
 def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY) -> list[str]:

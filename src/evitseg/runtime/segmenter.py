@@ -22,7 +22,7 @@ from evitseg.labels import Color, LabelSpace, recolored
 from evitseg.manifest import Manifest
 from evitseg.preprocess import check_size, resampled
 from evitseg.raster.files import BinaryFile, ImageSource, file_or_bytes, read_image, read_reduced
-from evitseg.raster.masks import MaskFormat, save_mask
+from evitseg.raster.png import MaskFormat, save_mask
 from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.upsample import argmax_upsampled
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.labels import mask_dtype
-from evitseg.runtime.core import Core, MaskSide, check, library
+from evitseg.runtime.core import Core, MaskSide, library
+from evitseg.system.core_library import check
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from evitseg.data.annotations.regions import compress_run_lengths
 from evitseg.image import Mask
 from evitseg.labels import LabelSpace
 from evitseg.raster.files import MAX_JPEG_SIDE
-from evitseg.raster.masks import mask_png
+from evitseg.raster.png import mask_png
 from evitseg.runtime.segmenter import Prediction
 from evitseg.serve.parameters import AnswerOptions
 from evitseg.serve.problems import ProblemError

@@ -11,7 +11,7 @@ from evitseg.errors import ConfigError, unknown
 from evitseg.image import Size
 from evitseg.labels import LabelSpace
 from evitseg.preprocess import check_size
-from evitseg.raster.masks import MaskFormat
+from evitseg.raster.png import MaskFormat
 from evitseg.serve.problems import ProblemError
 from evitseg.visualize import OPACITY
 

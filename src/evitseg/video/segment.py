@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 
 from evitseg.errors import VideoError, unknown
-from evitseg.raster.masks import mask_png
+from evitseg.raster.png import mask_png
 from evitseg.runtime.segmenter import Prediction, Segmenter
 from evitseg.video.frames import frame_mask, new_frame, overlaid, rgb, upright, yuv, yuv_colors
 from evitseg.video.legend import Legend

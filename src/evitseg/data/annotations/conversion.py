@@ -22,8 +22,8 @@ from evitseg.errors import DatasetError, EvitsegError
 from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
 from evitseg.raster.files import image_size
-from evitseg.raster.masks import save_mask
 from evitseg.raster.orientation import TRANSPOSES, orientation_of_file
+from evitseg.raster.png import save_mask
 from evitseg.system.files import replacing
 
 BACKGROUND = "background"

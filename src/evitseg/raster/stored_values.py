@@ -19,6 +19,7 @@ from evitseg.raster.levels import cells_of, choose_levels, warn_if_dark
 from evitseg.raster.tiff_readers import cmyk_to_rgb
 from evitseg.raster.window import rgb
 
+_BAND_ROWS = 32
 _RGB = (Band("red"), Band("green"), Band("blue"))
 
 
@@ -54,7 +55,7 @@ def stored_values(image: Image.Image, name: str) -> StoredValues:
     """The stored values of a PIL image that is not a TIFF."""
     mode = image.mode
     if mode == "RGB":
-        return StoredValues(np.array(image), _RGB)
+        return StoredValues(_rgb_array(image), _RGB)
     if mode == "RGBA":
         return StoredValues(np.asarray(image), (*_RGB, Band("alpha")))
     if mode in ("L", "1"):
@@ -76,6 +77,19 @@ def stored_values(image: Image.Image, name: str) -> StoredValues:
             del image.info["transparency"]
         return StoredValues(np.asarray(image.convert("RGB")), (Band("palette"),))
     return StoredValues(np.asarray(image.convert("RGB")), _RGB)
+
+
+def _rgb_array(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels of an RGB image, by bands of rows that stay in the cache.
+
+    `numpy.array` copies the image twice on the way, and the system must find memory for the copies.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _BAND_ROWS):
+        bottom = min(height, top + _BAND_ROWS)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def jpeg2000_values(stream: BinaryIO, image: Image.Image, name: str, options: ReadOptions) -> StoredValues:

@@ -22,27 +22,37 @@ def overlay(image: ImageArray, mask: Mask, labels: LabelSpace, opacity: float = 
 
 def tinted(image: ImageArray, mask: Mask, labels: LabelSpace, opacity: float = OPACITY) -> Image.Image:
     """The image with each class in its colour; white where the mask has `ignore_index`."""
+    return Image.blend(Image.fromarray(image), colored(mask, labels), opacity)
+
+
+def colored(mask: Mask, labels: LabelSpace) -> Image.Image:
+    """The mask in its classes' colours; white where it has `ignore_index`."""
     if mask.dtype == np.uint8 and labels.dtype == np.uint8:
         # Pillow's palette, because numpy's indexing is several times slower.
         indexed = Image.fromarray(mask)
         indexed.putpalette(labels.palette.tobytes())
-        drawn = indexed.convert("RGB")
-    else:
-        colors = np.full((labels.ignore_index + 1, 3), 255, np.uint8)
-        colors[: len(labels.classes)] = [c.color for c in labels.classes]
-        drawn = Image.fromarray(colors[mask])
-    return Image.blend(Image.fromarray(image), drawn, opacity)
+        return indexed.convert("RGB")
+    colors = np.full((labels.ignore_index + 1, 3), 255, np.uint8)
+    colors[: len(labels.classes)] = [c.color for c in labels.classes]
+    return Image.fromarray(colors[mask])
 
 
 def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
     """Fraction of the pixels per class, for classes that occur, the largest first."""
+    return fractions_of(class_counts(mask, len(labels.classes)), mask.size, labels)
+
+
+def class_counts(mask: Mask, classes: int) -> NDArray[np.int64]:
+    """(classes,) number of pixels per class."""
     if mask.dtype == np.uint8:
-        counts = np.array(Image.fromarray(mask).histogram())  # faster than bincount
-    else:
-        counts = np.bincount(mask.ravel(), minlength=len(labels.classes))
-    counts = counts[: len(labels.classes)]
+        return np.array(Image.fromarray(mask).histogram()[:classes], np.int64)  # faster than bincount
+    return np.bincount(mask.ravel(), minlength=classes)[:classes]
+
+
+def fractions_of(counts: NDArray[np.int64], pixels: int, labels: LabelSpace) -> dict[str, float]:
+    """Fraction of the pixels per class, for classes that occur, the largest first."""
     order = np.argsort(-counts, kind="stable")
-    return {labels.names[i]: float(counts[i] / mask.size) for i in order if counts[i]}
+    return {labels.names[i]: float(counts[i] / pixels) for i in order if counts[i]}
 
 
 def with_legend(image: Image.Image, fractions: dict[str, float], labels: LabelSpace) -> Image.Image:

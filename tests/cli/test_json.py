@@ -76,9 +76,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ([], "whole", {"overlay"}),
         (["--no-overlay"], "whole", set()),
-        (["--exact"], "tiles", set()),
-        (["--save-context", "c.npz"], "tiles", {"context"}),
-        (["--sliding-window", "64"], "sliding_window", set()),
+        (["--exact"], "tiles", {"overlay"}),
+        (["--exact", "--no-overlay"], "tiles", set()),
+        (["--save-context", "c.npz"], "tiles", {"context", "overlay"}),
+        (["--sliding-window", "64"], "sliding_window", {"overlay"}),
     ],
 )
 def test_an_image_has_the_same_keys_in_every_mode(
@@ -165,7 +166,7 @@ def test_a_model_that_cannot_be_loaded(here: Path, cli: Cli) -> None:
 
 
 def test_a_wrong_command_line_prints_no_json(here: Path, cli: Cli) -> None:
-    done = cli("predict", "a.png", "--exact", "--overlay", "--json")
+    done = cli("predict", "a.png", "--exact", "--duration", "2", "--json")
     assert (done.status, done.stdout) == (2, "")
 
 

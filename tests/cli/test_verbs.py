@@ -429,7 +429,7 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
     (image,) = json.loads(run.stdout)["images"]
     assert image["verification"]["max_logit_difference"] < 1e-5
     assert sum(image["fractions"].values()) == pytest.approx(1)
-    assert files(tmp_path / "exact") == ["mask.png"]
+    assert files(tmp_path / "exact") == ["mask.png", "mask_overlay.jpg"]
     masks = []
     for name in ("o/street_mask.png", "exact/mask.png"):
         with Image.open(tmp_path / name) as mask:

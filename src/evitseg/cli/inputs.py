@@ -13,7 +13,7 @@ from evitseg.cli.failures import printable
 from evitseg.cli.outcome import Outcome
 from evitseg.system.files import is_folder, is_there, walk
 
-RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png")
+RESULT_ENDINGS = ("_mask.png", "_mask.tif", "_mask.tiff", "_mask.zarr", "_overlay.jpg", "_overlay.png", "_overlay.tif")
 OURS = "evitseg wrote them"
 NOT_REGULAR = "neither files nor folders (pipes, sockets, devices)"
 

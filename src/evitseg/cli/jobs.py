@@ -45,7 +45,7 @@ class PredictJob:
 
     @property
     def overlays(self) -> list[Path]:
-        return [self.overlay(ending) for ending in (".jpg", ".png")]
+        return [self.overlay(ending) for ending in (".jpg", ".png", ".tif")]
 
     def videos(self, kind: str) -> list[Path]:
         """Paths that a result of a video may have."""
@@ -58,14 +58,10 @@ class PredictJob:
         """For each of its results, the paths that it may have."""
         if self.mode is Mode.video:
             return [self.videos(kind) for kind in request.kinds]
-        return [self.masks, *([self.overlays] if self.mode is Mode.whole and request.draws else [])]
+        return [self.masks, *([self.overlays] if request.draws else [])]
 
     def is_done(self, request: Request) -> bool:
-        wanted = self.results(request)
-        # An image whose mask has a format of tiles got no overlay.
-        if request.overlay is None and self.mode is Mode.whole and not self.file:
-            wanted = wanted[:1] if any(map(is_there, self.masks[1:])) else wanted
-        return all(any(map(is_there, names)) for names in wanted)
+        return all(any(map(is_there, names)) for names in self.results(request))
 
 
 def run(request: Request, output: Output, names: dict[str, str] | None = None) -> None:

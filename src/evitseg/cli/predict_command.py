@@ -69,7 +69,8 @@ STDIN = "-"
     "--overlay/--no-overlay",
     default=None,
     panel="Output",
-    help="Write the image with its classes in colour, too. Default: yes, except for images in tiles.",
+    help="Write the image with its classes in colour, too. For an image in tiles, --overlay writes a GeoTIFF of all "
+    "pixels with overviews; the default is a reduced JPEG. Default: yes.",
 )
 @option(
     "--legend/--no-legend",

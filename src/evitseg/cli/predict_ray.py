@@ -11,7 +11,7 @@ from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.predict_tiles import mask_place, open_network
 from evitseg.cli.request import Request
-from evitseg.cli.tiled_results import save_context, show_tiled, write_outlines
+from evitseg.cli.tiled_results import draw_overlay, overlay_place, save_context, show_tiled, write_outlines
 
 
 def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> None:
@@ -34,7 +34,8 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
             with outcome.attempt(job.source), contextlib.ExitStack() as stack:
                 place = mask_place(job)
                 extra = [file for file in (request.polygons, request.save_context) if file is not None]
-                check_free([place, *extra], request, job.source)
+                overlay = overlay_place(job, request)
+                check_free([place, *extra, *([overlay] if overlay else [])], request, job.source)
                 memory = default_memory() if request.memory is None else request.memory
                 source, by_window = stack.enter_context(image_source(job.source, request.scratch, memory, reading))
                 check_place(place, source)
@@ -58,6 +59,8 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
                     )
                 entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
                 save_context(streamed, network.labels, request, entry)
+                if overlay is not None:
+                    draw_overlay(source, overlay, network.labels, request, entry, outcome.output)
                 write_outlines(place, request, network.labels, entry, outcome.output)
                 for damage in streamed.damages:
                     outcome.fail(job.source, damage.reason)

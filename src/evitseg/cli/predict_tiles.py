@@ -11,7 +11,14 @@ from evitseg.cli.jobs import PredictJob
 from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.request import Mode, Request
-from evitseg.cli.tiled_results import fractions_of, save_context, show_tiled, write_outlines
+from evitseg.cli.tiled_results import (
+    draw_overlay,
+    fractions_of,
+    overlay_place,
+    save_context,
+    show_tiled,
+    write_outlines,
+)
 from evitseg.errors import ConfigError, EvitsegError
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from evitseg.image import Size
     from evitseg.raster.window import Source
     from evitseg.tiling.network import Network
+    from evitseg.tiling.windows import Window
 
 
 def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, native: bool = True) -> None:
@@ -69,7 +77,8 @@ def _segment(
 
     assert isinstance(job.source, Path)
     extra = [file for file in (request.polygons, request.save_context) if file is not None]
-    check_free([place, *extra], request, job.source)
+    overlay = overlay_place(job, request)
+    check_free([place, *extra, *([overlay] if overlay else [])], request, job.source)
     scratch = request.scratch or place.parent
     for folder in (scratch, place.parent):
         with contextlib.suppress(OSError):  # reported where the folder is used
@@ -86,6 +95,9 @@ def _segment(
             damages = _exactly(source, place, network, request, native, entry, output)
         if request.verify:
             _verify(source, network, scratch, entry)
+        if overlay is not None:
+            drawn = source if request.region is None else _cropped(source, request.region)
+            draw_overlay(drawn, overlay, network.labels, request, entry, output)
     write_outlines(place, request, network.labels, entry, output)
     return entry, damages
 
@@ -113,6 +125,14 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
             sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
     entry.size = part.size
     return [damage.reason for damage in unread]
+
+
+def _cropped(source: Source, region: Window) -> Source:
+    from evitseg.raster import part_of
+    from evitseg.raster.window import Cropped
+
+    part = part_of(source, region.top, region.left, region.height, region.width)
+    return Cropped(source, region.top, region.left, part.size, part.origin)
 
 
 def _sliding_window(

@@ -127,17 +127,14 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
         finished = ordered_map(jobs, lambda job: predict_one(segment, job, request, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
-            if done.too_large and request.overlay:
-                outcome.fail(job.source, f"{done.too_large}, and tiles have no overlay; add --no-overlay.")
-            elif done.too_large and (not has_tiles(segment.engine) or request.engine not in (None, "openvino")):
+            if done.too_large and (not has_tiles(segment.engine) or request.engine not in (None, "openvino")):
                 outcome.fail(
                     job.source,
                     f"{done.too_large}, and tiles need the openvino engine, not {segment.info.engine}; leave --engine "
                     "out, or use another model.",
                 )
             elif done.too_large:
-                if request.draws:
-                    output.note(f"{outcome.name(job.source)}: {done.too_large}; using tiles, without an overlay.")
+                output.note(f"{outcome.name(job.source)}: {done.too_large}; using tiles.")
                 in_tiles.append(replace(job, mode=Mode.tiles))
             elif done.problem:
                 outcome.fail(job.source, done.problem)

@@ -38,10 +38,10 @@ HONOURED: dict[str, frozenset[Mode]] = {
     "--model": _ALL,
     "--out": _ALL,
     "--size": _ALL,
-    "--overlay": frozenset({Mode.whole, Mode.video}),
+    "--overlay": _ALL,
     "--no-overlay": _ALL,
-    "--legend": frozenset({Mode.whole, Mode.video}),
-    "--no-legend": frozenset({Mode.whole, Mode.video}),
+    "--legend": _ALL,
+    "--no-legend": _ALL,
     "--skip-existing": _ALL,
     "--overwrite": _ALL,
     "--video": frozenset({Mode.video}),
@@ -148,7 +148,7 @@ class Request:
 
     @property
     def draws(self) -> bool:
-        """Whether an image that is segmented whole gets an overlay."""
+        """Whether images get an overlay."""
         return self.overlay is not False
 
 

@@ -73,7 +73,7 @@ def geotiff_writer(
             with environment(), translate_gdal_errors(name):
                 dataset.close()
         with environment(), translate_gdal_errors(name):
-            _check_written(temporary, size)
+            check_written(temporary, size)
             if origin.overviews:
                 _add_overviews(temporary, origin.overviews)
             if origin.is_cog:
@@ -112,7 +112,7 @@ def _add_overviews(path: Path, factors: tuple[int, ...]) -> None:
         dataset.build_overviews(list(factors), rasterio.enums.Resampling.nearest)
 
 
-def _check_written(path: Path, size: tuple[int, int]) -> None:
+def check_written(path: Path, size: tuple[int, int]) -> None:
     """Check that every tile lies inside the file, because GDAL hides a full disk while closing.
 
     Raises: rasterio's error.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, ImageError
-from evitseg.labels import LabelClass, LabelSpace
+from evitseg.labels import LabelClass, LabelSpace, by_index
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open
-from evitseg.raster.mask_values import code_of
+from evitseg.raster.mask_values import DistinctValues, class_indices, code_of, color_of
 from evitseg.raster.window import MAX_PIXELS, check_block, check_window, damaged
+from evitseg.visualize import class_counts
+
+BAND_BYTES = 8 * 2**20
+"""Size of a band of rows of a mask; one band at a time is in memory."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,61 @@ def open_mask(path: Path, name: str) -> Iterator[MaskBands]:
             yield MaskBands(name, size, read, labels, dataset.crs, transform, palette, kind == "PNG")
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"{name}: truncated or damaged ({error}).") from error
+
+
+def class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
+    """Reads class indices, even if a PNG optimiser has reordered the mask's palette."""
+    colors = [code_of(c.color) for c in labels.classes]
+    is_own = mask.palette is not None and [mask.palette.get(index) for index in range(len(colors))] == colors
+    if is_own or (mask.palette is None and not mask.is_png):
+        return mask.read
+    height, width = mask.size
+    rows = max(1, min(height, BAND_BYTES // width))
+    counts = np.zeros(2**16, np.int64)
+    for top in range(0, height, rows):
+        counts += np.bincount(mask.read(top, min(rows, height - top)).ravel(), minlength=len(counts))
+    values = tuple(np.flatnonzero(counts).tolist())
+    is_assumed = "ignored_ids" in labels.assumed and labels.classes[-1].raw_ids == (1,)
+    if len(labels.classes) == 2 and is_assumed and 255 in values and 1 not in values:
+        raise ConfigError(
+            f"{mask.name}: holds 255 but no 1, the class index of {labels.names[1]!r}; an evitseg mask holds class "
+            "indices, in which 255 is not a class."
+        )
+    shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
+    held = DistinctValues(
+        "levels" if mask.palette is None else "palette", values, tuple(counts[list(values)].tolist()),
+        tuple(shown.get(value, -1 - value) for value in values),
+        mask.palette is None or all(len(set(color_of(code))) == 1 for code in mask.palette.values()),
+    )  # fmt: skip
+    try:
+        indices = class_indices(held, replace(by_index(labels), ignored_ids=(labels.ignore_index,)))
+    except ConfigError as error:
+        if held.kind == "levels":
+            return mask.read  # the unknown value is reported when its row is read
+        raise ConfigError(f"{mask.name}: {error} Give the label space that the mask was made with.") from error
+    table = np.zeros(values[-1] + 1, labels.dtype)
+    table[list(values)] = indices
+    return lambda top, count: np.asarray(table[mask.read(top, count)])
+
+
+def read_classes(mask: MaskBands, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
+    """(count, W) class indices of a band of rows. Raises: ImageError, ConfigError for values that are no class."""
+    indices = mask.read(top, count)
+    void = int(np.iinfo(indices.dtype).max)
+    found = np.flatnonzero(class_counts(indices, void + 1))
+    for label in labels.classes:
+        if void in label.raw_ids and void in found:
+            raise ConfigError(
+                f"{mask.name}: holds {void}, the raw id of {label.name!r}, but an evitseg mask holds class indices, "
+                f"in which {void} is not a class; give a mask written by evitseg predict."
+            )
+    unknown_values = found[(found >= len(labels.classes)) & (found != void)]
+    if unknown_values.size:
+        raise ConfigError(
+            f"{mask.name}: holds {int(unknown_values[0])}, which is not a class of {labels.name!r} "
+            f"(0 to {len(labels.classes) - 1}); give the label space that the mask was made with."
+        )
+    return indices
 
 
 def _from_ome(description: str) -> Any:

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, ImageError, unknown
-from evitseg.labels import LabelSpace, by_index
+from evitseg.labels import LabelSpace
 from evitseg.raster.gdal import import_rasterio
-from evitseg.raster.mask_bands import MaskBands, open_mask
-from evitseg.raster.mask_values import DistinctValues, class_indices, code_of, color_of
+from evitseg.raster.mask_bands import MaskBands, class_reader, open_mask
 from evitseg.raster.vector_files import WRITERS, Feature, Layer
-from evitseg.raster.whole_regions import BAND_BYTES, whole_regions
+from evitseg.raster.whole_regions import whole_regions
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def polygonize(
         labels = labels or bands.labels
         if labels is None:
             raise ConfigError(f"{mask}: does not list its classes; give their label space (--labels).")
-        bands = replace(bands, read=_class_reader(bands, labels))
+        bands = replace(bands, read=class_reader(bands, labels))
         wanted = _wanted(labels, classes)
         counts = dict.fromkeys((labels.names[i] for i in wanted), 0)
         crs = bands.crs if bands.transform is not None else None
@@ -168,38 +167,3 @@ def _wanted(labels: LabelSpace, classes: Iterable[str] | None) -> tuple[int, ...
         if name not in labels.names:
             raise unknown("class", name, labels.names)
     return tuple(labels.names.index(name) for name in dict.fromkeys(classes))
-
-
-def _class_reader(mask: MaskBands, labels: LabelSpace) -> Callable[[int, int], NDArray[np.integer]]:
-    """Reads class indices, even if a PNG optimiser has reordered the mask's palette."""
-    colors = [code_of(c.color) for c in labels.classes]
-    is_own = mask.palette is not None and [mask.palette.get(index) for index in range(len(colors))] == colors
-    if is_own or (mask.palette is None and not mask.is_png):
-        return mask.read
-    height, width = mask.size
-    rows = max(1, min(height, BAND_BYTES // width))
-    counts = np.zeros(2**16, np.int64)
-    for top in range(0, height, rows):
-        counts += np.bincount(mask.read(top, min(rows, height - top)).ravel(), minlength=len(counts))
-    values = tuple(np.flatnonzero(counts).tolist())
-    is_assumed = "ignored_ids" in labels.assumed and labels.classes[-1].raw_ids == (1,)
-    if len(labels.classes) == 2 and is_assumed and 255 in values and 1 not in values:
-        raise ConfigError(
-            f"{mask.name}: holds 255 but no 1, the class index of {labels.names[1]!r}; polygons are made from class "
-            "indices, in which 255 is not a class."
-        )
-    shown = mask.palette if mask.palette is not None else {value: value * 0x010101 for value in range(256)}
-    held = DistinctValues(
-        "levels" if mask.palette is None else "palette", values, tuple(counts[list(values)].tolist()),
-        tuple(shown.get(value, -1 - value) for value in values),
-        mask.palette is None or all(len(set(color_of(code))) == 1 for code in mask.palette.values()),
-    )  # fmt: skip
-    try:
-        indices = class_indices(held, replace(by_index(labels), ignored_ids=(labels.ignore_index,)))
-    except ConfigError as error:
-        if held.kind == "levels":
-            return mask.read  # the unknown value is reported when its row is read
-        raise ConfigError(f"{mask.name}: {error} Give the label space that the mask was made with.") from error
-    table = np.zeros(values[-1] + 1, labels.dtype)
-    table[list(values)] = indices
-    return lambda top, count: np.asarray(table[mask.read(top, count)])

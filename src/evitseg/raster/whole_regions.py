@@ -18,15 +18,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import ConfigError
 from evitseg.labels import LabelSpace
 from evitseg.raster.gdal import import_rasterio
-from evitseg.raster.mask_bands import MaskBands
+from evitseg.raster.mask_bands import BAND_BYTES, MaskBands, read_classes
 from evitseg.raster.simplify import simplified
 from evitseg.raster.vector_files import Ring, Rings, doubled_area
-
-BAND_BYTES = 8 * 2**20
-"""Size of a band of rows of the mask; one band at a time is in memory."""
 
 
 @dataclass
@@ -76,7 +72,7 @@ def whole_regions(
         count = min(rows, height - top)
         below: list[_Run] = []
         above: list[_Run] = []
-        for value, pixels, rings in _regions_of(_checked(mask, labels, top, count), wanted, top, simplify):
+        for value, pixels, rings in _regions_of(read_classes(mask, labels, top, count), wanted, top, simplify):
             on_top = top > 0 and rings[0][:, 1].min() == top
             on_bottom = top + count < height and rings[0][:, 1].max() == top + count
             if not on_top and not on_bottom:
@@ -105,25 +101,6 @@ def whole_regions(
                 yield root.value, root.pixels, _rings(np.concatenate(root.edges), not simplify)
         hanging = sorted(below, key=lambda run: run[0])
         progress((top + count) / height)
-
-
-def _checked(mask: MaskBands, labels: LabelSpace, top: int, count: int) -> NDArray[np.integer]:
-    indices = mask.read(top, count)
-    found = np.flatnonzero(np.bincount(indices.ravel()))
-    void = int(np.iinfo(indices.dtype).max)
-    for label in labels.classes:
-        if void in label.raw_ids and void in found:
-            raise ConfigError(
-                f"{mask.name}: holds {void}, the raw id of {label.name!r}, but polygons are made from class indices, "
-                f"in which {void} is not a class; give a mask written by evitseg predict."
-            )
-    unknown_values = found[(found >= len(labels.classes)) & (found != void)]
-    if unknown_values.size:
-        raise ConfigError(
-            f"{mask.name}: holds {int(unknown_values[0])}, which is not a class of {labels.name!r} "
-            f"(0 to {len(labels.classes) - 1}); give the label space that the mask was made with."
-        )
-    return indices
 
 
 def _regions_of(

@@ -305,6 +305,23 @@ class RawFile:
             ) from error
 
 
+class Cropped(Source):
+    """A rectangle of a source, with this origin."""
+
+    def __init__(self, source: Source, top: int, left: int, size: tuple[int, int], origin: Origin) -> None:
+        check_window(source.size, top, left, *size)
+        self._source, self._top, self._left = source, top, left
+        self.size, self.tile, self.held, self.origin = size, source.tile, source.held, origin
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        return self._source.read(self._top + top, self._left + left, height, width)
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        check_window(self.size, top, left, height, width)
+        return self._source.valid(self._top + top, self._left + left, height, width)
+
+
 class Upright:
     """A source the right way up, for images stored with an EXIF orientation of 2 to 8."""
 

@@ -17,7 +17,7 @@ from evitseg.labels import LabelSpace
 from evitseg.raster import ArraySource, Origin, large_overlay, open_mask_writer, open_raster
 from evitseg.raster.gdal import quiet_open
 from evitseg.raster.large_overlay import write_overlay
-from evitseg.raster.masks import save_mask
+from evitseg.raster.png import save_mask
 from evitseg.system.authorship import is_ours
 from evitseg.visualize import overlay, tinted
 from tests.raster.samples import CAMVID, PLACE, broken, geotiff, write_all

@@ -22,7 +22,7 @@ import numpy as np
 import rasterio
 from contest import RESULTS
 from folder import files
-from streaming import BUNDLED, Forgotten, Mosaic
+from large_images import BUNDLED, Forgotten, Mosaic
 
 import evitseg
 from evitseg import cluster

@@ -60,9 +60,8 @@ def ways(network: Network, scratch: str) -> dict[str, Way]:
             segment_large(network, ArraySource(image), sink, scratch=scratch, context_window=context)
             if context is None:
                 return sink.mask, [], []
-            plan = make_plan(network, sink.mask.shape, context_window=context)
-            cores = [plan.core(len(plan.sides) - 1, tile) for tile in range(plan.tiles(len(plan.sides) - 1))]
-            return sink.mask, sorted({c.top for c in cores} - {0}), sorted({c.left for c in cores} - {0})
+            tiles = make_plan(network, sink.mask.shape, context_window=context).windows(0)
+            return sink.mask, sorted({t.top for t in tiles} - {0}), sorted({t.left for t in tiles} - {0})
 
         return run
 

@@ -20,7 +20,7 @@ GROUPS = {
     ],
     "Files": ["ReadOptions", "read_image", "read_mask"],
     "Large images": [
-        "segment_large", "sliding_window", "render_region", "verify_tiles", "open_raster",
+        "segment_large", "sliding_window", "render_region", "verify_bands", "open_raster",
         "open_mask_writer", "polygonize",
     ],
     "Video": ["segment_video", "write_video"],

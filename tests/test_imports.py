@@ -170,7 +170,6 @@ def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
         (["predict", "--example", "--model", "b0-cityscapes"], "torch"),
         (["predict", "--example", "--model", "x.pt"], "torch"),
         (["predict", "--example", "--engine", "openvino"], "openvino"),
-        (["predict", "--example", "--exact"], "openvino"),
         (["predict", "--example", "--model", "x.onnx", "--engine", "onnxruntime"], "onnxruntime"),
         (["export", "x.pt"], "export"),
         (["predict", "--example", "--ray", "auto"], "ray"),

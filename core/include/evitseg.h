@@ -95,6 +95,67 @@ EVS_API double evs_peak(const evs_model *model);
  *   logits: (classes, height / 8, width / 8) float32, or (classes) for a classifier; written by the call. */
 EVS_API int evs_run(evs_runner *runner, const uint8_t *image, int height, int width, size_t row_bytes, float *logits);
 
+/* The same with the attention sums given: of every segment that has some, one after the other. So a part of a larger image,
+ * cut out at multiples of 32 pixels with enough of its surroundings, gets the logits that it has in the whole image. */
+EVS_API int evs_run_given(evs_runner *runner, const uint8_t *image, int height, int width, size_t row_bytes, const float *sums,
+                          float *logits);
+
+/* Images too large for one run. A network is a list of segments. Some end with sums over all tokens of the image, with
+ * which a later one begins, the last one with logits. Between segments, feature maps (values) wait wherever the caller
+ * keeps them. A segment runs in windows, one after the other, in any order; rows and columns are those of its end. Windows
+ * as wide as the image that begin at multiples of EVS_SUM_ROWS give the bits of a whole run: for each EVS_SUM_ROWS rows
+ * they return one set of sums, and evs_add_sums makes the image's sums of all of these in order. */
+enum { EVS_SUM_ROWS = 4 };
+
+typedef struct {
+    int stride;     /* image pixels per row and column of its end */
+    int sums;       /* floats of one set of sums that it ends with; 0 if it ends with none */
+    int given_sums; /* floats of the sums that it begins with, those of the last segment before that has some; or 0 */
+    double work;    /* about how many multiply-adds it takes per image pixel */
+} evs_segment;
+
+typedef struct {
+    int stride;         /* image pixels per row and column */
+    size_t pixel_bytes; /* bytes of a pixel; a row is width / stride pixels, without gaps */
+} evs_value;
+
+typedef struct {
+    int first, last; /* rows first to last - 1; none if both are equal */
+} evs_rows;
+
+typedef struct {
+    void *rows;    /* aligned to 64 bytes; 4096 bytes behind the last row must be readable, too */
+    int first_row; /* the row of the value that lies there */
+} evs_stored;
+
+/* What a window reads and writes. evs_segment_rows tells which rows of the image and of the values that is. */
+typedef struct {
+    int height, width;    /* of the whole image, multiples of 32 */
+    int y0, y1, x0, x1;   /* rows y0 to y1 - 1 and columns x0 to x1 - 1 of the segment's end */
+    const uint8_t *const *image; /* for the first segment: where each row of the whole image's width lies, from */
+    int first_row;               /* first_row on */
+    evs_stored *values;   /* of all values, in their order; rows of the whole image's width */
+    const uint8_t *valid; /* (y1 - y0, x1 - x0): 0 for tokens that the sums leave out; NULL for none */
+    const float *sums;    /* the given sums */
+    float *out;           /* written: a set of sums for each EVS_SUM_ROWS rows, or the last segment's logits
+                           * (classes, y1 - y0, x1 - x0); NULL for others */
+} evs_window;
+
+/* Numbers of segments and values of a model; what is known about one. */
+EVS_API int evs_model_segments(const evs_model *model);
+EVS_API int evs_model_segment(const evs_model *model, int segment, evs_segment *about);
+EVS_API int evs_model_values(const evs_model *model);
+EVS_API int evs_model_value(const evs_model *model, int value, evs_value *about);
+/* The rows of a value (-1: of the image) that rows y0 to y1 - 1 of a segment read, and those that they write. */
+EVS_API int evs_segment_rows(const evs_model *model, int segment, int value, int height, int y0, int y1, evs_rows *read,
+                             evs_rows *written);
+/* Bytes that the runner needs for a window, in addition to what the caller holds; 0 for an unsupported one. */
+EVS_API size_t evs_window_memory(evs_runner *runner, int segment, int height, int width, int y0, int y1, int x0, int x1);
+EVS_API int evs_run_window(evs_runner *runner, int segment, const evs_window *window);
+/* Adds `count` sets of `size` floats, which lie one after the other, in a fixed tree. The first set becomes the total; the
+ * others are changed. */
+EVS_API int evs_add_sums(float *sums, size_t count, size_t size);
+
 /* One side of a mask, its height or its width: {logits, pixels} for a whole image. The other numbers place a window in a
  * larger image, so that the mask does not depend on where the window was cut; all are 0 for a whole image. */
 typedef struct {
@@ -126,6 +187,9 @@ EVS_API size_t evs_png_bound(int rows, size_t row_bytes);
  *   out: evs_png_bound(rows, row_bytes) bytes; *size says how many of them the call has written. */
 EVS_API int evs_png_rows(const uint8_t *pixels, int rows, size_t row_bytes, int pixel_bytes, const uint8_t *above, int last,
                          uint32_t *adler, uint8_t *out, size_t *size);
+
+/* Adds to counts[c], for every class c of 256, the number of its pixels in a mask. */
+EVS_API void evs_count_classes(const uint8_t *mask, size_t pixels, uint64_t *counts);
 
 #ifdef __cplusplus
 }

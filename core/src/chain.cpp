@@ -244,7 +244,7 @@ void image_row(const Run &run, const Op &op, int y, int low, int span, Pixel *ou
     const int first = low < 0 ? 0 : low, last = low + span < run.width ? low + span : run.width;
     memset(out, 0, size_t(first - low) * 3 * sizeof(Pixel));
     memset(out + ptrdiff_t(last - low) * 3, 0, size_t(low + span - last) * 3 * sizeof(Pixel));
-    const uint8_t *in = run.image + y * run.row_bytes + ptrdiff_t(first) * 3;
+    const uint8_t *in = run.image_row(y) + ptrdiff_t(first) * 3;
     out += ptrdiff_t(first - low) * 3;
     int left = (last - first) * 3;
     // 16 pixels at a time: 48 numbers, whose channels repeat in the same places.
@@ -265,7 +265,7 @@ void image_planes(const Run &run, const Node &n, int y, Row to) {
     const float *scale = reinterpret_cast<const float *>(at(run, n.source->op->w1)), *shift = scale + 4;
     const int first = n.low < 0 ? 0 : n.low, last = n.low + n.span < run.width ? n.low + n.span : run.width;
     uint8_t *bytes = reinterpret_cast<uint8_t *>(n.line.p);
-    memcpy(bytes + ptrdiff_t(first - n.low) * 3, run.image + y * run.row_bytes + ptrdiff_t(first) * 3, size_t(last - first) * 3);
+    memcpy(bytes + ptrdiff_t(first - n.low) * 3, run.image_row(y) + ptrdiff_t(first) * 3, size_t(last - first) * 3);
     split_pixels(bytes, n.span, scale, shift, to.p, int(to.block));
     auto clear = [&](int from, int until) {
         for (int x = from; x < until; x++)
@@ -487,12 +487,26 @@ Row pull(const Run &run, Node &n, int y, Row out) {
     return row;
 }
 
+// Calls f(first, count) for the tokens of a row from x on that count in the sums: once if all do, else for every stretch.
+template <typename F>
+EVS_INLINE void each_valid(const Run &run, int y, int x, int count, F f) {
+    if (run.valid == nullptr) return f(x, count);
+    const uint8_t *valid = run.valid + ptrdiff_t(y - run.area.y0) * run.area.width() + (x - run.area.x0);
+    for (int i = 0; i < count;) {
+        const int first = i;
+        while (i < count && valid[i] != 0) i++;
+        if (i > first) f(x + first, i - first);
+        while (i < count && valid[i] == 0) i++;
+    }
+}
+
 // Queries to memory, keys and values into the sums of the block of tokens they belong to.
 void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
     const Op &op = *n.op;
     const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
     const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0);
-    const int across = (n.width + kSumColumns - 1) / kSumColumns;
+    const Window &area = run.area;
+    const int across = (area.width() + kSumColumns - 1) / kSumColumns;
     for (int h = 0; h < op.heads; h++) {
         const int head = scale * op.heads + h;
         const Row k = qkv.channels_from((3 * h + 1) * dim), v = qkv.channels_from((3 * h + 2) * dim);
@@ -504,10 +518,12 @@ void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
         }
         for (int x = n.x0; x < n.x1; x += kSumColumns) {
             const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
-            const ptrdiff_t block = ptrdiff_t(y / kSumRows) * across + x / kSumColumns;
+            const ptrdiff_t block = ptrdiff_t((y - area.y0) / kSumRows) * across + (x - area.x0) / kSumColumns;
             float *sums = run.partials[op.value3] + (block * heads + head) * sums_of_head(dim);
-            if (y % kSumRows == 0) memset(sums, 0, sizeof(float) * sums_of_head(dim));
-            add_sums(k.from(x - n.x0), v.from(x - n.x0), dim, count, sums);
+            if ((y - area.y0) % kSumRows == 0) memset(sums, 0, sizeof(float) * sums_of_head(dim));
+            each_valid(run, y, x, count, [&](int first, int valid) {
+                add_sums(k.from(first - n.x0), v.from(first - n.x0), dim, valid, sums);
+            });
         }
     }
 }
@@ -538,7 +554,7 @@ void sums_row(const Run &run, Node &n, int y) {
 void pool_row(const Run &run, Node &n, int y) {
     const Op &op = *n.op;
     const Row row = pull(run, *n.source, y, n.space[0]);
-    const int across = (n.width + kSumColumns - 1) / kSumColumns;
+    const int across = (run.area.width() + kSumColumns - 1) / kSumColumns;
     for (int x = n.x0; x < n.x1; x += kSumColumns) {
         const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
         float *sums = run.partials[op.value3] + (ptrdiff_t(y / kSumRows) * across + x / kSumColumns) * sums_floats(op);
@@ -582,25 +598,6 @@ void run(const Run &run, const Segment &segment, Window w, char *memory) {
     allow(memory, arena.used);
 }
 
-void reduce(const Run &run, const Segment &segment) {
-    const Op &op = run.program->ops[segment.first + segment.count - 1];
-    const int height = run.height / segment.stride, width = run.width / segment.stride;
-    const ptrdiff_t size = sums_floats(op);
-    const int count = ((height + kSumRows - 1) / kSumRows) * ((width + kSumColumns - 1) / kSumColumns);
-    float *partials = run.partials[op.value3];
-    // A tree over the blocks in their order: neighbours first.
-    for (int step = 1; step < count; step *= 2)
-        for (int b = 0; b + step < count; b += 2 * step)
-            for (ptrdiff_t i = 0; i < size; i += kFloats) {
-                float *to = partials + b * size + i;
-                store_f(to, load_f(to) + load_f(to + step * size));
-            }
-    memcpy(run.sums[op.value3], partials, size_t(size) * sizeof(float));
-    if (op.kind != Kind::pool) return;
-    float *means = run.sums[op.value3];
-    for (ptrdiff_t i = 0; i < size; i++) means[i] /= float(height * width);
-}
-
 void score(const Run &run, const Op &op, ScoreStep step, int block) {
     const float *w1 = floats_at(run, op.w1), *b1 = floats_at(run, op.b1), *w3 = floats_at(run, op.w3), *b3 = floats_at(run, op.b3);
     float *means = run.sums[op.value3], *features = features_of(run, op);
@@ -612,17 +609,18 @@ void score(const Run &run, const Op &op, ScoreStep step, int block) {
     }
 }
 
-bool give(const Run &run, int y, float *logits) {
+bool give(const Run &run, int y, int x0, int x1, float *logits, ptrdiff_t plane) {
     const Program &p = *run.program;
-    const int h = run.height / 8, w = run.width / 8, blocks = blocks_of(p.classes);
+    const int w = run.width / 8, blocks = blocks_of(p.classes);
     const E *from = static_cast<const E *>(run.values[p.logits]) + ptrdiff_t(y) * blocks * w * kBlock;
     float difference = 0;  // of a number to itself: 0, or NaN
     for (int c = 0; c < p.classes; c++) {
         const E *in = from + ptrdiff_t(c / kBlock) * w * kBlock + c % kBlock;
-        float *out = logits + (ptrdiff_t(c) * h + y) * w;
-        for (int x = 0; x < w; x++) {
-            out[x] = float(in[ptrdiff_t(x) * kBlock]);
-            difference += out[x] - out[x];
+        float *out = logits + c * plane;
+        for (int x = x0; x < x1; x++) {
+            const float number = float(in[ptrdiff_t(x) * kBlock]);
+            out[x - x0] = number;
+            difference += number - number;
         }
     }
     return difference == 0;
@@ -688,7 +686,6 @@ bool runs_here() {
 #define EVS_TEXT(x) EVS_TEXT_(x)
 int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, reduce, score, give, make_mask,
-                 peak};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, score, give, make_mask, peak};
 
 }  // namespace evs::EVS_ISA

@@ -7,21 +7,28 @@ namespace evs {
 struct MaskJob;
 class Pool;
 
+// A part of a segment: rows and columns of its end, in its own pixels.
+struct Window {
+    int y0, y1, x0, x1;
+    int height() const { return y1 - y0; }
+    int width() const { return x1 - x0; }
+};
+
 // One run: the image and where the feature maps lie.
 struct Run {
     const Program *program;
     const uint8_t *image;
     ptrdiff_t row_bytes;
     int height, width;       // pixels
+    const uint8_t *image_row(int y) const { return rows != nullptr ? rows[y - first_row] : image + y * row_bytes; }
     void *const *values;     // per value: rows of blocks x width pixels
     float *const *partials;  // per value used as a sums slot: one set of sums per block of tokens
     float *const *sums;      // the same, added up
     int64_t *times;          // per operation, in nanoseconds, of the calling thread; null where nobody asks
-};
-
-// A part of a segment: rows and columns of its end, in its own pixels.
-struct Window {
-    int y0, y1, x0, x1;
+    Window area;             // of the segment that runs; sums are taken over its tokens
+    const uint8_t *const *rows;  // of the image, from first_row on, where they do not lie at one distance; else null
+    int first_row;
+    const uint8_t *valid;    // per token of the area: 0 leaves it out of the sums; null takes all
 };
 
 // Tokens whose sums are added one after the other; parts of a segment never cut through such a block.
@@ -49,13 +56,12 @@ struct Isa {
     // Bytes of working memory for a window.
     size_t (*space)(const Run &, const Segment &, Window);
     void (*run)(const Run &, const Segment &, Window, char *space);  // adds to run.times
-    // Adds up the partial sums of a segment that ends in sums.
-    void (*reduce)(const Run &, const Segment &);
     // Computes kPacked outputs of one step from a classifier's sums to its scores. The scores begin at
     // scores_of(run, op).
     void (*score)(const Run &, const Op &, ScoreStep, int block);
-    // Row y of the logits, from blocks of channels to planes of float32. Returns: whether all are finite.
-    bool (*give)(const Run &, int y, float *logits);
+    // Row y of the logits, columns x0 to x1 - 1, from blocks of channels to floats; those of the next class are `plane`
+    // floats behind. Returns: whether all are finite.
+    bool (*give)(const Run &, int y, int x0, int x1, float *logits, ptrdiff_t plane);
     // Makes a mask (see mask.h), on the caller's thread only if there is no pool. Returns an EVS_ code.
     int (*make_mask)(const MaskJob &, Pool *);
     // Multiply-adds per second of one thread, on registers alone.

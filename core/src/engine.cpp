@@ -46,6 +46,10 @@ struct evs_model {
     Program program;
     const Isa *isa;
     char *manifest;
+    // What runs in windows: the program's segments, cut at every tee, whose rows are stored anyway. The rows and columns
+    // beside a window that are computed twice are fewer.
+    Segment *segments;
+    int num_segments;
 };
 
 namespace {
@@ -136,14 +140,18 @@ struct evs_runner {
 
 namespace {
 
-// Cuts a segment into columns narrow enough for the cache and bands enough for the threads.
+// The whole of a segment, as the area that runs.
+Window whole(const evs_runner &r, const Segment &s) { return {0, r.run.height / s.stride, 0, r.run.width / s.stride}; }
+
+// Cuts an area of a segment into columns narrow enough for the cache and bands enough for the threads.
 void cut(evs_runner &r, const Segment &s) {
     const Run &run = r.run;
-    const int height = run.height / s.stride, width = run.width / s.stride;
+    const Window &area = run.area;
+    const int height = area.height(), width = area.width();
     const bool sums = adds_up(end_of(*run.program, s).kind);
     const int step = sums ? kSumColumns : 8, threads = r.pool->threads();
     int columns = 1, tile = width;
-    while (tile > step && r.model->isa->space(run, s, {0, 1, 0, tile}) > kCache) {
+    while (tile > step && r.model->isa->space(run, s, {0, 1, area.x0, area.x0 + tile}) > kCache) {
         columns++;
         const int next = (((width + columns - 1) / columns) + step - 1) / step * step;
         if (next < tile) tile = next;
@@ -157,7 +165,7 @@ void cut(evs_runner &r, const Segment &s) {
     r.tile_width = tile, r.columns = columns, r.band_height = band, r.rows = (height + band - 1) / band;
     r.space = 0;
     for (int c = 0; c < columns; c++) {
-        const int x0 = c * tile, x1 = x0 + tile < width ? x0 + tile : width;
+        const int x0 = area.x0 + c * tile, x1 = x0 + tile < area.x1 ? x0 + tile : area.x1;
         const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}));
         if (space > r.space) r.space = space;
     }
@@ -198,6 +206,7 @@ void work_of(const Op &op, int block, double &out, double &in) {
 
 // An estimate of the time that a part takes, in multiply-adds of one thread.
 double cost(evs_runner &r, const Segment &s) {
+    r.run.area = whole(r, s);
     cut(r, s);
     const Program &p = *r.run.program;
     const int items = r.rows * r.columns, threads = r.pool->threads();
@@ -312,12 +321,13 @@ bool size_ok(int height, int width) {
 // Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
 size_t plan(evs_runner &r, int height, int width) {
     if (r.run.height == height && r.run.width == width) return r.planned;
-    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr};
+    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, nullptr};
     r.num_parts = 0;
     for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
     r.features = lay_out(r);
     size_t space = 0;
     for (int s = 0; s < r.num_parts; s++) {
+        r.run.area = whole(r, r.parts[s]);
         cut(r, r.parts[s]);
         if (r.space > space) space = r.space;
     }
@@ -346,11 +356,11 @@ bool have_threads(evs_runner &r) {
 
 void run_part(void *context, int item, int thread) {
     evs_runner &r = *static_cast<evs_runner *>(context);
-    const int stride = r.segment->stride, height = r.run.height / stride, width = r.run.width / stride;
-    const int row = item / r.columns, column = item % r.columns;
-    Window w{row * r.band_height, (row + 1) * r.band_height, column * r.tile_width, (column + 1) * r.tile_width};
-    if (w.y1 > height) w.y1 = height;
-    if (w.x1 > width) w.x1 = width;
+    const Window &area = r.run.area;
+    const int y0 = area.y0 + item / r.columns * r.band_height, x0 = area.x0 + item % r.columns * r.tile_width;
+    Window w{y0, y0 + r.band_height, x0, x0 + r.tile_width};
+    if (w.y1 > area.y1) w.y1 = area.y1;
+    if (w.x1 > area.x1) w.x1 = area.x1;
     Run run = r.run;
     if (r.times != nullptr) run.times = r.times + ptrdiff_t(thread) * run.program->num_ops;
     r.model->isa->run(run, *r.segment, w, r.spaces + thread * r.space);
@@ -377,9 +387,197 @@ bool score(evs_runner &r, float *scores) {
     return difference == 0;
 }
 
-void give_row(void *context, int y, int) {
+void give_row(void *context, int row, int) {
     evs_runner &r = *static_cast<evs_runner *>(context);
-    if (!r.model->isa->give(r.run, y, r.logits)) __atomic_store_n(&r.not_finite, 1, __ATOMIC_RELAXED);
+    const Window &area = r.run.area;
+    const int width = area.width();
+    if (!r.model->isa->give(r.run, area.y0 + row, area.x0, area.x1, r.logits + ptrdiff_t(row) * width, ptrdiff_t(area.height()) * width))
+        __atomic_store_n(&r.not_finite, 1, __ATOMIC_RELAXED);
+}
+
+// The logits of the area, as planes. Returns: an EVS_ code.
+int give_logits(evs_runner &r, float *logits) {
+    r.logits = logits, r.not_finite = 0;
+    r.pool->run(r.run.area.height(), give_row, &r);
+    return r.not_finite ? EVS_NOT_FINITE : EVS_OK;
+}
+
+// Adds up `count` neighbouring sets of sums, `distance` floats apart, in a tree: neighbours first. The first becomes the total.
+void add_up(float *sums, ptrdiff_t count, ptrdiff_t size, ptrdiff_t distance) {
+    for (ptrdiff_t step = 1; step < count; step *= 2)
+        for (ptrdiff_t b = 0; b + step < count; b += 2 * step) {
+            float *to = sums + b * distance;
+            const float *from = to + step * distance;
+            for (ptrdiff_t i = 0; i < size; i++) to[i] += from[i];
+        }
+}
+
+// Blocks of tokens in a row of them, and rows of blocks, in the area that runs.
+int blocks_across(const evs_runner &r) { return (r.run.area.width() + kSumColumns - 1) / kSumColumns; }
+int blocks_down(const evs_runner &r) { return (r.run.area.height() + kSumRows - 1) / kSumRows; }
+
+void add_row(void *context, int row, int) {
+    const evs_runner &r = *static_cast<const evs_runner *>(context);
+    const Op &op = end_of(r.model->program, *r.segment);
+    const ptrdiff_t size = sums_floats(op), across = blocks_across(r);
+    add_up(r.partials[op.value3] + row * across * size, across, size, size);
+}
+
+// Adds the partial sums of each row of blocks into its first block: a band of rows gives the same bits in every run.
+void add_rows(evs_runner &r) { r.pool->run(blocks_down(r), add_row, &r); }
+
+// The sums of a segment over the whole image, from those of its rows of blocks; of a classifier the means.
+void add_all(evs_runner &r) {
+    const Op &op = end_of(r.model->program, *r.segment);
+    const ptrdiff_t size = sums_floats(op);
+    add_up(r.partials[op.value3], blocks_down(r), size, size * blocks_across(r));
+    float *sums = r.sums[op.value3];
+    memcpy(sums, r.partials[op.value3], size_t(size) * sizeof(float));
+    if (op.kind != Kind::pool) return;
+    for (ptrdiff_t i = 0; i < size; i++) sums[i] /= float(r.run.height / r.segment->stride * (r.run.width / r.segment->stride));
+}
+
+// Makes sure that the runner has this much memory.
+bool reserve(evs_runner &r, size_t needed) {
+    if (needed <= r.bytes) return true;
+    free_aligned(r.memory);
+    r.memory = static_cast<char *>(allocate_aligned(kLine, needed));
+    r.bytes = r.memory != nullptr ? needed : 0;
+    return r.memory != nullptr;
+}
+
+int run_whole(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, const float *given, float *logits) {
+    if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
+    if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;
+    if (!have_threads(*r) || !reserve(*r, rounded(plan(*r, height, width)) + kOverread)) return EVS_NO_MEMORY;
+    const Program &p = r->model->program;
+    for (int i = 0; i < kMaxValues; i++) {
+        r->values[i] = r->memory + r->offsets[i];
+        r->partials[i] = reinterpret_cast<float *>(r->memory + r->offsets[kMaxValues + i]);
+        r->sums[i] = reinterpret_cast<float *>(r->memory + r->offsets[2 * kMaxValues + i]);
+    }
+    r->spaces = r->memory + r->features;
+    r->run.image = image, r->run.row_bytes = ptrdiff_t(row_bytes);
+    for (int s = 0; s < r->num_parts; s++) {
+        r->run.area = whole(*r, r->parts[s]);
+        cut(*r, r->parts[s]);
+        r->pool->run(r->rows * r->columns, run_part, r);
+        const Op &end = end_of(p, r->parts[s]);
+        if (!adds_up(end.kind)) continue;
+        if (given != nullptr) {
+            memcpy(r->sums[end.value3], given, size_t(sums_floats(end)) * sizeof(float));
+            given += sums_floats(end);
+            continue;
+        }
+        add_rows(*r);
+        add_all(*r);
+    }
+    if (p.logits < 0) return score(*r, logits) ? EVS_OK : EVS_NOT_FINITE;
+    return give_logits(*r, logits);  // the last segment's area is that of the logits
+}
+
+// Cuts the program's segments at every tee. Returns: false if memory runs out.
+bool split_segments(evs_model &m) {
+    const Program &p = m.program;
+    m.segments = static_cast<Segment *>(calloc(size_t(p.num_ops), sizeof(Segment)));
+    if (m.segments == nullptr) return false;
+    for (int s = 0; s < p.num_segments; s++) {
+        const Segment &whole = p.segments[s];
+        int stride = whole.stride, parts = 0, last = whole.count - 1;
+        Segment found[kMaxNodes];  // from the last to the first
+        for (int i = last; i >= 0; i--) {
+            const Op &op = p.ops[whole.first + i];
+            const bool tee = op.kind == Kind::tee && i > 0 && i < whole.count - 1;
+            if (tee || i == 0) {
+                found[parts].first = whole.first + i, found[parts].count = last - i + 1;
+                parts++;
+                last = i;
+            }
+            if (i == whole.count - 1 || tee) found[parts].stride = stride;
+            if (i > 0) stride /= op.stride;
+        }
+        while (parts > 0) m.segments[m.num_segments++] = found[--parts];
+    }
+    return true;
+}
+
+// --- windows of a segment ----------------------------------------------------------------------------------------
+
+constexpr int kMaxStreamedSide = 1 << 24;
+
+// Where the memory of a window's run begins, in one block.
+struct WindowMemory {
+    size_t partials, sums, logits, spaces, bytes;
+};
+
+// Plans the run of an area of a segment. r.run holds it.
+WindowMemory plan_window(evs_runner &r, const Segment &s) {
+    const Program &p = r.model->program;
+    cut(r, s);
+    WindowMemory m{};
+    size_t at = 0;
+    auto take = [&](size_t bytes) {
+        const size_t from = at;
+        at += rounded(bytes);
+        return from;
+    };
+    const Op &end = end_of(p, s), &first = p.ops[s.first];
+    const size_t area_blocks = size_t(blocks_down(r)) * size_t(blocks_across(r));
+    m.partials = take(adds_up(end.kind) ? area_blocks * sums_floats(end) * sizeof(float) : 0);
+    m.sums = take(first.kind == Kind::attend ? sums_floats(first) * sizeof(float) : 0);
+    m.logits = take(&s != &r.model->segments[r.model->num_segments - 1] ? 0 : value_bytes(*r.model, p.logits, 8, r.run.width) * size_t(r.run.area.height()));
+    m.spaces = take(r.space * size_t(r.pool->threads()));
+    m.bytes = at + kOverread;
+    return m;
+}
+
+// Sets the runner up for an area of a segment of an image of this size. Returns: an EVS_ code.
+int begin_window(evs_runner *r, int segment, int height, int width, Window area) {
+    if (r == nullptr || segment < 0 || segment >= r->model->num_segments || r->model->program.logits < 0) return EVS_BAD_ARGUMENT;
+    if (height < 32 || width < 32 || height % 32 || width % 32 || height > kMaxStreamedSide || width > kMaxStreamedSide) return EVS_BAD_SIZE;
+    const int stride = r->model->segments[segment].stride;
+    if (area.y0 < 0 || area.x0 < 0 || area.y0 >= area.y1 || area.x0 >= area.x1 || area.y1 > height / stride || area.x1 > width / stride)
+        return EVS_BAD_ARGUMENT;
+    if (!have_threads(*r)) return EVS_NO_MEMORY;
+    r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, nullptr};
+    return EVS_OK;
+}
+
+// Where row 0 would lie, of rows that begin with another one.
+void *row_zero(void *rows, int first, size_t row_bytes) {
+    return reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(rows) - uintptr_t(first) * row_bytes);
+}
+
+// Rows of one side that bicubic enlargement by `factor` reads for rows of its output.
+Range enlarged_from(Range rows, int factor, int side) {
+    const int first = rows.first / factor - 2, last = (rows.last - 1) / factor + 3;
+    return {first < 0 ? 0 : first, last > side ? side : last};
+}
+
+// Calls f(value, rows, whether they are written) for all rows that rows of a segment's end read or write; -1 is the image.
+template <typename F>
+void each_rows(const Program &p, const Segment &s, int height, Range rows, F f) {
+    int stride = s.stride;
+    for (int i = s.count - 1; i >= 0; i--) {
+        const Op &op = p.ops[s.first + i];
+        const int side = height / stride;
+        switch (op.kind) {
+            case Kind::image: f(-1, rows, false); break;
+            case Kind::value: f(op.value, rows, false); break;
+            case Kind::attend: f(op.value, rows, false), f(op.value2, rows, false); break;
+            case Kind::upsum:
+                f(op.value, enlarged_from(rows, 4, side / 4), false);
+                f(op.value2, enlarged_from(rows, 2, side / 2), false);
+                break;
+            case Kind::tee: f(op.value, rows, i > 0); break;
+            case Kind::store: f(op.value, rows, true); break;
+            case Kind::sums: f(op.value2, rows, true); break;
+            default: break;
+        }
+        if (i == 0) break;
+        stride /= op.stride;
+        rows = grown(rows, op.stride, reach_of(op), height / stride);
+    }
 }
 
 }  // namespace
@@ -431,7 +629,7 @@ int evs_model_load(const void *bytes, size_t size, int precision, const char *is
         return code;
     }
     memcpy(m->manifest, file.manifest, file.manifest_size);
-    if (!found->prepare(m->program)) {
+    if (!found->prepare(m->program) || !split_segments(*m)) {
         evs_model_free(m);
         return EVS_NO_MEMORY;
     }
@@ -442,6 +640,7 @@ int evs_model_load(const void *bytes, size_t size, int precision, const char *is
 void evs_model_free(evs_model *model) {
     if (model == nullptr) return;
     free_program(model->program);
+    free(model->segments);
     free(model->manifest);
     free(model);
 }
@@ -512,33 +711,129 @@ int evs_runner_times(const evs_runner *r, int64_t *nanoseconds, int count) {
 double evs_peak(const evs_model *model) { return model != nullptr ? model->isa->peak() : 0; }
 
 int evs_run(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, float *logits) {
-    if (r == nullptr || image == nullptr || logits == nullptr) return EVS_BAD_ARGUMENT;
-    if (!size_ok(height, width) || row_bytes < size_t(width) * 3) return EVS_BAD_SIZE;
-    if (!have_threads(*r)) return EVS_NO_MEMORY;
-    const size_t needed = rounded(plan(*r, height, width)) + kOverread;
-    if (needed > r->bytes) {
-        free_aligned(r->memory);
-        r->memory = static_cast<char *>(allocate_aligned(kLine, needed));
-        r->bytes = r->memory != nullptr ? needed : 0;
-        if (r->memory == nullptr) return EVS_NO_MEMORY;
+    return run_whole(r, image, height, width, row_bytes, nullptr, logits);
+}
+
+int evs_run_given(evs_runner *r, const uint8_t *image, int height, int width, size_t row_bytes, const float *sums, float *logits) {
+    if (sums == nullptr || (r != nullptr && r->model->program.logits < 0)) return EVS_BAD_ARGUMENT;
+    return run_whole(r, image, height, width, row_bytes, sums, logits);
+}
+
+int evs_model_segments(const evs_model *model) { return model->num_segments; }
+int evs_model_values(const evs_model *model) { return model->program.num_values; }
+
+int evs_model_segment(const evs_model *model, int segment, evs_segment *about) {
+    if (model == nullptr || about == nullptr || segment < 0 || segment >= model->num_segments) return EVS_BAD_ARGUMENT;
+    const Program &p = model->program;
+    const Segment &s = model->segments[segment];
+    const Op &end = end_of(p, s), &first = p.ops[s.first];
+    double work = 0;
+    for (int i = s.count - 1, stride = s.stride; i >= 0; i--) {
+        const Op &op = p.ops[s.first + i];
+        double out, in;
+        work_of(op, model->isa->block, out, in);
+        work += out / (double(stride) * stride);
+        if (i > 0) stride /= op.stride;
+        work += in / (double(stride) * stride);
     }
+    *about = {s.stride, adds_up(end.kind) ? sums_floats(end) : 0, first.kind == Kind::attend ? sums_floats(first) : 0, work};
+    return EVS_OK;
+}
+
+int evs_model_value(const evs_model *model, int value, evs_value *about) {
+    if (model == nullptr || about == nullptr || value < 0 || value >= model->program.num_values) return EVS_BAD_ARGUMENT;
+    const Value &v = model->program.values[value];
+    *about = {v.stride, size_t(padded(v.channels, model->isa->block)) * size_t(model->isa->bytes)};
+    return EVS_OK;
+}
+
+int evs_segment_rows(const evs_model *model, int segment, int value, int height, int y0, int y1, evs_rows *read, evs_rows *written) {
+    if (model == nullptr || read == nullptr || written == nullptr || segment < 0 || segment >= model->num_segments) return EVS_BAD_ARGUMENT;
+    const Program &p = model->program;
+    const Segment &s = model->segments[segment];
+    if (value < -1 || value >= p.num_values || height < 32 || height % 32 || height > kMaxStreamedSide) return EVS_BAD_ARGUMENT;
+    if (y0 < 0 || y0 >= y1 || y1 > height / s.stride) return EVS_BAD_ARGUMENT;
+    *read = *written = {0, 0};
+    each_rows(p, s, height, {y0, y1}, [&](int v, Range rows, bool writes) {
+        if (v != value) return;
+        evs_rows &all = writes ? *written : *read;
+        const bool none = all.first == all.last;
+        all = {none || rows.first < all.first ? rows.first : all.first, none || rows.last > all.last ? rows.last : all.last};
+    });
+    return EVS_OK;
+}
+
+size_t evs_window_memory(evs_runner *r, int segment, int height, int width, int y0, int y1, int x0, int x1) {
+    if (begin_window(r, segment, height, width, {y0, y1, x0, x1}) != EVS_OK) return 0;
+    const size_t bytes = plan_window(*r, r->model->segments[segment]).bytes;
+    r->run.height = r->run.width = 0;  // not the plan of a whole run
+    return bytes;
+}
+
+int evs_run_window(evs_runner *r, int segment, const evs_window *w) {
+    if (w == nullptr || w->values == nullptr) return EVS_BAD_ARGUMENT;
+    int code = begin_window(r, segment, w->height, w->width, {w->y0, w->y1, w->x0, w->x1});
+    if (code != EVS_OK) return code;
     const Program &p = r->model->program;
-    for (int i = 0; i < kMaxValues; i++) {
-        r->values[i] = r->memory + r->offsets[i];
-        r->partials[i] = reinterpret_cast<float *>(r->memory + r->offsets[kMaxValues + i]);
-        r->sums[i] = reinterpret_cast<float *>(r->memory + r->offsets[2 * kMaxValues + i]);
+    const Segment &s = r->model->segments[segment];
+    const Op &end = end_of(p, s), &first = p.ops[s.first];
+    const bool sums = adds_up(end.kind), last = segment == r->model->num_segments - 1;
+    if ((sums || last) && w->out == nullptr) return EVS_BAD_ARGUMENT;
+    if ((first.kind == Kind::attend && w->sums == nullptr) || (first.kind == Kind::image && w->image == nullptr)) return EVS_BAD_ARGUMENT;
+    if (last && (end.kind != Kind::store || end.value != p.logits || s.stride != 8)) return EVS_BAD_ARGUMENT;
+    const WindowMemory m = plan_window(*r, s);
+    if (!reserve(*r, m.bytes)) return EVS_NO_MEMORY;
+    for (int v = 0; v < p.num_values; v++) {
+        const size_t row_bytes = value_bytes(*r->model, v, p.values[v].stride, w->width);
+        r->values[v] = v == p.logits ? row_zero(r->memory + m.logits, w->y0, row_bytes)
+                                     : row_zero(w->values[v].rows, w->values[v].first_row, row_bytes);
     }
-    r->spaces = r->memory + r->features;
-    r->run.image = image, r->run.row_bytes = ptrdiff_t(row_bytes);
-    for (int s = 0; s < r->num_parts; s++) {
-        cut(*r, r->parts[s]);
-        r->pool->run(r->rows * r->columns, run_part, r);
-        if (adds_up(end_of(p, r->parts[s]).kind)) r->model->isa->reduce(r->run, r->parts[s]);
+    bool ok = true;  // only the last segment has the logits' rows, and writes them
+    each_rows(p, s, w->height, {w->y0, w->y1}, [&](int v, Range, bool written) {
+        if (v >= 0) ok = ok && (v == p.logits ? last && written : w->values[v].rows != nullptr);
+    });
+    if (!ok) return EVS_BAD_ARGUMENT;
+    if (sums) r->partials[end.value3] = reinterpret_cast<float *>(r->memory + m.partials);
+    if (first.kind == Kind::attend) {
+        r->sums[first.value3] = reinterpret_cast<float *>(r->memory + m.sums);
+        memcpy(r->memory + m.sums, w->sums, size_t(sums_floats(first)) * sizeof(float));
     }
-    if (p.logits < 0) return score(*r, logits) ? EVS_OK : EVS_NOT_FINITE;
-    r->logits = logits, r->not_finite = 0;
-    r->pool->run(height / 8, give_row, r);
-    return r->not_finite ? EVS_NOT_FINITE : EVS_OK;
+    r->spaces = r->memory + m.spaces;
+    r->run.rows = w->image, r->run.first_row = w->first_row;
+    r->run.valid = w->valid;
+    r->pool->run(r->rows * r->columns, run_part, r);
+    if (sums) {
+        add_rows(*r);
+        const ptrdiff_t size = sums_floats(end), across = blocks_across(*r);
+        for (ptrdiff_t row = 0; row < blocks_down(*r); row++)
+            memcpy(w->out + row * size, r->partials[end.value3] + row * across * size, size_t(size) * sizeof(float));
+    } else if (last) {
+        code = give_logits(*r, w->out);
+    }
+    r->run.height = r->run.width = 0;  // not the plan of a whole run
+    return code;
+}
+
+void evs_count_classes(const uint8_t *mask, size_t pixels, uint64_t *counts) {
+    constexpr size_t kRun = 64;  // neighbours are mostly of one class
+    size_t i = 0;
+    for (; i + kRun <= pixels; i += kRun) {
+        const uint8_t first = mask[i];
+        uint8_t others = 0;
+        for (size_t j = 0; j < kRun; j++) others |= mask[i + j] ^ first;
+        if (others == 0) {
+            counts[first] += kRun;
+        } else {
+            for (size_t j = 0; j < kRun; j++) counts[mask[i + j]]++;
+        }
+    }
+    for (; i < pixels; i++) counts[mask[i]]++;
+}
+
+int evs_add_sums(float *sums, size_t count, size_t size) {
+    if (sums == nullptr || count < 1) return EVS_BAD_ARGUMENT;
+    add_up(sums, ptrdiff_t(count), ptrdiff_t(size), ptrdiff_t(size));
+    return EVS_OK;
 }
 
 int evs_mask(evs_runner *r, const float *logits, int classes, const evs_side *down, const evs_side *across, void *mask) {

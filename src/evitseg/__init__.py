@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from evitseg.tiling.region import render_region as render_region
     from evitseg.tiling.sliding_window import sliding_window as sliding_window
     from evitseg.tiling.stream import segment_large as segment_large
-    from evitseg.tiling.verify import verify_tiles as verify_tiles
+    from evitseg.tiling.verify import verify_bands as verify_bands
     from evitseg.train import AugmentConfig as AugmentConfig
     from evitseg.train import AverageConfig as AverageConfig
     from evitseg.train import DataConfig as DataConfig
@@ -96,7 +96,7 @@ _MODULES = {
     "evitseg.tiling.region": ("render_region",),
     "evitseg.tiling.sliding_window": ("sliding_window",),
     "evitseg.tiling.stream": ("segment_large",),
-    "evitseg.tiling.verify": ("verify_tiles",),
+    "evitseg.tiling.verify": ("verify_bands",),
     "evitseg.train": (
         "AugmentConfig", "AverageConfig", "DataConfig", "DistillConfig", "LossConfig", "OptimConfig", "TrainConfig",
         "fit",

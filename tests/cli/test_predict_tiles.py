@@ -36,12 +36,12 @@ from evitseg.tiling.sliding_window import sliding_window
 
 IGNORE = 255
 UTM = "EPSG:32633"
-HELD = {"tif": 289, "slide": 260, "zarr": 217}
-"""MiB that the process and what reads a kind of image hold beside tiles."""
+HELD = {"tif": 200, "slide": 175, "zarr": 135}
+"""MiB that the process and what reads a kind of image hold beside bands."""
 
 
 def exact(kind: str, mib: int = 60) -> tuple[str, ...]:
-    """Tiles of a fraction of the image."""
+    """Bands of a fraction of the image."""
     return ("--exact", "--precision", "float32", "--memory", f"{HELD[kind] + mib}MiB")
 
 
@@ -185,7 +185,7 @@ def test_zarr_becomes_zarr(street: NDArray[np.uint8], whole: NDArray[np.integer]
 def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
     street: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    write_geotiff(tmp_path / "a.tif", np.tile(street, (2, 2, 1)))
+    write_geotiff(tmp_path / "a.tif", np.tile(street, (12, 5, 1)))
     (tmp_path / "work").mkdir()
     command = [
         sys.executable, "-m", "evitseg", "predict", "a.tif", *exact("tif", 12), "--json", "--out",
@@ -197,12 +197,12 @@ def test_killed_five_times_and_resumed_the_command_writes_the_same_file(
             before = tiles_done(tmp_path)
             while tiles_done(tmp_path) == before and process.poll() is None:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.05))
             process.kill()
         assert not (tmp_path / "mask.tif").exists()
     run = subprocess.run([*command, "mask.tif", "--scratch", "work"], cwd=tmp_path, capture_output=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["images"][0]["resumed_tiles"] >= 5
+    assert json.loads(run.stdout)["images"][0]["resumed_bands"] >= 5
     assert (tmp_path / "mask.tif").read_bytes() == (tmp_path / "once.tif").read_bytes()
     assert not leftovers(tmp_path)
 
@@ -396,9 +396,9 @@ def test_beside_blended_windows_what_they_cannot_do_is_refused(
 
 def test_too_little_memory_for_blended_windows_leaves_no_mask(street: NDArray[np.uint8], tmp_path: Path) -> None:
     write_geotiff(tmp_path / "a.tif", street)
-    run = predict("a.tif", "--sliding-window", "512", "--memory", "300MiB", "--out", "mask.tif", cwd=tmp_path)
+    run = predict("a.tif", "--sliding-window", "512", "--memory", "90MiB", "--out", "mask.tif", cwd=tmp_path)
     assert run.returncode == 1
-    assert run.stderr.startswith("error: a.tif: 300 MiB of memory is not enough: windows of 512 pixels ")
+    assert run.stderr.startswith("error: a.tif: 90 MiB of memory is not enough: windows of 512 pixels ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 

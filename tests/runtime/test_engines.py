@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -20,9 +19,6 @@ from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import ENGINES, open_engine, read_manifest
 from evitseg.runtime.openvino_engine import openvino_precision
 from evitseg.system.machine import physical_cores
-from evitseg.tiling.graph_cut import IMAGE
-from evitseg.tiling.network import Network
-from evitseg.tiling.windows import Window
 from tests.exported import bundled_onnx
 from tests.optional import needs
 
@@ -77,35 +73,29 @@ def test_threads_are_what_was_asked_for(engine: str, image: NDArray[np.uint8]) -
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads may run")
-@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime", "tiles"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])
 def test_fewer_threads_than_cores_are_tied_to_none(engine: str, image: NDArray[np.uint8]) -> None:
     """Two engines of one thread each would else share the first core."""
     if physical_cores() < 2:
         pytest.skip("this machine has one core")
     seen = set[frozenset[int]]()
-    with contextlib.ExitStack() as stack:
-        if engine == "tiles":
-            network = Network(BUNDLED, threads=1)
-            run = stack.enter_context(network.ready(network.partition.standalone, Window(0, 0, *image.shape[1:3])))
-            work: Callable[[], object] = partial(run, {IMAGE: image})
-        else:
-            work = partial(open_engine(bundled_onnx(), engine, threads=1), image)
-        begun, stop = threading.Event(), threading.Event()
+    work: Callable[[], object] = partial(open_engine(bundled_onnx(), engine, threads=1), image)
+    begun, stop = threading.Event(), threading.Event()
 
-        def repeat() -> None:
-            while not stop.is_set():
-                work()
-                begun.set()
+    def repeat() -> None:
+        while not stop.is_set():
+            work()
+            begun.set()
 
-        thread = threading.Thread(target=repeat)
-        thread.start()
-        begun.wait(60)
-        assert thread.native_id is not None
-        for _ in range(200):
-            seen.add(frozenset(os.sched_getaffinity(thread.native_id)))
-            time.sleep(0.002)
-        stop.set()
-        thread.join()
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    begun.wait(60)
+    assert thread.native_id is not None
+    for _ in range(200):
+        seen.add(frozenset(os.sched_getaffinity(thread.native_id)))
+        time.sleep(0.002)
+    stop.set()
+    thread.join()
     assert seen == {frozenset(os.sched_getaffinity(0))}
 
 

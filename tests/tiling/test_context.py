@@ -14,39 +14,37 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from evitseg.errors import ConfigError, FileError, ImageError
-from evitseg.labels import load_labels
+from evitseg.errors import ConfigError, FileError
 from evitseg.raster.window import ArraySource, identity_of
 from evitseg.system.files import STATE
 from evitseg.tiling.context import Context, sample_digests
-from evitseg.tiling.graph_cut import LOGITS, Segment
-from evitseg.tiling.job import Job
 from evitseg.tiling.network import Network
-from evitseg.tiling.plan import Plan
 from evitseg.tiling.scratch import Scratch
 from evitseg.tiling.stream import remove_orphans, remove_superseded
-from evitseg.tiling.sums import Sums
-from evitseg.tiling.windows import Window
 
 NETWORK = cast(
-    Network, SimpleNamespace(digest="d", partition=SimpleNamespace(attentions=[SimpleNamespace(heads=2, head_dim=3)]))
+    Network,
+    SimpleNamespace(
+        digest="d",
+        arithmetic="float32",
+        core=SimpleNamespace(segments=[SimpleNamespace(sums=0), SimpleNamespace(sums=24), SimpleNamespace(sums=0)]),
+    ),
 )
 PIXELS = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
-SUMS = (Sums(np.arange(24.0).reshape(2, 4, 3), np.ones(2), 7.0),)
+SUMS = (np.arange(24, dtype=np.float32),)
 
 
 def context(path: Path) -> Path:
     source = ArraySource(PIXELS)
-    Context(SUMS, "d", source.size, (192, 288), sample_digests(source), "a.tif").save(path)
+    Context(SUMS, "d", "float32", source.size, (192, 288), sample_digests(source), "a.tif").save(path)
     return path
 
 
 def test_a_context_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     found = Context.load(context(tmp_path / "c.npz"), NETWORK)
-    np.testing.assert_array_equal(found.sums[0].values, SUMS[0].values)
-    assert (found.sums[0].tokens, found.image, found.working, found.name) == (7.0, (200, 300), (192, 288), "a.tif")
+    np.testing.assert_array_equal(found.sums[0], SUMS[0])
+    assert (found.image, found.working, found.name) == ((200, 300), (192, 288), "a.tif")
     found.check_image(ArraySource(PIXELS.copy()))
     with pytest.raises(ConfigError, match=r"another image \(a.tif\) of the same size"):
         found.check_image(ArraySource(PIXELS[::-1]))
@@ -73,20 +71,20 @@ def npy(array: Any) -> bytes:
 
 def claims(shape: str) -> bytes:
     """A member whose header claims more than it holds."""
-    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
 
 
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("values0.npy", lambda: bytes(400 * 2**20)),  # of which deflate makes 400 KB
-        ("values0.npy", lambda: npy(np.zeros((2, 4, 3_000_000)))),
-        ("values0.npy", lambda: claims("(2, 4, 3)")),
-        ("values0.npy", lambda: claims("(4611686018427387904, 4)")),
-        ("values0.npy", lambda: npy(np.zeros((2, 4, 3), np.float32))),
-        ("values0.npy", lambda: npy(np.full((2, 4, 3), np.nan))),
-        ("largest0.npy", lambda: b"nonsense"),
+        ("sums0.npy", lambda: bytes(400 * 2**20)),  # of which deflate makes 400 KB
+        ("sums0.npy", lambda: npy(np.zeros(24_000_000, np.float32))),
+        ("sums0.npy", lambda: claims("(24,)")),
+        ("sums0.npy", lambda: claims("(4611686018427387904,)")),
+        ("sums0.npy", lambda: npy(np.zeros(24))),
+        ("sums0.npy", lambda: npy(np.full(24, np.nan, np.float32))),
+        ("sums0.npy", lambda: b"nonsense"),
         ("about.npy", lambda: npy(np.frombuffer(b"[" * 100_000, np.uint8))),
         ("about.npy", lambda: npy(np.frombuffer(json.dumps({"format": 1}).encode(), np.uint8))),
     ],
@@ -141,34 +139,3 @@ def test_a_second_process_on_one_image_is_told_of_the_first(tmp_path: Path) -> N
             Scratch(tmp_path / "s").locked(),
         ):
             pass
-
-
-class Torn(ArraySource):
-    """An image whose block at the top left cannot be read."""
-
-    tile = (32, 32)
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        if top < 32 and left < 32:
-            raise ImageError("damaged")
-        return super().read(top, left, height, width)
-
-
-def test_damage_has_no_class_in_a_network_without_attention_too(tmp_path: Path) -> None:
-    """There the first segment is the last: a tile's damage is found by the very work that writes its mask."""
-    segment = Segment("part", 0, (), (), 0, 0, 1.0)
-    partition = SimpleNamespace(features=[], attentions=[], segments=[segment], attention_after=lambda segment: None)
-    network = SimpleNamespace(partition=partition, feature_dtype="float32", labels=load_labels("camvid"))
-    store = Scratch(tmp_path / "s")
-    job = Job(cast(Network, network), Torn(np.zeros((64, 64, 3), np.uint8)), Plan((64, 64), (64, 64), (64,)), store)
-
-    def run(inputs: Any, wanted: Any) -> Any:
-        return {LOGITS: np.zeros((1, 11, 8, 8), np.float32)}
-
-    damages = job.work(run, segment, 0, None)
-    assert [d.window for d in damages] == [Window(0, 0, 32, 32)]
-    mask = store.read(job.mask, Window(0, 0, 64, 64))[..., 0]
-    store.close()
-    expected = np.zeros((64, 64), np.uint8)
-    expected[:32, :32] = 255
-    np.testing.assert_array_equal(mask, expected)

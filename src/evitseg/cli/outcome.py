@@ -37,8 +37,8 @@ class ImageEntry:
     overlay: str | None = None
     polygons: str | None = None
     context: str | None = None
-    resumed_tiles: int = 0
-    verification: dict[str, float] | None = None
+    resumed_bands: int = 0
+    verification: dict[str, bool | int] | None = None
 
 
 class Outcome:

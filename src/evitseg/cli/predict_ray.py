@@ -1,27 +1,33 @@
-"""predict for images in tiles on a Ray cluster, with the jobs, names and errors of one machine."""
+"""predict for images in bands on a Ray cluster, with the jobs, names and errors of one machine."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from evitseg.cli.jobs import PredictJob
 from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.predict_tiles import mask_place, open_network
 from evitseg.cli.request import Request
-from evitseg.cli.tiled_results import draw_overlay, overlay_place, save_context, show_tiled, write_outlines
+from evitseg.cli.tiled_results import (
+    draw_overlay,
+    followed,
+    overlay_place,
+    save_context,
+    show_tiled,
+    write_outlines,
+)
 
 
 def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> None:
-    """Write the masks of images, each in tiles on the cluster."""
+    """Write the masks of images, each in bands on the cluster."""
     from evitseg import cluster
     from evitseg.cluster.session import require_ray
     from evitseg.raster import check_place, open_mask_writer
     from evitseg.tiling.arguments import image_source
     from evitseg.tiling.memory_model import default_memory
-    from evitseg.tiling.stream import TileProgress
+    from evitseg.tiling.progress import Watcher
 
     assert request.ray is not None
     require_ray()
@@ -39,11 +45,8 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
                 memory = default_memory() if request.memory is None else request.memory
                 source, by_window = stack.enter_context(image_source(job.source, request.scratch, memory, reading))
                 check_place(place, source)
-                advance = stack.enter_context(outcome.output.progress("segmenting", None, unit="tiles"))
-
-                def watch(progress: TileProgress, advance: Any = advance) -> None:
-                    advance(1)
-
+                entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
+                follower = stack.enter_context(followed(entry, network, outcome.output))
                 with open_mask_writer(place, source, network.labels, request.mask_format) as sink:
                     streamed = cluster.segment_large_on_ray(
                         network,
@@ -54,10 +57,11 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
                         size=request.size or "native",
                         memory=request.memory,
                         context_window=request.context_window,
-                        watch=watch,
+                        watch=Watcher(follower.begin, follower.progress),
+                        scratch=request.scratch or place.parent,
                         reading=reading,
                     )
-                entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
+                entry.resumed_bands = streamed.resumed
                 save_context(streamed, network.labels, request, entry)
                 if overlay is not None:
                     draw_overlay(source, overlay, network.labels, request, entry, outcome.output)

@@ -13,13 +13,15 @@ from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.request import Mode, Request
 from evitseg.cli.tiled_results import (
     draw_overlay,
+    followed,
     fractions_of,
+    interrupted,
     overlay_place,
     save_context,
     show_tiled,
     write_outlines,
 )
-from evitseg.errors import ConfigError, EvitsegError
+from evitseg.errors import ConfigError, EngineError, EvitsegError
 
 if TYPE_CHECKING:
     from evitseg.cli.output import Output
@@ -53,7 +55,7 @@ def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, na
 
 
 def open_network(request: Request, threads: int | None) -> Network:
-    """The model, prepared for tiles. Raises: EvitsegError."""
+    """The model, prepared for bands. Raises: EvitsegError."""
     from evitseg.loading import engine_file
     from evitseg.tiling.network import Network
 
@@ -172,37 +174,38 @@ def _exactly(
 ) -> list[str]:
     from evitseg.image import MAX_PIXELS
     from evitseg.raster import check_place, open_mask_writer
+    from evitseg.tiling.progress import Watcher
     from evitseg.tiling.stream import segment_large
 
     check_place(place, source)
-    scratch = request.scratch or place.parent
     native = native or source.size[0] * source.size[1] > MAX_PIXELS
     size: Size = request.size or ("native" if native else None)
-    with output.progress("segmenting", None, unit="tiles") as advance:
+    with followed(entry, network, output) as follower:
         try:
             streamed = segment_large(
                 network,
                 source,
                 open_mask_writer(place, source, network.labels, request.mask_format),
-                scratch=scratch,
+                scratch=request.scratch,
                 size=size,
                 memory=request.memory,
                 context_window=request.context_window,
-                watch=lambda progress: advance(1),
+                watch=Watcher(follower.begin, follower.progress),
             )
         except KeyboardInterrupt:
-            where = Path(scratch).resolve()  # "." before a full stop would read like ".."
-            raise Interrupted(f"interrupted; the same command resumes, from hidden files in {where}.") from None
+            raise Interrupted(interrupted(follower, place)) from None
     save_context(streamed, network.labels, request, entry)
-    entry.resumed_tiles = streamed.resumed
+    entry.resumed_bands = streamed.resumed
     return [damage.reason for damage in streamed.damages]
 
 
 def _verify(source: Source, network: Network, scratch: Path, entry: ImageEntry) -> None:
-    from evitseg.tiling.verify import verify_tiles
+    from evitseg.tiling.verify import verify_bands
 
-    found = verify_tiles(network, source, scratch=scratch)
-    entry.verification = {
-        "max_logit_difference": found.max_logit_difference,
-        "different_pixels": found.different_pixels,
-    }
+    found = verify_bands(network, source, scratch=scratch)
+    entry.verification = {"identical": found.identical, "different_pixels": found.different_pixels}
+    if not found.identical:
+        raise EngineError(
+            f"bands and the whole image disagree in {found.different_logits:,} logits and {found.different_pixels:,} "
+            "pixels; please report this as a bug, with the output of evitseg info."
+        )

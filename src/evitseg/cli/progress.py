@@ -40,7 +40,10 @@ def progress_lines(what: str, unit: str, silent: bool) -> Callable[[int, int | N
         elapsed = now - started
         due = now + min(_LARGEST_PAUSE_S, max(_FIRST_LINE_S, elapsed / 2))
         speed = done / elapsed
-        line = f"{what}: {done}{'' if total is None else f' of {total}'} {unit}".rstrip() + f", {speed:.2g} per second"
+        line = f"{what}: {done}{'' if total is None else f' of {total}'} {unit}".rstrip()
+        if total:
+            line += f" ({done / total:.0%})"
+        line += f", {speed:.2g} per second"
         if total is not None and done < total:
             line += f", about {duration((total - done) / speed)} left"
         print(line, file=sys.stderr, flush=True)
@@ -69,12 +72,20 @@ def progress_bar(what: str, total: int | None, console: Console, unit: str = "")
 
     Yields: a function that takes the number of units just done.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
     )

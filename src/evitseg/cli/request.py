@@ -128,9 +128,9 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_file", _names_a_file(self.out))
         check_honoured(self.given, self.method)
-        if self.method is not Mode.whole and self.engine not in (None, "openvino"):
+        if self.method is not Mode.whole and self.engine not in (None, "native"):
             raise click.BadParameter(
-                f"{CHOSEN_BY[self.method]} needs the openvino engine; leave --engine out", param_hint="--engine"
+                f"{CHOSEN_BY[self.method]} needs the native engine; leave --engine out", param_hint="--engine"
             )
         if (self.context is None) != (self.region is None):
             raise click.BadParameter("--context and --region must be given together", param_hint="--region")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,11 @@ from evitseg.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
     from evitseg.cli.output import Output
+    from evitseg.cli.progress import Advance
     from evitseg.labels import LabelSpace
     from evitseg.raster.window import Source
+    from evitseg.tiling.network import Network
+    from evitseg.tiling.progress import BandProgress, Beginning
     from evitseg.tiling.sliding_window import SlidingWindowResult
     from evitseg.tiling.stream import LargeImageResult
 
@@ -32,8 +37,68 @@ def save_context(streamed: LargeImageResult, labels: LabelSpace, request: Reques
     """Record the mask's fractions, and save the context if --save-context asks for it."""
     entry.fractions = fractions_of(streamed, labels)
     if request.save_context is not None:
+        assert streamed.context is not None  # the options exclude each other
         streamed.context.save(request.save_context)
         entry.context = str(request.save_context)
+
+
+class Followed:
+    """Shows how far an image in bands is, on a terminal or as lines now and then.
+
+    Attributes:
+        scratch: the hidden folder with intermediate results; None while they are in memory.
+    """
+
+    def __init__(self, entry: ImageEntry, network: Network, output: Output, advance: Advance) -> None:
+        self._entry, self._network, self._output, self._advance = entry, network, output, advance
+        self.scratch: Path | None = None
+        self._shown = 0
+
+    def begin(self, beginning: Beginning) -> None:
+        """Say what is about to be done."""
+        from evitseg.tiling.memory_model import mib
+
+        height, width = self._entry.size
+        self.scratch = beginning.scratch
+        bands = len(beginning.plan.windows(0))
+        where = "memory" if self.scratch is None else f"{self.scratch.parent.resolve()}"
+        resumed = f", resumed at {beginning.done:.0%}" if beginning.done else ""
+        self._output.log(
+            f"{Path(self._entry.image).name}: {width}×{height} pixels in {bands} {'band' if bands == 1 else 'bands'}, "
+            f"{self._network.info.precision}, at most {mib(beginning.memory)} of memory, features in {where}{resumed}"
+        )
+        self._show(beginning.done)
+
+    def progress(self, progress: BandProgress) -> None:
+        """Show the progress."""
+        self._show(progress.done)
+
+    def _show(self, done: float) -> None:
+        now = int(done * megapixels(self._entry))
+        if now > self._shown:
+            self._advance(now - self._shown)
+            self._shown = now
+
+
+def megapixels(entry: ImageEntry) -> int:
+    """Size of an image in megapixels, at least 1."""
+    height, width = entry.size
+    return max(1, round(height * width / 1e6))
+
+
+@contextlib.contextmanager
+def followed(entry: ImageEntry, network: Network, output: Output) -> Iterator[Followed]:
+    """What follows an image in bands while the block runs."""
+    with output.progress("segmenting", megapixels(entry), unit="megapixels") as advance:
+        yield Followed(entry, network, output, advance)
+
+
+def interrupted(follower: Followed, place: Path) -> str:
+    """What to say after an interrupt."""
+    if follower.scratch is None:
+        return f"interrupted; {place} was not written. The same command starts over."
+    where = follower.scratch.parent.resolve()  # "." before a full stop would read like ".."
+    return f"interrupted; the same command resumes, from hidden files in {where}."
 
 
 def write_outlines(place: Path, request: Request, labels: LabelSpace, entry: ImageEntry, output: Output) -> None:
@@ -83,14 +148,11 @@ def draw_overlay(
 def show_tiled(entry: ImageEntry, output: Output, labels: LabelSpace) -> None:
     """Print the results of an image in tiles, for a person."""
     if entry.fractions is not None:
-        how = "in sliding windows" if entry.mode == Mode.sliding_window.value else "in tiles"
+        how = "in sliding windows" if entry.mode == Mode.sliding_window.value else "in bands"
         height, width = entry.size
         output.fractions(f"{Path(entry.image).name}, {width}×{height}, {how}", entry.fractions, labels)
     output.result(f"wrote {entry.mask}")
     if entry.overlay is not None:
         output.result(f"wrote {entry.overlay}")
     if entry.verification is not None:
-        output.result(
-            f"tiles compared with the whole image: logits differ by {entry.verification['max_logit_difference']:.1e} "
-            f"of the largest, {entry.verification['different_pixels']} pixels of the mask differ"
-        )
+        output.result("bands compared with the whole image: identical")

@@ -1,19 +1,19 @@
-"""One image of any size on many machines: the tiles of `evitseg.segment_large` as Ray tasks.
+"""One image of any size on many machines: the windows of `evitseg.segment_large` as Ray tasks.
 
-A task reads what its tile needs of other tiles as objects in Ray's store, and its outputs become objects, too, so
-machines share only the image's file. Ray repeats a task whose worker died, and recomputes objects that were lost with a
-machine. Sums are added in a tree of tasks with the shape that `sum_records` has.
+The calling process keeps the features, in the same hidden folder as on one machine, sends each task the rows that it
+needs, and stores what comes back. So interrupted work is resumed, here or on one machine. Machines share only the
+image's file. Ray repeats a task whose worker died.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,37 +22,36 @@ from evitseg.cluster.session import RETRIES, Model, cached, machine, require_ray
 from evitseg.engine import Precision
 from evitseg.errors import ConfigError, EngineError, ImageError
 from evitseg.image import ReadOptions, Size
-from evitseg.raster.window import ArraySource, Sink, Source
+from evitseg.raster.window import ArraySource, Source
+from evitseg.runtime.core_windows import BLOCK_BYTES, IMAGE, OVERREAD, Stored, row_addresses
 from evitseg.system.machine import free_memory
 from evitseg.tiling.arguments import (
     ImageLike,
     MaskPlace,
     ModelLike,
+    banded_network,
     image_source,
     mask_sink,
     reading_of,
     scratch_folder,
-    tiled_network,
 )
-from evitseg.tiling.context import Context
-from evitseg.tiling.graph_cut import Segment
-from evitseg.tiling.job import Job
+from evitseg.tiling.job import Job, finest_token_stride, place_of_window
 from evitseg.tiling.memory_model import allowed_memory
-from evitseg.tiling.network import Network
-from evitseg.tiling.plan import Plan, make_plan
-from evitseg.tiling.scratch import Layout
-from evitseg.tiling.stream import LargeImageResult, TileProgress, deliver
-from evitseg.tiling.sums import GROUP, Sums, sum_in_order, sum_records
-from evitseg.tiling.windows import Damage, Window
+from evitseg.tiling.network import Network, Sums
+from evitseg.tiling.plan import BAND_STEP, LARGEST_BAND, Plan, make_plan, mask_of_window
+from evitseg.tiling.progress import BandProgress, Watcher
+from evitseg.tiling.scratch import aligned_bytes
+from evitseg.tiling.stream import Done, LargeImageResult, segment_in_bands
+from evitseg.tiling.windows import Damage, Resampled, Window
 
-Values = NDArray[Any]
-
-SUBMITTED = 4
-"""Number of submitted tiles per tile that the cluster computes at the same time.
+SUBMITTED = 2
+"""Number of submitted windows per window that the cluster computes at the same time.
 
 After an error, submitted tasks run to their end and their results are dropped. They are not cancelled, because Ray 2.60
 aborts the calling process with a failed check of its own if a cancelled task answers late.
 """
+_WINDOWS_PER_SLOT = 2
+"""Windows of a segment per task that runs at the same time, so that no machine waits long for the last ones."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class _Settings:
     """What all tasks of an image have in common.
 
     Attributes:
-        digest: sha256 of the model.
-        precision: precision that every worker must run in.
+        digest: sha256 of the model's program.
+        precision, arithmetic: that every worker must run in.
         threads: number of threads per task.
         path: path of the image; None if its pixels are sent.
         identity, reading: of that file, and how it is read.
@@ -72,6 +71,7 @@ class _Settings:
     model: Model
     digest: str
     precision: Precision
+    arithmetic: str
     threads: int
     path: str | None
     identity: str
@@ -79,91 +79,22 @@ class _Settings:
     pixels: tuple[Any, Any] | None
 
 
-class _TaskStore:
-    """The store of one task: the values it was given, and those it leaves."""
+class _Rows(NamedTuple):
+    """Rows of a feature map: (rows, blocks of channels, columns, bytes of a block), from a row and a column on."""
 
-    def __init__(self, given: list[tuple[str, Window, Values]]) -> None:
-        self._given = given
-        self.left: dict[str, Values] = {}
-
-    def read(self, layout: Layout, window: Window) -> Values:
-        return _put_together(
-            layout, window, [(place, values) for name, place, values in self._given if name == layout.name]
-        )
-
-    def write(self, layout: Layout, window: Window, values: Values) -> None:
-        assert layout.name not in self.left
-        self.left[layout.name] = np.ascontiguousarray(values, layout.dtype)
-        self._given.append((layout.name, window, values))
+    feature: int
+    row: int
+    column: int
+    content: NDArray[np.uint8]
 
 
-def _put_together(layout: Layout, window: Window, parts: list[tuple[Window, Values]]) -> Values:
-    """(height, width, channels) of a window, from parts that cover it without overlapping."""
-    out, covered = np.empty((window.height, window.width, layout.channels), layout.dtype), 0
-    for place, values in parts:
-        part = place.common(window)
-        if part is not None:
-            out[part.inside(window)] = values[part.inside(place)]
-            covered += part.pixels
-    assert covered == window.pixels, f"{layout.name}: {covered} of {window.pixels} values of {window} are there"
-    return out
+class _Answer(NamedTuple):
+    """What a task returns: as in `Done`, the rows that it wrote, and which tokens of its window have data."""
 
-
-class _ObjectStore:
-    """The store of the calling process: references to Ray's objects, by layout and tile."""
-
-    def __init__(self) -> None:
-        self.job: Job
-        self.made: dict[str, list[Any]] = {}
-
-    def needed(self, segment: Segment, tile: int, is_local: bool) -> list[tuple[str, Window, Any]]:
-        """The inputs of a tile: names of layouts, windows of them, references."""
-        job, number = self.job, segment.attention_before
-        core, window = job.plan.core(segment.index, tile), job.plan.window(segment, tile)
-        found = [
-            self._part(f.name, f.made_by, other, f.stride)
-            for f in segment.inputs
-            for other in job.plan.touching(f.made_by, window)
-        ]
-        if number is not None and job.network.partition.attention_after(segment) is not None:
-            name = job.valid.name
-            stride = job.plan.working[0] // job.valid.height
-            found += [self._part(name, 0, other, stride) for other in job.plan.touching(0, core)]
-        if is_local and number is not None:
-            name = job.records[number].name
-            found += [
-                (name, Window(other, 0, 1, 1), self.made[name][other]) for other in job.plan.neighbours(number, tile)
-            ]
-        return found
-
-    def _part(self, name: str, made_by: int, tile: int, stride: int) -> tuple[str, Window, Any]:
-        return name, self.job.plan.core(made_by, tile).over(stride), self.made[name][tile]
-
-    def read(self, layout: Layout, window: Window) -> Values:
-        """A window of the mask."""
-        job, last = self.job, self.job.network.partition.segments[-1].index
-        (top, bottom), (left, right) = (
-            # One more pixel on either side, because the edges of the tiles' parts of the mask are rounded.
-            (max(0, (begin - 1) * new // own), min(new, -(-(end + 1) * new // own)))
-            for begin, end, own, new in zip(
-                (window.top, window.left),
-                (window.bottom, window.right),
-                job.plan.image,
-                job.plan.working,
-                strict=True,
-            )
-        )
-        tiles = job.plan.touching(last, Window(top, left, bottom - top, right - left))
-        places = {tile: job.plan.mask_window(job.plan.core(last, tile)) for tile in tiles}
-        tiles = [tile for tile, place in places.items() if place.common(window) is not None]
-        with translate_errors():
-            parts = require_ray().get([self.made[layout.name][tile] for tile in tiles])
-        return _put_together(
-            layout, window, [(places[tile], values) for tile, values in zip(tiles, parts, strict=True)]
-        )
-
-    def write(self, layout: Layout, window: Window, values: Values) -> None:
-        raise AssertionError("only tasks write")
+    out: NDArray[Any]
+    damages: list[Damage]
+    written: list[_Rows]
+    valid: NDArray[np.bool_] | None
 
 
 def segment_large_on_ray(
@@ -176,21 +107,21 @@ def segment_large_on_ray(
     size: Size = "native",
     memory: int | None = None,
     context_window: int | None = None,
-    tile: int | None = None,
+    band: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
     reading: ReadOptions | None = None,
-    watch: Callable[[TileProgress], None] | None = None,
+    watch: Callable[[BandProgress], None] | Watcher | None = None,
 ) -> LargeImageResult:
     """`evitseg.segment_large` on the Ray cluster that the process is connected to (see `connected`).
 
         with evitseg.cluster.connected():
-            evitseg.cluster.segment_large_on_ray("model.onnx", "mosaic.tif", "mask.tif")
+            evitseg.cluster.segment_large_on_ray("model.safetensors", "mosaic.tif", "mask.tif")
 
-    In float32, with the same tiles and on processors of the same kind, the mask is the same to the last pixel. When a
-    worker dies, only its current tiles are repeated. When the calling process dies, the work is lost.
+    The mask is that of one machine, bit for bit. When a worker dies, only its current windows are repeated. When the
+    calling process dies, the same call resumes.
 
     Args:
-        model, mask, size, context_window, tile, watch: as in `evitseg.segment_large`. Every worker opens the model, in
+        model, mask, size, context_window, band, watch: as in `evitseg.segment_large`. Every worker opens the model, in
             the precision that it has here.
         source: as in `evitseg.segment_large`. The workers open a file themselves if each window can be read when it is
             needed. It must then have the same path on all machines. Other images are sent to the workers.
@@ -198,40 +129,47 @@ def segment_large_on_ray(
         threads: number of threads per task. A machine with n cores runs n / threads tasks at once.
         memory: bytes per worker, apart from Ray's object store; None for an equal part of a fraction of the free
             memory.
-        scratch: folder for the decoded copy of an image file that needs one; None for the mask's folder.
+        scratch: folder for the hidden folder with intermediate results; None for the mask's folder.
         reading: how the image file is read; None for the model's settings.
 
     Raises: as `evitseg.segment_large`; ConfigError for impossible settings, EngineError if the cluster fails.
     """
     ray = require_ray()
-    at_once = slots(threads)
-    network = tiled_network(model)
+    network, folder = banded_network(model), scratch_folder(scratch, mask)
+    if network.path is None:
+        raise ConfigError("a model that is only in memory cannot be sent to workers; give the path of its file.")
     reading = reading_of(model, network) if reading is None else reading
-    with image_source(source, scratch_folder(scratch, mask), memory, reading) as (image, by_window):
+    watcher = watch if isinstance(watch, Watcher) else Watcher(progress=watch) if watch else Watcher()
+    with image_source(source, folder, memory, reading) as (image, by_window):
         if isinstance(source, (str, os.PathLike)) and by_window:
             path = source
         if path is None and not isinstance(image, ArraySource):
             raise ConfigError("a source that is not in memory needs its file's path, so that the workers can open it.")
+        at_once, everywhere = slots(threads), slots(threads, everywhere=True)
+        explicit = memory is not None or band is not None
+        memory = allowed_memory(free_memory()) // at_once if memory is None else memory
+        shared = -(-image.size[0] // (_WINDOWS_PER_SLOT * everywhere * BAND_STEP)) * BAND_STEP
+        plan = make_plan(network, image.size, size, memory, context_window, band, image.held, min(LARGEST_BAND, shared))
+        settings = _Settings(
+            plan=plan,
+            model=Model.send(network.path),
+            digest=network.digest,
+            precision=network.info.precision,  # type: ignore[arg-type]  # one of them
+            arithmetic=network.arithmetic,
+            threads=threads,
+            path=None if path is None else os.path.abspath(path),
+            identity=image.identity,
+            reading=reading,
+            pixels=None if path is not None else _send_pixels(ray, image),
+        )
+
+        def run(job: Job, segment: int, begin: int) -> Iterator[Done]:
+            # Work that is resumed may have other bands.
+            reference = ray.put(settings if job.plan == plan else replace(settings, plan=job.plan))
+            return _run(ray, reference, threads, job, segment, begin, SUBMITTED * everywhere)
+
         destination = mask_sink(mask, image, network)
-        try:
-            memory = allowed_memory(free_memory()) // at_once if memory is None else memory
-            plan = make_plan(network, image.size, size, memory, context_window, tile, image.held)
-            settings = _Settings(
-                plan=plan,
-                model=Model.send(network.path),
-                digest=network.digest,
-                precision=network.info.precision,  # type: ignore[arg-type]  # one of them
-                threads=threads,
-                path=None if path is None else os.path.abspath(path),
-                identity=image.identity,
-                reading=reading,
-                pixels=None if path is not None else _send_pixels(ray, image),
-            )
-            job = Job(network, image, plan, _ObjectStore())
-            with destination as sink:
-                return _run_segments(ray, settings, job, sink, context_window is not None, watch)
-        finally:
-            network.free()
+        return segment_in_bands(image, network, plan, memory, explicit, destination, folder, watcher, run)
 
 
 def _send_pixels(ray: Any, source: Source) -> tuple[Any, Any]:
@@ -240,105 +178,113 @@ def _send_pixels(ray: Any, source: Source) -> tuple[Any, Any]:
     return ray.put(pixels), None if valid is None else ray.put(valid)
 
 
-def _run_segments(
-    ray: Any, settings: _Settings, job: Job, sink: Sink, is_local: bool, watch: Callable[[TileProgress], None] | None
-) -> LargeImageResult:
-    store, plan, partition = job.scratch, job.plan, job.network.partition
-    assert isinstance(store, _ObjectStore)
-    store.job = job
-    shared = ray.put(settings)
-    sums: list[Any] = []
-    for segment in partition.segments:
-        before = sums[-1] if segment.index and not is_local else None
-        damages = list(job.damages.values())
-        names = _names_left(job, segment)
-        run = ray.remote(num_cpus=settings.threads, max_retries=RETRIES, num_returns=1 + len(names))(_run_tile)
-        submitted: deque[Any] = deque()
-        for name in names:
-            store.made[name] = []
-        tiles, most, tile = plan.tiles(segment.index), SUBMITTED * slots(settings.threads, everywhere=True), 0
-        for done in range(tiles):
-            while tile < min(tiles, done + most):
-                needed = store.needed(segment, tile, is_local)
-                places = [(name, place) for name, place, _ in needed]
-                found, *left = run.remote(
-                    shared, segment.index, tile, damages, places, before, *(reference for _, _, reference in needed)
-                )
-                submitted.append(found)
-                for name, reference in zip(names, left, strict=True):
-                    store.made[name].append(reference)
-                tile += 1
-            with translate_errors():
-                job.damages |= {damage.window: damage for damage in ray.get(submitted.popleft())}
-            if watch is not None:
-                watch(TileProgress(segment.index, len(partition.segments), done + 1, tiles))
-        attention = partition.attention_after(segment)
-        if attention is not None:
-            records = store.made[job.records[segment.index].name]
-            sums.append(_sum_tree(ray, records, attention.heads, attention.head_dim))
-        for f in partition.features:
-            if f.used_by == segment.index:
-                del store.made[f.name]  # the last reference: Ray frees the objects
-    counts = deliver(job, sink)
-    with translate_errors():
-        found = tuple(ray.get(sums))
-    return LargeImageResult(plan, Context.of(found, job), tuple(job.damages.values()), counts, 0)
+def _run(ray: Any, settings: Any, threads: int, job: Job, segment: int, begin: int, most: int) -> Iterator[Done]:
+    """Run the windows of a segment as tasks, and store what they return.
+
+    Args:
+        most: number of tasks that are submitted at the same time.
+    """
+    task = ray.remote(num_cpus=threads, max_retries=RETRIES)(_run_window)
+    windows, plan = job.plan.windows(segment), job.plan
+    sums = job.sums_for(segment, 0) if plan.tile is None else None
+    shared = None if sums is None else ray.put(sums)
+    submitted, number = deque[Any](), begin
+    for done in range(begin, len(windows)):
+        while number < min(len(windows), done + most):
+            own = shared if plan.tile is None else job.sums_for(segment, number)
+            window = windows[number]
+            needed, valid = ray.put(_needed(job, segment, window)), job.valid_tokens(segment, window)
+            submitted.append(task.remote(settings, segment, number, own, valid if segment else None, needed))
+            number += 1
+        with translate_errors():
+            answer: _Answer = ray.get(submitted.popleft())
+        for rows in answer.written:
+            height, width = rows.content.shape[0], rows.content.shape[2]
+            stored = job.stored_rows(rows.feature, range(rows.row, rows.row + height))
+            stored[:, :, rows.column : rows.column + width] = rows.content
+        if answer.valid is not None:
+            job.store_valid(windows[done], answer.valid)
+        yield Done(done, answer.out, answer.damages)
+        job.scratch.release()
 
 
-def _names_left(job: Job, segment: Segment) -> list[str]:
-    """Names of the layouts that a segment's tiles write."""
-    names = [job.features[f.name].name for f in segment.outputs]
-    if segment.takes_image:
-        names.append(job.valid.name)
-    is_last = job.network.partition.attention_after(segment) is None
-    return [*names, job.mask.name if is_last else job.records[segment.index].name]
+def _needed(job: Job, segment: int, window: Window) -> list[_Rows]:
+    """The stored rows that a window reads."""
+    place, (height, width) = job.place(segment, window), job.plan.working
+    found = []
+    for feature in job.features:
+        rows, _ = job.core.rows(segment, feature, height, place.top, place.bottom)
+        columns, _ = job.core.rows(segment, feature, width, place.left, place.right)
+        if rows:
+            content = job.stored_rows(feature, rows)[:, :, columns.start : columns.stop]
+            found.append(_Rows(feature, rows.start, columns.start, content))
+    return found
 
 
-def _sum_tree(ray: Any, records: list[Any], heads: int, head_dim: int) -> Any:
-    """A reference to `sum_records` of the records, with one task per group of `GROUP`."""
-    add = ray.remote(num_cpus=0, max_retries=RETRIES)(_add)
-    parts = records
-    while True:
-        groups = [parts[i : i + GROUP] for i in range(0, len(parts), GROUP)]
-        parts = [add.remote(heads, head_dim, *group) for group in groups]
-        if len(parts) == 1:
-            return parts[0]
+def _run_window(
+    settings: _Settings,
+    segment: int,
+    number: int,
+    sums: Sums | None,
+    valid: NDArray[np.uint8] | None,
+    given: list[_Rows],
+) -> _Answer:
+    """Task: run one window of one segment."""
+    key = settings.digest, settings.precision, settings.threads
+    network, plan = cached("network", key, lambda _: _opened(settings)), settings.plan
+    core, window, (height, width) = network.core, plan.windows(segment)[number], plan.working
+    place = place_of_window(network, plan, segment, window)
+    stored, held = [Stored(0, 0)] * len(core.features), dict[int, tuple[range, NDArray[np.uint8]]]()
 
+    def room(feature: int, rows: range) -> NDArray[np.uint8]:
+        about = core.features[feature]
+        shape = len(rows), about.pixel_bytes // BLOCK_BYTES, width // about.stride, BLOCK_BYTES
+        content = aligned_bytes(int(np.prod(shape)) + OVERREAD)[:-OVERREAD].reshape(shape)
+        stored[feature] = Stored(content.ctypes.data, rows.start)
+        held[feature] = rows, content
+        return content
 
-def _add(heads: int, head_dim: int, *parts: Values | Sums) -> Sums:
-    """Task: add one group of tiles' records, or of sums."""
-    sums = [part for part in parts if isinstance(part, Sums)]
-    if sums:
-        return sum_in_order(sums, heads, head_dim)
-    return sum_records((part.ravel() for part in parts if isinstance(part, np.ndarray)), heads, head_dim)
-
-
-def _run_tile(
-    settings: _Settings, index: int, tile: int, damages: list[Damage], places: list[tuple[str, Window]],
-    sums: Sums | None, *values: Values,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Task: run one tile of one segment. Returns: its damages, and its outputs in the order of `_names_left`."""
-    network = cached("network", (settings.digest, settings.precision, settings.threads), lambda _: _opened(settings))
-    source = cached(
-        "source",
-        (settings.path, settings.identity, settings.reading, settings.pixels),
-        lambda stack: _source(settings, stack),
+    for rows in given:
+        columns = slice(rows.column, rows.column + rows.content.shape[2])
+        room(rows.feature, range(rows.row, rows.row + len(rows.content)))[:, :, columns] = rows.content
+    written = []
+    for feature in range(len(core.features)):
+        wanted = core.rows(segment, feature, height, place.top, place.bottom)[1]
+        if wanted and segment < len(core.segments) - 1:
+            room(feature, wanted)
+            written.append(feature)
+    image, first_row, damages, has_data = None, 0, list[Damage](), None
+    needed = core.rows(segment, IMAGE, height, place.top, place.bottom)[0]
+    if needed:
+        source = Resampled(_cached_source(settings), plan.working)
+        pixels, damages = source.read(Window(needed.start, 0, len(needed), width))
+        image, first_row = row_addresses(pixels), needed.start
+        has_data = source.valid(window, damages, finest_token_stride(network))
+    out: NDArray[Any] = core.run(
+        segment, plan.working, (place.top, place.bottom, place.left, place.right), stored, image, first_row, valid, sums
     )
-    store = _TaskStore([(name, place, part) for (name, place), part in zip(places, values, strict=True)])
-    job = Job(network, source, settings.plan, store)
-    job.damages = {damage.window: damage for damage in damages}
-    segment = network.partition.segments[index]
-    with network.ready(segment, settings.plan.window(segment, 0)) as run:
-        found = job.work(run, segment, tile, sums)
-    return found, *(store.left[name] for name in _names_left(job, segment))
+    if segment == len(core.segments) - 1:
+        out = mask_of_window(out, plan, plan.mask_window(window), place, core.core)
+    answers = []
+    for feature in written:
+        rows_of, content = held[feature]
+        columns = core.rows(segment, feature, width, place.left, place.right)[1]
+        answers.append(_Rows(feature, rows_of.start, columns.start, content[:, :, columns.start : columns.stop]))
+    return _Answer(out, damages, answers, has_data)
+
+
+def _cached_source(settings: _Settings) -> Source:
+    key = settings.path, settings.identity, settings.reading, settings.pixels
+    source: Source = cached("source", key, lambda stack: _source(settings, stack))
+    return source
 
 
 def _opened(settings: _Settings) -> Network:
     with settings.model.opened() as model:
         network = Network(model, settings.precision, settings.threads)
-    if network.digest != settings.digest or network.info.precision != settings.precision:
+    if network.digest != settings.digest or network.arithmetic != settings.arithmetic:
         raise EngineError(
-            f"{machine()} runs the model in {network.info.precision}, this machine in {settings.precision}; use a "
+            f"{machine()} runs the model in {network.arithmetic}, this machine in {settings.arithmetic}; use a "
             "precision that all machines have, such as float32."
         )
     return network

@@ -63,6 +63,16 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_runner_times", number, [pointer, pointer, number]),
         ("evs_peak", ctypes.c_double, [pointer]),
         ("evs_run", number, [pointer, pointer, number, number, size, pointer]),
+        ("evs_run_given", number, [pointer, pointer, number, number, size, pointer, pointer]),
+        ("evs_model_segments", number, [pointer]),
+        ("evs_model_segment", number, [pointer, number, pointer]),
+        ("evs_model_values", number, [pointer]),
+        ("evs_model_value", number, [pointer, number, pointer]),
+        ("evs_segment_rows", number, [pointer, *[number] * 5, pointer, pointer]),
+        ("evs_window_memory", size, [pointer, *[number] * 7]),
+        ("evs_run_window", number, [pointer, number, pointer]),
+        ("evs_count_classes", None, [pointer, size, pointer]),
+        ("evs_add_sums", number, [pointer, size, size]),
         ("evs_mask", number, [pointer, pointer, number, side, side, pointer]),
     ):
         function = getattr(core, name)
@@ -103,7 +113,7 @@ class Core:
         precision: CorePrecision = "float32",
     ) -> None:
         self._runners: list[ctypes.c_void_p] = []
-        self._model = ctypes.c_void_p()
+        self.model = ctypes.c_void_p()
         self.library, self._path = library(path), path
         self.precision = precision
         known = instruction_sets(precision, path)
@@ -113,16 +123,16 @@ class Core:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
         number = CORE_PRECISIONS[precision]
-        check(self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self._model)), path)
+        check(self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self.model)), path)
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
             runner = ctypes.c_void_p()
-            check(self.library.evs_runner_new(self._model, threads, ctypes.byref(runner)), path)
+            check(self.library.evs_runner_new(self.model, threads, ctypes.byref(runner)), path)
             self._runners.append(runner)
             self._free.put(runner)
-        self.classes = int(self.library.evs_model_classes(self._model))
-        self.is_classifier = bool(self.library.evs_model_is_classifier(self._model))
-        self.isa: str = self.library.evs_model_isa(self._model).decode()
+        self.classes = int(self.library.evs_model_classes(self.model))
+        self.is_classifier = bool(self.library.evs_model_is_classifier(self.model))
+        self.isa: str = self.library.evs_model_isa(self.model).decode()
 
     @contextmanager
     def runner(self) -> Iterator[ctypes.c_void_p]:
@@ -154,7 +164,7 @@ class Core:
 
     def peak(self) -> float:
         """Multiply-adds per second that the calling thread reaches on registers alone; measured in 40 ms."""
-        return float(self.library.evs_peak(self._model))
+        return float(self.library.evs_peak(self.model))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (classes, h / 8, w / 8) of an image (h, w, 3), RGB; of a classifier (classes,), one score per class.
@@ -167,16 +177,20 @@ class Core:
         logits = np.empty((self.classes, *places), np.float32)
         with self.runner() as runner:
             code = self.library.evs_run(runner, image.ctypes.data, height, width, image.strides[0], logits.ctypes.data)
+        self.check(code)
+        return logits
+
+    def check(self, code: int) -> None:
+        """Raise an error for an error code of a run. Raises: EngineError, NotFiniteError."""
         if code == _NOT_FINITE:
             advice = "use float32" if self.precision != "float32" else "its weights are damaged; export it again"
             raise NotFiniteError(
                 f"the native engine: numbers of this network grow beyond what {self.precision} can hold; {advice}."
             )
         check(code, self._path)
-        return logits
 
     def __del__(self) -> None:
-        if self._model:  # otherwise nothing was loaded
+        if self.model:  # otherwise nothing was loaded
             for runner in self._runners:
                 self.library.evs_runner_free(runner)
-            self.library.evs_model_free(self._model)
+            self.library.evs_model_free(self.model)

@@ -55,7 +55,7 @@ class NativeEngine:
         threads: int | None = None,
         streams: int = 1,
     ) -> None:
-        self.manifest, self._program = manifest, program
+        self.manifest, self.program = manifest, program
         self._threads, self._streams = threads or physical_cores(), streams
         self._may_fall_back = precision == "auto"
         self._lock = Lock()
@@ -63,7 +63,7 @@ class NativeEngine:
         self._open(_chosen_precision(precision, isa, manifest.model), isa)
 
     def _open(self, precision: CorePrecision, isa: str | None = None) -> None:
-        self.core = Core(self._program, max(1, self._threads // self._streams), self._streams, isa, precision=precision)
+        self.core = Core(self.program, max(1, self._threads // self._streams), self._streams, isa, precision=precision)
         self.info = EngineInfo(
             engine=f"evitseg core ({self.core.isa})",
             version=__version__,
@@ -81,20 +81,27 @@ class NativeEngine:
         """The operations of its program, whose times `core.times` gives. Raises: WeightsError."""
         from evitseg.runtime.operations import describe
 
-        return describe(self._program, self.manifest.model, half=self.core.precision != "float32")
+        return describe(self.program, self.manifest.model, half=self.core.precision != "float32")
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         core = self.core
         try:
             return _batch(core, images)
-        except NotFiniteError:
-            if not self._may_fall_back or core.precision == "float32":
-                raise
+        except NotFiniteError as error:
+            self.fall_back(core, error)
+        return _batch(self.core, images)
+
+    def fall_back(self, core: Core, error: NotFiniteError) -> None:
+        """Go on in float32 after numbers did not fit the core's precision, where the precision was not chosen.
+
+        Raises: NotFiniteError, the error, where it was, or where it is float32 already.
+        """
+        if not self._may_fall_back or core.precision == "float32":
+            raise error
         with self._lock:
             if self.core is core:
                 warn(f"{core.precision} cannot hold this network's numbers; the native engine goes on in float32.")
                 self._open("float32")
-        return _batch(self.core, images)
 
 
 def open_native(

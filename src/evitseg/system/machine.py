@@ -192,6 +192,11 @@ def _windows_free() -> int:
     return int(status.free)
 
 
+def boot_identity() -> str:
+    """Text that changes when the machine is restarted; "" where the system does not tell."""
+    return _read(Path("/proc/sys/kernel/random/boot_id")).strip()
+
+
 def processor_name() -> str:
     """The name of the processor."""
     try:

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from evitseg.errors import EngineError, ImageError
 from evitseg.image import AS_STATED, ImageArray, ReadOptions, TooManyPixelsError
 from evitseg.loading import engine_file
 from evitseg.raster.window import ArraySource, HasSize, Sink, Source
+from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.tiling.memory_model import default_memory
 from evitseg.tiling.network import Network
@@ -30,26 +30,22 @@ MaskPlace: TypeAlias = Sink | AbstractContextManager[Sink] | str | os.PathLike[s
 """A place for a mask: a file, a `Sink`, or a context manager that opens one, such as `evitseg.open_mask_writer`."""
 
 
-def tiled_network(model: ModelLike) -> Network:
-    """The network that runs a model in tiles.
+def banded_network(model: ModelLike) -> Network:
+    """The network that runs a model in bands.
 
-    A `Segmenter` passes on its precision and its threads. A `Network` is returned as it is.
+    A `Segmenter` passes on its engine. A `Network` is returned as it is.
 
-    Raises: EngineError for a model that OpenVINO does not run in tiles, WeightsError.
+    Raises: EngineError for a model that our own engine does not run, WeightsError.
     """
     if isinstance(model, Network):
         return model
     if not isinstance(model, Segmenter):
         return Network(engine_file(model) or str(model))
-    loaded = model.loaded_by
-    if not isinstance(loaded, partial):
-        raise EngineError("this segmenter was not made by evitseg.load; give the path of the model instead.")
-    engine, name = loaded.keywords["engine"], loaded.args[0]
-    if engine not in (None, "openvino"):
-        raise EngineError(f"tiles run in OpenVINO, not in {engine}; load the model with engine='openvino'.")
-    if name is not None and not isinstance(name, (str, os.PathLike)):
-        raise EngineError("tiles run from a file; save the network with evitseg.save_checkpoint and give its path.")
-    return Network(engine_file(name) or str(name), loaded.keywords["precision"], loaded.keywords["threads"])
+    if not isinstance(model.engine, NativeEngine):
+        raise EngineError(
+            f"images in bands run in evitseg's own engine, not in {model.info.engine}; load the model without engine=."
+        )
+    return Network(model.engine)
 
 
 def reading_of(model: ModelLike, network: Network) -> ReadOptions:

@@ -20,11 +20,10 @@ from evitseg.errors import ConfigError, FileError, WeightsError
 from evitseg.raster.window import Source
 from evitseg.system.files import replacing
 from evitseg.tiling.job import Job
-from evitseg.tiling.network import Arrays, Network
-from evitseg.tiling.sums import Sums
+from evitseg.tiling.network import Network, Sums
 from evitseg.tiling.windows import Window, read_window
 
-FORMAT = 3
+FORMAT = 4
 """Version of context files."""
 MAX_CONTEXT_BYTES = 256 * 1024**2
 
@@ -35,7 +34,8 @@ class Context:
 
     Attributes:
         sums: the image's sums, one per attention layer.
-        model: sha256 of the model.
+        model: sha256 of the model's program.
+        arithmetic: what the bits of the sums depend on, as in `Network.arithmetic`.
         image, working: (height, width) of the image and of the network's input, in pixels.
         samples: digests of a few parts of the image, to recognise it; "" for parts that could not be read.
         name: name of the image's file, for messages.
@@ -43,6 +43,7 @@ class Context:
 
     sums: tuple[Sums, ...]
     model: str
+    arithmetic: str
     image: tuple[int, int]
     working: tuple[int, int]
     samples: tuple[str, ...] = ()
@@ -53,7 +54,10 @@ class Context:
         """The context of a finished job."""
         source = job.source.source
         name = Path(source.identity.rsplit(" ", 2)[0]).name
-        return Context(sums, job.network.digest, job.plan.image, job.plan.working, sample_digests(source), name)
+        network = job.network
+        return Context(
+            sums, network.digest, network.arithmetic, job.plan.image, job.plan.working, sample_digests(source), name
+        )
 
     def check_image(self, source: Source) -> None:
         """Raises: ConfigError if the context was made with another image."""
@@ -75,20 +79,18 @@ class Context:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the context as a .npz file of numbers. Raises: FileError."""
         about = {
-            "format": FORMAT, "model": self.model, "image": self.image, "working": self.working,
-            "samples": self.samples, "name": self.name,
+            "format": FORMAT, "model": self.model, "arithmetic": self.arithmetic, "image": self.image,
+            "working": self.working, "samples": self.samples, "name": self.name,
         }  # fmt: skip
-        arrays: Arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        for i, sums in enumerate(self.sums):
-            arrays |= {f"values{i}": sums.values, f"largest{i}": sums.largest, f"tokens{i}": np.array(sums.tokens)}
+        arrays = {f"sums{i}": sums for i, sums in enumerate(self.sums)}
         with replacing(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # only arrays, by any name
+            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
 
     @staticmethod
     def load(path: str | os.PathLike[str], network: Network) -> Context:
         """Read a file that `save` wrote. Raises: FileError, WeightsError for a context of another model."""
         invalid = FileError(f"{path}: not a context file of this version of evitseg; --save-context writes one.")
-        attentions = network.partition.attentions
+        lengths = [segment.sums for segment in network.core.segments if segment.sums]
         try:
             if Path(path).stat().st_size > MAX_CONTEXT_BYTES:
                 raise invalid
@@ -96,19 +98,17 @@ class Context:
                 about = json.loads(_array(stored, "about", None, "uint8").tobytes())
                 if about["format"] != FORMAT:
                     raise invalid
-                sums = tuple(
-                    Sums(
-                        _array(stored, f"values{i}", (a.heads, a.head_dim + 1, a.head_dim), "float64"),
-                        _array(stored, f"largest{i}", (a.heads,), "float64"),
-                        float(_array(stored, f"tokens{i}", (), "float64")),
+                if about["model"] != network.digest:
+                    raise WeightsError(f"{path}: made with another model; use the model that it was made with.")
+                if about["arithmetic"] != network.arithmetic:
+                    raise ConfigError(
+                        f"{path}: made in {about['arithmetic']}, and this run is in {network.arithmetic}; make both "
+                        "with the same --precision, on different machines with float32."
                     )
-                    for i, a in enumerate(attentions)
-                )
-            if about["model"] != network.digest:
-                raise WeightsError(f"{path}: made with another model; use the model that it was made with.")
+                sums = tuple(_array(stored, f"sums{i}", (length,), "float32") for i, length in enumerate(lengths))
             sizes = [(int(height), int(width)) for height, width in (about["image"], about["working"])]
             samples = tuple(str(each) for each in about["samples"])
-            if min(min(sizes)) < 1 or not all(np.isfinite(s.values).all() and np.isfinite(s.tokens) for s in sums):
+            if min(min(sizes)) < 1 or not all(np.isfinite(each).all() for each in sums):
                 raise invalid
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -116,7 +116,7 @@ class Context:
             raise invalid from error
         except (NotImplementedError, RuntimeError) as error:  # compression and encryption that zipfile does not support
             raise invalid from error
-        return Context(sums, network.digest, sizes[0], sizes[1], samples, str(about["name"]))
+        return Context(sums, network.digest, network.arithmetic, sizes[0], sizes[1], samples, str(about["name"]))
 
 
 def _array(stored: zipfile.ZipFile, name: str, shape: tuple[int, ...] | None, dtype: str) -> NDArray[Any]:

@@ -1,158 +1,266 @@
-"""The work on one tile: read its inputs, run a segment, store its outputs."""
+"""The work on one window of an image: a segment of the network, from stored feature maps to stored feature maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from evitseg.architecture import STRIDE
 from evitseg.raster.window import Source
-from evitseg.tiling.graph_cut import IMAGE, LOGITS, WEIGHT, Segment
-from evitseg.tiling.network import Arrays, Network, Run
-from evitseg.tiling.plan import Plan, mask_of_window
-from evitseg.tiling.scratch import Layout, LiveRange, Store, allocate
-from evitseg.tiling.sums import Sums, record_length, sum_records, tile_record
-from evitseg.tiling.windows import Damage, Resampled, Window, valid_window
+from evitseg.runtime.core_windows import BLOCK_BYTES, IMAGE, OVERREAD, SUM_ROWS, Stored, row_addresses
+from evitseg.system.parallel import ordered_map
+from evitseg.tiling.memory_model import largest_strip
+from evitseg.tiling.network import Network, Sums
+from evitseg.tiling.plan import Plan
+from evitseg.tiling.scratch import LiveRange, Store, allocate
+from evitseg.tiling.windows import Damage, Resampled, Window
+
+
+class ImageRows:
+    """Rows of the network's input in memory, read ahead in other threads.
+
+    Args:
+        source: the image, at the network's size.
+        first: the first row that will be asked for.
+        ahead: number of rows to read ahead.
+        workers: number of threads that read.
+    """
+
+    def __init__(self, source: Resampled, first: int, ahead: int, workers: int) -> None:
+        self._source, (self._height, self._width) = source, source.size
+        self._strip = strip_rows(source)
+        self._next = first // self._strip * self._strip  # the first row that is not in memory
+        self._held = deque[tuple[int, NDArray[np.uint8]]]()  # strips, each with its first row
+        self._strips = self._read(-(-ahead // self._strip), workers)
+
+    def _read(self, waiting: int, workers: int) -> Generator[tuple[Window, NDArray[np.uint8], list[Damage]]]:
+        def read(window: Window) -> tuple[Window, NDArray[np.uint8], list[Damage]]:
+            return window, *self._source.read(window)
+
+        tops = range(self._next, self._height, self._strip)
+        windows = (Window(top, 0, min(self._strip, self._height - top), self._width) for top in tops)
+        yield from ordered_map(windows, read, workers, waiting)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._strips.close()
+
+    def upto(self, rows: range) -> tuple[NDArray[np.uintp], int, list[tuple[Window, list[Damage]]]]:
+        """The rows, at least; earlier ones are dropped.
+
+        Returns: the addresses of rows, valid until the next call; the first of the rows; and the strips that were read
+        for it, each with what is damaged in it.
+        """
+        while self._held and self._held[0][0] + len(self._held[0][1]) <= rows.start:
+            self._held.popleft()
+        read = []
+        while self._next < rows.stop:
+            window, pixels, damages = next(self._strips)
+            self._next = window.bottom
+            self._held.append((window.top, pixels))
+            read.append((window, damages))
+        return np.concatenate([row_addresses(pixels) for _, pixels in self._held]), self._held[0][0], read
+
+
+def strip_rows(source: Resampled) -> int:
+    """Height of the strips that an image is read in: a row of its blocks, if that is not too much memory."""
+    own = -(-source.source.tile[0] // STRIDE) * STRIDE
+    return min(largest_strip(source.source.size, source.size), max(own, 64))
+
+
+class Places(NamedTuple):
+    """Offsets in the store: of feature maps, of segments' sums, and of the tokens that have data."""
+
+    features: dict[int, int]
+    sums: dict[int, int]
+    valid: int
+
+
+def finest_token_stride(network: Network) -> int:
+    """The smallest stride of tokens, in pixels of the network's input."""
+    return min((segment.stride for segment in network.core.segments if segment.sums), default=STRIDE)
+
+
+def sets_of(network: Network, plan: Plan) -> dict[int, int]:
+    """For every segment that ends with sums, the number of sets: of every four rows of tokens, or of every tile."""
+    if plan.tile is not None:
+        return {i: len(plan.windows(i)) for i, segment in enumerate(network.core.segments) if segment.sums}
+    segments = enumerate(network.core.segments)
+    return {i: -(-plan.working[0] // segment.stride // SUM_ROWS) for i, segment in segments if segment.sums}
+
+
+def places_of(network: Network, plan: Plan) -> tuple[Places, int]:
+    """Where everything is stored between segments, and the bytes of all of it."""
+    core, (height, width) = network.core, plan.working
+    last, ranges, features = len(core.segments) - 1, list[LiveRange](), list[int]()
+    for feature, about in enumerate(core.features):
+        used = [
+            i
+            for i, segment in enumerate(core.segments)
+            if any(core.rows(i, feature, height, 0, height // segment.stride))
+        ]
+        if used and used[0] < last:  # the logits do not wait
+            features.append(feature)
+            size = height // about.stride * (width // about.stride) * about.pixel_bytes
+            ranges.append(LiveRange(size + OVERREAD, used[0], used[-1]))
+    sets = sets_of(network, plan)
+    ranges += [LiveRange(count * core.segments[i].sums * 4, 0, last) for i, count in sets.items()]
+    ranges.append(LiveRange(height * width // finest_token_stride(network) ** 2, 0, last))
+    offsets, length = allocate(ranges)
+    sums = dict(zip(sets, offsets[len(features) : -1], strict=True))
+    return Places(dict(zip(features, offsets, strict=False)), sums, offsets[-1]), length
+
+
+def place_of_window(network: Network, plan: Plan, segment: int, window: Window) -> Window:
+    """A window in the pixels of a segment's end. In the last segment: all logits that its mask depends on."""
+    if segment == len(network.core.segments) - 1:
+        return plan.logits_window(plan.mask_window(window))
+    return window.over(network.core.segments[segment].stride)
 
 
 class Job:
-    """All tiles of one image.
+    """All windows of one image.
 
     Args:
         source: the image.
-        scratch: stores features, sums and the mask between tiles.
+        scratch: stores features and sums between windows.
     """
 
     def __init__(self, network: Network, source: Source, plan: Plan, scratch: Store) -> None:
         self.network, self.plan, self.scratch = network, plan, scratch
         self.source = Resampled(source, plan.working)
         self.damages: dict[Window, Damage] = {}
-        partition = network.partition
-        self.features = {
-            f.name: Layout(f.name, *plan.edges(f.made_by, f.stride), f.channels, network.feature_dtype)
-            for f in partition.features
-        }
-        self.records = [
-            Layout(f"sums_{i}", (0, plan.tiles(i)), (0, 1), record_length(a), "float32")
-            for i, a in enumerate(partition.attentions)
-        ]
-        self._finest = min((partition.token_stride(a) for a in partition.attentions), default=STRIDE)
-        self.valid = Layout("valid", *plan.edges(0, self._finest), 1, "uint8")
-        last = partition.segments[-1].index
-        self.mask = Layout("mask", *plan.mask_edges(last), 1, np.dtype(network.labels.dtype).name)
+        self.core = network.core
+        self.last = len(self.core.segments) - 1
+        self._finest = finest_token_stride(network)
+        self._sets = sets_of(network, plan)
+        self._places, self.bytes_needed = places_of(network, plan)
+
+    def sets(self, segment: int) -> NDArray[np.float32]:
+        """(count, sums) stored sets of a segment's sums: of every four rows of tokens, or of every tile."""
+        count, size, offset = self._sets[segment], self.core.segments[segment].sums, self._places.sums[segment]
+        return self.scratch.bytes[offset : offset + count * size * 4].view(np.float32).reshape(count, size)
+
+    def sums(self, segment: int) -> Sums:
+        """The sums that a segment ends with, over the whole image."""
+        return self.core.add_sums(self.sets(segment))
+
+    def all_sums(self) -> tuple[Sums, ...]:
+        """The sums of all segments that end with some, over the whole image."""
+        return tuple(map(self.sums, self._sets))
+
+    def sums_for(self, segment: int, window: int) -> Sums | None:
+        """The sums that a window of a segment begins with: of the image, or of a tile and its neighbours."""
+        if not self.core.segments[segment].given_sums:
+            return None
+        of = max(i for i in self._sets if i < segment)
+        if self.plan.tile is None:
+            return self.sums(of)
+        return self.core.add_sums(self.sets(of)[self.plan.neighbours(window)])
+
+    def image_rows(self, segment: int, window: Window) -> range:
+        """The rows of the network's input that a window of a segment reads; empty for all segments but the first."""
+        place = self.place(segment, window)
+        return self.core.rows(segment, IMAGE, self.plan.working[0], place.top, place.bottom)[0]
+
+    def place(self, segment: int, window: Window) -> Window:
+        """A window in the pixels of a segment's end; see `place_of_window`."""
+        return place_of_window(self.network, self.plan, segment, window)
+
+    def note_valid(self, strip: Window, damages: Sequence[Damage]) -> None:
+        """Store which tokens of a strip of the image have data."""
+        self.store_valid(strip, self.source.valid(strip, [*damages], self._finest))
+
+    def store_valid(self, strip: Window, valid: NDArray[np.bool_]) -> None:
+        """Store which tokens of a strip have data, from `Resampled.valid` at the tokens' smallest stride."""
+        rows, columns = strip.over(self._finest).inside(Window(0, 0, 0, 0))
+        self._valid[rows, columns] = valid
 
     @property
-    def live_ranges(self) -> list[LiveRange]:
-        """The large layouts, each with the segments during which it is needed."""
-        partition = self.network.partition
-        last = partition.segments[-1].index
-        features = [LiveRange(self.features[f.name], f.made_by, f.used_by) for f in partition.features]
-        return [*features, LiveRange(self.mask, last, last)]
+    def _valid(self) -> NDArray[np.uint8]:
+        height, width = (side // self._finest for side in self.plan.working)
+        offset = self._places.valid
+        return self.scratch.bytes[offset : offset + height * width].reshape(height, width)
 
-    @property
-    def bytes_needed(self) -> int:
-        """Peak disk space."""
-        shared = max(extent[1] for place in allocate(self.live_ranges).values() for extent in place)
-        return shared + sum(layout.bytes for layout in (*self.records, self.valid))
-
-    def sums_before(self, segment: Segment) -> Sums | None:
-        """The image's sums for the attention layer that a segment begins with; None for the first segment."""
-        number = segment.attention_before
-        return None if number is None else self.sums(number)
-
-    def sums(self, number: int) -> Sums:
-        """The sums of one attention layer over the image."""
-        return self._sum(number, range(self.plan.tiles(number)))
-
-    def _sum(self, number: int, tiles: Iterable[int]) -> Sums:
-        layout = self.records[number]
-        records = (self.scratch.read(layout, Window(tile, 0, 1, 1)).ravel() for tile in tiles)
-        attention = self.network.partition.attentions[number]
-        return sum_records(records, attention.heads, attention.head_dim)
-
-    def logits(self, run: Run, segment: Segment, tile: int, sums: Sums | None) -> NDArray[np.float32]:
-        """(classes, h, w) of a tile's window, from the last segment; see `Plan.window`."""
-        outputs, _, _ = self._run(run, segment, tile, sums)
-        logits: NDArray[np.float32] = outputs[LOGITS][0]
-        return logits
-
-    def work(self, run: Run, segment: Segment, tile: int, sums: Sums | None) -> list[Damage]:
-        """Run one tile of one segment and store its outputs.
-
-        Args:
-            sums: of the attention layer before the segment. None for the first segment, and to sum only over the tile
-                and its neighbours.
-
-        Returns: the parts of the image that could not be read.
-        """
-        core, window = self.plan.core(segment.index, tile), self.plan.window(segment, tile)
-        outputs, weight, damages = self._run(run, segment, tile, sums)
-        for f in segment.outputs:
-            place = core.over(f.stride)
-            self.scratch.write(self.features[f.name], place, outputs[f.name])
-        if LOGITS in outputs:
-            self._write_mask(outputs[LOGITS][0], core, window, [*self.damages.values(), *damages])
-        else:
-            record = tile_record(outputs, float(weight.sum()))
-            self.scratch.write(self.records[segment.index], Window(tile, 0, 1, 1), record[None, None])
-        return damages
-
-    def _run(
-        self, run: Run, segment: Segment, tile: int, sums: Sums | None
-    ) -> tuple[Arrays, NDArray[np.float32], list[Damage]]:
-        partition = self.network.partition
-        core, window = self.plan.core(segment.index, tile), self.plan.window(segment, tile)
-        inputs: Arrays = {}
-        damages: list[Damage] = []
-        if segment.takes_image:
-            image, damages = self.source.read(window)
-            inputs[IMAGE] = image[None]
-            valid = self.source.valid(core, damages, self._finest)
-            self.scratch.write(self.valid, core.over(self._finest), valid[..., None])
-        for f in segment.inputs:
-            inputs[f.name] = self.scratch.read(self.features[f.name], window.over(f.stride))[None]
-        number = segment.attention_before
-        if number is not None:
-            if sums is None:
-                sums = self._sum(number, self.plan.neighbours(number, tile))
-            inputs |= sums.inputs(number, partition.attentions[number])
-        weight = np.zeros(0, np.float32)
-        attention = partition.attention_after(segment)
-        if attention is not None:
-            stride = partition.token_stride(attention)
-            weight = self._weight(core, window, stride)
-            inputs[WEIGHT] = weight.reshape(1, 1, 1, -1)
-        # Only the core: the window's own borders affect the values around it.
-        cores = {f.name: (0, *core.over(f.stride).inside(window.over(f.stride))) for f in segment.outputs}
-        return run(inputs, cores), weight, damages
-
-    def _weight(self, core: Window, window: Window, stride: int) -> NDArray[np.float32]:
-        """Weight of each token of a window in the sums: 1 for tokens of the tile itself that have data, else 0."""
-        valid = self.scratch.read(self.valid, core.over(self._finest))[..., 0]
-        times = stride // self._finest
+    def valid_tokens(self, segment: int, window: Window) -> NDArray[np.uint8] | None:
+        """(rows, columns) of a window's tokens, 0 for those without data; None if all have some, and without sums."""
+        if segment not in self._sets:
+            return None
+        stride = self.core.segments[segment].stride
+        rows, columns = window.over(self._finest).inside(Window(0, 0, 0, 0))
+        valid, times = self._valid[rows, columns], stride // self._finest
+        if valid.all():
+            return None
         if times > 1:
             height, width = (side // times for side in valid.shape)
             valid = valid.reshape(height, times, width, times).max((1, 3))
-        outer, inner = window.over(stride), core.over(stride)
-        weight = np.zeros((outer.height, outer.width), np.float32)
-        weight[inner.inside(outer)] = valid
-        return weight
+        return valid
 
-    def _write_mask(self, logits: NDArray[np.float32], core: Window, window: Window, damages: list[Damage]) -> None:
-        place = self.plan.mask_window(core)
-        mask = mask_of_window(logits, self.plan, place, window)
-        ignore = self.network.labels.ignore_index
-        valid = valid_window(self.source.source, place, damages)
-        if valid is not None:
-            mask[~valid] = ignore
-        self.scratch.write(self.mask, place, mask[..., None])
+    def run(
+        self,
+        segment: int,
+        window: Window,
+        sums: Sums | None,
+        image: NDArray[np.uintp] | None = None,
+        first_row: int = 0,
+    ) -> NDArray[np.float32]:
+        """Run a segment in a window, from and to the scratch.
 
+        Args:
+            sums: from `sums_for`.
+            image: for the first segment, the addresses of rows of the network's input, from `first_row` on; see
+                `image_rows`.
 
-def class_counts(mask: NDArray[np.integer], length: int) -> NDArray[np.int64]:
-    """(length,) number of pixels per class index."""
-    if mask.dtype == np.uint8:  # Pillow's histogram is much faster than numpy's bincount
-        return np.array(Image.fromarray(mask).histogram()[:length], np.int64)
-    return np.bincount(mask.ravel(), minlength=length)
+        Returns: as `SegmentedCore.run`.
+        """
+        place, height = self.place(segment, window), self.plan.working[0]
+        base, offsets = self.scratch.bytes.ctypes.data, self._places.features
+        stored = [Stored(base + offsets[i] if i in offsets else 0, 0) for i in range(len(self.core.features))]
+        written = [(i, self.core.rows(segment, i, height, place.top, place.bottom)[1]) for i in offsets]
+        # A tile's columns are only a part of the rows.
+        whole = [(i, rows) for i, rows in written if rows and self.plan.tile is None]
+        extents = [(offsets[i] + rows.start * self._row_bytes(i), len(rows) * self._row_bytes(i)) for i, rows in whole]
+        with self.scratch.to_write(extents) as addresses:
+            for (i, rows), address in zip(whole, addresses, strict=True):
+                stored[i] = Stored(address, rows.start)
+            return self.core.run(
+                segment,
+                self.plan.working,
+                (place.top, place.bottom, place.left, place.right),
+                stored,
+                image,
+                first_row,
+                self.valid_tokens(segment, window),
+                sums,
+            )
+
+    def stored_rows(self, feature: int, rows: range) -> NDArray[np.uint8]:
+        """Stored rows of a feature map as bytes: (rows, blocks of channels, columns, bytes of a block)."""
+        about = self.core.features[feature]
+        width, size = self.plan.working[1] // about.stride, self._row_bytes(feature)
+        begin = self._places.features[feature] + rows.start * size
+        return self.scratch.bytes[begin : begin + len(rows) * size].reshape(len(rows), -1, width, BLOCK_BYTES)
+
+    @property
+    def features(self) -> list[int]:
+        """The feature maps that are stored."""
+        return [*self._places.features]
+
+    def _row_bytes(self, feature: int) -> int:
+        about = self.core.features[feature]
+        return self.plan.working[1] // about.stride * about.pixel_bytes
+
+    def finish(self, segment: int, number: int, window: Window, sets: NDArray[np.float32]) -> None:
+        """Store the sums that a window gave, if any, and count the window as done."""
+        if segment not in self._sets:
+            pass
+        elif self.plan.tile is not None:
+            self.sets(segment)[number] = self.core.add_sums(sets)
+        else:
+            at = window.top // self.core.segments[segment].stride // SUM_ROWS
+            self.sets(segment)[at : at + len(sets)] = sets
+        self.scratch.count_window(segment)

@@ -1,7 +1,7 @@
 """The memory model: how much an image needs, and how much of the free memory it may take.
 
-Every function returns an estimate of the process's peak memory in bytes. `python benchmarks/streaming.py tiles` and
-`windows` print the measured peak for a given --memory; tests of tiles and of sliding windows compare both.
+Every function returns an estimate of the process's peak memory in bytes. `python benchmarks/large_images.py bands`
+prints the measured peak for a given --memory; tests of bands and of sliding windows compare both.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evitseg.architecture import LOGIT_STRIDE, ModelConfig, placed_convs
+from evitseg.architecture import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
+from evitseg.runtime.core_windows import IMAGE
 from evitseg.system.machine import free_memory, held_memory
 
 if TYPE_CHECKING:
-    from evitseg.tiling.graph_cut import Partition, Segment
+    from evitseg.tiling.network import Network
+    from evitseg.tiling.windows import Window
 
 BASE_BYTES = 185 * 1024**2
 """Memory of a process without any image: Python, OpenVINO, a small network."""
@@ -27,14 +29,17 @@ _FLOAT = 4
 _RGB = 3
 _IMAGE_AND_MASK = 8
 """Bytes per pixel of an image that goes through whole: the image, a second copy while it is decoded, and the mask."""
-_COPIES = 2
-"""A segment's inputs and outputs exist as arrays, and once more inside the engine."""
-_PADDED = 20.0
-"""Bytes per pixel of a sliding window on its way from the file to the engine (`streaming.py windows`)."""
+_MASKS = 4
+"""Parts of the mask that are computed, wait, are put together and are written."""
 _RESAMPLED = 10
-"""Bytes per value of a tile that is being resampled: its pixels, and sums in 32 bits (`streaming.py tiles`)."""
+"""Bytes per value of a strip that is being resampled: its pixels, and sums in 32 bits."""
 _RESAMPLED_WINDOW = 12
-"""The same for a sliding window (`streaming.py windows`)."""
+"""The same for a sliding window."""
+_STRIP_BYTES = 12 * 1024**2
+"""Most memory for the rows of an image that are read at once."""
+_MOST_ROWS = 1024
+MASK_ROWS = 512
+"""Rows of the mask that may wait for the rest of the sink's tiles."""
 
 
 def whole_memory(
@@ -60,72 +65,81 @@ def whole_memory(
     return int(BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * (_RGB + _FLOAT * max(values.values(), default=0.0)))
 
 
-def tiles_memory(
-    partition: Partition, segment: Segment, num_classes: int, window_pixels: int, scale: Sequence[float], at_once: int
+def band_memory(
+    network: Network, image: tuple[int, int], working: tuple[int, int], segment: int, window: Window
 ) -> int:
-    """Memory for windows of a segment.
+    """Memory for a window of a segment.
 
     Args:
-        scale: (down, across), pixels of the image per pixel of the network's input.
-        at_once: number of windows that run at the same time.
+        image, working: (height, width) of the image and of the network's input.
+        window: in pixels of the network's input.
     """
-    per_pixel = segment_bytes_per_pixel(partition, segment, num_classes, scale)
-    return int(BASE_BYTES + at_once * window_pixels * per_pixel)
+    core, (height, width) = network.core, working
+    about, last = core.segments[segment], len(core.segments) - 1
+    place = window.over(about.stride)
+    first, end = place.top, min(place.bottom + (2 if segment == last else 0), height // about.stride)
+    needed = core.memory(segment, working, (first, end, place.left, place.right))
+    for feature, stored in enumerate(core.features):
+        row_bytes = width // stored.stride * stored.pixel_bytes
+        reads, writes = core.rows(segment, feature, height, first, end)
+        needed += (len(reads) + 2 * len(writes)) * row_bytes
+    down, across = (own / new for own, new in zip(image, working, strict=True))
+    read, _ = core.rows(segment, IMAGE, height, first, end)
+    if read:
+        strip = min(largest_strip(image, working), height)
+        needed += _RGB * width * (len(read) + window.height + 2 * strip)  # read ahead by a band
+        needed += int(strip * width * _strip_pixel_bytes(image, working)) * network.threads
+    if segment == last:
+        logits = network.manifest.model.num_classes * _FLOAT * 2 * place.pixels  # once more for the mask
+        masks = int(_MASKS * window.pixels * down * across + MASK_ROWS * image[1]) * network.labels.dtype().itemsize
+        needed += logits + masks
+    return CORE_BASE_BYTES + needed
 
 
-def segment_bytes_per_pixel(
-    partition: Partition, segment: Segment, num_classes: int, scale: Sequence[float] = (1.0, 1.0)
-) -> float:
-    """Memory per pixel of a segment's window: the engine's own, its inputs and its outputs."""
-    down, across = scale
-    features = sum(f.values_per_pixel for f in (*segment.inputs, *segment.outputs))
-    image = 0
-    if segment.takes_image:
-        image = _RGB * _FLOAT
-        if (down, across) != (1.0, 1.0):  # rows are resampled first
-            image = int(_RGB * down * across + _RGB * _RESAMPLED * down) + 1
-    is_last = partition.attention_after(segment) is None
-    logits = num_classes / LOGIT_STRIDE**2 + 1 if is_last else 0
-    return segment.bytes_per_pixel + _FLOAT * _COPIES * (features + logits) + image
+def largest_strip(image: tuple[int, int], working: tuple[int, int]) -> int:
+    """Largest number of rows of the network's input that are read at once, a multiple of 32."""
+    rows = int(_STRIP_BYTES / (working[1] * _strip_pixel_bytes(image, working)))
+    return min(max(STRIDE, rows // STRIDE * STRIDE), _MOST_ROWS)
 
 
-def region_memory(
-    window_pixels: float, per_pixel: float, at_once: int, mask_pixels: int, mask_value_bytes: int, held: int
-) -> int:
+def _strip_pixel_bytes(image: tuple[int, int], working: tuple[int, int]) -> float:
+    """Bytes per pixel of a strip while it is read."""
+    down, across = (own / new for own, new in zip(image, working, strict=True))
+    return _RGB if image == working else _RGB * down * across + _RGB * _RESAMPLED * down
+
+
+def region_memory(network: Network, window: tuple[int, int], mask_pixels: int) -> int:
     """Memory for a region that is rendered in parts.
 
     Args:
-        window_pixels: largest window that a part reads.
-        per_pixel: from `segment_bytes_per_pixel`.
-        held: bytes that the source holds.
+        window: (height, width) of the part of the network's input that is needed for the largest part.
     """
-    return BASE_BYTES + held + mask_pixels * mask_value_bytes + int(at_once * window_pixels * per_pixel)
+    pixels = window[0] * window[1]
+    logits = network.manifest.model.num_classes * _FLOAT * 2 * pixels // LOGIT_STRIDE**2
+    features = network.core.core.memory(*window)
+    mask = mask_pixels * int(network.labels.dtype().itemsize)
+    return CORE_BASE_BYTES + mask + 2 * _RGB * pixels + logits + features
 
 
 def sliding_window_memory(
-    standalone: Segment,
-    num_classes: int,
-    window_pixels: int,
-    row_pixels: int,
-    scale: Sequence[float],
-    at_once: int,
-    waiting: int,
+    network: Network, window: tuple[int, int], row_pixels: int, scale: Sequence[float], waiting: int
 ) -> int:
     """Memory for sliding windows.
 
     Args:
+        window: (height, width) of a window.
         row_pixels: pixels of the network's input whose logits are summed at the same time.
-        scale: as in `tiles_memory`.
-        at_once, waiting: windows that run at the same time, and finished ones that wait to be added.
+        scale: (down, across), pixels of the image per pixel of the network's input.
+        waiting: windows that are read, or wait to be run.
     """
     down, across = scale
-    logits = _FLOAT * (num_classes + 1) / LOGIT_STRIDE**2  # the sum of weights is one more class
-    image = _PADDED
+    pixels = window[0] * window[1]
+    logits = _FLOAT * (network.manifest.model.num_classes + 1) / LOGIT_STRIDE**2  # the sum of weights is one more class
+    image: float = 2 * _RGB
     if (down, across) != (1.0, 1.0):
         image += _RGB * down * across + _RGB * _RESAMPLED_WINDOW * down
-    running = at_once * (standalone.bytes_per_pixel + image)
-    done = (2 * at_once + waiting) * logits
-    return int(BASE_BYTES + row_pixels * logits + window_pixels * (running + done))
+    features = network.core.core.memory(*window)
+    return int(CORE_BASE_BYTES + features + row_pixels * logits + pixels * (waiting * image + 3 * logits))
 
 
 def fits(
@@ -158,7 +172,7 @@ def default_memory(held: int = 0) -> int:
     Args:
         held: bytes of an image that is in memory already; they count as part of the need, too.
     """
-    return min(held_memory(), BASE_BYTES + held) + allowed_memory(free_memory())
+    return min(held_memory(), CORE_BASE_BYTES + held) + allowed_memory(free_memory())
 
 
 def allowed_memory(free: int) -> int:

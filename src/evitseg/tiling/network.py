@@ -1,183 +1,122 @@
-"""A model partitioned at its attention sums, ready to run segment by segment."""
+"""A model in the core, prepared to run segment by segment."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import queue
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.architecture import STRIDE
+from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError
 from evitseg.labels import LabelSpace
-from evitseg.runtime.model_file import first_line, read
-from evitseg.runtime.openvino_graph import fast_graph, writes_fast
-from evitseg.runtime.segmenter import finite
-from evitseg.system.machine import physical_cores, processor_name
-from evitseg.tiling.graph_cut import IMAGE, LOGITS, Partition, Segment
-from evitseg.tiling.segment_graphs import fast_segment
-from evitseg.tiling.windows import Window
+from evitseg.runtime.core import NotFiniteError
+from evitseg.runtime.core_windows import IMAGE, SegmentedCore
+from evitseg.runtime.native import NativeEngine, open_native
 
-if TYPE_CHECKING:
-    import openvino
+Sums: TypeAlias = NDArray[np.float32]
+"""The attention sums that one segment ends with."""
 
-Arrays: TypeAlias = dict[str, NDArray[Any]]
-Run: TypeAlias = Callable[..., Arrays]
-"""Runs a segment: a dictionary of inputs, and optionally the wanted part of each output, to a dictionary of outputs."""
-
-WORKERS = 2
-"""Tiles that run at the same time, each with half of the threads: while one computes, the other reads and writes."""
+_ENDINGS = (".safetensors", ".onnx", ".evit")
+_FAR = 2**15
+"""Pixels of an image in whose middle no border is near."""
 
 
 class Network:
-    """A model that runs in tiles. It can be used for any number of images, one after the other.
+    """A model that runs in bands. It can be used for any number of images, one after the other.
 
     Args:
-        model: path of a checkpoint (.safetensors), or of an exported model, .onnx or .xml, with free sizes.
+        model: path of a checkpoint (.safetensors) or an exported model (.onnx, .evit), or an engine with one.
         precision: as in `evitseg.load`.
         threads: maximum number of threads; None for one per physical core.
 
-    Raises: EngineError, WeightsError, MissingPackageError.
+    Attributes:
+        path: the model's file; None for an engine.
+
+    Raises: EngineError, WeightsError.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str], precision: Precision = "auto", threads: int | None = None
+        self, model: str | os.PathLike[str] | NativeEngine, precision: Precision = "auto", threads: int | None = None
     ) -> None:
-        from evitseg.runtime.openvino_engine import openvino_graph, thread_settings
-
-        path = Path(model)
-        if path.suffix not in (".safetensors", ".onnx", ".xml"):
-            raise EngineError(
-                f"{path}: tiles run in OpenVINO, which reads .safetensors, .onnx and .xml; export the model first."
-            )
-        self.path, self.precision = path, precision
-        self._core, graph, self._weights, self.manifest, self._settings = openvino_graph(
-            path, precision, "an image in tiles"
-        )
+        self.path: Path | None = None
+        if isinstance(model, NativeEngine):
+            self.engine, name = model, model.manifest.name
+        else:
+            path = Path(model)
+            if path.suffix not in _ENDINGS:
+                raise EngineError(
+                    f"{path}: images in bands run in evitseg's own engine, which reads {', '.join(_ENDINGS)}; "
+                    "give one of these, such as the checkpoint that it was exported from."
+                )
+            self.engine, self.path, name = open_native(path, precision, threads), path, str(path)
+        self.manifest = self.engine.manifest
         if self.manifest.preprocess.fixed is not None:
             height, width = self.manifest.preprocess.fixed
             raise EngineError(
-                f"{path}: exported for images of {height}x{width} only, so it cannot run in tiles; export it again "
+                f"{name}: exported for images of {height}x{width} only, so it cannot run in bands; export it again "
                 "without --size."
             )
-        self.digest = hashlib.sha256(read(path)).hexdigest()
-        if path.suffix == ".xml":
-            self.digest = hashlib.sha256(read(path) + read(path.with_suffix(".bin"))).hexdigest()
-        self.partition = Partition(graph, path)
-        self.threads = threads or physical_cores()
-        self.workers = min(WORKERS, self.threads)
-        self._settings |= thread_settings(self.threads, self.workers)
-        self._compiled: tuple[tuple[str, int, int, int], queue.SimpleQueue[Any]] | None = None
-        # Only a compiled model reports its precision; a tiny window compiles fast.
-        compiled = self._core.compile_model(
-            self.partition.model(self.partition.whole, STRIDE, STRIDE), "CPU", self._settings
-        )
-        import openvino
+        self.digest = hashlib.sha256(self.engine.program).hexdigest()
+        self.threads = self.engine.info.threads
+        self._segmented: SegmentedCore | None = None
 
-        runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-        self.info = EngineInfo(
-            engine="OpenVINO",
-            version=openvino.__version__.split("-")[0],
-            precision=names.get(runs, runs),
-            threads=self.threads,
-            device=processor_name(),
-        )
-        if not writes_fast(self.info.precision):
-            self._weights = None
+    @property
+    def core(self) -> SegmentedCore:
+        """The network's segments, in the precision in which it runs now."""
+        if self._segmented is None or self._segmented.core is not self.engine.core:
+            self._segmented = SegmentedCore(self.engine.core)
+        return self._segmented
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
 
     @property
     def labels(self) -> LabelSpace:
         return self.manifest.labels
 
     @property
-    def feature_dtype(self) -> str:
-        """Type of stored features; "uint16" holds the bits of bfloat16, which numpy does not have."""
-        if self.info.precision == "float32":
-            return "float32"
-        return "float16" if self._weights is None else "uint16"
+    def arithmetic(self) -> str:
+        """What the bits of all results depend on: the precision, in half precision also the instruction set."""
+        core = self.core.core
+        same_everywhere = core.precision == "float32" and core.isa != "sse4"
+        return core.precision if same_everywhere else f"{core.precision} ({core.isa})"
 
-    @contextmanager
-    def ready(self, segment: Segment, window: Window) -> Iterator[Run]:
-        """A function that runs the segment on windows of this size; several threads may call it at once.
+    def fall_back(self, error: NotFiniteError) -> None:
+        """Go on in float32, or raise the error; see `NativeEngine.fall_back`."""
+        self.engine.fall_back(self.core.core, error)
 
-        Its results belong to the caller. Features have the type `feature_dtype`. Only one size of one segment is
-        compiled at a time, to leave memory for tiles.
+    @cached_property
+    def halo(self) -> int:
+        """Pixels to each side of a block of 32 that its logits depend on, apart from the attention sums.
+
+        A multiple of 32.
         """
-        key = (segment.kind, segment.index, window.height, window.width)
-        if self._compiled is None or self._compiled[0] != key:
-            self._compiled = None
-            try:
-                compiled = self._core.compile_model(self._model(segment, window), "CPU", self._settings)
-            except RuntimeError as error:
-                raise EngineError(
-                    f"OpenVINO cannot run tiles of {window.width}×{window.height} pixels ({first_line(error)})."
-                ) from error
-            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for _ in range(self.workers):
-                requests.put(compiled.create_infer_request())
-            self._compiled = key, requests
-        requests = self._compiled[1]
-        names = self.partition.outputs_of(segment)
-        features = {f.name for f in (*segment.inputs, *segment.outputs)}
-
-        def run(inputs: Arrays, wanted: dict[str, tuple[int | slice, ...]] | None = None) -> Arrays:
-            given = {name: self._to_engine(values) if name in features else values for name, values in inputs.items()}
-            request = requests.get()
-            try:
-                found = request.infer(given, share_inputs=True, share_outputs=True)
-                outputs = {name: found[i][(wanted or {}).get(name, ())] for i, name in enumerate(names)}
-                if LOGITS in outputs:
-                    finite(outputs[LOGITS], self.manifest, self.info)
-                return {
-                    name: self._to_stored(values) if name in features else values.copy()
-                    for name, values in outputs.items()
-                }
-            finally:
-                requests.put(request)
-
-        yield run
-
-    def _to_engine(self, values: NDArray[Any]) -> Any:
-        """Stored features, as the engine reads them."""
-        if self.feature_dtype != "uint16":
-            return np.asarray(values, np.float32)
-        import openvino
-
-        return openvino.Tensor(values, values.shape, openvino.Type.bf16)
-
-    def _to_stored(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A copy of the engine's features, as they are stored. Raises: EngineError."""
-        if self.feature_dtype != "float16":  # numpy sees bfloat16 as float16
-            own: NDArray[Any] = (values if self.feature_dtype == "float32" else values.view(np.uint16)).copy()
-            return own
-        with np.errstate(over="ignore"):  # reported below
-            halves = values.astype(np.float16)
-        # OpenVINO turns larger numbers into the largest finite one. Comparing bits is faster than isfinite.
-        if (halves.view(np.uint16) & 0x7FFF).max() >= 0x7BFF:
-            raise EngineError("features exceed the range of float16; use --precision float32.")
-        return halves
-
-    def _model(self, segment: Segment, window: Window) -> openvino.Model:
-        size = (window.height, window.width)
-        about = self.manifest
-        if self._weights is None:
-            return self.partition.model(segment, *size)
-        if segment.kind == "standalone":
-            model = fast_graph(about.model, about.preprocess, self._weights, size, self.info.precision)
-            model.inputs[0].get_tensor().set_names({IMAGE})
-            return model
-        return fast_segment(
-            self.partition, segment, about.model, about.preprocess, self._weights, size, self.info.precision
-        )
-
-    def free(self) -> None:
-        """Release the compiled segment."""
-        self._compiled = None
+        first = _FAR // 2 // LOGIT_STRIDE
+        needed = {-2: range(first, first + STRIDE // LOGIT_STRIDE)}  # -2: the logits, which the last segment ends with
+        core = self.core
+        for i in reversed(range(len(core.segments))):
+            stride = core.segments[i].stride
+            ends = [needed[-2]] if i == len(core.segments) - 1 else []
+            for feature, rows in needed.items():
+                if feature < 0 or not core.rows(i, feature, _FAR, 0, 1)[1]:
+                    continue
+                times = stride // core.features[feature].stride
+                ends.append(range(rows.start // times, -(-rows.stop // times)))
+            if not ends:
+                continue
+            begin, end = min(rows.start for rows in ends), max(rows.stop for rows in ends)
+            for feature in range(IMAGE, len(core.features)):
+                read, _ = core.rows(i, feature, _FAR, begin, end)
+                if read:
+                    known = needed.get(feature, read)
+                    needed[feature] = range(min(read.start, known.start), max(read.stop, known.stop))
+        image = needed[IMAGE]
+        reach = max(_FAR // 2 - image.start, image.stop - _FAR // 2 - STRIDE)
+        return -(-reach // STRIDE) * STRIDE

@@ -1,10 +1,10 @@
-"""The plan of tiles: their size for each segment of the network, and where they lie."""
+"""The plan of an image: the windows in which each segment of the network runs."""
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -14,99 +14,68 @@ from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Size
 from evitseg.manifest import Manifest
+from evitseg.raster.window import TILE
+from evitseg.runtime.core import Core
+from evitseg.runtime.core_windows import SUM_ROWS
 from evitseg.runtime.upsample import Side, argmax_upsampled
-from evitseg.tiling.graph_cut import Segment
-from evitseg.tiling.memory_model import default_memory, mib, tiles_memory
+from evitseg.tiling.memory_model import band_memory, default_memory, mib
 from evitseg.tiling.network import Network
 from evitseg.tiling.windows import Window
 
 _LOG = logging.getLogger(__name__)
 
-LARGEST_TILE = 4096
-"""Largest side of a tile in pixels. Larger tiles read fewer halo pixels twice, but were no faster for their memory."""
-LARGEST_FIRST_TILE = 2048
-"""Largest side of the first segment's tiles. Its layers run in tiles of their own; larger ones only compile longer."""
+BAND_STEP = SUM_ROWS * STRIDE
+"""Heights of bands are multiples of this many pixels, so that a set of attention sums belongs to one band."""
+LARGEST_BAND = 2048
+"""Largest height of a band in pixels. Rows beside a band are computed twice, but higher ones were no faster."""
+LARGEST_FIRST_BAND = 1024
+"""The same for the first segment, which waits for the rows of its first band to be read."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and places of all tiles, as plain numbers: two machines with the same plan do the same work.
+    """The windows of an image, as plain numbers: two machines with the same plan do the same work.
+
+    Every segment runs in bands as wide as the image, or, where attention is limited to a neighbourhood, in tiles.
 
     Attributes:
         image: (height, width) of the image in pixels.
         working: (height, width) of the network's input.
-        sides: per segment, the largest side of its tiles in pixels of the network's input; multiples of 32.
+        bands: per segment, the height of its bands in pixels of the network's input.
+        tile: side of the tiles; None for bands.
     """
 
     image: tuple[int, int]
     working: tuple[int, int]
-    sides: tuple[int, ...]
+    bands: tuple[int, ...]
+    tile: int | None = None
 
-    def _edges(self, index: int, length: int) -> list[int]:
-        """Edges of the tiles along one side: nearly equal lengths, multiples of the stride."""
-        blocks, count = length // STRIDE, -(-length // self.sides[index])
-        return [round(i * blocks / count) * STRIDE for i in range(count + 1)]
+    @cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """Edges of the tiles, down and across: nearly equal lengths, multiples of the stride."""
+        assert self.tile is not None
+        found = []
+        for length in self.working:
+            blocks, count = length // STRIDE, -(-length // self.tile)
+            found.append([round(i * blocks / count) * STRIDE for i in range(count + 1)])
+        return found[0], found[1]
 
-    def edges(self, index: int, stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Edges of a segment's tiles in features of this stride, down and across."""
-        down, across = (tuple(at // stride for at in self._edges(index, length)) for length in self.working)
-        return down, across
+    def windows(self, segment: int) -> list[Window]:
+        """The windows of a segment, in pixels of the network's input. Together they cover it once."""
+        height, width = self.working
+        if self.tile is None:
+            tops = range(0, height, self.bands[segment])
+            return [Window(top, 0, min(self.bands[segment], height - top), width) for top in tops]
+        down, across = self._edges
+        return [
+            Window(top, left, bottom - top, right - left)
+            for top, bottom in pairwise(down)
+            for left, right in pairwise(across)
+        ]
 
-    def mask_edges(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Edges of a segment's tiles in pixels of the mask, down and across."""
-        down, across = (
-            tuple(round(at * own / new) for at in self._edges(index, new))
-            for own, new in zip(self.image, self.working, strict=True)
-        )
-        return down, across
-
-    def grid(self, index: int) -> tuple[int, int]:
-        """Number of rows and columns of a segment's tiles."""
-        height, width = (-(-length // self.sides[index]) for length in self.working)
-        return height, width
-
-    def tiles(self, index: int) -> int:
-        """Number of a segment's tiles."""
-        rows, columns = self.grid(index)
-        return rows * columns
-
-    def core(self, index: int, tile: int) -> Window:
-        """The tile itself, in the network's input, without its halo."""
-        row, column = divmod(tile, self.grid(index)[1])
-        (top, bottom), (left, right) = (
-            self._edges(index, length)[at : at + 2] for length, at in zip(self.working, (row, column), strict=True)
-        )
-        return Window(top, left, bottom - top, right - left)
-
-    def window(self, segment: Segment, tile: int) -> Window:
-        """A tile with its halo. All windows of a segment have the same size, so that it is compiled once."""
-        height, width = (max(b - a for a, b in pairwise(self._edges(segment.index, side))) for side in self.working)
-        return window_around(self.core(segment.index, tile), segment, self.working, (height, width))
-
-    def mask_window(self, core: Window) -> Window:
-        """The pixels of the mask that belong to a tile. Together, all tiles cover the mask exactly once."""
-        (top, bottom), (left, right) = (
-            (round(begin * own / new), round(end * own / new))
-            for own, new, begin, end in zip(
-                self.image, self.working, (core.top, core.left), (core.bottom, core.right), strict=True
-            )
-        )
-        return Window(top, left, bottom - top, right - left)
-
-    def touching(self, index: int, window: Window) -> list[int]:
-        """Tiles of a segment that share pixels with a window of the network's input."""
-        rows, columns = (
-            range(bisect_right(edges, begin) - 1, bisect_left(edges, end))
-            for edges, begin, end in (
-                (self._edges(index, self.working[0]), window.top, window.bottom),
-                (self._edges(index, self.working[1]), window.left, window.right),
-            )
-        )
-        return [row * self.grid(index)[1] + column for row in rows for column in columns]
-
-    def neighbours(self, index: int, tile: int) -> list[int]:
+    def neighbours(self, tile: int) -> list[int]:
         """A tile and the up to eight around it."""
-        rows, columns = self.grid(index)
+        rows, columns = (len(edges) - 1 for edges in self._edges)
         row, column = divmod(tile, columns)
         return [
             r * columns + c
@@ -114,22 +83,25 @@ class Plan:
             for c in range(max(0, column - 1), min(columns, column + 2))
         ]
 
+    def mask_window(self, window: Window) -> Window:
+        """The pixels of the mask that belong to a window. Those of all windows cover the mask exactly once."""
+        (top, bottom), (left, right) = (
+            (round(begin * own / new), round(end * own / new))
+            for own, new, begin, end in zip(
+                self.image, self.working, (window.top, window.left), (window.bottom, window.right), strict=True
+            )
+        )
+        return Window(top, left, bottom - top, right - left)
 
-def window_around(core: Window, segment: Segment, working: tuple[int, int], largest: tuple[int, int]) -> Window:
-    """The window that a segment must read for correct values inside `core`.
-
-    It ends at the image's border, never beyond, so that convolutions pad with zeros there and nowhere else. On the
-    other sides the halo is wide enough that the window's own borders do not affect `core`.
-
-    Args:
-        largest: (height, width) of the largest core. Every window has the size that this one needs.
-    """
-    spans = []
-    for length, begin, most in zip(working, (core.top, core.left), largest, strict=True):
-        size = min(length, most + segment.halo_before + segment.halo_after)
-        spans.append((min(max(0, begin - segment.halo_before), length - size), size))
-    (top, height), (left, width) = spans
-    return Window(top, left, height, width)
+    def logits_window(self, place: Window) -> Window:
+        """The logits that a part of the mask depends on."""
+        (y0, y1), (x0, x1) = (
+            Side(new // LOGIT_STRIDE, own, 0, first).needed(count)
+            for new, own, first, count in zip(
+                self.working, self.image, (place.top, place.left), (place.height, place.width), strict=True
+            )
+        )
+        return Window(y0, x0, y1 - y0, x1 - x0)
 
 
 def working_size(image: tuple[int, int], manifest: Manifest, size: Size = "native") -> tuple[int, int]:
@@ -139,25 +111,27 @@ def working_size(image: tuple[int, int], manifest: Manifest, size: Size = "nativ
     return manifest.preprocess.fit(image, size, limit=None)
 
 
-def mask_of_window(logits: NDArray[np.float32], plan: Plan, place: Window, window: Window) -> NDArray[np.integer]:
+def mask_of_window(
+    logits: NDArray[np.float32], plan: Plan, place: Window, window: Window, core: Core | None = None
+) -> NDArray[np.integer]:
     """Class indices of a part of the mask.
 
     Args:
         logits: (classes, h, w) of `window`.
         place: the part, in pixels of the mask.
-        window: of the network's input; it contains all logits that the part depends on.
+        window: in logits; it contains all that the part depends on.
+        core: whose threads take part.
     """
-    at = window.over(LOGIT_STRIDE)
-    whole = [
-        Side(side // LOGIT_STRIDE, pixels, 0, first)
-        for side, pixels, first in zip(plan.working, plan.image, (place.top, place.left), strict=True)
+    needed = plan.logits_window(place)
+    assert window.common(needed) == needed, "the window lacks logits that the part of the mask depends on"
+    rows, columns = needed.inside(window)
+    sides = [
+        Side(side // LOGIT_STRIDE, pixels, first_logit, first_pixel)
+        for side, pixels, first_logit, first_pixel in zip(
+            plan.working, plan.image, (needed.top, needed.left), (place.top, place.left), strict=True
+        )
     ]
-    (y0, y1), (x0, x1) = (side.needed(count) for side, count in zip(whole, (place.height, place.width), strict=True))
-    needed = Window(y0, x0, y1 - y0, x1 - x0)
-    assert at.common(needed) == needed, "the window lacks logits that the part of the mask depends on"
-    rows, columns = needed.inside(at)
-    sides = replace(whole[0], first_logit=y0), replace(whole[1], first_logit=x0)
-    return argmax_upsampled(logits[:, rows, columns], (place.height, place.width), sides)
+    return argmax_upsampled(logits[:, rows, columns], (place.height, place.width), (sides[0], sides[1]), core)
 
 
 def make_plan(
@@ -166,56 +140,64 @@ def make_plan(
     size: Size = "native",
     memory: int | None = None,
     context_window: int | None = None,
-    tile: int | None = None,
+    band: int | None = None,
     held: int = 0,
+    most: int = LARGEST_BAND,
 ) -> Plan:
-    """The fastest tiles that fit in memory, for each segment of the network.
+    """The highest bands that fit in memory, for each segment of the network.
 
     Args:
         image: (height, width) of the image.
-        size, memory, context_window, tile: as in `evitseg.segment_large`.
-        held: bytes that the source holds, which tiles cannot use.
+        size, memory, context_window, band: as in `evitseg.segment_large`.
+        held: bytes that the source holds, which bands cannot use.
+        most: largest height of a band.
 
-    Raises: ConfigError if no tile fits.
+    Raises: ConfigError if no band fits.
     """
-    working, segments = working_size(image, network.manifest, size), network.partition.segments
+    working = working_size(image, network.manifest, size)
     memory = default_memory(held) if memory is None else memory
+    if band is not None and (band < BAND_STEP or band % BAND_STEP):
+        raise ConfigError(f"bands of {band} pixels do not fit the network; give a multiple of {BAND_STEP}.")
+    count = len(network.core.segments)
+    plan = Plan(image, working, (BAND_STEP,) * count)
     if context_window is not None:
         tile = round(context_window / 3 / STRIDE) * STRIDE
         if tile < STRIDE:
             raise ConfigError(f"a context window of {context_window} pixels is too small; give at least {3 * STRIDE}.")
-    if tile is not None and (tile < STRIDE or tile % STRIDE):
-        raise ConfigError(f"tiles of {tile} pixels do not fit the network; give a multiple of {STRIDE}.")
-    scale = [own / new for own, new in zip(image, working, strict=True)]
-
-    def needed(segment: Segment, plan: Plan) -> int:
-        pixels, classes = plan.window(segment, 0).pixels, network.manifest.model.num_classes
-        return held + tiles_memory(network.partition, segment, classes, pixels, scale, network.workers)
-
-    sides = []
-    for segment in segments:
-        largest = min(LARGEST_TILE if segment.index else LARGEST_FIRST_TILE, max(working))
-        tried = {side: Plan(image, working, (side,) * len(segments)) for side in _sides(tile, largest)}
-        fitting = [side for side, plan in tried.items() if needed(segment, plan) <= memory]
-        if not fitting:
-            smallest = list(tried.values())[-1]
-            least = max(needed(each, smallest) for each in segments)
-            raise ConfigError(
-                f"{mib(memory)} of memory is not enough: this model needs {mib(least)}"
-                f"{' for tiles of this size' if tile else ', even with the smallest tiles'}; give more."
-            )
-        sides.append(min(fitting, key=lambda side: _cost(tried[side], segment)))
-    plan = Plan(image, working, tuple(sides))
-    tiles = ", ".join(f"{plan.tiles(i)} of {side} pixels" for i, side in enumerate(sides))
-    _LOG.info("memory limit %s; tiles per segment of the network: %s", mib(memory), tiles)
+        plan = replace(plan, tile=tile)
+        least = max(_memory(network, plan, each, held) for each in range(count))
+        if least > memory:
+            raise _too_little(memory, least, f"a context window of {context_window} pixels in this image")
+        return plan
+    bands, least = [], 0
+    for segment in range(count):
+        heights = [band] if band else _heights(min(working[0], most if segment else min(most, LARGEST_FIRST_BAND)))
+        for height in heights:
+            tried = replace(plan, bands=(height,) * count)
+            needed = _memory(network, tried, segment, held)
+            if needed <= memory:
+                bands.append(height)
+                break
+        least = max(least, needed)  # of the last one tried
+    if len(bands) < count:
+        raise _too_little(memory, least, "bands of this height" if band else "this image, even in the lowest bands,")
+    plan = replace(plan, bands=tuple(bands))
+    _LOG.info("memory limit %s; heights of the bands, per segment: %s", mib(memory), ", ".join(map(str, bands)))
     return plan
 
 
-def _sides(tile: int | None, longest: int) -> list[int]:
-    """Candidates for the side of a tile, largest first."""
-    return [tile] if tile else list(range(longest, 0, -STRIDE))
+def _too_little(memory: int, least: int, what: str) -> ConfigError:
+    return ConfigError(f"{mib(memory)} of memory is not enough: {what} needs {mib(least)}; give more.")
 
 
-def _cost(plan: Plan, segment: Segment) -> int:
-    """Number of pixels that a segment reads in all tiles together."""
-    return plan.window(segment, 0).pixels * plan.tiles(segment.index)
+def _heights(most: int) -> list[int]:
+    """Candidates for the height of a band, largest first: multiples of the tiles of masks, or lower."""
+    top = -(-most // BAND_STEP) * BAND_STEP
+    return [height for height in range(top, 0, -BAND_STEP) if height == top or height < TILE or not height % TILE]
+
+
+def _memory(network: Network, plan: Plan, segment: int, held: int) -> int:
+    """Estimated peak memory of a segment's windows."""
+    windows = plan.windows(segment)
+    largest = max(windows, key=lambda window: window.pixels)
+    return held + band_memory(network, plan.image, plan.working, segment, largest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +14,23 @@ from evitseg.errors import ConfigError
 from evitseg.raster.window import Source
 from evitseg.runtime.upsample import Side
 from evitseg.system.parallel import ordered_map
-from evitseg.tiling.arguments import ImageLike, MaskPlace, ModelLike, image_source, mask_sink, reading_of, tiled_network
+from evitseg.tiling.arguments import (
+    ImageLike,
+    MaskPlace,
+    ModelLike,
+    banded_network,
+    image_source,
+    mask_sink,
+    reading_of,
+)
 from evitseg.tiling.context import Context
-from evitseg.tiling.graph_cut import IMAGE, LOGITS
-from evitseg.tiling.memory_model import default_memory, mib, region_memory, segment_bytes_per_pixel
-from evitseg.tiling.network import Arrays, Network
-from evitseg.tiling.plan import LARGEST_FIRST_TILE, Plan, mask_of_window, window_around
+from evitseg.tiling.memory_model import default_memory, mib, region_memory
+from evitseg.tiling.network import Network
+from evitseg.tiling.plan import Plan, mask_of_window
 from evitseg.tiling.windows import Damage, Resampled, Window, tiles_of, valid_window
 
-_SMALLEST_PART = 256
-"""Approximate smallest side of a part of a region, in pixels. Its halo is several times as large already."""
+_SIDES = (2048, 1536, 1024, 768, 512, 256, 128)
+"""Sides of the parts of a region, in pixels. The halo of the smallest is several times as large already."""
 
 
 class RenderedRegion(NamedTuple):
@@ -50,9 +56,9 @@ def render_region(
 ) -> RenderedRegion:
     """Segment a region of an image whose context is known, with the pixels that the mask of the whole image has there.
 
-        result = evitseg.segment_large("model.onnx", "mosaic.tif", "mask.tif")
+        result = evitseg.segment_large("model.safetensors", "mosaic.tif", "mask.tif")
         result.context.save("mosaic.npz")
-        evitseg.render_region("model.onnx", "mosaic.tif", "mosaic.npz", (4000, 2000, 512, 512), "part.tif")
+        evitseg.render_region("model.safetensors", "mosaic.tif", "mosaic.npz", (4000, 2000, 512, 512), "part.tif")
 
     Only the region and its halo are read.
 
@@ -66,7 +72,7 @@ def render_region(
     Raises: ConfigError for a region outside the image, the context of another image, or not enough memory; ImageError,
         FileError, WeightsError, EngineError.
     """
-    network = tiled_network(model)
+    network = banded_network(model)
     if not isinstance(context, Context):
         context = Context.load(context, network)
     window = region if isinstance(region, Window) else Window(*region)
@@ -97,76 +103,53 @@ def _rendered(source: Source, network: Network, context: Context, region: Window
         )
     plan = Plan(context.image, context.working, ())
     memory = default_memory(source.held) if memory is None else memory
-    parts, size, at_once = _parts(region, network, plan, source.held, memory)
+    parts = _parts(region, network, plan, source.held, memory)
     resampled = Resampled(source, plan.working)
-    given: Arrays = {}
-    for i, (sums, attention) in enumerate(zip(context.sums, network.partition.attentions, strict=True)):
-        given |= sums.inputs(i, attention)
-    whole = np.empty((region.height, region.width), network.labels.dtype)
-    try:
-        with network.ready(network.partition.whole, _around(parts[0], network, plan, size)) as run:
+    sums = np.concatenate(context.sums) if context.sums else np.zeros(0, np.float32)
+    mask = np.empty((region.height, region.width), network.labels.dtype)
+    found: dict[Window, Damage] = {}
 
-            def work(part: Window) -> list[Damage]:
-                window = _around(part, network, plan, size)
-                image, damages = resampled.read(window)
-                mask = mask_of_window(run({IMAGE: image[None], **given})[LOGITS][0], plan, part, window)
-                valid = valid_window(source, part, damages)
-                if valid is not None:
-                    mask[~valid] = network.labels.ignore_index
-                whole[part.inside(region)] = mask
-                return damages
+    def read(part: Window) -> tuple[Window, Window, NDArray[np.uint8], list[Damage]]:
+        window = _around(part, network, plan)
+        return part, window, *resampled.read(window)
 
-            found = {damage.window: damage for some in ordered_map(parts, work, at_once, 0) for damage in some}
-    finally:
-        network.free()
-    return RenderedRegion(whole, tuple(found.values()))
+    for part, window, image, damages in ordered_map(parts, read, 1, 1):
+        logits = network.core.logits(image, sums)
+        own = mask_of_window(logits, plan, part, window.over(LOGIT_STRIDE), network.core.core)
+        valid = valid_window(source, part, damages)
+        if valid is not None:
+            own[~valid] = network.labels.ignore_index
+        mask[part.inside(region)] = own
+        found |= {damage.window: damage for damage in damages}
+    return RenderedRegion(mask, tuple(found.values()))
 
 
-def _parts(
-    region: Window, network: Network, plan: Plan, held: int, memory: int
-) -> tuple[list[Window], tuple[int, int], int]:
-    """The fewest parts of a region that fit in memory.
-
-    Returns: the parts, (height, width) of the largest one's core, and how many run at once.
-
-    Raises: ConfigError if none fit.
-    """
-    whole, sides = network.partition.whole, (region.height, region.width)
-    scale = [own / new for own, new in zip(plan.image, plan.working, strict=True)]
-    per_pixel = segment_bytes_per_pixel(network.partition, whole, network.manifest.model.num_classes, scale)
-    value_bytes = network.labels.dtype().itemsize
+def _parts(region: Window, network: Network, plan: Plan, held: int, memory: int) -> list[Window]:
+    """The fewest parts of a region that fit in memory. Raises: ConfigError if none fit."""
     least = math.inf
-    fewest, most = (-(-max(sides) // side) for side in (LARGEST_FIRST_TILE, _SMALLEST_PART))
-    for count, at_once in product(range(fewest, most + 1), range(network.workers, 0, -1)):
-        down, across = (min(count, side) for side in sides)
-        # Upper bound of a core: its part, one logit on either side, rounded up to whole strides.
-        cores = [-(-side // n) / per + 4 * STRIDE for side, n, per in zip(sides, (down, across), scale, strict=True)]
-        seen = [
-            min(core + whole.halo_before + whole.halo_after, length)
-            for core, length in zip(cores, plan.working, strict=True)
+    for side in _SIDES:
+        parts = [
+            Window(region.top + part.top, region.left + part.left, part.height, part.width)
+            for part in tiles_of((region.height, region.width), (side, side))
         ]
-        running = min(at_once, down * across)
-        needed = region_memory(math.prod(seen), per_pixel, running, math.prod(sides), value_bytes, held)
-        least = min(least, needed)
+        around = [_around(part, network, plan) for part in parts]
+        largest = max(around, key=lambda window: window.pixels)
+        needed = held + region_memory(network, (largest.height, largest.width), region.pixels)
         if needed <= memory:
-            break
-    else:
-        raise ConfigError(
-            f"{mib(memory)} of memory is not enough: the smallest part of a region, with its halo, needs {mib(least)}; "
-            "give more."
-        )
-    rows, columns = (
-        [*pairwise(first + i * side // n for i in range(n + 1))]
-        for first, side, n in zip((region.top, region.left), sides, (down, across), strict=True)
+            return parts
+        least = min(least, needed)
+    raise ConfigError(
+        f"{mib(memory)} of memory is not enough: the smallest part of a region, with its halo, needs {mib(least)}; "
+        "give more."
     )
-    parts = [Window(top, left, bottom - top, right - left) for top, bottom in rows for left, right in columns]
-    found = [_core_of(plan, part) for part in parts]
-    return parts, (max(core.height for core in found), max(core.width for core in found)), at_once
 
 
-def _around(part: Window, network: Network, plan: Plan, largest: tuple[int, int]) -> Window:
+def _around(part: Window, network: Network, plan: Plan) -> Window:
     """The window that the whole network must read for a part of the mask."""
-    return window_around(_core_of(plan, part), network.partition.whole, plan.working, largest)
+    core, halo = _core_of(plan, part), network.halo
+    top, left = max(0, core.top - halo), max(0, core.left - halo)
+    bottom, right = min(plan.working[0], core.bottom + halo), min(plan.working[1], core.right + halo)
+    return Window(top, left, bottom - top, right - left)
 
 
 def _core_of(plan: Plan, region: Window) -> Window:

@@ -1,151 +1,165 @@
-"""The scratch folder of an image in tiles: features between segments, attention sums, the mask, and progress."""
+"""The scratch folder of an image: feature maps and attention sums between segments, and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import sys
-import threading
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import FileError
+from evitseg.runtime.core_windows import ALIGNMENT
 from evitseg.system.files import LOCK, STATE, replacing
-from evitseg.tiling.windows import Window
 
-SHARED = "features"
+_CONTENT = "features"
+_PAGE = 4096
 _MAX_STATE_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
-class Layout:
-    """An array (height, width, channels) on disk, stored block after block.
-
-    A block is the output of one tile, so that each tile is written in one go.
-
-    Attributes:
-        name: name of the array.
-        rows, columns: edges of the blocks, down and across.
-    """
-
-    name: str
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    channels: int
-    dtype: str
-
-    @property
-    def height(self) -> int:
-        return self.rows[-1]
-
-    @property
-    def width(self) -> int:
-        return self.columns[-1]
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of the channels at one position."""
-        return self.channels * np.dtype(self.dtype).itemsize
-
-    @property
-    def bytes(self) -> int:
-        return self.height * self.width * self.value_bytes
-
-    def blocks(self, window: Window) -> Iterator[tuple[Window, int]]:
-        """The blocks that overlap a window, each with its offset in bytes."""
-        for top, bottom in touched(self.rows, window.top, window.bottom):
-            for left, right in touched(self.columns, window.left, window.right):
-                place = top * self.width + (bottom - top) * left
-                yield Window(top, left, bottom - top, right - left), place * self.value_bytes
-
-
-def touched(edges: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Pairs of neighbouring edges whose interval overlaps the one from `begin` to `end`."""
-    for i in range(bisect_right(edges, begin) - 1, bisect_left(edges, end)):
-        yield edges[i], edges[i + 1]
-
-
-@dataclass(frozen=True)
 class LiveRange:
-    """A layout, with the indices of the segment that writes it and of the last that reads it."""
+    """Something to store, with the indices of the segment that writes it and of the last that reads it."""
 
-    layout: Layout
+    bytes: int
     first: int
     last: int
 
 
-Extents: TypeAlias = list[tuple[int, int]]
-"""Parts of a file: (begin, end) in bytes."""
+def allocate(live_ranges: Sequence[LiveRange]) -> tuple[list[int], int]:
+    """Offsets of all live ranges in one file, in their order: first fit, reusing what is no longer live.
 
-
-def allocate(live_ranges: Sequence[LiveRange]) -> dict[str, Extents]:
-    """Places for all layouts in one file, by name: first fit, reusing the places of layouts that are no longer live.
-
-    The file is as long as the live layouts at their peak. Its reused parts are usually still in the system's cache,
+    The file is about as long as what is live at the peak. Its reused parts are usually still in the system's cache,
     whereas growing a file can cost as much time as computing its content.
+
+    Returns: the offsets, multiples of a page, and the length of the file.
     """
-    places: dict[str, Extents] = {}
-    free: Extents = [(0, sys.maxsize)]
-    ended: set[str] = set()
-    for now in sorted({each.first for each in live_ranges}):
-        for each in live_ranges:
-            if each.last < now and each.layout.name not in ended:
-                free += places[each.layout.name]
-                ended.add(each.layout.name)
-        free.sort()
-        for each in (each for each in live_ranges if each.first == now):
-            left, place = each.layout.bytes, []
-            while left:
-                begin, end = free.pop(0)
-                used = min(left, end - begin)
-                place.append((begin, begin + used))
-                left -= used
-                if begin + used < end:
-                    free.insert(0, (begin + used, end))
-            places[each.layout.name] = place
-    return places
+    places: list[tuple[int, int, LiveRange]] = []
+    offsets = [0] * len(live_ranges)
+    for i in sorted(range(len(live_ranges)), key=lambda i: live_ranges[i].first):
+        one, at = live_ranges[i], 0
+        for begin, end, other in sorted(places, key=lambda place: place[0]):
+            together = other.first <= one.last and one.first <= other.last
+            if together and begin < at + one.bytes and at < end:
+                at = end
+        offsets[i] = at
+        places.append((at, -(-(at + one.bytes) // _PAGE) * _PAGE, one))
+    return offsets, max((end for _, end, _ in places), default=0)
+
+
+def aligned_bytes(length: int) -> NDArray[np.uint8]:
+    """Memory for rows of feature maps."""
+    own = np.empty(length + ALIGNMENT, np.uint8)
+    return own[-own.ctypes.data % ALIGNMENT :][:length]
 
 
 class Store(Protocol):
-    """Storage through which tiles exchange features, sums and the mask."""
+    """Bytes for the features and sums of an image, with a record of what is done."""
 
-    def read(self, layout: Layout, window: Window) -> NDArray[Any]:
-        """(height, width, channels) of a window."""
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The stored bytes, from a multiple of 64 on, after `open`."""
         ...
 
-    def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Store (height, width, channels) values in a window, which covers whole rows of blocks."""
+    def open(self, length: int) -> None:
+        """Provide `bytes` of this length."""
         ...
+
+    @contextmanager
+    def to_write(self, extents: list[tuple[int, int]]) -> Iterator[list[int]]:
+        """Addresses for bytes that are written whole during the block, for pairs of offset and length."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until what was written can be read."""
+        ...
+
+    def release(self) -> None:
+        """Give memory back to the system where the bytes are kept elsewhere."""
+        ...
+
+    def count_window(self, segment: int) -> None:
+        """Record that one more window of a segment is done."""
+        ...
+
+    def windows_done(self, segment: int) -> int:
+        """Number of windows of a segment that are done."""
+        ...
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the state."""
+        ...
+
+    def close(self) -> None:
+        """Free what `open` provided."""
+        ...
+
+
+class MemoryStore:
+    """A store in memory, for images whose features fit there. Nothing outlives the process."""
+
+    def __init__(self) -> None:
+        self._bytes: NDArray[np.uint8] | None = None
+        self._done: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        assert self._bytes is not None
+        return self._bytes
+
+    def open(self, length: int) -> None:
+        self._bytes = aligned_bytes(length)
+
+    def wait(self) -> None:
+        pass
+
+    @contextmanager
+    def to_write(self, extents: list[tuple[int, int]]) -> Iterator[list[int]]:
+        yield [self.bytes.ctypes.data + offset for offset, _ in extents]
+
+    def release(self) -> None:
+        pass
+
+    def count_window(self, segment: int) -> None:
+        self._done[segment] = self._done.get(segment, 0) + 1
+
+    def windows_done(self, segment: int) -> int:
+        return self._done.get(segment, 0)
+
+    def save(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        self._bytes = None
 
 
 class Scratch:
-    """A store on disk with a state, which outlive the process. Several threads may read and write at once.
+    """Bytes on disk that are used like memory, with a state; both outlive the process.
 
     Raises: FileError if the folder cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._places: dict[str, Extents] = {}
-        self._own = threading.local()
-        self._open: list[Any] = []
+        self._map: mmap.mmap | None = None
+        self._bytes: NDArray[np.uint8] | None = None
+        self._file: int | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="evitseg")
+        self._writes: list[Future[None]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"{folder}: cannot be used as a scratch folder ({error.strerror or error}).") from error
-
-    def allocate(self, live_ranges: Sequence[LiveRange]) -> None:
-        """Store these layouts in one file, as `allocate` places them; each of the others has a file of its own."""
-        self._places = allocate(live_ranges)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -205,22 +219,86 @@ class Scratch:
         with replacing(self.folder / STATE) as file:
             file.write(json.dumps(state).encode())
 
-    def count_tile(self, index: int) -> None:
-        """Record that one more tile of a segment is done: one byte, much cheaper than saving the state."""
-        name = _progress_file(index)
-        file = self._file(name)
-        with self._writing(name):
-            file.seek(0, os.SEEK_END)
+    def count_window(self, segment: int) -> None:
+        """Record that one more window of a segment is done, once its bytes are in the file.
+
+        That adds one byte to a file, which is much cheaper than saving the state.
+        """
+        self._writes.append(self._writer.submit(self._count, segment))
+
+    def _count(self, segment: int) -> None:
+        with self._writing(_progress_file(segment)), open(self.folder / _progress_file(segment), "ab") as file:
             file.write(b"x")
 
-    def tiles_done(self, index: int) -> int:
-        """Number of tiles of a segment that are done."""
+    def windows_done(self, segment: int) -> int:
+        """Number of windows of a segment that are done."""
         try:
-            return (self.folder / _progress_file(index)).stat().st_size
+            return (self.folder / _progress_file(segment)).stat().st_size
         except FileNotFoundError:
             return 0
 
-    def check_room(self, needed: int) -> None:
+    def open(self, length: int) -> None:
+        """Provide `bytes` of this length; those of an earlier process keep their content.
+
+        Raises: FileError if the disk has no room for them.
+        """
+        self._check_room(length)
+        path = self.folder / _CONTENT
+        with (
+            self._writing(_CONTENT),
+            open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600), "r+b") as file,
+        ):
+            if file.seek(0, os.SEEK_END) < length:
+                file.truncate(length)
+            if hasattr(os, "posix_fallocate"):  # writing to mapped memory could not report a full disk
+                os.posix_fallocate(file.fileno(), 0, length)
+            self._map = mmap.mmap(file.fileno(), length)
+            self._file = os.dup(file.fileno())
+        self._bytes = np.frombuffer(self._map, np.uint8)
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The stored bytes; they begin at a page."""
+        assert self._bytes is not None
+        return self._bytes
+
+    @contextmanager
+    def to_write(self, extents: list[tuple[int, int]]) -> Iterator[list[int]]:
+        """Addresses for bytes that are written whole during the block, for pairs of offset and length.
+
+        They are a buffer that is then written to the file, where it is after `wait`. That is several times as fast as
+        writing to mapped memory for the first time, which the system clears page by page.
+        """
+        if not hasattr(os, "pwrite"):  # Windows, where a mapped file need not agree with one that is written
+            yield [self.bytes.ctypes.data + offset for offset, _ in extents]
+            return
+        parts = [aligned_bytes(length) for _, length in extents]
+        yield [part.ctypes.data for part in parts]
+        self.wait()  # at most one window is being written while the next one runs
+        self._writes = [
+            self._writer.submit(self._write, part, at) for part, (at, _) in zip(parts, extents, strict=True)
+        ]
+
+    def _write(self, part: NDArray[np.uint8], offset: int) -> None:
+        assert self._file is not None
+        left = part.data
+        with self._writing(_CONTENT):
+            while left:
+                done = os.pwrite(self._file, left, offset)
+                left, offset = left[done:], offset + done
+
+    def wait(self) -> None:
+        """Wait until everything is in the file. Raises: FileError."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write.result()
+
+    def release(self) -> None:
+        """Give the memory of the stored bytes back to the system, which writes them to disk in its own time."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _check_room(self, needed: int) -> None:
         """Raises: FileError if the disk has less free space than the work still needs."""
         held = 0
         for path in self.folder.iterdir():
@@ -234,51 +312,6 @@ class Scratch:
                 "choose a scratch folder on a larger disk (--scratch)."
             )
 
-    def read(self, layout: Layout, window: Window) -> NDArray[Any]:
-        """(height, width, channels) of a window."""
-        out = np.empty((window.height, window.width, layout.channels), layout.dtype)
-        for block, start in layout.blocks(window):
-            part = block.common(window)
-            assert part is not None
-            # Whole rows of the block are contiguous: one read is faster than one per row of the window.
-            rows = np.empty((part.height, block.width, layout.channels), layout.dtype)
-            start += (part.top - block.top) * block.width * layout.value_bytes
-            for name, file, bytes_ in self._spans(layout, start, rows.reshape(-1).view(np.uint8).data):
-                if file.readinto(bytes_) != len(bytes_):
-                    raise FileError(f"{self.folder / name}: truncated; remove the folder and start again.")
-            out[part.inside(window)] = rows[:, part.inside(block)[1]]
-        return out
-
-    def write(self, layout: Layout, window: Window, values: NDArray[Any]) -> None:
-        """Store (height, width, channels) values in a window, which covers whole rows of blocks."""
-        assert values.shape == (window.height, window.width, layout.channels)
-        for block, start in layout.blocks(window):
-            part = block.common(window)
-            assert part is not None
-            assert part.width == block.width
-            rows = np.ascontiguousarray(values[part.inside(window)], layout.dtype)
-            start += (part.top - block.top) * block.width * layout.value_bytes
-            for name, file, bytes_ in self._spans(layout, start, rows.reshape(-1).view(np.uint8).data):
-                with self._writing(name):
-                    while bytes_:
-                        bytes_ = bytes_[file.write(bytes_) :]
-
-    def _spans(self, layout: Layout, start: int, bytes_: memoryview) -> Iterator[tuple[str, Any, memoryview]]:
-        """For each extent of bytes from `start` of a layout on: the file's name, the file at that offset, the bytes."""
-        name, done = (SHARED if layout.name in self._places else layout.name), 0
-        file = self._file(name)
-        for begin, end in self._places.get(layout.name, [(0, sys.maxsize)]):
-            if done == len(bytes_):
-                break
-            if start >= end - begin:
-                start -= end - begin
-                continue
-            count = min(len(bytes_) - done, end - begin - start)
-            with self._writing(name):
-                file.seek(begin + start)
-            yield name, file, bytes_[done : done + count]
-            done, start = done + count, 0
-
     def clear(self) -> None:
         """Remove all files except the lock."""
         self.close()
@@ -287,26 +320,22 @@ class Scratch:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close all files. No thread may read or write meanwhile."""
-        for file in self._open:
-            file.close()
-        self._open, self._own = [], threading.local()
+        """Close the file. No array of its bytes may be used afterwards."""
+        with contextlib.suppress(FileError):  # reported where it was waited for
+            self.wait()
+        self._bytes = None
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self._map is not None:
+            with contextlib.suppress(BufferError):  # an array still refers to it, in the traceback of an error
+                self._map.close()
+            self._map = None
 
     def discard(self) -> None:
         """Remove the folder."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _file(self, name: str) -> Any:
-        """The file, opened once per thread, because an open file has only one position."""
-        files: dict[str, Any] = self._own.__dict__
-        if name not in files:
-            path = self.folder / name
-            with self._writing(name):
-                path.touch()
-                files[name] = path.open("r+b", buffering=0)
-                self._open.append(files[name])
-        return files[name]
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:

@@ -17,21 +17,29 @@ from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import Size
 from evitseg.raster.window import Sink, Source
-from evitseg.runtime.upsample import Side
+from evitseg.runtime.core import Core
+from evitseg.runtime.upsample import Side, class_counts
 from evitseg.system.parallel import ordered_map
-from evitseg.tiling.arguments import ImageLike, MaskPlace, ModelLike, image_source, mask_sink, reading_of, tiled_network
-from evitseg.tiling.graph_cut import IMAGE, LOGITS
-from evitseg.tiling.job import class_counts
+from evitseg.tiling.arguments import (
+    ImageLike,
+    MaskPlace,
+    ModelLike,
+    banded_network,
+    image_source,
+    mask_sink,
+    reading_of,
+)
 from evitseg.tiling.memory_model import default_memory, mib, sliding_window_memory
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, mask_of_window, working_size
-from evitseg.tiling.stream import TileProgress
+from evitseg.tiling.progress import BandProgress
 from evitseg.tiling.windows import Damage, Resampled, Window, tiles_of, valid_window, whole_rows
 
 _LOG = logging.getLogger(__name__)
 
-_WAITING = 1
-"""Finished windows that may wait to be added, besides those that run."""
+_WAITING = 3
+"""Windows that are being read, or wait to be run."""
+_TINY = 1e-9
 _PIXELS_AT_ONCE = 2**20
 """Pixels of the mask that are up-sampled at once, so that a whole row of windows does not need the memory."""
 
@@ -63,11 +71,11 @@ def sliding_window(
     *,
     size: Size = "native",
     memory: int | None = None,
-    watch: Callable[[TileProgress], None] | None = None,
+    watch: Callable[[BandProgress], None] | None = None,
 ) -> SlidingWindowResult:
     """Segment an image of any size in overlapping windows, each as if it were the whole image.
 
-        evitseg.sliding_window("model.onnx", "mosaic.tif", "mask.tif", window=1024)
+        evitseg.sliding_window("model.safetensors", "mosaic.tif", "mask.tif", window=1024)
 
     Neighbouring windows overlap by half. Where they overlap, their logits are averaged, with weights that fall linearly
     towards each window's border. Only a few rows of windows are in memory. Logits are added in a fixed order, so the
@@ -84,7 +92,7 @@ def sliding_window(
         EngineError, MissingPackageError.
     """
     check_window(window)
-    network = tiled_network(model)
+    network = banded_network(model)
     with image_source(source, None, memory, reading_of(model, network)) as (image, _):
         plan = Plan(image.size, working_size(image.size, network.manifest, size), ())
         with mask_sink(mask, image, network) as sink:
@@ -93,20 +101,14 @@ def sliding_window(
 
 def _slide(
     source: Source, sink: Sink, network: Network, plan: Plan, window: int, memory: int | None,
-    watch: Callable[[TileProgress], None] | None,
+    watch: Callable[[BandProgress], None] | None,
 ) -> SlidingWindowResult:  # fmt: skip
     height, width = (min(window, length) for length in plan.working)
     rows, lefts = _rows(plan, height, sink), _starts(plan.working[1], width)
     stored_rows = max((row.top + height) // LOGIT_STRIDE - row.first for row in rows)
-    needed = source.held + sliding_window_memory(
-        network.partition.standalone,
-        network.manifest.model.num_classes,
-        height * width,
-        stored_rows * LOGIT_STRIDE * plan.working[1],
-        [own / new for own, new in zip(plan.image, plan.working, strict=True)],
-        network.workers,
-        _WAITING,
-    )
+    scale = [own / new for own, new in zip(plan.image, plan.working, strict=True)]
+    row_pixels = stored_rows * LOGIT_STRIDE * plan.working[1]
+    needed = source.held + sliding_window_memory(network, (height, width), row_pixels, scale, _WAITING)
     memory = default_memory(source.held) if memory is None else memory
     if needed > memory:
         raise ConfigError(
@@ -120,26 +122,25 @@ def _slide(
     damages: dict[Window, Damage] = {}
     ignore = network.labels.ignore_index
     counts = np.zeros(ignore + 1, np.int64)
-    try:
-        with network.ready(network.partition.standalone, Window(0, 0, height, width)) as run:
 
-            def work(place: Window) -> tuple[Window, NDArray[np.float32], list[Damage]]:
-                image, found = resampled.read(place)
-                return place, run({IMAGE: image[None]})[LOGITS][0] * weights, found
+    def read(place: Window) -> tuple[Window, NDArray[np.uint8] | None, list[Damage]]:
+        image, found = resampled.read(place)
+        is_empty = not resampled.valid(place, found, STRIDE).any()
+        return place, None if is_empty else image, found
 
-            for i, (place, logits, found) in enumerate(ordered_map(windows, work, network.workers, _WAITING)):
-                row = rows[i // len(lefts)]
-                if place.left == 0:
-                    stored.begin_at(row.first)
-                stored.add(place.over(LOGIT_STRIDE), logits, weights)
-                damages |= {damage.window: damage for damage in found}
-                if place.right == plan.working[1]:
-                    means = stored.means(row.top // LOGIT_STRIDE, row.complete)
-                    counts += _write(sink, row, means, plan, source, [*damages.values()], ignore)
-                if watch is not None:
-                    watch(TileProgress(0, 1, i + 1, len(rows) * len(lefts)))
-    finally:
-        network.free()
+    for i, (place, image, found) in enumerate(ordered_map(windows, read, min(2, network.threads), 1)):
+        row = rows[i // len(lefts)]
+        if place.left == 0:
+            stored.begin_at(row.first)
+        if image is not None:
+            stored.add(place.over(LOGIT_STRIDE), network.engine(image[None])[0] * weights, weights)
+        damages |= {damage.window: damage for damage in found}
+        if place.right == plan.working[1]:
+            means = stored.means(row.top // LOGIT_STRIDE, row.complete)
+            counts += _write(sink, row, means, plan, source, [*damages.values()], ignore, network.core.core)
+        if watch is not None:
+            windows_done, of = i + 1, len(rows) * len(lefts)
+            watch(BandProgress(0, 1, windows_done, of, windows_done / of))
     return SlidingWindowResult(counts, tuple(damages.values()))
 
 
@@ -227,12 +228,13 @@ class _LogitRows:
     def means(self, first: int, after: int) -> NDArray[np.float32]:
         """(classes, rows, across) means of the rows before `after`. Those from `first` on are still sums until now."""
         some = self._sums[:, first - self._first : after - self._first]
-        some[:-1] /= some[-1]
+        some[:-1] /= np.maximum(some[-1], _TINY)  # 0 where all windows were empty
         return self._sums[:-1, : after - self._first]
 
 
 def _write(
-    sink: Sink, row: _Row, logits: NDArray[np.float32], plan: Plan, source: Source, damages: list[Damage], ignore: int
+    sink: Sink, row: _Row, logits: NDArray[np.float32], plan: Plan, source: Source, damages: list[Damage], ignore: int,
+    core: Core,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Write the rows of the mask that a row of windows completes. Returns: number of pixels per class index.
 
@@ -242,11 +244,11 @@ def _write(
     width = plan.image[1]
     down, across = whole_rows(sink.tile, width, _PIXELS_AT_ONCE)
     across *= max(1, _PIXELS_AT_ONCE // (down * across))
-    known = Window(row.first * LOGIT_STRIDE, 0, logits.shape[1] * LOGIT_STRIDE, plan.working[1])
+    known = Window(row.first, 0, logits.shape[1], logits.shape[2])
     counts = np.zeros(ignore + 1, np.int64)
     for part in tiles_of((row.end - row.begin, width), (down, across)):
         place = Window(row.begin + part.top, part.left, part.height, part.width)
-        mask = mask_of_window(logits, plan, place, known)
+        mask = mask_of_window(logits, plan, place, known, core)
         valid = valid_window(source, place, damages)
         if valid is not None:
             mask[~valid] = ignore

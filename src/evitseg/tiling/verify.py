@@ -1,4 +1,4 @@
-"""Comparison of tiles with the whole image."""
+"""Comparison of bands with the whole image."""
 
 from __future__ import annotations
 
@@ -10,91 +10,93 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.architecture import LOGIT_STRIDE, STRIDE
+from evitseg.architecture import LOGIT_STRIDE
 from evitseg.image import Size
 from evitseg.raster.window import ArraySource, Source
 from evitseg.runtime.upsample import argmax_upsampled
 from evitseg.system.files import temporary_folder
-from evitseg.tiling.arguments import ImageLike, ModelLike, image_source, reading_of, tiled_network
-from evitseg.tiling.job import Job
+from evitseg.tiling.arguments import ImageLike, ModelLike, banded_network, image_source, reading_of
+from evitseg.tiling.job import ImageRows, Job
 from evitseg.tiling.network import Network
-from evitseg.tiling.plan import Plan, working_size
+from evitseg.tiling.plan import BAND_STEP, Plan, working_size
 from evitseg.tiling.scratch import Scratch
 from evitseg.tiling.windows import Window, read_window
 
 
-def tiled_logits(
-    source: Source, network: Network, tile: int, scratch: str | os.PathLike[str], size: Size = "native"
+def banded_logits(
+    source: Source, network: Network, band: int, scratch: str | os.PathLike[str], size: Size = "native"
 ) -> NDArray[np.float32]:
-    """(classes, h / 8, w / 8) logits of an image that fits in memory, computed in tiles of this side."""
+    """(classes, h / 8, w / 8) logits of an image that fits in memory, computed in bands of this height."""
     working = working_size(source.size, network.manifest, size)
-    partition = network.partition
-    plan = Plan(source.size, working, (tile,) * len(partition.segments))
-    shape = (network.manifest.model.num_classes, *(side // LOGIT_STRIDE for side in plan.working))
-    logits = np.full(shape, np.nan, np.float32)
+    plan = Plan(source.size, working, (band,) * len(network.core.segments))
+    logits = np.empty((network.core.core.classes, *(side // LOGIT_STRIDE for side in working)), np.float32)
     with temporary_folder(Path(scratch)) as folder:
         store = Scratch(folder)
         job = Job(network, source, plan, store)
+        store.open(job.bytes_needed)
+        rows = ImageRows(job.source, 0, band, network.threads)
         try:
-            for segment in partition.segments:
-                sums = job.sums_before(segment)
-                with network.ready(segment, plan.window(segment, 0)) as run:
-                    for at in range(plan.tiles(segment.index)):
-                        if partition.attention_after(segment) is not None:
-                            job.work(run, segment, at, sums)
-                            continue
-                        core, window = plan.core(segment.index, at), plan.window(segment, at)
-                        place, outer = core.over(LOGIT_STRIDE), window.over(LOGIT_STRIDE)
-                        rows, columns = place.inside(outer)
-                        own = job.logits(run, segment, at, sums)[:, rows, columns]
-                        logits[:, place.top : place.bottom, place.left : place.right] = own
+            for segment in range(job.last + 1):
+                sums = job.sums_for(segment, 0)
+                for number, window in enumerate(plan.windows(segment)):
+                    image, first = None, 0
+                    if segment == 0:
+                        image, first, strips = rows.upto(job.image_rows(0, window))
+                        for strip, damages in strips:
+                            job.note_valid(strip, damages)
+                    out = job.run(segment, window, sums, image, first)
+                    if segment < job.last:
+                        job.finish(segment, number, window, out)
+                        continue
+                    place = job.place(segment, window)
+                    logits[:, place.top : place.bottom] = out
+                store.wait()
         finally:
-            network.free()
+            rows.close()
             store.close()
     return logits
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Differences between tiles and the whole, on a part of an image.
+    """Differences between bands and the whole, on a part of an image.
 
     Attributes:
         part: the part, which is treated as an image of its own.
-        max_logit_difference: largest difference of logits, relative to the largest logit.
+        different_logits: number of logits of which a bit differs.
         different_pixels: number of pixels of the mask that differ.
     """
 
     part: Window
-    max_logit_difference: float
+    different_logits: int
     different_pixels: int
 
+    @property
+    def identical(self) -> bool:
+        """Whether all bits are the same."""
+        return not (self.different_logits or self.different_pixels)
 
-def verify_tiles(
+
+def verify_bands(
     model: ModelLike, source: ImageLike, *, side: int = 1024, scratch: str | os.PathLike[str] | None = None
 ) -> Agreement:
-    """Segment the middle of an image in tiles and whole, and compare the results.
+    """Segment the middle of an image in bands and whole, and compare the results bit for bit.
 
     Args:
         model, source, scratch: as in `segment_large`.
-        side: largest side of the part, in pixels. A tile's side is a quarter of the part's longer one.
+        side: largest side of the part, in pixels.
 
     Raises: EngineError, WeightsError, ImageError, FileError.
     """
-    from evitseg.loading import load
-
-    network = tiled_network(model)
+    network = banded_network(model)
     folder = Path(tempfile.gettempdir() if scratch is None else scratch)
     with image_source(source, folder, None, reading_of(model, network)) as (image, _):
         height, width = (min(side, length) for length in image.size)
         part = Window((image.size[0] - height) // 2, (image.size[1] - width) // 2, height, width)
         pixels, _ = read_window(image, part)
-    info = network.info
-    whole_network = load(
-        network.path, engine="openvino", threads=info.threads, precision=network.precision, size="native"
+    whole = network.engine(network.manifest.preprocess.apply(pixels, "native")[None])[0]
+    bands = banded_logits(ArraySource(pixels), network, BAND_STEP, folder)
+    masks = [argmax_upsampled(logits, (height, width)) for logits in (bands, whole)]
+    return Agreement(
+        part, int((bands.view(np.uint32) != whole.view(np.uint32)).sum()), int((masks[0] != masks[1]).sum())
     )
-    whole = whole_network.logits(pixels)
-    tile = max(STRIDE, max(height, width) // 4 // STRIDE * STRIDE)
-    tiles = tiled_logits(ArraySource(pixels), network, tile, folder)
-    masks = [argmax_upsampled(logits, (height, width)) for logits in (tiles, whole)]
-    difference = float(np.abs(tiles - whole).max() / np.abs(whole).max())
-    return Agreement(part, difference, int((masks[0] != masks[1]).sum()))

@@ -39,6 +39,8 @@ _HELD = 40 * 2**20 + CACHE_BYTES
 _WIDE = 8192
 """Row length in pixels above which compressed strips are decoded once, to disk, not again for every window."""
 _COPY_BYTES = 8 * 2**20
+_REDUCED_AT_ONCE = 4096
+"""Side in pixels of the windows in which an image is reduced."""
 _STREAMS = ("PNG", "JPEG")
 _STREAM_ROWS = 16
 """Rows per block, for formats that have no blocks."""
@@ -134,15 +136,34 @@ class GdalSource:
                 colors[index] = color[:3]
         return colors
 
-    def _stored(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
-        """(height, width, bands) as stored."""
+    def _stored(
+        self, top: int, left: int, height: int, width: int, reduced: tuple[int, int] | None = None
+    ) -> NDArray[Any]:
+        """(height, width, bands) as stored; or of the size `reduced`, from an overview if the file has one."""
         window = import_rasterio().windows.Window(left, top, width, height)
+        shape = None if reduced is None else (len(self._bands), *reduced)
         with self._handles.one() as dataset, self._decoding(top, left, height, width):
-            return np.moveaxis(dataset.read(self._bands, window=window), 0, 2)
+            return np.moveaxis(dataset.read(self._bands, window=window, out_shape=shape), 0, 2)
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
-        stored = self._stored(top, left, height, width)
+        return self._colored(self._stored(top, left, height, width))
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        rows, columns = -(-height // factor), -(-width // factor)
+        reduced = np.empty((rows, columns, 3), np.uint8)
+        # GDAL reads line by line. If a line touches more blocks than the cache holds, each line decodes them anew.
+        step = max(1, _REDUCED_AT_ONCE // factor)
+        for y in range(0, rows, step):
+            for x in range(0, columns, step):
+                down, across = min(step, rows - y), min(step, columns - x)
+                place = top + y * factor, left + x * factor
+                sides = min(down * factor, top + height - place[0]), min(across * factor, left + width - place[1])
+                reduced[y : y + down, x : x + across] = self._colored(self._stored(*place, *sides, (down, across)))
+        return reduced
+
+    def _colored(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
         if self._colors is not None:
             return np.asarray(self._colors[stored[..., 0]])
         assert self._levels is not None
@@ -244,6 +265,13 @@ class DecodedCopy:
             if top < stop and start < top + height:
                 raise damaged(self._name, top, left, height, width, error.__cause__ or error)
         return np.ascontiguousarray(self._pixels.read(top, left, height, width)[..., :3])
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        for start, stop, error in self._broken:
+            if top < stop and start < top + height:
+                raise damaged(self._name, top, left, height, width, error.__cause__ or error)
+        return np.ascontiguousarray(self._pixels.read(top, left, height, width, factor)[..., :3])
 
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)

@@ -25,7 +25,17 @@ from evitseg.image import AS_STATED, ReadOptions
 from evitseg.raster.bands import Band, choose_bands
 from evitseg.raster.levels import Levels, cells, check_range, choose_levels
 from evitseg.raster.tiff_readers import warn_first
-from evitseg.raster.window import CACHE_BYTES, Origin, check_block, check_size, check_window, damaged, identity_of, rgb
+from evitseg.raster.window import (
+    CACHE_BYTES,
+    Origin,
+    check_block,
+    check_size,
+    check_window,
+    damaged,
+    from_level,
+    identity_of,
+    rgb,
+)
 
 _NONE, _JPEG = 1, (6, 7, 34892)
 _COMPRESSIONS = {_NONE, 5, 8, 32773, 32946, 33003, 33005, 34712, 50000, *_JPEG}
@@ -86,9 +96,16 @@ def _parsing(name: str) -> Iterator[None]:
 class SlideSource:
     """Windows of the largest image in a file, at its full size."""
 
-    def __init__(self, name: str, file: Any, identity: str, options: ReadOptions = AS_STATED) -> None:
-        self._name, self._file, self.identity = name, file, identity
-        series, level, planes, bands = _choose(name, file, options)
+    def __init__(
+        self, name: str, file: Any, identity: str, options: ReadOptions = AS_STATED, whole: SlideSource | None = None,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        """`whole`, `number`: for a smaller level, the source at full size, and the level's place in the pyramid."""
+        self._name, self._file, self.identity, self._options = name, file, identity, options
+        self._chosen: tuple[Any, list[int], list[Band]]
+        self._chosen = _choose(name, file, options) if whole is None else whole._chosen
+        series, planes, bands = self._chosen
+        level = series.levels[number]
         lengths = dict(zip(level.axes, level.shape, strict=True))
         self.size = (lengths["Y"], lengths["X"])
         check_size(name, self.size)
@@ -131,8 +148,12 @@ class SlideSource:
         self.held = max(CACHE_BYTES, 0 if self._loose else self._block_bytes) + _LIBRARY_BYTES
         self._cache_lock, self._file_lock = threading.Lock(), threading.Lock()
         self.origin = Origin(kind="slide", levels=len(series.levels), pixel_size_um=_pixel_size(file))
+        self._smaller: list[SlideSource] | None = None if whole is None else []
+        self._smaller_lock = threading.Lock()
         self._levels: Levels | None = None
-        if key.photometric != _PALETTE:
+        if whole is not None:
+            self._levels = whole._levels  # one map from values to levels for all sizes
+        elif key.photometric != _PALETTE:
             found = re.search(r'SignificantBits="(\d{1,2})"', file.pages.first.description)
             bits = int(found[1]) if found and int(found[1]) else None
             self._levels = choose_levels(
@@ -166,6 +187,24 @@ class SlideSource:
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)
         return None
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        levels = [self, *self._smaller_levels()]
+        # Writers round the sizes of levels, so a level that should be 8 times smaller may be 8.01 times smaller.
+        level = next((each for each in levels[::-1] if self.size[0] <= 1.01 * factor * each.size[0]), self)
+        return from_level(level, self.size, top, left, height, width, factor)
+
+    def _smaller_levels(self) -> list[SlideSource]:
+        """The file's smaller levels that can be read, the largest first."""
+        with self._smaller_lock:
+            if self._smaller is None:
+                self._smaller = []
+                for number in range(1, len(self._chosen[0].levels)):
+                    with contextlib.suppress(ImageError):  # the image is then reduced from a larger one
+                        level = SlideSource(self._name, self._file, self.identity, self._options, self, number)
+                        self._smaller.append(level)
+            return self._smaller
 
     def _plane(self, plane: int, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """(height, width, samples) as stored."""
@@ -230,8 +269,11 @@ class SlideSource:
         return segment
 
 
-def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, Any, list[int], list[Band]]:
-    """The series to read, its full-size level, the indices of its pages, and their bands. Raises: ImageError."""
+def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, list[int], list[Band]]:
+    """The series to read, the indices of a level's pages that belong to the image, and their bands.
+
+    Raises: ImageError.
+    """
     series = max(file.series, key=lambda s: s.levels[0].size)
     alike = [s for s in file.series if s.levels[0].shape == series.levels[0].shape] if file.is_ome else [series]
     level = series.levels[0]
@@ -263,7 +305,7 @@ def _choose(name: str, file: Any, options: ReadOptions) -> tuple[Any, Any, list[
     planes = numbers[(page - 1) % each].tolist()
     level = series.levels[0]
     count = max(lengths.get("S", 1), lengths.get("C", 1))
-    return series, level, planes, _bands_of(file, series, level.keyframe, count)
+    return series, planes, _bands_of(file, series, level.keyframe, count)
 
 
 def _bands_of(file: Any, series: Any, key: Any, count: int) -> list[Band]:

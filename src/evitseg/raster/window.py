@@ -27,6 +27,8 @@ CACHE_BYTES = 64 * 2**20
 """Decoded bytes that a reader may cache."""
 TILE = 512
 """Side in pixels of the tiles that masks are written in."""
+_LEVEL_SIDE = 2048
+"""Side in pixels of the windows in which a smaller level is read."""
 
 
 class HasSize(Protocol):
@@ -109,6 +111,20 @@ class Source(Protocol):
         """(height, width), False for pixels without data or that cannot be read; None if all are valid."""
         ...
 
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        """(height / factor, width / factor, 3), rounded up: a small copy of a window, for display.
+
+        It comes from a smaller level of the file if there is one, else it has about every `factor`-th pixel.
+
+        Raises: as `read`.
+        """
+        rows = max(1, 2**22 // (width * factor)) * factor
+        parts = [
+            self.read(start, left, min(rows, top + height - start), width)[::factor, ::factor]
+            for start in range(top, top + height, rows)
+        ]
+        return np.concatenate(parts)
+
 
 class Sink(Protocol):
     """A mask that is written window by window, each pixel once.
@@ -155,6 +171,9 @@ class ArraySource(Source):
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         check_window(self.size, top, left, height, width)
         return None if self._valid is None else self._valid[top : top + height, left : left + width]
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        return self.read(top, left, height, width)[::factor, ::factor]
 
 
 class ArraySink(Sink):
@@ -203,6 +222,25 @@ def check_window(size: tuple[int, int], top: int, left: int, height: int, width:
     """Raises: ValueError for a window that is not inside the image, which is a bug of the caller."""
     if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
         raise ValueError(f"window {(top, left, height, width)} is not inside an image of {size}")
+
+
+def from_level(
+    level: Source, size: tuple[int, int], top: int, left: int, height: int, width: int, factor: int
+) -> NDArray[np.uint8]:
+    """A reduced window of an image of this size, as in `Source.reduced`, read from a smaller level of its file."""
+    rows, columns = (
+        ((first + (np.arange(-(-length // factor)) + 0.5) * factor) * small / large).astype(np.intp).clip(0, small - 1)
+        for first, length, small, large in zip((top, left), (height, width), level.size, size, strict=True)
+    )
+    reduced = np.empty((len(rows), len(columns), 3), np.uint8)
+    step = max(1, int(_LEVEL_SIDE * size[0] / (level.size[0] * factor)))
+    for y in range(0, len(rows), step):
+        for x in range(0, len(columns), step):
+            down, across = rows[y : y + step], columns[x : x + step]
+            first, last = (int(down[0]), int(across[0])), (int(down[-1]), int(across[-1]))
+            part = level.read(*first, last[0] - first[0] + 1, last[1] - first[1] + 1)
+            reduced[y : y + step, x : x + step] = part[np.ix_(down - first[0], across - first[1])]
+    return reduced
 
 
 def damaged(name: str, top: int, left: int, height: int, width: int, why: object) -> ImageError:
@@ -352,6 +390,10 @@ class Upright:
     def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
         valid = self._source.valid(*self._stored(top, left, height, width))
         return None if valid is None else upright_array(valid, self._orientation)
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        return upright_array(self._source.reduced(*self._stored(top, left, height, width), factor), self._orientation)
 
 
 @contextmanager

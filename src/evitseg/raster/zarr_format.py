@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from evitseg.raster.window import (
     check_window,
     class_table,
     damaged,
+    from_level,
     identity_of,
     rgb,
     writing,
@@ -85,8 +87,10 @@ class ZarrSource:
         bits = max((number for number in stated if number), default=None) if all(stated) else None
         self._levels = choose_levels(name, array.dtype, options, self._sample, bits)
         self.attributes: dict[str, Any] = {**root.attrs}
+        self._smaller: list[ZarrSource] = []
         if multiscale is not None:
             _check_transformations(name, multiscale, len(axes))
+            self._smaller = self._smaller_levels(root, multiscale)
         self.origin = Origin(
             kind="zarr", levels=levels, zarr_format=array.metadata.zarr_format,
             axes=axes if multiscale else (), multiscale=multiscale,
@@ -100,6 +104,34 @@ class ZarrSource:
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         check_window(self.size, top, left, height, width)
         return rgb(self._levels(self._window(top, left, height, width)))
+
+    def reduced(self, top: int, left: int, height: int, width: int, factor: int) -> NDArray[np.uint8]:
+        check_window(self.size, top, left, height, width)
+        fitting = [each for each in self._smaller if self.size[0] <= 1.01 * factor * each.size[0]]
+        return from_level([self, *fitting][-1], self.size, top, left, height, width, factor)
+
+    def _smaller_levels(self, root: Any, multiscale: dict[str, Any]) -> list[ZarrSource]:
+        """The smaller arrays of an OME-Zarr that can be read, the largest first."""
+        from evitseg.raster.zarr_codecs import bounded
+
+        y, x = (self._axes.index(axis) for axis in "yx")
+        found = []
+        for dataset in multiscale["datasets"][1:]:
+            with contextlib.suppress(ImageError, KeyError, TypeError, ValueError, AttributeError):
+                path = str(dataset["path"])
+                array = root[path]
+                same = [n for i, n in enumerate(array.shape) if i not in (y, x)] == [
+                    n for i, n in enumerate(self._array.shape) if i not in (y, x)
+                ]
+                outside = ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute()
+                if outside or not same or array.dtype != self._array.dtype or min(array.shape) < 1:
+                    continue  # the image is then reduced from a larger one
+                check_block(self._name, array.chunks, math.prod(array.chunks) * array.dtype.itemsize)
+                level = copy.copy(self)
+                level._array, level.size = bounded(self._name, array), (array.shape[y], array.shape[x])
+                level.tile, level._smaller = (array.chunks[y], array.chunks[x]), []
+                found.append(level)
+        return found
 
     def _window(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         """(height, width, bands) as stored, with the chosen bands in their order."""

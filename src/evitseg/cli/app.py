@@ -14,7 +14,7 @@ from evitseg.cli.command import PanelCommand, PanelOption, Verb, general_options
 from evitseg.cli.failures import sentence_of, status_of
 
 VERBS = {
-    "Segment": ("predict", "polygons"),
+    "Segment": ("predict", "view", "polygons"),
     "Prepare data": ("check", "convert"),
     "Train and evaluate": ("train", "eval", "average"),
     "Deploy": ("export", "bench", "serve"),

@@ -62,7 +62,7 @@ def make_image(path: Path, side: int) -> None:
 def viewer(*arguments: object) -> Iterator[str]:
     """A running viewer's address."""
     command = [sys.executable, "-m", "evitseg", "view", "--no-browser", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
@@ -79,7 +79,7 @@ def get(address: str) -> tuple[bytes, str]:
         return response.read(), response.headers.get("X-Mask", "")
 
 
-def measure(image: Path, cache: Path) -> dict[str, Any]:
+def measure(image: Path, cache: Path, only_first: bool) -> dict[str, Any]:
     start = time.perf_counter()
     with viewer(image, "--cache", cache) as url:
         about = json.loads(get(f"{url}about.json")[0])
@@ -90,6 +90,8 @@ def measure(image: Path, cache: Path) -> dict[str, Any]:
         kind = get(f"{url}mask/{last}/0/0")[1]
         first = time.perf_counter() - start
         print(f"opened after {opened:.1f} s, image {picture:.1f} s, first overlay ({kind}) {first:.1f} s", flush=True)
+        if only_first:
+            return {"opened_s": opened, "image_s": picture, "first_overlay_s": first}
         while (status := json.loads(get(f"{url}status.json")[0]))["phase"] not in ("ready", "failed"):
             time.sleep(1)
         whole = time.perf_counter() - start
@@ -117,13 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=8192, help="side of the image in pixels, a multiple of 512")
     parser.add_argument("--folder", type=Path, default=None, help="for the image and the cache; removed at the end")
+    parser.add_argument("--only-first", action="store_true", help="only the time to the first overlay")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         image = Path(folder, "mosaic.tif")
         make_image(image, arguments.side)
         print(f"{arguments.side}×{arguments.side} pixels, {image.stat().st_size / 2**20:.0f} MiB", flush=True)
-        found = measure(image, Path(folder, "cache"))
+        found = measure(image, Path(folder, "cache"), arguments.only_first)
     if arguments.out is not None:
         about = {"processor": processor_name(), "version": evitseg.__version__, "side": arguments.side}
         with replacing(arguments.out) as file:

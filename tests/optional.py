@@ -28,6 +28,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "playwright": "dev",
     "pnnx": "ncnn-export",
     "prometheus_client": "serve",
     "psutil": "dev",

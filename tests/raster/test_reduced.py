@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,13 @@ def with_other_levels(kind: str, folder: Path) -> Path:
         group = zarr.open_group(path, mode="w", zarr_format=3)
         axes = [{"name": axis, "type": "space"} for axis in "yx"]
         axes.append({"name": "c", "type": "channel"})
-        datasets = []
+        datasets: list[Any] = []
         for name, content in (("0", whole), ("1", half)):
             group.create_array(name, data=content, chunks=(256, 256, 3))
             scale = {"type": "scale", "scale": [1.0 if name == "0" else 2.0] * 2 + [1.0]}
             datasets.append({"path": name, "coordinateTransformations": [scale]})
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+        ome: dict[str, Any] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+        group.attrs["ome"] = ome
     return path
 
 
@@ -99,5 +101,8 @@ def test_a_source_of_ones_own_needs_no_code_for_it(pixels: NDArray[np.uint8]) ->
 
         def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
             return pixels[top : top + height, left : left + width]
+
+        def valid(self, top: int, left: int, height: int, width: int) -> None:
+            return None
 
     np.testing.assert_array_equal(Mine().reduced(3, 5, 60, 70, 7), pixels[3:63:7, 5:75:7])

@@ -125,9 +125,10 @@ def view_command(
     from evitseg.errors import FileError
     from evitseg.labels import load_labels
     from evitseg.system.files import is_there
-    from evitseg.viewer.mask_sources import Model
+    from evitseg.viewer.mask_sources import ModelSettings
     from evitseg.viewer.server import Server
-    from evitseg.viewer.view import View, ViewRequest
+    from evitseg.viewer.view import View
+    from evitseg.viewer.view_request import ViewRequest
 
     unused = [name for name in _MODEL_OPTIONS if name in given_options(ctx)] if mask is not None else []
     if unused:
@@ -139,7 +140,7 @@ def view_command(
             raise FileError(f"{path}: no such file.")
     request = ViewRequest(
         image,
-        Model(model, precision, threads, memory),
+        ModelSettings(model, precision, threads, memory),
         size,
         read_options(bands, value_range, page),
         context,
@@ -160,10 +161,7 @@ def view_command(
         try:
             _watch(view, output)
         except KeyboardInterrupt:
-            from evitseg.cli.signals import forget
-
-            forget()  # the usual end
-            output.log("ending; the next viewer of this image continues from here.")
+            output.log("ending; the next viewer of this image continues from here.")  # the usual end
 
 
 def _watch(view: View, output: Output) -> None:

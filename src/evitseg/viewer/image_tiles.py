@@ -19,7 +19,7 @@ from evitseg.viewer.pyramid import TILE, Pyramid, Rectangle
 Pixels = NDArray[np.uint8]
 
 _CACHE_BYTES = 64 * 2**20
-_SMALL_SIDE = 4096
+SMALL_SIDE = 4096
 """Longest side of the small copy that is made of an image whose file has no smaller levels."""
 _PER_PIXEL = 4
 """Source pixels along each side that are averaged for a pixel of a reduced tile; more cost time and look the same."""
@@ -41,7 +41,7 @@ class ImageTiles:
         self._small: Pixels | None = None
         self._small_level = self.pyramid.levels
         if source.origin.levels == 1 and not isinstance(source, ArraySource):
-            self._small_level = (-(-max(source.size) // _SMALL_SIDE) - 1).bit_length()
+            self._small_level = (-(-max(source.size) // SMALL_SIDE) - 1).bit_length()
         self._is_ready = threading.Event()
 
     def prepare(self, watch: Callable[[float], None] = lambda fraction: None) -> None:

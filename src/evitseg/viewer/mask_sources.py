@@ -37,8 +37,25 @@ _PREVIEW_MARGIN = 256
 """Pixels around a tile that its preview sees."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The view was closed; work in the background ends. A KeyboardInterrupt, so that tiling keeps what can resume."""
+
+
+class Stoppable(Sink):
+    """A sink that raises `Stopped` once the view is closed."""
+
+    def __init__(self, sink: Sink, stop: threading.Event) -> None:
+        self.tile, self.ordered = sink.tile, sink.ordered
+        self._sink, self._stop = sink, stop
+
+    def write(self, top: int, left: int, mask: MaskArray) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        self._sink.write(top, left, mask)
+
+
 @dataclass(frozen=True)
-class Model:
+class ModelSettings:
     """A model and the settings that its masks depend on.
 
     Attributes:
@@ -76,7 +93,7 @@ class ExactMask:
     Raises: EngineError for a model that does not run in tiles, WeightsError, MissingPackageError.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelSettings) -> None:
         from evitseg.loading import engine_file
         from evitseg.tiling.network import Network
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg._version import __version__
-from evitseg.errors import ConfigError, EvitsegError, FileError
-from evitseg.image import AS_STATED, MAX_PIXELS, ReadOptions, Size
+from evitseg.errors import ConfigError, EvitsegError
+from evitseg.image import AS_STATED, MAX_PIXELS, Size
 from evitseg.labels import LabelSpace
-from evitseg.raster.window import Sink, Source, identity_of
-from evitseg.system.files import file_sha256
+from evitseg.raster.window import Source
 from evitseg.viewer.geography import Coordinates
 from evitseg.viewer.image_tiles import ImageTiles
-from evitseg.viewer.mask_sources import ExactMask, Model, Previews, block_of, fractions_of, open_mask_of
-from evitseg.viewer.mask_tiles import DEFAULT_BYTES, MaskArray, MaskTiles, cache_folder, open_entry
+from evitseg.viewer.mask_sources import (
+    ExactMask,
+    Previews,
+    Stoppable,
+    Stopped,
+    block_of,
+    fractions_of,
+    open_mask_of,
+)
+from evitseg.viewer.mask_tiles import MaskArray, MaskTiles, cache_folder, open_entry
 from evitseg.viewer.pyramid import TILE, Pyramid, Rectangle
+from evitseg.viewer.view_request import ViewRequest
 
 if TYPE_CHECKING:
     from evitseg.raster.mask_bands import MaskBands
@@ -37,52 +42,19 @@ _WHOLE_IMAGE_PIXELS = 2**25
 _RENDERED_LEVELS = 2
 """Levels whose tiles are rendered when they are asked for, if the context is known; coarser ones take too long."""
 _PREVIEW_CACHE = 64
-_WAIT_S = 600.0
-
-
-class Stopped(KeyboardInterrupt):
-    """The view was closed; work in the background ends. A KeyboardInterrupt, so that tiling keeps what can resume."""
-
-
-@dataclass(frozen=True)
-class ViewRequest:
-    """What to show.
-
-    Attributes:
-        image: the image file.
-        model: makes the mask; unused if there is a mask.
-        size: working size, as in `evitseg.load`. None for the image's own size if it is a TIFF, slide or Zarr, or
-            larger than the network may see whole; for other images, None follows the model's rule.
-        reading: how the image is read; None for the model's manifest.
-        context: a context file of the image.
-        mask: a mask file of the image.
-        labels: the classes of the mask; None uses those that its file lists.
-        cache: folder for mask tiles; None for the user's.
-        cache_bytes: largest size of that folder.
-    """
-
-    image: Path
-    model: Model = field(default_factory=Model)
-    size: Size = None
-    reading: ReadOptions | None = None
-    context: Path | None = None
-    mask: Path | None = None
-    labels: LabelSpace | None = None
-    cache: Path | None = None
-    cache_bytes: int = DEFAULT_BYTES
 
 
 class View:
     """An image and its mask. `start` opens them in a thread; `close` stops all work.
 
     Attributes:
-        error: why the image could not be opened; None if it could.
+        error: the error that ended the view, such as one that kept the image from being opened; None without one.
         problem: why the exact mask cannot be computed; "" while there is no reason.
     """
 
     def __init__(self, request: ViewRequest) -> None:
         self.request = request
-        self.error: EvitsegError | None = None
+        self.error: Exception | None = None
         self.problem = ""
         self._opened, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="evitseg-view", daemon=True)
@@ -127,7 +99,7 @@ class View:
 
     def wait_until_open(self) -> None:
         """Raises: the error that kept the image from being opened."""
-        self._opened.wait(_WAIT_S)
+        self._opened.wait()
         if self.error is not None:
             raise self.error
         if self._images is None:
@@ -311,7 +283,7 @@ class View:
                 self._stop.wait()
         except Stopped:
             pass
-        except EvitsegError as error:
+        except Exception as error:  # whoever waits for the view raises it
             self.error = error
         finally:
             self._ended.set()
@@ -333,7 +305,7 @@ class View:
         assert self._labels is not None
         is_mosaic = source.origin.kind != "other" or source.size[0] * source.size[1] > MAX_PIXELS
         size: Size = "native" if request.size is None and is_mosaic else request.size
-        folder = stack.enter_context(open_entry(cache, _key(request, source, size, reading), request.cache_bytes))
+        folder = stack.enter_context(open_entry(cache, request.key(source, size, reading), request.cache_bytes))
         self._source, self._size, self._folder = source, size, folder
         self._coordinates = Coordinates(source.origin.georeference)
         self._tiles = MaskTiles(folder, Pyramid(source.size), self._labels, request.cache_bytes)
@@ -404,7 +376,7 @@ class View:
             exact.load_context(given, source)
         self._exact = exact
         if given is None:
-            sink = _Stoppable(self._tiles, self._stop)
+            sink = Stoppable(self._tiles, self._stop)
             exact.compute(source, sink, self._size, self._folder, saved, self._watch)
         if not self._tiles.is_complete:
             self._render_missing()
@@ -423,31 +395,3 @@ class View:
             block = min(missing, key=lambda at: abs(at[0] * side + TILE - y) + abs(at[1] * side + TILE - x))
             missing.remove(block)
             self._render(2 * block[0], 2 * block[1], is_urgent=False)
-
-
-class _Stoppable(Sink):
-    """A sink that raises `Stopped` once the view is closed."""
-
-    def __init__(self, sink: Sink, stop: threading.Event) -> None:
-        self.tile, self.ordered = sink.tile, sink.ordered
-        self._sink, self._stop = sink, stop
-
-    def write(self, top: int, left: int, mask: MaskArray) -> None:
-        if self._stop.is_set():
-            raise Stopped
-        self._sink.write(top, left, mask)
-
-
-def _key(request: ViewRequest, source: Source, size: Size, reading: ReadOptions) -> str:
-    """A digest of everything that the mask depends on."""
-    about: list[object] = [__version__, source.identity, repr(reading)]
-    if request.mask is not None:
-        about += [identity_of(request.mask.absolute()), repr(request.labels)]
-    else:
-        about += [request.model.digest(), request.model.precision, size]
-    if request.context is not None:
-        try:
-            about.append(file_sha256(request.context))
-        except OSError as error:
-            raise FileError(f"{request.context}: cannot be read ({error.strerror or error}).") from error
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]

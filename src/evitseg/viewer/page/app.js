@@ -76,7 +76,8 @@ function run(about) {
     viewer.canvas.focus();
     viewer.addTiledImage({ tileSource: layer.source(), opacity: $("opacity").value / 100, success: follow });
   });
-  viewer.addHandler("tile-unloaded", ({ tile: unloaded }) => layer.forget(unloaded.getUrl()));
+  viewer.addHandler("tile-unloaded", (event) => layer.unloaded(event));
+  for (const each of [viewer, viewer.navigator]) each.addHandler("tile-drawing", (event) => layer.drawing(event));
   viewer.addHandler("animation-finish", () => {
     count();
     if (seenPreview) sharpen();
@@ -224,6 +225,9 @@ function run(about) {
         setOpacity(opacity);
         return true;
       case "s": case "S": picture(); return true;
+      case "+": case "=": viewer.viewport.zoomBy(1.5); return true;
+      case "-": case "_": viewer.viewport.zoomBy(1 / 1.5); return true;
+      case "0": viewer.viewport.goHome(); return true;
       case "1": {
         const image = viewer.world.getItemAt(0);
         viewer.viewport.zoomTo(image.imageToViewportZoom(1 / devicePixelRatio));
@@ -232,9 +236,9 @@ function run(about) {
       default: return false;
     }
   }
-  // OpenSeadragon's own keys S, R and F move, turn and mirror the image.
+  // OpenSeadragon's S moves, R turns and F mirrors the image, and its + and - are where an American keyboard has them.
   viewer.addHandler("canvas-key", (event) => {
-    if ("sSrRfF".includes(event.originalEvent.key)) event.preventDefaultAction = true;
+    if ("sSrRfF+=-_0".includes(event.originalEvent.key)) event.preventDefaultAction = true;
   });
   document.addEventListener("keydown", (event) => {
     if (key(event)) event.preventDefault();

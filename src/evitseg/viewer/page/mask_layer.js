@@ -8,9 +8,11 @@ export class MaskLayer {
   constructor(about, changed) {
     this.about = about;
     this.changed = changed;
-    this.tiles = new Map(); // by address: {indices, isExact, contexts, width, height}
+    this.tiles = new Map(); // by address: {indices, isExact, width, height}
     this.hidden = new Set();
     this.aborts = new WeakMap();
+    this.painted = new WeakMap();
+    this.recolored = 0;
     this.colors = new Uint32Array(1 << (8 * about.bytes_per_index));
     this.recolor();
   }
@@ -35,7 +37,7 @@ export class MaskLayer {
     };
   }
 
-  /** The canvas of a tile. The view and its small map have one each. */
+  /** A canvas with a tile. */
   async fetch(address, signal) {
     let tile = this.tiles.get(address);
     if (!tile?.indices) {
@@ -44,7 +46,7 @@ export class MaskLayer {
       const content = await response.arrayBuffer();
       const [height, width] = this.sizeOfTile(...placeOf(address));
       tile = {
-        width, height, contexts: [],
+        width, height,
         isExact: response.headers.get("X-Mask") === "exact",
         indices: content.byteLength ? this.indicesIn(content) : null,
       };
@@ -52,11 +54,23 @@ export class MaskLayer {
     }
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [tile.width, tile.height];
-    tile.contexts.push(canvas.getContext("2d"));
-    this.paint(tile);
+    const context = canvas.getContext("2d");
+    if (tile.indices) context.putImageData(this.colored(tile), 0, 0);
     this.changed();
-    return tile.contexts.at(-1);
+    return context;
   }
+
+  unloaded({ tile }) { this.tiles.delete(tile.getUrl()); }
+
+  /** Colour a canvas anew before it is drawn, if its tile or the colours have changed since. */
+  drawing({ tile, rendered }) {
+    const known = this.tiles.get(tile.getUrl());
+    if (!known?.indices || this.painted.get(rendered) === this.stampOf(known)) return;
+    this.painted.set(rendered, this.stampOf(known));
+    rendered.putImageData(this.colored(known), 0, 0);
+  }
+
+  stampOf({ isExact }) { return 2 * this.recolored + isExact; }
 
   indicesIn(content) {
     return this.about.bytes_per_index === 1 ? new Uint8Array(content) : new Uint16Array(content);
@@ -67,8 +81,6 @@ export class MaskLayer {
     const side = (whole, at) => Math.min(tile, Math.ceil(whole / 2 ** level) - at * tile);
     return [side(height, row), side(width, column)];
   }
-
-  forget(address) { this.tiles.delete(address); }
 
   /** Ask whether tiles in a part of the image have become exact. Returns whether any has. */
   async refresh({ top, left, height, width }) {
@@ -88,7 +100,6 @@ export class MaskLayer {
         if (!tile || !content?.byteLength) continue;
         tile.isExact = true;
         tile.indices = this.indicesIn(content);
-        this.paint(tile);
         found = true;
       }
     };
@@ -99,11 +110,11 @@ export class MaskLayer {
   show(indices, isShown) {
     for (const index of indices) isShown ? this.hidden.delete(index) : this.hidden.add(index);
     this.recolor();
-    for (const tile of this.tiles.values()) this.paint(tile);
     this.changed();
   }
 
   recolor() {
+    this.recolored++;
     const isLittle = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
     this.colors.fill(0); // transparent: hidden classes, and pixels without data
     this.about.classes.forEach(({ color: [r, g, b] }, index) => {
@@ -113,13 +124,12 @@ export class MaskLayer {
     });
   }
 
-  paint({ indices, contexts, width, height }) {
-    if (!indices) return;
+  colored({ indices, width, height }) {
     const image = new ImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     const { colors } = this;
     for (let i = 0; i < pixels.length; i++) pixels[i] = colors[indices[i]];
-    for (const context of contexts) context.putImageData(image, 0, 0);
+    return image;
   }
 
   /** The class index of a pixel of the image at about this level, and whether it is exact; null if not loaded. */

@@ -19,7 +19,7 @@ from PIL import Image
 
 import evitseg
 from evitseg.labels import load_labels
-from evitseg.viewer.server import Server
+from evitseg.viewer.local_server import LocalServer
 from evitseg.viewer.view import View
 from evitseg.viewer.view_request import ViewRequest
 from tests.optional import needs
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 def shown(browser: Browser, image: Path, cache: Path, **settings: Any) -> Iterator[tuple[Page, View]]:
     """The page of an image, which must not raise errors."""
     problems: list[str] = []
-    with View(ViewRequest(image, cache=cache, **settings)) as view, Server(view) as server:
+    with View(ViewRequest(image, cache=cache, **settings)) as view, LocalServer(view) as server:
         page = browser.new_page(viewport={"width": 1000, "height": 600}, accept_downloads=True)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -64,7 +64,7 @@ def shown(browser: Browser, image: Path, cache: Path, **settings: Any) -> Iterat
     assert problems == []
 
 
-def own(address: str, server: Server) -> bool:
+def own(address: str, server: LocalServer) -> bool:
     return address.startswith((server.url, "blob:", "data:"))
 
 
@@ -232,7 +232,7 @@ def test_a_preview_is_marked_and_replaced(
 
 def test_an_error_is_shown_as_a_sentence(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no image")
-    with View(ViewRequest(tmp_path / "a.txt", cache=tmp_path / "cache")) as view, Server(view) as server:
+    with View(ViewRequest(tmp_path / "a.txt", cache=tmp_path / "cache")) as view, LocalServer(view) as server:
         page = browser.new_page()
         page.goto(server.url)
         until(page, lambda: page.is_visible("#problem"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import evitseg
 from evitseg.errors import ConfigError, EvitsegError, ImageError
 from evitseg.labels import load_labels
-from evitseg.raster.masks import save_mask
+from evitseg.raster.png import save_mask
 from evitseg.viewer.mask_sources import ModelSettings
 from evitseg.viewer.pyramid import Rectangle
 from evitseg.viewer.view import View

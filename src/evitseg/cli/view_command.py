@@ -125,8 +125,8 @@ def view_command(
     from evitseg.errors import FileError
     from evitseg.labels import load_labels
     from evitseg.system.files import is_there
+    from evitseg.viewer.local_server import LocalServer
     from evitseg.viewer.mask_sources import ModelSettings
-    from evitseg.viewer.server import Server
     from evitseg.viewer.view import View
     from evitseg.viewer.view_request import ViewRequest
 
@@ -150,7 +150,7 @@ def view_command(
         cache_size,
     )
     view = View(request)
-    with Server(view, port or 0) as server, view:
+    with LocalServer(view, port or 0) as server, view:
         output.content = {"url": server.url}
         output.note(f"{server.url}  (Ctrl-C ends the viewer)")
         if not no_browser:

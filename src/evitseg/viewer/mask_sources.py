@@ -219,8 +219,7 @@ def open_mask_of(
 
     Raises: ImageError, ConfigError for a mask of another image or without classes.
     """
-    from evitseg.raster.mask_bands import open_mask
-    from evitseg.raster.mask_bands import class_reader
+    from evitseg.raster.mask_bands import class_reader, open_mask
 
     with open_mask(path.absolute(), str(path)) as bands:
         if bands.size != size:

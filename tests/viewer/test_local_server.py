@@ -18,19 +18,19 @@ from PIL import Image
 
 import evitseg
 from evitseg.errors import FileError
-from evitseg.viewer.server import PAGE, Server
+from evitseg.viewer.local_server import PAGE, LocalServer
 from evitseg.viewer.view import View
 from evitseg.viewer.view_request import ViewRequest
 
 
 @pytest.fixture(scope="module")
-def server(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with View(ViewRequest(street, cache=tmp_path_factory.mktemp("cache"))) as view, Server(view) as server:
+def server(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with View(ViewRequest(street, cache=tmp_path_factory.mktemp("cache"))) as view, LocalServer(view) as server:
         yield server
 
 
 def ask(
-    server: Server, path: str, method: str = "GET", whole: str | None = None, **headers: str
+    server: LocalServer, path: str, method: str = "GET", whole: str | None = None, **headers: str
 ) -> tuple[int, bytes, http.client.HTTPMessage]:
     """Status, body and headers for an address relative to the page, or for a `whole` one."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
@@ -43,7 +43,7 @@ def ask(
         connection.close()
 
 
-def test_the_page_and_its_files_are_served(server: Server) -> None:
+def test_the_page_and_its_files_are_served(server: LocalServer) -> None:
     for name, (file, kind) in PAGE.items():
         status, body, headers = ask(server, name)
         assert (status, headers["Content-Type"]) == (200, kind)
@@ -62,7 +62,7 @@ def test_the_page_refers_only_to_files_of_its_own() -> None:
     assert not any(re.search(r"https?://", text) for text in own.values())
 
 
-def test_tiles_are_the_image_and_its_mask(server: Server, street: Path) -> None:
+def test_tiles_are_the_image_and_its_mask(server: LocalServer, street: Path) -> None:
     expected = evitseg.load()(street)
     status, body, headers = ask(server, "image/0/0/0")
     assert (status, headers["Content-Type"]) == (200, "image/png")
@@ -87,7 +87,7 @@ def test_tiles_are_the_image_and_its_mask(server: Server, street: Path) -> None:
     ["nothing", "image/0/0/1", "image/1/0/0", "mask/0/9/0", "mask/0/0", "image/0/0/0/", "../view.py", "%2e%2e/view.py",
      "page/app.js", "..%2fserver.py", "//etc/passwd", "image/0/0/-1", "image/00000000000/0/0"],
 )  # fmt: skip
-def test_an_address_without_content_is_not_found(path: str, server: Server) -> None:
+def test_an_address_without_content_is_not_found(path: str, server: LocalServer) -> None:
     assert ask(server, path)[0] == 404
 
 
@@ -97,16 +97,16 @@ def test_an_address_without_content_is_not_found(path: str, server: Server) -> N
      "mask.png?level=9&top=0&left=0&height=1&width=1", "mask.png?level=x&top=0&left=0&height=1&width=1",
      "place.json?x=1", "place.json?x=a&y=1"],
 )  # fmt: skip
-def test_a_wrong_query_is_a_bad_request(path: str, server: Server) -> None:
+def test_a_wrong_query_is_a_bad_request(path: str, server: LocalServer) -> None:
     assert ask(server, path)[0] == 400
 
 
-def test_nothing_is_served_without_the_secret(server: Server) -> None:
+def test_nothing_is_served_without_the_secret(server: LocalServer) -> None:
     for whole in ("/", "/about.json", "/image/0/0/0", f"/{'x' * 22}/about.json", "*", "/.."):
         assert ask(server, "", whole=whole)[0] == 404
 
 
-def test_pages_of_other_sites_get_nothing(server: Server) -> None:
+def test_pages_of_other_sites_get_nothing(server: LocalServer) -> None:
     good = {f"{name}:{server.port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     for host in good:
         assert ask(server, "about.json", Host=host)[0] == 200
@@ -121,7 +121,7 @@ def test_pages_of_other_sites_get_nothing(server: Server) -> None:
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
-def test_only_reading_is_possible(server: Server) -> None:
+def test_only_reading_is_possible(server: LocalServer) -> None:
     status, body, headers = ask(server, "about.json", "HEAD")
     assert (status, body) == (200, b"")
     assert int(headers["Content-Length"]) > 100
@@ -129,7 +129,7 @@ def test_only_reading_is_possible(server: Server) -> None:
         assert ask(server, "about.json", method)[0] == 501
 
 
-def test_only_this_machine_can_connect(server: Server) -> None:
+def test_only_this_machine_can_connect(server: LocalServer) -> None:
     assert urlsplit(server.url).hostname == "127.0.0.1"
     with pytest.raises(FileError, match=f"port {server.port} cannot be used .*--port"):
-        Server(View(ViewRequest(Path("a.png"))), server.port)
+        LocalServer(View(ViewRequest(Path("a.png"))), server.port)

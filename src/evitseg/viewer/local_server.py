@@ -50,7 +50,7 @@ _IDLE_S = 60
 """Seconds after which a connection without requests is closed."""
 
 
-class Answer(NamedTuple):
+class Content(NamedTuple):
     """The body of a response and its headers."""
 
     body: bytes
@@ -61,13 +61,13 @@ class NotFoundError(Exception):
     """The address has no content."""
 
 
-def answer(view: View, path: str, query: dict[str, str]) -> Answer:
+def answer(view: View, path: str, query: dict[str, str]) -> Content:
     """The content of an address of the viewer, relative to its page.
 
     Raises: NotFoundError, ValueError for a bad query, EvitsegError.
     """
     if path in PAGE:
-        return Answer(_file(PAGE[path][0]), {"Content-Type": PAGE[path][1], "Cache-Control": "no-cache"})
+        return Content(_file(PAGE[path][0]), {"Content-Type": PAGE[path][1], "Cache-Control": "no-cache"})
     if path == "about.json":
         return _json(view.about())
     if path == "status.json":
@@ -90,11 +90,11 @@ def _file(name: str) -> bytes:
     return (files("evitseg.viewer") / "page" / name).read_bytes()
 
 
-def _json(content: dict[str, Any]) -> Answer:
-    return Answer(json.dumps(content).encode(), {"Content-Type": "application/json", "Cache-Control": "no-store"})
+def _json(content: dict[str, Any]) -> Content:
+    return Content(json.dumps(content).encode(), {"Content-Type": "application/json", "Cache-Control": "no-store"})
 
 
-def _image_tile(view: View, level: int, row: int, column: int) -> Answer:
+def _image_tile(view: View, level: int, row: int, column: int) -> Content:
     """Pixels at full size are stored without loss, because they may be looked at one by one."""
     image = Image.fromarray(view.image_tile(level, row, column))
     stream = io.BytesIO()
@@ -103,10 +103,10 @@ def _image_tile(view: View, level: int, row: int, column: int) -> Answer:
     else:
         image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
     kind = "image/png" if level == 0 else "image/jpeg"
-    return Answer(stream.getvalue(), {"Content-Type": kind, "Cache-Control": "private, max-age=3600"})
+    return Content(stream.getvalue(), {"Content-Type": kind, "Cache-Control": "private, max-age=3600"})
 
 
-def _mask_tile(view: View, level: int, row: int, column: int, with_preview: bool) -> Answer:
+def _mask_tile(view: View, level: int, row: int, column: int, with_preview: bool) -> Content:
     """Class indices, one or two bytes each, in the order of pixels; no bytes if there are none yet."""
     mask, is_exact = view.mask_tile(level, row, column, with_preview)
     content = b"" if mask is None else np.ascontiguousarray(mask, mask.dtype.newbyteorder("<")).tobytes()
@@ -116,12 +116,12 @@ def _mask_tile(view: View, level: int, row: int, column: int, with_preview: bool
         "Cache-Control": "no-store",
         "X-Mask": "exact" if is_exact else "none" if mask is None else "preview",
     }
-    return Answer(zlib.compress(content, 1), headers)
+    return Content(zlib.compress(content, 1), headers)
 
 
-def _saved(view: View, level: int, top: int, left: int, height: int, width: int) -> Answer:
+def _saved(view: View, level: int, top: int, left: int, height: int, width: int) -> Content:
     """A part of the mask as a PNG with the classes' colours as a palette."""
-    from evitseg.raster.masks import mask_png
+    from evitseg.raster.png import mask_png
 
     rows, columns = view.size_of(level)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > rows or left + width > columns:
@@ -136,10 +136,10 @@ def _saved(view: View, level: int, top: int, left: int, height: int, width: int)
         "Content-Disposition": f'attachment; filename="{safe}"',
         "Cache-Control": "no-store",
     }
-    return Answer(mask_png(mask, view.labels), headers)
+    return Content(mask_png(mask, view.labels), headers)
 
 
-class Server:
+class LocalServer:
     """Serves a view on the loopback address, from `start` to `close`.
 
     Every address begins with a secret, so that other users of the machine cannot look at the image.
@@ -173,7 +173,7 @@ class Server:
             self._thread.join()
         self._http.server_close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> LocalServer:
         self.start()
         return self
 
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(found.body)
 
-    def _found(self) -> tuple[HTTPStatus, Answer]:
+    def _found(self) -> tuple[HTTPStatus, Content]:
         # A page of another site can point a name of its own at this machine (DNS rebinding); the browser then sends
         # that name. The other header says that another site's page asks, such as for an image.
         if self.headers.get("Host", "") not in self.server.hosts:
@@ -245,5 +245,5 @@ class _Handler(BaseHTTPRequestHandler):
         """Write nothing: a line per tile would hide what matters."""
 
 
-def _sentence(text: str) -> Answer:
-    return Answer(text.encode(), {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"})
+def _sentence(text: str) -> Content:
+    return Content(text.encode(), {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"})

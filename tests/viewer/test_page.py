@@ -196,7 +196,7 @@ def test_the_view_and_its_mask_can_be_saved(browser: Browser, street: Path, tmp_
 def test_a_preview_is_marked_and_replaced(
     browser: Browser, photograph: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs("openvino")
+    needs("rasterio")
     from evitseg.viewer import mask_sources
 
     path = tmp_path / "mosaic.png"

@@ -141,15 +141,15 @@ class ExactMask:
 
         Raises: EvitsegError.
         """
-        from evitseg.tiling.stream import TileProgress, segment_large
+        from evitseg.tiling.progress import Watcher
+        from evitseg.tiling.stream import segment_large
 
-        def report(now: TileProgress) -> None:
-            watch((now.segment + now.tile / now.tiles) / now.segments)
-
+        watcher = Watcher(begin=lambda now: watch(now.done), progress=lambda now: watch(now.done))
         with self._one_at_a_time(is_urgent=False):
             result = segment_large(
-                self._network, source, mask, size=size, memory=self._memory, scratch=scratch, watch=report
+                self._network, source, mask, size=size, memory=self._memory, scratch=scratch, watch=watcher
             )
+        assert result.context is not None  # as without a context window
         result.context.save(save)
         self._context = result.context
 

@@ -29,6 +29,14 @@ namespace {
 
 constexpr int kRing = kMaxKernel;
 
+// An operation whose weights have so many bytes finds them in a far cache for every row. So it computes a batch of rows at
+// once, with about kBatchPixels pixels.
+constexpr ptrdiff_t kBatchWeights = 256 << 10;
+constexpr int kBatchPixels = EVS_IS_BFLOAT16 ? 128 : 64, kMaxBatch = 8;
+
+// Bytes of a batch's expanded features that should exist at once, and the fewest channels of them.
+constexpr int kStepBytes = 512 << 10, kLeastStep = EVS_IS_BFLOAT16 ? 512 : 128;
+
 struct Node {
     const Op *op;
     Node *source;
@@ -39,12 +47,19 @@ struct Node {
     int low;            // column of its input that its rings begin with; may lie outside
     int span;           // columns in a ring
     int have;           // last input row that is in the rings
+    int last;           // last row of its output that is asked for
+    int batch;          // rows that are computed at once: of its output; in `sums`, of queries, keys and values
+    int made0, made1;   // the batch that is in `made`
+    int front;          // input row that the batch's input begins with
     Window own;         // what of its output belongs to this window alone: a tee stores it
     Row input[kRing];   // input rows as given by the source, or space for them
     Row space[kRing];
     Row ring[kRing];    // expanded rows, with zeros around the image
     Row line;           // one row of intermediate results
     Row extra[4];       // further intermediate rows
+    Row made;           // rows of a batch, one behind the other
+    int step;           // blocks of a batch's expanded channels that exist at once
+    float *sums;        // of the projection, between these steps
     int columns() const { return x1 - x0; }
 };
 
@@ -52,6 +67,7 @@ struct Node {
 struct Arena {
     char *base;
     size_t used = 0;
+    size_t cached = 0;  // how much of it should stay in a cache
     E *numbers(size_t n) {
         const size_t at = used, end = at + n * sizeof(E);
         used = (end + 63) / 64 * 64 + kGuard;
@@ -59,6 +75,7 @@ struct Arena {
         forbid(base + end, used - end);
         return reinterpret_cast<E *>(base + at);
     }
+    float *floats(ptrdiff_t n) { return reinterpret_cast<float *>(numbers(size_t(n) * sizeof(float) / sizeof(E))); }
     Row planes(int pixels) { return {numbers(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
     Row row(int blocks, int pixels) {
         return {numbers(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
@@ -80,10 +97,28 @@ void input_window(const Node &n, int &x0, int &x1) {
     x1 = s * (n.x1 - 1) + n.reach + 1;
 }
 
+// Rows that an operation computes at once.
+int batch_of(const Op &op, int columns) {
+    ptrdiff_t weights = 0;
+    switch (op.kind) {
+        case Kind::inverted:
+            if (!op.expands || op.in <= kNarrow || op.out <= kPacked) return 1;  // what narrow rows and pairs of weights are for
+            weights = ptrdiff_t(op.mid) * (op.in + op.out);
+            break;
+        case Kind::fused: weights = ptrdiff_t(op.mid) * (9 * op.in + op.out); break;
+        case Kind::attend: weights = ptrdiff_t(op.out) * op.heads * op.head_dim * (1 + op.scales); break;
+        case Kind::sums: weights = ptrdiff_t(op.in) * 3 * op.heads * op.head_dim; break;
+        default: return 1;
+    }
+    if (weights * ptrdiff_t(sizeof(E)) < kBatchWeights) return 1;
+    const int rows = (kBatchPixels + columns - 1) / columns;
+    return rows < kMaxBatch ? rows : kMaxBatch;
+}
+
 // Builds the nodes of a window, from the end to the source, and gives them their memory.
 int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *nodes) {
     const Op *ops = run.program->ops + segment.first;
-    int x0 = w.x0, x1 = w.x1, stride = segment.stride;
+    int x0 = w.x0, x1 = w.x1, last = w.y1 - 1, stride = segment.stride;
     for (int i = segment.count - 1; i >= 0; i--) {
         Node &n = nodes[i];
         n = Node{};
@@ -96,16 +131,24 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
         n.blocks = blocks_of(n.op->out);
         n.reach = reach_of(*n.op);
         n.have = INT32_MIN;
+        n.last = last;
+        n.batch = batch_of(*n.op, n.columns());
         input_window(n, n.low, x1);
         n.span = x1 - n.low;
         if (i > 0) stride /= n.op->stride;
-        const int width = run.width / stride;
+        const int width = run.width / stride, height = run.height / stride;
+        last = n.op->stride * last + n.reach;
+        if (last > height - 1) last = height - 1;
         x0 = n.low < 0 ? 0 : n.low;
         x1 = x1 > width ? width : x1;
     }
+    size_t most = 0;  // of those that compute several rows at once: they use it for a while, and then others do
     for (int i = 0; i < segment.count; i++) {
         Node &n = nodes[i];
         const Op &op = *n.op;
+        const size_t before = arena.used;
+        size_t rare = 0;  // what is used once per batch only
+        const int rows = op.stride * (n.batch - 1) + 3, pixels = n.batch * n.columns();  // of the input, of the output
         const int in = i > 0 ? nodes[i - 1].blocks : 0, given = i > 0 ? nodes[i - 1].columns() : 0;
         const int mid = blocks_of(op.mid);
         switch (op.kind) {
@@ -113,10 +156,11 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             case Kind::value: break;
             case Kind::attend: {
                 const int answered = op.heads * op.head_dim * (1 + op.scales), blocks = blocks_of(answered);
-                n.line = arena.row(blocks, n.columns());
+                n.line = arena.row(blocks, pixels);
                 // Channels of the last block that no head answers: dots.h reads them, times 0.
                 if (n.line.p != nullptr && answered % kBlock != 0)
-                    memset(static_cast<void *>(n.line.p + (blocks - 1) * n.line.block), 0, size_t(n.columns()) * kBlock * sizeof(E));
+                    memset(static_cast<void *>(n.line.p + (blocks - 1) * n.line.block), 0, size_t(pixels) * kBlock * sizeof(E));
+                if (n.batch > 1) n.extra[0] = arena.row(n.blocks, pixels), n.made = arena.row(n.blocks, pixels);
                 break;
             }
             case Kind::conv3:
@@ -137,6 +181,23 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                     for (int r = 0; r < 3; r++) n.ring[r] = arena.planes(n.span);
                     break;
                 }
+                if (n.batch > 1) {
+                    const int least = (kLeastStep + kBlock - 1) / kBlock, most = kStepBytes / ((rows * n.span + pixels) * kBlock * int(sizeof(E)));
+                    n.step = most < least ? least : most;
+                    if (n.step > mid) n.step = mid;
+                    n.space[0] = arena.row(in, rows * n.span);
+                    n.ring[0] = arena.row(n.step, rows * n.span);
+                    n.line = arena.row(n.step, pixels);
+                    if (op.residual) n.extra[0] = arena.row(in, pixels);
+                    n.made = arena.row(n.blocks, pixels);
+#if EVS_IS_BFLOAT16
+                    if (n.step < mid) n.sums = arena.floats(sums_of_dots(pixels, n.blocks));
+#endif
+                    rare = arena.used;
+                    n.ring[1] = arena.row(mid, (3 - op.stride) * n.span);
+                    rare = arena.used - rare;
+                    break;
+                }
                 for (int r = 0; r < 3; r++) {
                     n.ring[r] = arena.row(mid, n.span);
                     if (op.expands) n.space[r] = n.source->op->planar ? arena.planes(given) : arena.row(in, given);
@@ -144,6 +205,13 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                 n.line = arena.row(mid, n.columns());
                 break;
             case Kind::fused:
+                if (n.batch > 1) {
+                    n.space[0] = arena.row(in, rows * n.span);
+                    n.line = arena.row(mid, pixels);
+                    if (op.residual) n.extra[0] = arena.row(in, pixels);
+                    n.made = arena.row(n.blocks, pixels);
+                    break;
+                }
                 for (int r = 0; r < 3; r++) n.ring[r] = arena.row(in, n.span);
                 n.line = arena.row(mid, n.columns());
                 break;
@@ -164,17 +232,23 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             case Kind::store: n.space[0] = arena.row(n.blocks, n.columns()); break;
             case Kind::sums: {
                 const int tokens = blocks_of(3 * op.heads * op.head_dim);
-                for (int r = 0; r < 2 * n.reach + 1; r++) {
-                    n.ring[r] = arena.row(tokens, n.span);
-                    n.space[r] = arena.row(in, given);
-                }
+                for (int r = 0; r < 2 * n.reach + 1; r++) n.ring[r] = arena.row(tokens, n.span);
+                n.space[0] = arena.row(in, n.batch * given);
+                n.made = arena.row(tokens, n.batch * given);
                 n.line = arena.row(tokens, n.columns());
                 n.extra[0] = arena.row(tokens, n.columns());
                 break;
             }
             case Kind::pool: n.space[0] = arena.row(in, given); break;
         }
+        const size_t taken = arena.used - before - rare;
+        if (n.batch == 1) {
+            arena.cached += taken;
+        } else if (taken > most) {
+            most = taken;
+        }
     }
+    arena.cached += most;
     return segment.count;
 }
 
@@ -427,6 +501,124 @@ Row stored(const Run &run, const Node &n, int y) {
     return {static_cast<E *>(run.values[n.op->value]) + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
 }
 
+// --- several rows at once -------------------------------------------------------------------------------------------
+//
+// The rows of a batch lie one behind the other, so that they are one long row to a 1x1 convolution. Input rows have n.span
+// columns, with zeros around the image.
+
+void move_to_front(Row row, int blocks, int first, int count) {
+    for (int b = 0; b < blocks; b++) {
+        E *to = row.p + b * row.block;
+        memmove(static_cast<void *>(to), to + ptrdiff_t(first) * kBlock, size_t(count) * kBlock * sizeof(E));
+    }
+}
+
+// Brings input rows `first` to `last` into n.space[0], after those that the batch before had. Returns: how many it had.
+int advance_batch(const Run &run, Node &n, int first, int last) {
+    const int in = n.source->blocks, kept = n.have < first ? 0 : n.have - first + 1;
+    if (kept > 0) move_to_front(n.space[0], in, (first - n.front) * n.span, kept * n.span);
+    for (int y = first + kept; y <= last; y++) {
+        const Row row = n.space[0].from((y - first) * n.span);
+        if (y < 0 || y >= n.source->height) {
+            zero(row, in, 0, n.span);
+            continue;
+        }
+        const Row to = row.from(pad(n, row, in)), got = pull(run, *n.source, y, to);
+        if (got.p != to.p) copy(got, to, in, n.source->columns());
+    }
+    n.front = first, n.have = last;
+    return kept;
+}
+
+// The input of some output rows, without the columns beside them; or none.
+Row residual_batch(Node &n, int count) {
+    if (!n.op->residual) return {nullptr, 0};
+    const int columns = n.columns();
+    for (int r = 0; r < count; r++)
+        copy(n.space[0].from((r + 1) * n.span + n.x0 - n.low), n.extra[0].from(r * columns), n.blocks, columns);
+    return n.extra[0];
+}
+
+// Takes the expanded channels in steps, so that they stay in the cache between the three convolutions. n.ring[0] holds
+// rows of one step, n.ring[1] the last rows of all steps, for the next batch.
+void inverted_batch(const Run &run, Node &n, int y, int count) {
+    const Op &op = *n.op;
+    const int stride = op.stride, first = stride * y - 1, last = first + stride * (count - 1) + 2, mid = blocks_of(op.mid);
+    const int kept = advance_batch(run, n, first, last), height = n.source->height, columns = n.columns();
+    const int from = first + kept < 0 ? 0 : first + kept, until = last < height ? last + 1 : height;  // new ones inside the image
+    const Row input = n.space[0].from((from - first) * n.span), residual = residual_batch(n, count);
+    auto expanded = [&](int row) { return n.ring[0].from((row - first) * n.span); };
+    for (int b = 0; b < mid; b += n.step) {
+        const int some = mid - b < n.step ? mid - b : n.step, channel = b * kBlock;
+        const Row shared = n.ring[1].channels_from(channel);
+        if (kept > 0) copy(shared, n.ring[0], some, kept * n.span);
+        pointwise(input, op.in, weights_from(at(run, op.w1), b, op.in), at(run, op.b1) + channel, op.act, (until - from) * n.span,
+                  expanded(from), some, {nullptr, 0});
+        for (int row = first + kept; row <= last; row++) {
+            if (row < from || row >= until) {
+                zero(expanded(row), some, 0, n.span);
+            } else {
+                pad(n, expanded(row), some);
+            }
+        }
+        for (int r = 0; r < count; r++) {
+            const Row top = expanded(first + stride * r), rows[3] = {top, top.from(n.span), top.from(2 * n.span)};
+            depthwise3(stride, op.act, rows, some, at(run, op.w2) + ptrdiff_t(9) * channel, at(run, op.b2) + channel, columns,
+                       n.line.from(r * columns));
+        }
+        copy(expanded(last + stride - 2), shared, some, (3 - stride) * n.span);
+        Dense d{at(run, op.w3), at(run, op.b3), op.mid - channel < some * kBlock ? op.mid - channel : some * kBlock, n.blocks, 1, n.line.block,
+                kBlock, Act::none};
+        d.all = op.mid, d.first = channel;
+        const Line line{{n.line.p}, n.made, residual, n.sums};
+        dense(d, &line, 1, count * columns);
+    }
+}
+
+void fused_batch(const Run &run, Node &n, int y, int count) {
+    const Op &op = *n.op;
+    const int first = op.stride * y - 1, columns = n.columns();
+    advance_batch(run, n, first, first + op.stride * (count - 1) + 2);
+    Line lines[kMaxBatch];
+    for (int r = 0; r < count; r++) {
+        lines[r] = {{}, n.line.from(r * columns), {nullptr, 0}};
+        for (int t = 0; t < 9; t++) lines[r].from[t] = n.space[0].from((op.stride * r + t / 3) * n.span + t % 3).p;
+    }
+    dense({at(run, op.w1), at(run, op.b1), op.in, blocks_of(op.mid), 9, n.space[0].block, op.stride * kBlock, op.act}, lines, count, columns);
+    pointwise(n.line, op.mid, at(run, op.w3), at(run, op.b3), Act::none, count * columns, n.made, n.blocks, residual_batch(n, count));
+}
+
+void attend_batch(const Run &run, Node &n, int y, int count) {
+    const Op &op = *n.op;
+    const int dim = op.head_dim, heads = op.heads * (1 + op.scales), columns = n.columns();
+    for (int r = 0; r < count; r++) {
+        const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y + r, n.x0);
+        for (int h = 0; h < heads; h++)
+            answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(dim), op.eps, columns,
+                    n.line.from(r * columns).channels_from(h * dim));
+        copy(stored(run, op.value, n.width, n.blocks, y + r, n.x0), n.extra[0].from(r * columns), n.blocks, columns);
+    }
+    pointwise(n.line, heads * dim, at(run, op.w1), at(run, op.b1), Act::none, count * columns, n.made, n.blocks, n.extra[0]);
+}
+
+// Row y of a node that computes several at once.
+Row batched_row(const Run &run, Node &n, int y, Row out) {
+    if (y >= n.made1) {
+        const int count = n.last - y + 1 < n.batch ? n.last - y + 1 : n.batch;
+        switch (n.op->kind) {
+            case Kind::inverted: inverted_batch(run, n, y, count); break;
+            case Kind::fused: fused_batch(run, n, y, count); break;
+            case Kind::attend: attend_batch(run, n, y, count); break;
+            default: break;
+        }
+        n.made0 = y, n.made1 = y + count;
+    }
+    copy(n.made.from((y - n.made0) * n.columns()), out, n.blocks, n.columns());
+    return out;
+}
+
+// --- one row --------------------------------------------------------------------------------------------------------
+
 Row attend_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
     const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
@@ -442,6 +634,7 @@ Row attend_row(const Run &run, Node &n, int y, Row out) {
 // The next row of a node: `out` is space for it, but a source may answer with memory of its own.
 Row row_of(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
+    if (n.batch > 1) return batched_row(run, n, y, out);
     switch (op.kind) {
         case Kind::value: return stored(run, op.value, n.width, n.blocks, y, n.x0);
         case Kind::attend: return attend_row(run, n, y, out);
@@ -532,9 +725,17 @@ void sums_row(const Run &run, Node &n, int y) {
     const Op &op = *n.op;
     const int tokens = blocks_of(3 * op.heads * op.head_dim), rows = 2 * n.reach + 1;
     advance(n, y - n.reach, y + n.reach, rows, tokens, [&](int row, int slot) {
-        const Row to = n.ring[slot].from(pad(n, n.ring[slot], tokens));
-        const Row in = pull(run, *n.source, row, n.space[slot]);
-        pointwise(in, op.in, at(run, op.w1), at(run, op.b1), Act::none, n.source->columns(), to, tokens, {nullptr, 0});
+        const int given = n.source->columns();
+        if (row >= n.made1) {
+            const int last = n.last + n.reach < n.source->height ? n.last + n.reach : n.source->height - 1;
+            n.made0 = row, n.made1 = last - row + 1 < n.batch ? last + 1 : row + n.batch;
+            for (int i = row; i < n.made1; i++) {
+                const Row to = n.space[0].from((i - row) * given), got = pull(run, *n.source, i, to);
+                if (got.p != to.p) copy(got, to, n.source->blocks, given);
+            }
+            pointwise(n.space[0], op.in, at(run, op.w1), at(run, op.b1), Act::none, (n.made1 - row) * given, n.made, tokens, {nullptr, 0});
+        }
+        copy(n.made.from((row - n.made0) * given), n.ring[slot].from(pad(n, n.ring[slot], tokens)), tokens, given);
     });
     take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
     // Channels that are mixed with each other: a head's queries, keys or values, or a block with several of these.
@@ -563,11 +764,11 @@ void pool_row(const Run &run, Node &n, int y) {
     }
 }
 
-size_t space(const Run &run, const Segment &segment, Window w) {
+Space space(const Run &run, const Segment &segment, Window w) {
     Node nodes[kMaxNodes];
     Arena arena{nullptr};
     build(run, segment, w, arena, nodes);
-    return arena.used;
+    return {arena.used, arena.cached};
 }
 
 void run(const Run &run, const Segment &segment, Window w, char *memory) {

@@ -31,6 +31,11 @@ struct Run {
     const uint8_t *valid;    // per token of the area: 0 leaves it out of the sums; null takes all
 };
 
+// Bytes of working memory, and those of them that are used so often that they should stay in a cache.
+struct Space {
+    size_t bytes, cached;
+};
+
 // Tokens whose sums are added one after the other; parts of a segment never cut through such a block.
 constexpr int kSumRows = 4, kSumColumns = 64;
 
@@ -53,8 +58,8 @@ struct Isa {
     // Rearranges the weights of a checked program for this instruction set. Returns: false if memory runs out, or if the
     // program cannot be run with it.
     bool (*prepare)(Program &);
-    // Bytes of working memory for a window.
-    size_t (*space)(const Run &, const Segment &, Window);
+    // Working memory for a window.
+    Space (*space)(const Run &, const Segment &, Window);
     void (*run)(const Run &, const Segment &, Window, char *space);  // adds to run.times
     // Computes kPacked outputs of one step from a classifier's sums to its scores. The scores begin at
     // scores_of(run, op).

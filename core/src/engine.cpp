@@ -151,7 +151,7 @@ void cut(evs_runner &r, const Segment &s) {
     const bool sums = adds_up(end_of(*run.program, s).kind);
     const int step = sums ? kSumColumns : 8, threads = r.pool->threads();
     int columns = 1, tile = width;
-    while (tile > step && r.model->isa->space(run, s, {0, 1, area.x0, area.x0 + tile}) > kCache) {
+    while (tile > step && r.model->isa->space(run, s, {0, 1, area.x0, area.x0 + tile}).cached > kCache) {
         columns++;
         const int next = (((width + columns - 1) / columns) + step - 1) / step * step;
         if (next < tile) tile = next;
@@ -166,7 +166,7 @@ void cut(evs_runner &r, const Segment &s) {
     r.space = 0;
     for (int c = 0; c < columns; c++) {
         const int x0 = area.x0 + c * tile, x1 = x0 + tile < area.x1 ? x0 + tile : area.x1;
-        const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}));
+        const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}).bytes);
         if (space > r.space) r.space = space;
     }
 }

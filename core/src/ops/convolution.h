@@ -16,6 +16,15 @@ EVS_INLINE void dense(const Dense &d, const Line *lines, int count, int pixels) 
     dense_all<E, 0>(d, lines, count, pixels);
 }
 
+// Where the weights of a block of outputs begin.
+EVS_INLINE const W *weights_from(const W *weights, int block, int inputs) {
+#if EVS_IS_BFLOAT16
+    return reinterpret_cast<const W *>(reinterpret_cast<const E *>(weights) + 2 * block * dots_of(inputs, 1));
+#else
+    return weights + ptrdiff_t(block) * inputs * kBlock;
+#endif
+}
+
 // One row of the 1x1 case.
 EVS_INLINE void pointwise(Row in, int inputs, const W *weights, const W *bias, Act act, int pixels, Row out,
                           int out_blocks, Row residual, bool planar = false) {

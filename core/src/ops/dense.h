@@ -20,6 +20,12 @@ struct Dense {
     int step;         // numbers between the inputs of neighbouring output pixels
     Act act;
     bool planar = false, image = false;  // whether the input is planar (see narrow.h)
+    // Sums may be taken in several steps, each over some of the input channels, in their order. Only then:
+    int all = 0;      // input channels of all steps
+    int first = 0;    // the first one of this step
+    bool begins() const { return first == 0; }
+    bool ends() const { return all == 0 || first + inputs == all; }
+    int channels() const { return all > 0 ? all : inputs; }
 };
 
 // One row.
@@ -27,6 +33,7 @@ struct Line {
     const E *from[kMaxTaps];  // first pixel of the row each tap reads; Pixel, not E, where the input is the image
     Row out;
     Row residual;  // p is null where there is none
+    float *sums = nullptr;  // between the steps in bfloat16, see dots.h; in other precisions they lie in `out`
 };
 
 static __attribute__((noinline)) void gelu_all(V *v, int count) {
@@ -39,13 +46,20 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, const Line &lin
     constexpr int kVectors = kBlocks * kPerBlock;
     const ptrdiff_t step = kStep > 0 ? kStep : d.step;
     V sum[kPixels][kVectors];
-    const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.inputs * kBlock;
-    const W *w = d.weights + block * per_block;
+    const ptrdiff_t per_block = ptrdiff_t(d.taps) * d.channels() * kBlock;
+    const W *w = d.weights + block * per_block + ptrdiff_t(d.first) * kBlock;
+    auto place = [&](Row row, int q, int j) __attribute__((always_inline)) {
+        return row.p + (block + j / kPerBlock) * row.block + ptrdiff_t(pixel + q) * kBlock + (j % kPerBlock) * kLanes;
+    };
     EVS_UNROLL
     for (int j = 0; j < kVectors; j++) {
         const V b = load(d.bias + block * kBlock + j * kLanes);
         EVS_UNROLL
         for (int q = 0; q < kPixels; q++) sum[q][j] = b;
+    }
+    if (!d.begins()) {
+        EVS_UNROLL
+        for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = load(place(line.out, i / kVectors, i % kVectors));
     }
     for (int t = 0; t < d.taps; t++) {
         const X *x = reinterpret_cast<const X *>(line.from[t]) + pixel * step;
@@ -92,16 +106,12 @@ static __attribute__((noinline)) void dense_tile(const Dense &d, const Line &lin
         EVS_UNROLL
         for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = copy[i];
     }
+    const bool adds = line.residual.p != nullptr && d.ends();
     EVS_UNROLL
-    for (int j = 0; j < kVectors; j++) {
-        const ptrdiff_t channel = (j % kPerBlock) * kLanes;
-        const int b = block + j / kPerBlock;
-        EVS_UNROLL
-        for (int q = 0; q < kPixels; q++) {
-            const ptrdiff_t at = ptrdiff_t(pixel + q) * kBlock + channel;
-            if (line.residual.p != nullptr) sum[q][j] = sum[q][j] + load(line.residual.p + b * line.residual.block + at);
-            store(line.out.p + b * line.out.block + at, sum[q][j]);
-        }
+    for (int i = 0; i < kPixels * kVectors; i++) {
+        const int q = i / kVectors, j = i % kVectors;
+        if (adds) sum[q][j] = sum[q][j] + load(place(line.residual, q, j));
+        store(place(line.out, q, j), sum[q][j]);
     }
 }
 

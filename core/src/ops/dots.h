@@ -14,6 +14,12 @@ namespace evs::EVS_ISA {
 // Numbers of the weights of 16 output channels.
 inline ptrdiff_t dots_of(int inputs, int taps) { return ptrdiff_t(taps) * padded(inputs, kBlock) * kPacked; }
 
+// Pixels that tile registers compute at once; fewer are computed with what follows them, see kOverread.
+constexpr int kDotPixels = 32;
+
+// Numbers of Line::sums: 32 for each pixel, [block][pixel][32].
+inline ptrdiff_t sums_of_dots(int pixels, int blocks) { return ptrdiff_t(blocks) * padded(pixels, kDotPixels) * kBlock; }
+
 // Finishes some pixels of 32 output channels. sums: 32 for each pixel.
 template <Act kAct, bool kResidual>
 EVS_INLINE void finish_pixels(const Dense &d, const Line &line, const float *sums, int pixel, int pixels, int block) {
@@ -44,7 +50,6 @@ static __attribute__((noinline)) void finish(const Dense &d, const Line &line, c
 
 #if EVS_AMX
 constexpr int kTile = 16;        // pixels of a tile register
-constexpr int kDotPixels = 32;   // pixels that are computed at once; fewer are computed with what follows them, see kOverread
 static_assert(kTile * 2 * kBlock * sizeof(E) <= kOverread);
 
 // The whole registers: 16 rows of 64 bytes.
@@ -60,15 +65,25 @@ EVS_INLINE void begin_dots() {
 }
 EVS_INLINE void end_dots() { _tile_release(); }
 
-static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int pixels, int block) {
-    alignas(64) float sums[kDotPixels * kBlock];
+// `all`: pixels of the row.
+static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int all, int block) {
+    alignas(64) float own[kDotPixels * kBlock];
+    float *sums = line.sums == nullptr ? own : line.sums + (ptrdiff_t(block) * padded(all, kDotPixels) + pixel) * kBlock;
+    const int pixels = all - pixel < kDotPixels ? all - pixel : kDotPixels;
     const bool two = pixels > kTile;
-    const ptrdiff_t stride = ptrdiff_t(d.step) * sizeof(E), per_half = dots_of(d.inputs, d.taps);
-    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    const ptrdiff_t stride = ptrdiff_t(d.step) * sizeof(E), per_half = dots_of(d.channels(), d.taps);
+    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half + ptrdiff_t(d.first) * kPacked;
+    if (d.begins()) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, kBlock * sizeof(float));
+        _tile_loadd(1, sums + 16, kBlock * sizeof(float));
+        _tile_loadd(2, sums + kTile * kBlock, kBlock * sizeof(float));
+        _tile_loadd(3, sums + kTile * kBlock + 16, kBlock * sizeof(float));
+    }
     for (int t = 0; t < d.taps; t++) {
         const E *x = line.from[t] + ptrdiff_t(pixel) * d.step;
         for (int c = 0; c < d.inputs; c += kBlock, x += d.block, w += kBlock * kPacked) {
@@ -90,24 +105,29 @@ static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line
         _tile_stored(2, sums + kTile * kBlock, kBlock * sizeof(float));
         _tile_stored(3, sums + kTile * kBlock + 16, kBlock * sizeof(float));
     }
-    finish(d, line, sums, pixel, pixels, block);
+    if (d.ends()) finish(d, line, sums, pixel, pixels, block);
 }
 
 static void dots(const Dense &d, const Line *lines, int count, int pixels) {
     for (int b = 0; b < d.outputs; b++)
         for (int i = 0; i < count; i++)
-            for (int q = 0; q < pixels; q += kDotPixels)
-                dots_tile(d, lines[i], q, pixels - q < kDotPixels ? pixels - q : kDotPixels, b);
+            for (int q = 0; q < pixels; q += kDotPixels) dots_tile(d, lines[i], q, pixels, b);
 }
 #else
 EVS_INLINE void begin_dots() {}
 EVS_INLINE void end_dots() {}
 
 template <int kPixels>
-static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int block) {
+static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int all, int block) {
     V sum[kPixels][2] = {};
-    const ptrdiff_t per_half = dots_of(d.inputs, d.taps);
-    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half;
+    alignas(64) float own[kPixels * kBlock];
+    float *sums = line.sums == nullptr ? own : line.sums + (ptrdiff_t(block) * padded(all, kDotPixels) + pixel) * kBlock;
+    if (!d.begins()) {
+        EVS_UNROLL
+        for (int i = 0; i < kPixels * 2; i++) sum[i / 2][i % 2] = load(sums + i * 16);
+    }
+    const ptrdiff_t per_half = dots_of(d.channels(), d.taps);
+    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half + ptrdiff_t(d.first) * kPacked;
     for (int t = 0; t < d.taps; t++)
         for (int c = 0; c < padded(d.inputs, kBlock); c += 2, w += 2 * kPacked) {
             const __m512bh k0 = (__m512bh)_mm512_loadu_si512(w), k1 = (__m512bh)_mm512_loadu_si512(w + per_half);
@@ -121,22 +141,21 @@ static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line
                 sum[q][1] = (V)_mm512_dpbf16_ps((__m512)sum[q][1], in, k1);
             }
         }
-    alignas(64) float sums[kPixels * kBlock];
     EVS_UNROLL
     for (int q = 0; q < kPixels; q++) {
         *reinterpret_cast<V *>(sums + q * kBlock) = sum[q][0];
         *reinterpret_cast<V *>(sums + q * kBlock + 16) = sum[q][1];
     }
-    finish(d, line, sums, pixel, kPixels, block);
+    if (d.ends()) finish(d, line, sums, pixel, kPixels, block);
 }
 
 static void dots(const Dense &d, const Line *lines, int count, int pixels) {
     for (int b = 0; b < d.outputs; b++)
         for (int i = 0; i < count; i++) {
             int q = 0;
-            for (; q + 12 <= pixels; q += 12) dots_tile<12>(d, lines[i], q, b);
-            for (; q + 4 <= pixels; q += 4) dots_tile<4>(d, lines[i], q, b);
-            for (; q < pixels; q++) dots_tile<1>(d, lines[i], q, b);
+            for (; q + 12 <= pixels; q += 12) dots_tile<12>(d, lines[i], q, pixels, b);
+            for (; q + 4 <= pixels; q += 4) dots_tile<4>(d, lines[i], q, pixels, b);
+            for (; q < pixels; q++) dots_tile<1>(d, lines[i], q, pixels, b);
         }
 }
 #endif

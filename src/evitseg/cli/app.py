@@ -18,7 +18,7 @@ VERBS = {
     "Prepare data": ("check", "convert"),
     "Train and evaluate": ("train", "eval", "average"),
     "Deploy": ("export", "bench", "serve"),
-    "Look up": ("models", "info"),
+    "Look up": ("models", "info", "clean"),
 }
 """The verbs, under the headings of `evitseg --help`; each has a module of its own."""
 HIDDEN = {"convert-coco": "convert"}

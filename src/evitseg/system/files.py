@@ -186,6 +186,31 @@ def sweep(folder: Path) -> None:
                     _remove_file(entry.path)
 
 
+def is_temporary_name(name: str) -> bool:
+    """Whether a file or folder of this name is not finished."""
+    return _OURS.match(name) is not None
+
+
+def temporary_in_use(path: Path) -> bool:
+    """Whether a process works on a temporary file or folder; False where the system does not tell."""
+    if sys.platform == "win32":
+        return False
+    place = path / LOCK if (path / LOCK).exists() else path
+    file = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return not _lock(file)
+    finally:
+        os.close(file)
+
+
+def remove_temporary(path: Path) -> bool:
+    """Remove a temporary file or folder unless a process works on it; returns whether it is gone. Raises: OSError."""
+    if path.is_dir() and not path.is_symlink():
+        return remove_folder(path)
+    _remove_file(os.fspath(path))
+    return not path.exists()
+
+
 def remove_folder(folder: Path) -> bool:
     """Remove a temporary folder unless a process works in it; returns whether it is gone."""
     if sys.platform == "win32":  # Windows does not remove open files

@@ -49,6 +49,11 @@ def class_counts(mask: Mask, classes: int) -> NDArray[np.int64]:
     return np.bincount(mask.ravel(), minlength=classes)[:classes]
 
 
+def nodata_fraction(mask: Mask, labels: LabelSpace) -> float:
+    """Fraction of the pixels without a class."""
+    return 1 - int(class_counts(mask, len(labels.classes)).sum()) / mask.size
+
+
 def fractions_of(counts: NDArray[np.int64], pixels: int, labels: LabelSpace) -> dict[str, float]:
     """Fraction of the pixels per class, for classes that occur, the largest first."""
     order = np.argsort(-counts, kind="stable")

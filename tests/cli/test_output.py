@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from evitseg.cli.output import Output
-from evitseg.labels import LabelClass, LabelSpace
+from evitseg.labels import LabelClass, LabelSpace, numbered
 
 SMALL = ("--size", "64", "--precision", "float32")
 Cli = Callable[..., Any]
@@ -105,6 +105,27 @@ def test_the_table_of_classes_is_the_same_with_colours(
     coloured = capsys.readouterr().out
     assert f"\x1b[38;2;200;0;0m{10 * '█'}\x1b[0m" in coloured
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+
+
+@pytest.mark.parametrize(
+    ("fractions", "nodata", "shown"),
+    [
+        ([1 / 3, 1 / 3, 1 / 3], 0.0, ["33.4", "33.3", "33.3"]),
+        ([1 / 6, 1 / 6, 1 / 6], 0.5, ["16.7", "16.7", "16.6", "50.0"]),
+        ([0.9996, 0.0004], 0.0, ["100.0", "0.0"]),
+        ([], 1.0, ["100.0"]),
+    ],
+)
+def test_the_table_of_classes_adds_up_to_all_pixels(
+    fractions: list[float], nodata: float, shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = numbered(3)
+    names = dict(zip(labels.names, fractions, strict=False))
+    Output().fractions("a.png", names, labels, nodata)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("%")[0].split()[-1] for row in rows] == shown
+    assert sum(round(10 * float(each)) for each in shown) == 1000
+    assert [row.startswith(" no data ") for row in rows] == [False] * len(names) + [True] * bool(nodata)
 
 
 def test_quiet_prints_nothing_but_errors(png: bytes, cli: Cli) -> None:

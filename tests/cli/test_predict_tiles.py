@@ -107,6 +107,9 @@ def test_a_geotiff_becomes_a_geotiff_of_the_whole_images_mask(
     write_geotiff(tmp_path / "field.tif", image, nodata=0)
     run = predict("field.tif", *exact("tif"), "--out", "mask.tif", "--polygons", "fields.gpkg", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+    rows = [line.split("%")[0].split() for line in run.stdout.splitlines() if "%" in line]
+    assert rows[-1] == ["no", "data", f"{100 * (expected == IGNORE).mean():.1f}"]
+    assert sum(float(row[-1]) for row in rows) == pytest.approx(100)
     with rasterio.open(tmp_path / "mask.tif") as mask:
         assert (mask.crs, mask.transform, mask.nodata) == (rasterio.CRS.from_string(UTM), TRANSFORM, IGNORE)
         assert (mask.overviews(1), mask.block_shapes[0], mask.compression.name) == ([2, 4], (512, 512), "deflate")

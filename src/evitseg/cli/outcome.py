@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evitseg.cli.command import fail
@@ -25,7 +25,8 @@ class ImageEntry:
 
     Attributes:
         size: (height, width) of the mask.
-        fractions: fraction of the pixels per class that occurs; None for a region.
+        fractions: fraction of the pixels per class that occurs.
+        nodata: fraction of the pixels without data; all fractions add up to 1.
         verification: what --verify measured.
     """
 
@@ -33,7 +34,8 @@ class ImageEntry:
     mode: str
     mask: str
     size: tuple[int, int]
-    fractions: dict[str, float] | None = None
+    fractions: dict[str, float] = field(default_factory=dict)
+    nodata: float = 0.0
     overlay: str | None = None
     polygons: str | None = None
     context: str | None = None

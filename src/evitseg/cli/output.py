@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from evitseg.cli.progress import Advance
     from evitseg.labels import LabelSpace
 
+_NODATA = "no data"
+
 
 class Output:
     """Results on standard output, errors on standard error; what --json and --quiet change is decided here.
@@ -89,18 +91,19 @@ class Output:
     def error(self, sentence: object) -> None:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
 
-    def fractions(self, title: str, fractions: Mapping[str, float], labels: LabelSpace) -> None:
-        """A table with a bar for each class of a mask."""
+    def fractions(self, title: str, fractions: Mapping[str, float], labels: LabelSpace, nodata: float = 0.0) -> None:
+        """A table with a bar for each class of a mask, and for pixels without data; it adds up to 100 %."""
         if self.as_json or self.quiet:
             return
         self._print(title, "italic")
         colors = {c.name: c.color for c in labels.classes}
-        width = max(_cells(name) for name in ("class", *fractions))
+        rows = [*fractions.items(), *([(_NODATA, nodata)] if nodata else [])]
+        width = max(_cells(name) for name in ("class", *(name for name, _ in rows)))
         self._print(f" class{' ' * (width - len('class'))}  pixels", "bold")
-        for name, fraction in fractions.items():
+        for (name, fraction), tenths in zip(rows, _tenths([fraction for _, fraction in rows]), strict=True):
             bar = "█" * max(1, round(40 * fraction))
-            style = f"rgb({','.join(map(str, colors[name]))})"
-            self._print(f" {name}{' ' * (width - _cells(name))}  {fraction:>6.1%}  ", "", bar, style)
+            style = f"rgb({','.join(map(str, colors[name]))})" if name in fractions else "dim"
+            self._print(f" {name}{' ' * (width - _cells(name))}  {tenths / 10:>5.1f}%  ", "", bar, style)
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
@@ -122,3 +125,13 @@ class Output:
 def _cells(text: str) -> int:
     """The columns that a text takes on a terminal."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _tenths(fractions: list[float]) -> list[int]:
+    """Fractions that add up to 1 as tenths of a percent that add up to 1000 (the method of largest remainders)."""
+    tenths = [int(1000 * fraction) for fraction in fractions]
+    left = round(1000 * sum(fractions)) - sum(tenths)
+    by_remainder = sorted(range(len(tenths)), key=lambda i: tenths[i] - 1000 * fractions[i])
+    for i in by_remainder[:left]:
+        tenths[i] += 1
+    return tenths

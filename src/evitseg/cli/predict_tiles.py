@@ -14,9 +14,9 @@ from evitseg.cli.request import Mode, Request
 from evitseg.cli.tiled_results import (
     draw_overlay,
     followed,
-    fractions_of,
     interrupted,
     overlay_place,
+    record_fractions,
     save_context,
     show_tiled,
     write_outlines,
@@ -110,6 +110,7 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
     from evitseg.tiling.plan import working_size
     from evitseg.tiling.region import render_region
     from evitseg.tiling.windows import tiles_of
+    from evitseg.visualize import class_counts
 
     region = request.region
     assert request.context is not None
@@ -126,6 +127,7 @@ def _region(source: Source, place: Path, network: Network, request: Request, ent
         for window in tiles_of((mask.shape[0], mask.shape[1]), sink.tile):
             sink.write(window.top, window.left, mask[window.top : window.bottom, window.left : window.right])
     entry.size = part.size
+    record_fractions(class_counts(mask, network.labels.ignore_index + 1), network.labels, entry)
     return [damage.reason for damage in unread]
 
 
@@ -159,7 +161,7 @@ def _sliding_window(
                 )
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {place} was not written. The same command starts over.") from None
-    entry.fractions = fractions_of(blended, network.labels)
+    record_fractions(blended.counts, network.labels, entry)
     return [damage.reason for damage in blended.damages]
 
 

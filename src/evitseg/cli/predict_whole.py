@@ -40,6 +40,7 @@ class WrittenImage:
     written: dict[str, Path] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     fractions: dict[str, float] = field(default_factory=dict)
+    nodata: float = 0.0
     problem: str = ""
     too_large: str = ""
 
@@ -157,6 +158,7 @@ def predict_one(segment: Segmenter, job: PredictJob, request: Request, at_once: 
     import numpy as np
 
     from evitseg.raster.places import place_of
+    from evitseg.visualize import nodata_fraction
 
     assert isinstance(job.source, Path)
     try:
@@ -173,7 +175,8 @@ def predict_one(segment: Segmenter, job: PredictJob, request: Request, at_once: 
         written = _write(prediction, job, mask_path, place.origin, request)
     except Exception as error:  # one image must never stop the others
         return WrittenImage(job.source, problem=sentence_of(error))
-    return WrittenImage(job.source, written, prediction.mask.shape, prediction.fractions())
+    nodata = nodata_fraction(prediction.mask, prediction.labels)
+    return WrittenImage(job.source, written, prediction.mask.shape, prediction.fractions(), nodata)
 
 
 def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int) -> str:
@@ -228,7 +231,7 @@ def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: 
 
 def _entry(done: WrittenImage) -> ImageEntry:
     paths = {kind: str(path) for kind, path in done.written.items()}
-    entry = ImageEntry(str(done.source), Mode.whole.value, paths["mask"], done.size, done.fractions)
+    entry = ImageEntry(str(done.source), Mode.whole.value, paths["mask"], done.size, done.fractions, done.nodata)
     entry.overlay, entry.polygons = paths.get("overlay"), paths.get("polygons")
     return entry
 
@@ -240,6 +243,6 @@ def _show(done: WrittenImage, outcome: Outcome, labels: LabelSpace, in_full: boo
         output.result(f"{name}: {fractions}")
         return
     height, width = done.size
-    output.fractions(f"{Path(name).name}, {width}×{height}", done.fractions, labels)
+    output.fractions(f"{Path(name).name}, {width}×{height}", done.fractions, labels, done.nodata)
     for path in done.written.values():
         output.result(f"wrote {outcome.name(path)}")

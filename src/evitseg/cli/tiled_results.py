@@ -15,27 +15,34 @@ from evitseg.cli.request import Mode, Request
 from evitseg.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from evitseg.cli.output import Output
     from evitseg.cli.progress import Advance
     from evitseg.labels import LabelSpace
     from evitseg.raster.window import Source
     from evitseg.tiling.network import Network
     from evitseg.tiling.progress import BandProgress, Beginning
-    from evitseg.tiling.sliding_window import SlidingWindowResult
     from evitseg.tiling.stream import LargeImageResult
 
 
-def fractions_of(counted: LargeImageResult | SlidingWindowResult, labels: LabelSpace) -> dict[str, float]:
-    """Fraction of the pixels per class that occurs, largest first; pixels without data count in the total."""
-    counts = counted.counts[: len(labels.names)].tolist()
-    total = int(counted.counts.sum())
-    largest_first = sorted(zip(labels.names, counts, strict=True), key=lambda item: -item[1])
-    return {name: count / total for name, count in largest_first if count}
+def record_fractions(counts: NDArray[np.int64], labels: LabelSpace, entry: ImageEntry) -> None:
+    """Record the fractions of a mask.
+
+    Args:
+        counts: number of pixels per class index, with those without data at `ignore_index`.
+    """
+    from evitseg.visualize import fractions_of
+
+    total, with_class = int(counts.sum()), counts[: len(labels.classes)]
+    entry.fractions = fractions_of(with_class, total, labels)
+    entry.nodata = 1 - int(with_class.sum()) / total
 
 
 def save_context(streamed: LargeImageResult, labels: LabelSpace, request: Request, entry: ImageEntry) -> None:
     """Record the mask's fractions, and save the context if --save-context asks for it."""
-    entry.fractions = fractions_of(streamed, labels)
+    record_fractions(streamed.counts, labels, entry)
     if request.save_context is not None:
         assert streamed.context is not None  # the options exclude each other
         streamed.context.save(request.save_context)
@@ -147,10 +154,9 @@ def draw_overlay(
 
 def show_tiled(entry: ImageEntry, output: Output, labels: LabelSpace) -> None:
     """Print the results of an image in tiles, for a person."""
-    if entry.fractions is not None:
-        how = "in sliding windows" if entry.mode == Mode.sliding_window.value else "in bands"
-        height, width = entry.size
-        output.fractions(f"{Path(entry.image).name}, {width}×{height}, {how}", entry.fractions, labels)
+    how = {Mode.sliding_window.value: "in sliding windows", Mode.region.value: "a region"}.get(entry.mode, "in bands")
+    height, width = entry.size
+    output.fractions(f"{Path(entry.image).name}, {width}×{height}, {how}", entry.fractions, labels, entry.nodata)
     output.result(f"wrote {entry.mask}")
     if entry.overlay is not None:
         output.result(f"wrote {entry.overlay}")

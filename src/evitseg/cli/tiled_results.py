@@ -105,7 +105,7 @@ def interrupted(follower: Followed, place: Path) -> str:
     if follower.scratch is None:
         return f"interrupted; {place} was not written. The same command starts over."
     where = follower.scratch.parent.resolve()  # "." before a full stop would read like ".."
-    return f"interrupted; the same command resumes, from hidden files in {where}."
+    return f"interrupted; the same command resumes, from hidden files in {where}; `evitseg clean` removes them."
 
 
 def write_outlines(place: Path, request: Request, labels: LabelSpace, entry: ImageEntry, output: Output) -> None:

@@ -2,11 +2,12 @@
 
     python benchmarks/core.py                  # every row; about 15 minutes on 2 cores
     python benchmarks/core.py b0 --size 512x512
+    python benchmarks/core.py --runtimes       # against ONNX Runtime and LiteRT: B0, 1024x2048, float32
 
 Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
 openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is the engine's own
 choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Speed does not depend on the weights,
-which are random. Writes results/core.json.
+which are random. Writes results/core.json, or results/core_runtimes.json.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image
 
 from evitseg.architecture import cost
 from evitseg.bundled import EXAMPLE_IMAGE
+from evitseg.loading import load
 from evitseg.raster.files import read_image
 from evitseg.runtime.core import instruction_sets
 from evitseg.system.files import replacing
@@ -40,6 +42,8 @@ ROWS = {
 """The sizes that each variant is measured at."""
 CORE = "core"
 OPENVINO_HALF = "bf16"
+ONNX_RUNTIME, ONNX_RUNTIME_PLAIN, LITERT = "ONNX Runtime", "ONNX Runtime, torch.onnx.export", "LiteRT (XNNPACK)"
+"""The second runs a plain conversion, the others what evitseg exports."""
 SLOW_PIXELS = 2**19
 """From this size on a variant above B0 is measured in fewer rounds."""
 
@@ -50,10 +54,18 @@ def main() -> None:
     parser.add_argument("--size", help="only this size, HEIGHTxWIDTH")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runtimes", action="store_true", help="against ONNX Runtime and LiteRT instead of OpenVINO")
+    parser.add_argument("--files", type=Path, help="with --runtimes: folder for converted files, which are used again")
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(work(arguments.threads, *arguments.serve))
+        return
+    settings = {"threads": arguments.threads, "rounds": arguments.rounds, "machine": machine().to_dict()}
+    if arguments.runtimes:
+        with tempfile.TemporaryDirectory() as folder:
+            results = runtimes(arguments.files or Path(folder), arguments.rounds, arguments.threads)
+        save("core_runtimes", settings | {"size": STREET}, results)
         return
     rows: dict[str, Any] = {}
     for variant in arguments.variants or ROWS:
@@ -64,36 +76,75 @@ def main() -> None:
                 rows[f"{variant} {size[0]}x{size[1]}"] = row(variant, size, rounds, arguments.threads)
     if arguments.variants or arguments.size:
         return  # a part of the rows replaces no complete run
-    settings = {"threads": arguments.threads, "rounds": arguments.rounds, "machine": machine().to_dict()}
-    with replacing(RESULTS / "core.json") as file:
-        file.write((json.dumps({"settings": settings, "results": rows}, indent=2) + "\n").encode())
+    save("core", settings, rows)
 
 
-def row(variant: str, size: tuple[int, int], rounds: int, threads: int) -> dict[str, Any]:
-    """Measure one variant at one size, and print a line."""
+def save(name: str, settings: dict[str, Any], results: dict[str, Any]) -> None:
+    with replacing(RESULTS / f"{name}.json") as file:
+        file.write((json.dumps({"settings": settings, "results": results}, indent=2) + "\n").encode())
+
+
+def save_random(variant: str, path: Path) -> Any:
+    """Write a checkpoint with random weights. Returns: its network."""
     from evitseg import build, save_checkpoint
     from evitseg.labels import numbered
     from evitseg.manifest import Manifest, Training
     from evitseg.preprocess import Preprocess
 
+    module = build(variant, 19)
+    manifest = Manifest(variant, module.config, numbered(19), Preprocess(), Training("none", "Apache-2.0"))
+    save_checkpoint(module, manifest, path)
+    return module
+
+
+def runtimes(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """Measure B0 at 1024x2048 in float32 in other runtimes."""
+    from importlib.metadata import version
+
+    from evitseg import export
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, litert, plain = folder / "b0.safetensors", folder / "b0.tflite", folder / "plain.onnx"
+    if not plain.exists():
+        save_random("b0", checkpoint)
+        export(checkpoint, "onnx", folder / "b0.onnx")
+        export(checkpoint, "litert", litert, size=STREET)
+        converted(published(checkpoint), PLAIN, STREET, plain)
+    files = {CORE: checkpoint, ONNX_RUNTIME: folder / "b0.onnx", ONNX_RUNTIME_PLAIN: plain, LITERT: litert}
+    commands = {name: command(threads, name, path, "float32", STREET) for name, path in files.items()}
+    versions = {ONNX_RUNTIME: "onnxruntime", ONNX_RUNTIME_PLAIN: "onnxruntime", LITERT: "ai-edge-litert"}
+    results = compete(commands, rounds)
+    found = {}
+    for name, result in results.items():
+        found[name] = asdict(result) | {
+            "version": version(versions.get(name, "evitseg")),
+            "times_slower": result.median_ms / results[CORE].median_ms,
+        }
+        print(f"{name:<34}{result.median_ms:>8.1f} ms, {found[name]['times_slower']:.2f} times the core's", flush=True)
+    return found
+
+
+def command(threads: int, name: str, path: Path, precision: str, size: tuple[int, int]) -> list[str]:
+    """The command of a contestant's process."""
+    given = ["--threads", str(threads), "--serve", name, str(path), precision, *map(str, size)]
+    return [sys.executable, __file__, *given]
+
+
+def row(variant: str, size: tuple[int, int], rounds: int, threads: int) -> dict[str, Any]:
+    """Measure one variant at one size, and print a line."""
     height, width = size
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "random.safetensors")
-        module = build(variant, 19)
-        manifest = Manifest(variant, module.config, numbered(19), Preprocess(), Training("none", "Apache-2.0"))
-        save_checkpoint(module, manifest, checkpoint)
+        module = save_random(variant, checkpoint)
         network, files = published(checkpoint), {CORE: checkpoint}
         for number, way in enumerate((PLAIN, PLAIN_OPENVINO)):
             files[way] = converted(network, way, size, Path(folder, f"plain-{number}"))
         precisions = ["float32", "half"] if instruction_sets("float16") else ["float32"]
         commands = {
-            f"{name}, {precision}": [
-                sys.executable, __file__, "--threads", str(threads), "--serve", name, str(path), precision, str(height),
-                str(width),
-            ]
+            f"{name}, {precision}": command(threads, name, path, precision, size)
             for precision in precisions
             for name, path in files.items()
-        }  # fmt: skip
+        }
         results = compete(commands, rounds)
     found: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
     line = [f"{variant} {height}x{width}:"]
@@ -119,6 +170,16 @@ def work(threads: int, name: str, path: str, precision: str, height: str, width:
 
         engine = open_native(Path(path), "float32" if precision == "float32" else "auto", threads)
         return lambda: engine(image)
+    if name in (ONNX_RUNTIME, LITERT):
+        other = load(path, engine="onnxruntime" if name == ONNX_RUNTIME else "litert", threads=threads).engine
+        return lambda: other(image)
+    if name == ONNX_RUNTIME_PLAIN:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"image": image})
     import openvino
 
     settings = {

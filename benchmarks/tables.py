@@ -77,6 +77,15 @@ def core() -> str:
     return table(("", "", "core", "plain conversion", "times faster", "GFLOP/s of the core", "peak memory"), rows)
 
 
+def core_runtimes() -> str:
+    rows = [
+        (name, f"{row['median_ms']:.1f} ms", f"{row['p90_ms']:.1f} ms", f"{row['peak_mib']:.0f} MiB",
+         f"{row['times_slower']:.2f}")
+        for name, row in result("core_runtimes")["results"].items()
+    ]  # fmt: skip
+    return table(("", "median", "90th percentile", "peak memory", "relative to the core"), rows)
+
+
 def precision() -> str:
     rows = [
         (name, "yes" if row["finite"] else "no", f"{row['equal_pixels']:.2%}", f"{row['miou']:.2f}")
@@ -288,6 +297,7 @@ def scaling() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "core": core,
+    "core-runtimes": core_runtimes,
     "precision": precision,
     "size-rules": size_rules,
     "short-sides": short_sides,

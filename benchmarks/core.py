@@ -3,11 +3,13 @@
     python benchmarks/core.py                  # every row; about 15 minutes on 2 cores
     python benchmarks/core.py b0 --size 512x512
     python benchmarks/core.py --runtimes       # against ONNX Runtime and LiteRT: B0, 1024x2048, float32
+    python benchmarks/core.py --profile        # the time of the core's operations: B0, 1024x2048
 
 Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
 openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is the engine's own
 choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Speed does not depend on the weights,
-which are random. Writes results/core.json, or results/core_runtimes.json.
+which are random. Writes results/core.json, core_runtimes.json or
+core_profile.json.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from PIL import Image
 from evitseg.architecture import cost
 from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.loading import load
+from evitseg.profiling.nodes import Node
 from evitseg.raster.files import read_image
 from evitseg.runtime.core import instruction_sets
 from evitseg.system.files import replacing
@@ -40,7 +43,7 @@ ROWS = {
     "l2": (MIDDLE, STREET),
 }  # fmt: skip
 """The sizes that each variant is measured at."""
-CORE = "core"
+CORE, CORE_ENGINE = "core", "native"
 OPENVINO_HALF = "bf16"
 ONNX_RUNTIME, ONNX_RUNTIME_PLAIN, LITERT = "ONNX Runtime", "ONNX Runtime, torch.onnx.export", "LiteRT (XNNPACK)"
 """The second runs a plain conversion, the others what evitseg exports."""
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", action="store_true", help="against ONNX Runtime and LiteRT instead of OpenVINO")
+    parser.add_argument("--profile", action="store_true", help="profile the core")
     parser.add_argument("--files", type=Path, help="with --runtimes: folder for converted files, which are used again")
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -66,6 +70,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results = runtimes(arguments.files or Path(folder), arguments.rounds, arguments.threads)
         save("core_runtimes", settings | {"size": STREET}, results)
+        return
+    if arguments.profile:
+        save("core_profile", settings | {"size": STREET}, profiles(arguments.rounds, arguments.threads))
         return
     rows: dict[str, Any] = {}
     for variant in arguments.variants or ROWS:
@@ -122,6 +129,49 @@ def runtimes(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
         }
         print(f"{name:<34}{result.median_ms:>8.1f} ms, {found[name]['times_slower']:.2f} times the core's", flush=True)
     return found
+
+
+def profiles(rounds: int, threads: int) -> dict[str, Any]:
+    """Profile B0 at 1024x2048 in float32 and in the default precision, and group its operations."""
+    from evitseg.profiling.bench import Subject
+    from evitseg.profiling.profile import profile
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "b0.safetensors")
+        save_random("b0", checkpoint)
+        for precision in ("float32", "auto"):
+            measured = profile(Subject(str(checkpoint), CORE_ENGINE, precision, threads), EXAMPLE_IMAGE, STREET, rounds)
+            groups: dict[str, dict[str, float]] = {}
+            for node in measured.nodes:
+                group = groups.setdefault(_group(node), {"ms": 0.0, "macs": 0, "bytes": 0})
+                for key, value in (("ms", node.ms), ("macs", node.macs), ("bytes", node.bytes_in + node.bytes_out)):
+                    group[key] += value
+            found[measured.info.precision] = {
+                "runs": str(measured.info), "network_ms": measured.network_ms, "macs": measured.macs,
+                "peak": asdict(measured.peak), "groups": groups,
+            }  # fmt: skip
+            share = 2 * measured.macs / measured.network_ms / 1e6 / measured.peak.gflops
+            print(
+                f"{measured.info}: {measured.network_ms:.1f} ms, {share:.0%} of {measured.peak.gflops:.0f} GFLOP/s",
+                flush=True,
+            )
+    return found
+
+
+def _group(node: Node) -> str:
+    """The row of the table that an operation belongs to."""
+    part = node.block.split(".")[0]
+    if node.type == "inverted":
+        return f"inverted residuals, {part}" if part != "stem" else part
+    return {
+        "conv3": part,
+        "upsum": "up-sampling and stores",
+        "store": "up-sampling and stores",
+        "sums": "attention: sums",
+        "attend": "attention: application",
+        "pointwise": "1×1 convolutions",
+    }[node.type]
 
 
 def command(threads: int, name: str, path: Path, precision: str, size: tuple[int, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The network alone beside its peers: same machine, image, engine, precision and threads, in rounds.
+"""The network in our core beside its peers in OpenVINO: same machine, image and threads, in rounds.
 
     python benchmarks/peers.py CHECKPOINT
 
@@ -7,7 +7,7 @@ published EfficientViT as a plain conversion has it, are converted by torch.onnx
 EfficientViT openvino.convert_model and a file of free sizes run beside it, and the fastest of them counts; for the
 SegFormers convert_model takes 30 s and its result runs as fast (750 and 765 ms, 458 and 463; the default exporter of
 PyTorch 2.13 gave 720 where this one gave 726). All take a uint8 image, normalise inside, and answer at their own
-stride. Ours is the file that `evitseg export` writes, for any size. Writes results/peers.json.
+stride. Half precision is bfloat16 in OpenVINO, and what the core chooses by default. Writes results/peers.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from PIL import Image
 
 from evitseg.architecture import cost
 from evitseg.bundled import EXAMPLE_IMAGE
+from evitseg.engine import Precision
 from evitseg.loading import load, network_of
 from evitseg.profiling.nodes import multiply_adds
 from evitseg.raster.files import read_image
@@ -46,7 +47,8 @@ OURS, EAGER = "evitseg", "eager PyTorch"
 PLAIN, PLAIN_FREE, PLAIN_OPENVINO = (
     f"plain {way}" for way in ("torch.onnx.export", "torch.onnx.export, any size", "openvino.convert_model")
 )
-HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+HALF = "half precision"
+HINTS = {"float32": "f32", HALF: "bf16"}
 
 
 def published(checkpoint: Path) -> Any:
@@ -135,7 +137,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         ours, manifest = export(arguments.checkpoint, "onnx", place / "ours.onnx")
-        default = load(ours).info.precision
+        default = load(ours, engine="native").info.precision
         for size in SIZES:
             at = "x".join(map(str, size))
             files = {
@@ -154,7 +156,7 @@ def main() -> None:
             ]  # fmt: skip
             commands = {
                 f"{name}, {precision}": [*command, name, str(path), precision, *map(str, size)]
-                for precision in dict.fromkeys(("float32", default))
+                for precision in HINTS
                 for name, path in {OURS: ours, **files}.items()
             }
             if size == MAIN:
@@ -171,7 +173,7 @@ def main() -> None:
     ratios = {
         precision: {name: ratio((name,), precision) for name in SEGFORMERS}
         | {"fastest plain conversion": ratio((PLAIN, PLAIN_FREE, PLAIN_OPENVINO), precision)}
-        for precision in dict.fromkeys(("float32", default))
+        for precision in HINTS
     }
     print(json.dumps(ratios, indent=2))
     settings = {
@@ -195,7 +197,8 @@ def _work(
     checkpoint: Path, threads: int, name: str, path: str, precision: str, image: NDArray[np.uint8]
 ) -> Callable[[], object]:
     if name == OURS:
-        engine = load(path, precision=precision, threads=threads, size="native").engine  # type: ignore[arg-type]
+        wanted: Precision = "float32" if precision == "float32" else "auto"
+        engine = load(path, engine="native", precision=wanted, threads=threads).engine
         return lambda: engine(image)
     if name == EAGER:
         import torch

@@ -86,6 +86,34 @@ def core_runtimes() -> str:
     return table(("", "median", "90th percentile", "peak memory", "relative to the core"), rows)
 
 
+def core_profile() -> str:
+    results = result("core_profile")["results"]
+    first = results["float32"]
+    rows = []
+    for name, group in first["groups"].items():
+        cells = [name, f"{2 * group['macs'] / 1e9:.1f}" if group["macs"] else "–", f"{group['bytes'] / 1e6:.1f}"]
+        for run in results.values():
+            own = run["groups"][name]
+            cells.append(f"{own['ms']:.1f} ms")
+            cells.append(f"{_of_peak(own['macs'], own['ms'], run):.0%}" if own["macs"] else "–")
+        rows.append(cells)
+    total = [
+        "per image",
+        f"{2 * first['macs'] / 1e9:.1f}",
+        f"{sum(g['bytes'] for g in first['groups'].values()) / 1e6:.1f}",
+    ]
+    for run in results.values():
+        total += [f"{run['network_ms']:.1f} ms", f"{_of_peak(run['macs'], run['network_ms'], run):.0%}"]
+    header = ["", "GFLOP", "MB through memory (float32)"]
+    for precision in results:
+        header += [precision, "of peak"]
+    return table(header, [*rows, total])
+
+
+def _of_peak(macs: float, ms: float, run: dict[str, Any]) -> float:
+    return float(2 * macs / ms / 1e6 / run["peak"]["gflops"])
+
+
 def precision() -> str:
     rows = [
         (name, "yes" if row["finite"] else "no", f"{row['equal_pixels']:.2%}", f"{row['miou']:.2f}")
@@ -298,6 +326,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "core": core,
     "core-runtimes": core_runtimes,
+    "core-profile": core_profile,
     "precision": precision,
     "size-rules": size_rules,
     "short-sides": short_sides,

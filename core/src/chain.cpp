@@ -60,6 +60,7 @@ struct Node {
     Row made;           // rows of a batch, one behind the other
     int step;           // blocks of a batch's expanded channels that exist at once
     float *sums;        // of the projection, between these steps
+    const Op *adds;     // of an attention that computes its queries anew: the operation that added up its sums
     int columns() const { return x1 - x0; }
 };
 
@@ -89,6 +90,14 @@ const W *at(const Run &run, int64_t offset) { return reinterpret_cast<const W *>
 
 // Weights that are float32 in every precision.
 const float *floats_at(const Run &run, int64_t offset) { return reinterpret_cast<const float *>(at(run, offset)); }
+
+// The operation that adds up the sums of an attention whose queries were not stored; else null.
+const Op *sums_of(const Run &run, const Op &attend) {
+    if (!run.in_windows) return nullptr;
+    const Op *op = run.program->ops;
+    while (op->kind != Kind::sums || op->value3 != attend.value3) op++;
+    return op;
+}
 
 // The columns of its input that a node reads.
 void input_window(const Node &n, int &x0, int &x1) {
@@ -129,7 +138,8 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
         n.height = run.height / stride, n.width = run.width / stride;
         n.x0 = x0, n.x1 = x1;
         n.blocks = blocks_of(n.op->out);
-        n.reach = reach_of(*n.op);
+        n.adds = n.op->kind == Kind::attend ? sums_of(run, *n.op) : nullptr;
+        n.reach = reach_of(n.adds != nullptr ? *n.adds : *n.op);
         n.have = INT32_MIN;
         n.last = last;
         n.batch = batch_of(*n.op, n.columns());
@@ -161,6 +171,10 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                 if (n.line.p != nullptr && answered % kBlock != 0)
                     memset(static_cast<void *>(n.line.p + (blocks - 1) * n.line.block), 0, size_t(pixels) * kBlock * sizeof(E));
                 if (n.batch > 1) n.extra[0] = arena.row(n.blocks, pixels), n.made = arena.row(n.blocks, pixels);
+                if (n.adds == nullptr) break;
+                const int queries = blocks_of(op.heads * op.head_dim);
+                for (int r = 0; r < 2 * n.reach + 1; r++) n.ring[r] = arena.row(queries, n.span);
+                for (int i = 1; i < 3; i++) n.extra[i] = arena.row(queries, n.columns());
                 break;
             }
             case Kind::conv3:
@@ -501,6 +515,73 @@ Row stored(const Run &run, const Node &n, int y) {
     return {static_cast<E *>(run.values[n.op->value]) + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
 }
 
+// The answers of one scale's heads, to rectified queries.
+void answer_scale(const Run &run, const Node &n, Row queries, int scale, Row out) {
+    const Op &op = *n.op;
+    const int dim = op.head_dim;
+    for (int h = 0; h < op.heads; h++) {
+        const int head = scale * op.heads + h;
+        answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(head) * sums_of_head(dim), op.eps, n.columns(),
+                out.channels_from(head * dim));
+    }
+}
+
+// Aggregates the first `blocks` blocks of tokens around a row of them: depthwise, then among the channels of a head's queries,
+// keys or values, or of a block with several of these.
+//   ring: `rows` rows of tokens; column 0 of the result is column `first` of a ring.
+void aggregate(const Run &run, const Op &sums, int scale, const Row *ring, int rows, int y, int first, int blocks, int pixels, Row between,
+               Row out) {
+    const int kernel = sums.kernels[scale], reach = kernel / 2;
+    const int mixed = sums.head_dim < kBlock ? kBlock : sums.head_dim, per_unit = mixed / kBlock;
+    Row window[kMaxKernel];
+    for (int t = 0; t < kernel; t++) window[t] = ring[mod(y - reach + t, rows)].from(first - reach);
+    depthwise_any(kernel, window, blocks, at(run, sums.wa[scale]), at(run, sums.ba[scale]), pixels, between);
+    for (int u = 0; u < blocks / per_unit; u++)
+        pointwise(between.channels_from(u * mixed), mixed, at(run, sums.wg[scale] + int64_t(u) * mixed * mixed),
+                  at(run, sums.bg[scale]) + u * mixed, Act::none, pixels, out.channels_from(u * mixed), per_unit, {nullptr, 0});
+}
+
+void rectify_row(Row from, Row to, int blocks, int pixels) {
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < pixels * kBlock; i += kPacked) rectify(from.p + b * from.block + i, to.p + b * to.block + i);
+}
+
+// Answers to queries that are computed anew from the stored features: they come first among the tokens' channels.
+void answer_anew(const Run &run, Node &n, int y, Row out) {
+    const Op &op = *n.op, &sums = *n.adds;
+    const int blocks = blocks_of(op.heads * op.head_dim), rows = 2 * n.reach + 1, pixels = n.columns(), first = n.x0 - n.low;
+    const int x0 = n.low < 0 ? 0 : n.low, x1 = n.low + n.span < n.width ? n.low + n.span : n.width;
+    if (n.have == INT32_MIN || n.have < y - n.reach - 1) n.have = y - n.reach - 1;
+    while (n.have < y + n.reach) {
+        const int row = ++n.have;
+        const Row ring = n.ring[mod(row, rows)];
+        if (row < 0 || row >= n.height) {
+            zero(ring, blocks, 0, n.span);
+            continue;
+        }
+        if (x0 > n.low) zero(ring, blocks, 0, x0 - n.low);
+        if (x1 < n.low + n.span) zero(ring, blocks, x1 - n.low, n.low + n.span - x1);
+        pointwise(stored(run, op.value, n.width, n.blocks, row, x0), sums.in, at(run, sums.w1), at(run, sums.b1), Act::none, x1 - x0,
+                  ring.from(x0 - n.low), blocks, {nullptr, 0});
+    }
+    rectify_row(n.ring[mod(y, rows)].from(first), n.extra[1], blocks, pixels);
+    answer_scale(run, n, n.extra[1], 0, out);
+    for (int i = 0; i < sums.scales; i++) {
+        aggregate(run, sums, i, n.ring, rows, y, first, blocks, pixels, n.extra[2], n.extra[1]);
+        rectify_row(n.extra[1], n.extra[1], blocks, pixels);
+        answer_scale(run, n, n.extra[1], 1 + i, out);
+    }
+}
+
+// The answers to a row of queries, stored or computed anew.
+void answer_row(const Run &run, Node &n, int y, Row out) {
+    if (n.adds != nullptr) return answer_anew(run, n, y, out);
+    const Op &op = *n.op;
+    const int width = op.heads * op.head_dim;
+    const Row queries = stored(run, op.value2, n.width, blocks_of(width * (1 + op.scales)), y, n.x0);
+    for (int i = 0; i <= op.scales; i++) answer_scale(run, n, queries.channels_from(i * width), i, out);
+}
+
 // --- several rows at once -------------------------------------------------------------------------------------------
 //
 // The rows of a batch lie one behind the other, so that they are one long row to a 1x1 convolution. Input rows have n.span
@@ -590,15 +671,12 @@ void fused_batch(const Run &run, Node &n, int y, int count) {
 
 void attend_batch(const Run &run, Node &n, int y, int count) {
     const Op &op = *n.op;
-    const int dim = op.head_dim, heads = op.heads * (1 + op.scales), columns = n.columns();
+    const int answered = op.heads * op.head_dim * (1 + op.scales), columns = n.columns();
     for (int r = 0; r < count; r++) {
-        const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y + r, n.x0);
-        for (int h = 0; h < heads; h++)
-            answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(dim), op.eps, columns,
-                    n.line.from(r * columns).channels_from(h * dim));
+        answer_row(run, n, y + r, n.line.from(r * columns));
         copy(stored(run, op.value, n.width, n.blocks, y + r, n.x0), n.extra[0].from(r * columns), n.blocks, columns);
     }
-    pointwise(n.line, heads * dim, at(run, op.w1), at(run, op.b1), Act::none, count * columns, n.made, n.blocks, n.extra[0]);
+    pointwise(n.line, answered, at(run, op.w1), at(run, op.b1), Act::none, count * columns, n.made, n.blocks, n.extra[0]);
 }
 
 // Row y of a node that computes several at once.
@@ -621,13 +699,9 @@ Row batched_row(const Run &run, Node &n, int y, Row out) {
 
 Row attend_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
-    const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
-    const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0);
-    for (int h = 0; h < heads; h++)
-        answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(h) * sums_of_head(dim), op.eps, n.columns(),
-                n.line.channels_from(h * dim));
+    answer_row(run, n, y, n.line);
     const Row input = stored(run, op.value, n.width, n.blocks, y, n.x0);
-    pointwise(n.line, heads * op.head_dim, at(run, op.w1), at(run, op.b1), Act::none, n.columns(), out, n.blocks, input);
+    pointwise(n.line, op.heads * op.head_dim * (1 + op.scales), at(run, op.w1), at(run, op.b1), Act::none, n.columns(), out, n.blocks, input);
     return out;
 }
 
@@ -693,18 +767,19 @@ EVS_INLINE void each_valid(const Run &run, int y, int x, int count, F f) {
     }
 }
 
-// Queries to memory, keys and values into the sums of the block of tokens they belong to.
+// Queries to memory, where a value takes them, keys and values into the sums of the block of tokens they belong to.
 void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
     const Op &op = *n.op;
     const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
-    const Row queries = stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0);
+    const bool keeps = !run.in_windows;
+    const Row queries = keeps ? stored(run, op.value2, n.width, blocks_of(heads * dim), y, n.x0) : Row{nullptr, 0};
     const Window &area = run.area;
     const int across = (area.width() + kSumColumns - 1) / kSumColumns;
     for (int h = 0; h < op.heads; h++) {
         const int head = scale * op.heads + h;
-        const Row k = qkv.channels_from((3 * h + 1) * dim), v = qkv.channels_from((3 * h + 2) * dim);
-        for (int c = 0; c < dim; c += kPacked) {
-            const E *from = qkv.channels_from(3 * h * dim + c).p;
+        const Row k = qkv.channels_from((op.heads + h) * dim), v = qkv.channels_from((2 * op.heads + h) * dim);
+        for (int c = 0; keeps && c < dim; c += kPacked) {
+            const E *from = qkv.channels_from(h * dim + c).p;
             E *to = queries.channels_from(head * dim + c).p;
             for (int i = 0; i < n.columns(); i++, from += kBlock, to += kBlock)
                 rectify(from, to);
@@ -738,16 +813,8 @@ void sums_row(const Run &run, Node &n, int y) {
         copy(n.made.from((row - n.made0) * given), n.ring[slot].from(pad(n, n.ring[slot], tokens)), tokens, given);
     });
     take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
-    // Channels that are mixed with each other: a head's queries, keys or values, or a block with several of these.
-    const int mixed = op.head_dim < kBlock ? kBlock : op.head_dim, per_unit = mixed / kBlock;
     for (int i = 0; i < op.scales; i++) {
-        const int reach = op.kernels[i] / 2;
-        Row window[kMaxKernel];
-        for (int t = 0; t < op.kernels[i]; t++) window[t] = n.ring[mod(y - reach + t, rows)].from(n.x0 - n.low - reach);
-        depthwise_any(op.kernels[i], window, tokens, at(run, op.wa[i]), at(run, op.ba[i]), n.columns(), n.line);
-        for (int u = 0; u < tokens / per_unit; u++)
-            pointwise(n.line.channels_from(u * mixed), mixed, at(run, op.wg[i] + int64_t(u) * mixed * mixed), at(run, op.bg[i]) + u * mixed,
-                      Act::none, n.columns(), n.extra[0].channels_from(u * mixed), per_unit, {nullptr, 0});
+        aggregate(run, op, i, n.ring, rows, y, n.x0 - n.low, tokens, n.columns(), n.line, n.extra[0]);
         take_tokens(run, n, n.extra[0], 1 + i, y);
     }
 }

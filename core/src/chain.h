@@ -28,6 +28,7 @@ struct Run {
     Window area;             // of the segment that runs; sums are taken over its tokens
     const uint8_t *const *rows;  // of the image, from first_row on, where they do not lie at one distance; else null
     int first_row;
+    bool in_windows;         // queries are computed anew where they are needed, instead of being stored
     const uint8_t *valid;    // per token of the area: 0 leaves it out of the sums; null takes all
 };
 

@@ -321,7 +321,7 @@ bool size_ok(int height, int width) {
 // Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
 size_t plan(evs_runner &r, int height, int width) {
     if (r.run.height == height && r.run.width == width) return r.planned;
-    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, nullptr};
+    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, false, nullptr};
     r.num_parts = 0;
     for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
     r.features = lay_out(r);
@@ -539,7 +539,7 @@ int begin_window(evs_runner *r, int segment, int height, int width, Window area)
     if (area.y0 < 0 || area.x0 < 0 || area.y0 >= area.y1 || area.x0 >= area.x1 || area.y1 > height / stride || area.x1 > width / stride)
         return EVS_BAD_ARGUMENT;
     if (!have_threads(*r)) return EVS_NO_MEMORY;
-    r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, nullptr};
+    r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, true, nullptr};
     return EVS_OK;
 }
 
@@ -554,6 +554,14 @@ Range enlarged_from(Range rows, int factor, int side) {
     return {first < 0 ? 0 : first, last > side ? side : last};
 }
 
+// The largest reach of a program's aggregations.
+int most_reach(const Program &p) {
+    int most = 0;
+    for (int i = 0; i < p.num_ops; i++)
+        if (p.ops[i].kind == Kind::sums && reach_of(p.ops[i]) > most) most = reach_of(p.ops[i]);
+    return most;
+}
+
 // Calls f(value, rows, whether they are written) for all rows that rows of a segment's end read or write; -1 is the image.
 template <typename F>
 void each_rows(const Program &p, const Segment &s, int height, Range rows, F f) {
@@ -564,14 +572,13 @@ void each_rows(const Program &p, const Segment &s, int height, Range rows, F f) 
         switch (op.kind) {
             case Kind::image: f(-1, rows, false); break;
             case Kind::value: f(op.value, rows, false); break;
-            case Kind::attend: f(op.value, rows, false), f(op.value2, rows, false); break;
+            case Kind::attend: f(op.value, grown(rows, 1, most_reach(p), side), false); break;  // queries are computed anew
             case Kind::upsum:
                 f(op.value, enlarged_from(rows, 4, side / 4), false);
                 f(op.value2, enlarged_from(rows, 2, side / 2), false);
                 break;
             case Kind::tee: f(op.value, rows, i > 0); break;
             case Kind::store: f(op.value, rows, true); break;
-            case Kind::sums: f(op.value2, rows, true); break;
             default: break;
         }
         if (i == 0) break;

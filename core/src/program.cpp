@@ -12,7 +12,7 @@
 namespace evs {
 namespace {
 
-constexpr char kMagic[8] = {'E', 'V', 'I', 'T', 'S', 'E', 'G', '1'};
+constexpr char kMagic[8] = {'E', 'V', 'I', 'T', 'S', 'E', 'G', '2'};
 constexpr int kMaxOps = 4096, kMaxValues = 4096, kMaxChannels = 1 << 17;
 
 struct Header {

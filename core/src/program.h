@@ -24,7 +24,8 @@ enum class Kind : int32_t {
     upsum,      // adds two coarser feature maps, bicubically enlarged
     tee,        // stores rows on their way; a run may cut the segment here
     store,      // end: stores rows
-    sums,       // end: queries, and sums of keys and values, for attention
+    sums,       // end: queries, and sums of keys and values, for attention; among a token's channels all heads' queries come
+                // first, then all keys, then all values
     pool,       // end: the mean over all pixels, and a classifier's scores from it
     cut,        // where a run may cut the segment in two: rows are stored only then
 };

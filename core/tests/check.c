@@ -10,6 +10,7 @@
 #endif
 
 #include "../include/evitseg.h"
+#include "bands.h"
 
 static const int kSizes[][2] = {{32, 32}, {64, 96}, {32, 416}, {288, 64}, {64, 96}};
 static const int kThreads[] = {1, 2, 5};
@@ -37,7 +38,7 @@ static void *read_file(const char *path, size_t *size) {
 }
 
 /* FNV-1a of the logits of one size; the image is the same every time. */
-static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int height, int width) {
+static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int height, int width, int in_bands) {
     const size_t row = (size_t)width * 3 + 5;  /* rows of images need not be dense */
     uint8_t *image = malloc(row * (size_t)height);
     const size_t places = evs_model_is_classifier(model) ? 1 : (size_t)(height / 8) * (size_t)(width / 8);
@@ -47,6 +48,12 @@ static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int 
     for (size_t i = 0; i < row * (size_t)height; i++) random = random * 1664525u + 1013904223u, image[i] = (uint8_t)(random >> 24);
     const int code = evs_run(runner, image, height, width, row, logits);
     if (code != EVS_NOT_FINITE) check(path, code);  /* as the logits of a damaged program may be */
+    if (code == EVS_OK && in_bands && !evs_model_is_classifier(model)) {
+        float *banded = malloc(bytes);
+        check(path, run_in_bands(model, runner, image, height, width, row, EVS_SUM_ROWS * (1 + height / 128), banded));
+        if (memcmp(logits, banded, bytes) != 0) fail(path, "bands differ from the whole image");
+        free(banded);
+    }
     uint64_t sum = UINT64_C(14695981039346656037);
     for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((uint8_t *)logits)[i]) * UINT64_C(1099511628211);
     free(image), free(logits);
@@ -66,7 +73,7 @@ static void *run_sizes(void *argument) {
     evs_runner *runner = NULL;
     check(job->path, evs_runner_new(job->model, job->threads, &runner));
     if (evs_runner_memory(runner, 32, 32) == 0 || evs_runner_memory(runner, 33, 32) != 0) fail(job->path, "wrong memory");
-    for (int i = 0; i < kNumSizes; i++) job->sums[i] = run(job->path, job->model, runner, kSizes[i][0], kSizes[i][1]);
+    for (int i = 0; i < kNumSizes; i++) job->sums[i] = run(job->path, job->model, runner, kSizes[i][0], kSizes[i][1], 1);
     evs_runner_free(runner);
     return NULL;
 }
@@ -99,7 +106,7 @@ static void run_damaged(const char *path, const char *bytes, size_t size) {
         evs_runner *runner = NULL;
         if (evs_model_load(damaged, turn % 8 ? size : random % size, EVS_FLOAT32, NULL, &model) != EVS_OK) continue;
         check(path, evs_runner_new(model, 1, &runner));
-        run(path, model, runner, 32, 32);
+        run(path, model, runner, 32, 32, 0);
         evs_runner_free(runner);
         evs_model_free(model);
     }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../include/evitseg.h"
+#include "bands.h"
 
 namespace {
 
@@ -25,6 +26,7 @@ int run(const void *bytes, size_t size, int precision, const char *isa, int thre
         for (int i = 0; i < height * width * 3; i++) image[i] = uint8_t(i * 7);
         const int code = evs_run(runner, image, height, width, size_t(width) * 3, logits);
         if (code != EVS_OK && code != EVS_NOT_FINITE) abort();
+        if (!evs_model_is_classifier(model)) run_in_bands(model, runner, image, height, width, size_t(width) * 3, EVS_SUM_ROWS, logits);
         free(image), free(logits);
     }
     evs_runner_free(runner);

@@ -77,14 +77,14 @@ def changed(content: bytes, at: int, to: bytes) -> bytes:
         (lambda whole: b"", WeightsError),
         (lambda whole: whole[:12], WeightsError),
         (lambda whole: whole[:100], WeightsError),
-        (lambda whole: whole[whole.index(b"EVITSEG1") :], WeightsError),
+        (lambda whole: whole[whole.index(b"EVITSEG2") :], WeightsError),
         (lambda whole: changed(whole, 8, b"\xff" * 8), WeightsError),
         (lambda whole: changed(whole, 8, b"\xff\xff\xff\x7f"), WeightsError),
         (lambda whole: changed(whole, 20, b"\xff"), WeightsError),
         (lambda whole: changed(whole, 16, b"["), ConfigError),
-        (lambda whole: changed(whole, whole.index(b"EVITSEG1"), b"X"), EngineError),
+        (lambda whole: changed(whole, whole.index(b"EVITSEG2"), b"X"), EngineError),
         (lambda whole: whole[:-4], EngineError),
-        (lambda whole: whole[: whole.index(b"EVITSEG1")], EngineError),
+        (lambda whole: whole[: whole.index(b"EVITSEG2")], EngineError),
     ],
 )
 def test_a_damaged_file_is_one_sentence(
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_one_sentence(
     model_file.write_bytes(whole)
     with pytest.raises(error, match=r"^[^\n]+\.$"):
         evitseg.load(model_file)
-    if whole[:8] != b"EVITSEG1":  # for C, a program may stand alone
+    if whole[:8] != b"EVITSEG2":  # for C, a program may stand alone
         try:
             Core(whole)
         except EngineError:

@@ -226,7 +226,7 @@ def small_program(values: list[tuple[int, int]], *segments: tuple[list[tuple[int
     ops[:, :8] = rows
     weights = 16 * 16 * 9
     counts = np.array([size, len(ops), len(values), len(places), 16, len(values) - 1], "<i4")
-    start = b"EVITSEG1" + counts.tobytes() + np.array([weights], "<i8").tobytes() + ops.tobytes()
+    start = b"EVITSEG2" + counts.tobytes() + np.array([weights], "<i8").tobytes() + ops.tobytes()
     start += np.array(values, "<i4").tobytes() + np.array(places, "<i4").tobytes()
     return start + bytes(-len(start) % 64) + bytes(4 * weights)
 

@@ -30,7 +30,7 @@ from evitseg.errors import ConfigError
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.weights import Weights
 
-MAGIC = b"EVITSEG1"
+MAGIC = b"EVITSEG2"
 BLOCK = 16
 """Channels that are contiguous in the core's memory; numbers of channels are padded to a multiple of it."""
 MAX_SCALES = 4
@@ -144,6 +144,17 @@ class _Compiler:
     def _dense(self, block: str, name: str) -> tuple[int, int]:
         return self._dense_weights(self.by_name[block, name])
 
+    def _by_part(self, block: str, name: str, heads: int) -> Weights:
+        """Weights whose outputs are (heads, queries, keys and values) in the order that the core has them: (queries,
+        keys and values, heads). So all queries come first, and can be computed alone."""
+        weights = self.by_name[block, name]
+
+        def ordered(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+            parts: NDArray[np.float32] = numbers.reshape(heads, 3, -1, *numbers.shape[1:]).swapaxes(0, 1)
+            return parts.reshape(numbers.shape)
+
+        return Weights(ordered(weights.kernel), None if weights.bias is None else ordered(weights.bias))
+
     def _dense_weights(self, weights: Weights) -> tuple[int, int]:
         """[output block][tap][input channel][16]."""
         outputs, inputs, height, width = weights.kernel.shape
@@ -153,16 +164,17 @@ class _Compiler:
         return self._pack(kernel), self._bias(weights, outputs)
 
     def _depthwise(self, block: str, name: str) -> tuple[int, int]:
+        return self._depthwise_weights(self.by_name[block, name])
+
+    def _depthwise_weights(self, weights: Weights) -> tuple[int, int]:
         """[block][tap][16]."""
-        weights = self.by_name[block, name]
         channels, _, height, width = weights.kernel.shape
         kernel = np.zeros((_blocks(channels) * BLOCK, height * width), np.float32)
         kernel[:channels] = weights.kernel.reshape(channels, -1)
         return self._pack(kernel.reshape(-1, BLOCK, height * width).transpose(0, 2, 1)), self._bias(weights, channels)
 
-    def _grouped(self, block: str, name: str, dim: int) -> tuple[int, int]:
+    def _grouped_weights(self, weights: Weights, dim: int) -> tuple[int, int]:
         """[group][output block][input channel][16]."""
-        weights = self.by_name[block, name]
         kernel = weights.kernel.reshape(-1, dim // BLOCK, BLOCK, dim).transpose(0, 1, 3, 2)
         return self._pack(kernel), self._bias(weights, len(weights.kernel))
 
@@ -235,14 +247,18 @@ class _Compiler:
         tee, queries = self._value(width, stride), self._value(width * (1 + scales), stride)
         self._op(TEE, **{"in": width}, out=width, value=tee)
         where = f"{where}.attention"
-        w1, b1 = self._dense(where, "qkv")
+        heads = block.heads_per_scale
+        w1, b1 = self._dense_weights(self._by_part(where, "qkv", heads))
         places: dict[str, list[int]] = {name: [0] * MAX_SCALES for name in ("wa", "ba", "wg", "bg", "kernels")}
         for i, kernel in enumerate(block.kernels):
             places["kernels"][i] = kernel
-            places["wa"][i], places["ba"][i] = self._depthwise(where, f"aggregate.{i}.depthwise")
-            places["wg"][i], places["bg"][i] = self._grouped(where, f"aggregate.{i}.pointwise", dim)
+            depthwise, pointwise = (
+                self._by_part(where, f"aggregate.{i}.{name}", heads) for name in ("depthwise", "pointwise")
+            )
+            places["wa"][i], places["ba"][i] = self._depthwise_weights(depthwise)
+            places["wg"][i], places["bg"][i] = self._grouped_weights(pointwise, dim)
         slot = len(self.segments)
-        about = {"heads": block.heads_per_scale, "head_dim": dim, "scales": scales, "value2": queries, "value3": slot}
+        about = {"heads": heads, "head_dim": dim, "scales": scales, "value2": queries, "value3": slot}
         self._op(SUMS, **{"in": width}, out=width, w1=w1, b1=b1, **about, **places)
         self._end(stride)
         w1, b1 = self._dense(where, "proj")

@@ -97,6 +97,8 @@ def measure(image: Path, cache: Path, only_first: bool) -> dict[str, Any]:
         whole = time.perf_counter() - start
         print(f"{status['phase']} after {whole:.0f} s {status['problem']}", flush=True)
     (context,) = cache.glob("*/context.npz")
+    kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    print(f"kept on disk: {kept / 2**20:.1f} MiB", flush=True)
     rng = np.random.default_rng(0)
     rows = about["height"] // TILE
     times = []
@@ -111,7 +113,7 @@ def measure(image: Path, cache: Path, only_first: bool) -> dict[str, Any]:
     print(f"sharp tile: median {statistics.median(times):.2f} s, slowest {max(times):.2f} s", flush=True)
     return {
         "opened_s": opened, "image_s": picture, "first_overlay_s": first, "whole_mask_s": whole,
-        "sharp_tile_s": times,
+        "sharp_tile_s": times, "kept_bytes": kept,
     }  # fmt: skip
 
 

@@ -57,6 +57,9 @@ def test_other_web_pages_may_use_the_service_only_if_they_are_listed() -> None:
     with TestClient(app) as client:
         allowed = client.options("/v1/segment", headers={"Origin": "https://ours.example"} | ask)
         assert allowed.headers["access-control-allow-origin"] == "https://ours.example"
+        refused = client.get("/v1/model", headers={"Origin": "https://ours.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://ours.example"  # so that the page can read it
         other = client.options("/v1/segment", headers={"Origin": "https://other.example"} | ask)
         assert "access-control-allow-origin" not in other.headers
 

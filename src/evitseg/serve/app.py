@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from evitseg.serve import endpoints, open_inference, pages
-from evitseg.serve.exchange import AccessRules, Envelope, RequestLog, exchange_of
+from evitseg.serve.exchange import AccessRules, Envelope, Guard, RequestLog, exchange_of
 from evitseg.serve.problems import ProblemError
 from evitseg.serve.service import ClientLeftError, Service
 
@@ -59,16 +58,8 @@ def create_app(
         yield
         await asyncio.to_thread(service.close)
 
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "X-API-Key", "X-Request-ID", "Inference-Header-Content-Length"],
-        expose_headers=_EXPOSED,
-    )
     app = Starlette(
         routes=[*endpoints.ROUTES, *open_inference.ROUTES, *pages.ROUTES],
-        middleware=[cors] if origins else [],
         exception_handlers={
             ProblemError: _problem,
             HTTPException: _problem,
@@ -81,4 +72,13 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.service = service
     app.state.needs_key = bool(rules.keys)
-    return Envelope(app, service, rules, log or RequestLog(None))
+    layers: ASGIApp = Guard(app, rules)
+    if origins:
+        layers = CORSMiddleware(
+            layers,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-ID", "Inference-Header-Content-Length"],
+            expose_headers=_EXPOSED,
+        )
+    return Envelope(layers, service, log or RequestLog(None))

@@ -133,13 +133,31 @@ class AccessRules:
                 )
 
 
+class Guard:
+    """A layer that lets only requests through that keep the rules."""
+
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._rules.check(scope)
+            except ProblemError as problem:
+                exchange: Exchange = scope[_KEY]
+                exchange.problem = problem.name
+                await problem.response(exchange.request_id, scope.get("root_path", ""))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class Envelope:
     """The outermost layer of the application. An unexpected error becomes an answer without details, and a log line."""
 
-    def __init__(self, app: ASGIApp, service: Service, rules: AccessRules, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, service: Service, log: RequestLog) -> None:
         self._app = app
         self._service = service
-        self._rules = rules
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,12 +188,7 @@ class Envelope:
 
         self._service.open_requests += 1
         try:
-            try:
-                self._rules.check(scope)
-                await self._app(scope, receive, sent)
-            except ProblemError as problem:
-                exchange.problem = problem.name
-                await problem.response(exchange.request_id, scope.get("root_path", ""))(scope, receive, sent)
+            await self._app(scope, receive, sent)
         except Exception as error:
             exchange.problem = "internal-error"
             self._log.write(

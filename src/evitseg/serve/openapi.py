@@ -43,14 +43,15 @@ def _parameters(classes: Sequence[str], *answers: str) -> list[dict[str, Any]]:
     for name, parameter in PARAMETERS.items():
         if not set(parameter.answers) & set(answers):
             continue
-        kinds = ", ".join(ANSWERS[answer].media_type for answer in parameter.answers)
+        kinds = [ANSWERS[answer].media_type for answer in answers if answer in parameter.answers]
+        scope = f" Only for {', '.join(kinds)}." if len(kinds) < len(answers) else ""
         found.append(
             {
                 "name": name,
                 "in": "query",
                 "required": False,
                 "schema": parameter.schema,
-                "description": f"{parameter.description} For {kinds}.",
+                "description": parameter.description + scope,
             }
         )
         if name == "classes":
@@ -92,13 +93,14 @@ def _batch_body() -> dict[str, Any]:
 
 def _segment(classes: Sequence[str]) -> dict[str, Any]:
     content = {
-        kind.media_type: {"schema": _BINARY if kind.schema is None else kind.schema} for kind in ANSWERS.values()
+        kind.media_type: {"schema": (kind.schema or _BINARY) | {"description": kind.description}}
+        for kind in ANSWERS.values()
     }
     return _operation(
         "segment",
         "Segment an image",
         {
-            "description": "; ".join(f"{kind.media_type}: {kind.description}" for kind in ANSWERS.values()),
+            "description": "The answer that the header Accept chose.",
             "headers": {
                 "X-Evitseg-Model": {"schema": {"type": "string"}},
                 "X-Evitseg-Fractions": {
@@ -147,6 +149,7 @@ def _infer(model: str) -> dict[str, Any]:
             },
         },
     }
+    pixel = {"name": "image", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [90, 120, 60]}
     answer = {
         "type": "object",
         "required": ["model_name", "outputs"],
@@ -156,7 +159,10 @@ def _infer(model: str) -> dict[str, Any]:
     ok["content"]["application/octet-stream"] = {"schema": _BINARY}
     body = {
         "required": True,
-        "content": {"application/json": {"schema": request}, "application/octet-stream": {"schema": _BINARY}},
+        "content": {
+            "application/json": {"schema": request, "example": {"inputs": [pixel]}},
+            "application/octet-stream": {"schema": _BINARY},
+        },
     }
     return _operation(
         "infer",

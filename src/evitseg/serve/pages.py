@@ -80,14 +80,18 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     )
     body = operation.get("requestBody")
     sent = f"<p>Body: {_media_types(body)}.</p>" if body else ""
+    ok = operation["responses"]["200"]
     answers = "".join(
-        f"<tr><td>{status}</td><td>{_media_types(answer)}</td><td>{html.escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
+        f"<tr><td><code>{html.escape(media_type)}</code></td>"
+        f"<td>{html.escape(content['schema'].get('description', ok['description']))}</td></tr>"
+        for media_type, content in ok["content"].items()
     )
+    others = ", ".join(status for status in operation["responses"] if status != "200")
     return (
         f'<section><h2 id="{operation["operationId"]}"><code>{method.upper()} {html.escape(path)}</code></h2>'
         f"<p>{html.escape(operation['summary'])}. {html.escape(operation.get('description', ''))}</p>"
-        f"{sent}{parameters}<table><tr><th>status</th><th>type</th><th>answer</th></tr>{answers}</table></section>"
+        f"{sent}{parameters}<table><tr><th>answer</th><th>meaning</th></tr>{answers}</table>"
+        f'<p>Other statuses: {others}; see <a href="#problems">problems</a>.</p></section>'
     )
 
 

@@ -28,11 +28,7 @@ class ProblemKind:
 
 PROBLEMS = {
     "malformed-request": ProblemKind(400, "The request is malformed", "Check how the request is put together."),
-    "not-an-image": ProblemKind(
-        400,
-        "The image cannot be read",
-        "Send a complete image file in JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC or JPEG 2000.",
-    ),
+    "not-an-image": ProblemKind(400, "The image cannot be read", "Send the complete file of an image."),
     "no-key": ProblemKind(
         401, "The API key is missing or wrong", "Send a key of the service: 'Authorization: Bearer KEY'."
     ),

@@ -114,6 +114,10 @@ class Upload:
                 return await form.form(max_files=files, max_fields=8, max_part_size=_MAX_FIELD_BYTES)
             except HTTPException as error:
                 raise ProblemError("malformed-request", f"the multipart form cannot be read: {error.detail}") from error
+            except OSError as error:
+                raise ProblemError(
+                    "busy", "there is no space for temporary files.", headers={"Retry-After": "60"}
+                ) from error
             except (UnicodeDecodeError, ValueError) as error:  # of the parser, for a damaged boundary
                 raise ProblemError("malformed-request", "the multipart form cannot be read.") from error
 

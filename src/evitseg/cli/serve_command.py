@@ -171,11 +171,12 @@ def serve_command(
     from evitseg.loading import load, model_file
     from evitseg.serve.app import create_app
     from evitseg.serve.exchange import AccessRules, RequestLog
-    from evitseg.serve.server import listening, serve
+    from evitseg.serve.server import listening, return_freed_memory, serve
     from evitseg.serve.service import MAX_PIXELS, Service, ServiceLimits, limits_for
     from evitseg.system.files import file_sha256
     from evitseg.system.machine import physical_cores
 
+    return_freed_memory()
     with listening(host, port) as sock:
         segment = load(
             model,

@@ -322,6 +322,26 @@ def scaling() -> str:
     return table(header, rows)
 
 
+def service_rates() -> str:
+    found = result("service")["throughput"]
+    rows = [(f"`{name}`", f"{rate:.1f}") for name, rate in found["images_per_s"].items()]
+    return table(["", "images per second"], [*rows, ("ratio, median of the rounds", f"{found['ratio']:.2f}")])
+
+
+def service_overload() -> str:
+    found = result("service")["overload"]
+    rows = [
+        (status, f"{count:,}", f"{found['median_ms'][status]:.0f} ms") for status, count in found["statuses"].items()
+    ]
+    return table(["status", "requests", "median time"], rows)
+
+
+def service_memory() -> str:
+    found = result("service")["memory"]
+    every = [(number, mib) for number, mib in found["resident_mib"] if number % 200 == 0]
+    return table(["requests", *(f"{number:,}" for number, _ in every)], [("MiB", *(f"{mib:.0f}" for _, mib in every))])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "core": core,
@@ -346,6 +366,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer-sizes": peer_sizes,
     "scaling": scaling,
     "mosaics": mosaics,
+    "service-rates": service_rates,
+    "service-overload": service_overload,
+    "service-memory": service_memory,
 }
 
 

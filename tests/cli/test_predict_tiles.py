@@ -30,6 +30,7 @@ import evitseg
 from evitseg.cli import app
 from evitseg.labels import load_labels
 from evitseg.raster import open_mask_writer, open_raster
+from evitseg.system.leftovers import find_leftovers
 from evitseg.tiling.memory_model import whole_memory
 from evitseg.tiling.network import Network
 from evitseg.tiling.sliding_window import sliding_window
@@ -440,3 +441,36 @@ def test_a_large_image_gets_a_reduced_overlay_or_a_pyramid_in_its_place(
     run = predict("a.tif", *exact("tif"), "--overlay", "--legend", "--out", "o", cwd=tmp_path)
     assert run.returncode == 1
     assert "has no legend" in run.stderr
+
+
+def test_interrupted_work_lies_next_to_the_mask_where_clean_finds_it(
+    street: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evitseg.cli.tiled_results import Followed
+
+    def interrupt(self: Followed, progress: object) -> None:
+        raise KeyboardInterrupt
+
+    write_geotiff(tmp_path / "a.tif", street)
+    monkeypatch.setattr("evitseg.tiling.stream._plan_in_memory", lambda *arguments: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Followed, "progress", interrupt)
+        run = CliRunner().invoke(app, ["predict", str(tmp_path / "a.tif"), "--exact", "--out", str(tmp_path / "o")])
+    assert run.exit_code != 0
+    assert f"from hidden files in {tmp_path / 'o'}" in run.output
+    (left,) = find_leftovers(tmp_path)
+    assert (left.state, left.path.parent, left.image) == ("resumable", tmp_path / "o", str(tmp_path / "a.tif"))
+    run = CliRunner().invoke(app, ["predict", str(tmp_path / "a.tif"), "--exact", "--out", str(tmp_path / "o")])
+    assert run.exit_code == 0, run.output
+    assert not find_leftovers(tmp_path)
+    again = [
+        "predict",
+        str(tmp_path / "a.tif"),
+        "--exact",
+        "--overlay",
+        "--skip-existing",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert CliRunner().invoke(app, again).exit_code == 0  # the reduced overlay is not the pyramid that is asked for
+    assert (tmp_path / "o/a_overlay.tif").exists()

@@ -58,7 +58,9 @@ class PredictJob:
         """For each of its results, the paths that it may have."""
         if self.mode is Mode.video:
             return [self.videos(kind) for kind in request.kinds]
-        return [self.masks, *([self.overlays] if request.draws else [])]
+        is_pyramid = request.overlay and self.mode is not Mode.whole
+        overlays = [self.overlay(".tif")] if is_pyramid else self.overlays
+        return [self.masks, *([overlays] if request.draws else [])]
 
     def is_done(self, request: Request) -> bool:
         return all(any(map(is_there, names)) for names in self.results(request))

@@ -125,7 +125,10 @@ def write_polygons(
         }
     listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
     if written.in_pixels:
-        where = "pixels, because the mask is not georeferenced"
+        where = "pixels, because the mask has no transform to a coordinate system"
     else:
         where = "degrees" if out.suffix.lower() in (".json", ".geojson") else "the mask's coordinate system"
-    output.result(f"wrote {out} with {sum(counts.values())} polygons: {listed or 'none'}; coordinates are in {where}.")
+    number = sum(counts.values())
+    output.result(
+        f"wrote {out} with {number} polygon{'s' * (number != 1)}: {listed or 'none'}; coordinates are in {where}."
+    )

@@ -175,11 +175,9 @@ def _exactly(
     output: Output,
 ) -> list[str]:
     from evitseg.image import MAX_PIXELS
-    from evitseg.raster import check_place, open_mask_writer
     from evitseg.tiling.progress import Watcher
     from evitseg.tiling.stream import segment_large
 
-    check_place(place, source)
     native = native or source.size[0] * source.size[1] > MAX_PIXELS
     size: Size = request.size or ("native" if native else None)
     with followed(entry, network, output) as follower:
@@ -187,12 +185,13 @@ def _exactly(
             streamed = segment_large(
                 network,
                 source,
-                open_mask_writer(place, source, network.labels, request.mask_format),
+                place,  # not a writer: features that do not fit in memory go next to the mask
                 scratch=request.scratch,
                 size=size,
                 memory=request.memory,
                 context_window=request.context_window,
                 watch=Watcher(follower.begin, follower.progress),
+                mask_format=request.mask_format,
             )
         except KeyboardInterrupt:
             raise Interrupted(interrupted(follower, place)) from None

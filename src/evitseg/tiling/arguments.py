@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evitseg.errors import EngineError, ImageError
 from evitseg.image import AS_STATED, ImageArray, ReadOptions, TooManyPixelsError
 from evitseg.loading import engine_file
+from evitseg.raster.png import MaskFormat
 from evitseg.raster.window import ArraySource, HasSize, Sink, Source
 from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.segmenter import Segmenter
@@ -103,7 +104,9 @@ def image_source(
         yield source, True
 
 
-def mask_sink(place: MaskPlace, like: HasSize, network: Network) -> AbstractContextManager[Sink]:
+def mask_sink(
+    place: MaskPlace, like: HasSize, network: Network, mask_format: MaskFormat = "palette"
+) -> AbstractContextManager[Sink]:
     """What opens the sink for a mask, with the size and georeference of `like`.
 
     Raises: ImageError, FileError or MissingPackageError for a file that cannot be written.
@@ -112,7 +115,7 @@ def mask_sink(place: MaskPlace, like: HasSize, network: Network) -> AbstractCont
         from evitseg.raster import check_place, open_mask_writer
 
         check_place(place, like)
-        return open_mask_writer(place, like, network.labels)
+        return open_mask_writer(place, like, network.labels, mask_format)
     return place if isinstance(place, AbstractContextManager) else nullcontext(place)
 
 

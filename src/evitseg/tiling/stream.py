@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, FileError
 from evitseg.image import Size
+from evitseg.raster.png import MaskFormat
 from evitseg.raster.window import Sink, Source
 from evitseg.runtime.core import NotFiniteError
 from evitseg.system.files import STATE, TEMPORARY, remove_folder, sweep_once
@@ -86,6 +87,7 @@ def segment_large(
     band: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
     watch: Callable[[BandProgress], None] | Watcher | None = None,
+    mask_format: MaskFormat = "palette",
 ) -> LargeImageResult:
     """Segment an image of any size in bounded memory. The mask is the one that the whole image would get.
 
@@ -110,6 +112,7 @@ def segment_large(
             interrupt, a kill or a failure to write the mask, and the same call then resumes, unless the machine was
             restarted. Only one process at a time can work in it.
         watch: called after every band, or a `Watcher`.
+        mask_format: how a mask file stores class indices, as in `open_mask_writer`.
 
     Raises: ConfigError if the memory is not enough, FileError if the disk is not, EngineError, WeightsError,
         ImageError, MissingPackageError.
@@ -129,7 +132,7 @@ def segment_large(
             place = folder if plan is None else None
             if plan is None:
                 plan = make_plan(network, image.size, size, limit, context_window, band, image.held)
-            destination = mask_sink(mask, image, network)
+            destination = mask_sink(mask, image, network, mask_format)
             return segment_in_bands(image, network, plan, limit, explicit, destination, place, watcher)
 
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import evitseg
+from tests.exported import bundled_onnx
 from tests.optional import needs
 
 PACKAGE = Path(evitseg.__file__).parent
@@ -157,7 +158,7 @@ def test_the_runtime_works_without_torch() -> None:
 def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
     needs("openvino")
     code = (
-        "import sys, evitseg; evitseg.load(engine='openvino'); "
+        f"import sys, evitseg; evitseg.load({str(bundled_onnx())!r}, engine='openvino'); "
         "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module])"
     )
     run = python(code, HOME=str(tmp_path), USERPROFILE=str(tmp_path), CI="")
@@ -170,7 +171,7 @@ def test_nobody_is_told_that_it_runs(tmp_path: Path) -> None:
     [
         (["predict", "--example", "--model", "b0-cityscapes"], "torch"),
         (["predict", "--example", "--model", "x.pt"], "torch"),
-        (["predict", "--example", "--engine", "openvino"], "openvino"),
+        (["predict", "--example", "--model", "x.onnx", "--engine", "openvino"], "openvino"),
         (["predict", "--example", "--model", "x.onnx", "--engine", "onnxruntime"], "onnxruntime"),
         (["export", "x.pt"], "export"),
         (["predict", "--example", "--ray", "auto"], "ray"),

@@ -85,8 +85,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_image_has_the_same_keys_in_every_mode(
     options: list[str], mode: str, given: set[str], here: Path, cli: Cli
 ) -> None:
-    if mode != "whole":
-        needs("openvino")
     done = cli("predict", "a.png", *SMALL, *options, "--out", "o", "--json")
     assert done.status == 0, done.stderr
     content = checked(done.stdout)

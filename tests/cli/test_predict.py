@@ -36,7 +36,7 @@ VALUES = {
     "--size": "64",
     "--video": "overlay",
     "--duration": "1",
-    "--engine": "openvino",
+    "--engine": "native",
     "--device": "cpu",
     "--precision": "float32",
     "--threads": "1",

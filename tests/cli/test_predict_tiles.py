@@ -298,8 +298,9 @@ def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uin
     write_geotiff(tmp_path / "data/a.tif", np.tile(street, (7, 7, 1)))
     (tmp_path / "data/torn.tif").write_bytes(b"II*\0" + bytes(20))
     network = Network(evitseg.bundled.bundled_models()["b0-camvid"])
-    limit = whole_memory(network.manifest.model, (4060, 4900), (608, 736)) - 1
-    run = predict("data", "--engine", "openvino", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
+    features = network.engine.memory((608, 736))
+    limit = whole_memory(network.manifest.model, (4060, 4900), (608, 736), features) - 1
+    run = predict("data", "--size", "608", "--memory", limit, "--out", "o", cwd=tmp_path)
     assert run.returncode == 1
     assert "error: data/torn.tif: truncated or damaged" in run.stderr
     names = sorted(path.name for path in (tmp_path / "o").iterdir())
@@ -383,7 +384,7 @@ def test_every_kind_of_image_in_a_folder_is_blended_at_its_own_size_but_those_th
             ("--exact",), ("--context-window", "960"), ("--save-context", "a.npz"), ("--context", "a.npz"),
             ("--region", "0,0,9,9"), ("--verify",), ("--ray", "auto"),
         )),
-        (("--engine", "onnxruntime"), "needs the openvino engine"),
+        (("--engine", "onnxruntime"), "needs the native engine"),
         (("--sliding-window", "1000"), "a window of 1000 pixels does not fit the network; give a multiple of 64."),
     ],
 )  # fmt: skip

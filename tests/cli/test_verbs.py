@@ -458,8 +458,6 @@ def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
 def test_what_cannot_be_done_exactly_is_said(
     arguments: tuple[str, ...], status: int, sentence: str, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    if status == 1:
-        needs("openvino")
     if "1MiB" in arguments:
         needs("rasterio")
     run = cli("predict", street, *arguments, "--out", "o")

@@ -139,12 +139,12 @@ def test_every_engine_is_compared(bench_command: Callable[..., Any]) -> None:
 
 
 def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tmp_path: Path) -> None:
-    needs("matplotlib")
-    drawn = str(tmp_path / "r.png")
-    run = bench_command("--engine", "openvino", "--size", "64x96", "--rounds", "1", "--roofline", drawn, "--json")
+    needs("matplotlib", "openvino")
+    drawn, model = str(tmp_path / "r.png"), str(bundled_onnx())
+    run = bench_command("--engine", "native", "--size", "64x96", "--rounds", "1", "--roofline", drawn, "--json")
     content = json.loads(run.stdout)
     assert set(content) == {"command", "machine", "model", "engine", "sizes", "noise", "profile", "error"}
-    assert content["command"] == f"evitseg bench --engine openvino --size 64x96 --rounds 1 --roofline {drawn} --json"
+    assert content["command"] == f"evitseg bench --engine native --size 64x96 --rounds 1 --roofline {drawn} --json"
     assert set(content["machine"]) == {"processor", "physical_cores", "logical_cores", "system"}
     assert content["model"] == "b0-camvid"
     assert content["sizes"][0]["width"] == 96
@@ -164,7 +164,7 @@ def test_the_command_prints_tables_or_json(bench_command: Callable[..., Any], tm
     } <= set(content["profile"]["nodes"][0])
     assert sum(node["fraction"] for node in content["profile"]["nodes"]) == pytest.approx(1)
     assert Path(drawn).stat().st_size > 10_000
-    options = ("--engine", "openvino", "--size", "64x96", "--rounds", "1", "--profile", "--markdown")
+    options = (model, "--engine", "openvino", "--size", "64x96", "--rounds", "1", "--profile", "--markdown")
     lines = bench_command(*options).stdout.splitlines()
     assert f"$ evitseg bench {' '.join(options)}" in lines
     assert any(line.startswith("| size | network ms |") for line in lines)

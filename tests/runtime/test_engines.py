@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +30,7 @@ BUNDLED = bundled_models()["b0-camvid"]
 def _engine_is_installed(request: pytest.FixtureRequest) -> None:
     """Skips a row of a table whose engine is an extra that is not there."""
     engine = getattr(request.node, "callspec", None) and request.node.callspec.params.get("engine")
-    if engine in ("onnxruntime", "torch"):
+    if engine in ("openvino", "onnxruntime", "torch"):
         needs(engine)
 
 
@@ -53,9 +54,10 @@ def test_all_engines_agree(image: NDArray[np.uint8]) -> None:
 def test_lower_precision_gives_nearly_the_same_mask(
     precision: str, image: NDArray[np.uint8], skip_without: Callable[[str, Exception], NoReturn]
 ) -> None:
-    reference = open_engine(BUNDLED, "openvino", "float32")(image)
+    needs("openvino")
+    reference = open_engine(bundled_onnx(), "openvino", "float32")(image)
     try:
-        engine = open_engine(BUNDLED, "openvino", precision)  # type: ignore[arg-type]
+        engine = open_engine(bundled_onnx(), "openvino", precision)  # type: ignore[arg-type]
     except EngineError as error:
         skip_without(precision, error)
     logits = engine(image)
@@ -105,6 +107,36 @@ def test_results_of_an_earlier_call_stay_as_they_were(image: NDArray[np.uint8]) 
     before = first.copy()
     engine(image[:, ::-1])
     np.testing.assert_array_equal(first, before)
+
+
+def test_openvino_compiles_once_for_all_sizes_and_agrees_with_the_core() -> None:
+    needs("openvino")
+    own, other = (open_engine(bundled_onnx(), engine, "float32") for engine in ("native", "openvino"))
+    assert other.info.precision == "float32"
+    random = np.random.default_rng(0)
+    images = [
+        random.integers(0, 256, (1, *size, 3), dtype=np.uint8)
+        for size in ((64, 64), (96, 160), (256, 192), (32, 288), (512, 640))
+    ]
+    logits = [other(image) for image in images]
+    for image, found in zip(images, logits, strict=True):
+        expected = own(image)
+        # Its attention limits divisors at another place, which shows in noise.
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    # A mask does not depend on the images before it.
+    again = open_engine(bundled_onnx(), "openvino", "float32")
+    for image, found in reversed([*zip(images, logits, strict=True)]):
+        np.testing.assert_array_equal(again(image), found)
+
+
+@pytest.mark.parametrize("engine", ["native", "openvino"])
+def test_streams_run_at_the_same_time_and_give_the_same(engine: str, photograph: NDArray[np.uint8]) -> None:
+    images = [Preprocess(256).apply(np.roll(photograph, 8 * i, axis=1))[None] for i in range(8)]
+    expected = [*map(open_engine(bundled_onnx(), engine, "float32"), images)]
+    together = open_engine(bundled_onnx(), engine, "float32", streams=2)
+    with ThreadPoolExecutor(4) as pool:
+        for actual, wanted in zip(pool.map(together, images), expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_auto_takes_what_the_processor_has() -> None:
@@ -193,6 +225,8 @@ def test_a_manifest_is_read_without_compiling() -> None:
 def test_an_engine_that_does_not_run_a_file_says_which_does(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"onnxruntime does not run \.xml files; openvino can"):
         open_engine(tmp_path / "a.xml", "onnxruntime")
+    with pytest.raises(EngineError, match=r"openvino does not run \.safetensors files; native can"):
+        open_engine(BUNDLED, "openvino")
     with pytest.raises(WeightsError, match=r"models end in \.safetensors, \.onnx, \.evit, \.xml"):
         open_engine(tmp_path / "a.bin")
     with pytest.raises(WeightsError, match=r"a\.xml: no such file"):
@@ -201,5 +235,5 @@ def test_an_engine_that_does_not_run_a_file_says_which_does(tmp_path: Path) -> N
     with pytest.raises(WeightsError, match=r"a\.bin: no such file"):
         open_engine(tmp_path / "a.xml")
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(EngineError, match=r"a\.xml: OpenVINO cannot run it"):
+    with pytest.raises(EngineError, match=r"a\.xml: OpenVINO cannot read it"):
         open_engine(tmp_path / "a.xml")

@@ -26,16 +26,13 @@ from evitseg.architecture import (
     Stage,
     model_config,
 )
-from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.labels import numbered
 from evitseg.loading import load
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.preprocess import Preprocess
-from evitseg.raster.files import read_image
 from evitseg.runtime.core import Core, instruction_sets, library
-from evitseg.runtime.engines import open_engine
 from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
 from evitseg.runtime.upsample import argmax_upsampled
@@ -177,15 +174,6 @@ def test_a_fork_has_threads_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "program").write_bytes(program_of(network(model_config("b0", 5))))
     # In a process of its own: others in this one warn of forks.
     subprocess.run([sys.executable, "-c", FORK, tmp_path / "program"], check=True, timeout=120)
-
-
-def test_the_engine_agrees_with_openvino() -> None:
-    model_file = bundled_models()["b0-camvid"]
-    pixels = read_image(EXAMPLE_IMAGE)[:512, :640]
-    own, other = (open_engine(model_file, engine, "float32") for engine in ("native", "openvino"))
-    assert own.info.precision == "float32"
-    expected = other(pixels[None])
-    np.testing.assert_allclose(own(pixels[None]), expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("variant", ["b0", "l0"])

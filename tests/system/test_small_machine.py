@@ -106,20 +106,22 @@ def test_images_in_hand_at_once_share_what_is_free(monkeypatch: pytest.MonkeyPat
     from evitseg.architecture import model_config
 
     config, image = model_config("b0", 11), (4000, 5000)
-    of_one = memory.whole_memory(config, image, (1024, 1280)) - memory.BASE_BYTES
+    features = memory.unfused_bytes(config, (1024, 1280))
+    of_one = memory.whole_memory(config, image, (1024, 1280), features) - memory.BASE_BYTES
     monkeypatch.setattr(memory, "held_memory", lambda: memory.BASE_BYTES)
     monkeypatch.setattr(memory, "free_memory", lambda: 4 * of_one)
-    assert memory.fits(config, image, (1024, 1280), at_once=3)
-    assert not memory.fits(config, image, (1024, 1280), at_once=4)
+    assert memory.fits(config, image, (1024, 1280), features, at_once=3)
+    assert not memory.fits(config, image, (1024, 1280), features, at_once=4)
 
 
-def test_evitsegs_own_core_fits_larger_images_than_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_keeps_all_features_of_a_block_needs_more_memory_than_the_core() -> None:
     import evitseg
 
     segment, image = evitseg.load(threads=1), (2048, 4096)
     assert isinstance(segment.engine, NativeEngine)
     config, own = segment.manifest.model, segment.engine.memory(image)
     needed = memory.whole_memory(config, image, image, own)
-    assert memory.CORE_BASE_BYTES + own < needed < memory.whole_memory(config, image, image)
-    assert memory.fits(config, image, image, needed, core_bytes=own)
-    assert not memory.fits(config, image, image, needed - 1, core_bytes=own)
+    assert memory.BASE_BYTES + own < needed
+    assert own < memory.unfused_bytes(config, image)
+    assert memory.fits(config, image, image, own, needed)
+    assert not memory.fits(config, image, image, own, needed - 1)

@@ -48,28 +48,34 @@ class WrittenImage:
 def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once: int = 1) -> bool:
     """Whether the network can see an image of this (height, width) whole.
 
-    An image that cannot go in tiles is always tried whole.
+    An image that cannot go in bands is always tried whole.
 
     Args:
         memory: bytes for one image; None divides the free memory among the images that are `at_once` in progress.
 
     Raises: ConfigError.
     """
-    from evitseg.runtime.engines import has_tiles
     from evitseg.runtime.native import NativeEngine
     from evitseg.tiling.memory_model import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
-    if not has_tiles(segment.engine):
+    if not _runs_in_bands(segment):
         return True
-    core_bytes = segment.engine.memory(working) if isinstance(segment.engine, NativeEngine) else None
-    return fits_whole(segment.manifest.model, size, working, memory, at_once, core_bytes)
+    assert isinstance(segment.engine, NativeEngine)
+    core_bytes = segment.engine.memory(working)
+    return fits_whole(segment.manifest.model, size, working, core_bytes, memory, at_once)
+
+
+def _runs_in_bands(segment: Segmenter) -> bool:
+    """Whether images that are too large for memory can be segmented in bands."""
+    from evitseg.runtime.native import NativeEngine
+
+    return isinstance(segment.engine, NativeEngine) and segment.manifest.preprocess.fixed is None
 
 
 def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: Request, outcome: Outcome) -> None:
     """Segment images and videos with one segmenter; images that do not fit go in tiles afterwards."""
     from evitseg.loading import load
-    from evitseg.runtime.engines import has_tiles
     from evitseg.system.machine import physical_cores
 
     # A live source needs its newest frame soon, not many frames.
@@ -91,9 +97,9 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     )
     outcome.runs_on(segment.manifest.name, segment.info)
     for option in ("--memory", "--scratch"):
-        if option in request.given and images and not has_tiles(segment.engine):
+        if option in request.given and images and not _runs_in_bands(segment):
             raise click.BadParameter(
-                "applies to tiles, which need OpenVINO and a model for images of any size; leave it out",
+                "applies to images in bands: the native engine and a model for images of any size; leave it out",
                 param_hint=option,
             )
     outcome.output.result(f"{segment.manifest.name}: {segment.info}", style="dim")
@@ -116,7 +122,6 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
 
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
     """Write the results of every image, several at a time. Returns: the jobs of images that must go in tiles."""
-    from evitseg.runtime.engines import has_tiles
     from evitseg.system.parallel import ordered_map
 
     output = outcome.output
@@ -128,11 +133,11 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
         finished = ordered_map(jobs, lambda job: predict_one(segment, job, request, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
-            if done.too_large and (not has_tiles(segment.engine) or request.engine not in (None, "openvino")):
+            if done.too_large and not _runs_in_bands(segment):
                 outcome.fail(
                     job.source,
-                    f"{done.too_large}, and tiles need the openvino engine, not {segment.info.engine}; leave --engine "
-                    "out, or use another model.",
+                    f"{done.too_large}, and bands need the native engine and a model for images of any size; leave "
+                    "--engine out, or use another model.",
                 )
             elif done.too_large:
                 output.note(f"{outcome.name(job.source)}: {done.too_large}; using tiles.")

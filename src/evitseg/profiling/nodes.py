@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from evitseg.architecture import ModelConfig, placed_convs
 from evitseg.engine import Engine
-from evitseg.errors import WeightsError
 from evitseg.profiling.machine_peak import MachinePeak, core_gflops, onnxruntime_product, openvino_product, peak_gflops
 from evitseg.profiling.worker import warm_up
+from evitseg.runtime.weights import strange_graph
 
 if TYPE_CHECKING:
     import openvino
@@ -38,7 +38,7 @@ class Work:
 
     Attributes:
         name, block: in the network's terms; see `evitseg.architecture.PlacedConv`.
-        count: number of the engine's nodes, for instance one per tile.
+        count: number of the engine's nodes.
         ms: mean time over the rounds.
         macs: multiply-adds.
         bytes_in, bytes_out: size of all inputs, with the weights, and of all outputs.
@@ -124,38 +124,20 @@ def _plain(name: str) -> str:
 
 
 def _places(model: openvino.Model, config: ModelConfig, model_file: Path) -> dict[str, _Place]:
-    """The places of the graph's operators by name; of the graph in a file only its convolutions have one.
-
-    Names in a file end in numbers; `openvino_graph` names its operators after the plan's blocks.
-    """
-    planned = list(enumerate(placed_convs(config)))
+    """The places of the graph's convolutions by name. Raises: WeightsError for a graph that evitseg did not write."""
+    planned = list(placed_convs(config))
     written = [
         _plain(operator.friendly_name)
         for operator in model.get_ordered_ops()
         if operator.get_type_name() in ("Convolution", "GroupConvolution")
     ]
-    if len(written) == len(planned) and all(re.fullmatch(r"Conv_\d+", name) for name in written):
-        written.sort(key=lambda name: int(name.removeprefix("Conv_")))
-        return {
-            name: _Place(f"{conv.block}.{conv.name}", conv.block, number)
-            for name, (number, conv) in zip(written, planned, strict=True)
-        }
-    places = {}
-    for operator in model.get_ordered_ops():
-        name = _plain(operator.friendly_name)
-        block, slash, part = re.sub(r" tile \d+,\d+$", "", name).rpartition("/")
-        if name in written:
-            number = next(
-                (i for i, conv in planned if conv.block == block and f"{part}.".startswith(f"{conv.name}.")), -1
-            )
-            if number < 0:
-                raise WeightsError(
-                    f"{model_file}: its graph is not the one that evitseg export writes; export it again."
-                )
-            places[name] = _Place(f"{block}.{part}", block, number)
-        elif slash and operator.get_type_name() != "Constant":
-            places[name] = _Place(f"{block}/{part}", block)
-    return places
+    if len(written) != len(planned) or not all(re.fullmatch(r"Conv_\d+", name) for name in written):
+        raise strange_graph(model_file)
+    written.sort(key=lambda name: int(name.removeprefix("Conv_")))
+    return {
+        name: _Place(f"{conv.block}.{conv.name}", conv.block, number)
+        for number, (name, conv) in enumerate(zip(written, planned, strict=True))
+    }
 
 
 @dataclass(frozen=True)
@@ -179,9 +161,9 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
 
     assert isinstance(engine, OpenVinoEngine)
     size = images.shape[1], images.shape[2]
-    graph, compiled = engine.graph(size), engine.compile(size, PERF_COUNT="YES")
+    graph = engine.graph(size)
+    compiled = engine.compile(graph, PERF_COUNT="YES")
     macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, model_file)
-    in_file = any(name.startswith("Conv_") for name in known)
     request = compiled.create_infer_request()
 
     def call() -> float:
@@ -210,22 +192,17 @@ def _in_openvino(engine: Engine, model_file: Path, images: NDArray[np.uint8], ro
     nodes, places = [], dict[str, _Place]()
     for operator in compiled.get_runtime_model().get_ordered_ops():
         name, about = operator.friendly_name, {key: str(value.value) for key, value in operator.get_rt_info().items()}
-        # A comma before a digit belongs to a tile's name.
-        originals = [_plain(original) for original in re.split(r",(?!\d)", about["originalLayersNames"]) if original]
+        originals = [_plain(original) for original in about["originalLayersNames"].split(",") if original]
         sources = [places[value.get_node().friendly_name] for value in operator.input_values()]
         # Other nodes belong to the last convolution that they depend on.
         last = max(sources, key=lambda place: place.number, default=_Place(INPUT, INPUT))
         own = next((known[original] for original in originals if original in known), None)
-        place = places[name] = replace(own, number=max(own.number, last.number)) if own else last
+        place = places[name] = own or last
         if not after.get(name):  # a constant, or computed once during compilation
             continue
-        if in_file:
-            kind = _operator(about["layerType"], name)
-        else:  # without OpenVINO's arbitrary numbers
-            kind = re.sub(r"_\d+$", "", (originals or [about["layerType"]])[-1])
         nodes.append(
             Node(
-                name=own.name if own else f"{place.block}/{kind}",
+                name=own.name if own else f"{place.block}/{_operator(about['layerType'], name)}",
                 block=place.block,
                 count=1,
                 ms=max(0.0, after[name] - before.get(name, 0.0)) / rounds,
@@ -263,11 +240,10 @@ def original_name(node: str, operators: Container[str]) -> str:
 def _in_onnxruntime(engine: Engine, model_file: Path, images: NDArray[np.uint8], rounds: int) -> _Profiled:
     import onnxruntime
 
-    from evitseg.runtime.openvino_engine import OpenVinoEngine
+    from evitseg.runtime.openvino_engine import for_size, read_openvino
 
     # OpenVINO reads the operators' names and attributes, which ONNX Runtime does not report.
-    graph = OpenVinoEngine(model_file, "float32").graph(None)
-    graph.reshape(list(images.shape))
+    graph = for_size(read_openvino(model_file)[0], (images.shape[1], images.shape[2]))
     macs, known = multiply_adds(graph), _places(graph, engine.manifest.model, model_file)
     threads = engine.info.threads
     with tempfile.TemporaryDirectory() as folder:

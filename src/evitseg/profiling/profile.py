@@ -1,7 +1,7 @@
 """Profile the network: the time of every node that the engine runs, compared with this machine's peak.
 
-A node has the name of the convolution that it runs or follows in the plan. Nodes of the same name, such as those of
-tiles, share a row. Multiply-adds are counted on the graph given to the engine, bytes on the graph that it runs.
+A node has the name of the convolution that it runs or follows in the plan. Nodes of the same name share a row.
+Multiply-adds are counted on the graph given to the engine, bytes on the graph that it runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Profile:
         height, width: of the image.
         network_ms: mean time of the whole call. The nodes' sum is smaller, because it lacks the time between nodes.
         rounds: number of measured calls.
-        plan_macs: multiply-adds of the network's plan. The graph that runs may do more: tiles overlap, and some larger
-            products are faster than smaller ones.
+        plan_macs: multiply-adds of the network's plan.
         nodes: in the order they run, each name once.
         peak: this machine's peak throughput.
         info: the engine.

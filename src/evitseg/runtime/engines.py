@@ -44,9 +44,7 @@ def _in(module: str, name: str) -> Callable[..., Any]:
 
 ENGINES: dict[str, EngineKind] = {
     "native": EngineKind((".safetensors", ".onnx", ".evit"), _in("native", "open_native"), has_streams=True),
-    "openvino": EngineKind(
-        (".onnx", ".xml", ".safetensors"), _in("openvino_engine", "OpenVinoEngine"), has_streams=True
-    ),
+    "openvino": EngineKind((".onnx", ".xml"), _in("openvino_engine", "OpenVinoEngine"), has_streams=True),
     "onnxruntime": EngineKind((".onnx",), _in("onnxruntime_engine", "OnnxRuntimeEngine")),
     "litert": EngineKind((".tflite",), _in("mobile_engines", "LiteRtEngine")),
     "executorch": EngineKind((".pte",), _in("mobile_engines", "ExecuTorchEngine")),
@@ -117,12 +115,3 @@ def read_manifest(model_file: Path) -> Manifest:
     }
     manifest: Manifest = readers.get(model_file.suffix, manifest_beside)(model_file)
     return manifest
-
-
-def has_tiles(engine: Engine) -> bool:
-    """Whether OpenVINO can run images in tiles if they are too large for this engine.
-
-    False if another runtime was chosen, and for a model that takes one size only.
-    """
-    is_ours_or_openvino = engine.info.engine.startswith(("evitseg core", "OpenVINO"))
-    return is_ours_or_openvino and engine.manifest.preprocess.fixed is None

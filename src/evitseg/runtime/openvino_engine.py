@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
-from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -17,48 +14,25 @@ from evitseg.architecture import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError, WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest
-from evitseg.runtime.checkpoint import read_checkpoint
 from evitseg.runtime.mobile_engines import one_by_one
 from evitseg.runtime.model_file import check_graph, first_line, manifest_inside, read
 from evitseg.runtime.onnx_file import check_onnx
-from evitseg.runtime.openvino_any_size import any_size_graph
 from evitseg.runtime.openvino_core import openvino_core
-from evitseg.runtime.openvino_graph import fast_graph, read_weights, writes_fast
-from evitseg.runtime.weights import Weights
-from evitseg.system.machine import free_memory, physical_cores
+from evitseg.system.machine import physical_cores
 
 if TYPE_CHECKING:
     import openvino
 
 _LOG = logging.getLogger(__name__)
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
-
-OWN_GRAPH_PIXELS = 2**18
-"""Images of at least this size run in a graph compiled for their size, smaller ones in one graph for any size.
-
-Only the image's own size decides: the two kinds of graph round differently, and a mask must not depend on the images
-before it. Compiling takes about a third of a second, which pays off from about this size.
-"""
-
-
-GRAPHS_BYTES = 512 * 2**20
-"""Memory limit for all graphs compiled for one size, except the latest; at most a quarter of the free memory."""
-
-
-_GRAPH_BYTES, _GRAPH_BYTES_PER_PIXEL = 30 * 2**20, 24
-"""Measured memory of such a graph, in total and per pixel and stream."""
-
-
 _SHAPES = 64
-"""Shapes for which the graph for any size caches its preparations; OpenVINO's default is 5,000, of 6 MiB each."""
+"""Image sizes for which OpenVINO caches its preparations; its default is 5,000, of 6 MiB each."""
 
 
 class OpenVinoEngine:
-    """A model in OpenVINO, on the CPU: an ONNX file, OpenVINO's own .xml with its .bin next to it, or a checkpoint.
+    """An exported model in OpenVINO, on the CPU: an ONNX file, or OpenVINO's own .xml with its .bin next to it.
 
-    In float32 and bfloat16 on x86 processors, large images run in `openvino_graph`, which is compiled for each image
-    size and cached. Small images and other processors use the graph in the file.
+    The graph in the file is compiled once, for all sizes of images that the file takes.
 
     Args:
         streams: images that run at the same time when several threads call; they divide the threads.
@@ -75,12 +49,12 @@ class OpenVinoEngine:
         if chosen is not None:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
         self._model_file = model_file
-        try:
-            self._model, self.manifest = _openvino_model(self._core, model_file)
-            _check_ends(self._model, self.manifest, model_file)
-            runs = self._probe()
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
+        self._model, self.manifest = read_openvino(model_file)
+        if chosen == "bfloat16":
+            _keep_biases(self._model)
+        _LOG.info("compiling the graph in %s", model_file)
+        compiled = self._compile_for_many_sizes()
+        runs = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
@@ -89,98 +63,52 @@ class OpenVinoEngine:
             device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
             streams=streams,
         )
-        self._weights: list[Weights] | None = None
-        if writes_fast(self.info.precision):
-            self._weights = read_weights(self._model, self.manifest.model, model_file)
-        self._lock = threading.Lock()
-        self._any_size: _Compiled | None = None
-        self._sizes: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
-        self._room = min(GRAPHS_BYTES, free_memory() // 4)
-
-    def _probe(self) -> str:
-        """The precision that OpenVINO really uses on this processor."""
-        import openvino
-        from openvino import opset13
-
-        some = opset13.parameter([1], np.float32)
-        compiled = self._core.compile_model(openvino.Model([opset13.relu(some)], [some]), "CPU", self._settings)
-        return str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return one_by_one(self._run, images)
 
     def _run(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The logits of one image; waits if every stream is busy."""
+        import openvino
+
         _, height, width, _ = image.shape
         logits = np.empty(
             (1, self.manifest.model.num_classes, height // LOGIT_STRIDE, width // LOGIT_STRIDE), np.float32
         )
-        self._compiled((height, width)).run(image, logits)
-        return logits
-
-    def graph(self, size: tuple[int, int] | None) -> openvino.Model:
-        """The graph for images of this (height, width), or of any size: `openvino_graph`'s, or the file's."""
-        if size is not None and self._weights is not None:
-            return fast_graph(self.manifest.model, self.manifest.preprocess, self._weights, size, self.info.precision)
-        model = self._model.clone()
-        if size is not None:
-            model.reshape([1, *size, 3])
-        if self.info.precision == "bfloat16":
-            _keep_biases(model)
-        return model
-
-    def compile(self, size: tuple[int, int] | None, **settings: str) -> openvino.CompiledModel:
-        """The compiled `graph`. Raises: EngineError."""
-        try:
-            return self._core.compile_model(self.graph(size), "CPU", self._settings | settings)
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{self._model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
-
-    def _compiled(self, size: tuple[int, int]) -> _Compiled:
-        """The compiled graph for a size: its own, or the one for all sizes; see `OWN_GRAPH_PIXELS`."""
-        with self._lock:
-            fixed = self.manifest.preprocess.fixed is not None
-            if self._weights is None or (prod(size) < OWN_GRAPH_PIXELS and not fixed):
-                self._any_size = self._any_size or _Compiled(self._compile_any_size(), self.info.streams)
-                return self._any_size
-            if size in self._sizes:
-                _LOG.debug("graph for %d×%d pixels: compiled before", size[1], size[0])
-                self._sizes.move_to_end(size)
-                return self._sizes[size]
-            while self._sizes and self._bytes_of(size) + sum(map(self._bytes_of, self._sizes)) > self._room:
-                self._sizes.popitem(last=False)
-            _LOG.info("compiling the graph for %d×%d pixels", size[1], size[0])
-            self._sizes[size] = _Compiled(self.compile(size), self.info.streams)
-            return self._sizes[size]
-
-    def _compile_any_size(self) -> openvino.CompiledModel:
-        _LOG.info("compiling the graph for images of any size")
-        try:
-            return self.compile(None, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
-        except EngineError:  # the setting is undocumented, so a version may not have it
-            return self.compile(None)
-
-    def _bytes_of(self, size: tuple[int, int]) -> int:
-        return _GRAPH_BYTES + _GRAPH_BYTES_PER_PIXEL * self.info.streams * prod(size)
-
-
-class _Compiled:
-    """A compiled graph with a request for every stream."""
-
-    def __init__(self, compiled: openvino.CompiledModel, streams: int) -> None:
-        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(streams):
-            self._free.put(compiled.create_infer_request())
-
-    def run(self, image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
-        """Fill `logits`; waits if every stream is busy."""
-        import openvino
-
         request = self._free.get()
         try:
             request.set_output_tensor(openvino.Tensor(logits, shared_memory=True))
             request.infer([image], share_inputs=True, share_outputs=True)
         finally:
             self._free.put(request)
+        return logits
+
+    def graph(self, size: tuple[int, int]) -> openvino.Model:
+        """The graph in the file, for images of this (height, width)."""
+        return for_size(self._model, size)
+
+    def compile(self, graph: openvino.Model, **settings: str) -> openvino.CompiledModel:
+        """A graph compiled with the engine's settings and further ones. Raises: EngineError."""
+        try:
+            return self._core.compile_model(graph, "CPU", self._settings | settings)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{self._model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
+
+    def _compile_for_many_sizes(self) -> openvino.CompiledModel:
+        try:
+            return self.compile(self._model, CPU_RUNTIME_CACHE_CAPACITY=str(_SHAPES))
+        except EngineError:  # the setting is undocumented, so a version may not have it
+            return self.compile(self._model)
+
+
+def for_size(model: openvino.Model, size: tuple[int, int]) -> openvino.Model:
+    """A copy of an exported model's graph for images of this (height, width) only."""
+    fixed = model.clone()
+    fixed.reshape([1, *size, 3])
+    return fixed
 
 
 def thread_settings(threads: int, streams: int) -> dict[str, str]:
@@ -207,29 +135,33 @@ def openvino_precision(wanted: Precision, capabilities: list[str]) -> str | None
 
 def openvino_manifest(model_file: Path) -> Manifest:
     """The manifest of a file that OpenVINO reads. Raises: WeightsError, ConfigError, EngineError."""
-    try:
-        return _openvino_model(openvino_core(), model_file)[1]
-    except (RuntimeError, ValueError) as error:
-        raise EngineError(f"{model_file}: OpenVINO cannot read it ({first_line(error)}).") from error
+    return read_openvino(model_file)[1]
 
 
-def _openvino_model(core: openvino.Core, model_file: Path) -> tuple[openvino.Model, Manifest]:
+def read_openvino(model_file: Path) -> tuple[openvino.Model, Manifest]:
+    """The graph and the manifest of a file that OpenVINO reads.
+
+    Raises: WeightsError, also for a graph whose ends contradict the manifest; ConfigError, EngineError.
+    """
+    core = openvino_core()
     import openvino
 
-    if model_file.suffix == ".safetensors":
-        manifest, weights = read_checkpoint(model_file)
-        return any_size_graph(manifest.model, manifest.preprocess, weights), manifest
     # From memory: a file that refers to other files for its weights must not make us read them.
     content = read(model_file)
-    if model_file.suffix == ".xml":
-        stored = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
-        model = core.read_model(content, openvino.Tensor(stored))
-    else:
-        check_onnx(content, model_file)
-        model = core.read_model(content)
-    where = ["framework", METADATA_KEY]
-    text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
-    return model, manifest_inside(text, model_file)
+    try:
+        if model_file.suffix == ".xml":
+            stored = np.frombuffer(read(model_file.with_suffix(".bin")), np.uint8)
+            model = core.read_model(content, openvino.Tensor(stored))
+        else:
+            check_onnx(content, model_file)
+            model = core.read_model(content)
+        where = ["framework", METADATA_KEY]
+        text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
+        manifest = manifest_inside(text, model_file)
+        _check_ends(model, manifest, model_file)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{model_file}: OpenVINO cannot read it ({first_line(error)}).") from error
+    return model, manifest
 
 
 def _check_ends(model: openvino.Model, manifest: Manifest, model_file: Path) -> None:
@@ -244,35 +176,6 @@ def _check_ends(model: openvino.Model, manifest: Manifest, model_file: Path) -> 
         [None if side.is_dynamic else side.get_length() for side in end.partial_shape] for end in (*inputs, *outputs)
     )
     check_graph(inputs[0].element_type.to_string(), given, logits, manifest, model_file)
-
-
-def openvino_graph(
-    model_file: Path, precision: Precision = "auto", purpose: str = "a network in parts"
-) -> tuple[openvino.Core, openvino.Model, list[Weights] | None, Manifest, dict[str, str]]:
-    """A model's graph, for callers that run it in parts.
-
-    Args:
-        purpose: what needs OpenVINO, for the message if it is not installed.
-
-    Returns: OpenVINO's core; the graph; the weights, if this processor runs graphs of our own; the manifest; and the
-    settings to compile with.
-
-    Raises: EngineError, WeightsError, MissingPackageError.
-    """
-    core = openvino_core(purpose)
-    chosen = openvino_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    settings = {}
-    if chosen is not None:
-        settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
-    try:
-        model, manifest = _openvino_model(core, model_file)
-        _check_ends(model, manifest, model_file)
-    except (RuntimeError, ValueError) as error:
-        raise EngineError(f"{model_file}: OpenVINO cannot run it ({first_line(error)}).") from error
-    weights = read_weights(model, manifest.model, model_file) if writes_fast(chosen or "float32") else None
-    if chosen == "bfloat16":
-        _keep_biases(model)
-    return core, model, weights, manifest, settings
 
 
 def _keep_biases(model: openvino.Model) -> None:

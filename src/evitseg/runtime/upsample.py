@@ -38,26 +38,6 @@ class Side:
         return max(0, int(low)), min(self.logits, int(high) + 2)
 
 
-def bicubic_matrix(side: int, factor: int) -> NDArray[np.float32]:
-    """(factor * side, side): bicubic interpolation along one axis as a matrix, with repeated borders.
-
-    Half-pixel centres and a = -0.75, as in PyTorch's `interpolate`, with which the published weights were trained.
-
-    Source: R. Keys, Cubic convolution interpolation for digital image processing, 1981.
-    """
-    a = -0.75
-    position = (np.arange(factor * side) + 0.5) / factor - 0.5
-    below = np.floor(position).astype(np.intp)
-    matrix = np.zeros((factor * side, side))
-    for tap in range(-1, 3):
-        distance = np.abs(position - below - tap)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-        column = (below + tap).clip(0, side - 1)
-        np.add.at(matrix, (np.arange(factor * side), column), np.where(distance <= 1, near, far))
-    return matrix.astype(np.float32)
-
-
 def argmax_upsampled(
     logits: NDArray[np.float32],
     size: tuple[int, int],

@@ -38,7 +38,7 @@ from evitseg.serve.problems import ProblemError
 from evitseg.serve.uploads import UploadLimits, UploadMemory
 from evitseg.serve.work_queue import QueueFullError, WorkQueue
 from evitseg.system.machine import free_memory
-from evitseg.tiling.memory_model import CORE_BASE_BYTES, whole_memory
+from evitseg.tiling.memory_model import BASE_BYTES, unfused_bytes, whole_memory
 
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000
@@ -78,10 +78,9 @@ def limits_for(segment: Segmenter, limits: ServiceLimits, pixels_are_given: bool
     """
     share = free_memory() * 3 // 4 // (segment.info.streams + 1)
     side = 1024
-    core = segment.engine.memory((side, side)) if isinstance(segment.engine, NativeEngine) else None
-    needed = whole_memory(segment.manifest.model, (side, side), (side, side), core)
-    base = CORE_BASE_BYTES if core is not None else whole_memory(segment.manifest.model, (32, 32), (32, 32), core)
-    per_pixel = max(1, (needed - base) // side**2)
+    config, engine = segment.manifest.model, segment.engine
+    features = engine.memory((side, side)) if isinstance(engine, NativeEngine) else unfused_bytes(config, (side, side))
+    per_pixel = (whole_memory(config, (side, side), (side, side), features) - BASE_BYTES) // side**2
     max_pixels = limits.max_pixels if pixels_are_given else min(limits.max_pixels, share // _IMAGE_BYTES)
     return replace(
         limits, max_pixels=max_pixels, network_pixels=max(side**2, min(limits.network_pixels, share // per_pixel))

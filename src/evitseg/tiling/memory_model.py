@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from evitseg.tiling.network import Network
     from evitseg.tiling.windows import Window
 
-BASE_BYTES = 185 * 1024**2
-"""Memory of a process without any image: Python, OpenVINO, a small network."""
-CORE_BASE_BYTES = 75 * 1024**2
-"""The same with evitseg's own core instead of OpenVINO."""
+BASE_BYTES = 75 * 1024**2
+"""Memory of a process without any image: Python, numpy, Pillow, a small network."""
 SMALL_BYTES = 512 * 1024**2
 """On a small machine an image may take up to this much, as long as a quarter of the free memory remains."""
 
@@ -42,27 +40,28 @@ MASK_ROWS = 512
 """Rows of the mask that may wait for the rest of the sink's tiles."""
 
 
-def whole_memory(
-    config: ModelConfig, image: tuple[int, int], working: tuple[int, int], core_bytes: int | None = None
-) -> int:
-    """Memory for an image that goes through the network whole, in float32.
-
-    OpenVINO runs the layers before attention in tiles, too. Its peak is therefore the largest block from stride 8 on,
-    with the network's input, the image and its mask.
+def whole_memory(config: ModelConfig, image: tuple[int, int], working: tuple[int, int], core_bytes: int) -> int:
+    """Memory for an image that goes through the network whole.
 
     Args:
         image, working: (height, width) of the image and of the network's input.
-        core_bytes: what evitseg's own core needs for its features, if it runs the network; None for OpenVINO.
+        core_bytes: what the engine needs for its features.
     """
     pixels, inputs = image[0] * image[1], working[0] * working[1]
-    if core_bytes is not None:
-        logits = _FLOAT * config.num_classes * inputs // LOGIT_STRIDE**2
-        return CORE_BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * _RGB + logits + core_bytes
+    logits = _FLOAT * config.num_classes * inputs // LOGIT_STRIDE**2
+    return BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * _RGB + logits + core_bytes
+
+
+def unfused_bytes(config: ModelConfig, working: tuple[int, int]) -> int:
+    """Memory for the features of an engine that stores all features of a block: those of the largest one, in float32.
+
+    Args:
+        working: (height, width) of the network's input.
+    """
     values: dict[str, float] = {}
     for placed in placed_convs(config):
-        if placed.stride >= LOGIT_STRIDE:
-            values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
-    return int(BASE_BYTES + _IMAGE_AND_MASK * pixels + inputs * (_RGB + _FLOAT * max(values.values(), default=0.0)))
+        values[placed.block] = values.get(placed.block, 0.0) + placed.conv.outputs / placed.stride**2
+    return int(working[0] * working[1] * _FLOAT * max(values.values()))
 
 
 def band_memory(
@@ -93,7 +92,7 @@ def band_memory(
         logits = network.manifest.model.num_classes * _FLOAT * 2 * place.pixels  # once more for the mask
         masks = int(_MASKS * window.pixels * down * across + MASK_ROWS * image[1]) * network.labels.dtype().itemsize
         needed += logits + masks
-    return CORE_BASE_BYTES + needed
+    return BASE_BYTES + needed
 
 
 def largest_strip(image: tuple[int, int], working: tuple[int, int]) -> int:
@@ -118,7 +117,7 @@ def region_memory(network: Network, window: tuple[int, int], mask_pixels: int) -
     logits = network.manifest.model.num_classes * _FLOAT * 2 * pixels // LOGIT_STRIDE**2
     features = network.core.core.memory(*window)
     mask = mask_pixels * int(network.labels.dtype().itemsize)
-    return CORE_BASE_BYTES + mask + 2 * _RGB * pixels + logits + features
+    return BASE_BYTES + mask + 2 * _RGB * pixels + logits + features
 
 
 def sliding_window_memory(
@@ -139,30 +138,30 @@ def sliding_window_memory(
     if (down, across) != (1.0, 1.0):
         image += _RGB * down * across + _RGB * _RESAMPLED_WINDOW * down
     features = network.core.core.memory(*window)
-    return int(CORE_BASE_BYTES + features + row_pixels * logits + pixels * (waiting * image + 3 * logits))
+    return int(BASE_BYTES + features + row_pixels * logits + pixels * (waiting * image + 3 * logits))
 
 
 def fits(
     config: ModelConfig,
     image: tuple[int, int],
     working: tuple[int, int],
+    core_bytes: int,
     memory: int | None = None,
     at_once: int = 1,
-    core_bytes: int | None = None,
 ) -> bool:
     """Whether an image can go through the network whole.
 
     Args:
+        core_bytes: as in `whole_memory`.
         memory: bytes the process may hold for it; None decides by the free memory and what the process holds already.
         at_once: number of images of this size that are processed at the same time and share the free memory.
-        core_bytes: as in `whole_memory`.
     """
     needed = whole_memory(config, image, working, core_bytes)
     if memory is not None:
         return needed <= memory
-    free, base = free_memory(), BASE_BYTES if core_bytes is None else CORE_BASE_BYTES
-    of_process = max(0, base - held_memory())
-    of_image = needed - base
+    free = free_memory()
+    of_process = max(0, BASE_BYTES - held_memory())
+    of_image = needed - BASE_BYTES
     return of_image + of_process <= allowed_memory(free) and at_once * of_image + of_process <= free * 3 // 4
 
 
@@ -172,7 +171,7 @@ def default_memory(held: int = 0) -> int:
     Args:
         held: bytes of an image that is in memory already; they count as part of the need, too.
     """
-    return min(held_memory(), CORE_BASE_BYTES + held) + allowed_memory(free_memory())
+    return min(held_memory(), BASE_BYTES + held) + allowed_memory(free_memory())
 
 
 def allowed_memory(free: int) -> int:

@@ -84,8 +84,8 @@ def load(
             .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte, .param); or a network from `build` or
             `load_official`, which is copied. None for the bundled default. A published model is downloaded on first
             use. The first use of a published model and every use of a .pt or .pth file need PyTorch.
-        engine: "native", evitseg's own (the default), "openvino" or "torch" for a checkpoint; "native" (the default),
-            "openvino" or "onnxruntime" for an ONNX file; every other kind of file has one engine.
+        engine: "native", evitseg's own (the default), or "torch" for a checkpoint; "native" (the default), "openvino"
+            or "onnxruntime" for an ONNX file; every other kind of file has one engine.
         device: "cpu" (the default); "cuda", "cuda:1" or "mps" for a checkpoint in PyTorch; "auto" for a GPU in PyTorch
             if there is one, else the CPU.
         threads: maximum number of threads; None for one per physical core.

@@ -51,7 +51,7 @@ class Preprocess:
 
         Args:
             size: overrides the rule: the short side in pixels, which may enlarge without limit, or "native".
-            limit: maximum number of pixels of the input; None for work in tiles.
+            limit: maximum number of pixels of the input; None for work in windows.
 
         Raises: ConfigError if the input would have more pixels, or if `size` is given for a model of a single size.
         """

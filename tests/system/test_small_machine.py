@@ -86,11 +86,11 @@ def test_with_little_memory_free_the_example_still_goes_through_whole(
 
 def test_below_what_is_possible_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 0)
-    monkeypatch.setattr(memory, "held_memory", lambda: 100 * MIB)
+    monkeypatch.setattr(memory, "held_memory", lambda: 60 * MIB)
     run = CliRunner().invoke(app, ["predict", "--example", "--out", str(tmp_path / "o")])
     assert run.exit_code == 1
     assert isinstance(run.exception, SystemExit)  # and nothing that a person cannot read
-    assert "100 MiB of memory is not enough" in run.output
+    assert "60 MiB of memory is not enough" in run.output
 
 
 def test_what_the_process_holds_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ FAILURES = (
     Failure(KeyboardInterrupt, lambda: 128 + received(), lambda error: str(error) or "interrupted."),
     Failure(click.UsageError, WRONG_USAGE, _usage_sentence),
     Failure(EvitsegError, FAILED, str),
-    Failure(MemoryError, FAILED, lambda _: "not enough memory; free some, or use smaller images or tiles (--memory)."),
+    Failure(MemoryError, FAILED, lambda _: "not enough memory; free some, use smaller images, or limit it (--memory)."),
     Failure(BrokenPipeError, FAILED, lambda _: ""),  # `head` has read enough: nothing is left to say
     Failure(OSError, FAILED, _system_sentence),
     Failure(Exception, FAILED, _bug_sentence),

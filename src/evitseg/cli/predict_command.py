@@ -69,7 +69,7 @@ STDIN = "-"
     "--overlay/--no-overlay",
     default=None,
     panel="Output",
-    help="Write the image with its classes in colour, too. For an image in tiles, --overlay writes a GeoTIFF of all "
+    help="Write the image with its classes in colour, too. For an image in bands, --overlay writes a GeoTIFF of all "
     "pixels with overviews; the default is a reduced JPEG. Default: yes.",
 )
 @option(
@@ -104,8 +104,8 @@ STDIN = "-"
     "--exact",
     is_flag=True,
     panel="Large images",
-    help="Segment in tiles, in bounded memory, with the same result as for the whole image at its own size. Images "
-    "that do not fit in memory go in tiles automatically.",
+    help="Segment in bands, in bounded memory, with the same result as for the whole image at its own size. Images "
+    "that do not fit in memory go in bands automatically.",
 )
 @option(
     "--sliding-window",
@@ -184,7 +184,7 @@ STDIN = "-"
     "--ray",
     metavar="ADDRESS",
     panel="Cluster",
-    help="Segment in tiles, like --exact, on a Ray cluster: HOST:PORT, or 'auto' to find or start one here.",
+    help="Segment in bands, like --exact, on a Ray cluster: HOST:PORT, or 'auto' to find or start one here.",
 )
 def predict_command(
     output: Output,

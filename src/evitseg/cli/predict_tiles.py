@@ -1,4 +1,4 @@
-"""predict for images in tiles, in sliding windows, and for regions from a context file."""
+"""predict for images in bands, in sliding windows, and for regions from a context file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, native: bool = True) -> None:
-    """Write the masks of images in tiles, in bounded memory.
+    """Write the masks of images in bands, in bounded memory.
 
     Args:
         native: at the image's own size, unless --size says otherwise; False follows the model's rule.
@@ -41,7 +41,7 @@ def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, na
         network = open_network(request, request.threads)
     except EvitsegError as error:
         for job in jobs:
-            outcome.fail(job.source, error if native else f"must go in tiles, which is not possible: {error}")
+            outcome.fail(job.source, error if native else f"must go in bands, which is not possible: {error}")
         return
     outcome.runs_on(network.manifest.name, network.info)
     for job in jobs:
@@ -63,7 +63,7 @@ def open_network(request: Request, threads: int | None) -> Network:
 
 
 def mask_place(job: PredictJob) -> Path:
-    """Path of the mask of an image in tiles; without --out FILE, its format is that of the image."""
+    """Path of the mask of an image in bands; without --out FILE, its format is that of the image."""
     from evitseg.raster import mask_ending
 
     assert isinstance(job.source, Path)

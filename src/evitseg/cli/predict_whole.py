@@ -1,4 +1,4 @@
-"""predict for images that the network sees whole, several at a time; images that do not fit in memory go in tiles."""
+"""predict for images that the network sees whole, several at a time; images that do not fit in memory go in bands."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.raster import Origin
     from evitseg.raster.png import MaskFormat
+    from evitseg.runtime.native import NativeEngine
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 MAX_STREAMS = 4
@@ -33,7 +34,7 @@ class WrittenImage:
 
     Attributes:
         problem: the error; empty if there was none.
-        too_large: why the image must go in tiles; empty if it need not.
+        too_large: why the image must go in bands; empty if it need not.
     """
 
     source: Path
@@ -46,35 +47,31 @@ class WrittenImage:
 
 
 def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once: int = 1) -> bool:
-    """Whether the network can see an image of this (height, width) whole.
-
-    An image that cannot go in bands is always tried whole.
+    """Whether the network can see an image of this (height, width) whole; one that cannot go in bands is tried.
 
     Args:
         memory: bytes for one image; None divides the free memory among the images that are `at_once` in progress.
 
     Raises: ConfigError.
     """
-    from evitseg.runtime.native import NativeEngine
     from evitseg.tiling.memory_model import fits as fits_whole
 
     working = segment.manifest.preprocess.fit(size, segment.size)
-    if not _runs_in_bands(segment):
+    if (engine := _engine_of_bands(segment)) is None:
         return True
-    assert isinstance(segment.engine, NativeEngine)
-    core_bytes = segment.engine.memory(working)
-    return fits_whole(segment.manifest.model, size, working, core_bytes, memory, at_once)
+    return fits_whole(segment.manifest.model, size, working, engine.memory(working), memory, at_once)
 
 
-def _runs_in_bands(segment: Segmenter) -> bool:
-    """Whether images that are too large for memory can be segmented in bands."""
+def _engine_of_bands(segment: Segmenter) -> NativeEngine | None:
+    """The engine if it can segment images that are too large for memory, in bands."""
     from evitseg.runtime.native import NativeEngine
 
-    return isinstance(segment.engine, NativeEngine) and segment.manifest.preprocess.fixed is None
+    engine = segment.engine
+    return engine if isinstance(engine, NativeEngine) and segment.manifest.preprocess.fixed is None else None
 
 
 def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: Request, outcome: Outcome) -> None:
-    """Segment images and videos with one segmenter; images that do not fit go in tiles afterwards."""
+    """Segment images and videos with one segmenter; images that do not fit go in bands afterwards."""
     from evitseg.loading import load
     from evitseg.system.machine import physical_cores
 
@@ -97,7 +94,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     )
     outcome.runs_on(segment.manifest.name, segment.info)
     for option in ("--memory", "--scratch"):
-        if option in request.given and images and not _runs_in_bands(segment):
+        if option in request.given and images and _engine_of_bands(segment) is None:
             raise click.BadParameter(
                 "applies to images in bands: the native engine and a model for images of any size; leave it out",
                 param_hint=option,
@@ -121,7 +118,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
 
 
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
-    """Write the results of every image, several at a time. Returns: the jobs of images that must go in tiles."""
+    """Write the results of every image, several at a time. Returns: the jobs of images that must go in bands."""
     from evitseg.system.parallel import ordered_map
 
     output = outcome.output
@@ -133,14 +130,14 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
         finished = ordered_map(jobs, lambda job: predict_one(segment, job, request, workers), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
-            if done.too_large and not _runs_in_bands(segment):
+            if done.too_large and _engine_of_bands(segment) is None:
                 outcome.fail(
                     job.source,
                     f"{done.too_large}, and bands need the native engine and a model for images of any size; leave "
                     "--engine out, or use another model.",
                 )
             elif done.too_large:
-                output.note(f"{outcome.name(job.source)}: {done.too_large}; using tiles.")
+                output.note(f"{outcome.name(job.source)}: {done.too_large}; using bands.")
                 in_tiles.append(replace(job, mode=Mode.tiles))
             elif done.problem:
                 outcome.fail(job.source, done.problem)

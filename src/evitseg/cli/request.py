@@ -86,7 +86,7 @@ class Request:
     """A command line of predict.
 
     Attributes:
-        method: how images are segmented; images that do not fit in memory whole go in tiles all the same.
+        method: how images are segmented; images that do not fit in memory whole go in bands all the same.
         given: the options that were given, by name.
         reading: how image files are read; None for the model's rule.
         overlay, legend: None where neither the option nor its opposite was given.

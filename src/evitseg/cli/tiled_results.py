@@ -1,4 +1,4 @@
-"""What predict reports and writes about an image in tiles: fractions, context and polygons."""
+"""What predict reports and writes about an image in bands: fractions, context and polygons."""
 
 from __future__ import annotations
 
@@ -118,20 +118,18 @@ def write_outlines(place: Path, request: Request, labels: LabelSpace, entry: Ima
 
 
 def overlay_place(job: PredictJob, request: Request) -> Path | None:
-    """Path of the overlay of an image in tiles: a pyramid for --overlay, else a reduced image. Raises: ConfigError."""
+    """Path of the overlay of an image in bands: a pyramid for --overlay, else a reduced image. Raises: ConfigError."""
     if not request.draws:
         return None
     if request.overlay and request.legend:
-        raise ConfigError(
-            f"{job.source}: an overlay of all pixels in tiles has no legend; leave --legend or --overlay out."
-        )
+        raise ConfigError(f"{job.source}: an overlay of all pixels has no legend; leave --legend or --overlay out.")
     return job.overlay(".tif" if request.overlay else ".jpg")
 
 
 def draw_overlay(
     source: Source, place: Path, labels: LabelSpace, request: Request, entry: ImageEntry, output: Output
 ) -> None:
-    """Write the overlay of an image in tiles from its mask file."""
+    """Write the overlay of an image in bands from its mask file."""
     from evitseg.raster.large_overlay import write_overlay
 
     try:
@@ -153,7 +151,7 @@ def draw_overlay(
 
 
 def show_tiled(entry: ImageEntry, output: Output, labels: LabelSpace) -> None:
-    """Print the results of an image in tiles, for a person."""
+    """Print the results of an image in bands, for a person."""
     how = {Mode.sliding_window.value: "in sliding windows", Mode.region.value: "a region"}.get(entry.mode, "in bands")
     height, width = entry.size
     output.fractions(f"{Path(entry.image).name}, {width}×{height}, {how}", entry.fractions, labels, entry.nodata)

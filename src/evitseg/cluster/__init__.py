@@ -1,4 +1,4 @@
-"""Segmentation on many machines, with Ray: one large image in tiles, or many images."""
+"""Segmentation on many machines, with Ray: one large image in bands, or many images."""
 
 from evitseg.cluster.batches import predict_dataset, write_masks
 from evitseg.cluster.session import connected

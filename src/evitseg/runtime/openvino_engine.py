@@ -182,7 +182,7 @@ def _keep_biases(model: openvino.Model) -> None:
     """Keep the convolutions' biases in float32, which OpenVINO 2026.4 would round to bfloat16.
 
     Rounded biases cause most of bfloat16's error: on CamVid test the bundled model loses 0.8 points of mIoU with them
-    and 0.05 without (`benchmarks/precision.py`). OpenVINO adds a bias in float32 if it does not directly follow its
+    and 0.2 without. OpenVINO adds a bias in float32 if it does not directly follow its
     convolution, so a clamp whose limits no value reaches goes between the two.
     """
     import openvino.opset13 as ops

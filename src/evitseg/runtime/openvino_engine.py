@@ -18,6 +18,7 @@ from evitseg.runtime.mobile_engines import one_by_one
 from evitseg.runtime.model_file import check_graph, first_line, manifest_inside, read
 from evitseg.runtime.onnx_file import check_onnx
 from evitseg.runtime.openvino_core import openvino_core
+from evitseg.runtime.weights import check_finite
 from evitseg.system.machine import physical_cores
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class OpenVinoEngine:
             self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
         self._model_file = model_file
         self._model, self.manifest = read_openvino(model_file)
+        # Its activations turn NaN into numbers, so logits would not show it.
+        constants = (node for node in self._model.get_ops() if node.get_type_name() == "Constant")
+        check_finite((node.data for node in constants if node.data.dtype.kind == "f"), model_file)
         if chosen == "bfloat16":
             _keep_biases(self._model)
         _LOG.info("compiling the graph in %s", model_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,13 @@ def check_weights(weights: Sequence[Weights], config: ModelConfig, model_file: P
     )
     if not fits:
         raise strange_graph(model_file)
-    for own in weights:
-        if not all(np.isfinite(values).all() for values in (own.kernel, own.bias) if values is not None):
+    check_finite((values for own in weights for values in (own.kernel, own.bias) if values is not None), model_file)
+
+
+def check_finite(numbers: Iterable[NDArray[np.floating]], model_file: Path) -> None:
+    """Refuse numbers of an exported model that are not finite. Raises: WeightsError."""
+    for values in numbers:
+        if not np.isfinite(values).all():
             raise WeightsError(
                 f"{model_file}: its weights are not finite (NaN or infinite), so every mask would be wrong; export it "
                 "again from a checkpoint that is whole."

@@ -135,7 +135,11 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             *((f"chain_{name}", "chain", flags) for name, flags in sets),
-            *((f"mask_{name}", "mask", [*flags, "-ffp-contract=off"]) for name, flags in sets),
+            *(
+                (f"{file}_{name}", file, [*flags, "-ffp-contract=off"])
+                for file in ("mask", "resize")
+                for name, flags in sets
+            ),
             *((name, name, [f"-DEVS_SETS(X)={names}"]) for name in ("program", "threads", "engine", "png")),
         ]
 

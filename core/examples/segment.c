@@ -40,13 +40,13 @@ static unsigned char *read_ppm(const char *path, int *height, int *width) {
     return pixels;
 }
 
-/* Stretches an image to the next size whose sides are multiples of 32, as the network needs it, by nearest neighbour. */
-static unsigned char *stretch(const unsigned char *from, int height, int width, int h, int w) {
+/* Resizes an image to the next size whose sides are multiples of 32, as the network needs it. */
+static unsigned char *resize(const unsigned char *from, int height, int width, int h, int w) {
     unsigned char *to = allocate((size_t)h * (size_t)w * 3);
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++)
-            for (int c = 0; c < 3; c++)
-                to[((size_t)y * w + x) * 3 + c] = from[((size_t)y * height / h * width + (size_t)x * width / w) * 3 + c];
+    const evs_resized down = {.from = height, .to = h, .count = h, .source_count = height};
+    const evs_resized across = {.from = width, .to = w, .count = w, .source_count = width};
+    const int code = evs_resize(from, (size_t)width * 3, &down, &across, NULL, to);
+    if (code != EVS_OK) stop("segment", evs_error_text(code));
     return to;
 }
 
@@ -62,7 +62,7 @@ int main(int argc, char **argv) {
 
     const int h = (height + 31) / 32 * 32, w = (width + 31) / 32 * 32, classes = evs_model_classes(model);
     if (classes > 255) stop(argv[1], "a PGM with 8 bits has no room for so many classes");
-    unsigned char *input = stretch(image, height, width, h, w), *mask = allocate((size_t)height * (size_t)width);
+    unsigned char *input = resize(image, height, width, h, w), *mask = allocate((size_t)height * (size_t)width);
     float *logits = allocate((size_t)classes * (size_t)(h / 8) * (size_t)(w / 8) * sizeof(float));
     if ((code = evs_run(runner, input, h, w, (size_t)w * 3, logits)) != EVS_OK) stop(argv[2], evs_error_text(code));
     const evs_side down = {.logits = h / 8, .pixels = height}, across = {.logits = w / 8, .pixels = width};

@@ -175,6 +175,24 @@ typedef struct {
 EVS_API int evs_mask(evs_runner *runner, const float *logits, int classes, const evs_side *down, const evs_side *across,
                      void *mask);
 
+/* One side of an image that is resized, its height or its width, with a window of the result along it. */
+typedef struct {
+    int from, to;                   /* pixels along this side of the whole image, before and after; at most 2^24 */
+    int first, count;               /* the window: pixels of the result */
+    int source_first, source_count; /* pixels of the image that are there; at least those that the window depends on */
+} evs_resized;
+
+/* Sets source_first and source_count to the pixels of the image that the window depends on. */
+EVS_API int evs_resize_source(evs_resized *side);
+
+/* Resizes RGB images as Pillow's Image.resize with BILINEAR does, first across, then down: the same bytes, for every
+ * window, size and instruction set. Each new pixel is a weighted mean of those that it covers.
+ *   image: down->source_count rows of across->source_count pixels of 3 bytes; rows are row_bytes apart.
+ *   isa: one of evs_instruction_sets(EVS_FLOAT32); NULL takes the best.
+ *   out: (down->count, across->count) pixels, without gaps between the rows; written by the call. */
+EVS_API int evs_resize(const uint8_t *image, size_t row_bytes, const evs_resized *down, const evs_resized *across, const char *isa,
+                       uint8_t *out);
+
 /* The largest number of bytes that evs_png_rows writes for so many rows of so many bytes. */
 EVS_API size_t evs_png_bound(int rows, size_t row_bytes);
 

@@ -953,7 +953,10 @@ bool runs_here() {
 #define EVS_TEXT_(x) #x
 #define EVS_TEXT(x) EVS_TEXT_(x)
 int make_mask(const MaskJob &job, Pool *pool);  // in mask.cpp
+void resize_source(evs_resized &side);           // in resize.cpp
+int resize(const ResizeJob &job);
 extern const Isa isa;
-const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, score, give, make_mask, peak};
+const Isa isa = {EVS_TEXT(EVS_ISA), EVS_PRECISION, kBlock, int(sizeof(E)), runs_here, prepare, space, run, score, give, make_mask, resize_source,
+                 resize, peak};
 
 }  // namespace evs::EVS_ISA

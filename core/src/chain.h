@@ -1,10 +1,12 @@
 // What the parts compiled for each instruction set offer to the rest.
 #pragma once
+#include "../include/evitseg.h"
 #include "program.h"
 
 namespace evs {
 
 struct MaskJob;
+struct ResizeJob;
 class Pool;
 
 // A part of a segment: rows and columns of its end, in its own pixels.
@@ -70,6 +72,9 @@ struct Isa {
     bool (*give)(const Run &, int y, int x0, int x1, float *logits, ptrdiff_t plane);
     // Makes a mask (see mask.h), on the caller's thread only if there is no pool. Returns an EVS_ code.
     int (*make_mask)(const MaskJob &, Pool *);
+    // Resizing (see resize.h): the pixels that a window depends on; the window, with an EVS_ code.
+    void (*resize_source)(evs_resized &);
+    int (*resize)(const ResizeJob &);
     // Multiply-adds per second of one thread, on registers alone.
     double (*peak)();
 };

@@ -11,6 +11,7 @@
 #include "model_file.h"
 #include "platform.h"
 #include "program.h"
+#include "resize.h"
 #include "threads.h"
 
 namespace evs {
@@ -341,6 +342,16 @@ bool side_ok(const evs_side &s) {
     return s.logits >= 1 && s.pixels >= 1 && s.logits <= s.all_logits && s.pixels <= s.all_pixels && s.all_logits <= kMost &&
            s.all_pixels <= kMost && s.first_logit >= 0 && s.first_pixel >= 0 && s.first_logit <= s.all_logits - s.logits &&
            s.first_pixel <= s.all_pixels - s.pixels;
+}
+
+bool resized_ok(const evs_resized &s) {
+    constexpr int kMost = 1 << 24;
+    return s.from >= 1 && s.from <= kMost && s.to >= 1 && s.to <= kMost && s.first >= 0 && s.count >= 1 && s.count <= s.to &&
+           s.first <= s.to - s.count;
+}
+
+bool source_ok(const evs_resized &s) {
+    return s.source_first >= 0 && s.source_count >= 1 && s.source_count <= s.from && s.source_first <= s.from - s.source_count;
 }
 
 // Starts threads for a runner that came through a fork without them.
@@ -851,6 +862,21 @@ int evs_mask(evs_runner *r, const float *logits, int classes, const evs_side *do
     if (classes < 1 || classes > 65535 || !side_ok(job.down) || !side_ok(job.across)) return EVS_BAD_ARGUMENT;
     if (r == nullptr) return find_isa(EVS_FLOAT32, nullptr)->make_mask(job, nullptr);
     return have_threads(*r) ? r->model->isa->make_mask(job, r->pool) : EVS_NO_MEMORY;
+}
+
+int evs_resize_source(evs_resized *side) {
+    if (side == nullptr || !resized_ok(*side)) return EVS_BAD_ARGUMENT;
+    find_isa(EVS_FLOAT32, nullptr)->resize_source(*side);
+    return EVS_OK;
+}
+
+int evs_resize(const uint8_t *image, size_t row_bytes, const evs_resized *down, const evs_resized *across, const char *isa, uint8_t *out) {
+    const Isa *found = find_isa(EVS_FLOAT32, isa);
+    if (image == nullptr || down == nullptr || across == nullptr || out == nullptr || found == nullptr) return EVS_BAD_ARGUMENT;
+    for (const evs_resized *side : {down, across})
+        if (!resized_ok(*side) || !source_ok(*side)) return EVS_BAD_ARGUMENT;
+    if (row_bytes < size_t(across->source_count) * 3) return EVS_BAD_ARGUMENT;
+    return found->resize({image, row_bytes, *down, *across, out});
 }
 
 }  // extern "C"

@@ -113,8 +113,48 @@ static void run_damaged(const char *path, const char *bytes, size_t size) {
     free(damaged);
 }
 
+static uint32_t next(uint32_t *random, uint32_t below) {
+    *random = *random * 1664525u + 1013904223u;
+    return (*random >> 8) % below;
+}
+
+/* A side of an image that is resized, with a window; sometimes one number is wrong. */
+static evs_resized random_side(uint32_t *random, int most) {
+    evs_resized side = {1 + (int)next(random, (uint32_t)most), 1 + (int)next(random, (uint32_t)most), 0, 0, 0, 0};
+    side.first = (int)next(random, (uint32_t)side.to);
+    side.count = 1 + (int)next(random, (uint32_t)(side.to - side.first));
+    check("evs_resize_source", evs_resize_source(&side));
+    int *numbers[] = {&side.from, &side.to, &side.first, &side.count, &side.source_first, &side.source_count};
+    if (next(random, 8) == 0) *numbers[next(random, 6)] += (int)next(random, 9) - 4;
+    return side;
+}
+
+/* Every instruction set resizes to the same bytes, or refuses; images have no byte too many. */
+static void run_resize(void) {
+    uint32_t random = 1;
+    for (int turn = 0; turn < 2000; turn++) {
+        const int most = turn % 50 == 0 ? 1500 : 60;
+        const evs_resized down = random_side(&random, turn % 100 == 0 ? 30 : most), across = random_side(&random, most);
+        const size_t pixels = down.count > 0 && across.count > 0 ? (size_t)down.count * (size_t)across.count : 0;
+        const size_t given = down.source_count > 0 && across.source_count > 0 ? (size_t)down.source_count * (size_t)across.source_count : 0;
+        uint8_t *image = malloc(given * 3), *expected = malloc(pixels * 3), *out = malloc(pixels * 3);
+        for (size_t i = 0; i < given * 3; i++) image[i] = (uint8_t)next(&random, 256);
+        char isas[256];
+        strncpy(isas, evs_instruction_sets(EVS_FLOAT32), sizeof isas - 1), isas[sizeof isas - 1] = 0;
+        const size_t row = (size_t)across.source_count * 3;
+        const int code = evs_resize(image, row, &down, &across, NULL, expected);
+        if (code != EVS_OK && code != EVS_BAD_ARGUMENT) check("evs_resize", code);
+        for (char *isa = strtok(isas, " "); isa != NULL; isa = strtok(NULL, " ")) {
+            if (evs_resize(image, row, &down, &across, isa, out) != code) fail(isa, "another result of evs_resize");
+            if (code == EVS_OK && memcmp(out, expected, pixels * 3) != 0) fail(isa, "resizes to other bytes");
+        }
+        free(image), free(expected), free(out);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) fail(argv[0], "PROGRAM...");
+    run_resize();
     for (int i = 1; i < argc; i++) {
         size_t size;
         char *bytes = read_file(argv[i], &size), isas[256];

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from PIL import Image
 
 from evitseg.architecture import STRIDE
 from evitseg.errors import ConfigError
 from evitseg.image import MAX_PIXELS, ImageArray, Size
+from evitseg.system.core_library import check, open_library
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,57 @@ def resampled(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """The image resampled to (height, width); unchanged if it already has this size."""
     if image.shape[:2] == size:
         return np.ascontiguousarray(image)
-    # Pillow's bilinear filter averages over all source pixels, so that fine structures do not alias. Two calls fix the
-    # order, rows first, as in Pillow up to 12; Pillow 13 chooses the cheaper order, which gives other pixels.
-    height, width = size
-    across = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(across.resize((width, height), Image.Resampling.BILINEAR))
+    down, across = (ResampledSide(own, new) for own, new in zip(image.shape[:2], size, strict=True))
+    return resampled_window(image, down, across)
+
+
+class ResampledSide(ctypes.Structure):
+    """One side of an image that is resampled, its height or its width, and a window of the result along it.
+
+    It is the core's `evs_resized`.
+
+    Args:
+        own, new: pixels along this side of the whole image, before and after.
+        first, count: the window, in pixels of the result; by default the whole side.
+
+    Attributes:
+        source_first, source_count: the pixels of the image that the window depends on.
+    """
+
+    source_first: int
+    source_count: int
+    count: int
+    _fields_ = tuple((name, ctypes.c_int) for name in ("own", "new", "first", "count", "source_first", "source_count"))
+
+    def __init__(self, own: int, new: int, first: int = 0, count: int | None = None) -> None:
+        super().__init__(own, new, first, new - first if count is None else count)
+        check(_core().evs_resize_source(ctypes.byref(self)))
+
+
+def resampled_window(pixels: ImageArray, down: ResampledSide, across: ResampledSide) -> ImageArray:
+    """A window of the resampled image; the same pixels, wherever it was cut.
+
+    Args:
+        pixels: (H, W, 3), those of the image that the window depends on.
+    """
+    # Pillow's bilinear filter: it averages over all source pixels, so that fine structures do not alias. Rows first, as
+    # in Pillow up to 12; Pillow 13 chooses the cheaper order, which gives other pixels.
+    assert pixels.shape == (down.source_count, across.source_count, 3)
+    assert pixels.dtype == np.uint8
+    if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 3 * across.source_count:
+        pixels = np.ascontiguousarray(pixels)
+    out = np.empty((down.count, across.count, 3), np.uint8)
+    call = pixels.ctypes.data, pixels.strides[0], ctypes.byref(down), ctypes.byref(across)
+    check(_core().evs_resize(*call, None, out.ctypes.data))
+    return out
+
+
+@cache
+def _core() -> ctypes.CDLL:
+    core, pointer, size, side = open_library(), ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ResampledSide)
+    core.evs_resize_source.argtypes = [side]
+    core.evs_resize.argtypes = [pointer, size, side, side, ctypes.c_char_p, pointer]
+    return core
 
 
 def check_size(short_side: int) -> int:

@@ -29,10 +29,6 @@ _IMAGE_AND_MASK = 8
 """Bytes per pixel of an image that goes through whole: the image, a second copy while it is decoded, and the mask."""
 _MASKS = 4
 """Parts of the mask that are computed, wait, are put together and are written."""
-_RESAMPLED = 10
-"""Bytes per value of a strip that is being resampled: its pixels, and sums in 32 bits."""
-_RESAMPLED_WINDOW = 12
-"""The same for a sliding window."""
 _STRIP_BYTES = 12 * 1024**2
 """Most memory for the rows of an image that are read at once."""
 _MOST_ROWS = 1024
@@ -104,7 +100,7 @@ def largest_strip(image: tuple[int, int], working: tuple[int, int]) -> int:
 def _strip_pixel_bytes(image: tuple[int, int], working: tuple[int, int]) -> float:
     """Bytes per pixel of a strip while it is read."""
     down, across = (own / new for own, new in zip(image, working, strict=True))
-    return _RGB if image == working else _RGB * down * across + _RGB * _RESAMPLED * down
+    return _RGB if image == working else _RGB * down * across + _RGB
 
 
 def region_memory(network: Network, window: tuple[int, int], mask_pixels: int) -> int:
@@ -136,7 +132,7 @@ def sliding_window_memory(
     logits = _FLOAT * (network.manifest.model.num_classes + 1) / LOGIT_STRIDE**2  # the sum of weights is one more class
     image: float = 2 * _RGB
     if (down, across) != (1.0, 1.0):
-        image += _RGB * down * across + _RGB * _RESAMPLED_WINDOW * down
+        image += _RGB * down * across
     features = network.core.core.memory(*window)
     return int(BASE_BYTES + features + row_pixels * logits + pixels * (waiting * image + 3 * logits))
 

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ImageError
+from evitseg.preprocess import ResampledSide, resampled_window
 from evitseg.raster.window import ArraySink as ArraySink
 from evitseg.raster.window import ArraySource as ArraySource
 from evitseg.raster.window import Sink as Sink
 from evitseg.raster.window import Source as Source
-
-_FIXED_POINT = 22
-"""Fractional bits of Pillow's fixed-point weights."""
 
 
 @dataclass(frozen=True)
@@ -114,37 +112,21 @@ def valid_window(source: Source, window: Window, damages: list[Damage]) -> NDArr
 
 
 class Resampled:
-    """A source at another size. Its windows have exactly the pixels of Pillow's bilinear resize of the whole image.
-
-    Pillow can resize a box of an image, but stores the box in float32, and some pixels would differ by one. Its
-    arithmetic is reproduced instead (`precompute_coeffs` in its Resample.c): rows, then columns, each a sum of 8-bit
-    pixels with fixed-point weights, rounded to 8 bits.
-    """
+    """A source at another size. Its windows have exactly the pixels of the whole image resampled."""
 
     def __init__(self, source: Source, size: tuple[int, int]) -> None:
         self.source, self.size = source, size
 
-    def box(self, window: Window) -> Window:
-        """The pixels of the source that a window depends on."""
-        (top, _, bottom), (left, _, right) = (
-            _taps(own, new, begin, count)
-            for own, new, begin, count in zip(
-                self.source.size, self.size, (window.top, window.left), (window.height, window.width), strict=True
-            )
-        )
-        return Window(top, left, bottom - top, right - left)
-
     def read(self, window: Window) -> tuple[NDArray[np.uint8], list[Damage]]:
         """The pixels of a window, and the damaged parts of the source that they depend on."""
-        box = self.box(window)
+        if self.source.size == self.size:
+            image, damages = read_window(self.source, window)
+            return np.ascontiguousarray(image), damages
+        down = ResampledSide(self.source.size[0], self.size[0], window.top, window.height)
+        across = ResampledSide(self.source.size[1], self.size[1], window.left, window.width)
+        box = Window(down.source_first, across.source_first, down.source_count, across.source_count)
         image, damages = read_window(self.source, box)
-        across = _taps(self.source.size[1], self.size[1], window.left, window.width)[1]
-        down = _taps(self.source.size[0], self.size[0], window.top, window.height)[1]
-        if self.source.size[1] != self.size[1]:
-            image = _weighted(image, across, 1)
-        if self.source.size[0] != self.size[0]:
-            image = _weighted(image, down, 0)
-        return np.ascontiguousarray(image), damages
+        return resampled_window(image, down, across), damages
 
     def valid(self, window: Window, damages: list[Damage], stride: int) -> NDArray[np.bool_]:
         """(h / stride, w / stride), whether a cell has any valid pixel."""
@@ -163,39 +145,3 @@ class Resampled:
         columns = ((window.left + np.arange(cells.width) * stride) * self.source.size[1] // self.size[1] - x0).clip(0)
         down = np.logical_or.reduceat(valid, rows, axis=0)
         return np.logical_or.reduceat(down, columns, axis=1)
-
-
-def _taps(own: int, new: int, begin: int, count: int) -> tuple[int, tuple[NDArray[np.intp], NDArray[np.int32]], int]:
-    """The source pixels and weights that Pillow uses for `count` pixels from `begin` along one side.
-
-    Returns: the first source pixel; (count, taps) indices from there, and weights; the source pixel after the last.
-    """
-    if own == new:
-        return begin, (np.arange(count)[:, None], np.full((count, 1), 1 << _FIXED_POINT, np.int32)), begin + count
-    scale = own / new
-    support = max(scale, 1.0)
-    center = (begin + np.arange(count) + 0.5) * scale
-    low = np.maximum((center - support + 0.5).astype(np.intp), 0)
-    high = np.minimum((center + support + 0.5).astype(np.intp), own)
-    index = low[:, None] + np.arange(int((high - low).max()))
-    weights = np.maximum(1 - np.abs((index - center[:, None] + 0.5) * (1 / support)), 0)
-    weights[index >= high[:, None]] = 0
-    total = np.zeros((count, 1))
-    for tap in range(weights.shape[1]):  # in the order in which Pillow adds them
-        total[:, 0] += weights[:, tap]
-    fixed = (0.5 + weights / total * (1 << _FIXED_POINT)).astype(np.int32)
-    first, last = int(low[0]), int(high[-1])
-    return first, (index.clip(max=own - 1).clip(max=last - 1) - first, fixed), last
-
-
-def _weighted(
-    image: NDArray[np.uint8], taps: tuple[NDArray[np.intp], NDArray[np.int32]], axis: int
-) -> NDArray[np.uint8]:
-    index, weights = taps
-    shape = (1, -1, 1) if axis else (-1, 1, 1)
-    size = list(image.shape)
-    size[axis] = len(index)
-    total = np.full(size, 1 << (_FIXED_POINT - 1), np.int32)
-    for tap in range(index.shape[1]):
-        total += image.take(index[:, tap], axis) * weights[:, tap].reshape(shape)
-    return (total >> _FIXED_POINT).clip(0, 255).astype(np.uint8)

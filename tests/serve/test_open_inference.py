@@ -112,6 +112,13 @@ def test_what_is_no_request_is_refused(body: bytes, client: TestClient) -> None:
     assert answer.json()["error"]
 
 
+@pytest.mark.parametrize("changes", [{"outputs": None}, {"outputs": []}, {"outputs": [{"name": "x"}]}, {"id": None}])
+def test_null_is_not_the_same_as_left_out(changes: dict[str, Any], client: TestClient) -> None:
+    answer = client.post(INFER, json={"inputs": [tensor()]} | changes)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
 @pytest.mark.parametrize("length", ["-1", "99999999", "x", "1" * 30])
 def test_a_wrong_header_length_is_refused(length: str, client: TestClient) -> None:
     answer = binary(client, {"inputs": [tensor(data=None)]}, b"", length)

@@ -81,7 +81,7 @@ def read_request(body: bytes, header_length: str | None, max_pixels: int) -> Inf
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _malformed("inputs must be a list with one tensor.")
     request_id = content.get("id")
-    if request_id is not None and not isinstance(request_id, str):
+    if "id" in content and not isinstance(request_id, str):
         raise _malformed("id must be a string.")
     image = _pixels(inputs[0], body[end:], max_pixels)
     return InferRequest(request_id, image, _outputs(content))
@@ -96,9 +96,9 @@ def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
 
 def _outputs(content: dict[str, Any]) -> dict[str, bool]:
     all_binary = _flag(_parameters(content), "binary_data_output", False)
-    outputs = content.get("outputs")
-    if outputs is None:
+    if "outputs" not in content:
         return {"mask": all_binary, "logits": all_binary}
+    outputs = content["outputs"]
     if not isinstance(outputs, list) or not outputs or not all(isinstance(entry, dict) for entry in outputs):
         raise _malformed("outputs must be a list of objects with names.")
     wanted = {}

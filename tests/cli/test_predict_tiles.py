@@ -37,7 +37,7 @@ from evitseg.tiling.sliding_window import sliding_window
 
 IGNORE = 255
 UTM = "EPSG:32633"
-HELD = {"tif": 200, "slide": 175, "zarr": 135}
+HELD = {"tif": 220, "slide": 195, "zarr": 135}
 """MiB that the process and what reads a kind of image hold beside bands."""
 
 

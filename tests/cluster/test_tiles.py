@@ -341,7 +341,7 @@ def test_ray_takes_the_jobs_names_and_errors_of_one_machine(tmp_path: Path) -> N
     assert sorted(masks[0]) == ["c/y_mask.png", "x_png_2_mask.png", "x_png_mask.png"]
     run = CliRunner().invoke(app, [*given, "--ray", "auto", "--out", str(tmp_path / "many"), "--skip-existing"])
     assert "3 inputs have results already" in run.output
-    run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--overlay"])
+    run = CliRunner().invoke(app, [*given[:2], "--ray", "auto", "--sliding-window", "512"])
     assert run.exit_code == 2
 
 

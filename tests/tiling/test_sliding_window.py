@@ -251,3 +251,10 @@ def test_windows_without_data_do_not_run_and_their_neighbours_do_not_feel_them(
         assert (sink.mask[:, :300] != IGNORE).all()
         masks.append(sink.mask[:, :224])
     np.testing.assert_array_equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("size", [(1, 640), (640, 1), (1, 1), (3, 40)])
+def test_the_narrowest_images_are_segmented_as_whole(size: tuple[int, int], network: Network) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    expected = evitseg.load(BUNDLED, precision="float32", size="native").mask(image)
+    np.testing.assert_array_equal(blended(image, network, 1024), expected)

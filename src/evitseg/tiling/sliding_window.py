@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,7 +221,9 @@ class _LogitRows:
 
     def add(self, place: Window, logits: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
         """Add a window's logits, which are multiplied by their weights already."""
-        rows, columns = place.inside(Window(self._first, 0, 0, 0))
+        gone = max(0, self._first - place.top)  # of a mask of few rows, which depends on fewer than a window has
+        logits, weights, place = logits[:, gone:], weights[gone:], replace(place, top=place.top + gone)
+        rows, columns = replace(place, height=len(weights)).inside(Window(self._first, 0, 0, 0))
         self._sums[:-1, rows, columns] += logits
         self._sums[-1, rows, columns] += weights
 

@@ -120,7 +120,7 @@ def test_the_table_of_classes_adds_up_to_all_pixels(
     fractions: list[float], nodata: float, shown: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = numbered(3)
-    names = dict(zip(labels.names, fractions, strict=False))
+    names = dict(zip(labels.names[: len(fractions)], fractions, strict=True))
     Output().fractions("a.png", names, labels, nodata)
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split("%")[0].split()[-1] for row in rows] == shown

@@ -117,8 +117,8 @@ def _batches(features: Iterator[Feature], layer: Layer) -> Iterator[list[tuple[F
 def _columns(batch: list[tuple[Feature, _Placed]], layer: Layer) -> tuple[NDArray[Any], ...]:
     """One array per field."""
     rows = [layer.values(feature) for feature, _ in batch]
-    kinds = zip(layer.fields, (np.int32, object, np.int64, np.float64), strict=False)
-    return tuple(np.array([row[i] for row in rows], kind) for i, (_, kind) in enumerate(kinds))
+    kinds = (np.int32, object, np.int64, np.float64)[: len(layer.fields)]  # the area is there only with a unit
+    return tuple(np.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds))
 
 
 def _geojson(out: Path, features: Iterator[Feature], layer: Layer) -> None:
@@ -218,7 +218,7 @@ def _geoparquet(out: Path, features: Iterator[Feature], layer: Layer) -> None:
     except ImportError as error:
         raise MissingPackageError("writing GeoParquet", "parquet") from error
     kinds = (arrow.int32(), arrow.string(), arrow.int64(), arrow.float64())
-    schema = arrow.schema([("geometry", arrow.binary()), *zip(layer.fields, kinds, strict=False)])
+    schema = arrow.schema([("geometry", arrow.binary()), *zip(layer.fields, kinds[: len(layer.fields)], strict=True)])
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     with replacing(out) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in _batches(features, layer):

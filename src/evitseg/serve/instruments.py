@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class _Own(TypedDict):
+    """What all instruments of a service have in common."""
+
+    registry: CollectorRegistry
 
 
 class Instruments:
@@ -14,26 +21,25 @@ class Instruments:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "evitseg_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry
-        )
+        own: _Own = {"registry": self.registry}
+        self.requests = Counter("evitseg_requests", "Requests answered.", ["endpoint", "status"], **own)
         self.request_seconds = Histogram(
             "evitseg_request_seconds", "Time from header to answer.", ["endpoint"], buckets=_SECONDS,
-            registry=self.registry,
+            **own,
         )  # fmt: skip
         self.stage_seconds = Histogram(
-            "evitseg_stage_seconds", "Time of an image per stage.", ["stage"], buckets=_SECONDS, registry=self.registry
+            "evitseg_stage_seconds", "Time of an image per stage.", ["stage"], buckets=_SECONDS, **own
         )
-        self.pixels = Counter("evitseg_pixels", "Pixels of segmented images.", registry=self.registry)
-        self.shed = Counter("evitseg_shed", "Requests and connections refused.", ["reason"], registry=self.registry)
+        self.pixels = Counter("evitseg_pixels", "Pixels of segmented images.", **own)
+        self.shed = Counter("evitseg_shed", "Requests and connections refused.", ["reason"], **own)
         self.dropped = Counter(
-            "evitseg_dropped", "Work given up because its client had left or waited too long.", registry=self.registry
+            "evitseg_dropped", "Work given up because its client had left or waited too long.", **own
         )
-        self.waiting = Gauge("evitseg_queue_waiting", "Images that wait for a thread.", registry=self.registry)
-        self.running = Gauge("evitseg_running", "Images that threads work on.", registry=self.registry)
-        self.upload_bytes = Gauge("evitseg_upload_bytes", "Bytes of bodies in memory.", registry=self.registry)
-        self._build = Info("evitseg_build", "Version, model and engine.", registry=self.registry)
-        ProcessCollector(registry=self.registry)
+        self.waiting = Gauge("evitseg_queue_waiting", "Images that wait for a thread.", **own)
+        self.running = Gauge("evitseg_running", "Images that threads work on.", **own)
+        self.upload_bytes = Gauge("evitseg_upload_bytes", "Bytes of bodies in memory.", **own)
+        self._build = Info("evitseg_build", "Version, model and engine.", **own)
+        ProcessCollector(**own)
 
     def describe(self, facts: Mapping[str, str]) -> None:
         """State version, model and engine."""

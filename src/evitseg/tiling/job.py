@@ -112,7 +112,7 @@ def places_of(network: Network, plan: Plan) -> tuple[Places, int]:
     ranges.append(LiveRange(height * width // finest_token_stride(network) ** 2, 0, last))
     offsets, length = allocate(ranges)
     sums = dict(zip(sets, offsets[len(features) : -1], strict=True))
-    return Places(dict(zip(features, offsets, strict=False)), sums, offsets[-1]), length
+    return Places(dict(zip(features, offsets[: len(features)], strict=True)), sums, offsets[-1]), length
 
 
 def place_of_window(network: Network, plan: Plan, segment: int, window: Window) -> Window:

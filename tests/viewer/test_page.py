@@ -1,12 +1,9 @@
-"""The page in a real browser. It needs Chromium or Chrome on the machine, which no package installs."""
+"""The page in a real browser."""
 
 from __future__ import annotations
 
-import io
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,29 +19,21 @@ from evitseg.labels import load_labels
 from evitseg.viewer.local_server import LocalServer
 from evitseg.viewer.view import View
 from evitseg.viewer.view_request import ViewRequest
+from tests.browsing import pixels_of, started_browser, until
 from tests.optional import needs
 
 needs("playwright")
 
-from playwright.sync_api import sync_playwright
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ROAD, SKY = (load_labels("camvid").names.index(name) for name in ("road", "sky"))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("needs Chromium or Chrome, such as apt install chromium")
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox does not work for root, whose page is ours.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
+    with started_browser() as browser:
+        yield browser
 
 
 @contextmanager
@@ -68,19 +57,8 @@ def own(address: str, server: LocalServer) -> bool:
     return address.startswith((server.url, "blob:", "data:"))
 
 
-def until(page: Page, is_so: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < end
-        page.wait_for_timeout(20)
-
-
 def is_shown(page: Page, place: str, text: str) -> bool:
     return page.inner_text(place) == text
-
-
-def pixels_of(page: Page) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
 
 
 def screen_place(page: Page, x: float, y: float) -> tuple[int, int]:

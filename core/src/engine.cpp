@@ -144,39 +144,13 @@ namespace {
 // The whole of a segment, as the area that runs.
 Window whole(const evs_runner &r, const Segment &s) { return {0, r.run.height / s.stride, 0, r.run.width / s.stride}; }
 
-// Cuts an area of a segment into columns narrow enough for the cache and bands enough for the threads.
-void cut(evs_runner &r, const Segment &s) {
-    const Run &run = r.run;
-    const Window &area = run.area;
-    const int height = area.height(), width = area.width();
-    const bool sums = adds_up(end_of(*run.program, s).kind);
-    const int step = sums ? kSumColumns : 8, threads = r.pool->threads();
-    int columns = 1, tile = width;
-    while (tile > step && r.model->isa->space(run, s, {0, 1, area.x0, area.x0 + tile}).cached > kCache) {
-        columns++;
-        const int next = (((width + columns - 1) / columns) + step - 1) / step * step;
-        if (next < tile) tile = next;
-        if (columns > width) break;
-    }
-    columns = (width + tile - 1) / tile;
-    const int unit = sums ? kSumRows : 1;
-    int bands = (threads + columns - 1) / columns;
-    int band = ((height + bands - 1) / bands + unit - 1) / unit * unit;
-    r.segment = &s;
-    r.tile_width = tile, r.columns = columns, r.band_height = band, r.rows = (height + band - 1) / band;
-    r.space = 0;
-    for (int c = 0; c < columns; c++) {
-        const int x0 = area.x0 + c * tile, x1 = x0 + tile < area.x1 ? x0 + tile : area.x1;
-        const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}).bytes);
-        if (space > r.space) r.space = space;
-    }
-}
-
 // Costs in multiply-adds of a dense convolution.
 constexpr double kDepthwise = 3;                    // one of a depthwise convolution, which reads more than it computes
 constexpr double kNear = 6, kFar = 20;              // a number that is stored and loaded: in a thread's cache, beyond it
 constexpr size_t kNearBytes = 512 << 10;
 constexpr double kBarrier = 150e3;                  // threads that wait for each other
+constexpr double kIdle = 1.05;                      // waiting that more bands than needed may shorten
+constexpr int kMoreBands = 8;
 
 Range grown(Range r, int stride, int reach, int side) {
     const int first = r.first * stride - reach, last = (r.last - 1) * stride + reach + 1;
@@ -205,19 +179,35 @@ void work_of(const Op &op, int block, double &out, double &in) {
     }
 }
 
-// An estimate of the time that a part takes, in multiply-adds of one thread.
-double cost(evs_runner &r, const Segment &s) {
-    r.run.area = whole(r, s);
-    cut(r, s);
-    const Program &p = *r.run.program;
+// Cuts the area of a segment, whose columns are known, into bands.
+void set_bands(evs_runner &r, const Segment &s, int bands) {
+    const int height = r.run.area.height(), unit = adds_up(end_of(*r.run.program, s).kind) ? kSumRows : 1;
+    r.band_height = ((height + bands - 1) / bands + unit - 1) / unit * unit;
+    r.rows = (height + r.band_height - 1) / r.band_height;
+}
+
+// How many times as long the windows take as they would if no thread had to wait for the others at the end.
+double idle(const evs_runner &r) {
     const int items = r.rows * r.columns, threads = r.pool->threads();
+    return double((items + threads - 1) / threads) * threads / items;
+}
+
+// Multiply-adds of all windows of a segment, with the rows and columns beside a window that it computes, too.
+double work(evs_runner &r, const Segment &s) {
+    const Program &p = *r.run.program;
+    const Window &area = r.run.area;
     double total = 0;
     // Rows and columns that an operation works on, in all windows together, are independent of each other.
     int stride = s.stride;
     Range *rows = r.ranges[0], *columns = r.ranges[1];
-    const int height = r.run.height / stride, width = r.run.width / stride;
-    for (int i = 0; i < r.rows; i++) rows[i] = {i * r.band_height, (i + 1) * r.band_height < height ? (i + 1) * r.band_height : height};
-    for (int i = 0; i < r.columns; i++) columns[i] = {i * r.tile_width, (i + 1) * r.tile_width < width ? (i + 1) * r.tile_width : width};
+    for (int i = 0; i < r.rows; i++) {
+        const int first = area.y0 + i * r.band_height, last = first + r.band_height;
+        rows[i] = {first, last < area.y1 ? last : area.y1};
+    }
+    for (int i = 0; i < r.columns; i++) {
+        const int first = area.x0 + i * r.tile_width, last = first + r.tile_width;
+        columns[i] = {first, last < area.x1 ? last : area.x1};
+    }
     auto pixels = [&] {
         double y = 0, x = 0;
         for (int i = 0; i < r.rows; i++) y += rows[i].count();
@@ -234,17 +224,61 @@ double cost(evs_runner &r, const Segment &s) {
         for (int b = 0; b < r.columns; b++) columns[b] = grown(columns[b], op.stride, reach_of(op), r.run.width / stride);
         total += in * pixels();
     }
-    const Op &first = p.ops[s.first], &last = end_of(p, s);
     double out, in;
-    work_of(first, r.model->isa->block, out, in);
-    total += out * pixels();
-    const Op *borders[] = {&first, &last};
+    work_of(p.ops[s.first], r.model->isa->block, out, in);
+    return total + out * pixels();
+}
+
+// Cuts an area of a segment into columns narrow enough for the cache and bands enough for the threads.
+void cut(evs_runner &r, const Segment &s) {
+    const Run &run = r.run;
+    const Window &area = run.area;
+    const int width = area.width();
+    const int step = adds_up(end_of(*run.program, s).kind) ? kSumColumns : 8, threads = r.pool->threads();
+    int columns = 1, tile = width;
+    while (tile > step && r.model->isa->space(run, s, {0, 1, area.x0, area.x0 + tile}).cached > kCache) {
+        columns++;
+        const int next = (((width + columns - 1) / columns) + step - 1) / step * step;
+        if (next < tile) tile = next;
+        if (columns > width) break;
+    }
+    columns = (width + tile - 1) / tile;
+    r.segment = &s;
+    r.tile_width = tile, r.columns = columns;
+    const int least = (threads + columns - 1) / columns;
+    set_bands(r, s, least);
+    if (idle(r) > kIdle && columns <= kMaxWindows) {  // three windows take two threads as long as four
+        int best = least;
+        double time = work(r, s) * idle(r);
+        for (int bands = least + 1; bands <= least + kMoreBands && bands <= area.height(); bands++) {
+            set_bands(r, s, bands);
+            const double other = work(r, s) * idle(r);
+            if (other < time) time = other, best = bands;
+        }
+        set_bands(r, s, best);
+    }
+    r.space = 0;
+    for (int c = 0; c < columns; c++) {
+        const int x0 = area.x0 + c * tile, x1 = x0 + tile < area.x1 ? x0 + tile : area.x1;
+        const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}).bytes);
+        if (space > r.space) r.space = space;
+    }
+}
+
+// An estimate of the time that a part takes, in multiply-adds of one thread.
+double cost(evs_runner &r, const Segment &s) {
+    r.run.area = whole(r, s);
+    cut(r, s);
+    const Program &p = *r.run.program;
+    const int threads = r.pool->threads();
+    double total = work(r, s);
+    const Op *borders[] = {&p.ops[s.first], &end_of(p, s)};
     for (const Op *op : borders) {
         if (!may_cut(op->kind)) continue;
         const size_t numbers = value_numbers(*r.model, op->value, r.run.height, r.run.width), bytes = numbers * r.model->isa->bytes;
         total += double(numbers) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
     }
-    return total / threads * (double((items + threads - 1) / threads) * threads / items) + kBarrier;
+    return total / threads * idle(r) + kBarrier;
 }
 
 // Cuts a segment into parts where that is estimated to save time: each window of a long part computes the rows that its

@@ -72,7 +72,7 @@ def _about(path: Path) -> Leftover:
     if temporary_in_use(path):
         state = "in use"
     elif source is not None:
-        state = "outdated" if _is_outdated(source) else "resumable"
+        state = "outdated" if is_outdated(source) else "resumable"
     return Leftover(path, state, (source or "").rsplit(" ", 2)[0], size_bytes, age_s)
 
 
@@ -97,10 +97,10 @@ def _source_of(state: Path) -> str | None:
     return source if isinstance(source, str) else ""
 
 
-def _is_outdated(source: str) -> bool:
+def is_outdated(source: str) -> bool:
     """Whether an image changed since its identity (path, length, time of change) was noted, or is gone.
 
-    False for an image that is no file, or on a disk that is not mounted now.
+    False for an image that is no file, on a disk that is not mounted now, or in a folder that cannot be searched.
     """
     name, *about = source.rsplit(" ", 2)
     path = Path(name)
@@ -108,6 +108,8 @@ def _is_outdated(source: str) -> bool:
         return False
     try:
         now = path.stat()
-    except OSError:
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
     return [str(now.st_size), str(now.st_mtime_ns)] != about

@@ -77,7 +77,8 @@ def render_region(
         context = Context.load(context, network)
     window = region if isinstance(region, Window) else Window(*region)
     with image_source(source, None, memory, reading_of(model, network)) as (image, _):
-        rendered = _rendered(image, network, context, window, memory)
+        context.check_image(image)
+        rendered = render_window(image, network, context, window, memory)
         if mask is not None:
             from evitseg.raster import part_of
 
@@ -89,9 +90,14 @@ def render_region(
     return rendered
 
 
-def _rendered(source: Source, network: Network, context: Context, region: Window, memory: int | None) -> RenderedRegion:
+def render_window(
+    source: Source, network: Network, context: Context, region: Window, memory: int | None = None
+) -> RenderedRegion:
+    """`render_region` of an image that is open, whose context was checked with `Context.check_image`.
+
+    Raises: ConfigError for a region outside the image, or not enough memory; ImageError, EngineError.
+    """
     height, width = source.size
-    context.check_image(source)
     if (
         min(region.top, region.left) < 0
         or min(region.height, region.width) < 1

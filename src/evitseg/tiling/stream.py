@@ -27,6 +27,7 @@ from evitseg.raster.png import MaskFormat
 from evitseg.raster.window import Sink, Source
 from evitseg.runtime.core import NotFiniteError
 from evitseg.system.files import STATE, TEMPORARY, remove_folder, sweep_once
+from evitseg.system.leftovers import is_outdated
 from evitseg.system.machine import boot_identity
 from evitseg.system.parallel import ordered_map
 from evitseg.tiling.arguments import (
@@ -335,13 +336,8 @@ def _identity(network: Network, source: Source, plan: Plan) -> dict[str, Any]:
 def remove_orphans(folder: Path) -> None:
     """Remove interrupted work that cannot be resumed, because its image was changed or removed since."""
     for place, identity in _interrupted(folder):
-        name, *about = str(identity.get("source", "")).rsplit(" ", 2)
-        path = Path(name)
-        if len(about) != 2 or not path.is_absolute() or not path.parent.is_dir():
-            continue  # the image is no file, or is on a disk that is not mounted now
-        with contextlib.suppress(OSError):
-            now = path.stat() if path.exists() else None
-            if now is None or [str(now.st_size), str(now.st_mtime_ns)] != about:
+        if is_outdated(str(identity.get("source", ""))):
+            with contextlib.suppress(OSError):
                 remove_folder(place)
 
 

@@ -75,6 +75,13 @@ class ModelSettings:
 
         return load(self.name, precision=self.precision, threads=self.threads, size=size, reading=reading)
 
+    def network(self) -> Network:
+        """The model for images of any size. Raises: EngineError for one that does not run in bands, WeightsError."""
+        from evitseg.loading import engine_file
+        from evitseg.tiling.network import Network
+
+        return Network(engine_file(self.name) or str(self.name), self.precision, self.threads)
+
     def digest(self) -> str:
         """A digest of the model's file. Raises: EvitsegError."""
         from evitseg.loading import engine_file
@@ -90,16 +97,13 @@ class ModelSettings:
 class ExactMask:
     """The mask that the whole image gets from a model, in tiles. One call at a time runs; others wait.
 
-    Raises: EngineError for a model that does not run in tiles, WeightsError, MissingPackageError.
+    Raises: EngineError for a model that does not run in bands, WeightsError, MissingPackageError.
     """
 
     def __init__(self, model: ModelSettings) -> None:
-        from evitseg.loading import engine_file
-        from evitseg.tiling.network import Network
-
-        self._network: Network = Network(engine_file(model.name) or str(model.name), model.precision, model.threads)
-        self._memory = model.memory
+        self._network, self._memory = model.network(), model.memory
         self._context: Context | None = None
+        self._checked = ""
         self._turn = threading.Condition()
         self._is_busy, self._urgent = False, 0
 
@@ -128,7 +132,7 @@ class ExactMask:
 
         context = Context.load(path, self._network)
         context.check_image(source)
-        self._context = context
+        self._context, self._checked = context, source.identity
 
     def compute(
         self, source: Source, mask: Sink, size: Size, scratch: Path, save: Path, watch: Callable[[float], None]
@@ -151,7 +155,7 @@ class ExactMask:
             )
         assert result.context is not None  # as without a context window
         result.context.save(save)
-        self._context = result.context
+        self._context, self._checked = result.context, source.identity
 
     def render(
         self, source: Source, part: Rectangle, is_needed: Callable[[], bool], is_urgent: bool
@@ -160,14 +164,17 @@ class ExactMask:
 
         Raises: EvitsegError.
         """
-        from evitseg.tiling.region import render_region
+        from evitseg.tiling.region import render_window
         from evitseg.tiling.windows import Window
 
         assert self._context is not None
         with self._one_at_a_time(is_urgent):
             if not is_needed():
                 return None
-            return render_region(self._network, source, self._context, Window(*part), memory=self._memory).mask
+            if source.identity != self._checked:  # once for an image, because it reads sixteen parts of it
+                self._context.check_image(source)
+                self._checked = source.identity
+            return render_window(source, self._network, self._context, Window(*part), self._memory).mask
 
 
 class Previews:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.architecture import LOGIT_STRIDE
+from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.runtime.core import Core
 
 SUM_ROWS = 4
@@ -103,6 +103,7 @@ class SegmentedCore:
     Attributes:
         segments: in the order in which they run.
         features: the feature maps that segments write and later ones read.
+        users: of every feature map, the segments that write or read it.
     """
 
     def __init__(self, core: Core) -> None:
@@ -116,6 +117,12 @@ class SegmentedCore:
             core.check(self._library.evs_model_value(core.model, i, ctypes.byref(value)))
             features.append(FeatureMap(value.stride, value.pixel_bytes))
         self.segments, self.features = tuple(segments), tuple(features)
+        self.users = tuple(
+            tuple(
+                i for i, about in enumerate(segments) if any(self.rows(i, feature, STRIDE, 0, STRIDE // about.stride))
+            )
+            for feature in range(len(features))
+        )
 
     def rows(self, segment: int, feature: int, height: int, first: int, last: int) -> tuple[range, range]:
         """The rows of a feature map, or of the `IMAGE`, that rows of a segment's end need.

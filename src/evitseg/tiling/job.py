@@ -97,12 +97,7 @@ def places_of(network: Network, plan: Plan) -> tuple[Places, int]:
     """Where everything is stored between segments, and the bytes of all of it."""
     core, (height, width) = network.core, plan.working
     last, ranges, features = len(core.segments) - 1, list[LiveRange](), list[int]()
-    for feature, about in enumerate(core.features):
-        used = [
-            i
-            for i, segment in enumerate(core.segments)
-            if any(core.rows(i, feature, height, 0, height // segment.stride))
-        ]
+    for feature, (about, used) in enumerate(zip(core.features, core.users, strict=True)):
         if used and used[0] < last:  # the logits do not wait
             features.append(feature)
             size = height // about.stride * (width // about.stride) * about.pixel_bytes
@@ -220,7 +215,8 @@ class Job:
         place, height = self.place(segment, window), self.plan.working[0]
         base, offsets = self.scratch.bytes.ctypes.data, self._places.features
         stored = [Stored(base + offsets[i] if i in offsets else 0, 0) for i in range(len(self.core.features))]
-        written = [(i, self.core.rows(segment, i, height, place.top, place.bottom)[1]) for i in offsets]
+        used = [i for i in offsets if segment in self.core.users[i]]
+        written = [(i, self.core.rows(segment, i, height, place.top, place.bottom)[1]) for i in used]
         # A tile's columns are only a part of the rows.
         whole = [(i, rows) for i, rows in written if rows and self.plan.tile is None]
         extents = [(offsets[i] + rows.start * self._row_bytes(i), len(rows) * self._row_bytes(i)) for i, rows in whole]

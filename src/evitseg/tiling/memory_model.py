@@ -75,6 +75,8 @@ def band_memory(
     first, end = place.top, min(place.bottom + (2 if segment == last else 0), height // about.stride)
     needed = core.memory(segment, working, (first, end, place.left, place.right))
     for feature, stored in enumerate(core.features):
+        if segment not in core.users[feature]:
+            continue
         row_bytes = width // stored.stride * stored.pixel_bytes
         reads, writes = core.rows(segment, feature, height, first, end)
         needed += (len(reads) + 2 * len(writes)) * row_bytes

@@ -30,6 +30,8 @@ LARGEST_BAND = 2048
 """Largest height of a band in pixels. Rows beside a band are computed twice, but higher ones were no faster."""
 LARGEST_FIRST_BAND = 1024
 """The same for the first segment, which waits for the rows of its first band to be read."""
+LARGEST_LAST_BAND = 512
+"""The same for the last segment: new memory for logits and mask costs more than rows that are computed twice."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def make_plan(
         return plan
     bands, least = [], 0
     for segment in range(count):
-        heights = [band] if band else _heights(min(working[0], most if segment else min(most, LARGEST_FIRST_BAND)))
+        own = LARGEST_FIRST_BAND if segment == 0 else LARGEST_LAST_BAND if segment == count - 1 else most
+        heights = [band] if band else _heights(min(working[0], most, own))
         for height in heights:
             tried = replace(plan, bands=(height,) * count)
             needed = _memory(network, tried, segment, held)

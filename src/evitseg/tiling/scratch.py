@@ -156,6 +156,8 @@ class Scratch:
         self._file: int | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="evitseg")
         self._writes: list[Future[None]] = []
+        self._written: NDArray[np.uint8] | None = None
+        self._spare: NDArray[np.uint8] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -272,12 +274,22 @@ class Scratch:
         if not hasattr(os, "pwrite"):  # Windows, where a mapped file need not agree with one that is written
             yield [self.bytes.ctypes.data + offset for offset, _ in extents]
             return
-        parts = [aligned_bytes(length) for _, length in extents]
+        starts = [0]
+        for _, length in extents:
+            starts.append(starts[-1] + -(-length // ALIGNMENT) * ALIGNMENT)
+        buffer = self._buffer(starts[-1])
+        parts = [buffer[start : start + length] for start, (_, length) in zip(starts[:-1], extents, strict=True)]
         yield [part.ctypes.data for part in parts]
         self.wait()  # at most one window is being written while the next one runs
         self._writes = [
             self._writer.submit(self._write, part, at) for part, (at, _) in zip(parts, extents, strict=True)
         ]
+        self._written = buffer
+
+    def _buffer(self, length: int) -> NDArray[np.uint8]:
+        """A buffer that is not being written. One that fits is used again: new memory costs more than a copy."""
+        spare, self._spare = self._spare, None
+        return spare[:length] if spare is not None and length <= len(spare) <= 2 * length else aligned_bytes(length)
 
     def _write(self, part: NDArray[np.uint8], offset: int) -> None:
         assert self._file is not None
@@ -292,6 +304,8 @@ class Scratch:
         writes, self._writes = self._writes, []
         for write in writes:
             write.result()
+        if self._written is not None:
+            self._spare, self._written = self._written, None
 
     def release(self) -> None:
         """Give the memory of the stored bytes back to the system, which writes them to disk in its own time."""
@@ -323,7 +337,7 @@ class Scratch:
         """Close the file. No array of its bytes may be used afterwards."""
         with contextlib.suppress(FileError):  # reported where it was waited for
             self.wait()
-        self._bytes = None
+        self._bytes = self._written = self._spare = None
         if self._file is not None:
             os.close(self._file)
             self._file = None

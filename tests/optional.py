@@ -19,7 +19,7 @@ EXTRAS = {
     "coremltools": "coreml",
     "executorch": "executorch",
     "httpx2": "dev",
-    "huggingface_hub": "torch",
+    "huggingface_hub": "hub",
     "imagecodecs": "slides",
     "litert_torch": "litert-export",
     "matplotlib": "bench",

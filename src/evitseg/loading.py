@@ -16,6 +16,7 @@ from evitseg.engine import Engine, Precision
 from evitseg.errors import ConfigError, EngineError, FileError, MissingPackageError, WeightsError, unknown
 from evitseg.image import ReadOptions, Size
 from evitseg.system.files import file_sha256
+from evitseg.system.hub import is_hub_name, parse_hub_name
 
 if TYPE_CHECKING:
     from evitseg.manifest import Manifest
@@ -81,9 +82,11 @@ def load(
 
     Args:
         model: the name of a bundled or a published model (`list_models`); the path of a checkpoint (.safetensors, .pt,
-            .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte, .param); or a network from `build` or
-            `load_official`, which is copied. None for the bundled default. A published model is downloaded on first
-            use. The first use of a published model and every use of a .pt or .pth file need PyTorch.
+            .pth) or an exported model (.onnx, .xml, .evit, .tflite, .pte, .param); a model on the Hugging Face Hub,
+            "hf://owner/name", with "@revision" or "/file" if needed; or a network from `build` or `load_official`,
+            which is copied. None for the bundled default. A published model is downloaded on first use, one on the hub
+            if there is a newer revision than in the cache. The first use of a published model and every use of a .pt or
+            .pth file need PyTorch.
         engine: "native", evitseg's own (the default), or "torch" for a checkpoint; "native" (the default), "openvino"
             or "onnxruntime" for an ONNX file; every other kind of file has one engine.
         device: "cpu" (the default); "cuda", "cuda:1" or "mps" for a checkpoint in PyTorch; "auto" for a GPU in PyTorch
@@ -100,15 +103,19 @@ def load(
     """
     from evitseg.runtime.segmenter import Segmenter
 
-    if model is not None and not isinstance(model, (str, os.PathLike)):
+    source = None
+    if isinstance(model, str):
+        model, source = located(model)
+    elif model is not None and not isinstance(model, os.PathLike):
         model = copy.deepcopy(model)  # the segmenter and its pickles stay what they are when training goes on
     opened = _engine(model, engine, device, threads, precision, streams)
     segment = Segmenter(opened, size, reading)
     _LOG.info("model %s runs in %s", segment.manifest.name, segment.info)
+    segment.source = source
     is_file = isinstance(model, (str, os.PathLike)) and Path(model).is_file()
-    source = os.path.abspath(model) if is_file else model  # type: ignore[arg-type]
+    again = source or (os.path.abspath(model) if is_file else model)  # type: ignore[arg-type]
     segment.loaded_by = partial(
-        load, source, engine=engine, device=device, threads=threads, precision=precision, size=size, streams=streams,
+        load, again, engine=engine, device=device, threads=threads, precision=precision, size=size, streams=streams,
         reading=reading,
     )  # fmt: skip
     return segment
@@ -180,10 +187,41 @@ def _wants_gpu(device: str | None) -> bool:
     return has_gpu()
 
 
+def located(model: str) -> tuple[str, str | None]:
+    """For a model on the hub (hf://...) the path of its file in the cache, or the name that it is published by, and its
+    hub name with the commit and the file. For any other model the model itself, and None.
+
+    Raises: ConfigError, WeightsError, MissingPackageError.
+    """
+    if not is_hub_name(model):
+        return model, None
+    from evitseg.model.published import published_in
+
+    name = parse_hub_name(model)
+    if published := published_in(name.repository):
+        if name.file not in published:
+            raise WeightsError(
+                f"{model}: evitseg knows these weights by name; give one of {', '.join(sorted(published.values()))}."
+            )
+        if name.revision is not None:
+            raise WeightsError(
+                f"{model}: published weights come in the repository's current revision; leave out the revision."
+            )
+        return published[name.file], None
+    from evitseg.runtime.hub_models import find_hub_model
+
+    found = find_hub_model(name)
+    return str(found.file), str(found.name)
+
+
 def model_file(model: str | os.PathLike[str] | None) -> Path | None:
     """The file that an engine opens without PyTorch, if a name or path means one: a bundled or an exported model, or a
-    checkpoint (.safetensors). The file may not exist, or have no manifest.
+    checkpoint (.safetensors). The file may not exist, or have no manifest. One on the hub is downloaded.
+
+    Raises: WeightsError, MissingPackageError for a model on the hub.
     """
+    if isinstance(model, str):
+        model, _ = located(model)
     path = bundled_models().get(str(model or DEFAULT_MODEL), Path(model or DEFAULT_MODEL))
     return path if path.suffix in (".safetensors", *EXPORTED_ENDINGS) else None
 
@@ -193,8 +231,18 @@ def engine_file(model: str | os.PathLike[str] | None) -> Path | None:
 
     Raises: WeightsError, MissingPackageError.
     """
+    if isinstance(model, str):
+        model, _ = located(model)
     name = short_name(str(model))
     return _published_checkpoint(name) if name in PUBLISHED_SEGMENTATION else model_file(model)
+
+
+def model_stem(model: str | os.PathLike[str]) -> Path:
+    """The beginning of the names of files made from a model: its path without ending, its name, or its repository's."""
+    if isinstance(model, str) and is_hub_name(model):
+        return Path(parse_hub_name(model).repository.rpartition("/")[2])
+    path = Path(model)
+    return path.with_suffix("") if path.suffix in (*CHECKPOINT_ENDINGS, *EXPORTED_ENDINGS) else path
 
 
 def _is_checkpoint(model: str | os.PathLike[str]) -> bool:
@@ -227,13 +275,16 @@ def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch
     """A network in PyTorch with its manifest.
 
     Args:
-        model: a checkpoint, an exported .onnx file, the name of a model, or a network, which gets a new manifest.
+        model: a checkpoint, an exported .onnx file, the name of a model (also hf://owner/name), or a network, which
+            gets a new manifest.
         extra: the package's extra that the caller needs, for the message if PyTorch is missing.
 
     Raises: ConfigError for an unknown name, WeightsError, MissingPackageError.
     """
     if not isinstance(model, (str, os.PathLike)):
         return _network_with_manifest(model)
+    if isinstance(model, str):
+        model, _ = located(model)
     name = short_name(str(model))
     path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION
     if path.suffix not in CHECKPOINT_ENDINGS and not published and path.suffix != ".onnx":

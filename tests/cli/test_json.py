@@ -19,8 +19,8 @@ SMALL = ("--size", "64", "--precision", "float32")
 PAGE = Path(__file__).parents[2] / "docs/reference/json.md"
 
 TOP = {
-    "model": (str, None), "engine": (str, None), "images": list, "videos": list, "failed": list, "skipped": list,
-    "counts": dict, "error": (str, None),
+    "model": (str, None), "source": (str, None), "engine": (str, None), "images": list, "videos": list, "failed": list,
+    "skipped": list, "counts": dict, "error": (str, None),
 }  # fmt: skip
 IMAGE = {
     "image": str, "mode": str, "mask": str, "size": list, "fractions": dict, "nodata": float, "overlay": (str, None),

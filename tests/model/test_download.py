@@ -6,9 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,59 +24,17 @@ from evitseg.model import published as published_table
 from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED, download
+from tests.hub_server import HubServer, running_hub
 
 NAME = "efficientvit-seg-b0-cityscapes"
-PATH = f"/{PUBLISHED[NAME].repository}/resolve/main/{PUBLISHED[NAME].file}"
-
-
-class Hub:
-    """Serves files the way the hub does: a commit, an ETag and a length for every path."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.requests: list[str] = []
-        self.hangs_up = False
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(with_body=False)
-
-            def do_GET(self) -> None:
-                self.answer(with_body=True)
-
-            def answer(self, with_body: bool) -> None:
-                content = hub.files.get(self.path)
-                if self.path.startswith("/han-cai/"):
-                    hub.requests.append(f"{self.command} {self.path}")
-                self.send_response(200 if content is not None else 404)
-                if content is None:
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                body = content or b""
-                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-                self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if with_body:
-                    self.wfile.write(body[: len(body) // 2] if hub.hangs_up else body)
-                    self.close_connection = hub.hangs_up
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+REPOSITORY, FILE = PUBLISHED[NAME].repository, PUBLISHED[NAME].file
+PATH = f"/{REPOSITORY}/resolve/main/{FILE}"
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+def hub() -> Iterator[HubServer]:
+    with running_hub() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -102,25 +58,28 @@ def known(published: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_a_file_is_downloaded_once_and_found_offline_afterwards(hub: Hub, published: bytes, tmp_path: Path) -> None:
-    hub.files[PATH] = published
+def test_a_file_is_downloaded_once_and_found_offline_afterwards(
+    hub: HubServer, published: bytes, tmp_path: Path
+) -> None:
+    hub.repository(REPOSITORY, **{FILE: published})
     path = download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
     assert path.read_bytes() == published
     assert hub.requests == [f"HEAD {PATH}", f"GET {PATH}"]
-    hub.files.clear()
+    hub.repositories.clear()
     assert download("b0-cityscapes", endpoint=hub.url, cache=tmp_path) == path
     assert len(hub.requests) == 2
     assert evitseg.load_official("b0-cityscapes", path).config.num_classes == 19
 
 
-def test_a_file_that_is_not_the_published_one_is_refused(hub: Hub, published: bytes, tmp_path: Path) -> None:
-    hub.files[PATH] = published
+def test_a_file_that_is_not_the_published_one_is_refused(hub: HubServer, published: bytes, tmp_path: Path) -> None:
+    hub.repository(REPOSITORY, **{FILE: published})
     with pytest.raises(WeightsError, match="its sha256 is .* delete it and try again"):
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
 
 
-def test_a_connection_that_breaks_is_one_sentence(hub: Hub, published: bytes, tmp_path: Path) -> None:
-    hub.files[PATH], hub.hangs_up = published, True
+def test_a_connection_that_breaks_is_one_sentence(hub: HubServer, published: bytes, tmp_path: Path) -> None:
+    hub.repository(REPOSITORY, **{FILE: published})
+    hub.hangs_up = True
     with pytest.raises(WeightsError, match="could not be downloaded") as error:
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
     assert "\n" not in str(error.value)
@@ -128,15 +87,14 @@ def test_a_connection_that_breaks_is_one_sentence(hub: Hub, published: bytes, tm
         download("b0-cityscapes", endpoint="nonsense://", cache=tmp_path / "other")
 
 
-def test_a_file_that_the_hub_lacks_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="could not be downloaded from han-cai/efficientvit-seg") as error:
+def test_a_file_that_the_hub_lacks_is_one_sentence(hub: HubServer, tmp_path: Path) -> None:
+    hub.repository(REPOSITORY)
+    with pytest.raises(WeightsError, match="b0-cityscapes: han-cai/efficientvit-seg has no file") as error:
         download("b0-cityscapes", endpoint=hub.url, cache=tmp_path)
-    assert "give its path as the model" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_without_a_network_the_command_says_what_to_do(tmp_path: Path) -> None:
-    # Offline mode fails as a missing network does, without the half minute of retries before.
+def test_offline_the_command_says_what_to_do(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "evitseg", "predict", "--example", "--model", "b0-cityscapes", "--out", str(tmp_path)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
@@ -146,14 +104,14 @@ def test_without_a_network_the_command_says_what_to_do(tmp_path: Path) -> None:
     )
     assert run.returncode == 1
     assert run.stderr.startswith("error: b0-cityscapes: ")
-    assert "Check the network" in run.stderr
+    assert "HF_HUB_OFFLINE forbids to download it" in run.stderr
     assert "Traceback" not in run.stderr
 
 
 def test_the_command_downloads_and_converts_once_and_needs_neither_hub_nor_pytorch_again(
-    hub: Hub, b0_checkpoint: Path, tmp_path: Path
+    hub: HubServer, b0_checkpoint: Path, tmp_path: Path
 ) -> None:
-    hub.files[PATH] = b0_checkpoint.read_bytes()
+    hub.repository(REPOSITORY, **{FILE: b0_checkpoint.read_bytes()})
     out = tmp_path / "out"
     arguments = ["predict", "--example", "-m", "b0-cityscapes", "--size", "256", "--out", str(out)]
     without = "import sys; sys.modules.update(torch=None, huggingface_hub=None); "
@@ -168,5 +126,5 @@ def test_the_command_downloads_and_converts_once_and_needs_neither_hub_nor_pytor
         assert run.returncode == 0, run.stderr
         assert "vegetation" in run.stdout
         masks.append((out / "street_mask.png").read_bytes())
-        hub.files.clear()
+        hub.repositories.clear()
     assert masks[0] == masks[1]

@@ -59,6 +59,7 @@ def average_command(
     The result is as fast as one model and often more accurate than each of them.
     """
     from evitseg.errors import MissingPackageError
+    from evitseg.loading import located
 
     try:
         from evitseg.model.checkpoints import average_checkpoints, save_checkpoint
@@ -66,7 +67,7 @@ def average_command(
         raise MissingPackageError("averaging checkpoints", "torch") from error
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
-    network, manifest = average_checkpoints(list(checkpoints), weights)
+    network, manifest = average_checkpoints([located(name)[0] for name in checkpoints], weights)
     statistics = "batch norm statistics averaged, too; --data estimates them on images"
     if data is not None:
         from evitseg.data.layouts import find_dataset

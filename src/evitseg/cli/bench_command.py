@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, FILE, PRECISION, THREADS
+from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, FILE, PRECISION, THREADS, pinned_model
 from evitseg.cli.output import Output
 from evitseg.cli.values import Parsed, parse_sides
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "model",
     required=False,
     metavar="[MODEL]",
-    help="A model's name, a checkpoint, or an exported model. Default: the bundled model.",
+    help="A model's name, a checkpoint, an exported model, or hf://owner/name. Default: the bundled model.",
 )
 @option(
     "--size",
@@ -117,7 +117,7 @@ def bench_command(
         from evitseg.profiling.roofline import check_drawing
 
         check_drawing(roofline)
-    subject = bench_module.Subject(model, engine, precision, threads, device)
+    subject = bench_module.Subject(pinned_model(model, output), engine, precision, threads, device)
     command, machine = shlex.join(["evitseg", *sys.argv[1:]]), machine_here()
     content: dict[str, Any] = {
         "command": command,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from evitseg.cli.options import (
     THREADS,
     VALUE_RANGE,
     given_options,
+    pinned_model,
     read_options,
     workers_option,
 )
@@ -101,6 +102,7 @@ def eval_command(
         settings["masks"] = str(masks)
     else:
         chosen = _Model(reading=reading, **model)
+        chosen = replace(chosen, model=pinned_model(chosen.model, output))
         segment = chosen.load()
         predictor = segment.mask_tta if chosen.tta else segment
         if segment.reading != AS_STATED:
@@ -157,6 +159,7 @@ class _Model:
         chosen = {"bands": reading.bands, "range": reading.value_range, "page": reading.page}
         return {
             "model": segment.manifest.name,
+            **({"source": segment.source} if segment.source else {}),
             "engine": str(segment.info),
             "size": str(self.size or "the model's rule"),
             **{

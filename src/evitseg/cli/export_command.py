@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, FILE, LABELS
+from evitseg.cli.options import AT_LEAST_1, FILE, LABELS, pinned_model
 from evitseg.cli.output import Output
 from evitseg.cli.values import Names, Parsed, parse_export_size
 
@@ -46,7 +46,7 @@ def _number_formats() -> list[str]:
 @click.argument(
     "checkpoint",
     metavar="CHECKPOINT",
-    help="A checkpoint (.safetensors, .pt), our .onnx, or the name of a bundled or published model.",
+    help="A checkpoint (.safetensors, .pt), our .onnx, the name of a bundled or published model, or hf://owner/name.",
 )
 @option(
     "--images",
@@ -144,9 +144,10 @@ def export_command(
     stored = "int8" if int8 is not None else "float16" if fp16 else weights
     from evitseg.exporters.formats import FORMATS
     from evitseg.labels import load_labels
-    from evitseg.loading import network_of
+    from evitseg.loading import model_stem, network_of
 
     label_space = load_labels(labels) if labels else None
+    checkpoint = pinned_model(checkpoint, output) or checkpoint
     network, manifest = network_of(checkpoint, extra="export" if to == BEST else FORMATS[to].extra)
     from evitseg.exporters.export import export
 
@@ -168,7 +169,7 @@ def export_command(
             output,
             network,
             manifest,
-            out or Path(checkpoint),
+            out or model_stem(checkpoint),
             size=fixed,
             images=images,
             data=data,
@@ -178,7 +179,7 @@ def export_command(
         )
         return
     form = FORMATS[to]
-    place = out or form.name(Path(checkpoint).with_suffix("") if Path(checkpoint).exists() else checkpoint)
+    place = out or form.name(model_stem(checkpoint))
     path, manifest = export(
         (network, manifest),
         to,

@@ -8,7 +8,7 @@ import click
 
 from evitseg.cli.command import verb
 from evitseg.cli.models_command import costs, large_number, show_models
-from evitseg.cli.options import engine_names
+from evitseg.cli.options import engine_names, pinned_model
 from evitseg.cli.output import Output
 
 
@@ -17,7 +17,12 @@ from evitseg.cli.output import Output
     ("evitseg info", "The version, and which engines are installed."),
     ("evitseg info model.onnx", "What a model file contains: classes, size, accuracy, where it came from."),
 )
-@click.argument("model", required=False, metavar="[MODEL]", help="A model's name, a checkpoint, or an exported model.")
+@click.argument(
+    "model",
+    required=False,
+    metavar="[MODEL]",
+    help="A model's name, a checkpoint, an exported model, or hf://owner/name.",
+)
 def info_command(output: Output, model: str | None) -> None:
     """Describe a model; without one, show the version and the installed engines."""
     if model is None:
@@ -30,7 +35,7 @@ def info_command(output: Output, model: str | None) -> None:
         show_models(output, about["variants"])
         output.result("`evitseg models` lists the models.")
         return
-    output.content = _about_model(model)
+    output.content = _about_model(pinned_model(model, output) or model)
     for key, value in output.content.items():
         rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
         for row in rows:
@@ -73,6 +78,7 @@ def _about_model(model: str) -> dict[str, Any]:
     from evitseg.loading import model_file, network_of
     from evitseg.runtime.checkpoint import NoManifestError
     from evitseg.runtime.engines import read_manifest
+    from evitseg.system.hub import is_hub_name
 
     short = short_name(model)
     if short in PUBLISHED_SEGMENTATION:  # described without downloading its weights
@@ -86,6 +92,7 @@ def _about_model(model: str) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "file": str(path or model),
+        **({"source": model} if is_hub_name(model) else {}),
         "variant": manifest.model.variant,
         "classes": list(manifest.labels.names),
         **costs(manifest.cost),

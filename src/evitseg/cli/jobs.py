@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
 from evitseg.cli.inputs import find_inputs
 from evitseg.cli.names import name_outputs
+from evitseg.cli.options import pinned_model
 from evitseg.cli.outcome import HAS_RESULTS, Outcome
 from evitseg.cli.output import Output
 from evitseg.cli.request import CHOSEN_BY, MASK_ENDINGS, ONE_IMAGE, VIDEO_ENDINGS, Mode, Request, check_used
@@ -75,6 +76,9 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
     outcome = Outcome(output, names)
     jobs = plan(request, outcome)
     outcome.report_skipped()
+    if jobs:
+        request = replace(request, model=pinned_model(request.model, output))
+        outcome.comes_from(request.model)
     by_mode = {mode: [job for job in jobs if job.mode is mode] for mode in Mode}
     if by_mode[Mode.whole] or by_mode[Mode.video]:
         from evitseg.cli.predict_whole import predict_whole

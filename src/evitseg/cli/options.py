@@ -13,6 +13,7 @@ from evitseg.cli.values import Names, Parsed, not_empty, parse_device, parse_siz
 from evitseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from evitseg.cli.output import Output
     from evitseg.image import ReadOptions
 
 FILE = click.Path(path_type=Path)
@@ -64,8 +65,9 @@ MODEL = option(
     metavar="MODEL",
     type=Parsed("model", not_empty),
     panel="Model",
-    help="A model's name (`evitseg models` lists them), a checkpoint (.safetensors, .pt), or an exported model (.onnx, "
-    ".xml, .evit, .tflite, .pte, .param). Default: the bundled model.",
+    help="A model's name (`evitseg models` lists them), a checkpoint (.safetensors, .pt), an exported model (.onnx, "
+    ".xml, .evit, .tflite, .pte, .param), or a model on the Hugging Face Hub (hf://owner/name). Default: the bundled "
+    "model.",
 )
 SIZE = option(
     "--size",
@@ -144,6 +146,24 @@ DATA = click.argument(
     metavar="DATA",
     help="A folder of images and masks, a list of pairs (.txt, .csv), or a .yaml file.",
 )
+
+
+def pinned_model(model: str | None, output: Output) -> str | None:
+    """A model on the hub with its commit, which is downloaded and reported; any other model unchanged.
+
+    A verb resolves the name once, so that it works with one revision to its end.
+
+    Raises: ConfigError, WeightsError, MissingPackageError.
+    """
+    from evitseg.system.hub import is_hub_name
+
+    if model is None or not is_hub_name(model):
+        return model
+    from evitseg.loading import located
+
+    name, source = located(model)
+    output.note(f"{model} is {source or name}")
+    return source or name
 
 
 def workers_option(help: str, minimum: int = 1) -> Callable[[Any], Any]:  # noqa: A002  # Click's name

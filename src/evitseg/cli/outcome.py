@@ -59,7 +59,7 @@ class Outcome:
         self._failed_inputs: set[str] = set()
         self._skipped: list[dict[str, str]] = []
         self._partly = 0
-        output.content |= {"model": None, "engine": None}
+        output.content |= {"model": None, "source": None, "engine": None}
         self._update()
 
     def _update(self) -> None:
@@ -85,6 +85,12 @@ class Outcome:
         """Record which model and engine segment the images; the first of several is reported."""
         if self.output.content["model"] is None:
             self.output.content |= {"model": model, "engine": str(engine)}
+
+    def comes_from(self, model: str | None) -> None:
+        """Record the commit and the file of a model on the hub."""
+        from evitseg.system.hub import is_hub_name
+
+        self.output.content["source"] = model if is_hub_name(model) else None
 
     def fail(self, source: object, error: object) -> None:
         """Record an input that was not segmented, or not completely."""

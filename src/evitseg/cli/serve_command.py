@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, FILE, MODEL, PRECISION, SIZE, THREADS, given_options
+from evitseg.cli.options import (
+    AT_LEAST_1,
+    DEVICE,
+    ENGINE,
+    FILE,
+    MODEL,
+    PRECISION,
+    SIZE,
+    THREADS,
+    given_options,
+    pinned_model,
+)
 from evitseg.cli.output import Output
 from evitseg.cli.values import Parsed, parse_bytes
 
@@ -177,6 +188,7 @@ def serve_command(
     from evitseg.system.machine import physical_cores
 
     return_freed_memory()
+    model = pinned_model(model, output)
     with listening(host, port) as sock:
         segment = load(
             model,

@@ -18,6 +18,7 @@ from evitseg.cli.options import (
     THREADS,
     VALUE_RANGE,
     given_options,
+    pinned_model,
     read_options,
 )
 from evitseg.cli.output import Output
@@ -140,7 +141,7 @@ def view_command(
             raise FileError(f"{path}: no such file.")
     request = ViewRequest(
         image,
-        ModelSettings(model, precision, threads, memory),
+        ModelSettings(pinned_model(model, output), precision, threads, memory),
         size,
         read_options(bands, value_range, page),
         context,

@@ -18,7 +18,7 @@ from evitseg.exporters.int8 import eight_bit
 from evitseg.exporters.verify import example_images, miou, verify
 from evitseg.image import ImageArray
 from evitseg.labels import LabelSpace
-from evitseg.loading import network_of
+from evitseg.loading import model_stem, network_of
 from evitseg.manifest import Manifest, Training, Verification
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
@@ -88,7 +88,7 @@ def export(
         out = Path(out)
     else:
         model, manifest = network_of(checkpoint, extra="export")
-        out = Path(out) if out is not None else form.name(Path(checkpoint).with_suffix(""))
+        out = Path(out) if out is not None else form.name(model_stem(checkpoint))
     if not out.name.endswith(form.ending):
         raise ExportError(f"{out}: {to} files end in {form.ending}; name it {form.name(out.with_suffix('')).name}.")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evitseg.architecture import (
     BACKBONES,
@@ -17,17 +16,16 @@ from evitseg.architecture import (
     ModelConfig,
     short_name,
 )
-from evitseg.errors import MissingPackageError, WeightsError, reason, unknown
+from evitseg.errors import WeightsError, unknown
 from evitseg.labels import LabelSpace, load_labels, numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.key_names import Naming
 from evitseg.preprocess import Preprocess
 from evitseg.system.files import file_sha256
+from evitseg.system.hub import HubName, cached_snapshot, fetch
 
 if TYPE_CHECKING:
     from evitseg.model.network import EfficientViT
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,21 +154,18 @@ def converted_file(download: Path) -> Path:
 def cached_conversion(name: str) -> Path | None:
     """The stored checkpoint of a published network, found without any optional package; None before its first use."""
     published = PUBLISHED[published_name(name)]
-    folder = _hub_cache() / f"models--{published.repository.replace('/', '--')}"
-    try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    path = converted_file(folder / "snapshots" / revision / published.file)
-    return path if path.is_file() else None
+    snapshot = cached_snapshot(HubName(published.repository))
+    path = None if snapshot is None else converted_file(snapshot / published.file)
+    return path if path is not None and path.is_file() else None
 
 
-def _hub_cache() -> Path:
-    """The folder that all programs using the hub share, by the rules of huggingface_hub."""
-    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-        if folder := os.environ.get(variable):
-            return Path(os.path.expandvars(folder)).expanduser() / below
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+def published_in(repository: str) -> dict[str, str]:
+    """The short names of the published segmentation networks in a repository of the hub, by file."""
+    return {
+        published.file: short_name(name)
+        for name, published in PUBLISHED.items()
+        if published.repository == repository and not is_classifier(published.config)
+    }
 
 
 def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[str] | None = None) -> Path:
@@ -188,30 +183,9 @@ def download(name: str, endpoint: str | None = None, cache: str | os.PathLike[st
     """
     name = published_name(name)
     published = PUBLISHED[name]
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise MissingPackageError(f"downloading {name}", "torch") from error
-    where: dict[str, Any] = {"repo_id": published.repository, "filename": published.file, "cache_dir": cache}
-    try:
-        # A cached file needs no network, and no wait for a connection to fail.
-        path = Path(hf_hub_download(**where, local_files_only=True))
-        _LOG.info("%s is in the cache: %s", short_name(name), path)
-    except (OSError, ValueError):
-        logger = logging.getLogger("huggingface_hub")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # it logs every attempt; we raise one sentence at the end
-        _LOG.info("downloading %s from %s", published.file, published.repository)
-        try:
-            path = Path(hf_hub_download(**where, endpoint=endpoint))
-        except Exception as error:  # the HTTP library raises its own errors if a connection breaks
-            raise WeightsError(
-                f"{short_name(name)}: {published.file} could not be downloaded from {published.repository} on the hub "
-                f"({reason(error).rstrip('.')}). Check the network, or download the file elsewhere and give its path "
-                "as the model."
-            ) from error
-        finally:
-            logger.setLevel(level)
+    # A cached file needs no network, and no wait for a connection to fail.
+    place = HubName(published.repository, file=published.file)
+    path = fetch(place, short_name(name), prefer_cache=True, hub=endpoint, cache=cache, extra="torch")
     if published.sha256 and (found := file_sha256(path)) != published.sha256:
         raise WeightsError(
             f"{path}: its sha256 is {found[:12]}…, but the published file has {published.sha256[:12]}…; delete it and "

@@ -154,6 +154,8 @@ class Segmenter:
         self.reading = engine.manifest.reading if reading is None else reading
         self.loaded_by: Callable[[], Segmenter] | None = None
         """Loads the same segmenter again, in another process; None if the caller made the engine."""
+        self.source: str | None = None
+        """Name of a model on the hub, with its commit and file: hf://owner/name@commit/file; None for other models."""
 
     def __reduce__(self) -> tuple[Callable[[], Segmenter], tuple[()]]:
         """Pickles the call that loads the segmenter, because an engine cannot be copied.

@@ -13,7 +13,7 @@ from torch import Tensor
 from evitseg.architecture import model_config
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import LabelSpace
-from evitseg.loading import CHECKPOINT_ENDINGS
+from evitseg.loading import CHECKPOINT_ENDINGS, located
 from evitseg.model.checkpoints import load_backbone, load_official
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import published_labels, published_name
@@ -77,11 +77,18 @@ def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
     return Start(model, rows / len(labels.classes), _short_side(config.start))
 
 
+def with_pinned_start(config: TrainConfig) -> TrainConfig:
+    """The settings with the commit of a start on the hub, so that the run records the weights it started from."""
+    _, source = located(config.start)
+    return config if source is None else replace(config, start=source)
+
+
 def _short_side(start: str) -> int | None:
     """The short side in the manifest of the weights; None for weights without a manifest of ours."""
     from evitseg.bundled import bundled_models
     from evitseg.loading import network_of
 
+    start, _ = located(start)
     if start in bundled_models() or Path(start).suffix in (".onnx", ".safetensors"):
         with contextlib.suppress(WeightsError):  # a classifier has no manifest
             return network_of(start, extra="train")[1].preprocess.short_side
@@ -92,6 +99,7 @@ def load_source(name: str) -> tuple[EfficientViT, LabelSpace | None]:
     """The network that `start` or `distill.teachers` names, and its classes; None for those of a classifier."""
     from evitseg.bundled import bundled_models
 
+    name, _ = located(name)
     if name in bundled_models() or Path(name).suffix == ".onnx":
         from evitseg.loading import network_of
 

@@ -16,7 +16,7 @@ from evitseg.labels import LabelSpace
 from evitseg.train.allocator import is_out_of_memory
 from evitseg.train.config import AUTO, AUTO_KEYS, TrainConfig
 from evitseg.train.defaults import resolve_defaults
-from evitseg.train.initialize import Start, check_classes_from, initialize
+from evitseg.train.initialize import Start, check_classes_from, initialize, with_pinned_start
 from evitseg.train.resume import check_new, read_resumable
 from evitseg.train.run_log import Event, Run
 from evitseg.train.trainer import Trainer
@@ -113,6 +113,7 @@ def _prepared(
     if resumed:
         start, chosen = Start(resumed.network, 1.0, None), resumed.chosen
     else:
+        given = with_pinned_start(given)
         check_classes_from(given)
         start = initialize(given, inspection.labels)
         chosen = tuple(key for key, value in given.flat().items() if key in AUTO_KEYS and value is AUTO)

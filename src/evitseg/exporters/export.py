@@ -15,6 +15,7 @@ from evitseg.errors import ExportError, FileError, unknown
 from evitseg.exporters.coreml import PACKAGE
 from evitseg.exporters.formats import FORMATS, WEIGHTS
 from evitseg.exporters.int8 import eight_bit
+from evitseg.exporters.measured_heads import with_measured_head_factors
 from evitseg.exporters.verify import example_images, miou, verify
 from evitseg.image import ImageArray
 from evitseg.labels import LabelSpace
@@ -118,6 +119,8 @@ def export(
     )
     check_numbers(model.state_dict(), manifest.name)
     scored = None if data is None else Scored(model, manifest, data, tell)
+    checkpoint_model = model
+    model = with_measured_head_factors(model, preprocess, scored.calibration if scored else reals)
     if weights == "int8":
         assert scored is not None
         tell(f"rounding weights to 8 bits, with {len(scored.calibration)} images to correct them on")
@@ -132,7 +135,8 @@ def export(
             form.write(model, manifest, temporary)
             form.set_manifest(temporary, manifest)
             engine = form.run(temporary)
-            verification = verify(temporary.name, engine, model, manifest, reals)
+            expected = model if weights == "int8" else checkpoint_model
+            verification = verify(temporary.name, engine, expected, manifest, reals)
             if scored is not None:
                 verification = scored.added(verification, temporary.name, engine, max_drop)
             manifest = replace(manifest, verification=verification)

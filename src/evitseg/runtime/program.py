@@ -28,6 +28,7 @@ from evitseg.architecture import (
 )
 from evitseg.errors import ConfigError
 from evitseg.preprocess import Preprocess
+from evitseg.runtime.head_factors import factors_of_weights, with_head_factors
 from evitseg.runtime.weights import Weights
 
 MAGIC = b"EVITSEG2"
@@ -75,7 +76,7 @@ class ClassifierLayers:
 def compile_program(
     config: ModelConfig, preprocess: Preprocess, weights: Sequence[Weights], layers: ClassifierLayers | None = None
 ) -> bytes:
-    """The program of a network, with the normalisation of `preprocess` inside.
+    """The program of a network, with the normalisation of `preprocess` and head factors inside.
 
     Args:
         weights: of every convolution, with batch norm folded in, in the order of `placed_convs`.
@@ -91,7 +92,8 @@ def compile_program(
         )
     if len(config.backbone.attention_kernels) > MAX_SCALES or any(k > 7 for k in config.backbone.attention_kernels):
         raise ConfigError("the native engine aggregates at up to four scales, with kernels up to 7.")
-    return _Compiler(config, preprocess, weights, layers).program()
+    balanced = with_head_factors(config, weights, factors_of_weights(config, weights))
+    return _Compiler(config, preprocess, balanced, layers).program()
 
 
 def read_operations(program: bytes) -> NDArray[np.void]:

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evitseg.architecture import MAX_PARAMETERS, Cost, ModelConfig, cost
+from evitseg.architecture import LOGIT_STRIDE, MAX_PARAMETERS, Cost, ModelConfig, cost
 from evitseg.errors import ConfigError
-from evitseg.image import ReadOptions
+from evitseg.image import MAX_PIXELS, ReadOptions
 from evitseg.labels import LabelSpace
-from evitseg.preprocess import Preprocess
+from evitseg.preprocess import Preprocess, check_sides
 from evitseg.system.json_types import exactly, strict_converter
 
 if TYPE_CHECKING:
@@ -84,6 +84,42 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class SelfCheck:
+    """The logits that an exported model has to give for a drawn image, to check it on the machine that runs it.
+
+    `evitseg.runtime.self_check` draws the image and compares the logits; docs/reference/models.md describes the format
+    for other programs.
+
+    Attributes:
+        image: name of the formula that draws the image.
+        size: (height, width) of the image in pixels.
+        grid: number of rows and of columns of the logits that are stored, spread evenly over all rows and columns.
+        logits: (classes, rows, columns) little-endian float32 numbers in base64, computed in float32.
+        tolerance, half_tolerance: largest difference, as a fraction of the largest stored logit, that is allowed when
+            the arithmetic is float32, and when it has fewer bits.
+        min_equal: smallest fraction of the stored places whose class must be the same.
+    """
+
+    image: str
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    logits: str
+    tolerance: float
+    half_tolerance: float
+    min_equal: float
+
+    def __post_init__(self) -> None:
+        height, width = check_sides(self.size)
+        if height * width > MAX_PIXELS:
+            raise ConfigError(f"the self-check's image has more than {MAX_PIXELS:,} pixels.")
+        most = (height // LOGIT_STRIDE, width // LOGIT_STRIDE)
+        if not all(1 <= count <= side for count, side in zip(self.grid, most, strict=True)):
+            raise ConfigError(f"the self-check's grid is {self.grid}; it must be between 1x1 and {most[0]}x{most[1]}.")
+        if not all(0 <= limit <= 1 for limit in (self.tolerance, self.half_tolerance, self.min_equal)):
+            raise ConfigError("the self-check's limits must be between 0 and 1.")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The description of a model in its checkpoint or exported files.
 
@@ -100,6 +136,7 @@ class Manifest:
         float16_layers: the layers that "int8" left in float16, each with the cost of rounding only this layer: the mean
             squared change of the logits, as a fraction of their variance.
         verification: agreement of an exported model with its checkpoint.
+        self_check: what an exported model has to compute on the machine that runs it.
         files_sha256: hash of the model's files, for formats whose manifest is a file of its own.
         evitseg_version: version of the package that wrote the manifest.
         schema: see `SCHEMA`.
@@ -119,6 +156,7 @@ class Manifest:
     evitseg_version: str = ""
     schema: int = SCHEMA
     reading: ReadOptions = field(default_factory=ReadOptions)
+    self_check: SelfCheck | None = None
 
     def __post_init__(self) -> None:
         if self.cost.parameters > MAX_PARAMETERS:
@@ -140,6 +178,8 @@ class Manifest:
         """The manifest as JSON."""
         content = asdict(self)
         del content["labels"]["assumed"]  # describes a dataset, not a model
+        if self.self_check is None:  # a key that older versions do not know, and that checkpoints do not have
+            del content["self_check"]
         return json.dumps(content, ensure_ascii=False)
 
 

@@ -23,10 +23,8 @@ import evitseg
 from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError
 from evitseg.exporters import export_model, ncnn
 from evitseg.exporters.coreml import CoreMlReader
-from evitseg.exporters.executorch import undelegated as undelegated_in_executorch
 from evitseg.exporters.export import export
 from evitseg.exporters.formats import FORMATS
-from evitseg.exporters.litert import undelegated as undelegated_in_litert
 from evitseg.exporters.verify import TOLERANCE, example_images
 from evitseg.labels import numbered
 from evitseg.loading import network_of
@@ -35,8 +33,11 @@ from evitseg.model.engine import TorchEngine
 from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
+from evitseg.runtime.device_check import check_on_device
 from evitseg.runtime.engines import open_engine, read_manifest
 from evitseg.runtime.model_file import digest, manifest_file
+from evitseg.runtime.undelegated import undelegated_in_executorch, undelegated_in_litert
+from evitseg.system.silence import silenced
 from tests.exporters.converters import can_convert, needs_format
 
 pytestmark = pytest.mark.converters
@@ -86,6 +87,42 @@ def test_every_format_is_the_same_network(
     assert manifest.verification is not None
     assert manifest.verification.largest_difference < TOLERANCE["float32"][0]
     assert engine(image[1:])[0] == pytest.approx(actual[1])  # an earlier image leaves nothing behind
+
+
+@pytest.mark.parametrize("to", RUN_HERE)
+def test_the_self_check_of_every_format_agrees_here(to: str, model_files: dict[str, Path]) -> None:
+    found = check_on_device(model_files[to])
+    assert found.size == SIZE
+    assert found.agreement.largest_difference < 1e-4
+    assert found.placement.fell_back == {}
+
+
+def test_ncnn_on_a_gpu_reports_the_layers_that_the_cpu_ran(model_files: dict[str, Path]) -> None:
+    needs_format("ncnn")
+    import ncnn
+
+    with silenced():
+        gpus = ncnn.get_gpu_count()
+    if not gpus:
+        with pytest.raises(EngineError, match="ncnn finds no GPU with Vulkan"):
+            check_on_device(model_files["ncnn"], device="GPU")
+        return
+    found = check_on_device(model_files["ncnn"], device="GPU")
+    assert found.agreement.agrees
+    assert found.placement.fell_back is not None
+    assert "MatMul" in found.placement.fell_back
+    assert "Convolution" not in found.placement.fell_back
+
+
+def test_litert_does_not_claim_to_run_on_an_accelerator_that_is_not_there(model_files: dict[str, Path]) -> None:
+    needs_format("litert")
+    try:
+        found = check_on_device(model_files["litert"], device="NPU")
+    except EngineError as error:
+        assert "finds no NPU" in str(error)
+        return
+    assert found.agreement.agrees
+    assert found.placement.fell_back is None or found.placement.device == "NPU"
 
 
 @pytest.mark.parametrize("to", DEVICES)

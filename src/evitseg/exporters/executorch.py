@@ -27,12 +27,3 @@ def write_executorch(model: EfficientViT, manifest: Manifest, path: Path) -> Non
         program = torch.export.export(form, (form.example,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(lowered.to_executorch().buffer)
-
-
-def undelegated(path: Path) -> list[str]:
-    """Names of a file's operators that do not run in XNNPACK."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    with silenced():
-        (plan,) = deserialize_pte_binary(path.read_bytes()).program.execution_plan
-    return [operator.name for operator in plan.operators]

@@ -16,7 +16,7 @@ from evitseg.exporters.coreml import PACKAGE
 from evitseg.exporters.formats import FORMATS, WEIGHTS
 from evitseg.exporters.int8 import eight_bit
 from evitseg.exporters.measured_heads import with_measured_head_factors
-from evitseg.exporters.verify import example_images, miou, verify
+from evitseg.exporters.verify import example_images, miou, self_check_of, verify
 from evitseg.image import ImageArray
 from evitseg.labels import LabelSpace
 from evitseg.loading import model_stem, network_of
@@ -114,6 +114,7 @@ def export(
         weights=weights,
         preprocess=preprocess,
         float16_layers={},
+        self_check=None,
         evitseg_version=__version__,
         **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
@@ -139,7 +140,8 @@ def export(
             verification = verify(temporary.name, engine, expected, manifest, reals)
             if scored is not None:
                 verification = scored.added(verification, temporary.name, engine, max_drop)
-            manifest = replace(manifest, verification=verification)
+            check = self_check_of(engine, expected, manifest)
+            manifest = replace(manifest, verification=verification, self_check=check)
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
                 if final.is_dir():  # a folder cannot be replaced in one step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,23 +92,3 @@ def _store_smaller(path: Path, whole: Callable[[NDArray[np.float32], int], NDArr
                 work.add_weight_only_config(where, kind, 8)
         content = work.quantize().quantized_model
     path.write_bytes(content)
-
-
-def undelegated(path: Path) -> list[str]:
-    """Names of a file's operators that do not run in the XNNPACK delegate."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    with silenced():
-        interpreter = Interpreter(model_path=str(path))
-        interpreter.allocate_tensors()
-    makers: dict[int, Any] = {}
-    for operator in interpreter._get_ops_details():  # in file order; delegates come last and replace operators
-        makers |= {int(tensor): operator for tensor in operator["outputs"]}
-    wanted, outside = [int(output["index"]) for output in interpreter.get_output_details()], []
-    for tensor in wanted:  # grows during the loop, from the logits back to the image
-        operator = makers.pop(tensor, None)
-        if operator is not None:
-            wanted += [int(given) for given in operator["inputs"]]
-            if operator["op_name"] != "DELEGATE":
-                outside.append(str(operator["op_name"]))
-    return outside

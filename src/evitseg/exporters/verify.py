@@ -1,10 +1,14 @@
-"""Compare an exported model with its checkpoint on real images."""
+"""Compare an exported model with its checkpoint on real images, and store what other machines can compare."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.data.lists import Pair
@@ -12,10 +16,12 @@ from evitseg.engine import Engine
 from evitseg.errors import ExportError
 from evitseg.evaluation.evaluate import evaluate
 from evitseg.image import ImageArray
-from evitseg.manifest import Manifest, Verification
+from evitseg.manifest import Manifest, SelfCheck, Verification
 from evitseg.model.engine import TorchEngine
+from evitseg.model.layers import ConvNormAct
 from evitseg.model.network import EfficientViT
 from evitseg.raster.files import read_image
+from evitseg.runtime import self_check
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import argmax_upsampled
 
@@ -28,6 +34,9 @@ TOLERANCE = {
 """Limits by the number format of the stored weights: the largest difference of a logit relative to its image's largest
 logit, and the smallest fraction of equal mask pixels. Rounded weights move boundaries slightly, by 0.2 % of the pixels
 for the published B0 at a short side of 512; float16 arithmetic, which Core ML uses, adds to that."""
+SLACK = 3
+"""Factor between a difference that was measured at export and the limit of the self-check, because every device rounds
+in its own way."""
 
 
 def example_images() -> list[ImageArray]:
@@ -70,6 +79,56 @@ def verify(
             f"(at least {min_equal:.1%}), on {len(images)} images."
         )
     return Verification(len(images), largest, equal / pixels)
+
+
+def self_check_of(engine: Engine, model: EfficientViT, manifest: Manifest) -> SelfCheck:
+    """The self-check of an exported model that has been verified.
+
+    Its limits are those of `TOLERANCE`, or `SLACK` times what was measured here, if that is more: in float32 the
+    difference of `engine`, otherwise that of the network with weights and feature maps rounded to bfloat16.
+
+    Args:
+        engine: runs the exported model.
+        model: the network in float32 that gives the expected logits, as for `verify`.
+    """
+    size = manifest.preprocess.fixed or self_check.SIZE
+    image = self_check.scene(*size)[None]
+    logits = TorchEngine(model, manifest)(image)[0]
+    grid = self_check.grid_for(size, len(logits))
+    expected = self_check.stored_places(logits, grid)
+    check = SelfCheck(self_check.SCENE, size, grid, self_check.encoded(expected), 0.0, 0.0, 0.0)
+    exact, rounded = (
+        self_check.compare_logits(check, expected, run(image)[0], "float32")
+        for run in (engine, TorchEngine(_rounded(model), manifest))
+    )
+    tolerance = max(TOLERANCE[manifest.weights][0], SLACK * exact.largest_difference)
+    half = max(TOLERANCE["float16 arithmetic"][0], tolerance, SLACK * rounded.largest_difference)
+    unequal = max(0.05, SLACK * max(1 - each.equal_fraction for each in (exact, rounded)))
+    return replace(
+        check,
+        tolerance=min(1.0, _two_digits(tolerance)),
+        half_tolerance=min(1.0, _two_digits(half)),
+        min_equal=max(0.0, round(1 - unequal, 2)),
+    )
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+def _rounded(model: EfficientViT) -> EfficientViT:
+    """A copy whose convolutions have weights and results of bfloat16, and compute in float32 like most hardware."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = _in_bfloat16(module.weight.data)
+        elif isinstance(module, ConvNormAct):
+            module.register_forward_hook(lambda module, given, result: _in_bfloat16(result))
+    return model
+
+
+def _in_bfloat16(values: Tensor) -> Tensor:
+    return values.to(torch.bfloat16).to(values.dtype)
 
 
 def miou(engine: Engine, pairs: Sequence[Pair], tell: Callable[[str], None]) -> float:

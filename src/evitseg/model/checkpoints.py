@@ -216,7 +216,9 @@ def average_checkpoints(
         for fraction, (_, other) in zip(fractions, loaded, strict=True)
     )
     training = replace(manifest.training, recipe=f"mean of {len(paths)}: {recipes}")
-    return model, replace(manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None)
+    return model, replace(
+        manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None, self_check=None
+    )
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:

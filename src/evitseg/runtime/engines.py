@@ -72,6 +72,19 @@ def open_engine(
     Raises: EngineError for a request that the engine or this processor cannot fulfil, WeightsError for a file that is
     no model, ConfigError for an unknown name.
     """
+    engine = engine_for(model_file, engine)
+    check_request(precision, threads, streams)
+    _LOG.info("%s: engine %s, precision %s", model_file, engine, precision)
+    kind = ENGINES[engine]
+    return kind.open(Path(model_file), precision, threads, *([streams] if kind.has_streams else []))
+
+
+def engine_for(model_file: str | os.PathLike[str], engine: str | None = None) -> str:
+    """The name of the engine that runs a model file: the one that is asked for, or the file's default.
+
+    Raises: EngineError if that engine does not run such files, WeightsError for a file that is missing or no model,
+    ConfigError for an unknown name.
+    """
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     ending = Path(model_file).suffix
@@ -81,15 +94,11 @@ def open_engine(
     if not able:
         endings = ", ".join(dict.fromkeys(ending for kind in ENGINES.values() for ending in kind.endings))
         raise WeightsError(f"{model_file}: not a model; models end in {endings}.")
-    engine = engine or able[0]
-    if engine not in able:
+    if engine is not None and engine not in able:
         raise EngineError(f"{model_file}: {engine} does not run {ending} files; {' and '.join(able)} can.")
     if not Path(model_file).exists():  # checked before a missing package, which would not help
         raise WeightsError(f"{model_file}: no such file; evitseg info lists the models that come with the package.")
-    check_request(precision, threads, streams)
-    _LOG.info("%s: engine %s of %s, precision %s", model_file, engine, ", ".join(able), precision)
-    kind = ENGINES[engine]
-    return kind.open(Path(model_file), precision, threads, *([streams] if kind.has_streams else []))
+    return engine or able[0]
 
 
 def check_request(precision: Precision, threads: int | None, streams: int) -> None:

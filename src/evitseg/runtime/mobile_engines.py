@@ -10,7 +10,9 @@ import contextlib
 import os
 import platform
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +110,15 @@ class ExecuTorchEngine:
 
 
 class NcnnEngine:
-    """A .param file with its .bin in ncnn. Its input is (3, height, width) float32 RGB from 0 to 255."""
+    """A .param file with its .bin in ncnn. Its input is (3, height, width) float32 RGB from 0 to 255.
 
-    def __init__(self, model_file: Path, precision: Precision = "auto", threads: int | None = None) -> None:
+    Args:
+        gpu: run it with Vulkan, on the first GPU that has it.
+    """
+
+    def __init__(
+        self, model_file: Path, precision: Precision = "auto", threads: int | None = None, gpu: bool = False
+    ) -> None:
         try:
             with _patient_threads():
                 import ncnn
@@ -118,13 +126,17 @@ class NcnnEngine:
             raise MissingPackageError("the ncnn engine", "ncnn") from error
         if precision == "bfloat16":
             raise EngineError("ncnn's bfloat16 gives wrong masks with this network; leave out the precision.")
-        if precision == "float16" and platform.machine() not in ("aarch64", "arm64"):
+        with silenced():
+            if gpu and not ncnn.get_gpu_count():
+                raise EngineError("ncnn finds no GPU with Vulkan on this machine; leave out the device.")
+        if precision == "float16" and not gpu and platform.machine() not in ("aarch64", "arm64"):
             raise EngineError("ncnn has float16 arithmetic on Arm only; leave out the precision.")
         self.manifest = manifest_beside(model_file, [read(model_file), read(model_file.with_suffix(".bin"))])
         threads = threads or physical_cores()
         self._net = ncnn.Net()
         options = self._net.opt
         options.num_threads = threads
+        options.use_vulkan_compute = gpu
         half = precision == "float16"
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = half
         options.use_bf16_packed = options.use_bf16_storage = False
@@ -136,6 +148,8 @@ class NcnnEngine:
             raise _contradicts_manifest(model_file)
         self._mat, self._model_file = ncnn.Mat, model_file
         self.info = _info("ncnn", "ncnn", "float16" if half else "float32", threads)
+        if gpu:
+            self.info = replace(self.info, device=ncnn.get_gpu_info(ncnn.get_default_gpu_index()).device_name())
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return one_by_one(self._run, images)
@@ -149,6 +163,10 @@ class NcnnEngine:
         if failed or answer.shape != _logits_shape(self.manifest):
             raise _contradicts_manifest(self._model_file)
         return answer
+
+    def without_vulkan(self) -> Counter[str]:
+        """Kinds and numbers of the layers that cannot run on a GPU; the CPU runs them."""
+        return Counter(layer.type for layer in self._net.layers() if not layer.support_vulkan)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import openvino
 
 _LOG = logging.getLogger(__name__)
-_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+PRECISION_HINTS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+"""OpenVINO's names of precisions, with ours."""
 _SHAPES = 64
 """Image sizes for which OpenVINO caches its preparations; its default is 5,000, of 6 MiB each."""
 
@@ -48,7 +49,9 @@ class OpenVinoEngine:
         chosen = openvino_precision(precision, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         self._settings = thread_settings(threads or physical_cores(), streams)
         if chosen is not None:
-            self._settings["INFERENCE_PRECISION_HINT"] = next(hint for hint, name in _TYPES.items() if name == chosen)
+            self._settings["INFERENCE_PRECISION_HINT"] = next(
+                hint for hint, name in PRECISION_HINTS.items() if name == chosen
+            )
         self._model_file = model_file
         self._model, self.manifest = read_openvino(model_file)
         # Its activations turn NaN into numbers, so logits would not show it.
@@ -62,7 +65,7 @@ class OpenVinoEngine:
         self.info = EngineInfo(
             engine="OpenVINO",
             version=openvino.__version__.split("-")[0],
-            precision=_TYPES.get(runs, runs),  # OpenVINO's own name on other processors
+            precision=PRECISION_HINTS.get(runs, runs),  # OpenVINO's own name on other processors
             threads=int(self._settings["INFERENCE_NUM_THREADS"]),
             device=str(self._core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
             streams=streams,

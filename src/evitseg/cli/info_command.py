@@ -101,6 +101,9 @@ def _about_model(model: str) -> dict[str, Any]:
         "training": asdict(manifest.training),
         "accuracy": [asdict(accuracy) for accuracy in manifest.accuracy],
         "verification": asdict(manifest.verification) if manifest.verification else None,
+        "self_check": f"{manifest.self_check.image} at {'x'.join(map(str, manifest.self_check.size))}"
+        if manifest.self_check
+        else None,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "written_by": f"evitseg {manifest.evitseg_version}",
     }

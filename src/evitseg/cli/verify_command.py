@@ -16,7 +16,7 @@ from evitseg.errors import EngineError
 
 if TYPE_CHECKING:
     from evitseg.engine import Precision
-    from evitseg.runtime.device_check import Checked, Placement
+    from evitseg.runtime.device_check import Checked, RanOn
 
 
 def _engines() -> list[str]:
@@ -105,7 +105,7 @@ def _show(output: Output, file: Path, checked: Checked) -> None:
     output.result(f"fell back: {_fell_back(checked.placement)}")
 
 
-def _fell_back(placement: Placement) -> str:
+def _fell_back(placement: RanOn) -> str:
     if placement.fell_back is None:
         return f"cannot be told ({placement.source})"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(placement.fell_back.items()))

@@ -17,7 +17,7 @@ from evitseg.runtime.undelegated import undelegated_in_executorch, undelegated_i
 
 
 @dataclass(frozen=True)
-class Placement:
+class RanOn:
     """Where a network ran, as far as its engine tells.
 
     Attributes:
@@ -46,9 +46,9 @@ class Checked:
 
     manifest: Manifest
     size: tuple[int, int]
-    agreement: self_check.Agreement
+    agreement: self_check.LogitAgreement
     info: EngineInfo
-    placement: Placement
+    placement: RanOn
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Opened:
     """An engine on a device, and a function that says after a run where it ran."""
 
     engine: Engine
-    placement: Callable[[], Placement]
+    placement: Callable[[], RanOn]
 
 
 def check_on_device(
@@ -119,9 +119,9 @@ def _native(request: _Request) -> _Opened:
     engine = request.on_cpu("native")
     assert isinstance(engine, NativeEngine)
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         source = f"the core runs every operation itself, with the instruction set {engine.core.isa}"
-        return Placement(engine.info.device, {}, source)
+        return RanOn(engine.info.device, {}, source)
 
     return _Opened(engine, placement)
 
@@ -131,15 +131,15 @@ def _openvino(request: _Request) -> _Opened:
 
     if request.device == "CPU":
         on_cpu = request.on_cpu("openvino")
-        return _Opened(on_cpu, lambda: Placement(on_cpu.info.device, {}, "OpenVINO runs the whole network on the CPU"))
+        return _Opened(on_cpu, lambda: RanOn(on_cpu.info.device, {}, "OpenVINO runs the whole network on the CPU"))
     engine = OpenVinoDevice(request.model_file, request.device, request.size, request.precision)
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         elsewhere = engine.elsewhere()
         source = "OpenVINO's EXECUTION_DEVICES and query_model"
         if elsewhere is None:
             source = "OpenVINO does not tell which of these devices ran"
-        return Placement(", ".join(engine.devices()), None if elsewhere is None else dict(elsewhere), source)
+        return RanOn(", ".join(engine.devices()), None if elsewhere is None else dict(elsewhere), source)
 
     return _Opened(engine, placement)
 
@@ -167,11 +167,11 @@ def _onnxruntime(request: _Request) -> _Opened:
         request.model_file, request.precision, request.threads, provider, request.folder / "placement"
     )
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         ran = engine.placement()
         fell_back = sum((kinds for name, kinds in ran.items() if name != provider), Counter[str]())
         counts = ", ".join(f"{sum(kinds.values())} operators in {name}" for name, kinds in ran.items())
-        return Placement(", ".join(ran), dict(fell_back), f"ONNX Runtime's profile: {counts}")
+        return RanOn(", ".join(ran), dict(fell_back), f"ONNX Runtime's profile: {counts}")
 
     return _Opened(engine, placement)
 
@@ -184,9 +184,9 @@ def _litert(request: _Request) -> _Opened:
     if request.device == "CPU":
         on_cpu = request.on_cpu("litert")
 
-        def in_xnnpack() -> Placement:
+        def in_xnnpack() -> RanOn:
             outside = dict(Counter(undelegated_in_litert(request.model_file)))
-            return Placement(on_cpu.info.device, outside, "LiteRT's operators outside of its XNNPACK delegate")
+            return RanOn(on_cpu.info.device, outside, "LiteRT's operators outside of its XNNPACK delegate")
 
         return _Opened(on_cpu, in_xnnpack)
     if request.device not in ("GPU", "NPU"):
@@ -195,12 +195,12 @@ def _litert(request: _Request) -> _Opened:
 
     engine = LiteRtDevice(request.model_file, request.device, request.precision)
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         engine.close()
         if engine.runs_everything:
-            return Placement(request.device, {}, f"LiteRT runs it with the {request.device} alone")
+            return RanOn(request.device, {}, f"LiteRT runs it with the {request.device} alone")
         source = f"LiteRT cannot run it with the {request.device} alone, and does not tell what the CPU ran"
-        return Placement(f"CPU, and perhaps {request.device}", None, source)
+        return RanOn(f"CPU, and perhaps {request.device}", None, source)
 
     return _Opened(engine, placement)
 
@@ -210,9 +210,9 @@ def _executorch(request: _Request) -> _Opened:
         raise request.refused("ExecuTorch", "the device that the file was exported for, the CPU")
     engine = request.on_cpu("executorch")
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         outside = dict(Counter(undelegated_in_executorch(request.model_file)))
-        return Placement(engine.info.device, outside, "the file's operators outside of XNNPACK")
+        return RanOn(engine.info.device, outside, "the file's operators outside of XNNPACK")
 
     return _Opened(engine, placement)
 
@@ -225,10 +225,10 @@ def _ncnn(request: _Request) -> _Opened:
     gpu = request.device == "GPU"
     engine = NcnnEngine(request.model_file, request.precision, request.threads, gpu)
 
-    def placement() -> Placement:
+    def placement() -> RanOn:
         fell_back = dict(engine.without_vulkan()) if gpu else {}
         source = "ncnn's layers without Vulkan" if gpu else "ncnn runs every layer on the CPU"
-        return Placement(engine.info.device, fell_back, source)
+        return RanOn(engine.info.device, fell_back, source)
 
     return _Opened(engine, placement)
 

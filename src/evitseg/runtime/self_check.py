@@ -29,7 +29,7 @@ MOST_LOGITS = 4096
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LogitAgreement:
     """How far logits are from those that were expected.
 
     Attributes:
@@ -122,7 +122,7 @@ def input_of(manifest: Manifest, where: str | Path) -> tuple[SelfCheck, ImageArr
 
 def compare_logits(
     check: SelfCheck, expected: NDArray[np.float32], logits: NDArray[np.float32], precision: str
-) -> Agreement:
+) -> LogitAgreement:
     """Compare a model's logits for the image with the stored ones.
 
     Args:
@@ -135,4 +135,4 @@ def compare_logits(
     difference = float(np.abs(actual - expected).max()) / largest if np.isfinite(logits).all() else math.inf
     equal = int((actual.argmax(0) == expected.argmax(0)).sum())
     tolerance = check.tolerance if precision == "float32" else check.half_tolerance
-    return Agreement(difference, equal, math.prod(check.grid), tolerance, check.min_equal)
+    return LogitAgreement(difference, equal, math.prod(check.grid), tolerance, check.min_equal)

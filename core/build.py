@@ -26,7 +26,8 @@ FLAGS = (
     "-ffp-contract=fast",  # a product that is added becomes a fused multiply-add, on every processor that has it
 )  # fmt: skip
 AVX512 = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512"
-# By machine: name, numbers in a vector, flags; names with fp16 or bf16 are for half precision.
+# By machine: name, numbers in a vector, flags; names with fp16 or bf16 are for half precision. Of rows with one name,
+# the first that the compiler takes counts.
 INSTRUCTION_SETS = {
     "x86_64": (
         ("avx512fp16", 32, f"{AVX512} -mavx512fp16"),
@@ -38,7 +39,11 @@ INSTRUCTION_SETS = {
     ),
     "wasm_relaxed_simd": (("wasmrelaxed", 4, "-msimd128 -mrelaxed-simd"),),  # with fused multiply-add
     "wasm32": (("wasm", 4, "-msimd128"),),
-    "aarch64": (("neonfp16", 8, "-march=armv8.2-a+fp16"), ("neon", 4, "")),
+    "aarch64": (
+        ("neonfp16", 8, "-march=armv8.2-a+fp16"),
+        ("neonfp16", 8, "-mcpu=generic+v8_2a+fullfp16"),  # zig's names
+        ("neon", 4, ""),
+    ),
 }
 OTHERS = (("portable", 4, ""),)
 
@@ -104,7 +109,7 @@ def macros(compiler: list[str]) -> set[str]:
 
 def instruction_sets(compiler: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
     """Name and flags of every set that the compiler knows; old compilers lack those for half precision."""
-    sets = []
+    sets: dict[str, list[str]] = {}
     table = next((sets for machine, sets in INSTRUCTION_SETS.items() if f"__{machine}__" in known), OTHERS)
     for name, width, flags in table:
         arguments = [
@@ -113,10 +118,16 @@ def instruction_sets(compiler: list[str], known: set[str]) -> list[tuple[str, li
             f"-DEVS_PRECISION={1 if 'fp16' in name else 2 if 'bf16' in name else 0}",
             *flags.split(),
         ]
-        probe = [*compiler, *FLAGS, *arguments, "-fsyntax-only", "-x", "c++", str(HERE / "src" / "ops" / "vector.h")]
-        if not name.endswith("16") or subprocess.run(probe, capture_output=True).returncode == 0:
-            sets.append((name, arguments))
-    return sets
+        if name not in sets and (not name.endswith("16") or _compiles("ops/vector.h", [*compiler, *FLAGS, *arguments])):
+            sets[name] = arguments
+    return list(sets.items())
+
+
+def _compiles(file: str, command: list[str]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:  # zig cannot do with -fsyntax-only
+        out = ["-o", str(Path(folder, "probe.o"))]
+        probe = [*command, "-x", "c++", "-c", str(HERE / "src" / file), *out]
+        return subprocess.run(probe, capture_output=True).returncode == 0
 
 
 def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:

@@ -5,10 +5,11 @@
     python scripts/build_wheels.py --only linux-aarch64   some of them
 
 The core is compiled by ziglang, for every key of `TARGETS` in core/build.py. A wheel must have the right tag and at
-most 6 MB. Its library must be for the right processor and system version, export the functions of evitseg.h and nothing
-else, and need no library but the system's own. Then core/tests/check.c runs with the library and must print the same
-checksums of logits everywhere: on this machine, under qemu-user (Arm), under musl's loader, and under Wine (Windows). A
-library that cannot run here, because it is for macOS or because an emulator is missing, is reported as not run.
+most 6 MB. Its library must be for the right processor and system version, have every instruction set, export the
+functions of evitseg.h and nothing else, and need no library but the system's own. Then core/tests/check.c runs with the
+library and must print the same checksums everywhere: on this machine, under qemu-user (Arm), under musl's loader, and
+under Wine (Windows). A library that cannot run here, because it is for macOS or because an emulator is missing, is
+reported as not run.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ class Machine:
     Attributes:
         processor: lief's name of the processor.
         libraries: a pattern of the only libraries that the core may need.
+        sets: the instruction sets that the core must have.
         emulator: the command that runs a program for these machines here; None if nothing does.
     """
 
     processor: str
     libraries: str
+    sets: tuple[str, ...]
     emulator: tuple[str, ...] | None = ()
 
     def runs_here(self) -> bool:
@@ -62,14 +65,18 @@ class Machine:
 
 
 GLIBC, SYSTEM = r"lib(c|pthread)\.so\.\d", r"/usr/lib/libSystem\.B\.dylib"
+MSVCRT = r"(?i)kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll"
+INTEL = ("avx512fp16", "amxbf16", "avx512bf16", "avx512", "avx2", "sse4")
+ARM = ("neonfp16", "neon")
+QEMU = "qemu-aarch64-static"
 MACHINES = {
-    "linux-x86_64": Machine("X86_64", GLIBC),
-    "linux-aarch64": Machine("AARCH64", GLIBC, ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")),
-    "musllinux-x86_64": Machine("X86_64", r"libc\.so", ("/lib/ld-musl-x86_64.so.1",)),
-    "musllinux-aarch64": Machine("AARCH64", r"libc\.so", ("qemu-aarch64-static", "/lib/ld-musl-aarch64.so.1")),
-    "macos-x86_64": Machine("X86_64", SYSTEM, None),
-    "macos-arm64": Machine("ARM64", SYSTEM, None),
-    "windows-x86_64": Machine("AMD64", r"(?i)kernel32\.dll|api-ms-win-crt-\w+-l1-1-0\.dll", ("wine",)),
+    "linux-x86_64": Machine("X86_64", GLIBC, INTEL),
+    "linux-aarch64": Machine("AARCH64", GLIBC, ARM, (QEMU, "-L", "/usr/aarch64-linux-gnu")),
+    "musllinux-x86_64": Machine("X86_64", r"libc\.so", INTEL, ("/lib/ld-musl-x86_64.so.1",)),
+    "musllinux-aarch64": Machine("AARCH64", r"libc\.so", ARM, (QEMU, "/lib/ld-musl-aarch64.so.1")),
+    "macos-x86_64": Machine("X86_64", SYSTEM, INTEL, None),
+    "macos-arm64": Machine("ARM64", SYSTEM, ARM, None),
+    "windows-x86_64": Machine("AMD64", MSVCRT, INTEL, ("wine",)),
 }
 
 
@@ -120,7 +127,7 @@ def functions() -> set[str]:
 
 
 def check_library(target: str, library: Path) -> None:
-    """Processor, exported functions, needed libraries and versions. Raises: WheelError."""
+    """Processor, instruction sets, exported functions, needed libraries and versions. Raises: WheelError."""
     machine, parsed = MACHINES[target], lief.parse(library)
     if isinstance(parsed, lief.ELF.Binary):
         processor, needed = parsed.header.machine_type.name, list(parsed.libraries)
@@ -147,6 +154,9 @@ def check_library(target: str, library: Path) -> None:
         raise WheelError(f"{target}: {library.name} is no library")
     if processor != machine.processor:
         raise WheelError(f"{target}: the library is for {processor}")
+    content = library.read_bytes()
+    if lacking := [name for name in machine.sets if name.encode() + b"\0" not in content]:
+        raise WheelError(f"{target}: lacks the instruction sets {', '.join(lacking)}")
     if exported != functions():
         raise WheelError(f"{target}: exports {sorted(exported ^ functions())} too much or too little")
     if foreign := [name for name in needed if not re.fullmatch(machine.libraries, name)]:

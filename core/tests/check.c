@@ -1,7 +1,8 @@
 /* Runs programs in every way that must give the same bytes: check PROGRAM...
  *
- * Prints, for every program and size, a checksum of the logits, which is the same on every processor with fused
- * multiply-add; fails if two ways differ. Needs nothing but the core, so it runs under sanitizers and emulators. */
+ * Prints checksums of resized images, masks and PNG rows, which are the same everywhere, and for every program and size one
+ * of the logits, which is the same on every processor with fused multiply-add; fails if two ways differ. Needs nothing but
+ * the core, so it runs under sanitizers and emulators. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +38,20 @@ static void *read_file(const char *path, size_t *size) {
     return bytes;
 }
 
-/* FNV-1a of the logits of one size; the image is the same every time. */
+static const uint64_t kNoBytes = UINT64_C(14695981039346656037);
+
+/* FNV-1a of bytes, after those that `sum` is of. */
+static uint64_t add_bytes(uint64_t sum, const void *bytes, size_t size) {
+    for (size_t i = 0; i < size; i++) sum = (sum ^ ((const uint8_t *)bytes)[i]) * UINT64_C(1099511628211);
+    return sum;
+}
+
+static uint32_t next(uint32_t *random, uint32_t below) {
+    *random = *random * 1664525u + 1013904223u;
+    return (*random >> 8) % below;
+}
+
+/* A checksum of the logits of one size; the image is the same every time. */
 static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int height, int width, int in_bands) {
     const size_t row = (size_t)width * 3 + 5;  /* rows of images need not be dense */
     uint8_t *image = malloc(row * (size_t)height);
@@ -54,9 +68,37 @@ static uint64_t run(const char *path, evs_model *model, evs_runner *runner, int 
         if (memcmp(logits, banded, bytes) != 0) fail(path, "bands differ from the whole image");
         free(banded);
     }
-    uint64_t sum = UINT64_C(14695981039346656037);
-    for (size_t i = 0; i < bytes; i++) sum = (sum ^ ((uint8_t *)logits)[i]) * UINT64_C(1099511628211);
+    const uint64_t sum = add_bytes(kNoBytes, logits, bytes);
     free(image), free(logits);
+    return sum;
+}
+
+/* A checksum of masks of whole images and of windows, of smooth logits and of noise; the logits are the same every time.
+ * runner: NULL for one thread and the best instruction set. */
+static uint64_t make_masks(evs_runner *runner) {
+    static const int kClasses[] = {1, 2, 11, 300};
+    uint64_t sum = kNoBytes;
+    uint32_t random = 1;
+    for (int turn = 0; turn < 24; turn++) {
+        const int classes = kClasses[turn % 4], h = 1 + (int)next(&random, 20), w = 1 + (int)next(&random, 20);
+        evs_side down = {h, 1 + (int)next(&random, 200), 0, 0, 0, 0}, across = {w, 1 + (int)next(&random, 200), 0, 0, 0, 0};
+        if (turn % 3 == 0) {  /* a window with all logits of its image */
+            down.all_logits = h, down.all_pixels = down.pixels;
+            across.all_logits = w, across.all_pixels = across.pixels;
+            down.first_pixel = (int)next(&random, (uint32_t)down.pixels), down.pixels -= down.first_pixel;
+            across.first_pixel = (int)next(&random, (uint32_t)across.pixels), across.pixels -= across.first_pixel;
+        }
+        const size_t count = (size_t)classes * (size_t)h * (size_t)w, pixels = (size_t)down.pixels * (size_t)across.pixels;
+        float *logits = malloc(count * sizeof(float));
+        uint8_t *mask = malloc(pixels * (classes > 255 ? 2 : 1));
+        for (size_t i = 0; i < count; i++) {
+            const int level = (int)next(&random, 1000), x = (int)(i % (size_t)w);
+            logits[i] = turn % 2 ? (float)(x % 7 * 1000 + level) / 256 : (float)level / 8;
+        }
+        check("evs_mask", evs_mask(runner, logits, classes, &down, &across, mask));
+        sum = add_bytes(sum, mask, pixels * (classes > 255 ? 2 : 1));
+        free(logits), free(mask);
+    }
     return sum;
 }
 
@@ -74,6 +116,7 @@ static void *run_sizes(void *argument) {
     check(job->path, evs_runner_new(job->model, job->threads, &runner));
     if (evs_runner_memory(runner, 32, 32) == 0 || evs_runner_memory(runner, 33, 32) != 0) fail(job->path, "wrong memory");
     for (int i = 0; i < kNumSizes; i++) job->sums[i] = run(job->path, job->model, runner, kSizes[i][0], kSizes[i][1], 1);
+    if (make_masks(runner) != make_masks(NULL)) fail(evs_model_isa(job->model), "makes other masks");
     evs_runner_free(runner);
     return NULL;
 }
@@ -113,11 +156,6 @@ static void run_damaged(const char *path, const char *bytes, size_t size) {
     free(damaged);
 }
 
-static uint32_t next(uint32_t *random, uint32_t below) {
-    *random = *random * 1664525u + 1013904223u;
-    return (*random >> 8) % below;
-}
-
 /* A side of an image that is resized, with a window; sometimes one number is wrong. */
 static evs_resized random_side(uint32_t *random, int most) {
     evs_resized side = {1 + (int)next(random, (uint32_t)most), 1 + (int)next(random, (uint32_t)most), 0, 0, 0, 0};
@@ -129,8 +167,9 @@ static evs_resized random_side(uint32_t *random, int most) {
     return side;
 }
 
-/* Every instruction set resizes to the same bytes, or refuses; images have no byte too many. */
-static void run_resize(void) {
+/* Every instruction set resizes to the same bytes, or refuses; images have no byte too many. Returns: a checksum. */
+static uint64_t run_resize(void) {
+    uint64_t sum = kNoBytes;
     uint32_t random = 1;
     for (int turn = 0; turn < 2000; turn++) {
         const int most = turn % 50 == 0 ? 1500 : 60;
@@ -148,22 +187,60 @@ static void run_resize(void) {
             if (evs_resize(image, row, &down, &across, isa, out) != code) fail(isa, "another result of evs_resize");
             if (code == EVS_OK && memcmp(out, expected, pixels * 3) != 0) fail(isa, "resizes to other bytes");
         }
+        if (code == EVS_OK) sum = add_bytes(sum, expected, pixels * 3);
         free(image), free(expected), free(out);
     }
+    return sum;
+}
+
+/* A checksum of the compressed rows of masks, in one call and in several; none of them is longer than allowed. */
+static uint64_t run_png(void) {
+    uint64_t sum = kNoBytes;
+    uint32_t random = 1;
+    for (int turn = 0; turn < 200; turn++) {
+        const int pixel = 1 + turn % 2, rows = 1 + (int)next(&random, 60);
+        const size_t row = (size_t)pixel * (1 + next(&random, 400));
+        uint8_t *pixels = malloc((size_t)rows * row);
+        for (size_t i = 0; i < (size_t)rows * row; i++) {  /* noise; or mostly as above, in runs */
+            if (turn % 5 != 0 && i >= row && next(&random, 50) != 0) {
+                pixels[i] = pixels[i - row];
+            } else if (turn % 5 != 0 && i > 0 && next(&random, 30) != 0) {
+                pixels[i] = pixels[i - 1];
+            } else {
+                pixels[i] = (uint8_t)next(&random, turn % 5 ? 12 : 256);
+            }
+        }
+        uint32_t adler = 0;
+        for (int y = 0; y < rows;) {
+            const int count = turn % 3 ? rows : 1 + (int)next(&random, (uint32_t)(rows - y));
+            size_t size = 0;
+            uint8_t *out = malloc(evs_png_bound(count, row));
+            const uint8_t *from = pixels + (size_t)y * row, *above = y ? from - row : NULL;
+            check("evs_png_rows", evs_png_rows(from, count, row, pixel, above, y + count == rows, &adler, out, &size));
+            if (size > evs_png_bound(count, row)) fail("evs_png_rows", "writes too much");
+            sum = add_bytes(sum, out, size);
+            free(out);
+            y += count;
+        }
+        free(pixels);
+    }
+    return sum;
 }
 
 int main(int argc, char **argv) {
     if (argc < 2) fail(argv[0], "PROGRAM...");
-    run_resize();
+    printf("resized %016llx\n", (unsigned long long)run_resize());
+    printf("masks %016llx\n", (unsigned long long)make_masks(NULL));
+    printf("png %016llx\n", (unsigned long long)run_png());
     for (int i = 1; i < argc; i++) {
         size_t size;
         char *bytes = read_file(argv[i], &size), isas[256];
         uint64_t expected[kNumSizes] = {0};
         int known = 0;
-        for (int precision = EVS_FLOAT32; precision <= EVS_FLOAT16; precision++) {
+        for (int precision = EVS_FLOAT32; precision <= EVS_BFLOAT16; precision++) {
             strncpy(isas, evs_instruction_sets(precision), sizeof isas - 1), isas[sizeof isas - 1] = 0;
             for (char *isa = strtok(isas, " "); isa != NULL; isa = strtok(NULL, " ")) {
-                /* Without fused multiply-add, and in float16, the bytes are the instruction set's own. */
+                /* Without fused multiply-add, and in half precision, the bytes are the instruction set's own. */
                 const int fused = precision == EVS_FLOAT32 && strcmp(isa, "sse4") != 0;
                 uint64_t own[kNumSizes], *same = fused ? expected : own;
                 for (int t = 0; t < kNumThreads; t++) {

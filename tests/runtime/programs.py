@@ -1,7 +1,7 @@
 """Small programs for the core, one for every kind of block, with random weights; none needs PyTorch.
 
 `python -m tests.runtime.programs FOLDER` writes them to files, for the core's own tests. FOLDER/tables has them without
-their weights and with a further byte, as core/tests/fuzz_program.cpp begins with them.
+their weights and with 16 further bytes, as core/tests/fuzz_program.cpp begins with them.
 """
 
 from __future__ import annotations
@@ -94,6 +94,6 @@ if __name__ == "__main__":
     for name, network in ALL.items():
         made = program(network)
         (folder / f"{name}.program").write_bytes(made)
-        (folder / "tables" / name).write_bytes(made[: tables(made)] + b"\0")
+        (folder / "tables" / name).write_bytes(made[: tables(made)] + bytes(16))
     for name, network in CONFIGS.items():
         write_evit(folder / f"{name}.evit", manifest(network), program(network))

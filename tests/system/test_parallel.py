@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from evitseg.errors import EvitsegError
+from evitseg.system.machine import logical_cores, physical_cores
 from evitseg.system.parallel import ordered_map, process_map
 
 
@@ -106,6 +107,17 @@ def end_at_three(item: int) -> int:
 def test_processes_give_results_in_order_and_are_prepared_once() -> None:
     assert list(process_map(range(10), shifted, 2, partial(prepare, 5))) == list(range(5, 15))
     assert _offset == 0
+
+
+def cores(item: int) -> tuple[int, int]:
+    return physical_cores(), logical_cores()
+
+
+def test_processes_divide_the_cores() -> None:
+    own = cores(0)
+    assert list(process_map(range(2), cores, 2)) == [(max(1, own[0] // 2), max(1, own[1] // 2))] * 2
+    assert list(process_map(range(2), cores, 1)) == [own] * 2
+    assert cores(0) == own
 
 
 def test_a_killed_process_is_one_sentence() -> None:

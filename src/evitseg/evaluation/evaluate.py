@@ -179,8 +179,9 @@ def evaluate(
         labels: the classes. None uses the data's classes in the order of the segmenter's, or the segmenter's classes if
             the data does not name any.
         split: the split of a dataset to measure. None uses "val" if there is one, else "test", else all pairs.
-        workers: number of processes. `model` is pickled once for each of them, so it cannot be a lambda, and a script
-            needs `if __name__ == "__main__":` around its work.
+        workers: number of processes, among which a segmenter loaded without `threads` divides the cores. `model` is
+            pickled once for each of them, so it cannot be a lambda, and a script needs `if __name__ == "__main__":`
+            around its work.
         settings: notes to keep in the report.
         progress: called with 1 after every pair.
 

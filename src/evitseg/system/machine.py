@@ -18,22 +18,35 @@ UNKNOWN_MEMORY = 4 * 1024**3
 ROOT = Path("/")
 """Folder of /proc and /sys; tests replace it by a simulated machine."""
 
+_sharing = 1
+"""Processes that divide the cores, of which this is one."""
+
+
+def share_cores(processes: int) -> None:
+    """Make `physical_cores` and `logical_cores` count this process's part of the cores that several divide."""
+    global _sharing
+    _sharing = processes
+
 
 def physical_cores() -> int:
     """Number of physical cores that the process's affinity and its container's quota allow."""
     if sys.platform == "darwin":
-        return _darwin_number("hw.physicalcpu") or os.cpu_count() or 1
+        return _part(_darwin_number("hw.physicalcpu") or os.cpu_count() or 1)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = {
         _read(ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
     }
-    return math.ceil(max(1, min(len(siblings), cpu_quota())))
+    return _part(min(len(siblings), cpu_quota()))
 
 
 def logical_cores() -> int:
     """Number of hardware threads that the process's affinity and its container's quota allow."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(max(1, min(allowed, cpu_quota())))
+    return _part(min(allowed, cpu_quota()))
+
+
+def _part(cores: float) -> int:
+    return max(1, math.ceil(cores) // _sharing)
 
 
 def cpu_quota() -> float:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from evitseg.errors import EvitsegError
+from evitseg.system.machine import share_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,8 +70,9 @@ def leave_interrupts_to_the_parent(*signals: str) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _begin(prepare: Callable[[], object] | None) -> None:
+def _begin(prepare: Callable[[], object] | None, processes: int) -> None:
     leave_interrupts_to_the_parent("SIGINT")
+    share_cores(processes)
     if prepare is not None:
         prepare()
 
@@ -81,7 +83,7 @@ def process_map(
     workers: int,
     prepare: Callable[[], object] | None = None,
 ) -> Iterator[R]:
-    """`map(work, items)` in several processes, with the results in order.
+    """`map(work, items)` in several processes, with the results in order; they divide the cores (`share_cores`).
 
     Args:
         work: a function that a module defines by name, because it is pickled, like items and results.
@@ -96,7 +98,7 @@ def process_map(
 
     count = max(1, min(workers, len(items), _MAX_PROCESSES))
     # Spawned, because a fork copies locks that other threads hold, and OpenVINO's threads do not survive it.
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare,)) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (prepare, count)) as pool:
         try:
             with interrupts_blocked():
                 results = pool.map(work, items, chunksize=4)

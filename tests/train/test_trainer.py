@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
@@ -143,10 +144,18 @@ def train_together(data: Path, out: Path, config: TrainConfig, rank: int, port: 
     alone()
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
+    at_exit: list[Callable[[], object]] = []  # this process ends without it
+    pytest.MonkeyPatch().setattr(atexit, "register", lambda function, *_, **__: at_exit.append(function))
     losses: list[float] = []
     fit(data, config, out, watch=lambda event: losses.append(event.loss) if event.report is None else None)
+    if not config.optim.freeze_norm:
+        fit(data, config.updated({"epochs": 1}), out / "second")
+    for function in at_exit:
+        if function.__module__.startswith("evitseg"):
+            function()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    content = {"losses": losses, "gloo": [name for name in threads if "gloo" in name]}
+    gloo = [name for name in threads if "gloo" in name]
+    content = {"losses": losses, "gloo": gloo}
     (out / f"losses-{rank}.json").write_text(json.dumps(content))
 
 
@@ -180,6 +189,8 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path, freeze_norm: boo
     assert two == other
     # A thread of the process group that outlives it can abort the process when the interpreter shuts down.
     assert two["gloo"] == []
+    if not freeze_norm:  # a second run in the same two processes
+        assert [line["epoch"] for line in read_log(tmp_path / "two/second")] == [0, 1]
     for folder in ("one", "two"):
         assert [line["epoch"] for line in read_log(tmp_path / folder)] == [0, 1, 2, 3, 4]
     assert len(one) == len(two["losses"]) == 12

@@ -29,7 +29,7 @@ from evitseg.train.crops import Batches, Crops, batch_keys
 from evitseg.train.distill import Teachers
 from evitseg.train.losses import Objective, class_frequencies, class_weights
 from evitseg.train.optimizer import learning_rate, moving_average, parameter_groups
-from evitseg.train.processes import end_processes, start_processes
+from evitseg.train.processes import end_run, start_processes
 from evitseg.train.resume import (
     BEST,
     LAST,
@@ -158,7 +158,7 @@ class Trainer:
             at_end = epoch + 1 == self.config.epochs
             self._end_epoch(epoch, evaluate=at_end or (epoch + 1) % self.config.eval_interval == 0)
         del self.batches, self.wrapper  # ends the worker processes, and lets the process group end
-        end_processes(self.accelerator)
+        end_run(self.accelerator)
         best, last = self.folder / BEST, self.folder / LAST
         commands = (
             shlex.join(["evitseg", "eval", str(self.inspection.dataset.root), "--model", str(best)]),

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs/reference/json.md"
 
 TOP = {
     "model": (str, None), "source": (str, None), "engine": (str, None), "images": list, "videos": list, "failed": list,
-    "skipped": list, "counts": dict, "error": (str, None),
+    "skipped": list, "counts": dict, "annotations": (dict, None), "error": (str, None),
 }  # fmt: skip
 IMAGE = {
     "image": str, "mode": str, "mask": str, "size": list, "fractions": dict, "nodata": float, "overlay": (str, None),

@@ -25,12 +25,14 @@ class PredictJob:
         source: the file of an image or a video; a string names a camera or a stream.
         stem: folder and beginning of the names of its results; no two jobs share it.
         file: the name of its mask or its video, if --out gave one.
+        place: path of the source relative to the folder it was found in.
     """
 
     source: Path | str
     mode: Mode
     stem: Path
     file: Path | None = None
+    place: Path = Path()
 
     def mask(self, ending: str) -> Path:
         """Path of the mask."""
@@ -74,8 +76,13 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
         names: how messages name inputs that are temporary files.
     """
     outcome = Outcome(output, names)
-    jobs = plan(request, outcome)
+    everything = plan(request, outcome)
+    jobs = _left(everything, request, outcome)
     outcome.report_skipped()
+    if request.annotations is not None:
+        from evitseg.cli.predict_annotations import check_annotations
+
+        check_annotations(everything, request)
     if jobs:
         request = replace(request, model=pinned_model(request.model, output))
         outcome.comes_from(request.model)
@@ -93,11 +100,15 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
         from evitseg.cli.predict_ray import predict_ray
 
         predict_ray(by_mode[Mode.ray], request, outcome)
+    if request.annotations is not None:
+        from evitseg.cli.predict_annotations import write_annotations
+
+        write_annotations(everything, request, outcome)
     outcome.finish()
 
 
 def plan(request: Request, outcome: Outcome) -> list[PredictJob]:
-    """The jobs that remain to be done. Raises: BadParameter, FileError."""
+    """The jobs of all inputs. Raises: BadParameter, FileError."""
     from evitseg.raster import SLIDE_ENDINGS
     from evitseg.raster.formats import EXTENSIONS
     from evitseg.video import check_address, is_stream, stream_name
@@ -133,16 +144,23 @@ def plan(request: Request, outcome: Outcome) -> list[PredictJob]:
             raise click.BadParameter(str(error), param_hint="INPUT") from None
         # .live, because name_outputs removes the suffix.
         sources.append((given, Path(f"{stream_name(given)}.live")))
+    places = dict(sources)
     jobs = [
         PredictJob(
             source,
             Mode.video if isinstance(source, str) or _is_video(source) else request.method,
             _stem_of(out) if request.is_file else stem,
             out if request.is_file else None,
+            places[source],
         )
         for source, stem in name_outputs(sources, out)
     ]
     _check(jobs, request)
+    return jobs
+
+
+def _left(jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
+    """The jobs that remain to be done."""
     left = []
     for job in jobs:
         if request.skip_existing and job.is_done(request):

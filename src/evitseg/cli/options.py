@@ -53,6 +53,12 @@ def video_kinds() -> list[str]:
     return list(get_args(VideoKind))
 
 
+def annotation_formats() -> list[str]:
+    from evitseg.data.annotations.pre_annotations import PRE_ANNOTATION_FORMATS
+
+    return list(PRE_ANNOTATION_FORMATS)
+
+
 def _mask_formats() -> list[str]:
     from evitseg.raster.png import MaskFormat
 

@@ -14,6 +14,8 @@ from evitseg.cli.failures import sentence_of
 if TYPE_CHECKING:
     from evitseg.cli.output import Output
     from evitseg.engine import EngineInfo
+    from evitseg.labels import LabelSpace
+    from evitseg.manifest import Manifest
     from evitseg.video import VideoResult
 
 HAS_RESULTS = "they already have results"
@@ -47,6 +49,9 @@ class Outcome:
     """Collects what becomes of every input.
 
     Without --json no result is stored, so that a folder may have any number of images.
+
+    Attributes:
+        labels: the model's classes; None before a model was loaded.
     """
 
     def __init__(self, output: Output, names: dict[str, str] | None = None) -> None:
@@ -59,7 +64,8 @@ class Outcome:
         self._failed_inputs: set[str] = set()
         self._skipped: list[dict[str, str]] = []
         self._partly = 0
-        output.content |= {"model": None, "source": None, "engine": None}
+        self.labels: LabelSpace | None = None
+        output.content |= {"model": None, "source": None, "engine": None, "annotations": None}
         self._update()
 
     def _update(self) -> None:
@@ -81,10 +87,11 @@ class Outcome:
         """An input as the person named it; standard input is read through a temporary file."""
         return self._names.get(str(source), str(source))
 
-    def runs_on(self, model: str, engine: EngineInfo) -> None:
+    def runs_on(self, manifest: Manifest, engine: EngineInfo) -> None:
         """Record which model and engine segment the images; the first of several is reported."""
+        self.labels = manifest.labels
         if self.output.content["model"] is None:
-            self.output.content |= {"model": model, "engine": str(engine)}
+            self.output.content |= {"model": manifest.name, "engine": str(engine)}
 
     def comes_from(self, model: str | None) -> None:
         """Record the commit and the file of a model on the hub."""
@@ -103,6 +110,10 @@ class Outcome:
         self._failed_inputs.add(name)
         self.output.error(sentence)
         self._update()
+
+    def has_failed(self, source: object) -> bool:
+        """Whether an input was not segmented, or not completely."""
+        return self.name(source) in self._failed_inputs
 
     def skip(self, source: object, reason: str) -> None:
         """Record a skipped file; the summary counts it by its reason."""

@@ -9,6 +9,7 @@ import click
 
 from evitseg.cli.command import option, verb
 from evitseg.cli.options import (
+    AT_LEAST_1,
     BANDS,
     DEVICE,
     ENGINE,
@@ -20,6 +21,7 @@ from evitseg.cli.options import (
     SIZE,
     THREADS,
     VALUE_RANGE,
+    annotation_formats,
     given_options,
     read_options,
     video_kinds,
@@ -86,6 +88,31 @@ STDIN = "-"
     metavar="FILE",
     panel="Output",
     help="Also write the mask's regions as polygons (.geojson, .gpkg, .parquet), like `evitseg polygons`.",
+)
+@option(
+    "--as",
+    "annotations",
+    type=Names("format", annotation_formats),
+    panel="Output",
+    help="Also write the regions as annotations to correct in a tool: a JSON file per image (Labelme), or one file for "
+    "all images (CVAT, COCO).",
+)
+@option(
+    "--simplify",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="PIXELS",
+    panel="Output",
+    help="With --polygons or --as: remove corners that span less area than a square of this side. Default: 0, exact "
+    "outlines.",
+)
+@option(
+    "--minimum-pixels",
+    type=AT_LEAST_1,
+    default=1,
+    metavar="N",
+    panel="Output",
+    help="With --polygons or --as: skip regions with fewer pixels. Default: 1.",
 )
 @option(
     "--skip-existing",

@@ -32,7 +32,7 @@ def predict_ray(jobs: list[PredictJob], request: Request, outcome: Outcome) -> N
     assert request.ray is not None
     require_ray()
     network = open_network(request, None)
-    outcome.runs_on(network.manifest.name, network.info)
+    outcome.runs_on(network.manifest, network.info)
     reading = request.reading or network.manifest.reading
     with cluster.connected(request.ray, scratch=request.scratch):
         for job in jobs:

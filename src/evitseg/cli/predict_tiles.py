@@ -43,7 +43,7 @@ def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, na
         for job in jobs:
             outcome.fail(job.source, error if native else f"must go in bands, which is not possible: {error}")
         return
-    outcome.runs_on(network.manifest.name, network.info)
+    outcome.runs_on(network.manifest, network.info)
     for job in jobs:
         assert isinstance(job.source, Path)
         with outcome.attempt(job.source):

@@ -92,7 +92,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
         streams=at_once,
         reading=request.reading,
     )
-    outcome.runs_on(segment.manifest.name, segment.info)
+    outcome.runs_on(segment.manifest, segment.info)
     for option in ("--memory", "--scratch"):
         if option in request.given and images and _engine_of_bands(segment) is None:
             raise click.BadParameter(
@@ -211,7 +211,7 @@ def _write(
     if request.polygons is not None:
         # A PNG cannot hold the names of its classes.
         labels = prediction.labels if mask_path.suffix.lower() == ".png" else None
-        write_polygons(mask_path, request.polygons, labels, Output(quiet=True))
+        write_polygons(mask_path, request.polygons, labels, Output(quiet=True), limits=request.limits)
         written["polygons"] = request.polygons
     return written
 

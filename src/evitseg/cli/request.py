@@ -13,6 +13,7 @@ import click
 from evitseg.system.files import is_folder
 
 if TYPE_CHECKING:
+    from evitseg.cli.polygons_command import Limits
     from evitseg.engine import Precision
     from evitseg.image import ReadOptions, Size
     from evitseg.raster.png import MaskFormat
@@ -31,6 +32,7 @@ class Mode(str, Enum):
 
 
 _IMAGES = frozenset(set(Mode) - {Mode.video})
+_WHOLE_IMAGES = _IMAGES - {Mode.region}
 _ALL = frozenset(Mode)
 
 HONOURED: dict[str, frozenset[Mode]] = {
@@ -54,6 +56,9 @@ HONOURED: dict[str, frozenset[Mode]] = {
     "--memory": _IMAGES,
     "--scratch": _IMAGES,
     "--polygons": _IMAGES,
+    "--as": _WHOLE_IMAGES,
+    "--simplify": _IMAGES,
+    "--minimum-pixels": _IMAGES,
     "--save-context": frozenset({Mode.tiles, Mode.ray}),
     "--context": frozenset({Mode.region}),
     "--region": frozenset({Mode.region}),
@@ -91,6 +96,7 @@ class Request:
         reading: how image files are read; None for the model's rule.
         overlay, legend: None where neither the option nor its opposite was given.
         videos: what videos are written as; empty for the default.
+        annotations: the tool for whose format annotations are written.
         is_file: `out` is the name of one mask or video, not of a folder.
         to_stdout: the mask goes to standard output.
     """
@@ -115,6 +121,9 @@ class Request:
     memory: int | None = None
     scratch: Path | None = None
     polygons: Path | None = None
+    annotations: str | None = None
+    simplify: float = 0.0
+    minimum_pixels: int = 1
     save_context: Path | None = None
     context: Path | None = None
     region: Window | None = None
@@ -136,6 +145,9 @@ class Request:
             raise click.BadParameter("--context and --region must be given together", param_hint="--region")
         if self.legend and self.overlay is False and "overlay" not in self.videos:
             raise click.BadParameter("legends belong to overlays; leave --no-overlay out", param_hint="--legend")
+        if self.polygons is None and self.annotations is None:
+            for option in sorted({"--simplify", "--minimum-pixels"} & self.given):
+                raise click.BadParameter("shapes polygons; add --polygons or --as, or leave it out", param_hint=option)
         if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):
             raise click.BadParameter("give a number of seconds above 0", param_hint="--duration")
         if self.sliding_window is not None:
@@ -145,6 +157,16 @@ class Request:
     def kinds(self) -> tuple[str, ...]:
         """What a video is written as."""
         return self.videos or (("mask",) if self.overlay is False else ("overlay",))
+
+    @property
+    def limits(self) -> Limits:
+        """Which regions become polygons, and how exact these are."""
+        return {"min_pixels": self.minimum_pixels, "simplify": self.simplify}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return self.out.parent if self.is_file else self.out
 
     @property
     def draws(self) -> bool:

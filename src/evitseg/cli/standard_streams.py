@@ -27,6 +27,10 @@ def run_on_streams(request: Request, output: Output) -> None:
 
     if len(request.inputs) != 1:
         raise click.BadParameter("standard input or output holds one image; give one input", param_hint="INPUT")
+    if request.annotations is not None:
+        raise click.BadParameter(
+            "annotations name their image; give its file, and a folder as --out", param_hint="--as"
+        )
     reads_stdin = request.inputs[0] == STREAM
     writes_stdout = str(request.out) == STREAM or "--out" not in request.given
     if reads_stdin and sys.stdin.isatty():

@@ -113,7 +113,8 @@ def write_outlines(place: Path, request: Request, labels: LabelSpace, entry: Ima
     if request.polygons is not None:
         check_free([request.polygons], request, Path(entry.image))
         # A PNG cannot hold the names of its classes.
-        write_polygons(place, request.polygons, labels if place.suffix.lower() == ".png" else None, output)
+        named = labels if place.suffix.lower() == ".png" else None
+        write_polygons(place, request.polygons, named, output, limits=request.limits)
         entry.polygons = str(request.polygons)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.errors import ConfigError, ImageError, unknown
+from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelSpace
 from evitseg.raster.gdal import import_rasterio
 from evitseg.raster.mask_bands import MaskBands, class_reader, open_mask
@@ -104,6 +105,35 @@ def polygonize(
 
         write(out, features(), layer)
     return PolygonCounts(counts, crs is None, layer.area_field)
+
+
+def read_regions(
+    mask: str | os.PathLike[str], labels: LabelSpace, min_pixels: int = 1, simplify: float = 0.0
+) -> tuple[tuple[int, int], list[Feature]]:
+    """The size of a mask, (height, width), and its regions as in `polygonize`, in pixels. All of them are in memory.
+
+    Args:
+        mask: a mask file, as for `polygonize`.
+        labels: the classes. Pixels without data are regions, too, with the index `labels.ignore_index` and no name.
+
+    Raises: ImageError, ConfigError, MissingPackageError.
+    """
+    _check_limits(min_pixels, simplify)
+    with open_mask(Path(os.path.abspath(mask)), str(mask)) as bands:
+        if bands.size[0] * bands.size[1] > MAX_PIXELS:
+            raise ImageError(
+                f"{mask}: has more than {MAX_PIXELS / 1e6:.0f} million pixels, too many for annotation tools; write "
+                "polygons for maps instead (--polygons), or cut the image into parts."
+            )
+        bands = replace(bands, read=class_reader(bands, labels))
+        names = dict(enumerate(labels.names))
+        wanted = (*names, labels.ignore_index)
+        regions = whole_regions(bands, labels, wanted, lambda fraction: None, simplify)
+        return bands.size, [
+            Feature(value, names.get(value, ""), pixels, rings)
+            for value, pixels, rings in regions
+            if pixels >= min_pixels
+        ]
 
 
 def _check_limits(min_pixels: int, simplify: float) -> None:

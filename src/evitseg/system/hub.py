@@ -193,7 +193,7 @@ def fetch(
     hub = hub or endpoint()
     place, file, revision = name.repository, name.file, name.revision
     try:
-        with _quiet():
+        with quiet():
             if cached is not None:  # hf_hub_download would return it without a word if the hub cannot be reached
                 get_hf_file_metadata(hf_hub_url(place, file, revision=revision, endpoint=hub), get_token())
             else:
@@ -221,7 +221,7 @@ def list_files(name: HubName) -> list[str]:
     from huggingface_hub import HfApi
 
     try:
-        with _quiet():
+        with quiet():
             return HfApi(endpoint=endpoint()).list_repo_files(name.repository, revision=name.revision)
     except Exception as error:  # as in `fetch`
         raise WeightsError(
@@ -269,7 +269,7 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without huggingface_hub's log of every attempt: one sentence at the end is ours."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level

@@ -266,7 +266,25 @@ def compress_run_lengths(mask: NDArray[np.bool_]) -> str:
     pixels = mask.ravel(order="F")
     starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     ends = np.concatenate([[0] if pixels[:1].all() else [], starts, [pixels.size]]).astype(np.int64)
-    numbers = np.diff(ends, prepend=0)
+    return _compressed(np.diff(ends, prepend=0))
+
+
+def compress_runs(runs: Runs, size: tuple[int, int]) -> str:
+    """COCO's compressed run lengths of a region in an image of this (height, width)."""
+    places = np.stack([runs.starts, runs.ends], 1).ravel()
+    meets = places[1:] == places[:-1]  # runs that touch are one
+    places = places[~(np.append(meets, False) | np.insert(meets, 0, False))]
+    pixels = size[0] * size[1]
+    return _compressed(np.diff(places if places[-1:] == pixels else np.append(places, pixels), prepend=0))
+
+
+def without(whole: Runs, part: Runs) -> Runs:
+    """The pixels of a region that are not in a part of it."""
+    return from_toggles(np.concatenate([whole.starts, whole.ends, part.starts, part.ends]))
+
+
+def _compressed(numbers: NDArray[np.int64]) -> str:
+    """Run lengths as COCO's text; see `compressed_run_lengths`."""
     numbers[3:] -= numbers[1:-2].copy()
     digits = np.zeros((numbers.size, 13), np.int64)
     is_used = np.zeros(digits.shape, np.bool_)

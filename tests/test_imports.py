@@ -30,7 +30,7 @@ ORDER = (
     ("model",),
     ("loading",),
     ("tiling", "video"),
-    ("exporters", "train", "profiling", "cluster", "viewer"),
+    ("exporters", "train", "profiling", "cluster", "viewer", "sharing"),
     ("serve",),
     ("__init__",),
     ("cli",),

@@ -8,6 +8,8 @@ _FOLDER = Path(__file__).parent
 
 EXAMPLE_IMAGE = _FOLDER / "street.jpg"
 """A street in France, photographed by Adrien Pavie; source and licence in NOTICE."""
+EXAMPLE_LICENCE = _FOLDER / "street.LICENSE.txt"
+"""The licence of the photograph, which goes with every copy of it."""
 
 DEFAULT_MODEL = "b0-camvid"
 

@@ -17,7 +17,7 @@ VERBS = {
     "Segment": ("predict", "view", "polygons"),
     "Prepare data": ("check", "convert"),
     "Train and evaluate": ("train", "eval", "average"),
-    "Deploy": ("export", "verify", "bench", "serve"),
+    "Deploy": ("export", "verify", "bench", "serve", "push"),
     "Look up": ("models", "info", "clean"),
 }
 """The verbs, under the headings of `evitseg --help`; each has a module of its own."""

@@ -1,0 +1,258 @@
+"""Prepare the folder of a repository on the Hugging Face Hub, and upload it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evitseg._version import __version__
+from evitseg.bundled import EXAMPLE_IMAGE, EXAMPLE_LICENCE, bundled_models
+from evitseg.errors import ConfigError, FileError, WeightsError, reason
+from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.runtime.checkpoint import read_checkpoint, read_checkpoint_manifest
+from evitseg.runtime.hub_models import HUB_FILE
+from evitseg.sharing.card import CardRequest, licence_in, model_card
+from evitseg.system.files import file_sha256, is_folder, replacing
+from evitseg.system.hub import (
+    LOG_IN,
+    HubName,
+    check_repository,
+    endpoint,
+    import_hub,
+    is_offline,
+    quiet,
+    refusal,
+    shown_endpoint,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD, CONFIG = "README.md", "config.json"
+SAMPLE, SAMPLE_OVERLAY, SAMPLE_LICENCE = "sample.jpg", "sample_overlay.jpg", "sample_licence.txt"
+_SAMPLE_SIDE = 1024
+_STREETS = ("camvid", "cityscapes")
+"""Label spaces for which the photograph that ships with evitseg is a fair sample."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that is ready to be uploaded.
+
+    Attributes:
+        files: paths in the folder, in the order in which they are listed.
+        manifest: of the weights in it.
+        remarks: sentences about what the card lacks.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    manifest: Manifest
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """An upload.
+
+    Attributes:
+        url: address of the repository's page.
+        commit: hash of the commit.
+        is_private: whether only its owner sees it.
+    """
+
+    url: str
+    commit: str
+    is_private: bool
+
+
+def checkpoint_of(run: str | Path) -> Path:
+    """The checkpoint to share: best.safetensors of a run's folder, a checkpoint, or a bundled model by its name.
+
+    Raises: WeightsError.
+    """
+    path = bundled_models().get(str(run), Path(run))
+    if is_folder(path):
+        path = path / "best.safetensors"
+        if not path.is_file():
+            raise WeightsError(f"{run}: has no best.safetensors; give the folder of a run, or a checkpoint.")
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{run}: not a checkpoint of evitseg; give the folder of a run, or a .safetensors file.")
+    read_checkpoint(path)  # raises: damaged, not finite, or written by another program
+    return path
+
+
+def prepare(
+    checkpoint: Path,
+    repository: str,
+    folder: Path,
+    *,
+    licence: str | None = None,
+    base_model: str | None = None,
+    sample: Path | None = None,
+) -> Prepared:
+    """Write weights with their manifest, a model card and a sample image into a new folder.
+
+    Args:
+        checkpoint: a .safetensors file with a manifest.
+        repository: "owner/name".
+        licence: of the weights; None leaves it unknown, and the card says so.
+        base_model: repository of the weights that training started from; None for the one in the manifest.
+        sample: an image that everybody may see. None for the photograph that ships with evitseg if the model's classes
+            are those of streets, else no image.
+
+    Raises: ConfigError, WeightsError, FileError, ImageError, MissingPackageError.
+    """
+    check_repository(repository)
+    if base_model is not None:
+        check_repository(base_model)
+    if licence is not None and (not licence.strip() or not licence.isprintable() or len(licence) > 200):
+        raise ConfigError(f"{licence[:60]!r} is not the name of a licence; give one such as apache-2.0.")
+    manifest = read_checkpoint_manifest(checkpoint)
+    training = replace(manifest.training, licence=licence_in(manifest, licence))
+    manifest = replace(manifest, training=training, checkpoint_sha256="")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileError(f"{folder}: is not empty; give a new folder.")
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+    _write_weights(checkpoint, manifest, folder / HUB_FILE)
+    shown = sample or (EXAMPLE_IMAGE if manifest.labels.name in _STREETS else None)
+    samples: tuple[str, ...] = ()
+    if shown is not None:
+        _write_sample(shown, folder)
+        samples = (SAMPLE, SAMPLE_OVERLAY)
+    if shown == EXAMPLE_IMAGE:
+        (folder / SAMPLE_LICENCE).write_bytes(EXAMPLE_LICENCE.read_bytes())
+        samples = (*samples, SAMPLE_LICENCE)
+    request = CardRequest(repository, licence, base_model, samples, file_sha256(folder / HUB_FILE))
+    about = {"library_name": "evitseg", "evitseg_version": __version__, "manifest": json.loads(manifest.to_json())}
+    for name, text in (
+        (CARD, model_card(manifest, request)),
+        (CONFIG, json.dumps(about, indent=2, ensure_ascii=False) + "\n"),
+    ):
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+    files = (HUB_FILE, CARD, CONFIG, *samples)
+    return Prepared(folder, files, manifest, tuple(_remarks(manifest, licence, shown)))
+
+
+def _remarks(manifest: Manifest, licence: str | None, sample: Path | None) -> Iterator[str]:
+    if licence is None:
+        yield "the card says that the licence is unknown; name it with --licence, such as apache-2.0."
+    if sample is None:
+        yield "the card has no sample image; --sample FILE adds one that everybody may see."
+    if not manifest.accuracy:
+        yield "the card has no accuracy, because the checkpoint has none; training writes it."
+
+
+def _write_weights(checkpoint: Path, manifest: Manifest, path: Path) -> None:
+    """Copy the weights, with another manifest."""
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    with safe_open(checkpoint, "np") as file:
+        tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    with replacing(path) as target:
+        target.write(save(tensors, {METADATA_KEY: manifest.to_json()}))
+
+
+def _write_sample(image: Path, folder: Path) -> None:
+    """Write a reduced image and its overlay; metadata such as the place of a photograph stay behind."""
+    from PIL import Image
+
+    from evitseg.loading import load
+    from evitseg.raster.files import save_image
+
+    prediction = load(folder / HUB_FILE)(image)
+    pictures = {SAMPLE: Image.fromarray(prediction.image), SAMPLE_OVERLAY: prediction.overlay()}
+    for name, picture in pictures.items():
+        factor = _SAMPLE_SIDE / max(prediction.image.shape[:2])
+        if factor < 1:
+            picture = picture.resize((round(picture.width * factor), round(picture.height * factor)))
+        save_image(picture, folder / name)
+
+
+def upload(
+    folder: Path,
+    files: tuple[str, ...],
+    repository: str,
+    *,
+    private: bool = False,
+    overwrite: bool = False,
+    kind: Literal["model", "space"] = "model",
+) -> Pushed:
+    """Upload a folder as one commit. A repository that does not exist is created.
+
+    Args:
+        files: paths in the folder.
+        private: create it as a private one; a public repository is then refused.
+        overwrite: also replace files in a repository that evitseg did not write.
+
+    Raises: ConfigError, MissingPackageError.
+    """
+    check_repository(repository)
+    import_hub(f"uploading to {repository}")
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if is_offline():
+        raise ConfigError(f"{repository}: HF_HUB_OFFLINE forbids to upload it; unset it, or use --dry-run.")
+    if get_token() is None:
+        raise ConfigError(f"{repository}: uploading needs a token that may write; {LOG_IN}.")
+    api = HfApi(endpoint=endpoint(), library_name="evitseg", library_version=__version__)
+    with _sentences(repository):
+        is_private = _checked(api, repository, kind, set(files), private, overwrite)
+        if is_private is None:
+            api.create_repo(
+                repository, repo_type=kind, private=private, space_sdk="static" if kind == "space" else None
+            )
+            is_private = private
+        added = [CommitOperationAdd(file, str(folder / file)) for file in files]
+        done = api.create_commit(repository, added, commit_message=f"Upload with evitseg {__version__}", repo_type=kind)
+    path = f"spaces/{repository}" if kind == "space" else repository
+    return Pushed(f"{endpoint()}/{path}" if "@" not in endpoint() else path, done.oid, is_private)
+
+
+def _checked(api: HfApi, repository: str, kind: str, files: set[str], private: bool, overwrite: bool) -> bool | None:
+    """Whether the repository is private; None if there is none yet. Raises: ConfigError if it must not be written."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.space_info(repository) if kind == "space" else api.model_info(repository)
+    except RepositoryNotFoundError:
+        return None
+    if private and not info.private:
+        raise ConfigError(
+            f"{repository}: exists and is public; make it private on the hub first, or choose another name."
+        )
+    there = {each.rfilename for each in info.siblings or ()}
+    card = info.card_data
+    is_ours = card is not None and card.get("library_name") == "evitseg"
+    if there & files and not is_ours and not overwrite:
+        raise ConfigError(
+            f"{repository}: exists, and its {min(there & files)} was not written by evitseg; choose another name, or "
+            "add --overwrite to replace it (the hub keeps the history)."
+        )
+    return bool(info.private)
+
+
+@contextlib.contextmanager
+def _sentences(repository: str) -> Iterator[None]:
+    """Turn what the hub's client raises into one sentence."""
+    try:
+        with quiet():
+            yield
+    except ConfigError:
+        raise
+    except Exception as error:  # the HTTP library raises its own errors if a connection breaks
+        refused = refusal(error, HubName(repository))
+        raise ConfigError(
+            f"{repository}: {refused}."
+            if refused is not None
+            else f"{repository}: could not be uploaded to {shown_endpoint()} ({reason(error).rstrip('.')})."
+        ) from error

@@ -16,6 +16,7 @@ from tests.optional import needs
 
 needs("rasterio", "shapely")
 
+from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.labels import load_labels
 from evitseg.raster.masks import read_mask
 from evitseg.raster.png import save_mask
@@ -26,8 +27,8 @@ SMALL = ("--size", "64", "--precision", "float32", "--no-overlay")
 
 def street(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(str(path.name))).integers(0, 255, (12, 16, 3), np.uint8)
-    Image.fromarray(pixels).resize((96, 64), Image.Resampling.BICUBIC).save(path)
+    with Image.open(EXAMPLE_IMAGE) as image:
+        image.resize((96, 64)).save(path)
     return path
 
 
@@ -153,7 +154,7 @@ def test_a_command_line_that_makes_no_sense_is_a_usage_error(
 def test_simplify_and_minimum_pixels_shape_polygons_and_annotations_alike(here: Path, cli: Cli) -> None:
     street(here / "a.png")
     counts = []
-    for options in ((), ("--minimum-pixels", "60", "--simplify", "2")):
+    for options in ((), ("--minimum-pixels", "30", "--simplify", "2")):
         done = cli("predict", "a.png", "--as", "coco", "--polygons", "p.geojson", *options, *SMALL, "--overwrite")
         assert done.status == 0, done.stderr
         polygons = json.loads((here / "p.geojson").read_text())["features"]

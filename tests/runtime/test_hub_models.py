@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,8 @@ needs("huggingface_hub")
 
 import evitseg
 from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE, bundled_models
-from evitseg.errors import ConfigError, EvitsegError, EvitsegWarning
-from evitseg.loading import located
+from evitseg.errors import ConfigError, EvitsegError, EvitsegWarning, MissingPackageError
+from evitseg.loading import located, model_stem
 from evitseg.system.hub import HubName, parse_hub_name
 from tests.exported import bundled_onnx
 from tests.hub_server import TOKEN, HubServer, running_hub
@@ -240,3 +241,41 @@ def test_a_model_that_is_pickled_stays_at_its_commit(hub: HubServer) -> None:
     repository.commit({"model.safetensors": bundled_with(name="second")})
     again = pickle.loads(stored)
     assert (again.source, again.manifest.name) == (segment.source, DEFAULT_MODEL)
+
+
+def test_without_the_client_the_cache_still_works_and_the_extra_is_named(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.repository("anna/streets", **{"model.safetensors": WEIGHTS}).commits[0][0]
+    _, source = located(NAME)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert located(f"{NAME}@{commit}")[1] == source
+    with pytest.raises(MissingPackageError, match=r"'\.\[hub\]'"):
+        evitseg.load(NAME)  # whether the cache is current, only the hub knows
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert evitseg.load(NAME).source == source
+
+
+def test_a_run_starts_from_a_model_on_the_hub_and_records_its_commit(hub: HubServer) -> None:
+    needs("torch", "accelerate")
+    import torch
+
+    from evitseg.loading import network_of
+    from evitseg.train import TrainConfig
+    from evitseg.train.initialize import initialize, with_pinned_start
+
+    commit = hub.repository("anna/streets", **{"model.safetensors": WEIGHTS}).commits[0][0]
+    config = with_pinned_start(TrainConfig(start=NAME))
+    assert config.start == f"{NAME}@{commit}/model.safetensors"
+    network, manifest = network_of(DEFAULT_MODEL)
+    start = initialize(config, manifest.labels)
+    assert (start.known, start.short_side) == (1.0, manifest.preprocess.short_side)
+    for key, value in network.state_dict().items():
+        assert torch.equal(start.network.state_dict()[key], value), key
+
+
+def test_files_made_from_a_model_on_the_hub_are_named_after_its_repository() -> None:
+    assert model_stem("hf://anna/fields@v2/small.onnx") == Path("fields")
+    assert model_stem("hf://anna/fields-v1.5") == Path("fields-v1.5")
+    assert model_stem("runs/mine/best.safetensors") == Path("runs/mine/best")
+    assert model_stem("b0-camvid") == Path("b0-camvid")

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -270,11 +271,21 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without huggingface_hub's log of every attempt: one sentence at the end is ours."""
+    """Without huggingface_hub's log of every attempt, because one sentence at the end is ours, and without its progress
+    bars unless they are for a terminal.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    is_settled = "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ or are_progress_bars_disabled()
+    hides_bars = not is_settled and not sys.stderr.isatty()
+    if hides_bars:
+        disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if hides_bars:
+            enable_progress_bars()

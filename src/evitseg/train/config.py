@@ -215,7 +215,8 @@ class DistillConfig(_Settings):
     """Distillation: matching the mean probabilities of other networks (arXiv:1503.02531).
 
     Attributes:
-        teachers: checkpoints or published segmentation models; none turns distillation off.
+        teachers: checkpoints, published segmentation models, or models on the Hugging Face Hub (hf://owner/name); none
+            turns distillation off.
         weight: weight of this term of the loss.
         temperature: divides the logits of teachers and student.
     """
@@ -239,8 +240,8 @@ class TrainConfig(_Settings):
     Attributes:
         variant: a row of `BACKBONES`, such as "b0".
         start: weights to start from: the path of a checkpoint (ours, the authors' or timm's; a classifier supplies its
-            backbone) or of an exported .onnx model, the name of a published or bundled model, or "none" for random
-            weights.
+            backbone) or of an exported .onnx model, the name of a published or bundled model or of one on the Hugging
+            Face Hub (hf://owner/name), or "none" for random weights.
         classes_from: maps a class of the data to classes of the start and the teachers, for classes whose names differ:
             {"pavement": ["sidewalk"]}.
         epochs: passes over the training images.

@@ -38,19 +38,20 @@ def space(names: tuple[str, ...] = NAMES) -> LabelSpace:
     return LabelSpace("ours", tuple(LabelClass(n, (i,), (40 * i, 9, 200)) for i, n in enumerate(names)), (VOID,))
 
 
-def noise(seed: int, side: int, classes: int = 4, size: tuple[int, int] = (48, 66)) -> Mask:
+def noise(seed: int, side: int, classes: int = 4) -> Mask:
     """A mask of random squares: many regions touch in corners, and many have holes."""
     rng = np.random.default_rng(seed)
-    small = rng.integers(0, 2 * classes, (-(-size[0] // side), -(-size[1] // side)), np.uint8)
+    small = rng.integers(0, 2 * classes, (48 // side, 66 // side), np.uint8)
     small[small >= classes] = 0
-    large: Mask = np.kron(small, np.ones((side, side), np.uint8))
-    return large[: size[0], : size[1]]
+    return small.repeat(side, 0).repeat(side, 1)
 
 
 def rings() -> Mask:
     """Rings in one another, which touch the border on one side."""
     y, x = np.mgrid[:48, :66]
-    return (np.hypot(y - 20, x - 50).astype(int) // 5 % 3).astype(np.uint8)
+    mask = np.zeros((48, 66), np.uint8)
+    mask[:] = np.hypot(y - 20, x - 50) // 5 % 3
+    return mask
 
 
 def written(to: str, mask: Mask, labels: LabelSpace, folder: Path, simplify: float = 0.0, min_pixels: int = 1) -> Path:
@@ -86,7 +87,7 @@ MASKS = {
     "squares": noise(1, 3),
     "rings": rings(),
     "one class": np.full((48, 66), 2, np.uint8),
-    "without data": np.where(noise(3, 4) == 3, VOID, noise(2, 3)).astype(np.uint8),
+    "without data": np.where(noise(3, 6) == 3, VOID, noise(2, 3)).astype(np.uint8),
 }
 
 

@@ -137,8 +137,10 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
     links = ["-shared", *([] if "-g" in compiler else ["-s"])]
     if "__clang__" in known:
         links.append("-nostdlib++")
-    if "__wasm__" in known:  # a module for JavaScript, which brings its own files and memory
-        links = ["-mexec-model=reactor", "-s", "-nostdlib++", "-Wl,--export-dynamic,--export=malloc,--export=free"]
+    if "__wasm__" in known:  # a module for JavaScript; wasm.cpp has what it needs of libc
+        links = ["-nostdlib", "-s", "-Wl,--no-entry,--export-dynamic,-z,stack-size=1048576"]
+        if "__wasm_atomics__" in known:  # the host makes the memory, and an instance for each thread
+            links.append(f"-Wl,--shared-memory,--import-memory,--max-memory={1 << 31},--export=__stack_pointer")
     elif "_WIN32" not in known:  # the name by which programs that are linked with it find it
         links += ["-lpthread", "-Wl,-install_name,@rpath/" if "__APPLE__" in known else "-Wl,-soname,"]
         links[-1] += out.name
@@ -152,6 +154,7 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
                 for name, flags in sets
             ),
             *((name, name, [f"-DEVS_SETS(X)={names}"]) for name in ("program", "threads", "engine", "png")),
+            *([("wasm", "wasm", [*sets[0][1], "-fno-builtin"])] if "__wasm__" in known else []),
         ]
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:
@@ -168,6 +171,8 @@ def build(out: Path, compiler: list[str], extra: tuple[str, ...] = ()) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True)
         if "_WIN32" in known:
             _forget_time(linked)
+        if "__wasm__" in known:
+            linked.chmod(0o644)  # it is no program of this machine
         out.parent.mkdir(parents=True, exist_ok=True)
         made = out.with_name(f".{os.getpid()}.{out.name}")  # moved at the end: a process may have the old one open
         try:

@@ -10,9 +10,7 @@
 #include <windows.h>
 #undef near  // macros, for pointers of 16-bit Windows
 #undef far
-#elif defined(__wasm__)
-#include <time.h>
-#else
+#elif !defined(__wasm__)
 #include <pthread.h>
 #include <sched.h>
 #if defined(__linux__)
@@ -85,7 +83,73 @@ inline int64_t process_id() { return 0; }
 inline void *allocate_aligned(size_t alignment, size_t bytes) { return _aligned_malloc(bytes, alignment); }
 inline void free_aligned(void *memory) { _aligned_free(memory); }
 
-#elif defined(__wasm__)  // one thread
+#elif defined(__wasm__)
+
+extern "C" {
+// What the module asks its host for. Milliseconds, from any start:
+__attribute__((import_module("evitseg"), import_name("now"))) double evs_host_now();
+#if defined(__wasm_atomics__)
+// Makes one of the host's threads, which has an instance of the module with the same memory, call evs_thread with this
+// argument; returns 0 if none is left.
+__attribute__((import_module("evitseg"), import_name("start"))) int evs_host_start(void *argument);
+#endif
+}
+
+using ThreadResult = void *;
+#define EVS_THREAD_CALL
+
+#if defined(__wasm_atomics__)
+
+// Both sleep in the instruction that waits for a number in memory to change. A page's main thread may not do that: the
+// host runs networks in a worker.
+class Mutex {
+   public:
+    void lock() {
+        int seen = 0;
+        if (__atomic_compare_exchange_n(&state_, &seen, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return;
+        while (__atomic_exchange_n(&state_, 2, __ATOMIC_SEQ_CST) != 0) __builtin_wasm_memory_atomic_wait32(&state_, 2, -1);
+    }
+    void unlock() {
+        if (__atomic_exchange_n(&state_, 0, __ATOMIC_SEQ_CST) == 2) __builtin_wasm_memory_atomic_notify(&state_, 1);
+    }
+
+   private:
+    int state_ = 0;  // 1: locked; 2: locked, and others may wait
+};
+
+class Condition {
+   public:
+    void wait(Mutex &mutex) {
+        const int seen = __atomic_load_n(&signals_, __ATOMIC_SEQ_CST);
+        mutex.unlock();
+        __builtin_wasm_memory_atomic_wait32(&signals_, seen, -1);
+        mutex.lock();
+    }
+    void wake_all() {
+        __atomic_fetch_add(&signals_, 1, __ATOMIC_SEQ_CST);
+        __builtin_wasm_memory_atomic_notify(&signals_, UINT32_MAX);
+    }
+
+   private:
+    int signals_ = 0;
+};
+
+struct Thread {
+    ThreadResult (*work)(void *);
+    void *argument;
+    int done;
+};
+
+inline bool start_thread(Thread &thread, ThreadResult (*work)(void *), void *argument) {
+    thread = {work, argument, 0};
+    return evs_host_start(&thread) != 0;
+}
+
+inline void join_thread(Thread &thread) {
+    while (__atomic_load_n(&thread.done, __ATOMIC_SEQ_CST) == 0) __builtin_wasm_memory_atomic_wait32(&thread.done, 0, -1);
+}
+
+#else  // one thread
 
 class Mutex {
    public:
@@ -100,18 +164,15 @@ class Condition {
 };
 
 using Thread = int;
-using ThreadResult = void *;
-#define EVS_THREAD_CALL
 
 inline bool start_thread(Thread &, ThreadResult (*)(void *), void *) { return false; }
 inline void join_thread(Thread) {}
+
+#endif
+
 inline void yield_thread() {}
 
-inline int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-}
+inline int64_t now_ns() { return int64_t(evs_host_now() * 1e6); }
 
 inline int64_t process_id() { return 0; }
 

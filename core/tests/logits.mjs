@@ -1,50 +1,36 @@
 // Runs a program on an image in the core as WebAssembly, and writes the logits:
-// node logits.mjs MODULE.wasm PROGRAM IMAGE.rgb HEIGHT WIDTH OUT.f32
+// node logits.mjs MODULE.wasm PROGRAM IMAGE.rgb HEIGHT WIDTH OUT.f32 [THREADS]
 import { readFileSync, writeFileSync } from "node:fs";
+import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
+import { Core, runThread, sharedMemory } from "../../src/evitseg/web/library/core.js";
 
-const [module, program, image, ...rest] = process.argv.slice(2);
-const [height, width] = rest.map(Number);
-
-// The only thing that the core asks the host for is the time.
-const wasi = {
-  clock_time_get(clock, precision, at) {
-    new DataView(core.memory.buffer).setBigUint64(at, BigInt(Math.round(performance.now() * 1e6)), true);
-    return 0;
-  },
-};
-const { instance } = await WebAssembly.instantiate(readFileSync(module), { wasi_snapshot_preview1: wasi });
-const core = instance.exports;
-core._initialize();
-
-function text(at) {
-  const bytes = new Uint8Array(core.memory.buffer, at);
-  return new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)));
+async function run(file, program, image, ...rest) {
+  const [height, width, threads] = [rest[0], rest[1], rest[3] ?? 1].map(Number);
+  const beginning = [];
+  const startThread = (thread) => {
+    const worker = new Worker(new URL(import.meta.url), { workerData: thread });
+    beginning.push(new Promise((resolve) => worker.once("message", resolve)));
+  };
+  const module = new WebAssembly.Module(readFileSync(file));
+  const hasThreads = WebAssembly.Module.imports(module).some(({ kind }) => kind === "memory");
+  const core = await Core.create(module, hasThreads ? sharedMemory() : null, startThread);
+  const model = core.loadModel(readFileSync(program));
+  const runner = core.newRunner(model, threads);
+  await Promise.all(beginning);
+  const numbers = model.classes * (height / 8) * (width / 8);
+  const logits = core.with([4 * height * width, 4 * numbers], (pixels, logits) => {
+    core.place(pixels, readFileSync(image), height * width);
+    core.run(runner, pixels, width, height, logits);
+    return core.copied(Float32Array, logits, numbers);
+  });
+  writeFileSync(rest[2], logits);
+  console.log(model.instructionSet);
+  process.exit(); // node's threads end with it; its main thread does not wake up reliably when it waits for them
 }
 
-function check(code) {
-  if (code !== 0) throw new Error(text(core.evs_error_text(code)));
+if (isMainThread) {
+  await run(...process.argv.slice(2));
+} else {
+  parentPort.postMessage("begins");
+  runThread(workerData);
 }
-
-// Memory of the module that holds bytes; core.memory.buffer is another one after memory has grown.
-function placed(bytes) {
-  const at = core.malloc(bytes.length);
-  new Uint8Array(core.memory.buffer).set(bytes, at);
-  return at;
-}
-
-function pointer(at) {
-  return new DataView(core.memory.buffer).getUint32(at, true);
-}
-
-const content = readFileSync(program), result = core.malloc(4);
-check(core.evs_model_load(placed(content), content.length, 0, 0, result));
-const model = pointer(result);
-check(core.evs_runner_new(model, 1, result));
-const runner = pointer(result);
-const bytes = core.evs_model_classes(model) * (height / 8) * (width / 8) * 4;
-const pixels = placed(readFileSync(image)), logits = core.malloc(bytes);
-check(core.evs_run(runner, pixels, height, width, width * 3, logits));
-writeFileSync(rest[2], new Uint8Array(core.memory.buffer, logits, bytes));
-console.log(text(core.evs_model_isa(model)));
-core.evs_runner_free(runner);
-core.evs_model_free(model);

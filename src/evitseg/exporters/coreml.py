@@ -23,8 +23,8 @@ from evitseg.runtime.model_file import manifest_beside
 from evitseg.system.machine import processor_name
 from evitseg.system.silence import silenced
 
-PACKAGE, WEIGHTS = "Manifest.json", "Data/com.apple.CoreML/weights"
-"""A file that every package has, and the place of its weights."""
+WEIGHTS = "Data/com.apple.CoreML/weights"
+"""Where a package has its weights."""
 
 
 def write_coreml(model: EfficientViT, manifest: Manifest, path: Path) -> None:

@@ -12,7 +12,6 @@ from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.engine import Engine
 from evitseg.errors import ExportError, FileError, unknown
-from evitseg.exporters.coreml import PACKAGE
 from evitseg.exporters.formats import FORMATS, WEIGHTS
 from evitseg.exporters.int8 import eight_bit
 from evitseg.exporters.measured_heads import with_measured_head_factors
@@ -94,10 +93,13 @@ def export(
         raise ExportError(f"{out}: {to} files end in {form.ending}; name it {form.name(out.with_suffix('')).name}.")
 
     for file in form.files(out):
-        if file.is_dir() and not (file == out and (file / PACKAGE).is_file()):
-            raise ExportError(
-                f"{file}: is a folder, but {out.name} needs a file of this name; give another name, or move the folder."
+        if file.is_dir() and not (file == out and form.may_replace(file)):
+            wrong = (
+                "is a folder with other files"
+                if form.folder
+                else f"is a folder, but {out.name} needs a file of this name"
             )
+            raise ExportError(f"{file}: {wrong}; give another name, or move the folder.")
     reals: list[ImageArray] = [read_image(path, manifest.reading) for path in images] or example_images()
     preprocess = preprocess or manifest.preprocess
     if size is not None:

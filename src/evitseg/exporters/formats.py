@@ -39,7 +39,7 @@ class Format:
     """A kind of exported model.
 
     Attributes:
-        ending: the end of the file's name.
+        ending: the end of the file's name; "" for any.
         extra: the extra of the package that installs the converter.
         engine: the engine that `--to best` measures it in; None if it runs on other machines only.
         write: converts a network to the file.
@@ -49,6 +49,8 @@ class Format:
         weights: the number formats that it can store weights in.
         rounding: rounds weights to values that its 8 bits can represent.
         run: opens a written file, to compare it with its checkpoint.
+        folder: a file that every model of this format contains, if its models are folders.
+        default_ending: the end of the name that is chosen for a model without one, where `ending` is "".
     """
 
     ending: str
@@ -61,10 +63,16 @@ class Format:
     weights: tuple[str, ...] = WEIGHTS
     rounding: Rounding = _PER_CHANNEL
     run: Callable[[Path], Engine] = lambda path: open_engine(path, precision="float32")
+    folder: str | None = None
+    default_ending: str = ""
 
     def name(self, stem: str | os.PathLike[str]) -> Path:
         """Name of the file for a model of this name."""
-        return Path(f"{os.fspath(stem)}{self.ending}")
+        return Path(f"{os.fspath(stem)}{self.ending or self.default_ending}")
+
+    def may_replace(self, folder: Path) -> bool:
+        """Whether an export may take the place of a folder: of an earlier export, or an empty one."""
+        return self.folder is not None and ((folder / self.folder).is_file() or not any(folder.iterdir()))
 
     def size_bytes(self, model_file: Path) -> int:
         """Size of an exported model with all files that belong to it."""
@@ -91,6 +99,10 @@ FORMATS: dict[str, Format] = {
         ".evit", "torch", "native", _in("evit", "write_evit"), set_evit_manifest, one_size=False,
         weights=("float32",),
     ),
+    "web": Format(
+        "", "torch", None, _in("web", "write_web"), _in("web", "set_web_manifest"), one_size=False,
+        weights=("float32",), run=_in("web", "open_web"), folder="model.evit", default_ending="-web",
+    ),
     "litert": Format(".tflite", "litert-export", "litert", _in("litert", "write_litert")),
     "executorch": Format(
         ".pte", "executorch", "executorch", _in("executorch", "write_executorch"), weights=("float32",)
@@ -99,5 +111,8 @@ FORMATS: dict[str, Format] = {
         ".ncnn.param", "ncnn-export", "ncnn", _in("ncnn", "write_ncnn"), beside=(".ncnn.bin",),
         rounding=_in("int8", "by_table"),
     ),
-    "coreml": Format(".mlpackage", "coreml", None, _in("coreml", "write_coreml"), run=_in("coreml", "CoreMlReader")),
+    "coreml": Format(
+        ".mlpackage", "coreml", None, _in("coreml", "write_coreml"), run=_in("coreml", "CoreMlReader"),
+        folder="Manifest.json",
+    ),
 }  # fmt: skip

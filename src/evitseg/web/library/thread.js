@@ -1,0 +1,8 @@
+// A thread of the core's pool: waits in WebAssembly for work, between the calls of `runThread`.
+import { runThread } from "./core.js";
+
+addEventListener("message", ({ data }) => {
+  postMessage("begins");
+  runThread(data);
+  postMessage("ends");
+});

@@ -27,6 +27,20 @@ _EXCLUDED = {
 _KEY = "a-key-for-the-fuzzer-only"
 
 
+def _images(folder: Path) -> Path:
+    """A folder with an image and its context."""
+    import evitseg
+    from evitseg.bundled import EXAMPLE_IMAGE
+
+    root = folder / "images"
+    root.mkdir()
+    shutil.copy(EXAMPLE_IMAGE, root / "street.jpg")
+    result = evitseg.segment_large(None, root / "street.jpg", folder / "mask.png")
+    assert result.context is not None
+    result.context.save(root / "street.npz")
+    return root
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100, help="examples per address")
@@ -39,7 +53,7 @@ def main() -> int:
         keys = Path(folder, "keys.txt")
         keys.write_text(_KEY, encoding="utf-8")
         command = [sys.executable, "-m", "evitseg", "serve", "--port", "0", "--size", "64", "--timeout", "5"]
-        command += ["--api-key-file", str(keys)]
+        command += ["--api-key-file", str(keys), "--root", str(_images(Path(folder))), "--cache", f"{folder}/cache"]
         log = Path(folder, "log")
         with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as service:
             assert service.stdout is not None

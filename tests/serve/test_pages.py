@@ -16,7 +16,7 @@ needs("starlette", "httpx2", "uvicorn", "prometheus_client", "python_multipart")
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from evitseg.serve import endpoints, open_inference, pages
+from evitseg.serve import endpoints, open_inference, pages, tile_endpoints
 from evitseg.serve.parameters import PARAMETERS
 from evitseg.serve.problems import PROBLEMS
 from evitseg.serve.service import Service, ServiceLimits
@@ -76,8 +76,13 @@ def test_every_problem_has_an_anchor_that_its_type_points_to(client: TestClient)
 def test_the_description_has_every_route_and_no_other(client: TestClient) -> None:
     about = client.get("/openapi.json").json()
     described = {(path, method.upper()) for path, methods in about["paths"].items() for method in methods}
-    routes: list[Route] = [*endpoints.ROUTES, *open_inference.ROUTES]
-    assert described == {(each.path, method) for each in routes for method in (each.methods or ()) if method != "HEAD"}
+    routes: list[Route] = [*endpoints.ROUTES, *open_inference.ROUTES, *tile_endpoints.ROUTES]
+    assert described == {
+        (each.path.replace(":path}", "}"), method)
+        for each in routes
+        for method in (each.methods or ())
+        if method != "HEAD"
+    }
     assert all(each.path not in about["paths"] for each in pages.ROUTES)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from evitseg.cli.options import (
     pinned_model,
 )
 from evitseg.cli.output import Output
+from evitseg.cli.serve_access import api_keys, is_loopback
 from evitseg.cli.values import Parsed, parse_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _MAX_STREAMS = 4
     ("evitseg serve", "The bundled model at http://127.0.0.1:8000, for this machine only."),
     ("evitseg serve --model runs/mine/best.safetensors --port 9000", "Your own model."),
     ("evitseg serve --host 0.0.0.0 --api-key-file keys.txt", "For other machines, which need a key."),
+    ("evitseg serve --root mosaics/", "With tiles of the large images in a folder."),
 )
 @MODEL
 @SIZE
@@ -100,6 +101,21 @@ _MAX_STREAMS = 4
     help="Let web pages of this origin, such as https://example.org, use the service; may be repeated.",
 )
 @option(
+    "--root",
+    type=FILE,
+    metavar="DIR",
+    panel="Large images",
+    help="Serve tiles of the images in this folder and of their masks and overlays, for web pages and maps. Masks need "
+    "the context that predict --save-context wrote next to the image: mosaic.npz for mosaic.tif.",
+)
+@option(
+    "--cache",
+    type=FILE,
+    metavar="DIR",
+    panel="Large images",
+    help="Folder for tiles that were rendered. Default: the user's cache folder.",
+)
+@option(
     "--queue",
     type=click.IntRange(min=0),
     default=32,
@@ -145,6 +161,8 @@ def serve_command(
     no_auth: bool,
     allowed_hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    root: Path | None,
+    cache: Path | None,
     queue: int,
     max_bytes: int,
     max_pixels: int | None,
@@ -157,8 +175,8 @@ def serve_command(
     finish the open requests and end the service with exit status 0.
     """
     given = given_options(click.get_current_context())
-    keys = _keys(api_key_file)
-    is_local = _is_loopback(host)
+    keys = api_keys(api_key_file)
+    is_local = is_loopback(host)
     if not is_local and not keys and not no_auth:
         raise click.BadParameter(
             f"other machines reach {host}; give --api-key-file, or --no-auth to let anybody use the service",
@@ -170,6 +188,8 @@ def serve_command(
         raise click.BadParameter(
             "applies to a loopback address without keys; leave it out", param_hint="--allowed-host"
         )
+    if cache is not None and root is None:
+        raise click.UsageError("--cache needs --root", click.get_current_context())
     from evitseg.errors import MissingPackageError
 
     try:
@@ -182,6 +202,7 @@ def serve_command(
     from evitseg.loading import load, model_file
     from evitseg.serve.app import create_app
     from evitseg.serve.exchange import AccessRules, RequestLog
+    from evitseg.serve.image_shelf import ImageShelf
     from evitseg.serve.server import listening, return_freed_memory, serve
     from evitseg.serve.service import MAX_PIXELS, Service, ServiceLimits, limits_for
     from evitseg.system.files import file_sha256
@@ -205,6 +226,7 @@ def serve_command(
             segment,
             limits_for(segment, limits, pixels_are_given="--max-pixels" in given),
             file_sha256(file) if file is not None and file.is_file() else "",
+            ImageShelf(root, segment, cache) if root is not None else None,
         )
         names = (*_LOOPBACK_NAMES, host.lower(), *map(str.lower, allowed_hosts)) if is_local and not keys else ()
         log = RequestLog(None if output.quiet else sys.stderr, sys.stderr)
@@ -215,32 +237,3 @@ def serve_command(
         output.result(f"{segment.manifest.name}: {segment.info}", style="dim")
         output.result(f"serving on {url} ({url}/docs describes it; Ctrl-C ends it)")
         serve(app, service, sock, log)
-
-
-def _keys(path: Path | None) -> tuple[str, ...]:
-    """The API keys in a file. Raises: BadParameter."""
-    if path is None:
-        return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path}: cannot be read ({error})", param_hint="--api-key-file") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        raise click.BadParameter(f"{path}: has no key; write one per line", param_hint="--api-key-file")
-    if any(len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key for key in keys):
-        raise click.BadParameter(
-            f"{path}: a key must have 16 or more printable ASCII characters; "
-            "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one",
-            param_hint="--api-key-file",
-        )
-    return keys
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -13,14 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from evitseg.serve import endpoints, open_inference, pages
+from evitseg.serve import endpoints, open_inference, pages, tile_endpoints
 from evitseg.serve.exchange import AccessRules, Envelope, Guard, RequestLog, exchange_of
 from evitseg.serve.problems import ProblemError
 from evitseg.serve.service import ClientLeftError, Service
 
 _EXPOSED = (
-    "X-Request-ID", "X-Evitseg-Model", "X-Evitseg-Fractions", "X-Evitseg-Shape", "X-Evitseg-Dtype", "Server-Timing",
-    "Retry-After",
+    "X-Request-ID", "X-Evitseg-Model", "X-Evitseg-Fractions", "X-Evitseg-Shape", "X-Evitseg-Dtype", "X-Evitseg-Mask",
+    "Server-Timing", "Retry-After",
 )  # fmt: skip
 _OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
@@ -59,7 +59,7 @@ def create_app(
         await asyncio.to_thread(service.close)
 
     app = Starlette(
-        routes=[*endpoints.ROUTES, *open_inference.ROUTES, *pages.ROUTES],
+        routes=[*endpoints.ROUTES, *open_inference.ROUTES, *tile_endpoints.ROUTES, *pages.ROUTES],
         exception_handlers={
             ProblemError: _problem,
             HTTPException: _problem,

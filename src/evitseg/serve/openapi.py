@@ -8,6 +8,7 @@ from typing import Any
 from evitseg._version import __version__
 from evitseg.serve.answers import ANSWERS, DESCRIBED_SCHEMA
 from evitseg.serve.endpoints import NDJSON
+from evitseg.serve.layers import FORMATS, MEDIA_TYPES
 from evitseg.serve.parameters import PARAMETERS
 from evitseg.serve.problems import MEDIA_TYPE, PROBLEMS
 
@@ -16,7 +17,25 @@ _UPLOADS = (
     "malformed-request", "not-an-image", "not-acceptable", "upload-too-slow", "too-many-bytes", "too-many-pixels",
     "unsupported-type", "bad-parameter", "not-installed", "busy", "draining", "timeout",
 )  # fmt: skip
+_OF_LISTS = ("bad-parameter", "no-images", "busy", "draining", "timeout")
+_OF_TILES = (
+    *_OF_LISTS, "no-such-image", "no-such-tile", "no-mask", "no-place", "not-rendered", "not-installed",
+)  # fmt: skip
 _BINARY = {"type": "string", "format": "binary"}
+_IMAGE = {
+    "name": "image",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "examples": ["street.jpg"]},
+    "description": "Path of the image below the service's folder, as /v1/images lists it.",
+}
+_EXACT = {
+    "name": "exact",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "boolean"},
+    "description": "Refuse previews of the mask, which are shown until all of it is rendered. Not for images.",
+}
 _OBJECT = {"type": "object"}
 _READINESS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
 
@@ -178,6 +197,80 @@ def _model(name: str) -> dict[str, Any]:
     return {"name": "model", "in": "path", "required": True, "schema": {"enum": [name]}}
 
 
+def _in_path(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": schema, "description": description}
+
+
+def _tile(name: str, summary: str, *numbers: tuple[str, str]) -> dict[str, Any]:
+    """The description of tiles; `numbers` are the names of their coordinates, each with its meaning."""
+    endings = sorted({ending for each in FORMATS.values() for ending in each})
+    parameters = [
+        _in_path("layer", {"enum": list(FORMATS)}, "What the tiles show."),
+        _IMAGE,
+        *(_in_path(number, {"type": "integer", "minimum": 0}, meaning) for number, meaning in numbers),
+        _in_path("ending", {"enum": endings}, "Format; masks are PNG files of class indices with a palette."),
+        _EXACT,
+        {"name": "opacity", "in": "query", "required": False, "schema": PARAMETERS["opacity"].schema,
+         "description": PARAMETERS["opacity"].description + " Only for overlays."},
+    ]  # fmt: skip
+    ok = {
+        "description": "The tile.",
+        "headers": {
+            "X-Evitseg-Mask": {
+                "schema": {"enum": ["exact", "preview"]},
+                "description": "Whether the mask is that of the whole image, or a preview.",
+            }
+        },
+        "content": {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()},
+    }
+    return _operation(name, summary, ok, _OF_TILES, parameters=parameters)
+
+
+def _images() -> dict[str, Any]:
+    """The addresses of the images below the service's folder."""
+    images = {
+        "type": "object",
+        "required": ["images"],
+        "properties": {
+            "images": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "has_mask"],
+                    "properties": {"name": {"type": "string"}, "has_mask": {"type": "boolean"}},
+                },
+            }
+        },
+    }
+    descriptor = {"description": "The descriptor.", "content": {"application/xml": {"schema": {"type": "string"}}}}
+    layer = _in_path("layer", {"enum": list(FORMATS)}, "What the tiles show.")
+    deep = (("level", "0 is a single pixel."), ("column", "From the left."), ("row", "From the top."))
+    place = (("z", "Zoom."), ("x", "From the west."), ("y", "From the north."))
+    return {
+        "/v1/images": {
+            "get": _operation("images", "The images of the service's folder", _json("The images.", images), _OF_LISTS)
+        },
+        "/v1/images/info/{image}": {
+            "get": _operation(
+                "imageInfo", "An image's size, classes and the addresses of its tiles",
+                _json("The image.", _OBJECT), _OF_TILES, parameters=[_IMAGE],
+            )
+        },
+        "/v1/images/dzi/{layer}/{image}.dzi": {
+            "get": _operation(
+                "deepZoom", "The Deep Zoom descriptor of an image, for viewers such as OpenSeadragon", descriptor,
+                _OF_TILES, parameters=[layer, _IMAGE, _EXACT],
+            )
+        },
+        "/v1/images/dzi/{layer}/{image}_files/{level}/{column}_{row}.{ending}": {
+            "get": _tile("deepZoomTile", "A tile of a Deep Zoom image", *deep)
+        },
+        "/v1/images/xyz/{layer}/{image}/{z}/{x}/{y}.{ending}": {
+            "get": _tile("mapTile", "A tile of 256 pixels of a web map (EPSG:3857)", *place)
+        },
+    }  # fmt: skip
+
+
 def description(model: str, classes: Sequence[str], needs_key: bool, root: str = "") -> dict[str, Any]:
     """The OpenAPI 3.1 description of a service with this model and these classes.
 
@@ -231,6 +324,7 @@ def description(model: str, classes: Sequence[str], needs_key: bool, root: str =
         },
         "/v2/models/{model}/ready": {"get": model_ready},
         "/v2/models/{model}/infer": {"post": _infer(model)},
+        **_images(),
     }  # fmt: skip
     problem = {
         "type": "object",

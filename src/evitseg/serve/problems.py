@@ -33,6 +33,16 @@ PROBLEMS = {
         401, "The API key is missing or wrong", "Send a key of the service: 'Authorization: Bearer KEY'."
     ),
     "not-found": ProblemKind(404, "There is nothing at this address", "See /docs for the addresses."),
+    "no-such-image": ProblemKind(404, "The service has no such image", "GET /v1/images lists the images."),
+    "no-such-tile": ProblemKind(404, "The image has no such tile", "GET /v1/images/info/NAME describes its tiles."),
+    "no-mask": ProblemKind(
+        404,
+        "The image has no mask",
+        "Make its context with the model and precision of the service, for instance mosaic.npz for mosaic.tif: "
+        "evitseg predict mosaic.tif --exact --save-context mosaic.npz --out mask.tif.",
+    ),
+    "no-place": ProblemKind(404, "The image has no place on a map", "Use its Deep Zoom tiles."),
+    "no-images": ProblemKind(404, "The service has no images", "Start the service with --root DIR."),
     "unknown-model": ProblemKind(404, "The service does not have this model", "Use the model that /v1/model names."),
     "method-not-allowed": ProblemKind(
         405, "This address does not support the method", "Use a method that the header Allow lists."
@@ -68,6 +78,9 @@ PROBLEMS = {
         501, "The service lacks a package for this answer", "Install the package that the detail names."
     ),
     "busy": ProblemKind(503, "The service is busy", "Try again after the seconds in the header Retry-After."),
+    "not-rendered": ProblemKind(
+        503, "The exact mask is being rendered", "Try again later, or leave exact=true out for a preview."
+    ),
     "draining": ProblemKind(
         503, "The service is shutting down", "Send the request to another instance, or try again later."
     ),

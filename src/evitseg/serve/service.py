@@ -20,6 +20,7 @@ from evitseg._version import __version__
 from evitseg.errors import (
     ConfigError,
     EngineError,
+    FileError,
     ImageError,
     MissingPackageError,
     UnreadableHereError,
@@ -32,6 +33,7 @@ from evitseg.raster.whole import size_whole
 from evitseg.runtime.native import NativeEngine
 from evitseg.runtime.segmenter import Prediction, Segmenter
 from evitseg.serve.answers import ANSWERS, Answer, AnswerKind, ModelIdentity, Segmented, with_classes
+from evitseg.serve.image_shelf import ImageShelf
 from evitseg.serve.instruments import Instruments
 from evitseg.serve.parameters import AnswerOptions
 from evitseg.serve.problems import ProblemError
@@ -47,6 +49,9 @@ MAX_BATCHES = 4
 """Batches that are worked on at the same time."""
 _UPLOADS_IN_MEMORY = 16
 """Bodies of the largest size that may be in memory at the same time."""
+_TILE_THREADS = 4
+"""Tiles that are made at the same time. Some wait for an image to be opened, or for a thread of the network."""
+_TILES_WAITING = 256
 _IMAGE_BYTES = 8
 """Bytes per pixel of an image that is decoded and masked."""
 
@@ -112,17 +117,24 @@ class Service:
     Args:
         segment: the model; its engine's streams are the images that the network works on at the same time.
         sha256: of the model's file.
+        images: the images whose tiles the service has; None for none.
 
     Attributes:
         draining: whether new work is refused, because the service is about to end.
     """
 
-    def __init__(self, segment: Segmenter, limits: ServiceLimits, sha256: str = "") -> None:
+    def __init__(
+        self, segment: Segmenter, limits: ServiceLimits, sha256: str = "", images: ImageShelf | None = None
+    ) -> None:
         self.segment = segment
         self.limits = limits
+        self.images = images
         self.model = ModelIdentity(segment.manifest.name, sha256 or segment.manifest.checkpoint_sha256)
         # One more than the network runs at a time: another image is decoded or encoded meanwhile.
         self.queue = WorkQueue(segment.info.streams + 1, limits.queue)
+        self.tile_queue = WorkQueue(_TILE_THREADS, _TILES_WAITING)
+        if images is not None:
+            images.is_busy = lambda: self.queue.running + self.queue.waiting > 0
         self.upload_limits = UploadLimits(limits.max_bytes, limits.timeout_s)
         self.uploads = UploadMemory(_UPLOADS_IN_MEMORY * limits.max_bytes)
         self.instruments = Instruments()
@@ -156,6 +168,7 @@ class Service:
     def start(self) -> None:
         """Start the threads and answer once, so that the first request is as fast as the others."""
         self.queue.start()
+        self.tile_queue.start()
         content = io.BytesIO()
         Image.new("RGB", (64, 64)).save(content, "JPEG")
         image = content.getvalue()
@@ -165,33 +178,51 @@ class Service:
 
     def close(self) -> None:
         """End the threads after the images that they work on."""
+        if self.images is not None:
+            self.images.close()
+        self.tile_queue.close()
         self.queue.close()
 
-    def check_open(self) -> None:
-        """Refuse a request before its body is read. Raises: ProblemError if work would be refused now."""
+    def check_open(self, queue: WorkQueue | None = None) -> None:
+        """Refuse a request before its body is read. Raises: ProblemError if work would be refused now.
+
+        Args:
+            queue: that the work is for; None for that of images that are sent.
+        """
         if self.draining:
             self.instruments.shed.labels("draining").inc()
             raise ProblemError(
                 "draining", "the service finishes its last images.", headers={"Retry-After": "5", "Connection": "close"}
             )
-        if self.queue.is_full:
-            raise self._busy()
+        queue = queue or self.queue
+        if queue.is_full:
+            raise self._busy(queue)
 
-    def _busy(self) -> ProblemError:
+    def _busy(self, queue: WorkQueue) -> ProblemError:
         self.instruments.shed.labels("queue_full").inc()
-        wait_s = math.ceil(self._work_seconds * (1 + self.queue.waiting / self.queue.threads))
+        wait_s = math.ceil(self._work_seconds * (1 + queue.waiting / queue.threads))
         return ProblemError(
             "busy",
-            f"{self.queue.waiting} images wait, as many as may wait.",
+            f"{queue.waiting} images wait, as many as may wait.",
             headers={"Retry-After": str(min(60, max(1, wait_s)))},
         )
 
-    async def run(self, work: Callable[[], T], stages: Stages, request: Request, beyond_limit: bool = False) -> T:
-        """The result of work in a thread of the queue. It is dropped if the client leaves before it begins.
+    async def run(
+        self,
+        work: Callable[[], T],
+        stages: Stages,
+        request: Request,
+        beyond_limit: bool = False,
+        queue: WorkQueue | None = None,
+    ) -> T:
+        """The result of work in a thread of a queue. It is dropped if the client leaves before it begins.
+
+        Args:
+            queue: None for that of images that are sent.
 
         Raises: ProblemError, ClientLeftError, and what the work raises.
         """
-        submitted = time.perf_counter()
+        submitted, queue = time.perf_counter(), queue or self.queue
 
         def timed() -> T:
             begun = time.perf_counter()
@@ -202,9 +233,9 @@ class Service:
                 self._work_seconds += 0.1 * (time.perf_counter() - begun - self._work_seconds)
 
         try:
-            future = self.queue.submit(timed, beyond_limit)
+            future = queue.submit(timed, beyond_limit)
         except QueueFullError:
-            raise self._busy() from None
+            raise self._busy(queue) from None
         answer = await self._awaited(future, request)
         for name, seconds in stages.seconds.items():
             self.instruments.stage_seconds.labels(name).observe(seconds)
@@ -285,7 +316,7 @@ class Service:
             raise ProblemError("not-installed", str(error)) from error
         except ConfigError as error:
             raise ProblemError("bad-parameter", str(error)) from error
-        except (WeightsError, EngineError) as error:
+        except (WeightsError, EngineError, FileError) as error:
             raise ProblemError("internal-error", str(error)) from error
         except MemoryError as error:
             raise ProblemError(

@@ -15,44 +15,45 @@ class Coordinates:
     Attributes:
         name: of the reference system, such as "EPSG:32633"; "" without one.
         meters_per_pixel: for a system in meters; None for others.
+        transform, crs: as rasterio's objects; None if the image has none.
     """
 
     def __init__(self, place: Georeference | None) -> None:
-        self._transform: Any = None
-        self._crs: Any = None
+        self.transform: Any = None
+        self.crs: Any = None
         self.name, self.meters_per_pixel = "", None
         self._lock = threading.Lock()
         if place is None or (place.transform is None and place.gcps is None):
             return
         if place.transform is not None:
-            self._transform, self._crs = place.transform, place.crs
+            self.transform, self.crs = place.transform, place.crs
         else:
             from evitseg.raster.gdal import import_rasterio
 
-            points, self._crs = place.gcps
+            points, self.crs = place.gcps
             import_rasterio()
             from rasterio.transform import from_gcps
 
-            self._transform = from_gcps(points)
-        if self._crs is not None:
-            self.name = str(self._crs.to_string())
-            self.name = self.name if len(self.name) < 40 else str(self._crs.to_wkt().split('"')[1])
-            if self._crs.is_projected:
-                unit = float(self._crs.linear_units_factor[1])
-                a, b, _, d, e, _ = self._transform[:6]
+            self.transform = from_gcps(points)
+        if self.crs is not None:
+            self.name = str(self.crs.to_string())
+            self.name = self.name if len(self.name) < 40 else str(self.crs.to_wkt().split('"')[1])
+            if self.crs.is_projected:
+                unit = float(self.crs.linear_units_factor[1])
+                a, b, _, d, e, _ = self.transform[:6]
                 self.meters_per_pixel = unit * float(abs(a * e - b * d)) ** 0.5
 
     @property
     def is_known(self) -> bool:
-        return self._transform is not None
+        return self.transform is not None
 
     def of(self, x: float, y: float) -> dict[str, float]:
         """x and y in the reference system, and longitude and latitude in degrees, of a pixel's coordinates."""
         if not self.is_known:
             return {}
-        a, b, c, d, e, f = self._transform[:6]
+        a, b, c, d, e, f = self.transform[:6]
         found = {"x": a * x + b * y + c, "y": d * x + e * y + f}
-        if self._crs is not None:
+        if self.crs is not None:
             try:
                 from rasterio.errors import RasterioError
                 from rasterio.warp import transform
@@ -60,7 +61,7 @@ class Coordinates:
                 raise MissingPackageError("coordinates on earth", "geo") from error
             try:
                 with self._lock:
-                    (longitude,), (latitude,) = transform(self._crs, "EPSG:4326", [found["x"]], [found["y"]])
+                    (longitude,), (latitude,) = transform(self.crs, "EPSG:4326", [found["x"]], [found["y"]])
             except RasterioError:  # a local system, which has no longitude
                 return found
             found |= {"longitude": longitude, "latitude": latitude}

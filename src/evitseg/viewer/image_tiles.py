@@ -50,23 +50,28 @@ class ImageTiles:
         Args:
             watch: called with the finished fraction, 0 to 1. An error that it raises stops the work.
         """
-        if 2 < self._small_level < self.pyramid.levels:
-            factor = 2**self._small_level
-            height, width = self.pyramid.size
-            small = np.zeros((*self.pyramid.size_of(self._small_level), 3), np.uint8)
-            places = list(product(range(0, height, _BLOCK[0]), range(0, width, _BLOCK[1])))
+        try:
+            if 2 < self._small_level < self.pyramid.levels:
+                self._small = self._copied(watch)
+        finally:
+            self._is_ready.set()
 
-            def work(place: tuple[int, int]) -> Pixels:
-                top, left = place
-                part = Rectangle(top, left, min(_BLOCK[0], height - top), min(_BLOCK[1], width - left))
-                return self._averaged(part, factor, 2)
+    def _copied(self, watch: Callable[[float], None]) -> Pixels:
+        factor = 2**self._small_level
+        height, width = self.pyramid.size
+        small = np.zeros((*self.pyramid.size_of(self._small_level), 3), np.uint8)
+        places = list(product(range(0, height, _BLOCK[0]), range(0, width, _BLOCK[1])))
 
-            for done, ((top, left), pixels) in enumerate(zip(places, ordered_map(places, work), strict=True), 1):
-                rows, columns = pixels.shape[:2]
-                small[top // factor : top // factor + rows, left // factor : left // factor + columns] = pixels
-                watch(done / len(places))
-            self._small = small
-        self._is_ready.set()
+        def work(place: tuple[int, int]) -> Pixels:
+            top, left = place
+            part = Rectangle(top, left, min(_BLOCK[0], height - top), min(_BLOCK[1], width - left))
+            return self._averaged(part, factor, 2)
+
+        for done, ((top, left), pixels) in enumerate(zip(places, ordered_map(places, work), strict=True), 1):
+            rows, columns = pixels.shape[:2]
+            small[top // factor : top // factor + rows, left // factor : left // factor + columns] = pixels
+            watch(done / len(places))
+        return small
 
     def tile(self, level: int, row: int, column: int) -> Pixels:
         """(height, width, 3) of a tile; black where the image cannot be read."""

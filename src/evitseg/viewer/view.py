@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +43,27 @@ _WHOLE_IMAGE_PIXELS = 2**25
 _RENDERED_LEVELS = 2
 """Levels whose tiles are rendered when they are asked for, if the context is known; coarser ones take too long."""
 _PREVIEW_CACHE = 64
+_BUSY_S = 0.02
+"""Seconds after which work in the background looks whether it may go on."""
 
 
 class View:
     """An image and its mask. `start` opens them in a thread; `close` stops all work.
+
+    Args:
+        is_busy: whether the machine has more urgent work, for which work in the background waits.
 
     Attributes:
         error: the error that ended the view, such as one that kept the image from being opened; None without one.
         problem: why the exact mask cannot be computed; "" while there is no reason.
     """
 
-    def __init__(self, request: ViewRequest) -> None:
-        self.request = request
+    def __init__(self, request: ViewRequest, is_busy: Callable[[], bool] = lambda: False) -> None:
+        self.request, self._is_busy = request, is_busy
         self.error: Exception | None = None
         self.problem = ""
         self._opened, self._ended, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._prepared = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evitseg-view", daemon=True)
         self._phase, self._fraction, self._since = "opening", 0.0, time.monotonic()
         self._began = 0.0
@@ -104,6 +111,11 @@ class View:
             raise self.error
         if self._images is None:
             raise ConfigError(f"{self.request.image}: the view was closed.")
+
+    def wait_until_prepared(self) -> None:
+        """Wait until coarse levels and previews can be shown. Raises: as `wait_until_open`."""
+        self._prepared.wait()
+        self.wait_until_open()
 
     # What pages ask for.
 
@@ -160,15 +172,19 @@ class View:
 
     def has(self, level: int, row: int, column: int) -> bool:
         """Whether a tile exists. Raises: EvitsegError."""
-        self.wait_until_open()
-        assert self._images is not None
-        return self._images.pyramid.has(level, row, column)
+        return self.pyramid.has(level, row, column)
 
     def image_tile(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
         """(height, width, 3) of a tile of the image. Raises: EvitsegError."""
         self.wait_until_open()
         assert self._images is not None
         return self._images.tile(level, row, column)
+
+    def image_part(self, level: int, part: Rectangle) -> NDArray[np.uint8]:
+        """(height, width, 3) of a part of a level. Raises: EvitsegError."""
+        self.wait_until_open()
+        assert self._images is not None
+        return self._images.read(level, part)
 
     def mask_tile(self, level: int, row: int, column: int, with_preview: bool = True) -> tuple[MaskArray | None, bool]:
         """(height, width) class indices of a tile, and whether they are exact; None if there are none yet.
@@ -199,7 +215,7 @@ class View:
         self.wait_until_open()
         return self._coordinates.of(x, y)
 
-    def mask_part(self, level: int, part: Rectangle) -> tuple[MaskArray, bool]:
+    def mask_part(self, level: int, part: Rectangle, with_preview: bool = True) -> tuple[MaskArray, bool]:
         """(height, width) class indices of a part of a level, and whether all of them are exact.
 
         Raises: EvitsegError.
@@ -210,7 +226,7 @@ class View:
         is_exact = True
         for row in range(part.top // TILE, -(-(part.top + part.height) // TILE)):
             for column in range(part.left // TILE, -(-(part.left + part.width) // TILE)):
-                tile, exact = self.mask_tile(level, row, column)
+                tile, exact = self.mask_tile(level, row, column, with_preview)
                 is_exact &= exact
                 if tile is None:
                     continue
@@ -222,6 +238,19 @@ class View:
         return whole, is_exact
 
     @property
+    def pyramid(self) -> Pyramid:
+        """The levels of the image. Raises: EvitsegError."""
+        self.wait_until_open()
+        assert self._images is not None
+        return self._images.pyramid
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The image's place on earth. Raises: EvitsegError."""
+        self.wait_until_open()
+        return self._coordinates
+
+    @property
     def labels(self) -> LabelSpace:
         """The classes. Raises: EvitsegError."""
         self.wait_until_open()
@@ -230,9 +259,7 @@ class View:
 
     def size_of(self, level: int) -> tuple[int, int]:
         """(height, width) of a level; (0, 0) if it does not exist. Raises: EvitsegError."""
-        self.wait_until_open()
-        assert self._images is not None
-        pyramid = self._images.pyramid
+        pyramid = self.pyramid
         return pyramid.size_of(level) if 0 <= level < pyramid.levels else (0, 0)
 
     # What happens in the background.
@@ -266,6 +293,8 @@ class View:
         self._phase, self._fraction, self._since, self._began = phase, 0.0, time.monotonic(), 0.0
 
     def _watch(self, fraction: float) -> None:
+        while self._is_busy() and not self._stop.wait(_BUSY_S):
+            pass
         if self._stop.is_set():
             raise Stopped
         if self._fraction == 0.0:
@@ -287,6 +316,7 @@ class View:
             self.error = error
         finally:
             self._ended.set()
+            self._prepared.set()
             self._opened.set()
 
     def _open(self, stack: contextlib.ExitStack) -> None:
@@ -310,20 +340,29 @@ class View:
         self._coordinates = Coordinates(source.origin.georeference)
         self._tiles = MaskTiles(folder, Pyramid(source.size), self._labels, request.cache_bytes)
         self._images = images = ImageTiles(source)
+        if request.context is not None:
+            try:
+                self._exact = ExactMask(request.model)
+                self._exact.load_context(request.context, source)
+            except EvitsegError as error:
+                self.problem = str(error)
         self._enter("reading")
         self._opened.set()
         images.prepare(self._watch)
-        if segment is not None:
+        if segment is not None and request.with_mask:
             is_fixed = segment.manifest.preprocess.fixed is not None
             self._segment = segment if size == request.size else request.model.load(size, reading)
             self._previews = Previews(request.model.load(None if is_fixed else "native", reading), images)
+        self._prepared.set()
 
     def _make(self) -> None:
         """Make the exact mask, as far as it is not there yet."""
         tiles, source = self._tiles, self._source
         assert tiles is not None
         assert source is not None
-        if self.request.mask is not None:
+        if not self.request.with_mask:
+            pass
+        elif self.request.mask is not None:
             if not tiles.is_complete:
                 self._cut()
         elif self._is_whole(source):
@@ -368,14 +407,15 @@ class View:
 
     def _segment_large(self, source: Source) -> None:
         assert self._tiles is not None
+        if self.request.context is not None and self.problem:
+            return  # the context is of no use; only previews are shown
         self._enter("segmenting")
         saved = self._folder / "context.npz"
-        given = self.request.context or (saved if saved.is_file() else None)
-        exact = ExactMask(self.request.model)
-        if given is not None:
-            exact.load_context(given, source)
+        exact = self._exact or ExactMask(self.request.model)
+        if not exact.has_context and saved.is_file():
+            exact.load_context(saved, source)
         self._exact = exact
-        if given is None:
+        if not exact.has_context:
             sink = Stoppable(self._tiles, self._stop)
             exact.compute(source, sink, self._size, self._folder, saved, self._watch)
         if not self._tiles.is_complete:

@@ -32,6 +32,7 @@ class ViewRequest:
         labels: the classes of the mask; None uses those that its file lists.
         cache: folder for mask tiles; None for the user's.
         cache_bytes: largest size of that folder.
+        with_mask: whether a mask is made; False shows the image alone.
     """
 
     image: Path
@@ -43,6 +44,7 @@ class ViewRequest:
     labels: LabelSpace | None = None
     cache: Path | None = None
     cache_bytes: int = DEFAULT_BYTES
+    with_mask: bool = True
 
     def key(self, source: Source, size: Size, reading: ReadOptions) -> str:
         """A digest of everything that the mask depends on. Raises: EvitsegError."""

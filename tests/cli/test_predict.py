@@ -59,7 +59,7 @@ VALUES = {
 }
 CHOOSES = {
     Mode.whole: (),
-    Mode.tiles: ("--exact",),
+    Mode.bands: ("--exact",),
     Mode.sliding_window: ("--sliding-window", "64"),
     Mode.region: ("--context", "c.npz", "--region", "0,0,9,9"),
     Mode.ray: ("--ray", "auto"),
@@ -118,7 +118,7 @@ def test_an_option_that_a_mode_does_not_honour_is_a_usage_error(option: str, mod
 
 
 @pytest.mark.parametrize("how", [("--exact",), ("--sliding-window", "64"), ("--ray", "auto")])
-def test_a_video_among_images_in_tiles_is_a_usage_error_that_names_it(how: tuple[str, ...], here: Path) -> None:
+def test_a_video_among_images_in_bands_is_a_usage_error_that_names_it(how: tuple[str, ...], here: Path) -> None:
     (here / "clip.mp4").write_bytes(b"video")
     run = predict("clip.mp4", *how)
     assert run.exit_code == 2

@@ -416,7 +416,7 @@ def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uin
     assert "the data's classes (data) are not the model's (camvid)" in run.stderr
 
 
-def test_exactly_in_tiles_gives_the_mask_of_the_whole_and_a_region_of_it(
+def test_exactly_in_bands_gives_the_mask_of_the_whole_and_a_region_of_it(
     street: Path, cli: Cli, tmp_path: Path
 ) -> None:
     common = ("--precision", "float32", "--size", "native")

@@ -42,8 +42,8 @@ _MEANING = {
 def clean_command(output: Output, folders: tuple[Path, ...], remove: bool, older_than: float | None) -> None:
     """List or remove what interrupted runs left behind.
 
-    An interrupted `predict` in tiles keeps its work in a hidden folder next to the mask, so that the same command can
-    resume it. If nobody resumes it, it stays until this verb removes it.
+    An interrupted `predict` of a large image keeps its work in a hidden folder next to the mask, so that the same
+    command can resume it. If nobody resumes it, it stays until this verb removes it.
     """
     from evitseg.system.leftovers import find_leftovers
 

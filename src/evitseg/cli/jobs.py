@@ -91,11 +91,11 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
         from evitseg.cli.predict_whole import predict_whole
 
         predict_whole(by_mode[Mode.whole], by_mode[Mode.video], request, outcome)
-    for mode in (Mode.tiles, Mode.sliding_window, Mode.region):
+    for mode in (Mode.bands, Mode.sliding_window, Mode.region):
         if by_mode[mode]:
-            from evitseg.cli.predict_tiles import predict_tiles
+            from evitseg.cli.predict_bands import predict_bands
 
-            predict_tiles(by_mode[mode], request, outcome)
+            predict_bands(by_mode[mode], request, outcome)
     if by_mode[Mode.ray]:
         from evitseg.cli.predict_ray import predict_ray
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from evitseg.cli.jobs import PredictJob
 from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
-from evitseg.cli.predict_tiles import mask_place, open_network
+from evitseg.cli.predict_bands import mask_place, open_network
 from evitseg.cli.request import Request
 from evitseg.cli.tiled_results import (
     draw_overlay,

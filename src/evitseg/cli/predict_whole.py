@@ -100,10 +100,10 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
                 param_hint=option,
             )
     outcome.output.result(f"{segment.manifest.name}: {segment.info}", style="dim")
-    in_tiles: list[PredictJob] = []
+    in_bands: list[PredictJob] = []
     try:
         if images:
-            in_tiles = _predict_images(segment, images, request, outcome)
+            in_bands = _predict_images(segment, images, request, outcome)
     except KeyboardInterrupt:
         how = "; to resume, run the same command with --skip-existing" * (len(images) > 1)
         raise Interrupted(f"interrupted{how}.") from None
@@ -111,10 +111,10 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
         from evitseg.cli.predict_video import predict_videos
 
         predict_videos(segment, videos, request, outcome)
-    if in_tiles:
-        from evitseg.cli.predict_tiles import predict_tiles
+    if in_bands:
+        from evitseg.cli.predict_bands import predict_bands
 
-        predict_tiles(in_tiles, request, outcome, native=False)
+        predict_bands(in_bands, request, outcome, native=False)
 
 
 def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request, outcome: Outcome) -> list[PredictJob]:
@@ -122,7 +122,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
     from evitseg.system.parallel import ordered_map
 
     output = outcome.output
-    in_tiles: list[PredictJob] = []
+    in_bands: list[PredictJob] = []
     count = 0
     # One more than the engine runs at a time: another image is read or written meanwhile.
     workers = segment.info.streams + 1 if len(jobs) > 1 else 1
@@ -138,7 +138,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
                 )
             elif done.too_large:
                 output.note(f"{outcome.name(job.source)}: {done.too_large}; using bands.")
-                in_tiles.append(replace(job, mode=Mode.tiles))
+                in_bands.append(replace(job, mode=Mode.bands))
             elif done.problem:
                 outcome.fail(job.source, done.problem)
             else:
@@ -148,7 +148,7 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
     if len(jobs) > 1 and count:
         what = "masks and overlays" if request.draws else "masks"
         output.result(f"wrote {what} of {count} image{'s' * (count != 1)} to {request.out}")
-    return in_tiles
+    return in_bands
 
 
 def predict_one(segment: Segmenter, job: PredictJob, request: Request, at_once: int | None = None) -> WrittenImage:

@@ -24,7 +24,7 @@ class Mode(str, Enum):
     """How one input is segmented; the value is the `mode` in JSON."""
 
     whole = "whole"
-    tiles = "tiles"
+    bands = "tiles"  # the value is in JSON, from when images went in tiles
     sliding_window = "sliding_window"
     region = "region"
     ray = "ray"
@@ -52,19 +52,19 @@ HONOURED: dict[str, frozenset[Mode]] = {
     "--device": _ALL,
     "--precision": _ALL,
     "--threads": _ALL,
-    "--exact": frozenset({Mode.tiles, Mode.region, Mode.ray}),
+    "--exact": frozenset({Mode.bands, Mode.region, Mode.ray}),
     "--memory": _IMAGES,
     "--scratch": _IMAGES,
     "--polygons": _IMAGES,
     "--as": _WHOLE_IMAGES,
     "--simplify": _IMAGES,
     "--minimum-pixels": _IMAGES,
-    "--save-context": frozenset({Mode.tiles, Mode.ray}),
+    "--save-context": frozenset({Mode.bands, Mode.ray}),
     "--context": frozenset({Mode.region}),
     "--region": frozenset({Mode.region}),
-    "--context-window": frozenset({Mode.tiles, Mode.ray}),
+    "--context-window": frozenset({Mode.bands, Mode.ray}),
     "--sliding-window": frozenset({Mode.sliding_window}),
-    "--verify": frozenset({Mode.tiles}),
+    "--verify": frozenset({Mode.bands}),
     "--ray": frozenset({Mode.ray}),
     "--bands": _IMAGES,
     "--range": _IMAGES,
@@ -74,7 +74,7 @@ HONOURED: dict[str, frozenset[Mode]] = {
 """The modes that use an option. Every option of predict is here; any other pair of option and mode is an error."""
 
 CHOSEN_BY = {
-    Mode.tiles: "--exact",
+    Mode.bands: "--exact",
     Mode.sliding_window: "--sliding-window",
     Mode.region: "--region",
     Mode.ray: "--ray",
@@ -181,13 +181,13 @@ def method_of(exact: bool, given: frozenset[str]) -> Mode:
         ("--ray", Mode.ray),
         ("--context", Mode.region),
         ("--region", Mode.region),
-        ("--save-context", Mode.tiles),
-        ("--context-window", Mode.tiles),
-        ("--verify", Mode.tiles),
+        ("--save-context", Mode.bands),
+        ("--context-window", Mode.bands),
+        ("--verify", Mode.bands),
     ):
         if option in given:
             return mode
-    return Mode.tiles if exact else Mode.whole
+    return Mode.bands if exact else Mode.whole
 
 
 def check_honoured(given: frozenset[str], method: Mode) -> None:

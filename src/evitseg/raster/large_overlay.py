@@ -19,7 +19,7 @@ from evitseg.raster.files import MAX_JPEG_SIDE, save_image
 from evitseg.raster.gdal import environment, import_rasterio, quiet_open, translate_gdal_errors
 from evitseg.raster.geotiff_write import check_written
 from evitseg.raster.mask_bands import MaskBands, class_reader, open_mask, read_classes
-from evitseg.raster.window import TILE, Georeference, Origin, Source, origin_of, writing
+from evitseg.raster.window import CACHE_BYTES, TILE, Georeference, Origin, Source, origin_of, writing
 from evitseg.system.authorship import SOFTWARE
 from evitseg.system.files import temporary_folder
 from evitseg.system.machine import physical_cores
@@ -34,6 +34,8 @@ _COLUMNS = 1024
 """Width of the windows that are drawn at once; a multiple of the tiles' width."""
 _MAX_THREADS = 4
 """More would only take more memory: windows are compressed and put together in one thread."""
+_WINDOW_BYTES = 14
+"""Per pixel of a window: the image twice, its classes as indices and in colour, and both blended."""
 _QUALITY = 85
 _T = TypeVar("_T")
 
@@ -79,6 +81,26 @@ def write_overlay(
             _write_reduced(source, bands, labels, out, legend, progress)
 
 
+def overlay_bytes(size: tuple[int, int], out: str | os.PathLike[str]) -> int:
+    """Bytes that `write_overlay` needs at most, apart from the image and the mask file that it reads."""
+    height, width = size
+    is_pyramid, factor = Path(out).suffix.lower() in PYRAMID_ENDINGS, _reduction(size)
+    rows = TILE if is_pyramid else max(TILE, factor)
+    window = min(rows, height) * min(max(_COLUMNS, rows), width) * _WINDOW_BYTES
+    at_once = min(physical_cores(), _MAX_THREADS) + 1
+    canvas = CACHE_BYTES if is_pyramid else 2 * 3 * (height // factor + 1) * (width // factor + 1)  # and its legend
+    return canvas + 2 * rows * width + at_once * window
+
+
+def _reduction(size: tuple[int, int]) -> int:
+    """The power of two by which an overlay is reduced."""
+    height, width = size
+    factor = 1
+    while height * width > factor**2 * REDUCED_PIXELS or max(height, width) > factor * MAX_JPEG_SIDE:
+        factor *= 2
+    return factor
+
+
 @dataclass(frozen=True)
 class _Window:
     """The corner of a window, and its part of the mask."""
@@ -92,9 +114,7 @@ def _write_reduced(
     source: Source, mask: MaskBands, labels: LabelSpace, out: Path, legend: bool, progress: Callable[[float], None]
 ) -> None:
     height, width = source.size
-    factor = 1
-    while height * width > factor**2 * REDUCED_PIXELS or max(height, width) > factor * MAX_JPEG_SIDE:
-        factor *= 2
+    factor = _reduction(source.size)
     canvas = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     counts = np.zeros(len(labels.classes), np.int64)
 

@@ -24,7 +24,7 @@ from evitseg.tiling.memory_model import default_memory
 from evitseg.tiling.network import Network
 
 ModelLike: TypeAlias = Network | Segmenter | str | os.PathLike[str] | None
-"""A model for tiles: its name or path as in `evitseg.load`, what `evitseg.load` returned, or a `Network`."""
+"""A model for images of any size: a name or path as in `evitseg.load`, what that returned, or a `Network`."""
 ImageLike: TypeAlias = Source | NDArray[np.uint8] | str | os.PathLike[str]
 """An image: a file, an (H, W, 3) uint8 RGB array, or a `Source`."""
 MaskPlace: TypeAlias = Sink | AbstractContextManager[Sink] | str | os.PathLike[str]

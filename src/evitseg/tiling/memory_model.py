@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evitseg.architecture import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
@@ -116,6 +117,19 @@ def region_memory(network: Network, window: tuple[int, int], mask_pixels: int) -
     features = network.core.core.memory(*window)
     mask = mask_pixels * int(network.labels.dtype().itemsize)
     return BASE_BYTES + mask + 2 * _RGB * pixels + logits + features
+
+
+def overlay_memory(image: tuple[int, int], out: Path, held: int = 0) -> int:
+    """Memory for drawing the overlay of an image in bands.
+
+    Args:
+        image: (height, width) of the image.
+        out: file of the overlay.
+        held: bytes that the source holds.
+    """
+    from evitseg.raster.large_overlay import overlay_bytes
+
+    return BASE_BYTES + held + overlay_bytes(image, out)
 
 
 def sliding_window_memory(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evitseg.tiling.windows import Window
 
 
-def predict_tiles(jobs: list[PredictJob], request: Request, outcome: Outcome, native: bool = True) -> None:
+def predict_bands(jobs: list[PredictJob], request: Request, outcome: Outcome, native: bool = True) -> None:
     """Write the masks of images in bands, in bounded memory.
 
     Args:
@@ -75,7 +75,7 @@ def _segment(
 ) -> tuple[ImageEntry, list[str]]:
     """Write one mask, or a region of it. Returns: its entry, and why parts of the image could not be read."""
     from evitseg.tiling.arguments import image_source
-    from evitseg.tiling.memory_model import default_memory
+    from evitseg.tiling.memory_model import default_memory, mib, overlay_memory
 
     assert isinstance(job.source, Path)
     extra = [file for file in (request.polygons, request.save_context) if file is not None]
@@ -89,6 +89,14 @@ def _segment(
     memory = default_memory() if request.memory is None else request.memory
     with image_source(job.source, scratch, memory, reading) as (source, _):
         entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
+        if overlay is not None:
+            size = source.size if request.region is None else (request.region.height, request.region.width)
+            needed = overlay_memory(size, overlay, source.held)
+            if needed > memory:
+                raise ConfigError(
+                    f"{mib(memory)} of memory is not enough: drawing the overlay needs {mib(needed)}; give more, or "
+                    "--no-overlay."
+                )
         if job.mode is Mode.region:
             damages = _region(source, place, network, request, entry)
         elif job.mode is Mode.sliding_window:

@@ -154,7 +154,7 @@ def test_a_slide_becomes_a_pyramid_of_the_whole_images_mask(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_photograph_beyond_pillows_limit_goes_in_tiles_by_itself(street: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_photograph_beyond_pillows_limit_goes_in_bands_by_itself(street: NDArray[np.uint8], tmp_path: Path) -> None:
     """Of 208 megapixels, with sides that strides divide; Pillow refuses more than 179."""
     image = Image.fromarray(np.tile(street, (32, 16, 1)))
     assert image.width * image.height > 178_956_970
@@ -292,7 +292,7 @@ def test_a_damaged_tile_in_a_region_or_around_it_is_named(street: NDArray[np.uin
     np.testing.assert_array_equal(read_geotiff(tmp_path / "r.tif") == IGNORE, expected)
 
 
-def test_in_a_folder_only_what_does_not_fit_goes_in_tiles(street: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_in_a_folder_only_what_does_not_fit_goes_in_bands(street: NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     Image.fromarray(street[:64, :96]).save(tmp_path / "data/a.png")
     write_geotiff(tmp_path / "data/a.tif", np.tile(street, (7, 7, 1)))

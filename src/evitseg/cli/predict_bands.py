@@ -103,6 +103,8 @@ def _segment(
             damages = _sliding_window(source, place, network, request, entry, output)
         else:
             damages = _exactly(source, place, network, request, native, entry, output)
+        if request.verify or overlay is not None:
+            network.used_bytes = None  # they need memory, too
         if request.verify:
             _verify(source, network, scratch, entry)
         if overlay is not None:

@@ -37,9 +37,12 @@ class Network:
 
     Attributes:
         path: the model's file; None for an engine.
+        used_bytes: memory of the last image's features, for the next image; None if there is none.
 
     Raises: EngineError, WeightsError.
     """
+
+    used_bytes: NDArray[np.uint8] | None = None
 
     def __init__(
         self, model: str | os.PathLike[str] | NativeEngine, precision: Precision = "auto", threads: int | None = None

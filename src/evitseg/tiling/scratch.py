@@ -100,16 +100,21 @@ class Store(Protocol):
         """Replace the state."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Free what `open` provided."""
         ...
 
 
 class MemoryStore:
-    """A store in memory, for images whose features fit there. Nothing outlives the process."""
+    """A store in memory, for images whose features fit there. Nothing outlives the process.
 
-    def __init__(self) -> None:
+    Args:
+        used: bytes of a store that was closed, from `close`. New memory costs more to write to for the first time.
+    """
+
+    def __init__(self, used: NDArray[np.uint8] | None = None) -> None:
         self._bytes: NDArray[np.uint8] | None = None
+        self._used = used
         self._done: dict[int, int] = {}
 
     @property
@@ -118,7 +123,9 @@ class MemoryStore:
         return self._bytes
 
     def open(self, length: int) -> None:
-        self._bytes = aligned_bytes(length)
+        used, self._used = self._used, None
+        fits = used is not None and length <= len(used) <= 2 * length
+        self._bytes = used if fits else aligned_bytes(length)
 
     def wait(self) -> None:
         pass
@@ -139,8 +146,10 @@ class MemoryStore:
     def save(self, state: dict[str, Any]) -> None:
         pass
 
-    def close(self) -> None:
-        self._bytes = None
+    def close(self) -> NDArray[np.uint8] | None:
+        """Returns: the bytes, for another store."""
+        self._bytes, used = None, self._bytes
+        return used
 
 
 class Scratch:

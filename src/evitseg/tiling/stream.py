@@ -53,6 +53,8 @@ from evitseg.tiling.windows import Damage, Window
 _LOG = logging.getLogger(__name__)
 _USEFUL_BAND = 512
 """Height of bands in pixels, below which features leave memory to make room for higher ones."""
+_MOST_KEPT = 128 * 1024**2
+"""Most bytes of features that are kept for the next image."""
 _SCRATCH_FORMAT = 5
 """Version of the scratch folder's content."""
 
@@ -169,15 +171,22 @@ def segment_in_bands(
         run: runs the windows of a segment; None for this process.
     """
     run = run or run_here
+    used, network.used_bytes = network.used_bytes, None
     if folder is None:
-        job = Job(network, source, plan, MemoryStore())
-        job.scratch.open(job.bytes_needed)
+        store_here = MemoryStore(used)
+        del used
+        job = Job(network, source, plan, store_here)
+        store_here.open(job.bytes_needed)
         watcher.begin(Beginning(plan, memory, None, 0.0))
         progress = Progress(job, watcher)
         _run_segments(job, {"segment": 0}, progress, run)
         with destination as sink:
             counts = _deliver(job, sink, progress, run)
-        return _result(job, counts, 0)
+        result = _result(job, counts, 0)
+        if job.bytes_needed <= _MOST_KEPT:
+            network.used_bytes = store_here.close()
+        return result
+    del used
     identity = _identity(network, source, plan)
     store = Scratch(folder / _folder_name(identity))
     computed = False

@@ -475,3 +475,20 @@ def test_interrupted_work_lies_next_to_the_mask_where_clean_finds_it(
     ]
     assert CliRunner().invoke(app, again).exit_code == 0  # the reduced overlay is not the pyramid that is asked for
     assert (tmp_path / "o/a_overlay.tif").exists()
+
+
+def test_an_overlay_that_needs_more_memory_is_refused_or_left_out(
+    street: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_geotiff(tmp_path / "a.tif", street)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evitseg.tiling.memory_model.overlay_memory", lambda *arguments: 2**40)
+    command = ["predict", "a.tif", "--exact", "--memory", "1GiB", "--out", "mask.tif"]
+    run = CliRunner().invoke(app, [*command, "--overlay"])
+    assert run.exit_code == 1
+    assert "1024 MiB of memory is not enough: the overlay needs 1048576 MiB" in run.output
+    assert not (tmp_path / "mask.tif").exists()
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0
+    assert "a.tif: no overlay. 1024 MiB of memory is not enough" in run.output
+    assert (tmp_path / "mask.tif").exists()

@@ -12,6 +12,7 @@ from evitseg.cli.names import check_free
 from evitseg.cli.outcome import ImageEntry, Outcome
 from evitseg.cli.request import Mode, Request
 from evitseg.cli.tiled_results import (
+    check_overlay,
     draw_overlay,
     followed,
     interrupted,
@@ -75,7 +76,7 @@ def _segment(
 ) -> tuple[ImageEntry, list[str]]:
     """Write one mask, or a region of it. Returns: its entry, and why parts of the image could not be read."""
     from evitseg.tiling.arguments import image_source
-    from evitseg.tiling.memory_model import default_memory, mib, overlay_memory
+    from evitseg.tiling.memory_model import default_memory
 
     assert isinstance(job.source, Path)
     extra = [file for file in (request.polygons, request.save_context) if file is not None]
@@ -89,14 +90,8 @@ def _segment(
     memory = default_memory() if request.memory is None else request.memory
     with image_source(job.source, scratch, memory, reading) as (source, _):
         entry = ImageEntry(str(job.source), job.mode.value, str(place), source.size)
-        if overlay is not None:
-            size = source.size if request.region is None else (request.region.height, request.region.width)
-            needed = overlay_memory(size, overlay, source.held)
-            if needed > memory:
-                raise ConfigError(
-                    f"{mib(memory)} of memory is not enough: drawing the overlay needs {mib(needed)}; give more, or "
-                    "--no-overlay."
-                )
+        if overlay is not None and request.overlay:
+            check_overlay(source, overlay, request, memory)
         if job.mode is Mode.region:
             damages = _region(source, place, network, request, entry)
         elif job.mode is Mode.sliding_window:
@@ -109,7 +104,7 @@ def _segment(
             _verify(source, network, scratch, entry)
         if overlay is not None:
             drawn = source if request.region is None else _cropped(source, request.region)
-            draw_overlay(drawn, overlay, network.labels, request, entry, output)
+            draw_overlay(drawn, overlay, network.labels, request, entry, output, memory)
     write_outlines(place, request, network.labels, entry, output)
     return entry, damages
 

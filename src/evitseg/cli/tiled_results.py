@@ -127,12 +127,36 @@ def overlay_place(job: PredictJob, request: Request) -> Path | None:
     return job.overlay(".tif" if request.overlay else ".jpg")
 
 
+def check_overlay(source: Source, place: Path, request: Request, memory: int) -> None:
+    """Raises: ConfigError if there is not enough memory for the overlay of an image, or of a region of it."""
+    from evitseg.tiling.memory_model import mib, overlay_memory
+
+    size = source.size if request.region is None else (request.region.height, request.region.width)
+    needed = overlay_memory(size, place, source.held)
+    if needed > memory:
+        raise ConfigError(
+            f"{mib(memory)} of memory is not enough: the overlay needs {mib(needed)}; give more, or --no-overlay."
+        )
+
+
 def draw_overlay(
-    source: Source, place: Path, labels: LabelSpace, request: Request, entry: ImageEntry, output: Output
+    source: Source,
+    place: Path,
+    labels: LabelSpace,
+    request: Request,
+    entry: ImageEntry,
+    output: Output,
+    memory: int | None = None,
 ) -> None:
-    """Write the overlay of an image in bands from its mask file."""
+    """Write the overlay of an image in bands from its mask file, if there is enough memory for it."""
     from evitseg.raster.large_overlay import write_overlay
 
+    try:
+        if memory is not None:
+            check_overlay(source, place, request, memory)
+    except ConfigError as error:  # with --overlay, this was checked before the work began
+        output.note(f"{entry.image}: no overlay. {error}")
+        return
     try:
         with output.progress("drawing the overlay", 100, unit="percent") as advance:
             done = 0

@@ -6,7 +6,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,16 +22,17 @@ _PATIENCE_S = 30
 
 
 @contextmanager
-def started_browser(arguments: Sequence[str] = ()) -> Iterator[Browser]:
-    """A browser, or the end of the test if there is none on the machine."""
+def started_browser(arguments: Sequence[str] = (), beside: Browser | None = None) -> Iterator[Browser]:
+    """A browser, or the end of the test if there is none on the machine; `beside` one that runs already."""
     from playwright.sync_api import sync_playwright
 
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("needs Chromium or Chrome, such as apt install chromium")
-    with sync_playwright() as playwright:
+    with ExitStack() as stack:
+        kind = beside.browser_type if beside else stack.enter_context(sync_playwright()).chromium
         # Chromium's own sandbox does not work for root, whose page is ours.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments])
+        started = kind.launch(executable_path=path, args=["--no-sandbox", *arguments])
         yield started
         started.close()
 

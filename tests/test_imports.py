@@ -29,7 +29,7 @@ ORDER = (
     ("runtime",),
     ("model",),
     ("loading",),
-    ("tiling", "video"),
+    ("tiling", "video", "web"),
     ("exporters", "train", "profiling", "cluster", "viewer", "sharing"),
     ("serve",),
     ("__init__",),

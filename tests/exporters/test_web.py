@@ -18,11 +18,12 @@ needs("torch")
 import evitseg
 from evitseg.errors import ConfigError, ExportError
 from evitseg.exporters.export import export
-from evitseg.exporters.web import NOT_LOADED, PAGE, write_web
+from evitseg.exporters.web import write_web
 from evitseg.loading import network_of
 from evitseg.model.network import EfficientViT
 from evitseg.runtime.core import Core
 from evitseg.runtime.evit_file import read_evit
+from evitseg.web.page_files import NOT_LOADED, PAGE
 from tests.runtime.programs import CLASSIFIER
 
 

@@ -47,14 +47,12 @@ def test_the_page_and_its_files_are_served(server: LocalServer) -> None:
     for name, (file, kind) in PAGE.items():
         status, body, headers = ask(server, name)
         assert (status, headers["Content-Type"]) == (200, kind)
-        assert body == (files("evitseg.viewer") / "page" / file).read_bytes()
+        assert body == (files("evitseg") / file).read_bytes()
         assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
 def test_the_page_refers_only_to_files_of_its_own() -> None:
-    own = {
-        file: (files("evitseg.viewer") / "page" / file).read_text() for file, _ in PAGE.values() if "sea" not in file
-    }
+    own = {file: (files("evitseg") / file).read_text() for file, _ in PAGE.values() if "sea" not in file}
     used = {
         name for text in own.values() for name in re.findall(r"""(?:src|href|from) ?=? ?"(?:\./)?([^"]+)\"""", text)
     }

@@ -14,7 +14,7 @@ from evitseg.cli.command import PanelCommand, PanelOption, Verb, general_options
 from evitseg.cli.failures import sentence_of, status_of
 
 VERBS = {
-    "Segment": ("predict", "view", "polygons"),
+    "Segment": ("predict", "view", "web", "polygons"),
     "Prepare data": ("check", "convert"),
     "Train and evaluate": ("train", "eval", "average"),
     "Deploy": ("export", "verify", "bench", "serve", "push"),

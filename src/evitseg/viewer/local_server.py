@@ -17,17 +17,21 @@ from evitseg.system.page_server import Content, NotFoundError, PageServer
 from evitseg.viewer.pyramid import Rectangle
 from evitseg.viewer.view import View
 
+_HTML, _CSS = "text/html; charset=utf-8", "text/css; charset=utf-8"
+_SCRIPT, _TEXT = "text/javascript; charset=utf-8", "text/plain; charset=utf-8"
 PAGE = {
-    "": ("index.html", "text/html; charset=utf-8"),
-    "style.css": ("style.css", "text/css; charset=utf-8"),
-    "app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "mask_layer.js": ("mask_layer.js", "text/javascript; charset=utf-8"),
-    "panel.js": ("panel.js", "text/javascript; charset=utf-8"),
-    "save.js": ("save.js", "text/javascript; charset=utf-8"),
-    "openseadragon.min.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
-    "openseadragon.LICENSE.txt": ("openseadragon.LICENSE.txt", "text/plain; charset=utf-8"),
+    "": ("viewer/page/index.html", _HTML),
+    "theme.css": ("web/site/theme.css", _CSS),
+    "style.css": ("viewer/page/style.css", _CSS),
+    "app.js": ("viewer/page/app.js", _SCRIPT),
+    "mask_layer.js": ("viewer/page/mask_layer.js", _SCRIPT),
+    "panel.js": ("viewer/page/panel.js", _SCRIPT),
+    "parts.js": ("web/site/parts.js", _SCRIPT),
+    "save.js": ("viewer/page/save.js", _SCRIPT),
+    "openseadragon.min.js": ("viewer/page/openseadragon.min.js", _SCRIPT),
+    "openseadragon.LICENSE.txt": ("viewer/page/openseadragon.LICENSE.txt", _TEXT),
 }
-"""The files of the page, by the last part of their address, each with its name in the package and its type."""
+"""The files of the page, by the last part of their address, each with its place in the package and its type."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -62,7 +66,7 @@ def answer(view: View, path: str, query: dict[str, str]) -> Content:
 
 @cache
 def _file(name: str) -> bytes:
-    return (files("evitseg.viewer") / "page" / name).read_bytes()
+    return (files("evitseg") / name).read_bytes()
 
 
 def _json(content: dict[str, Any]) -> Content:

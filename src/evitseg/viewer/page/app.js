@@ -2,9 +2,9 @@
 
 import { MaskLayer } from "./mask_layer.js";
 import { Legend, showBadge, showDetails, showPointer, showScale, showStatus } from "./panel.js";
-import { pictureOf, saveMask, saveView } from "./save.js";
+import { $, pause, pngOf, saveFile, withLegend } from "./parts.js";
+import { saveMask } from "./save.js";
 
-const $ = (id) => document.getElementById(id);
 const POLL_MS = 700;
 const SAMPLES = 160; // points along each side of the view that its fractions are counted from
 
@@ -22,10 +22,6 @@ async function start() {
     await Promise.race([opening.catch(() => null), pause(POLL_MS)]);
   }
   run(await opening);
-}
-
-function pause(milliseconds) {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 function run(about) {
@@ -210,8 +206,9 @@ function run(about) {
     setOpacity(opacity);
   });
   const stem = about.name.replace(/\.[^.]*$/, "");
-  function picture() {
-    return saveView(pictureOf(viewer.drawer.canvas, classes, fractions, layer.hidden), `${stem}_view.png`);
+  async function picture() {
+    const canvas = withLegend(viewer.drawer.canvas, classes, fractions, layer.hidden);
+    saveFile(await pngOf(canvas), `${stem}_view.png`);
   }
   $("save-view").addEventListener("click", picture);
   $("save-mask").addEventListener("click", () => saveMask(part(), about, ""));

@@ -1,18 +1,6 @@
 // The panel beside the image: legend, progress and what is under the pointer.
 
-const $ = (id) => document.getElementById(id);
-
-export function percent(fraction) {
-  if (!fraction) return "";
-  return fraction < 0.001 ? "<0.1 %" : `${(100 * fraction).toFixed(1)} %`;
-}
-
-export function swatch([r, g, b]) {
-  const box = document.createElement("span");
-  box.className = "swatch";
-  box.style.background = `rgb(${r} ${g} ${b})`;
-  return box;
-}
+import { $, percent, swatch } from "./parts.js";
 
 export class Legend {
   /** `toggled` is called with the indices of classes and whether they are shown. */

@@ -1,0 +1,1 @@
+"""The page that segments in the browser: its files, and what serves them."""

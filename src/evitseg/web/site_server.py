@@ -1,0 +1,59 @@
+"""Serve the folder of a web page that `export --to web` wrote, for `evitseg web`."""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from pathlib import Path
+
+from evitseg.errors import FileError
+from evitseg.system.page_server import LOOPBACK, Content, NotFoundError, PageServer
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+}
+_TEXT = "text/plain; charset=utf-8"
+_BINARY = "application/octet-stream"
+_HEADERS = {
+    # Threads in the page need both this and Cross-Origin-Opener-Policy.
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    # The page has the rest of the policy in itself, for other servers.
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Permissions-Policy": "camera=(self)",
+}
+
+
+class SiteServer(PageServer):
+    """Serves the files of a folder, as they are when it starts, and nothing else.
+
+    Raises: FileError if the folder has no page, or the port is in use.
+    """
+
+    def __init__(
+        self, folder: Path, port: int = 0, address: str = LOOPBACK, certificate: ssl.SSLContext | None = None
+    ) -> None:
+        site = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        if "index.html" not in site:
+            raise FileError(f"{folder}: has no index.html; `evitseg export MODEL --to web --out DIR` writes a page.")
+        site[""] = site["index.html"]
+        super().__init__(partial(_answer, site), port, _HEADERS, address, certificate)
+
+
+def _answer(site: dict[str, Path], path: str, query: dict[str, str]) -> Content:
+    if path not in site:
+        raise NotFoundError
+    try:
+        body = site[path].read_bytes()
+    except OSError as error:
+        raise FileError(f"{site[path]}: cannot be read ({error.strerror or error}).") from error
+    ending = Path(site[path]).suffix
+    kind = _TYPES.get(ending, _TEXT if ending in ("", ".txt", ".md") else _BINARY)
+    return Content(body, {"Content-Type": kind, "Cache-Control": "no-cache"})

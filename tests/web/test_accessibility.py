@@ -1,0 +1,62 @@
+"""The page for people who do not see it, or see it differently, as axe-core judges it.
+
+axe-core is an npm package: scripts/fetch_axe.sh fetches it, and the variable EVITSEG_AXE says where it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from evitseg.web.site_server import SiteServer
+from tests.browsing import until
+from tests.optional import needs
+from tests.web.pages import has_mask, shown
+
+needs("playwright")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    path = Path(os.environ.get("EVITSEG_AXE", ""))
+    if not path.is_file():
+        pytest.skip("needs axe-core, which scripts/fetch_axe.sh fetches, and EVITSEG_AXE to say where it is")
+    return path.read_text(encoding="utf-8")
+
+
+def violations(page: Page, axe: str) -> Any:
+    page.evaluate(axe)
+    # Every rule: those of WCAG 2.2 AA and best practices, but not AAA.
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations', 'incomplete'] })")
+    assert found["passes"], "axe did not run"
+    return [
+        (each["id"], each["help"], [node["html"] for node in each["nodes"]])
+        for each in found["violations"] + [one for one in found["incomplete"] if one["id"] != "color-contrast"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1366])
+def test_the_page_has_no_violations(scheme: str, width: int, axe: str, browser: Browser, server: SiteServer) -> None:
+    with shown(browser, server, color_scheme=scheme, viewport={"width": width, "height": 768}) as page:
+        until(page, lambda: has_mask(page, "example.jpg"))
+        assert violations(page, axe) == []
+        # Everything that is hidden at first, too.
+        page.check("#compare")
+        page.click("summary")
+        page.focus("#stage")
+        page.keyboard.press("ArrowUp")
+        page.evaluate(
+            "import('./panel.js').then(({ showProblem }) => showProblem('Something.', 'Try again', () => {}))"
+        )
+        page.evaluate(
+            "for (const id of ['switch', 'play', 'seek', 'badge', 'progress'])"
+            " document.getElementById(id).hidden = false"
+        )
+        assert violations(page, axe) == []

@@ -132,9 +132,11 @@ class Manifest:
         training: the origin of the weights.
         accuracy: measured accuracies.
         checkpoint_sha256: hash of the file that the weights were read from.
-        weights: number format of the stored weights, "float32", "float16" or "int8".
+        weights: number format of the stored weights, "float32", "float16" or "int8"; "w8a8" if all arithmetic is in
+            integers.
         float16_layers: the layers that "int8" left in float16, each with the cost of rounding only this layer: the mean
             squared change of the logits, as a fraction of their variance.
+        int16_tensors: the activations that "w8a8" keeps in 16 bits instead of 8.
         verification: agreement of an exported model with its checkpoint.
         self_check: what an exported model has to compute on the machine that runs it.
         files_sha256: hash of the model's files, for formats whose manifest is a file of its own.
@@ -151,6 +153,7 @@ class Manifest:
     checkpoint_sha256: str = ""
     weights: str = "float32"
     float16_layers: dict[str, float] = field(default_factory=dict)
+    int16_tensors: tuple[str, ...] = ()
     verification: Verification | None = None
     files_sha256: str = ""
     evitseg_version: str = ""

@@ -122,7 +122,7 @@ def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_
     kernel.raw_data = values.tobytes()
     onnx.save(proto, path)
     with pytest.raises(ExportError, match="disagrees"):
-        verify("a.onnx", open_engine(path), model, manifest, example_images())
+        verify("a.onnx", open_engine(path), TorchEngine(model, manifest), manifest, example_images())
 
 
 def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import evitseg
 from evitseg.errors import ExportError, FileError
 from evitseg.exporters.verify import example_images, verify
 from evitseg.model.checkpoints import load_checkpoint
+from evitseg.model.engine import TorchEngine
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
 
@@ -51,7 +52,13 @@ def test_a_broken_weight_is_seen(b0_checkpoint: Path, tmp_path: Path) -> None:
     weights[int(largest["offset"]) : int(largest["offset"]) + int(largest["size"])] = 0
     (tmp_path / "b0.bin").write_bytes(weights.tobytes())
     with pytest.raises(ExportError, match="disagrees"):
-        verify("b0.xml", open_engine(path), load_checkpoint(b0_checkpoint)[0], manifest, example_images())
+        verify(
+            "b0.xml",
+            open_engine(path),
+            TorchEngine(load_checkpoint(b0_checkpoint)[0], manifest),
+            manifest,
+            example_images(),
+        )
 
 
 def test_the_command_writes_and_uses_it(b0_checkpoint: Path, tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ def _number_formats() -> list[str]:
         "8-bit weights for a phone, calibrated and scored on your images.",
     ),
     (
+        "evitseg export best.safetensors --to litert --size 512x512 --w8a8 data/ --out npu.tflite",
+        "Integers only, for an NPU.",
+    ),
+    (
         "evitseg export best.safetensors --to best --data data/",
         "Try every format on this machine and keep the fastest.",
     ),
@@ -66,10 +70,10 @@ def _number_formats() -> list[str]:
 @option(
     "--max-drop",
     type=click.FloatRange(min=0),
-    default=0.5,
     metavar="POINTS",
     panel="Input",
-    help="Discard the exported model if its mIoU on --data is more than this many points lower. Default: 0.5.",
+    help="Discard the exported model if its mIoU on --data is more than this many points lower. Default: 0.5, with "
+    "--w8a8 1.0.",
 )
 @LABELS
 @option(
@@ -88,6 +92,13 @@ def _number_formats() -> list[str]:
 )
 @option("--fp16", is_flag=True, panel="Format", help="Short for --weights float16.")
 @option("--int8", metavar="DATA", panel="Format", help="Short for --weights int8 --data DATA.")
+@option(
+    "--w8a8",
+    metavar="DATA",
+    panel="Format",
+    help="Integers only, for NPUs: weights and activations in 8 bits, calibrated and scored on DATA. For litert and "
+    "onnx, with --size HEIGHTxWIDTH.",
+)
 @option(
     "--size",
     type=Parsed("size", parse_export_size),
@@ -118,12 +129,13 @@ def export_command(
     checkpoint: str,
     images: tuple[str, ...],
     data: str | None,
-    max_drop: float,
+    max_drop: float | None,
     labels: str | None,
     to: str,
     weights: str,
     fp16: bool,
     int8: str | None,
+    w8a8: str | None,
     size: Any,
     device: str,
     threads: int | None,
@@ -137,11 +149,15 @@ def export_command(
 
     if int8 is not None and (fp16 or weights == "float16"):
         raise click.BadParameter("cannot be combined with --fp16 or --weights float16", param_hint="--int8")
+    if w8a8 is not None and (int8 is not None or fp16 or weights != "float32"):
+        raise click.BadParameter("cannot be combined with --weights, --fp16 or --int8", param_hint="--w8a8")
+    if to == BEST and w8a8 is not None:
+        raise click.BadParameter("does not try integer arithmetic; choose litert or onnx", param_hint="--to")
     if to == BEST and (int8 is not None or fp16 or weights != "float32"):
         raise click.BadParameter("tries every number format; leave out --weights, --fp16 and --int8", param_hint="--to")
     if to != BEST and threads is not None:
         raise click.BadParameter("applies to --to best only; leave it out", param_hint="--threads")
-    stored = "int8" if int8 is not None else "float16" if fp16 else weights
+    stored = "w8a8" if w8a8 is not None else "int8" if int8 is not None else "float16" if fp16 else weights
     from evitseg.exporters.formats import FORMATS
     from evitseg.labels import load_labels
     from evitseg.loading import model_stem, network_of
@@ -173,7 +189,7 @@ def export_command(
             size=fixed,
             images=images,
             data=data,
-            max_drop=max_drop,
+            max_drop=0.5 if max_drop is None else max_drop,
             threads=threads,
             tell=tell,
         )
@@ -189,7 +205,7 @@ def export_command(
         images=images,
         labels=label_space,
         preprocess=preprocess,
-        data=int8 or data,
+        data=w8a8 or int8 or data,
         max_drop=max_drop,
         tell=tell,
     )
@@ -208,11 +224,12 @@ def _report(output: Output, path: Path, beside: list[Path], size_bytes: int, man
         "weights": manifest.weights,
         "verification": asdict(verification),
         "float16_layers": dict(manifest.float16_layers),
+        "int16_tensors": list(manifest.int16_tensors),
     }
     output.result(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
     if beside:
         output.result(f"keep next to it: {', '.join(file.name for file in beside)}")
-    compared = " with the quantised network" if manifest.weights == "int8" else ""
+    compared = " with the quantised network" if manifest.weights in ("int8", "w8a8") else ""
     output.result(
         f"verified on {verification.images} images: compared{compared}, the largest logit difference is "
         f"{verification.largest_difference:.1e}, and {verification.equal_pixels:.3%} of mask pixels are equal"
@@ -222,5 +239,7 @@ def _report(output: Output, path: Path, beside: list[Path], size_bytes: int, man
             f"mIoU on {verification.measured_on} images: {verification.exported_miou:.2f} %, checkpoint "
             f"{verification.checkpoint_miou:.2f} %"
         )
+    if manifest.int16_tensors:
+        output.result(f"{len(manifest.int16_tensors)} tensors have 16 bits (the manifest lists them), the others 8")
     for layer, cost in manifest.float16_layers.items():
         output.result(f"kept in float16: {layer} (8 bits would change the logits by {cost:.1e} of their variance)")

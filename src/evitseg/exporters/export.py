@@ -12,8 +12,11 @@ from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.engine import Engine
 from evitseg.errors import ExportError, FileError, unknown
-from evitseg.exporters.formats import FORMATS, WEIGHTS
-from evitseg.exporters.int8 import eight_bit
+from evitseg.exporters.formats import FORMATS, INTEGERS, WEIGHTS
+from evitseg.exporters.int8 import RANKED_ON, eight_bit
+from evitseg.exporters.integer_calibration import calibrated
+from evitseg.exporters.integer_graph import integer_graph
+from evitseg.exporters.integer_simulation import IntegerNetwork, IntegerSimulation, layer_costs
 from evitseg.exporters.measured_heads import with_measured_head_factors
 from evitseg.exporters.verify import example_images, miou, self_check_of, verify
 from evitseg.image import ImageArray
@@ -29,6 +32,8 @@ from evitseg.system.files import temporary_folder
 
 CALIBRATED_ON, MEASURED_ON = 32, 200
 """Maximum numbers of images, chosen evenly from all."""
+MAX_DROP = {INTEGERS: 1.0}
+"""Points of mIoU that an export may lose, by the number format of the weights; 0.5 for others."""
 
 
 def export(
@@ -44,7 +49,7 @@ def export(
     name: str | None = None,
     training: Training | None = None,
     data: str | os.PathLike[str] | None = None,
-    max_drop: float = 0.5,
+    max_drop: float | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, Manifest]:
     """Convert a checkpoint, compare the result with it on real images, and keep the file only if the two agree.
@@ -55,13 +60,16 @@ def export(
         to: a key of `FORMATS`.
         out: the file to write; None for a file next to the checkpoint, with the format's ending.
         weights: "float32"; "float16" for half the size; or "int8" for a third of the size, which needs `data`. The
-            engine chooses the precision of the arithmetic in any case.
+            engine chooses the precision of the arithmetic in any case. "w8a8" is for hardware that computes with
+            integers only: weights and activations have 8 bits, and activations of the first stages have 16. It needs
+            `data` and `size`.
         size: (height, width), in pixels, of the only images that the file takes; formats of one size need it.
         images: to verify on; none for the bundled photograph.
         labels, preprocess, name, training: replace those in the checkpoint's manifest.
         data: images with masks (see `find_dataset`). The checkpoint and the exported model are scored on val (else
             test, else all); int8 is calibrated on train (else all).
-        max_drop: points of mIoU that the exported model may lose on `data`, compared with the checkpoint.
+        max_drop: points of mIoU that the exported model may lose on `data`, compared with the checkpoint; None for 0.5,
+            or 1.0 for w8a8.
         tell: called with a sentence before each long step.
 
     Returns: the file, and the manifest it carries.
@@ -72,14 +80,17 @@ def export(
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     form = FORMATS[to]
-    if weights not in WEIGHTS:
-        raise unknown("number format of weights", weights, WEIGHTS)
-    if weights not in form.weights:
+    if weights not in (*WEIGHTS, INTEGERS):
+        raise unknown("number format of weights", weights, (*WEIGHTS, INTEGERS))
+    if weights == INTEGERS and form.write_integers is None:
+        able = " and ".join(name for name, form in FORMATS.items() if form.write_integers)
+        raise ExportError(f"{to} files of evitseg have no integer arithmetic (w8a8); {able} files do.")
+    if weights != INTEGERS and weights not in form.weights:
         raise ExportError(f"{to} files store weights as {' or '.join(form.weights)}, not as {weights}.")
-    if weights == "int8" and data is None:
+    if weights in ("int8", INTEGERS) and data is None:
         raise ExportError(
-            "int8 is calibrated and measured on images with masks; give their folder (data=, or --int8 DATA on the "
-            "command line)."
+            f"{weights} is calibrated and measured on images with masks; give their folder (data=, or --{weights} DATA "
+            "on the command line)."
         )
     if isinstance(checkpoint, tuple):
         model, manifest = checkpoint
@@ -104,11 +115,12 @@ def export(
     preprocess = preprocess or manifest.preprocess
     if size is not None:
         preprocess = replace(preprocess, fixed=size)
-    if form.one_size and preprocess.fixed is None:
+    if (form.one_size or weights == INTEGERS) and preprocess.fixed is None:
         height, width = preprocess.fit(reals[0].shape[:2])
         raise ExportError(
-            f"{to} files take images of one size; give it (--size HEIGHTxWIDTH), such as {height}x{width}, the size at "
-            f"which this model sees an image of {reals[0].shape[0]}x{reals[0].shape[1]}."
+            f"{to} files {'with integers ' * (weights == INTEGERS)}take images of one size; give it (--size "
+            f"HEIGHTxWIDTH), such as {height}x{width}, the size at which this model sees an image of "
+            f"{reals[0].shape[0]}x{reals[0].shape[1]}."
         )
     changes = {"labels": labels, "name": name, "training": training}
     manifest = replace(
@@ -117,32 +129,46 @@ def export(
         preprocess=preprocess,
         float16_layers={},
         self_check=None,
+        int16_tensors=(),
         evitseg_version=__version__,
         **{key: value for key, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
     check_numbers(model.state_dict(), manifest.name)
     scored = None if data is None else Scored(model, manifest, data, tell)
-    checkpoint_model = model
+    expected: Engine = TorchEngine(model, manifest)
+    integers: IntegerNetwork | None = None
+    max_drop = MAX_DROP.get(weights, 0.5) if max_drop is None else max_drop
     model = with_measured_head_factors(model, preprocess, scored.calibration if scored else reals)
     if weights == "int8":
         assert scored is not None
         tell(f"rounding weights to 8 bits, with {len(scored.calibration)} images to correct them on")
         model, kept = eight_bit(model, preprocess, scored.calibration, scored.drop_of, max_drop, form.rounding)
         manifest = replace(manifest, float16_layers=kept)
+        expected = TorchEngine(model, manifest)
+    if weights == INTEGERS:
+        assert scored is not None
+        graph = integer_graph(model, preprocess)
+        tell(f"choosing the ranges of {len(graph.shapes)} tensors, with {len(scored.calibration)} images")
+        integers = calibrated(graph, preprocess, scored.calibration)
+        manifest = replace(manifest, int16_tensors=tuple(name for name in graph.shapes if name in graph.sixteen))
+        expected = IntegerSimulation(integers, manifest)
     tell(f"converting {manifest.name} to {to}")
 
     temporary = out
     try:
         with temporary_folder(out.parent) as folder:
             temporary = folder / out.name
-            form.write(model, manifest, temporary)
+            if integers is None:
+                form.write(model, manifest, temporary)
+            else:
+                assert form.write_integers is not None
+                form.write_integers(integers, temporary)
             form.set_manifest(temporary, manifest)
-            engine = form.run(temporary)
-            expected = model if weights == "int8" else checkpoint_model
+            engine = (form.run if integers is None else form.run_integers)(temporary)
             verification = verify(temporary.name, engine, expected, manifest, reals)
             if scored is not None:
-                verification = scored.added(verification, temporary.name, engine, max_drop)
-            check = self_check_of(engine, expected, manifest)
+                verification = scored.added(verification, temporary.name, engine, max_drop, integers)
+            check = self_check_of(engine, expected, model, manifest)
             manifest = replace(manifest, verification=verification, self_check=check)
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
@@ -183,7 +209,14 @@ class Scored:
         """An engine's mIoU in percent."""
         return miou(engine, self.pairs, self._tell)
 
-    def added(self, verification: Verification, model_file: str, engine: Engine, max_drop: float) -> Verification:
+    def added(
+        self,
+        verification: Verification,
+        model_file: str,
+        engine: Engine,
+        max_drop: float,
+        integers: IntegerNetwork | None = None,
+    ) -> Verification:
         """The verification with both scores. Raises: ExportError if the exported model's is too low."""
         self._tell(f"scoring {model_file} on {len(self.pairs)} images")
         score = self.score(engine)
@@ -191,6 +224,7 @@ class Scored:
             raise ExportError(
                 f"{model_file} was discarded: on {len(self.pairs)} images it scores {score:.2f} % mIoU and its "
                 f"checkpoint {self.miou:.2f} %; it may lose at most {max_drop} points (--max-drop)."
+                + ("" if integers is None else self._worst(integers))
             )
         return replace(
             verification,
@@ -198,6 +232,14 @@ class Scored:
             checkpoint_miou=round(self.miou, 2),
             exported_miou=round(score, 2),
         )
+
+    def _worst(self, integers: IntegerNetwork) -> str:
+        """A sentence that names the layers whose integers cost most."""
+        fit = self._manifest.preprocess.apply
+        costs = layer_costs(integers, [fit(image) for image in self.calibration[:RANKED_ON]])
+        worst = sorted(costs, key=lambda layer: -costs[layer])[:5]
+        named = ", ".join(f"{layer} ({costs[layer]:.1e})" for layer in worst)
+        return f" These layers change the logits most if only they are rounded (fraction of the variance): {named}."
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:

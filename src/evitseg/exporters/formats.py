@@ -17,9 +17,12 @@ from evitseg.runtime.model_file import manifest_file, set_manifest_beside
 
 if TYPE_CHECKING:
     from evitseg.exporters.int8 import Rounding
+    from evitseg.exporters.integer_simulation import IntegerNetwork
     from evitseg.model.network import EfficientViT
 
 WEIGHTS = ("float32", "float16", "int8")
+INTEGERS = "w8a8"
+"""In place of a number format of weights: weights and activations are integers."""
 
 
 def _in(module: str, name: str) -> Callable[..., Any]:
@@ -51,6 +54,8 @@ class Format:
         run: opens a written file, to compare it with its checkpoint.
         folder: a file that every model of this format contains, if its models are folders.
         default_ending: the end of the name that is chosen for a model without one, where `ending` is "".
+        write_integers: writes a network of integers; None if the format has none.
+        run_integers: opens such a file.
     """
 
     ending: str
@@ -65,6 +70,8 @@ class Format:
     run: Callable[[Path], Engine] = lambda path: open_engine(path, precision="float32")
     folder: str | None = None
     default_ending: str = ""
+    write_integers: Callable[[IntegerNetwork, Path], None] | None = None
+    run_integers: Callable[[Path], Engine] = open_engine
 
     def name(self, stem: str | os.PathLike[str]) -> Path:
         """Name of the file for a model of this name."""
@@ -90,6 +97,8 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(
         ".onnx", "export", "onnxruntime", _in("onnx", "write_onnx"), _in("onnx", "set_onnx_manifest"), one_size=False,
         run=lambda path: open_engine(path, "openvino", "float32"),  # the native engine would not run its graph
+        write_integers=_in("integer_onnx", "write_integer_onnx"),
+        run_integers=lambda path: open_engine(path, "onnxruntime"),
     ),
     "openvino": Format(
         ".xml", "export", "openvino", _in("openvino", "write_openvino"), _in("openvino", "set_openvino_manifest"),
@@ -103,7 +112,10 @@ FORMATS: dict[str, Format] = {
         "", "torch", None, _in("web", "write_web"), _in("web", "set_web_manifest"), one_size=False,
         weights=("float32",), run=_in("web", "open_web"), folder="model.evit", default_ending="-web",
     ),
-    "litert": Format(".tflite", "litert-export", "litert", _in("litert", "write_litert")),
+    "litert": Format(
+        ".tflite", "litert-export", "litert", _in("litert", "write_litert"),
+        write_integers=_in("integer_litert", "write_integer_litert"),
+    ),
     "executorch": Format(
         ".pte", "executorch", "executorch", _in("executorch", "write_executorch"), weights=("float32",)
     ),

@@ -55,7 +55,9 @@ class LiteRtEngine:
         if tuple(logits["shape"]) != _logits_shape(self.manifest):
             raise _contradicts_manifest(model_file)
         self._input, self._logits, self._lock = given["index"], logits["index"], threading.Lock()
-        self.info = _info("LiteRT", "ai-edge-litert", "float32", threads)
+        self._whole = logits["dtype"] == np.int8
+        self._step, self._zero = (float(number) for number in logits["quantization"])
+        self.info = _info("LiteRT", "ai-edge-litert", "int8" if self._whole else "float32", threads)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return one_by_one(self._run, images)
@@ -65,7 +67,7 @@ class LiteRtEngine:
             self._interpreter.set_tensor(self._input, image)
             self._interpreter.invoke()
             logits: NDArray[np.float32] = self._interpreter.get_tensor(self._logits)  # a copy
-            return logits
+        return (logits.astype(np.float32) - self._zero) * np.float32(self._step) if self._whole else logits
 
 
 class ExecuTorchEngine:

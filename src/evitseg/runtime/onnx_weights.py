@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import WeightsError
+from evitseg.errors import EngineError, WeightsError
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.runtime.model_file import check_graph, manifest_inside, read
 from evitseg.runtime.onnx_file import check_onnx, fields, packed_integers
@@ -41,7 +41,8 @@ def read_onnx_manifest(model_file: Path) -> Manifest:
 def read_onnx(model_file: Path) -> tuple[Manifest, list[Weights]]:
     """The manifest of an ONNX file, and its convolutions in the order of `evitseg.architecture.placed_convs`.
 
-    Raises: WeightsError for a file that is damaged or that `evitseg export` did not write, ConfigError.
+    Raises: WeightsError for a file that is damaged or that `evitseg export` did not write, EngineError for one with
+    integer arithmetic, ConfigError.
     """
     return _Model(model_file).weights()
 
@@ -62,6 +63,11 @@ class _Model:
         self._graph = graphs[0]
 
     def weights(self) -> tuple[Manifest, list[Weights]]:
+        if self.manifest.weights == "w8a8":
+            raise EngineError(
+                f"{self._where}: has integer arithmetic, which the native engine does not have; use --engine "
+                "onnxruntime, or the checkpoint it was exported from."
+            )
         try:
             self._check_ends()
             self._tensors = {_text(tensor, _TENSOR_NAME): tensor for tensor in _messages(self._graph, _TENSORS)}

@@ -97,11 +97,31 @@ def _percent(fraction: float) -> str:
 
 def error_map(image: ImageArray, truth: Mask, prediction: Mask, labels: LabelSpace) -> Image.Image:
     """The image in grey, with wrong pixels in red and ignored pixels in light grey."""
+    return _marked(image, truth == labels.ignore_index, [(truth != prediction, RED)])
+
+
+def difference_map(image: ImageArray, truth: Mask, first: Mask, second: Mask, labels: LabelSpace) -> Image.Image:
+    """The image in grey, and in colour where two predictions differ.
+
+    Green where only the second is right, red where only the first is, yellow where both are wrong. Ignored pixels are
+    light grey.
+    """
+    differ = first != second
+    better, worse = differ & (second == truth), differ & (first == truth)
+    return _marked(image, truth == labels.ignore_index, [(differ, YELLOW), (better, GREEN), (worse, RED)])
+
+
+RED, GREEN, YELLOW = (230, 30, 20), (30, 170, 60), (240, 190, 0)
+
+
+def _marked(
+    image: ImageArray, ignored: NDArray[np.bool_], marks: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int]]]
+) -> Image.Image:
+    """The image in grey, with colours where the marks are; later ones cover earlier ones."""
     grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB")).astype(np.float32)
-    ignored = truth == labels.ignore_index
-    wrong = (truth != prediction) & ~ignored
     drawn: NDArray[np.float32] = grey.copy()
-    drawn[wrong] = 0.35 * grey[wrong] + 0.65 * np.array([230, 30, 20])
+    for where, color in marks:
+        drawn[where] = 0.35 * grey[where] + 0.65 * np.array(color)
     drawn[ignored] = 0.3 * grey[ignored] + 0.7 * 210
     return Image.fromarray(drawn.astype(np.uint8))
 

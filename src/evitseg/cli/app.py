@@ -16,7 +16,7 @@ from evitseg.cli.failures import sentence_of, status_of
 VERBS = {
     "Segment": ("predict", "view", "web", "polygons"),
     "Prepare data": ("check", "convert"),
-    "Train and evaluate": ("train", "eval", "average"),
+    "Train and evaluate": ("train", "eval", "compare", "average"),
     "Deploy": ("export", "verify", "bench", "serve", "push"),
     "Look up": ("models", "info", "clean"),
 }

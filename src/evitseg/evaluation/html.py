@@ -7,6 +7,7 @@ import html
 import io
 import math
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -55,7 +56,7 @@ def write_html(report: Report, path: str | os.PathLike[str], model: Predictor, t
         f"<h1>{html.escape(title)}</h1>",
         "<p>" + ", ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in report.settings.items()) + "</p>",
         "<div class=numbers>"
-        + "".join(f"<div><b>{_percent(value)}</b>{name}</div>" for name, value in numbers.items())
+        + "".join(f"<div><b>{percent(value)}</b>{name}</div>" for name, value in numbers.items())
         + f"<div><b>{len(report.images)}</b>images</div></div>",
         "<h2>Classes</h2>",
         _class_table(report),
@@ -68,19 +69,26 @@ def write_html(report: Report, path: str | os.PathLike[str], model: Predictor, t
     if report.skipped:
         sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in report.skipped)
         parts.append(f"<h2>Skipped</h2><ul>{sentences}</ul>")
+    write_page(path, title, parts)
+
+
+def write_page(path: str | os.PathLike[str], title: str, parts: Iterable[str], style: str = "") -> None:
+    """Write a report's page. `style` is added to the style of all reports."""
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style>{''.join(parts)}</html>"
+        f"<style>{_STYLE}{style}</style>{''.join(parts)}</html>"
     )
     with replacing(path) as file:
         file.write(page.encode(errors="replace"))  # a file name may not be UTF-8
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction as a number of percent; a dash for nan."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _swatch(labels: LabelSpace, index: int) -> str:
+def swatch(labels: LabelSpace, index: int) -> str:
+    """A class's colour and name."""
     label = labels.classes[index]
     color = ",".join(map(str, label.color))
     return f'<span class=swatch style="background:rgb({color})"></span>{html.escape(label.name)}'
@@ -89,9 +97,9 @@ def _swatch(labels: LabelSpace, index: int) -> str:
 def _class_table(report: Report) -> str:
     frequencies = report.counts.confusion.sum(1) / max(report.counts.confusion.sum(), 1)
     rows = "".join(
-        f"<tr><td>{_swatch(report.labels, i)}<td>{_percent(report.iou[i])}"
+        f"<tr><td>{swatch(report.labels, i)}<td>{percent(report.iou[i])}"
         f'<td style="text-align:left"><span class=bar style="width:{10 * np.nan_to_num(report.iou[i]):.2f}em">'
-        f"</span><td>{_percent(report.accuracy[i])}<td>{_percent(report.boundary_iou[i])}<td>{_percent(frequencies[i])}"
+        f"</span><td>{percent(report.accuracy[i])}<td>{percent(report.boundary_iou[i])}<td>{percent(frequencies[i])}"
         for i in range(len(report.labels.classes))
     )
     header = "<tr><th>class<th>IoU %<th><th>recall %<th>boundary IoU %<th>pixels %"
@@ -132,14 +140,15 @@ def _worst(report: Report, model: Predictor) -> str:
             continue
         errors = error_map(image, truth, prediction, report.labels)
         name = html.escape(str(result.pair.image))
-        caption = f"{name}: mIoU {_percent(result.miou)}, {_percent(result.accuracy)} % of the pixels right"
+        caption = f"{name}: mIoU {percent(result.miou)}, {percent(result.accuracy)} % of the pixels right"
         figures.append(
-            f"<figure>{_image(Image.fromarray(image))}{_image(errors)}<figcaption>{caption}</figcaption></figure>"
+            f"<figure>{embedded(Image.fromarray(image))}{embedded(errors)}<figcaption>{caption}</figcaption></figure>"
         )
     return f"<div class=worst>{''.join(figures)}</div>"
 
 
-def _image(image: Image.Image) -> str:
+def embedded(image: Image.Image) -> str:
+    """An image of the width of all images in reports, inside the page."""
     image = image.resize((_WIDTH, max(1, image.height * _WIDTH // image.width)))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)

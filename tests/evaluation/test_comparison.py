@@ -21,7 +21,7 @@ LABELS = numbered(4)
 
 
 def worse(image: ImageArray) -> Mask:
-    mask = almost(image).copy()
+    mask: Mask = almost(image).copy()
     mask[:8] = 2
     return mask
 

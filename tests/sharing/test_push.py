@@ -266,3 +266,33 @@ def test_the_manifest_is_the_only_thing_that_changes(tmp_path: Path, cli: Cli) -
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["library_name"] == "evitseg"
     assert config["manifest"]["labels"]["name"] == "camvid"
+
+
+def test_a_space_runs_the_model_and_links_to_it(hub: HubServer, tmp_path: Path, cli: Cli) -> None:
+    needs("torch")
+    done = cli("push", BUNDLED, REPOSITORY, "--licence", "mit", "--space", "--json")
+    assert done.status == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["space"] == f"{hub.url}/spaces/{REPOSITORY}"
+    files = hub.repositories[f"spaces/{REPOSITORY}"].files
+    assert set(told["space_files"]) == set(files) - {".gitattributes"}
+    data = card_in(hub, f"spaces/{REPOSITORY}").data.to_dict()
+    assert (data["sdk"], data["app_file"], data["models"], data["license"]) == (
+        "static",
+        "index.html",
+        [REPOSITORY],
+        "mit",
+    )
+    assert (
+        data["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
+    )  # without it, a page gets no threads
+    (tmp_path / "page.evit").write_bytes(files["model.evit"])
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    pages, own = evitseg.load(tmp_path / "page.evit", precision="float32"), evitseg.load(precision="float32")
+    np.testing.assert_array_equal(pages(image).mask, own(image).mask)
+    assert cli("push", BUNDLED, REPOSITORY, "--space").status == 0  # the page of an earlier push is ours to replace
+    hub.repository("spaces/anna/other", **{"README.md": b"---\nsdk: gradio\n---\n"})
+    done = cli("push", BUNDLED, "anna/other", "--space")
+    assert done.status == 1
+    assert "the space exists, and its README.md was not written by evitseg" in done.stderr
+    assert "anna/other" not in hub.repositories  # neither of the two is written

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,7 +15,7 @@ from evitseg.cli.options import FILE
 from evitseg.cli.output import Output
 
 if TYPE_CHECKING:
-    from evitseg.sharing.push import Prepared
+    from evitseg.sharing.push import Pushed
 
 
 @verb(
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
     help="Image to show with its classes; it is uploaded. Default: the photograph that ships with evitseg if the "
     "classes are those of CamVid or Cityscapes, else none.",
 )
+@option(
+    "--space",
+    is_flag=True,
+    panel="Upload",
+    help="Also upload a page that runs the model in the browser, as a Space of the same name.",
+)
 @option("--private", is_flag=True, panel="Upload", help="Create a private repository.")
 @option(
     "--overwrite",
@@ -60,7 +66,7 @@ if TYPE_CHECKING:
     type=FILE,
     metavar="DIR",
     panel="Upload",
-    help="Write the files to this new folder instead of uploading them.",
+    help="Write the files to this new folder instead of uploading them; with --space, to its folders model and space.",
 )
 def push_command(
     output: Output,
@@ -69,6 +75,7 @@ def push_command(
     licence: str | None,
     base_model: str | None,
     sample: Path | None,
+    space: bool,
     private: bool,
     overwrite: bool,
     dry_run: Path | None,
@@ -79,7 +86,7 @@ def push_command(
     sample image. `evitseg predict --model hf://OWNER/NAME` uses them. Needs a token that may write (`hf auth login`).
     """
     from evitseg.errors import ConfigError
-    from evitseg.sharing.push import checkpoint_of, prepare, upload
+    from evitseg.sharing.push import Destination, check_names, checkpoint_of, prepare, prepare_space
     from evitseg.system.hub import SCHEME, check_repository
 
     for name, given in (("--private", private), ("--overwrite", overwrite)):
@@ -89,21 +96,45 @@ def push_command(
         check_repository(repository)
     except ConfigError as error:
         raise click.BadParameter(str(error), param_hint="OWNER/NAME") from None
+    check_names(licence, base_model)
+    checkpoint, places = checkpoint_of(run), []
+    if dry_run is None:  # before the work: may both be written?
+        kinds: tuple[Literal["model", "space"], ...] = ("model", "space") if space else ("model",)
+        places = [Destination(repository, kind, private=private, overwrite=overwrite) for kind in kinds]
     with _folder(dry_run) as folder:
-        ready = prepare(checkpoint_of(run), repository, folder, licence=licence, base_model=base_model, sample=sample)
+        of_model = folder / "model" if space else folder
+        ready = prepare(checkpoint, repository, of_model, licence=licence, base_model=base_model, sample=sample)
+        page: tuple[str, ...] = ()
+        if space:
+            output.log("exporting the web page ...")
+            page = prepare_space(of_model / ready.files[0], repository, folder / "space", licence)
         for remark in ready.remarks:
             output.note(remark)
-        output.content = {"repository": repository, "files": list(ready.files), "remarks": list(ready.remarks)}
+        output.content = {"repository": repository, "files": list(ready.files), "space_files": list(page)}
+        output.content |= {"remarks": list(ready.remarks), "folder": None, "url": None, "model": None, "space": None}
         if dry_run is not None:
-            output.content |= {"folder": str(dry_run), "url": None, "model": None}
-            output.result(f"wrote {dry_run}: {_listed(ready)}; nothing was uploaded")
+            output.content["folder"] = str(dry_run)
+            output.result(f"wrote {of_model}: {', '.join(ready.files)}")
+            if space:
+                output.result(f"wrote {folder / 'space'}: {len(page)} files of the page")
+            output.result("nothing was uploaded")
             return
-        done = upload(folder, ready.files, repository, private=private, overwrite=overwrite)
-    model = f"{SCHEME}{repository}@{done.commit}"
-    output.content |= {"folder": None, "url": done.url, "model": model}
-    kind = "private" if done.is_private else "public"
-    output.result(f"uploaded {_listed(ready)} to {done.url} ({kind})")
-    output.result(f"next: evitseg predict IMAGES --model {SCHEME}{repository} (this revision for ever: {model})")
+        _report(places[0].upload(of_model, ready.files), f"{SCHEME}{repository}", ready.files, output)
+        for place in places[1:]:
+            shown = place.upload(folder / "space", page)
+            output.content["space"] = shown.url
+            output.result(f"uploaded the page to {shown.url} ({_kind(shown)})")
+
+
+def _report(done: Pushed, name: str, files: tuple[str, ...], output: Output) -> None:
+    pinned = f"{name}@{done.commit}"
+    output.content |= {"url": done.url, "model": pinned}
+    output.result(f"uploaded {', '.join(files)} to {done.url} ({_kind(done)})")
+    output.result(f"next: evitseg predict IMAGES --model {name} (this revision for ever: {pinned})")
+
+
+def _kind(done: Pushed) -> str:
+    return "private" if done.is_private else "public"
 
 
 @contextlib.contextmanager
@@ -114,7 +145,3 @@ def _folder(given: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="evitseg-push-") as folder:
         yield Path(folder)
-
-
-def _listed(ready: Prepared) -> str:
-    return ", ".join(ready.files)

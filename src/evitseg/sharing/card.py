@@ -76,7 +76,7 @@ def model_card(manifest: Manifest, request: CardRequest) -> str:
 
     base_model = request.base_model or base_model_of(manifest)
     licence = (request.licence or UNKNOWN).strip()
-    is_known = licence.lower() in HUB_LICENCES or licence == UNKNOWN
+    of_hub, of_hub_name = hub_licence(request.licence)
     results = [
         EvalResult(
             task_type="image-segmentation",
@@ -94,8 +94,8 @@ def model_card(manifest: Manifest, request: CardRequest) -> str:
         library_name="evitseg",
         pipeline_tag="image-segmentation",
         tags=["image-segmentation", "semantic-segmentation", "efficientvit"],
-        license=licence.lower() if is_known else "other",
-        license_name=None if is_known else _slug(licence),
+        license=of_hub,
+        license_name=of_hub_name,
         base_model=base_model,
         metrics=["mean_iou"] if results else None,
         model_name=request.repository.rpartition("/")[2],
@@ -109,6 +109,12 @@ def model_card(manifest: Manifest, request: CardRequest) -> str:
             f"{request.repository}: its card would have metadata that is no YAML ({reason(error)})."
         ) from error
     return str(card)
+
+
+def hub_licence(licence: str | None) -> tuple[str, str | None]:
+    """A licence in the hub's metadata: its identifier, or "other" and a name."""
+    known = (licence or UNKNOWN).strip().lower()
+    return (known, None) if known in HUB_LICENCES | {UNKNOWN} else ("other", _slug(known))
 
 
 def _slug(text: str) -> str:

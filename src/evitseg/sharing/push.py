@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from evitseg._version import __version__
 from evitseg.bundled import EXAMPLE_IMAGE, EXAMPLE_LICENCE, bundled_models
@@ -15,7 +15,7 @@ from evitseg.errors import ConfigError, FileError, WeightsError, reason
 from evitseg.manifest import METADATA_KEY, Manifest
 from evitseg.runtime.checkpoint import read_checkpoint, read_checkpoint_manifest
 from evitseg.runtime.hub_models import HUB_FILE
-from evitseg.sharing.card import CardRequest, licence_in, model_card
+from evitseg.sharing.card import CardRequest, hub_licence, licence_in, model_card
 from evitseg.system.files import file_sha256, is_folder, replacing
 from evitseg.system.hub import (
     LOG_IN,
@@ -28,9 +28,6 @@ from evitseg.system.hub import (
     refusal,
     shown_endpoint,
 )
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 CARD, CONFIG = "README.md", "config.json"
 SAMPLE, SAMPLE_OVERLAY, SAMPLE_LICENCE = "sample.jpg", "sample_overlay.jpg", "sample_licence.txt"
@@ -86,6 +83,14 @@ def checkpoint_of(run: str | Path) -> Path:
     return path
 
 
+def check_names(licence: str | None, base_model: str | None) -> None:
+    """Raises: ConfigError for text that is no name of a licence or of a repository."""
+    if base_model is not None:
+        check_repository(base_model)
+    if licence is not None and (not licence.strip() or not licence.isprintable() or len(licence) > 200):
+        raise ConfigError(f"{licence[:60]!r} is not the name of a licence; give one such as apache-2.0.")
+
+
 def prepare(
     checkpoint: Path,
     repository: str,
@@ -108,10 +113,7 @@ def prepare(
     Raises: ConfigError, WeightsError, FileError, ImageError, MissingPackageError.
     """
     check_repository(repository)
-    if base_model is not None:
-        check_repository(base_model)
-    if licence is not None and (not licence.strip() or not licence.isprintable() or len(licence) > 200):
-        raise ConfigError(f"{licence[:60]!r} is not the name of a licence; give one such as apache-2.0.")
+    check_names(licence, base_model)
     manifest = read_checkpoint_manifest(checkpoint)
     training = replace(manifest.training, licence=licence_in(manifest, licence))
     manifest = replace(manifest, training=training, checkpoint_sha256="")
@@ -140,6 +142,34 @@ def prepare(
             file.write(text.encode())
     files = (HUB_FILE, CARD, CONFIG, *samples)
     return Prepared(folder, files, manifest, tuple(_remarks(manifest, licence, shown)))
+
+
+def prepare_space(checkpoint: Path, repository: str, folder: Path, licence: str | None = None) -> tuple[str, ...]:
+    """Write the web page of a model, which runs it in the browser, as a static Space into a new folder.
+
+    Args:
+        checkpoint: the weights that `prepare` wrote.
+        repository: of the model, which the Space links to.
+
+    Returns: paths in the folder.
+
+    Raises: ExportError if the page's model disagrees with the checkpoint, ConfigError, WeightsError, FileError,
+    MissingPackageError.
+    """
+    import_hub("a Space")
+    from huggingface_hub import SpaceCard
+
+    from evitseg.exporters.export import export
+
+    export(checkpoint, "web", folder)
+    card = SpaceCard((folder / CARD).read_text(encoding="utf-8"))
+    identifier, name = hub_licence(licence)
+    about = {"models": [repository], "tags": ["evitseg", "image-segmentation"], "license": identifier}
+    for key, value in (about | ({"license_name": name} if name else {})).items():
+        card.data[key] = value
+    with replacing(folder / CARD) as file:
+        file.write(str(card).encode())
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
 def _remarks(manifest: Manifest, licence: str | None, sample: Path | None) -> Iterator[str]:
@@ -178,67 +208,75 @@ def _write_sample(image: Path, folder: Path) -> None:
         save_image(picture, folder / name)
 
 
-def upload(
-    folder: Path,
-    files: tuple[str, ...],
-    repository: str,
-    *,
-    private: bool = False,
-    overwrite: bool = False,
-    kind: Literal["model", "space"] = "model",
-) -> Pushed:
-    """Upload a folder as one commit. A repository that does not exist is created.
+class Destination:
+    """A repository of the hub that may be written; nothing is changed before `upload`.
 
     Args:
-        files: paths in the folder.
-        private: create it as a private one; a public repository is then refused.
-        overwrite: also replace files in a repository that evitseg did not write.
+        kind: of the repository.
+        private: create it as a private one; a public repository is refused.
+        overwrite: also write to a repository with files of others.
 
     Raises: ConfigError, MissingPackageError.
     """
-    check_repository(repository)
-    import_hub(f"uploading to {repository}")
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    if is_offline():
-        raise ConfigError(f"{repository}: HF_HUB_OFFLINE forbids to upload it; unset it, or use --dry-run.")
-    if get_token() is None:
-        raise ConfigError(f"{repository}: uploading needs a token that may write; {LOG_IN}.")
-    api = HfApi(endpoint=endpoint(), library_name="evitseg", library_version=__version__)
-    with _sentences(repository):
-        is_private = _checked(api, repository, kind, set(files), private, overwrite)
-        if is_private is None:
-            api.create_repo(
-                repository, repo_type=kind, private=private, space_sdk="static" if kind == "space" else None
+    def __init__(
+        self,
+        repository: str,
+        kind: Literal["model", "space"] = "model",
+        *,
+        private: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self._repository, self._kind, self._private = check_repository(repository), kind, private
+        import_hub(f"uploading to {repository}")
+        from huggingface_hub import HfApi, get_token
+
+        if is_offline():
+            raise ConfigError(f"{repository}: HF_HUB_OFFLINE forbids to upload it; unset it, or use --dry-run.")
+        if get_token() is None:
+            raise ConfigError(f"{repository}: uploading needs a token that may write; {LOG_IN}.")
+        self._api = HfApi(endpoint=endpoint(), library_name="evitseg", library_version=__version__)
+        with _sentences(repository):
+            self._is_private = self._checked(overwrite)
+
+    def _checked(self, overwrite: bool) -> bool | None:
+        """Whether the repository is private; None if there is none yet."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        look_up = self._api.space_info if self._kind == "space" else self._api.model_info
+        try:
+            info = look_up(self._repository)
+        except RepositoryNotFoundError:
+            return None
+        what = f"{self._repository}: the {self._kind}"
+        if self._private and not info.private:
+            raise ConfigError(f"{what} exists and is public; make it private on the hub first, or choose another name.")
+        there = {each.rfilename for each in info.siblings or ()} - {".gitattributes"}
+        card = info.card_data
+        is_ours = card is not None and (card.get("library_name") == "evitseg" or "evitseg" in card.get("tags", []))
+        if there and not is_ours and not overwrite:
+            raise ConfigError(
+                f"{what} exists, and its {min(there)} was not written by evitseg; choose another name, or add "
+                "--overwrite to write to it (the hub keeps the history)."
             )
-            is_private = private
-        added = [CommitOperationAdd(file, str(folder / file)) for file in files]
-        done = api.create_commit(repository, added, commit_message=f"Upload with evitseg {__version__}", repo_type=kind)
-    path = f"spaces/{repository}" if kind == "space" else repository
-    return Pushed(f"{endpoint()}/{path}" if "@" not in endpoint() else path, done.oid, is_private)
+        return bool(info.private)
 
+    def upload(self, folder: Path, files: tuple[str, ...]) -> Pushed:
+        """Upload files of a folder as one commit, and create the repository if there is none. Raises: ConfigError."""
+        from huggingface_hub import CommitOperationAdd
 
-def _checked(api: HfApi, repository: str, kind: str, files: set[str], private: bool, overwrite: bool) -> bool | None:
-    """Whether the repository is private; None if there is none yet. Raises: ConfigError if it must not be written."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        info = api.space_info(repository) if kind == "space" else api.model_info(repository)
-    except RepositoryNotFoundError:
-        return None
-    if private and not info.private:
-        raise ConfigError(
-            f"{repository}: exists and is public; make it private on the hub first, or choose another name."
-        )
-    there = {each.rfilename for each in info.siblings or ()}
-    card = info.card_data
-    is_ours = card is not None and card.get("library_name") == "evitseg"
-    if there & files and not is_ours and not overwrite:
-        raise ConfigError(
-            f"{repository}: exists, and its {min(there & files)} was not written by evitseg; choose another name, or "
-            "add --overwrite to replace it (the hub keeps the history)."
-        )
-    return bool(info.private)
+        repository, kind = self._repository, self._kind
+        with _sentences(repository):
+            if self._is_private is None:
+                sdk = "static" if kind == "space" else None
+                self._api.create_repo(repository, repo_type=kind, private=self._private, space_sdk=sdk)
+                self._is_private = self._private
+            added = [CommitOperationAdd(file, str(folder / file)) for file in files]
+            message = f"Upload with evitseg {__version__}"
+            done = self._api.create_commit(repository, added, commit_message=message, repo_type=kind)
+        path = f"spaces/{repository}" if kind == "space" else repository
+        # An address with a password is not shown.
+        return Pushed(f"{endpoint()}/{path}" if "@" not in endpoint() else path, done.oid, self._is_private)
 
 
 @contextlib.contextmanager

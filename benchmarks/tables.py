@@ -178,6 +178,27 @@ def deploy() -> str:
     return table(("", "file", "512×512", "1024×2048", "peak memory", "mIoU", "equal pixels"), rows)
 
 
+def w8a8() -> str:
+    values = result("w8a8")["results"]
+    columns = {"float32": "checkpoint, float32", "litert": "LiteRT, w8a8", "onnx": "ONNX Runtime, w8a8"}
+    names = list(values["float32"]["iou"])
+    rows = [(name, *(f"{values[kind]['iou'][name]:.1f}" for kind in columns)) for name in names]
+    rows.append(("**mean**", *(f"**{values[kind]['miou']:.2f}**" for kind in columns)))
+    rows.append(("file", "", *(f"{values[kind]['bytes'] / 1e6:.2f} MB" for kind in ("litert", "onnx"))))
+    return table(("", *columns.values()), rows)
+
+
+def w8a8_operators() -> str:
+    return table(
+        ("operator", "type", "number"),
+        [(name, kind.lower(), str(count)) for name, kind, count in result("w8a8")["operators"]],
+    )
+
+
+def w8a8_tensors() -> str:
+    return table(("tensor",), [(f"`{name}`",) for name in result("w8a8")["int16_tensors"]])
+
+
 def plain() -> str:
     values = {
         name: row["512x512"]["median_ms"] for name, row in result("deploy")["results"].items() if "512x512" in row
@@ -355,6 +376,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "deploy": deploy,
     "plain": plain,
+    "w8a8": w8a8,
+    "w8a8-operators": w8a8_operators,
+    "w8a8-tensors": w8a8_tensors,
     "video": video,
     "video-pixels": video_pixels,
     "video-encoders": video_encoders,

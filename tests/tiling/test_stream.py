@@ -192,7 +192,8 @@ def test_a_region_from_its_context_is_that_part_of_the_mask(
         part, _ = render_region(network, ArraySource(street), context, region)
         rows, columns = region.inside(Window(0, 0, 397, 515))
         np.testing.assert_array_equal(part, mask[rows, columns])
-    elsewhere = replace(context, sums=tuple(sums[::-1].copy() for sums in context.sums))
+    _, other = stream(255 - street, network, tmp_path)
+    elsewhere = replace(context, sums=context_of(other).sums)
     assert (render_region(network, ArraySource(street), elsewhere, Window(0, 0, 397, 515))[0] != mask).mean() > 0.01
 
 

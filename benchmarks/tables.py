@@ -156,6 +156,17 @@ def finetune() -> str:
     return table(("start from", "classes", "images", "epochs", "steps", "start", "best", "last"), cells)
 
 
+def facade() -> str:
+    labels = {"b0-camvid": "bundled", "previous": "bundled before", "published": "published, Cityscapes"}
+    values = result("facade")["results"]
+    classes = list(next(iter(values.values()))["iou"])
+    rows = [
+        [labels[name], *(f"{100 * own['iou'][key]:.1f}" for key in classes), f"**{100 * own['mean']:.1f}**"]
+        for name, own in values.items()
+    ]
+    return table(["weights", *classes, "mean"], rows)
+
+
 def camvid() -> str:
     values = result("camvid")["results"]
     names = list(next(iter(values.values()))["iou"])
@@ -374,6 +385,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training,
     "finetune": finetune,
     "camvid": camvid,
+    "facade": facade,
     "deploy": deploy,
     "plain": plain,
     "w8a8": w8a8,

@@ -1,0 +1,72 @@
+"""The page on a plain web server, which sends no headers for threads, and without a network."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.browsing import until
+from tests.optional import needs
+from tests.web.pages import has_mask
+
+needs("playwright")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the standard library's name
+        """Write nothing."""
+
+
+@contextmanager
+def plain_server(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network(browser: Browser, site: Path) -> None:
+    page = browser.new_page()
+    loads: list[str] = []
+    page.on("domcontentloaded", lambda: loads.append(page.url))
+    with plain_server(site) as address:
+        page.goto(address)
+        until(page, lambda: len(loads) == 2)
+        until(page, lambda: has_mask(page, "example.jpg"))
+        assert page.inner_text("#isolated") == "yes (threads)"
+        assert len(loads) == 2
+    # The server is gone.
+    page.reload()
+    until(page, lambda: has_mask(page, "example.jpg"))
+    assert page.inner_text("#isolated") == "yes (threads)"
+    assert len(loads) == 3
+    page.close()
+
+
+def test_without_a_service_worker_the_page_works_with_one_thread_and_says_so(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    (folder / "service-worker.js").unlink()
+    page = browser.new_page()
+    with plain_server(folder) as address:
+        page.goto(address)
+        until(page, lambda: has_mask(page, "example.jpg"))
+        assert page.inner_text("#isolated") == "no (one thread)"
+        assert page.inner_text("#threads").startswith("1 of ")
+    page.close()

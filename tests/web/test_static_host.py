@@ -42,7 +42,7 @@ def plain_server(folder: Path) -> Iterator[str]:
 def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network(browser: Browser, site: Path) -> None:
     page = browser.new_page()
     loads: list[str] = []
-    page.on("domcontentloaded", lambda: loads.append(page.url))
+    page.on("domcontentloaded", lambda opened: loads.append(opened.url))
     with plain_server(site) as address:
         page.goto(address)
         until(page, lambda: len(loads) == 2)

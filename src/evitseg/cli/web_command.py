@@ -9,12 +9,16 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from evitseg.cli.command import option, verb
 from evitseg.cli.options import given_options
 from evitseg.cli.output import Output
+
+if TYPE_CHECKING:
+    from evitseg.web.local_network import Certificate
 
 _EXPOSED = (
     "Anybody on this network who has this address can open the page and download the model; images stay on the "
@@ -87,26 +91,31 @@ def web_command(
         site = _site(model, folder)
         context = certificate.context if certificate else None
         server = stack.enter_context(SiteServer(site, port or 0, host, context))
-        output.content = {"url": server.url}
-        if certificate is not None:
-            output.content["certificate_sha256"] = certificate.fingerprint
-            show_code(server.url, output)
-        output.note(f"{server.url}  (Ctrl-C ends it)")
-        if certificate is not None:
-            output.note(_EXPOSED)
-            output.note(
-                "The browser warns, because nobody has signed the certificate of this run. Its SHA-256 fingerprint is "
-                f"{certificate.fingerprint}."
-            )
-        elif not no_browser:
-            import webbrowser
-
-            if not webbrowser.open(server.url):
-                output.note("no browser could be started; open the address above.")
         try:
+            _announce(server.url, certificate, output, opens_browser=not no_browser)
             threading.Event().wait()
         except KeyboardInterrupt:
             output.log("ending.")  # the usual end
+
+
+def _announce(url: str, certificate: Certificate | None, output: Output, opens_browser: bool) -> None:
+    """Say where the page is, and what that exposes; open it on this machine unless it is meant for another."""
+    output.content = {"url": url}
+    if certificate is not None:
+        output.content["certificate_sha256"] = certificate.fingerprint
+        show_code(url, output)
+    output.note(f"{url}  (Ctrl-C ends it)")
+    if certificate is not None:
+        output.note(_EXPOSED)
+        output.note(
+            "The browser warns, because nobody has signed the certificate of this run. Its SHA-256 fingerprint is "
+            f"{certificate.fingerprint}."
+        )
+    elif opens_browser:
+        import webbrowser
+
+        if not webbrowser.open(url):
+            output.note("no browser could be started; open the address above.")
 
 
 def _is_address(text: str) -> bool:

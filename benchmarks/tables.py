@@ -374,7 +374,41 @@ def service_memory() -> str:
     return table(["requests", *(f"{number:,}" for number, _ in every)], [("MiB", *(f"{mib:.0f}" for _, mib in every))])
 
 
+def web() -> str:
+    rows = [
+        (name, f"{row['median_ms']:.1f} ms", f"{row['fastest_ms']:.1f} ms", f"{row['with_everything_ms']:.1f} ms",
+         f"{row['times_slower']:.2f}", f"{row['largest_difference']:.0e}" if row["largest_difference"] else "0",
+         f"{row['equal_pixels']:.2%}")
+        for name, row in result("web")["results"].items()
+    ]  # fmt: skip
+    header = (
+        "",
+        "median",
+        "fastest",
+        "with everything",
+        "relative to evitseg",
+        "largest difference",
+        "equal mask pixels",
+    )
+    return table(header, rows)
+
+
+def web_page() -> str:
+    content = result("web")
+    page, first = content["page"], content["first_mask_ms"]
+    rows = [
+        ("the page, with one of the four builds of the core, compressed", f"{page['one_visit_gzipped'] / 1e3:.0f} KB"),
+        ("of this, the first image", f"{page['example_image'] / 1e3:.0f} KB"),
+        ("all files, which the service worker keeps, compressed", f"{page['all_gzipped'] / 1e3:.0f} KB"),
+        ("the model, compressed", f"{page['model_gzipped'] / 1e6:.1f} MB"),
+        ("first mask of a new visitor, on localhost", f"{first['median'] / 1e3:.2f} s"),
+    ]
+    return table(("", ""), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "web": web,
+    "web-page": web_page,
     "end-to-end": end_to_end,
     "core": core,
     "core-runtimes": core_runtimes,

@@ -34,13 +34,8 @@ HASH = "core.sha256"
 
 
 def source_hash() -> str:
-    """The hash of everything that the files are made of."""
-    paths = [
-        *(ROOT / "core/src").rglob("*.*"),
-        ROOT / "core/include/evitseg.h",
-        ROOT / "core/build.py",
-        ROOT / "scripts/build_web.py",
-    ]
+    """The hash of the source that the files are made of."""
+    paths = [*(ROOT / "core/src").rglob("*.*"), ROOT / "core/include/evitseg.h"]
     content = hashlib.sha256()
     for name, path in sorted((path.relative_to(ROOT).as_posix(), path) for path in paths):
         content.update(f"{name}\0".encode() + path.read_bytes())

@@ -21,8 +21,6 @@ class Pool {
     void run(int count, Task task, void *context);
 
    private:
-    static constexpr int64_t kSpinNs = 2'000'000;
-
     struct Worker {
         Pool *pool;
         int number;

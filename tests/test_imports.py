@@ -38,7 +38,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 # Packages that a module may import at its top, beside the standard library.
-LIGHT = {"numpy", "PIL", "click", "rich", "cattrs"}
+LIGHT = {"numpy", "PIL", "click", "rich"}
 OUTSIDE = {name: LIGHT | {"torch"} for name in ("model", "exporters", "train")} | {
     "serve": LIGHT | {"anyio", "prometheus_client", "starlette", "uvicorn"}
 }

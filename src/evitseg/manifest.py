@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evitseg.architecture import LOGIT_STRIDE, MAX_PARAMETERS, Cost, ModelConfig, cost
 from evitseg.errors import ConfigError
 from evitseg.image import MAX_PIXELS, ReadOptions
 from evitseg.labels import LabelSpace
 from evitseg.preprocess import Preprocess, check_sides
-from evitseg.system.json_types import exactly, strict_converter
-
-if TYPE_CHECKING:
-    import cattrs
+from evitseg.system.json_types import MismatchError, typed
 
 SCHEMA = 2
 """Version of the manifest; raised if an older reader would misunderstand a newer manifest."""
@@ -207,20 +203,11 @@ def parse_manifest(text: str, where: str | Path) -> Manifest:
         )
     if schema == 1:
         content = _current(content)
-    import cattrs
-
     try:
-        return _converter().structure(content, Manifest)
-    except (cattrs.BaseValidationError, cattrs.StructureHandlerNotFoundError) as error:
-        reasons = "; ".join(cattrs.transform_error(error, path="manifest", format_exception=_reason))
-        raise ConfigError(f"{where}: the manifest is invalid ({reasons}); export the model again.") from error
-
-
-def _reason(error: BaseException, kind: type | None) -> str:
-    from cattrs.v import format_exception
-
-    # cattrs would call our own errors unknown.
-    return str(error).rstrip(".") if isinstance(error, ConfigError) else format_exception(error, kind)
+        manifest: Manifest = typed(content, Manifest, "manifest")
+    except MismatchError as error:
+        raise ConfigError(f"{where}: the manifest is invalid ({error}); export the model again.") from error
+    return manifest
 
 
 def _current(content: dict[str, Any]) -> dict[str, Any]:
@@ -235,26 +222,3 @@ def _current(content: dict[str, Any]) -> dict[str, Any]:
     if "verification" in content:
         content["verification"] = renamed(content["verification"])
     return content
-
-
-@cache
-def _converter() -> cattrs.Converter:
-    converter = strict_converter().copy()
-    converter.register_structure_hook(ReadOptions, _reading)
-    return converter
-
-
-def _reading(value: Any, kind: type) -> ReadOptions:
-    if not isinstance(value, dict) or not set(value) <= {"bands", "value_range", "page"}:
-        raise TypeError(f"{value!r} is not a set of reading options")
-    bands, page = value.get("bands"), value.get("page")
-    value_range: Any = value.get("value_range")
-    if bands is not None:
-        bands = tuple(exactly(number, int) for number in bands)
-    if value_range is not None and not isinstance(value_range, str):
-        low, high = value_range
-        value_range = exactly(low, float), exactly(high, float)
-    try:
-        return ReadOptions(bands, value_range, None if page is None else exactly(page, int))
-    except ConfigError as error:
-        raise ValueError(str(error)) from error

@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
-import cattrs
-
 from evitseg.architecture import BACKBONES, STRIDE
 from evitseg.errors import ConfigError, unknown
 from evitseg.image import ReadOptions
 from evitseg.preprocess import check_size
-from evitseg.system.json_types import strict_converter
+from evitseg.system.json_types import MismatchError, typed
 from evitseg.train.old_names import accept_old_keywords
 
 FRESH = "none"
@@ -319,8 +317,8 @@ class TrainConfig(_Settings):
 def _typed(key: str, kind: Any, value: Any) -> Any:
     """The value as its setting's type: lists become tuples, whole numbers floats."""
     try:
-        return strict_converter().structure(value, kind)
-    except (TypeError, ValueError, AttributeError, cattrs.BaseValidationError) as error:
+        return typed(value, kind, key)
+    except MismatchError as error:
         example = f"; use {json.dumps([value])}" if isinstance(value, str) and "tuple" in str(kind) else ""
         raise ConfigError(f"{key} cannot be {json.dumps(value, default=str):.80}{example}.") from error
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -28,6 +29,7 @@ from evitseg.bundled import EXAMPLE_IMAGE
 from evitseg.cli.jobs import PredictJob
 from evitseg.cli.predict_whole import predict_one
 from evitseg.cli.request import Mode, Request
+from evitseg.cli.whole_images import WholeImages, read_ahead, workers_of
 from evitseg.raster.files import read_image
 from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, physical_cores, processor_name
@@ -69,14 +71,17 @@ def alone(segment: evitseg.Segmenter, image: Path, count: int) -> Callable[[], f
 
 
 def whole(segment: evitseg.Segmenter, images: list[Path], out: Path, overlay: bool) -> Callable[[], float]:
-    request = Request((), out, Mode.whole, frozenset(), overlay=overlay, overwrite=True)
+    request = Request((), out, Mode.whole, frozenset(), overlay=overlay)
+    workers = workers_of(segment)
+    fitting = WholeImages(segment, None, workers)
 
     def run() -> float:
+        shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
         for done in ordered_map(
-            images,
-            lambda image: predict_one(segment, PredictJob(image, Mode.whole, out / image.stem), request),
-            segment.info.streams + 1,
+            read_ahead(PredictJob(image, Mode.whole, out / image.stem) for image in images),
+            lambda job: predict_one(segment, job, request, fitting),
+            workers,
         ):
             assert not done.problem, done.problem
         return len(images) / (time.perf_counter() - start)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.labels import load_labels, numbered
-from evitseg.visualize import class_fractions, error_map, overlay, tile_sheet
+from evitseg.visualize import class_counts, class_fractions, error_map, overlay, tile_sheet
 
 
 def test_fractions_add_up_and_come_largest_first() -> None:
@@ -43,3 +44,13 @@ def test_a_sheet_has_a_tile_at_every_place_and_white_where_there_is_none() -> No
     assert (sheet[2, 4:] == 255).all()
     assert (sheet[3:, :4] == (0, 0, 255)).all()
     assert (sheet[3:, 4:] == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_classes_are_counted_as_numpy_counts_them(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    mask: NDArray[np.integer] = np.repeat(rng.integers(0, 200, (37, 20)), 13, axis=1).astype(dtype)
+    for part in (mask, mask[:, 3:77], mask[::2].T, mask[:0]):
+        expected = np.bincount(part.ravel(), minlength=200)
+        np.testing.assert_array_equal(class_counts(part, 200), expected)
+        np.testing.assert_array_equal(class_counts(part, 11), expected[:11])

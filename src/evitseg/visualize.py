@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evitseg.image import ImageArray, Mask
 from evitseg.labels import LabelSpace
+from evitseg.system.core_library import open_library
 
 OPACITY = 0.55
 """Opacity of the class colours on an image."""
@@ -42,16 +45,21 @@ def class_fractions(mask: Mask, labels: LabelSpace) -> dict[str, float]:
     return fractions_of(class_counts(mask, len(labels.classes)), mask.size, labels)
 
 
-def class_counts(mask: Mask, classes: int) -> NDArray[np.int64]:
-    """(classes,) number of pixels per class."""
-    if mask.dtype == np.uint8:
-        return np.array(Image.fromarray(mask).histogram()[:classes], np.int64)  # faster than bincount
-    return np.bincount(mask.ravel(), minlength=classes)[:classes]
+def class_counts(mask: Mask, length: int) -> NDArray[np.int64]:
+    """(length,) number of pixels per class index."""
+    if mask.dtype != np.uint8:
+        return np.bincount(mask.ravel(), minlength=length)[:length]
+    mask, counts = np.ascontiguousarray(mask), np.zeros(256, np.int64)
+    _core().evs_count_classes(mask.ctypes.data, mask.size, counts.ctypes.data)
+    return counts[:length]
 
 
-def nodata_fraction(mask: Mask, labels: LabelSpace) -> float:
-    """Fraction of the pixels without a class."""
-    return 1 - int(class_counts(mask, len(labels.classes)).sum()) / mask.size
+@cache
+def _core() -> ctypes.CDLL:
+    core = open_library()
+    core.evs_count_classes.restype = None
+    core.evs_count_classes.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    return core
 
 
 def fractions_of(counts: NDArray[np.int64], pixels: int, labels: LabelSpace) -> dict[str, float]:

@@ -15,13 +15,12 @@ from evitseg.cli.outcome import HAS_RESULTS, ImageEntry, Outcome
 from evitseg.cli.output import Output
 from evitseg.cli.polygons_command import write_polygons
 from evitseg.cli.request import Mode, Request
-from evitseg.system.files import is_folder
+from evitseg.cli.whole_images import WholeImages, engine_of_bands, read_ahead, workers_of
 
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
     from evitseg.raster import Origin
     from evitseg.raster.png import MaskFormat
-    from evitseg.runtime.native import NativeEngine
     from evitseg.runtime.segmenter import Prediction, Segmenter
 
 MAX_STREAMS = 4
@@ -44,30 +43,6 @@ class WrittenImage:
     nodata: float = 0.0
     problem: str = ""
     too_large: str = ""
-
-
-def fits(segment: Segmenter, size: tuple[int, int], memory: int | None, at_once: int = 1) -> bool:
-    """Whether the network can see an image of this (height, width) whole; one that cannot go in bands is tried.
-
-    Args:
-        memory: bytes for one image; None divides the free memory among the images that are `at_once` in progress.
-
-    Raises: ConfigError.
-    """
-    from evitseg.tiling.memory_model import fits as fits_whole
-
-    working = segment.manifest.preprocess.fit(size, segment.size)
-    if (engine := _engine_of_bands(segment)) is None:
-        return True
-    return fits_whole(segment.manifest.model, size, working, engine.memory(working), memory, at_once)
-
-
-def _engine_of_bands(segment: Segmenter) -> NativeEngine | None:
-    """The engine if it can segment images that are too large for memory, in bands."""
-    from evitseg.runtime.native import NativeEngine
-
-    engine = segment.engine
-    return engine if isinstance(engine, NativeEngine) and segment.manifest.preprocess.fixed is None else None
 
 
 def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: Request, outcome: Outcome) -> None:
@@ -94,7 +69,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     )
     outcome.runs_on(segment.manifest, segment.info)
     for option in ("--memory", "--scratch"):
-        if option in request.given and images and _engine_of_bands(segment) is None:
+        if option in request.given and images and engine_of_bands(segment) is None:
             raise click.BadParameter(
                 "applies to images in bands: the native engine and a model for images of any size; leave it out",
                 param_hint=option,
@@ -124,13 +99,13 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
     output = outcome.output
     in_bands: list[PredictJob] = []
     count = 0
-    # One more than the engine runs at a time: another image is read or written meanwhile.
-    workers = segment.info.streams + 1 if len(jobs) > 1 else 1
+    workers = workers_of(segment) if len(jobs) > 1 else 1
+    whole = WholeImages(segment, request.memory, workers)
     with output.progress("segmenting", len(jobs), unit="images") as advance:
-        finished = ordered_map(jobs, lambda job: predict_one(segment, job, request, workers), workers)
+        finished = ordered_map(read_ahead(jobs), lambda job: predict_one(segment, job, request, whole), workers)
         for job, done in zip(jobs, finished, strict=True):
             advance(1)
-            if done.too_large and _engine_of_bands(segment) is None:
+            if done.too_large and engine_of_bands(segment) is None:
                 outcome.fail(
                     job.source,
                     f"{done.too_large}, and bands need the native engine and a model for images of any size; leave "
@@ -151,20 +126,16 @@ def _predict_images(segment: Segmenter, jobs: list[PredictJob], request: Request
     return in_bands
 
 
-def predict_one(segment: Segmenter, job: PredictJob, request: Request, at_once: int | None = None) -> WrittenImage:
-    """Write the results of one image, the mask last, so that a mask means that all results exist.
-
-    Args:
-        at_once: images in progress at the same time; None to segment every image whole.
-    """
+def predict_one(segment: Segmenter, job: PredictJob, request: Request, whole: WholeImages) -> WrittenImage:
+    """Write the results of one image, the mask last, so that a mask means that all results exist."""
     import numpy as np
 
     from evitseg.raster.places import place_of
-    from evitseg.visualize import nodata_fraction
+    from evitseg.visualize import class_counts, fractions_of
 
     assert isinstance(job.source, Path)
     try:
-        if at_once is not None and (too_large := _too_large(segment, job.source, request.memory, at_once)):
+        if too_large := whole.too_large(job.source):
             return WrittenImage(job.source, too_large=too_large)
         place = place_of(job.source, segment.reading)
         mask_path = job.mask(".tif" if place.origin.kind == "tiff" else ".png")
@@ -177,23 +148,10 @@ def predict_one(segment: Segmenter, job: PredictJob, request: Request, at_once: 
         written = _write(prediction, job, mask_path, place.origin, request)
     except Exception as error:  # one image must never stop the others
         return WrittenImage(job.source, problem=sentence_of(error))
-    nodata = nodata_fraction(prediction.mask, prediction.labels)
-    return WrittenImage(job.source, written, prediction.mask.shape, prediction.fractions(), nodata)
-
-
-def _too_large(segment: Segmenter, path: Path, memory: int | None, at_once: int) -> str:
-    """Why the network cannot see an image whole, or "". Raises: ImageError, ConfigError."""
-    from evitseg.image import TooManyPixelsError
-    from evitseg.raster import SLIDE_ENDINGS
-    from evitseg.raster.files import image_size
-
-    if is_folder(path) or path.suffix.lower() in SLIDE_ENDINGS:
-        return f"{'Zarr is' if is_folder(path) else 'slides are'} read window by window"
-    try:
-        size = image_size(path, segment.reading)
-    except TooManyPixelsError:
-        return "has more pixels than are read at once"
-    return "" if fits(segment, size, memory, at_once) else "does not fit in memory whole"
+    mask, labels = prediction.mask, prediction.labels
+    counts = class_counts(mask, len(labels.classes))
+    nodata = 1 - int(counts.sum()) / mask.size
+    return WrittenImage(job.source, written, mask.shape, fractions_of(counts, mask.size, labels), nodata)
 
 
 def _write(

@@ -19,7 +19,7 @@ from evitseg.raster.levels import cells_of, choose_levels, warn_if_dark
 from evitseg.raster.tiff_readers import cmyk_to_rgb
 from evitseg.raster.window import rgb
 
-_BAND_ROWS = 32
+_BAND_PIXELS = 1 << 16
 _RGB = (Band("red"), Band("green"), Band("blue"))
 
 
@@ -85,9 +85,9 @@ def _rgb_array(image: Image.Image) -> NDArray[np.uint8]:
     `numpy.array` copies the image twice on the way, and the system must find memory for the copies.
     """
     width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _BAND_ROWS):
-        bottom = min(height, top + _BAND_ROWS)
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
         pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return pixels
 

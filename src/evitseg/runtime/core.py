@@ -71,7 +71,6 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
         ("evs_segment_rows", number, [pointer, *[number] * 5, pointer, pointer]),
         ("evs_window_memory", size, [pointer, *[number] * 7]),
         ("evs_run_window", number, [pointer, number, pointer]),
-        ("evs_count_classes", None, [pointer, size, pointer]),
         ("evs_add_sums", number, [pointer, size, size]),
         ("evs_mask", number, [pointer, pointer, number, side, side, pointer]),
     ):

@@ -69,12 +69,3 @@ def argmax_upsampled(
         with core.runner() as runner:
             check(core.library.evs_mask(runner, *call))
     return mask
-
-
-def class_counts(mask: NDArray[np.integer], length: int) -> NDArray[np.int64]:
-    """(length,) number of pixels per class index of a mask."""
-    if mask.dtype != np.uint8:
-        return np.bincount(mask.ravel(), minlength=length)
-    mask, counts = np.ascontiguousarray(mask), np.zeros(256, np.int64)
-    library().evs_count_classes(mask.ctypes.data, mask.size, counts.ctypes.data)
-    return counts[:length]

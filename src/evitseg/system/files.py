@@ -46,6 +46,18 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def begin_to_read(path: str | os.PathLike[str]) -> None:
+    """Make the system read a file into its cache, without waiting; nothing happens where it cannot."""
+    if not hasattr(os, "posix_fadvise") or not is_file(path):
+        return
+    with contextlib.suppress(OSError):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends, or disappears if the block fails.

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evitseg.raster.window import Sink, Source
-from evitseg.runtime.upsample import class_counts
 from evitseg.tiling.windows import Damage, Window, tiles_of, valid_window, whole_rows
+from evitseg.visualize import class_counts
 
 _STRIP_PIXELS = 2**22
 """Pixels of the mask that are written at once."""

@@ -18,7 +18,7 @@ from evitseg.errors import ConfigError
 from evitseg.image import Size
 from evitseg.raster.window import Sink, Source
 from evitseg.runtime.core import Core
-from evitseg.runtime.upsample import Side, class_counts
+from evitseg.runtime.upsample import Side
 from evitseg.system.parallel import ordered_map
 from evitseg.tiling.arguments import (
     ImageLike,
@@ -34,6 +34,7 @@ from evitseg.tiling.network import Network
 from evitseg.tiling.plan import Plan, mask_of_window, working_size
 from evitseg.tiling.progress import BandProgress
 from evitseg.tiling.windows import Damage, Resampled, Window, tiles_of, valid_window, whole_rows
+from evitseg.visualize import class_counts
 
 _LOG = logging.getLogger(__name__)
 

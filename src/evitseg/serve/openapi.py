@@ -8,9 +8,9 @@ from typing import Any
 from evitseg._version import __version__
 from evitseg.serve.answers import ANSWERS, DESCRIBED_SCHEMA
 from evitseg.serve.endpoints import NDJSON
-from evitseg.serve.layers import FORMATS, MEDIA_TYPES
 from evitseg.serve.parameters import PARAMETERS
 from evitseg.serve.problems import MEDIA_TYPE, PROBLEMS
+from evitseg.serve.tile_layers import FORMATS, MEDIA_TYPES
 
 _EVERYWHERE = ("no-key", "wrong-host", "header-too-large", "internal-error")
 _UPLOADS = (

@@ -14,7 +14,9 @@ from evitseg.errors import ConfigError, unknown
 from evitseg.serve.endpoints import route, service_of
 from evitseg.serve.exchange import exchange_of
 from evitseg.serve.image_shelf import ImageShelf
-from evitseg.serve.layers import (
+from evitseg.serve.parameters import PARAMETERS
+from evitseg.serve.problems import ProblemError
+from evitseg.serve.tile_layers import (
     FORMATS,
     MEDIA_TYPES,
     Layer,
@@ -25,8 +27,6 @@ from evitseg.serve.layers import (
     map_tile,
     map_tile_of,
 )
-from evitseg.serve.parameters import PARAMETERS
-from evitseg.serve.problems import ProblemError
 from evitseg.viewer.pyramid import TILE
 from evitseg.viewer.view import View
 

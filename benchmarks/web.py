@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -162,6 +163,10 @@ def prepare(folder: Path, pictures: NDArray[np.uint8]) -> None:
     (folder / "node_modules").rename(folder / "npm")
 
 
+START_SECONDS = 15
+"""Chromium goes on working for some seconds after its start, on the same cores as the contestants."""
+
+
 def turn(browser: Browser, url: str, engine: str, threads: int, count: int, warm: int, runs: int) -> dict[str, Any]:
     page = browser.new_page()
     page.goto(f"{url}/page.html")
@@ -241,8 +246,9 @@ def main() -> None:
         with served(folder) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=options.chromium, args=FLAGS)
             version = browser.version
-            for _ in range(options.rounds):
-                for contestant in contestants:
+            time.sleep(START_SECONDS)
+            for number in range(options.rounds):
+                for contestant in contestants if number % 2 == 0 else reversed(contestants):
                     measured = turn(browser, url, *contestant, len(pictures), options.warm, options.runs)
                     frames[contestant] += measured["own"]
                     whole[contestant] += measured["times"]

@@ -29,14 +29,14 @@ TOLERANCE = {
     "float32": (1e-3, 0.999),
     "float16": (2e-2, 0.995),
     "int8": (2e-2, 0.995),
-    "w8a8": (0.75, 0.9),
+    "w8a8": (0.75, 0.8),
     "float16 arithmetic": (5e-2, 0.99),
 }
 """Limits by the number format of the stored weights: the largest difference of a logit relative to its image's largest
 logit, and the smallest fraction of equal mask pixels. Rounded weights move boundaries slightly, by 0.2 % of the pixels
 for the published B0 at a short side of 512; float16 arithmetic, which Core ML uses, adds to that. Engines round
-sums of integers up or down as they like, which moves about 1 % of the pixels, as 8 bits themselves do, and more of
-small images."""
+sums of integers up or down as they like, which moves about 1 % of the pixels, as 8 bits themselves do, and up to 12 %
+of small drawings; what the file is worth is its mIoU on the user's data."""
 SLACK = 3
 """Factor between a difference that was measured at export and the limit of the self-check, because every device rounds
 in its own way."""

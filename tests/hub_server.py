@@ -104,7 +104,8 @@ class HubServer:
         try:
             status, content = 200, self._content(request, path, body, headers)
         except RefusalError as refusal:
-            status, content, headers = refusal.status, b"{}", {"X-Error-Code": refusal.code} if refusal.code else {}
+            status, content = refusal.status, b"{}"
+            headers |= {"X-Error-Code": refusal.code} if refusal.code else {}
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name, value)
@@ -138,10 +139,11 @@ class HubServer:
         if found is None:
             raise RefusalError(404)
         sha, files = self._visible(request, found[1], found[2])
+        headers["X-Repo-Commit"] = sha
         if found[3] not in files:
             raise RefusalError(404, "EntryNotFound")
         content = files[found[3]]
-        headers["ETag"], headers["X-Repo-Commit"] = f'"{hashlib.sha256(content).hexdigest()}"', sha
+        headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
         return content
 
     def _visible(

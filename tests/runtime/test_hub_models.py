@@ -150,7 +150,7 @@ def test_a_hub_that_cannot_be_reached_is_a_warning_if_the_cache_has_the_model_el
         sentences = [str(warned[0].message)]
         monkeypatch.setenv("HF_HOME", "/nowhere")
         sentences.append(refused(NAME))
-    assert "Check the network" in sentences[1]
+    assert "; check the network" in sentences[1]
     assert not any("secret" in sentence for sentence in sentences)
 
 
@@ -164,6 +164,18 @@ def test_the_only_model_of_a_repository_is_found_whatever_its_name(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert located(NAME)[1] == source
     assert evitseg.load(NAME).manifest.name == DEFAULT_MODEL
+
+
+def test_what_else_the_cache_holds_does_not_change_which_model_a_name_means(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"model.safetensors": WEIGHTS, "b0.onnx": bundled_onnx().read_bytes()}
+    commit = hub.repository("anna/streets", **files).commits[0][0]
+    located(f"{NAME}@{commit}/b0.onnx")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "model.safetensors is not in the cache" in refused(NAME + f"@{commit}")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert located(f"{NAME}@{commit}")[1] == f"{NAME}@{commit}/model.safetensors"
 
 
 def test_of_several_models_one_must_be_named(hub: HubServer) -> None:

@@ -14,6 +14,7 @@ from evitseg.system.hub import (
     NoSuchHubFileError,
     cached_files,
     fetch,
+    is_known_to_lack,
     is_offline,
     list_files,
     pinned,
@@ -66,8 +67,8 @@ def _fetched(name: HubName) -> tuple[Path, HubName]:
     if name.file is not None:
         return fetch(name), name
     usual = replace(name, file=HUB_FILE)
-    if (is_offline() or name.is_pinned) and (cached := cached_files(name)) and HUB_FILE not in cached:
-        usual = replace(name, file=_only(name, cached))
+    if is_offline() and is_known_to_lack(usual):
+        usual = replace(name, file=_only(name, cached_files(name)))
     try:
         return fetch(usual, str(name)), usual
     except NoSuchHubFileError:

@@ -118,15 +118,28 @@ def cached_snapshot(name: HubName, cache: str | os.PathLike[str] | None = None) 
 
     It is found without any optional package. Not all files of the revision need to be in it.
     """
+    folder, commit = _cached_commit(name, cache)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and is_folder(snapshot) else None
+
+
+def is_known_to_lack(name: HubName) -> bool:
+    """Whether an earlier download found that the revision has no such file, which the cache records."""
+    assert name.file is not None
+    folder, commit = _cached_commit(name)
+    return bool(commit) and is_file(folder / ".no_exist" / commit / name.file)
+
+
+def _cached_commit(name: HubName, cache: str | os.PathLike[str] | None = None) -> tuple[Path, str]:
+    """The repository's folder in the cache, and the commit that the cache knows for the revision; "" for none."""
     folder = Path(cache or cache_folder()) / f"models--{name.repository.replace('/', '--')}"
     commit = name.revision or "main"
     if not name.is_pinned:
         try:
             commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
-            return None
-    snapshot = folder / "snapshots" / commit
-    return snapshot if _COMMIT.fullmatch(commit) and is_folder(snapshot) else None
+            return folder, ""
+    return folder, commit if _COMMIT.fullmatch(commit) else ""
 
 
 def cached_files(name: HubName) -> list[str]:
@@ -185,8 +198,8 @@ def fetch(
         return cached
     if is_offline():
         raise WeightsError(
-            f"{shown}: {name.file} is not in the cache ({cache or cache_folder()}), and HF_HUB_OFFLINE forbids to "
-            "download it; unset it, or copy the cache from a machine with a network."
+            f"{shown}: {name.file} is not in the cache ({cache or cache_folder()}), and HF_HUB_OFFLINE forbids "
+            "downloading it; unset it, or copy the cache from a machine with a network."
         )
     import_hub(f"downloading {shown}", extra)
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
@@ -211,7 +224,7 @@ def fetch(
             )
             return cached
         raise WeightsError(
-            f"{shown}: {file} could not be downloaded from {place} on {shown_endpoint(hub)} ({_cause(error)}). Check "
+            f"{shown}: {file} could not be downloaded from {place} on {shown_endpoint(hub)} ({_cause(error)}); check "
             "the network, or download the file elsewhere and give its path as the model."
         ) from error
 
@@ -246,7 +259,7 @@ def refusal(error: BaseException | None, name: HubName) -> WeightsError | None:
         return None
     if isinstance(error, errors.GatedRepoError):
         page = f"{PUBLIC_HUB}/{name.repository}"
-        return WeightsError(f"{name.repository} is given on request; ask for access at {page}, then {LOG_IN}")
+        return WeightsError(f"{name.repository} is gated; ask for access at {page}, then {LOG_IN}")
     if isinstance(error, errors.RepositoryNotFoundError):
         none = f"{shown_endpoint()} has no repository {name.repository}, or "
         if get_token() is None:

@@ -67,6 +67,17 @@ def test_factors_of_heads_change_no_bit_of_the_logits(name: str, monkeypatch: py
     assert sum(not np.array_equal(a.kernel, b.kernel) for a, b in zip(weights, changed, strict=True)) > 2
 
 
+@pytest.mark.parametrize("size", [1e-41, 1e-30, 1e30])
+def test_a_head_of_nearly_no_weights_does_not_leave_the_range_of_float32(size: float) -> None:
+    weights = random_weights(CONFIG)
+    at = [(placed.block, placed.name) for placed in placed_convs(CONFIG)].index(("stage3.block1.attention", "qkv"))
+    kernel = weights[at].kernel.copy()
+    kernel[:16] = (kernel[:16] * size).astype(np.float32)  # the first head's queries
+    weights[at] = Weights(kernel, weights[at].bias)
+    for own in with_head_factors(CONFIG, weights, factors_of_weights(CONFIG, weights)):
+        assert np.isfinite(own.kernel).all()
+
+
 def test_heads_of_very_different_size_become_alike() -> None:
     weights = with_head_factors(CONFIG, random_weights(CONFIG), random_factors(CONFIG))
     once = with_head_factors(CONFIG, weights, factors_of_weights(CONFIG, weights))

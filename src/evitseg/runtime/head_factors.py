@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from evitseg.architecture import AttentionBlock, ModelConfig, placed_convs, stage_plans
 from evitseg.runtime.weights import Weights
 
+LARGEST_POWER = 60
+"""Limit on the exponent of a factor: the quotient of two factors must be a float32 number, too."""
 HeadFactors = Mapping[str, NDArray[np.float64]]
 """By attention layer, such as "stage3.block1.attention": (scales, heads per scale, 2) factors of queries and keys."""
 
@@ -27,8 +29,10 @@ def attention_layers(config: ModelConfig) -> Iterator[tuple[str, AttentionBlock]
 
 
 def powers_of_two(sizes: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The powers of two that bring sizes closest to 1; 1 for a size of 0."""
-    return np.exp2(-np.rint(np.log2(np.where(sizes > 0, sizes, 1))))
+    """The powers of two that bring sizes closest to 1; 1 for a size of 0, never beyond `LARGEST_POWER`."""
+    powers = -np.rint(np.log2(np.where(sizes > 0, sizes, 1)))
+    factors: NDArray[np.float64] = np.exp2(np.clip(powers, -LARGEST_POWER, LARGEST_POWER))
+    return factors
 
 
 def factors_of_weights(config: ModelConfig, weights: Sequence[Weights]) -> HeadFactors:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evitseg.evaluation.evaluate import evaluate
+from evitseg.data.lists import Pair
+from evitseg.evaluation.evaluate import evaluate, pair_predictor
 from evitseg.labels import LabelSpace, numbered
 from evitseg.loading import load
 from evitseg.profiling import contestants, worker
@@ -87,13 +88,15 @@ def test_what_cannot_be_compared_is_a_sentence(models: list[Path], cli: Cli, tmp
 def test_classes_in_another_order_are_the_same_classes(models: list[Path]) -> None:
     labels = numbered(5)
     backwards = LabelSpace("backwards", labels.classes[::-1])
-    one = contestants.load_contestants(["a.evit", "b.evit"])[0]
+    one = contestants.load_contestants(["a.evit", "b.evit"], size=64)[0]
+    # A large JPEG, which a segmenter decodes at a reduced size.
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    mask = one.segment.mask(image)
+    Image.fromarray(image).resize((960, 640)).save("large.jpg")
+    mask = one.segment(Path("large.jpg")).mask
     assert len(np.unique(mask)) > 1
-    reordered = contestants.predictor(one, backwards)
-    assert not isinstance(reordered, type(one.segment))
-    np.testing.assert_array_equal(reordered(image), 4 - mask)
+    assert (mask != one.segment.mask(np.asarray(Image.open("large.jpg")))).any()
+    reordered = pair_predictor(contestants.predictor(one, backwards))
+    np.testing.assert_array_equal(reordered(Pair(Path("large.jpg"), Path("no mask"))), 4 - mask)
     assert contestants.predictor(one, labels) is one.segment
 
 
@@ -104,6 +107,8 @@ def test_classes_in_another_order_are_the_same_classes(models: list[Path]) -> No
         (["runs/old", "b0-camvid", "m.onnx"], ["old", "b0-camvid", "m.onnx"]),
         (["m.onnx", "m.onnx"], ["m.onnx (1)", "m.onnx (2)"]),
         (["m.onnx", "x/m.onnx"], ["m.onnx", "x/m.onnx"]),
+        (["hf://anna/fields@v2", "hf://ben/fields"], ["anna/fields", "ben/fields"]),
+        (["hf://anna/fields@v2", "hf://anna/fields/small.onnx"], ["fields", "small.onnx"]),
     ],
 )
 def test_names_are_as_short_as_they_can_be(sources: list[str], names: list[str]) -> None:

@@ -68,6 +68,24 @@ def test_certain_differences_exclude_zero_and_equal_models_have_none(folder: Pat
     assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
 
 
+def test_one_image_tells_nothing_about_the_choice_of_images(folder: Path) -> None:
+    alone = compare_models([by_brightness, almost], pairs_of(folder)[:1], LABELS, resamples=10).scores[1]
+    assert alone.miou_difference.value != 0
+    assert not alone.miou_difference.excludes_zero
+    assert math.isnan(alone.miou_difference.low)
+    assert "[" not in points(alone.miou_difference)
+
+    def with_a_class_in_one_image(image: ImageArray) -> Mask:
+        mask: Mask = by_brightness(image).copy()
+        mask[:1] = 3 if first.shape == image.shape and (image == first).all() else mask[:1]
+        return mask
+
+    first = np.asarray(Image.open(pairs_of(folder)[0].image))
+    found = compare_models([with_a_class_in_one_image, almost], pairs_of(folder), LABELS, resamples=10)
+    assert [math.isnan(each.low) for each in found.scores[0].iou] == [False, False, False, True]
+    assert found.scores[0].iou[3].value == 0
+
+
 def test_the_images_that_differ_most_come_first(folder: Path) -> None:
     with Image.open(folder / "images/3.png") as image:
         Image.new("RGB", image.size).save(folder / "images/3.png")  # one class: the models agree

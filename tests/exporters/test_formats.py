@@ -24,7 +24,7 @@ from evitseg.errors import ConfigError, EngineError, ExportError, WeightsError
 from evitseg.exporters import export_model, ncnn
 from evitseg.exporters.coreml import CoreMlReader
 from evitseg.exporters.export import export
-from evitseg.exporters.formats import FORMATS
+from evitseg.exporters.formats import FORMATS, format_of
 from evitseg.exporters.verify import TOLERANCE, example_images
 from evitseg.labels import numbered
 from evitseg.loading import network_of
@@ -112,6 +112,12 @@ def test_ncnn_on_a_gpu_reports_the_layers_that_the_cpu_ran(model_files: dict[str
     assert found.placement.fell_back is not None
     assert "MatMul" in found.placement.fell_back
     assert "Convolution" not in found.placement.fell_back
+
+
+def test_the_name_of_a_file_tells_its_format() -> None:
+    for form in FORMATS.values():
+        assert format_of(form.name("m.v1")) is (form if form.ending else None)
+    assert format_of(Path("best.safetensors")) is None
 
 
 def test_litert_does_not_claim_to_run_on_an_accelerator_that_is_not_there(model_files: dict[str, Path]) -> None:

@@ -63,7 +63,7 @@ _Times = list[tuple[float, float]]
     default=2000,
     metavar="N",
     panel="Measurement",
-    help="Number of times that the images are drawn anew for the confidence intervals. Default: 2000.",
+    help="Number of bootstrap resamples for the confidence intervals. Default: 2000.",
 )
 @option(
     "--report",
@@ -101,6 +101,9 @@ def compare_command(
     from evitseg.raster.files import read_image
 
     contestants = load_contestants(runs, engine=engine, device=device, precision=precision, threads=threads, size=size)
+    for each in contestants:
+        if each.segment.source is not None:
+            output.note(f"{each.source} is {each.segment.source}")
     first = contestants[0].segment
     dataset = find_dataset(data, load_labels(labels) if labels else None, first.reading)
     for problem in dataset.problems:
@@ -147,12 +150,13 @@ def compare_command(
 def _entry(
     contestant: Contestant, scores: Scores, took: tuple[float, float], found: Comparison, is_first: bool
 ) -> dict[str, Any]:
-    def limits(interval: Interval) -> dict[str, float] | None:
+    def limits(interval: Interval) -> dict[str, float | None] | None:
         if math.isnan(interval.value):
             return None
-        return {"value": interval.value, "low": interval.low, "high": interval.high}
+        numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+        return {key: None if math.isnan(number) else number for key, number in numbers.items()}
 
-    def by_class(intervals: tuple[Interval, ...]) -> dict[str, dict[str, float] | None]:
+    def by_class(intervals: tuple[Interval, ...]) -> dict[str, dict[str, float | None] | None]:
         return dict(zip(found.labels.names, map(limits, intervals), strict=True))
 
     report, segment = scores.report, contestant.segment
@@ -160,6 +164,7 @@ def _entry(
         "run": contestant.source,
         "name": contestant.name,
         "model": segment.manifest.name,
+        "source": segment.source,
         "engine": str(segment.info),
         "miou": limits(scores.miou),
         "iou": by_class(scores.iou),

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def run_best(output: Output, network: EfficientViT, manifest: Manifest, place: Path, **options: Any) -> None:
     from evitseg.exporters.best import export_best
-    from evitseg.exporters.formats import FORMATS
+    from evitseg.exporters.formats import FORMATS, format_of
 
-    endings = [form.ending for form in FORMATS.values() if place.name.endswith(form.ending)]
-    stem = place.with_name(place.name.removesuffix(endings[0])) if endings else place
+    form = format_of(place)
+    stem = place if form is None else place.with_name(place.name.removesuffix(form.ending))
     if stem.suffix in (".pt", ".pth", ".safetensors"):
         stem = stem.with_suffix("")
     path, best, tried = export_best(network, manifest, stem, **options)

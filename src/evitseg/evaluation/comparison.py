@@ -23,7 +23,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value, and the limits of its confidence interval; all are nan for a class that does not occur."""
+    """A measured value, and the limits of its confidence interval.
+
+    All are nan for a class that does not occur. The limits are nan if a single image has the class, because one image
+    does not tell how much the value depends on the choice of images.
+    """
 
     value: float
     low: float
@@ -120,8 +124,11 @@ def compare_models(
         summarise([*zip((pair for pair, _ in used), own, strict=True), *failed], labels, note)
         for own, note in zip(measured, notes, strict=True)
     ]
+    has = np.stack([_unions(own) > 0 for own in measured]).any(0)
     drawn = [_drawn_ious(own, resamples) for own in measured]
-    scores = tuple(_scores(report, own, reports[0], drawn[0]) for report, own in zip(reports, drawn, strict=True))
+    scores = tuple(
+        _scores(report, own, reports[0], drawn[0], has.sum(0)) for report, own in zip(reports, drawn, strict=True)
+    )
     return Comparison(labels, scores, tuple(used), tuple(skipped), resamples)
 
 
@@ -143,10 +150,16 @@ def _different(masks: Sequence[Mask], truth: Mask, labels: LabelSpace) -> float:
     return float((differs & counted).sum() / max(counted.sum(), 1))
 
 
+def _unions(images: Sequence[Counts]) -> NDArray[np.int64]:
+    """(images, classes) pixels that have a class in the truth or in the prediction."""
+    each = [counts.confusion for counts in images]
+    return np.stack([pixels.sum(0) + pixels.sum(1) - np.diag(pixels) for pixels in each])
+
+
 def _drawn_ious(images: Sequence[Counts], resamples: int) -> NDArray[np.float64]:
     """(resamples, classes) IoU of resampled sets of images; the same sets for every model."""
     intersection = np.stack([np.diag(counts.confusion) for counts in images])
-    union = np.stack([counts.confusion.sum(0) + counts.confusion.sum(1) for counts in images]) - intersection
+    union = _unions(images)
     rng, drawn = np.random.default_rng(0), []
     for start in range(0, resamples, 256):  # in parts: thousands of images times thousands of sets would be large
         times = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), min(256, resamples - start))
@@ -155,14 +168,21 @@ def _drawn_ious(images: Sequence[Counts], resamples: int) -> NDArray[np.float64]
     return np.concatenate(drawn)
 
 
-def _scores(report: Report, drawn: NDArray[np.float64], first: Report, first_drawn: NDArray[np.float64]) -> Scores:
-    own, base = _means(drawn), _means(first_drawn)
+def _scores(
+    report: Report,
+    drawn: NDArray[np.float64],
+    first: Report,
+    first_drawn: NDArray[np.float64],
+    with_class: NDArray[np.int64],
+) -> Scores:
+    """The scores of one model; `with_class` is the number of images that have each class."""
+    own, base, images = _means(drawn), _means(first_drawn), len(report.images)
     return Scores(
         report,
-        _interval(report.miou, own),
-        tuple(map(_interval, report.iou.tolist(), drawn.T)),
-        _interval(report.miou - first.miou, own - base),
-        tuple(map(_interval, (report.iou - first.iou).tolist(), (drawn - first_drawn).T)),
+        _interval(report.miou, own, images),
+        tuple(map(_interval, report.iou.tolist(), drawn.T, with_class)),
+        _interval(report.miou - first.miou, own - base, images),
+        tuple(map(_interval, (report.iou - first.iou).tolist(), (drawn - first_drawn).T, with_class)),
     )
 
 
@@ -173,9 +193,9 @@ def _means(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+def _interval(value: float, drawn: NDArray[np.float64], images: int) -> Interval:
     known = drawn[~np.isnan(drawn)]
-    if not known.size:
-        return Interval(float("nan"), float("nan"), float("nan"))
+    if images < 2 or not known.size:
+        return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))

@@ -71,9 +71,11 @@ def write_comparison(
 
 
 def points(interval: Interval) -> str:
-    """A difference with its interval, in points: "+1.25 [+0.3, +2.1]"."""
+    """A difference with its interval, in points: "+1.25 [+0.3, +2.1]", or "+1.25" if it has none."""
     if math.isnan(interval.value):
         return "–"
+    if math.isnan(interval.low):
+        return f"{100 * interval.value:+.2f}"
     return f"{100 * interval.value:+.2f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
@@ -88,7 +90,8 @@ def _model_table(comparison: Comparison, names: Sequence[str], facts: Sequence[d
     for number, (name, scores, further) in enumerate(zip(names, comparison.scores, facts, strict=True)):
         miou, report = scores.miou, scores.report
         cells = [
-            f"{percent(miou.value)} <small>[{percent(miou.low)}, {percent(miou.high)}]</small>",
+            percent(miou.value)
+            + ("" if math.isnan(miou.low) else f" <small>[{percent(miou.low)}, {percent(miou.high)}]</small>"),
             _difference(scores.miou_difference) if number else "",
             percent(report.mean_boundary_iou),
             percent(report.pixel_accuracy),
@@ -136,7 +139,7 @@ def _chart(differences: Sequence[Interval], reach: float) -> str:
 
     height, marks = _ROW * len(differences) + 4, []
     for number, each in enumerate(differences, 1):
-        if math.isnan(each.value):
+        if math.isnan(each.low):
             continue
         y, color = 2 + _ROW * (number - 0.5), _color(number)
         strength = 1 if each.excludes_zero else 0.45

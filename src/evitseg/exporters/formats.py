@@ -128,3 +128,8 @@ FORMATS: dict[str, Format] = {
         folder="Manifest.json",
     ),
 }  # fmt: skip
+
+
+def format_of(file: Path) -> Format | None:
+    """The format whose files have such a name; None for any other, such as a checkpoint or the folder of a page."""
+    return next((form for form in FORMATS.values() if form.ending and file.name.endswith(form.ending)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from evitseg.labels import LabelSpace
 from evitseg.loading import engine_file, load, located
 from evitseg.profiling.worker import median_and_p90, take_rounds
 from evitseg.runtime.segmenter import Segmenter
+from evitseg.system.files import is_file, is_folder, is_there
+from evitseg.system.hub import is_hub_name, parse_hub_name
 
 BEST = "best.safetensors"
 """The checkpoint in the folder of a training run."""
@@ -57,9 +59,9 @@ def load_contestants(
     loaded = []
     names = short_names(sources)
     for source, name in zip(sources, names, strict=True):
-        model = str(Path(source) / BEST) if Path(source).is_dir() and (Path(source) / BEST).is_file() else source
+        model = str(Path(source) / BEST) if is_folder(source) and is_file(Path(source) / BEST) else source
         segment = load(model, engine=engine, device=device, precision=precision, threads=threads, size=size)
-        loaded.append(Contestant(name, source, segment, _size_bytes(model)))
+        loaded.append(Contestant(name, source, segment, _size_bytes(segment.source or model)))
     first = loaded[0]
     for other in loaded[1:]:
         if set(other.segment.labels.names) != set(first.segment.labels.names):
@@ -71,8 +73,11 @@ def load_contestants(
 
 
 def short_names(sources: Sequence[str]) -> list[str]:
-    """Short names that differ: the last part of a path, with the folders above where that is not enough."""
-    parts = [Path(source).parts or (source,) for source in sources]
+    """Short names that differ: the last part of a path, with the folders above where that is not enough.
+
+    A model on the hub has the name of its repository, or of its file if that is given.
+    """
+    parts = [_parts(source) for source in sources]
     length = [1] * len(sources)
     names = [own[-1] for own in parts]
     while repeated := {name for name, times in Counter(names).items() if times > 1}:
@@ -87,27 +92,49 @@ def short_names(sources: Sequence[str]) -> list[str]:
     return names
 
 
+def _parts(source: str) -> tuple[str, ...]:
+    if not is_hub_name(source):
+        return Path(source).parts or (source,)
+    name = parse_hub_name(source)
+    return tuple(f"{name.repository}/{name.file or ''}".strip("/").split("/"))
+
+
 def _size_bytes(model: str) -> int | None:
-    from evitseg.exporters.formats import FORMATS
+    from evitseg.exporters.formats import format_of
 
     file = engine_file(located(model)[0]) or Path(model)
-    if not file.exists():
+    if not is_there(file):
         return None
-    form = next((form for form in FORMATS.values() if file.name.endswith(form.ending)), None)
+    form = format_of(file)
     return form.size_bytes(file) if form is not None else file.stat().st_size
 
 
-def predictor(contestant: Contestant, labels: LabelSpace) -> Segmenter | Callable[[ImageArray], Mask]:
+@dataclass(frozen=True)
+class _Reordered:
+    """A mask with other class indices."""
+
+    mask: Mask
+
+
+class ReorderedSegmenter:
+    """A segmenter whose class indices have the order of other labels. It reads image files as the segmenter does."""
+
+    def __init__(self, segment: Segmenter, labels: LabelSpace) -> None:
+        self.labels = labels
+        self._segment = segment
+        self._order: Mask = np.array([labels.names.index(name) for name in segment.labels.names], labels.dtype)
+
+    def __call__(self, source: Path) -> _Reordered:
+        return _Reordered(self._order[self._segment(source).mask])
+
+    def mask_tta(self, image: ImageArray) -> Mask:
+        return self._order[self._segment.mask_tta(image)]
+
+
+def predictor(contestant: Contestant, labels: LabelSpace) -> Segmenter | ReorderedSegmenter:
     """The model as `evaluate` takes it, with class indices in the order of these labels."""
     segment = contestant.segment
-    if segment.labels.names == labels.names:
-        return segment
-    order = np.array([labels.names.index(name) for name in segment.labels.names], np.int64)
-
-    def reordered(image: ImageArray) -> Mask:
-        return order[segment.mask(image)]
-
-    return reordered
+    return segment if segment.labels.names == labels.names else ReorderedSegmenter(segment, labels)
 
 
 def take_times(contestants: Sequence[Contestant], image: ImageArray) -> list[tuple[float, float]]:

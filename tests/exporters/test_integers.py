@@ -43,6 +43,7 @@ from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
+from evitseg.runtime.litert_device import LiteRtDevice
 from tests.exporters.converters import needs_format
 
 SIZE = (64, 96)
@@ -214,6 +215,13 @@ def test_an_export_with_integers_is_verified_and_scored(
     engine = open_engine(path, "litert" if to == "litert" else "onnxruntime")
     if to == "litert":
         assert engine.info.precision == "int8"
+        try:
+            device = LiteRtDevice(path, "NPU")  # where there is none, LiteRT 2.3 runs it on the CPU
+        except EngineError as error:
+            assert "finds no NPU" in str(error)
+        else:
+            np.testing.assert_allclose(device(image[None]), engine(image[None]), atol=0.1)
+            device.close()
     else:
         with pytest.raises(EngineError, match="use --engine onnxruntime"):
             open_engine(path)

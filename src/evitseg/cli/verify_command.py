@@ -107,6 +107,6 @@ def _show(output: Output, file: Path, checked: Checked) -> None:
 
 def _fell_back(placement: RanOn) -> str:
     if placement.fell_back is None:
-        return f"cannot be told ({placement.source})"
+        return f"unknown ({placement.source})"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(placement.fell_back.items()))
     return f"{kinds or 'no operator'} ({placement.source})"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evitseg.architecture import LOGIT_STRIDE
 from evitseg.engine import EngineInfo, Precision
 from evitseg.errors import EngineError, MissingPackageError
-from evitseg.runtime.mobile_engines import one_by_one
+from evitseg.runtime.mobile_engines import LiteRtLogits, one_by_one
 from evitseg.runtime.model_file import manifest_beside, read
 from evitseg.system.silence import silenced
 
@@ -36,6 +36,7 @@ class LiteRtDevice:
                 import ai_edge_litert
                 from ai_edge_litert.environment import Environment
                 from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+                from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise MissingPackageError("the LiteRT engine", "litert") from error
         if precision not in ("auto", "float32"):
@@ -44,6 +45,8 @@ class LiteRtDevice:
         self.manifest = manifest_beside(model_file, [content])
         accelerator = HardwareAccelerator[device]
         with silenced():
+            (logits,) = Interpreter(model_content=content).get_output_details()
+            self._form = LiteRtLogits(logits)
             self._environment = Environment.create(runtime_path=str(Path(ai_edge_litert.__file__).parent))
             alone = self._compiled(content, accelerator, precision)
             model = alone or self._compiled(content, accelerator | HardwareAccelerator.CPU, precision)
@@ -57,7 +60,7 @@ class LiteRtDevice:
             self._inputs, self._outputs = model.create_input_buffers(0), model.create_output_buffers(0)
         from importlib.metadata import version
 
-        runs = "float32" if precision == "float32" else f"chosen by the {device}"
+        runs = "int8" if self._form.is_whole else precision if precision == "float32" else f"chosen by the {device}"
         self.info = EngineInfo("LiteRT", version("ai-edge-litert"), runs, 1, device)
 
     def _compiled(self, content: bytes, accelerators: Any, precision: Precision) -> Any:
@@ -82,8 +85,8 @@ class LiteRtDevice:
         with silenced():
             self._inputs[0].write(image)
             self._model.run_by_index(0, self._inputs, self._outputs)
-            logits: NDArray[np.float32] = np.array(self._outputs[0].read(int(np.prod(shape)), np.float32))
-        return logits.reshape(shape)
+            logits = np.array(self._outputs[0].read(int(np.prod(shape)), self._form.dtype))
+        return self._form.restored(logits).reshape(shape)
 
     def close(self) -> None:
         """Release the accelerator, about which LiteRT would otherwise print lines later."""

@@ -11,9 +11,10 @@ import os
 import platform
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,23 @@ from evitseg.system.silence import silenced
 
 INPUT, LOGITS = "in0", "out0"
 """Names that pnnx gives to the input and the output of an ncnn network."""
+
+
+class LiteRtLogits:
+    """The logits of a .tflite file, which stores them as 8-bit integers if all of its arithmetic is in integers.
+
+    Args:
+        details: what LiteRT's interpreter says about the output.
+    """
+
+    def __init__(self, details: Mapping[str, Any]) -> None:
+        self.is_whole = details["dtype"] == np.int8
+        self.dtype: type = np.int8 if self.is_whole else np.float32
+        self._step, self._zero = (float(number) for number in details["quantization"])
+
+    def restored(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """The logits as floating-point numbers."""
+        return (stored.astype(np.float32) - self._zero) * np.float32(self._step) if self.is_whole else stored
 
 
 class LiteRtEngine:
@@ -55,9 +73,8 @@ class LiteRtEngine:
         if tuple(logits["shape"]) != _logits_shape(self.manifest):
             raise _contradicts_manifest(model_file)
         self._input, self._logits, self._lock = given["index"], logits["index"], threading.Lock()
-        self._whole = logits["dtype"] == np.int8
-        self._step, self._zero = (float(number) for number in logits["quantization"])
-        self.info = _info("LiteRT", "ai-edge-litert", "int8" if self._whole else "float32", threads)
+        self._form = LiteRtLogits(logits)
+        self.info = _info("LiteRT", "ai-edge-litert", "int8" if self._form.is_whole else "float32", threads)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return one_by_one(self._run, images)
@@ -66,8 +83,8 @@ class LiteRtEngine:
         with self._lock:
             self._interpreter.set_tensor(self._input, image)
             self._interpreter.invoke()
-            logits: NDArray[np.float32] = self._interpreter.get_tensor(self._logits)  # a copy
-        return (logits.astype(np.float32) - self._zero) * np.float32(self._step) if self._whole else logits
+            logits = self._interpreter.get_tensor(self._logits)  # a copy
+        return self._form.restored(logits)
 
 
 class ExecuTorchEngine:

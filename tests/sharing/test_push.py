@@ -131,7 +131,7 @@ def test_names_from_data_are_text_in_the_card_and_the_base_model_is_linked(
     text = card_in(hub).text
     assert r"a\|b\<script\>\*" in text
     assert card_in(hub).data.base_model == "han-cai/efficientvit-seg"
-    assert "Nobody measured it." in text
+    assert "Not measured." in text
     assert "sample.jpg" not in text  # a street would be no sample of plants
 
 
@@ -168,6 +168,15 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_needs_neither_hub_nor_token
     assert "is not empty" in done.stderr
 
 
+def test_a_refused_sample_leaves_the_folder_new_for_the_next_try(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    done = cli("push", BUNDLED, REPOSITORY, "--sample", tmp_path / "bad.jpg", "--dry-run", out)
+    assert done.status == 1
+    assert "bad.jpg" in done.stderr
+    assert not out.exists()
+
+
 def test_a_private_model_is_private_from_the_start(hub: HubServer, tmp_path: Path, cli: Cli) -> None:
     run = run_of(tmp_path / "run")
     done = cli("push", run, REPOSITORY, "--private")
@@ -199,7 +208,7 @@ def test_a_second_push_is_a_new_revision_but_a_strangers_files_stay(hub: HubServ
     [
         ({"HF_TOKEN": ""}, "uploading needs a token that may write; log in with `hf auth login`"),
         ({"HF_TOKEN": "hf_" + "x" * 34}, "does not accept your token|no repository anna/fields"),
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to upload it"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids uploading it"),
         ({"HF_ENDPOINT": "http://user:secret@127.0.0.1:9"}, "could not be uploaded to http://127.0.0.1:9"),
     ],
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @verb(
     "push",
     ("evitseg push runs/mine anna/fields --licence cc-by-4.0", "The best checkpoint of a run, for everybody."),
-    ("evitseg push runs/mine anna/fields --private --sample field.jpg", "Only for those whom you give access."),
+    ("evitseg push runs/mine anna/fields --private --sample field.jpg", "Only for people to whom you give access."),
     ("evitseg push runs/mine anna/fields --dry-run folder", "Write what would be uploaded, and upload nothing."),
 )
 @click.argument("run", metavar="RUN", help="Folder of a run, or a checkpoint (.safetensors).")

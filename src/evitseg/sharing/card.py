@@ -150,7 +150,7 @@ def _body(manifest: Manifest, request: CardRequest, licence: str, base_model: st
         'prediction = segment("photo.jpg")\nprint(prediction.fractions())\nprediction.save("mask.png")\n```',
         f"```sh\nevitseg predict photo.jpg --model {name}\n```",
         "## Accuracy",
-        *(_accuracy(manifest.accuracy) or ["Nobody measured it."]),
+        *(_accuracy(manifest.accuracy) or ["Not measured."]),
         "## Training",
         f"- Data: {_cell(manifest.training.data or UNKNOWN)}",
         f"- Recipe: {_cell(manifest.training.recipe or UNKNOWN)}",
@@ -183,9 +183,9 @@ def _accuracy(measured: Sequence[Accuracy]) -> list[str]:
     parts = []
     for (data, protocol), group in groupby(measured, lambda accuracy: (accuracy.data, accuracy.protocol)):
         same = list(group)
-        titles = [accuracy.settings.get("precision", "") for accuracy in same]
+        titles = [_cell(accuracy.settings.get("precision", "")) for accuracy in same]
         if len(set(titles)) < len(same):
-            titles = [", ".join(accuracy.settings.values()) for accuracy in same]
+            titles = [_cell(", ".join(accuracy.settings.values())) for accuracy in same]
         names = dict.fromkeys(name for accuracy in same for name in accuracy.iou)
         rows = [["class", *(title or "IoU" for title in titles)], ["---", *["---:"] * len(same)]]
         rows += [

@@ -9,10 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from evitseg._version import __version__
 from evitseg.bundled import EXAMPLE_IMAGE, EXAMPLE_LICENCE, bundled_models
 from evitseg.errors import ConfigError, FileError, WeightsError, reason
+from evitseg.loading import load
 from evitseg.manifest import METADATA_KEY, Manifest
+from evitseg.raster.files import save_image
 from evitseg.runtime.checkpoint import read_checkpoint, read_checkpoint_manifest
 from evitseg.runtime.hub_models import HUB_FILE
 from evitseg.sharing.card import CardRequest, hub_licence, licence_in, model_card
@@ -117,6 +121,10 @@ def prepare(
     manifest = read_checkpoint_manifest(checkpoint)
     training = replace(manifest.training, licence=licence_in(manifest, licence))
     manifest = replace(manifest, training=training, checkpoint_sha256="")
+    # What may be refused comes before the folder, which must be new when the command is repeated.
+    import_hub("a model card")
+    shown = sample or (EXAMPLE_IMAGE if manifest.labels.name in _STREETS else None)
+    pictures = {} if shown is None else _sample(shown, checkpoint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -124,11 +132,9 @@ def prepare(
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     _write_weights(checkpoint, manifest, folder / HUB_FILE)
-    shown = sample or (EXAMPLE_IMAGE if manifest.labels.name in _STREETS else None)
-    samples: tuple[str, ...] = ()
-    if shown is not None:
-        _write_sample(shown, folder)
-        samples = (SAMPLE, SAMPLE_OVERLAY)
+    for name, picture in pictures.items():
+        save_image(picture, folder / name)
+    samples = tuple(pictures)
     if shown == EXAMPLE_IMAGE:
         (folder / SAMPLE_LICENCE).write_bytes(EXAMPLE_LICENCE.read_bytes())
         samples = (*samples, SAMPLE_LICENCE)
@@ -192,20 +198,15 @@ def _write_weights(checkpoint: Path, manifest: Manifest, path: Path) -> None:
         target.write(save(tensors, {METADATA_KEY: manifest.to_json()}))
 
 
-def _write_sample(image: Path, folder: Path) -> None:
-    """Write a reduced image and its overlay; metadata such as the place of a photograph stay behind."""
-    from PIL import Image
-
-    from evitseg.loading import load
-    from evitseg.raster.files import save_image
-
-    prediction = load(folder / HUB_FILE)(image)
+def _sample(image: Path, checkpoint: Path) -> dict[str, Image.Image]:
+    """A reduced image and its overlay by the names of their files, without metadata such as where it was taken."""
+    prediction = load(checkpoint)(image)
     pictures = {SAMPLE: Image.fromarray(prediction.image), SAMPLE_OVERLAY: prediction.overlay()}
-    for name, picture in pictures.items():
-        factor = _SAMPLE_SIDE / max(prediction.image.shape[:2])
-        if factor < 1:
-            picture = picture.resize((round(picture.width * factor), round(picture.height * factor)))
-        save_image(picture, folder / name)
+    factor = min(1.0, _SAMPLE_SIDE / max(prediction.image.shape[:2]))
+    return {
+        name: picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))))
+        for name, picture in pictures.items()
+    }
 
 
 class Destination:
@@ -232,7 +233,7 @@ class Destination:
         from huggingface_hub import HfApi, get_token
 
         if is_offline():
-            raise ConfigError(f"{repository}: HF_HUB_OFFLINE forbids to upload it; unset it, or use --dry-run.")
+            raise ConfigError(f"{repository}: HF_HUB_OFFLINE forbids uploading it; unset it, or use --dry-run.")
         if get_token() is None:
             raise ConfigError(f"{repository}: uploading needs a token that may write; {LOG_IN}.")
         self._api = HfApi(endpoint=endpoint(), library_name="evitseg", library_version=__version__)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 
 from evitseg.cli.output import Output
 from evitseg.labels import LabelClass, LabelSpace, numbered
+from evitseg.runtime.evit_file import write_evit
+from tests.runtime.programs import CONFIGS, manifest, program
 
 SMALL = ("--size", "64", "--precision", "float32")
 Cli = Callable[..., Any]
@@ -38,6 +41,18 @@ def test_an_image_from_standard_input_gives_its_mask_on_standard_output(png: byt
         assert np.array_equal(np.asarray(mask), np.asarray(expected))
     assert "standard output" in done.stderr  # the remarks for a person
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "m.png"]
+
+
+def test_a_name_in_a_model_cannot_write_to_the_terminal(png: bytes, cli: Cli) -> None:
+    network = CONFIGS["mbconv"]
+    write_evit(Path("m.evit"), replace(manifest(network), name="\x1b]0;own\x07\x9b31m"), program(network))
+    done = cli("info", "m.evit")
+    assert done.status == 0, done.stderr
+    assert r"\x1b]0;own\x07\x9b31m" in done.stdout
+    refused = cli("predict", "a.png", "--model", "hf://a/\x1b[31m")
+    assert refused.status == 1
+    for text in (done.stdout, done.stderr, refused.stdout, refused.stderr):
+        assert not {"\x1b", "\x07", "\x9b"} & set(text)
 
 
 def test_out_sends_the_results_of_standard_input_to_files(png: bytes, cli: Cli) -> None:

@@ -59,6 +59,20 @@ def test_annotations_of_a_folder_are_its_masks(
         np.testing.assert_array_equal(back.masks[name], read_mask(here / mask))
 
 
+@pytest.mark.parametrize("to", ["labelme", "cvat", "coco"])
+def test_an_image_whose_name_annotations_cannot_hold_is_one_sentence(to: str, here: Path, cli: Cli) -> None:
+    street(here / "photos/a.png")
+    strange = ["caf\udce9.png", "b\x01.png"]  # a name in Latin-1, and one with a control character
+    for name in strange:
+        (here / "photos" / name).write_bytes((here / "photos/a.png").read_bytes())
+    done = cli("predict", "photos", "--as", to, *SMALL, "--json")
+    assert done.status == 1
+    assert done.stderr.count("annotations cannot hold a name") == 2
+    assert json.loads(done.stdout)["annotations"]["images"] == 1
+    if to == "cvat":
+        ElementTree.parse(here / "predictions/annotations.xml")
+
+
 def test_images_are_named_relative_to_the_folder_that_was_given(here: Path, cli: Cli) -> None:
     street(here / "photos/a.png")
     street(here / "photos/sub/b.png")

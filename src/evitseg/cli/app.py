@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from evitseg.cli.command import PanelCommand, PanelOption, Verb, general_options
-from evitseg.cli.failures import sentence_of, status_of
+from evitseg.cli.failures import sentence_of, status_of, visible
 
 VERBS = {
     "Segment": ("predict", "view", "web", "polygons"),
@@ -91,7 +91,7 @@ class App(PanelCommand, click.Group):
             print(error.format_message(), file=sys.stderr)
             status = status_of(error)
         except click.UsageError as error:
-            print(f"error: {sentence_of(error)}", file=sys.stderr)
+            print(f"error: {visible(sentence_of(error))}", file=sys.stderr)
             if error.ctx is not None:
                 print(f"Try '{error.ctx.command_path} --help'.", file=sys.stderr)
             status = status_of(error)

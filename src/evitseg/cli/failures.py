@@ -15,6 +15,7 @@ from evitseg.cli.signals import received
 from evitseg.errors import EvitsegError
 
 FAILED, WRONG_USAGE = 1, 2
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 class Interrupted(BaseException):  # not an error: no `except Exception` may stop it
@@ -92,6 +93,11 @@ def sentence_of(error: BaseException) -> str:
     if _debugging:
         traceback.print_exception(error, file=sys.stderr)
     return failure_of(error).sentence(error)
+
+
+def visible(text: object) -> str:
+    """Text for a terminal, where a name in somebody's file must not move the cursor or change the colours."""
+    return str(text).translate(_CONTROLS)
 
 
 def printable(name: object) -> str:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from evitseg.cli.failures import visible
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -75,6 +77,7 @@ class Output:
             self._print(line, "")
 
     def _print(self, line: str, style: str, bar: str = "", bar_style: str = "") -> None:
+        line = visible(line)
         if (style or bar_style) and not self._is_plain and self.console.is_terminal:
             from rich.text import Text
 
@@ -86,10 +89,10 @@ class Output:
     def log(self, line: str) -> None:
         """A line about work under way, on standard error."""
         if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
     def error(self, sentence: object) -> None:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        print(f"error: {visible(sentence)}", file=sys.stderr, flush=True)
 
     def fractions(self, title: str, fractions: Mapping[str, float], labels: LabelSpace, nodata: float = 0.0) -> None:
         """A table with a bar for each class of a mask, and for pixels without data; it adds up to 100 %."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from evitseg.cli.jobs import PredictJob
 from evitseg.cli.outcome import Outcome
 from evitseg.cli.request import Mode, Request
-from evitseg.errors import FileError
+from evitseg.errors import FileError, ImageError
 from evitseg.system.files import is_there
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def _relative(path: str, folder: str) -> str:
 
 def _outlined(name: str, mask: Path, labels: LabelSpace, request: Request) -> OutlinedImage:
     """Raises: ImageError, ConfigError."""
+    if not name.isprintable():  # XML has no control characters, and JSON in UTF-8 no bytes that are not UTF-8
+        raise ImageError(f"{name}: annotations cannot hold a name with these characters; rename the image.")
     from evitseg.data.annotations.outlines import OutlinedImage, stacked
     from evitseg.raster.polygons import read_regions
 

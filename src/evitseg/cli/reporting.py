@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from evitseg.cli.failures import Interrupted, sentence_of, status_of
+from evitseg.cli.failures import Interrupted, sentence_of, status_of, visible
 from evitseg.cli.output import Output
 from evitseg.errors import EvitsegWarning
 
@@ -73,7 +73,7 @@ def printed_warnings() -> Iterator[None]:
         sentence = str(message)
         if isinstance(message, EvitsegWarning) and sentence not in seen:
             seen.add(sentence)
-            print(f"warning: {sentence}", file=sys.stderr)
+            print(f"warning: {visible(sentence)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -48,6 +48,16 @@ def test_json_becomes_the_type(value: Any, kind: Any, expected: Any) -> None:
     assert type(found) is type(expected)
 
 
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(MismatchError, match="v is a value of type list, not text"):
+        typed(deep, str, "v")
+    with pytest.raises(MismatchError, match="v is a value of type int, not text"):
+        typed(1 << 20_000, str, "v")
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [

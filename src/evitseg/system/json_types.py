@@ -35,7 +35,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     if kind is types.NoneType or origin is Literal:
         choices = arguments if origin is Literal else (None,)
         if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise MismatchError(f"{where} is {value!r:.80}, not one of {', '.join(map(repr, choices))}")
+            raise MismatchError(f"{where} is {_shown(value)}, not one of {', '.join(map(repr, choices))}")
         return value
     if origin in (Union, types.UnionType):
         return _one_of(value, arguments, where)
@@ -43,7 +43,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:
         return origin(_items(value, arguments if origin is tuple else (*arguments, ...), where))
     assert origin in (dict, Mapping), kind
     if not isinstance(value, Mapping):
-        raise MismatchError(f"{where} is {value!r:.80}, not a set of keys and values")
+        raise MismatchError(f"{where} is {_shown(value)}, not a set of keys and values")
     keys, values = arguments
     return {typed(key, keys, f"a key of {where}"): typed(own, values, f"{where}.{key}") for key, own in value.items()}
 
@@ -55,17 +55,25 @@ def exactly(value: Any, kind: type[Any], where: str) -> Any:
     """
     accepted: type | tuple[type, ...] = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise MismatchError(f"{where} is {value!r:.80}, not {_IN_WORDS[kind]}")
+        raise MismatchError(f"{where} is {_shown(value)}, not {_IN_WORDS[kind]}")
     try:
         return kind(value)
     except OverflowError as error:
-        raise MismatchError(f"{where} is {value!r:.80}, too large") from error
+        raise MismatchError(f"{where} is {_shown(value)}, too large") from error
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        return f"{value!r:.80}"
+    except (RecursionError, ValueError):  # lists in thousands of lists, an int of thousands of digits
+        return f"a value of type {type(value).__name__}"
 
 
 def _items(value: Any, kinds: tuple[Any, ...], where: str) -> list[Any]:
     # Iterating over a string or an object would give its letters or its keys.
     if not isinstance(value, list | tuple):
-        raise MismatchError(f"{where} is {value!r:.80}, not a list")
+        raise MismatchError(f"{where} is {_shown(value)}, not a list")
     if kinds[-1:] == (Ellipsis,):
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
@@ -89,7 +97,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
 
 def _structured(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
-        raise MismatchError(f"{where} is {value!r:.80}, not a set of keys and values")
+        raise MismatchError(f"{where} is {_shown(value)}, not a set of keys and values")
     known = _fields(kind)
     if unknown := [key for key in value if key not in known]:
         raise MismatchError(f"{where} has the unknown key {unknown[0]!r:.80}")

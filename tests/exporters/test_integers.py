@@ -133,6 +133,15 @@ def test_every_operator_of_the_file_is_within_one_step_of_the_simulation(
         assert apart.mean() < 0.1, node.output
 
 
+def test_the_steps_of_a_division_suit_the_shift_of_litert(integers: IntegerNetwork) -> None:
+    """A numerator of -1 gave the smallest integer where they did not."""
+    divisions = [node for node in integers.graph.nodes if node.kind == "quotient"]
+    assert divisions
+    for node in divisions:
+        numerator, divisor = (integers.scale(name).step for name in node.inputs)
+        assert numerator >= 64 * divisor * integers.scale(node.output).step, node.output
+
+
 def test_no_operator_is_in_floating_point(tflite: Path, integers: IntegerNetwork) -> None:
     from ai_edge_litert.interpreter import Interpreter
 

@@ -38,6 +38,9 @@ HEADROOM = 1.25
 """Ranges of tensors with 16 bits, relative to the largest number seen: they have levels to spare."""
 FRACTIONS = np.geomspace(0.03, 1, 32)
 """Ranges that are tried, relative to the largest number seen."""
+DIVISION_FACTOR = 64.001
+"""LiteRT's division shifts by up to 31 bits. For a numerator of -1 and a divisor of eight bits it needs 32, and returns
+the smallest integer, unless the numerator's step is at least 64 times the divisor's times the quotient's."""
 
 
 def calibrated(graph: IntegerGraph, preprocess: Preprocess, images: Sequence[ImageArray]) -> IntegerNetwork:
@@ -116,7 +119,11 @@ class _Calibration:
     def _chosen(self, node: IntegerNode, values: Sequence[Tensor]) -> Scale:
         low, high = (min(float(x.min()) for x in values), max(float(x.max()) for x in values))
         if node.output not in self._graph.sixteen:
-            return least_squares(values, min(low, 0.0), max(high, 0.0))
+            scale = least_squares(values, min(low, 0.0), max(high, 0.0))
+            if node.kind == "quotient":
+                numerator, divisor = (self._scales[self._graph.scale_of.get(used, used)].step for used in node.inputs)
+                scale = replace(scale, step=min(scale.step, numerator / divisor / DIVISION_FACTOR))
+            return scale
         if node.kind == "requantize":  # from 8 bits, without a loss
             return Scale(self._scales[node.inputs[0]].step / 128, 0, 16)
         return Scale(max(-low, high, 1e-6) * HEADROOM / 32767, 0, 16)

@@ -24,7 +24,9 @@ Cli = Callable[..., Any]
     ("arguments", "told"),
     [
         (("--address", "192.168.1.2"), "--address needs --lan"),
-        (("--lan", "--address", "phone"), "phone is not an IP address"),
+        (("--lan", "--address", "phone"), "phone is not the IPv4 address of a machine"),
+        (("--lan", "--address", "0.0.0.0"), "0.0.0.0 is not the IPv4 address of a machine"),
+        (("--lan", "--address", "fe80::1"), "fe80::1 is not the IPv4 address of a machine"),
         (("--port", "70000"), "--port"),
     ],
 )

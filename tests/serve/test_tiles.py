@@ -264,6 +264,21 @@ def test_a_replaced_image_is_opened_anew_and_its_old_context_refused(
         check(client.get("/v1/images/dzi/mask/m.tif_files/11/0_0.png"), "no-mask", "another image")
 
 
+def test_a_damaged_context_is_named_without_its_folder(
+    segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(photograph).save(folder / "m.png")
+    (folder / "m.npz").write_bytes(b"no context")
+    with serving(folder, segment, tmp_path / "cache") as client:
+        about = client.get("/v1/images/info/m.png").json()
+        assert about["mask"]["problem"].startswith("m.npz: not a context file")
+        answer = client.get("/v1/images/dzi/mask/m.png_files/9/0_0.png")
+        check(answer, "no-mask", "m.npz: not a context file")
+        assert str(folder) not in answer.text
+
+
 def test_few_images_stay_open(segment: Segmenter, photograph: NDArray[np.uint8], tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

@@ -104,6 +104,7 @@ def test_everything_that_goes_wrong_has_a_code(page: Page, pixels: np.ndarray[An
         const model = await load("model.evit");
         const noImage = await code(model.segment(new Blob(["text"])));
         const noPixels = await code(model.segment({ ...image, width: image.width + 1 }));
+        const noBytes = await code(model.segment({ ...image, data: Float32Array.from(image.data) }));
         const noSize = await code(model.segment(image, { size: 7 }));
         const noThreads = await code(model.setThreads(0));
         const good = await code(model.segment(image));
@@ -113,13 +114,14 @@ def test_everything_that_goes_wrong_has_a_code(page: Page, pixels: np.ndarray[An
         const aborted = await Promise.all(three);
         const late = code(model.segment(image));
         model.close();
-        return { missing, damaged, noImage, noPixels, noSize, noThreads, good, aborted, late: await late,
+        return { missing, damaged, noImage, noPixels, noBytes, noSize, noThreads, good, aborted, late: await late,
                  after: await code(model.segment(image)), simd: await code(load("model.evit", { simd: "none" })) };"""
     assert run(page, pixels, body) == {
         "missing": "file",
         "damaged": "model",
         "noImage": "image",
         "noPixels": "argument",
+        "noBytes": "argument",
         "noSize": "argument",
         "noThreads": "argument",
         "good": "none",

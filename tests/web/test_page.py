@@ -316,6 +316,18 @@ def test_a_device_that_disagrees_shows_no_mask_until_somebody_insists(browser: B
         assert json.loads(saved(page, "#save-json")[1])["device"]["verified"] is False
 
 
+def test_a_model_without_a_check_is_neither_verified_nor_wrong(browser: Browser, server: SiteServer) -> None:
+    script = """async () => {
+      const { showDevice } = await import("./panel.js");
+      showDevice({ info: evitseg.model.info, verification: null, isVerified: null });
+    }"""
+    with shown(browser, server) as page:
+        until(page, lambda: has_mask(page, "example.jpg"))
+        page.evaluate(script)
+        assert page.inner_text("#verification") == "not stored with this model"
+        assert "wrong" not in (page.get_attribute("#verification", "class") or "")
+
+
 def test_a_missing_model_is_a_sentence(browser: Browser, site: Path, tmp_path: Path) -> None:
     folder = tmp_path / "site"
     shutil.copytree(site, folder)

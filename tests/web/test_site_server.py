@@ -50,6 +50,7 @@ def test_files_come_with_their_types_and_isolate_the_page(folder: Path) -> None:
             assert (status, headers["Content-Type"], found) == (200, kind, body)
             assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
             assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+            assert "connect-src 'self'" in headers["Content-Security-Policy"]  # workers have no other policy
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,41 @@ def test_only_the_printed_address_works(folder: Path) -> None:
     with SiteServer(folder) as server:
         assert ask(server, "", f"evil.example:{server.port}")[0] == 403
         assert ask(server, "../")[0] == 404  # without the secret
+
+
+def test_hidden_files_and_links_that_lead_out_of_the_folder_are_not_served(folder: Path) -> None:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("a password")
+    (folder / "link.txt").symlink_to(folder.parent / "secret.txt")
+    (folder / "up").symlink_to(folder.parent)
+    (folder / "inside.js").symlink_to(folder / "evitseg" / "index.js")
+    with SiteServer(folder) as server:
+        for path in (".git/config", "link.txt", "up/secret.txt"):
+            assert ask(server, path)[0] == 404
+        assert ask(server, "inside.js")[1] == b"export {};"
+
+
+def test_an_error_does_not_say_where_the_folder_lies(folder: Path) -> None:
+    with SiteServer(folder) as server:
+        (folder / "evitseg" / "index.js").unlink()
+        status, body, _ = ask(server, "evitseg/index.js")
+        assert (status, body) == (500, b"evitseg/index.js: cannot be read (No such file or directory).")
+
+
+def test_an_address_of_another_machine_is_refused(folder: Path) -> None:
+    with pytest.raises(FileError, match=r"^203\.0\.113\.9 is no address of this machine; choose .* --address\.$"):
+        SiteServer(folder, address="203.0.113.9")
+
+
+def test_browsers_leave_out_the_usual_port(folder: Path) -> None:
+    try:
+        server = SiteServer(folder, 80)
+    except FileError:
+        pytest.skip("port 80 cannot be used here")
+    with server:
+        assert [ask(server, "", host)[0] for host in ("127.0.0.1", "127.0.0.1:80", "127.0.0.1:81")] == [200, 200, 403]
+    with SiteServer(folder) as server:
+        assert ask(server, "", "127.0.0.1")[0] == 403
 
 
 def test_a_folder_without_a_page_is_refused(tmp_path: Path) -> None:

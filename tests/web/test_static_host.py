@@ -70,3 +70,17 @@ def test_without_a_service_worker_the_page_works_with_one_thread_and_says_so(
         assert page.inner_text("#isolated") == "no (one thread)"
         assert page.inner_text("#threads").startswith("1 of ")
     page.close()
+
+
+def test_a_service_worker_that_cannot_keep_all_files_does_not_stop_the_page(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    (folder / "icon.svg").unlink()
+    page = browser.new_page()
+    with plain_server(folder) as address:
+        page.goto(address)
+        until(page, lambda: has_mask(page, "example.jpg"))
+        assert page.inner_text("#isolated") == "no (one thread)"
+    page.close()

@@ -77,7 +77,7 @@ def web_command(
     if address is not None and "--lan" not in given_options(ctx):
         raise click.UsageError("--address needs --lan", ctx)
     if address is not None and not _is_address(address):
-        raise click.BadParameter(f"{address} is not an IP address", param_hint="--address")
+        raise click.BadParameter(f"{address} is not the IPv4 address of a machine", param_hint="--address")
     from evitseg.system.page_server import LOOPBACK
     from evitseg.web.local_network import make_certificate, own_address
     from evitseg.web.site_server import SiteServer
@@ -120,9 +120,11 @@ def _announce(url: str, certificate: Certificate | None, output: Output, opens_b
 
 def _is_address(text: str) -> bool:
     try:
-        return ipaddress.ip_address(text).version == 4
+        address = ipaddress.IPv4Address(text)
     except ValueError:
         return False
+    # 0.0.0.0 means all networks; the page answers only at the address in the code.
+    return not (address.is_unspecified or address.is_multicast or address.is_reserved)
 
 
 def _site(model: str | None, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import ssl
 import sys
@@ -59,7 +60,7 @@ class PageServer:
     Attributes:
         url: address of the page.
 
-    Raises: FileError if the port is in use.
+    Raises: FileError if the port is in use, or the address is another machine's.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class PageServer:
         try:
             self._http = _HttpServer((address, port), _Handler)
         except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise FileError(f"{address} is no address of this machine; choose another with --address.") from error
             reason = getattr(error, "strerror", None) or error
             raise FileError(f"port {port} cannot be used ({reason}); choose another with --port.") from error
         self.port = self._http.server_address[1]
@@ -81,7 +84,9 @@ class PageServer:
         self._http.headers = HEADERS | dict(headers or {})
         self._http.certificate = certificate
         names = (LOOPBACK, "localhost", "[::1]") if address == LOOPBACK else (address,)
-        self._http.hosts = frozenset(f"{name}:{self.port}" for name in names)
+        is_usual = self.port == (443 if certificate else 80)  # browsers leave that out
+        ports = (f":{self.port}", "") if is_usual else (f":{self.port}",)
+        self._http.hosts = frozenset(name + port for name in names for port in ports)
         self.url = f"{'https' if certificate else 'http'}://{address}:{self.port}/{secret}/"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.1,), name="evitseg-http", daemon=True)
 

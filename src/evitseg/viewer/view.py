@@ -345,7 +345,8 @@ class View:
                 self._exact = ExactMask(request.model)
                 self._exact.load_context(request.context, source)
             except EvitsegError as error:
-                self.problem = str(error)
+                # Pages show it, and where the file lies is nobody's business.
+                self.problem = str(error).replace(str(request.context), request.context.name)
         self._enter("reading")
         self._opened.set()
         images.prepare(self._watch)

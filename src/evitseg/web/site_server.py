@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +26,14 @@ _BINARY = "application/octet-stream"
 _HEADERS = {
     # Threads in the page need both this and Cross-Origin-Opener-Policy.
     "Cross-Origin-Embedder-Policy": "require-corp",
-    # The page has the rest of the policy in itself, for other servers.
-    "Content-Security-Policy": "frame-ancestors 'none'",
+    # The page has the rest of the policy in itself, for other servers. Its workers have only what is sent with them.
+    "Content-Security-Policy": "connect-src 'self'; frame-ancestors 'none'",
     "Permissions-Policy": "camera=(self)",
 }
 
 
 class SiteServer(PageServer):
-    """Serves the files of a folder, as they are when it starts, and nothing else.
+    """Serves the files that a folder has when it starts, without hidden ones and links that lead out of it.
 
     Raises: FileError if the folder has no page, or the port is in use.
     """
@@ -40,11 +41,21 @@ class SiteServer(PageServer):
     def __init__(
         self, folder: Path, port: int = 0, address: str = LOOPBACK, certificate: ssl.SSLContext | None = None
     ) -> None:
-        site = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        site = {name.as_posix(): folder / name for name in _visible(folder)}
         if "index.html" not in site:
             raise FileError(f"{folder}: has no index.html; `evitseg export MODEL --to web --out DIR` writes a page.")
         site[""] = site["index.html"]
         super().__init__(partial(_answer, site), port, _HEADERS, address, certificate)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The names of the files of a folder, relative to it."""
+    inside = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)  # such as .git, which may hold passwords
+        if not is_hidden and path.is_file() and path.resolve().is_relative_to(inside):
+            yield name
 
 
 def _answer(site: dict[str, Path], path: str, query: dict[str, str]) -> Content:
@@ -53,7 +64,7 @@ def _answer(site: dict[str, Path], path: str, query: dict[str, str]) -> Content:
     try:
         body = site[path].read_bytes()
     except OSError as error:
-        raise FileError(f"{site[path]}: cannot be read ({error.strerror or error}).") from error
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
     ending = Path(site[path]).suffix
     kind = _TYPES.get(ending, _TEXT if ending in ("", ".txt", ".md") else _BINARY)
     return Content(body, {"Content-Type": kind, "Cache-Control": "no-cache"})

@@ -181,6 +181,10 @@ async function message(image) {
       throw new EvitsegError("image", `the pixels of this element cannot be read (${error.message}); wait until it has loaded`);
     }
   }
-  if (ArrayBuffer.isView(image?.data)) return [{ data: image.data, width: image.width, height: image.height }, []];
+  if (ArrayBuffer.isView(image?.data)) {
+    if (image.data.BYTES_PER_ELEMENT !== 1)
+      throw new EvitsegError("argument", `pixels must be bytes, 0 to 255, not a ${image.data.constructor.name}; give a Uint8Array`);
+    return [{ data: image.data, width: image.width, height: image.height }, []];
+  }
   throw new EvitsegError("argument", "this is not an image; give an ImageData, a file, an ImageBitmap, a VideoFrame or an element");
 }

@@ -11,12 +11,12 @@ export async function isolate(url = "./service-worker.js") {
   if (!globalThis.isSecureContext || !navigator.serviceWorker) return done();
   const storage = session();
   try {
-    await navigator.serviceWorker.register(url);
+    const registration = await navigator.serviceWorker.register(url);
     if (globalThis.crossOriginIsolated) {
       storage?.removeItem(RELOADED);
       return done();
     }
-    await navigator.serviceWorker.ready;
+    await Promise.race([navigator.serviceWorker.ready, refused(registration)]);
     if (storage === null || storage.getItem(RELOADED) !== null) return done(); // it has not helped
     storage.setItem(RELOADED, "1");
     location.reload();
@@ -24,6 +24,15 @@ export async function isolate(url = "./service-worker.js") {
   } catch {
     return done(); // private windows and some settings forbid it
   }
+}
+
+/** Rejects if the service worker cannot be installed, such as for a missing file or full storage; it is never ready then. */
+function refused({ installing }) {
+  return new Promise((_, reject) => {
+    installing?.addEventListener("statechange", () => {
+      if (installing.state === "redundant") reject(new Error("the service worker was not installed"));
+    });
+  });
 }
 
 function session() {

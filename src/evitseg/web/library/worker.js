@@ -75,6 +75,7 @@ async function setThreads(wanted) {
   if (wanted > 1 && !hasThreads) throw new EvitsegError("argument", "the model was loaded with one thread; load it again with more");
   if (runner !== undefined) {
     core.freeRunner(runner);
+    runner = undefined; // also if there is not enough memory for another one
     await Promise.all(helpers.map(({ ended }) => ended));
     for (const helper of helpers) helper.ended = null;
     core.freeStacks();

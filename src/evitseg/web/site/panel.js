@@ -63,8 +63,8 @@ export function showDevice({ info, verification, isVerified }) {
   number("instructions", info.instructionSet ?? text.onServer);
   number("isolated", info.isolated === undefined ? text.none : text.isIsolated(info.isolated));
   const checked = verification ? text.agrees(verification.largestDifference) : text.notVerified;
-  number("verification", isVerified ? checked : text.disagrees);
-  $("verification").classList.toggle("wrong", !isVerified);
+  number("verification", isVerified === false ? text.disagrees : checked);
+  $("verification").classList.toggle("wrong", isVerified === false);
 }
 
 /** A sentence for everybody; screen readers read it out. */

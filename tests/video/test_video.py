@@ -568,7 +568,7 @@ def test_a_live_source_drops_frames_and_tells_how_late_the_others_are(
     times = seconds(decoded(result.written["overlay"]))
     assert len(times) == result.frames == len(seen)
     assert sorted(set(times)) == times
-    assert times[0] == 0
+    assert times[0] <= 0.2
     # A second has 25 frames, and every one was done or dropped; UDP may lose some.
     assert result.frames + result.dropped == pytest.approx(25, abs=5)
     assert 2 <= result.frames <= sender.sent / 3 + 2

@@ -125,7 +125,7 @@ def test_an_overlay_is_the_packages_overlay(accept: str, name: str, client: Test
 
 def test_polygons_are_the_packages_polygons(client: TestClient, prediction: Prediction) -> None:
     needs("rasterio")
-    least = max(polygon["properties"]["pixels"] for polygon in prediction.polygons())  # the largest remain
+    least = max(int(polygon["properties"]["pixels"]) for polygon in prediction.polygons())  # the largest remain
     content = ask(client, "application/geo+json", f"?min_pixels={least}").json()
     assert content["type"] == "FeatureCollection"
     assert content["features"] == prediction.polygons(least)

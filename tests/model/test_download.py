@@ -104,7 +104,7 @@ def test_offline_the_command_says_what_to_do(tmp_path: Path) -> None:
     )
     assert run.returncode == 1
     assert run.stderr.startswith("error: b0-cityscapes: ")
-    assert "HF_HUB_OFFLINE forbids to download it" in run.stderr
+    assert "HF_HUB_OFFLINE forbids downloading it" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -32,7 +32,7 @@ def compared(folder: Path, resamples: int = 300) -> Comparison:
 
 def test_scores_are_those_of_evaluate(folder: Path) -> None:
     found = compared(folder)
-    for model, scores in zip((almost, by_brightness, worse), found.scores, strict=False):
+    for model, scores in zip((almost, by_brightness, worse), found.scores[:3], strict=True):
         alone = evaluate(model, pairs_of(folder), LABELS)
         assert scores.miou.value == alone.miou
         np.testing.assert_array_equal([each.value for each in scores.iou], [*alone.iou[:3], math.nan])

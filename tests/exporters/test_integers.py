@@ -79,7 +79,7 @@ def tflite(integers: IntegerNetwork, tmp_path_factory: pytest.TempPathFactory) -
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts of the shipped photograph with masks of one class."""
     folder = tmp_path_factory.mktemp("data")
-    for split, image in zip(("train", "val"), example_images(), strict=False):
+    for split, image in zip(("train", "val"), example_images()[:2], strict=True):
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
         Image.fromarray(image).resize(SIZE[::-1]).save(folder / f"images/{split}/0.png")

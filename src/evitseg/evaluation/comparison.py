@@ -119,7 +119,7 @@ def compare_models(
                 own.append(counts)
         progress(1)
     notes = settings or [{} for _ in models]
-    failed = [(pair, sentence) for pair, sentence in zip(pairs, skipped, strict=False)] if not used else []
+    failed = [(pair, sentence) for pair, sentence in zip(pairs, skipped, strict=True)] if not used else []
     reports = [
         summarise([*zip((pair for pair, _ in used), own, strict=True), *failed], labels, note)
         for own, note in zip(measured, notes, strict=True)

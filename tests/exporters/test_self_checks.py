@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.optional import needs
 
@@ -15,8 +18,10 @@ needs("torch", "onnx", "openvino")
 import onnx
 
 from evitseg.architecture import model_config
+from evitseg.engine import Engine
 from evitseg.errors import EngineError
 from evitseg.exporters.export import export
+from evitseg.exporters.verify import self_check_of
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
@@ -108,6 +113,29 @@ def test_operators_on_another_device_than_the_first_fell_back() -> None:
     assert elsewhere(kinds, dict.fromkeys("abde", "GPU.0"), "GPU", ["GPU.0"]) == Counter()
     assert elsewhere(kinds, dict.fromkeys("abde", "MULTI"), "MULTI:GPU,CPU", ["GPU", "CPU"]) is None
     assert elsewhere(kinds, {}, "AUTO", ["CPU"]) == Counter()
+
+
+def test_a_file_for_huge_images_only_has_no_self_check(network: tuple[EfficientViT, Manifest]) -> None:
+    def runs_nothing(image: object) -> NoReturn:
+        raise AssertionError
+
+    model, manifest = network
+    huge = replace(manifest, preprocess=Preprocess(fixed=(4096, 4128)))
+    engine = cast(Engine, runs_nothing)
+    assert self_check_of(engine, engine, model, huge) is None
+
+
+def test_limits_that_wrong_logits_would_pass_are_not_written(network: tuple[EfficientViT, Manifest]) -> None:
+    model, manifest = network
+    exact = TorchEngine(*network, "float32")
+
+    def wrong(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return exact(image)[:, ::-1]
+
+    small = replace(manifest, preprocess=Preprocess(fixed=SIZE))
+    check = self_check_of(cast(Engine, wrong), exact, model, small)
+    assert check is not None
+    assert (check.tolerance, check.half_tolerance, check.min_equal) == (0.9, 0.9, 0.5)
 
 
 def test_a_file_for_all_sizes_is_checked_at_a_small_one(network: tuple[EfficientViT, Manifest], tmp_path: Path) -> None:

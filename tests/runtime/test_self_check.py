@@ -13,6 +13,7 @@ from evitseg.errors import ConfigError, EngineError, WeightsError
 from evitseg.manifest import Manifest, parse_manifest
 from evitseg.runtime import self_check
 from evitseg.runtime.device_check import check_on_device
+from evitseg.runtime.engines import open_engine
 from evitseg.runtime.evit_file import read_evit, set_evit_manifest
 from tests.runtime.checked import checked_model
 
@@ -153,6 +154,31 @@ def test_a_manifest_with_an_impossible_self_check_is_refused(
     content["self_check"][key] = value
     with pytest.raises(ConfigError, match=message):
         parse_manifest(json.dumps(content), "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (8192, 16384)}, "has 8192x16384 pixels, and evitseg draws at most 16,777,216"),
+        ({"tolerance": 1.0}, r"with a difference of up to 1 \(at most 0.9\)"),
+        ({"half_tolerance": 0.95}, r"with a difference of up to 0.95 \(at most 0.9\)"),
+        ({"min_equal": 0.0}, r"with 0% of equal classes \(at least 50%\)"),
+    ],
+)
+def test_a_self_check_that_is_costly_or_passes_wrong_logits_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, manifest = checked_model(tmp_path)
+    assert manifest.self_check is not None
+    set_evit_manifest(path, replace(manifest, self_check=replace(manifest.self_check, **changes)))
+    assert open_engine(path)(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 5, 4, 4)  # the model itself runs
+
+    def must_not_draw(height: int, width: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(self_check, "scene", must_not_draw)
+    with pytest.raises(WeightsError, match=message):
+        check_on_device(path)
 
 
 def test_what_cannot_be_checked_is_a_sentence(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def verify(
     return Verification(len(images), largest, equal / pixels)
 
 
-def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manifest: Manifest) -> SelfCheck:
-    """The self-check of an exported model that has been verified.
+def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manifest: Manifest) -> SelfCheck | None:
+    """The self-check of a model that has been verified; None if the only images that it takes are too large to draw.
 
     Its limits are those of `TOLERANCE`, or `SLACK` times what was measured here, if that is more: in float32 the
     difference of `engine`, otherwise that of the network with weights and feature maps rounded to bfloat16.
@@ -95,6 +95,8 @@ def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manife
         model: its network in float32.
     """
     size = manifest.preprocess.fixed or self_check.SIZE
+    if size[0] * size[1] > self_check.MOST_PIXELS:
+        return None
     image = self_check.scene(*size)[None]
     logits = reference(image)[0]
     grid = self_check.grid_for(size, len(logits))
@@ -109,9 +111,9 @@ def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manife
     unequal = max(0.05, SLACK * max(1 - each.equal_fraction for each in (exact, rounded)))
     return replace(
         check,
-        tolerance=min(1.0, _two_digits(tolerance)),
-        half_tolerance=min(1.0, _two_digits(half)),
-        min_equal=max(0.0, round(1 - unequal, 2)),
+        tolerance=min(self_check.MOST_DIFFERENCE, _two_digits(tolerance)),
+        half_tolerance=min(self_check.MOST_DIFFERENCE, _two_digits(half)),
+        min_equal=max(self_check.LEAST_EQUAL, round(1 - unequal, 2)),
     )
 
 

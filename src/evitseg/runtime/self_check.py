@@ -26,6 +26,10 @@ SIZE = (256, 384)
 """Height and width of the image for models of any size. Rounding changes the logits of smaller images more."""
 MOST_LOGITS = 4096
 """Largest number of stored logits, 16 KiB, if there are not more classes than that."""
+MOST_PIXELS = 4096 * 4096
+"""Largest image that is drawn. A file can name any size, and a larger one would take gigabytes to run."""
+MOST_DIFFERENCE, LEAST_EQUAL = 0.9, 0.5
+"""Widest limits of a self-check: logits that are all zero differ by 1 from any others."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +112,29 @@ def expected_logits(check: SelfCheck, classes: int, where: str | Path) -> NDArra
 def input_of(manifest: Manifest, where: str | Path) -> tuple[SelfCheck, ImageArray]:
     """A model's self-check and its image.
 
-    Raises: WeightsError if the model has none, or one that this version cannot draw.
+    Raises: WeightsError if the model has none, one that this version cannot draw, or one that wrong logits would pass.
     """
     check = manifest.self_check
     if check is None:
-        raise WeightsError(f"{where}: has no self-check; evitseg export adds one to every file that it writes.")
+        raise WeightsError(
+            f"{where}: has no self-check; evitseg export adds one to files for images of up to {MOST_PIXELS:,} pixels."
+        )
     if check.image != SCENE:
         raise WeightsError(f"{where}: its self-check uses the image {check.image!r:.40}; update evitseg to draw it.")
     if manifest.preprocess.fixed not in (None, check.size):
         raise WeightsError(f"{where}: its self-check has another size than its images; export it again.")
+    height, width = check.size
+    if height * width > MOST_PIXELS:
+        raise WeightsError(
+            f"{where}: the image of its self-check has {height}x{width} pixels, and evitseg draws at most "
+            f"{MOST_PIXELS:,}; export it again."
+        )
+    if max(check.tolerance, check.half_tolerance) > MOST_DIFFERENCE or check.min_equal < LEAST_EQUAL:
+        raise WeightsError(
+            f"{where}: its self-check would accept wrong logits, with a difference of up to "
+            f"{max(check.tolerance, check.half_tolerance):g} (at most {MOST_DIFFERENCE:g}) and with "
+            f"{check.min_equal:.0%} of equal classes (at least {LEAST_EQUAL:.0%}); export it again."
+        )
     return check, scene(*check.size)
 
 

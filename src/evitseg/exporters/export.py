@@ -222,9 +222,9 @@ class Scored:
         score = self.score(engine)
         if not score >= self.miou - max_drop:
             raise ExportError(
-                f"{model_file} was discarded: on {len(self.pairs)} images it scores {score:.2f} % mIoU and its "
-                f"checkpoint {self.miou:.2f} %; it may lose at most {max_drop} points (--max-drop)."
-                + ("" if integers is None else self._worst(integers))
+                f"{model_file} was discarded: on {len(self.pairs)} images it scores {score:.2f} % mIoU, which is more "
+                f"than {max_drop:g} points (--max-drop) below the {self.miou:.2f} % of its checkpoint"
+                + (f"; {self._worst(integers)}." if integers else ".")
             )
         return replace(
             verification,
@@ -234,12 +234,12 @@ class Scored:
         )
 
     def _worst(self, integers: IntegerNetwork) -> str:
-        """A sentence that names the layers whose integers cost most."""
+        """The layers whose integers cost most, for a message."""
         fit = self._manifest.preprocess.apply
         costs = layer_costs(integers, [fit(image) for image in self.calibration[:RANKED_ON]])
         worst = sorted(costs, key=lambda layer: -costs[layer])[:5]
         named = ", ".join(f"{layer} ({costs[layer]:.1e})" for layer in worst)
-        return f" These layers change the logits most if only they are rounded (fraction of the variance): {named}."
+        return f"the layers whose rounding changes the logits most, as a fraction of their variance, are {named}"
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:

@@ -20,12 +20,15 @@ from evitseg.bundled import DEFAULT_MODEL
 from evitseg.engine import PRECISIONS, Precision
 from evitseg.errors import DatasetError, EngineError
 from evitseg.evaluation.evaluate import evaluate
+from evitseg.exporters.verify import self_check_of
 from evitseg.labels import load_labels
 from evitseg.loading import load
 from evitseg.manifest import METADATA_KEY, Accuracy, Manifest, Training, parse_manifest
 from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
+from evitseg.model.engine import TorchEngine
 from evitseg.model.fold import with_folded_norms
 from evitseg.preprocess import Preprocess
+from evitseg.runtime.engines import open_engine
 from evitseg.system.files import replacing
 
 FOLDER = Path(__file__).parents[1] / "src/evitseg/bundled"
@@ -165,7 +168,9 @@ def main() -> None:
     network = with_folded_norms(network)
     manifest = replace(manifest, name=DEFAULT_MODEL, training=TRAINING, accuracy=(), evitseg_version=__version__)
     save_checkpoint(network, manifest, path)
-    manifest = replace(manifest, accuracy=measure_all(path, arguments.camvid))
+    native, torch = open_engine(path, "native", "float32"), TorchEngine(network, manifest)
+    check = self_check_of(native, torch, network, manifest)
+    manifest = replace(manifest, accuracy=measure_all(path, arguments.camvid), self_check=check)
     save_checkpoint(network, manifest, path)
     with replacing(FOLDER / f"{DEFAULT_MODEL}.md") as file:
         file.write(card(manifest, path.stat().st_size).encode())

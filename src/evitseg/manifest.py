@@ -81,7 +81,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The logits that an exported model has to give for a drawn image, to check it on the machine that runs it.
+    """The logits that a model has to give for a drawn image, to check it on the machine that runs it.
 
     `evitseg.runtime.self_check` draws the image and compares the logits; docs/reference/models.md describes the format
     for other programs.
@@ -134,7 +134,7 @@ class Manifest:
             squared change of the logits, as a fraction of their variance.
         int16_tensors: the activations that "w8a8" keeps in 16 bits instead of 8.
         verification: agreement of an exported model with its checkpoint.
-        self_check: what an exported model has to compute on the machine that runs it.
+        self_check: what an exported or bundled model has to compute on the machine that runs it.
         files_sha256: hash of the model's files, for formats whose manifest is a file of its own.
         evitseg_version: version of the package that wrote the manifest.
         schema: see `SCHEMA`.
@@ -177,7 +177,7 @@ class Manifest:
         """The manifest as JSON."""
         content = asdict(self)
         del content["labels"]["assumed"]  # describes a dataset, not a model
-        if self.self_check is None:  # a key that older versions do not know, and that checkpoints do not have
+        if self.self_check is None:  # as in most checkpoints
             del content["self_check"]
         return json.dumps(content, ensure_ascii=False)
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from evitseg.runtime.evit_file import set_evit_manifest
 from tests.runtime.checked import checked_model
 
@@ -25,6 +27,25 @@ def test_a_model_that_agrees_is_a_success(cli: Cli, tmp_path: Path) -> None:
     assert engine.startswith("engine: evitseg core (")
     assert device.startswith("device: ")
     assert fell_back.startswith("fell back: no operator (the core runs every operation itself")
+
+
+def test_the_bundled_model_gives_pytorchs_logits_in_the_core(cli: Cli) -> None:
+    run = cli("verify", "b0-camvid", "--precision", "float32", "--json")
+    assert run.status == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["agrees"]
+    assert 0 < found["largest_difference"] < 1e-4  # PyTorch sums in another order
+    assert found["tolerance"] == 1e-3
+    assert found["model"] == "b0-camvid"
+    assert cli("verify", "b0-camvid").stdout.startswith("b0-camvid: agrees on an image of 256x384")
+
+
+@pytest.mark.parametrize("name", ["b0-cityscapes", "photo.jpg"])
+def test_what_is_no_exported_model_is_a_sentence_that_says_what_is(name: str, cli: Cli) -> None:
+    run = cli("verify", name)
+    assert run.status == 1
+    assert run.stderr.startswith(f"error: {name}: only exported models (.onnx, ")
+    assert run.stderr.endswith(") and b0-camvid can be verified; export it first.\n")
 
 
 def test_a_model_that_disagrees_is_a_failure_with_its_numbers(cli: Cli, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.labels import LabelSpace
 from evitseg.manifest import METADATA_KEY, Manifest, Training
 from evitseg.runtime.checkpoint import read_checkpoint_manifest
+from evitseg.web.page_files import PAGE
 from tests.hub_server import TOKEN, HubServer, running_hub
 
 Cli = Callable[..., Any]
@@ -275,6 +276,40 @@ def test_the_manifest_is_the_only_thing_that_changes(tmp_path: Path, cli: Cli) -
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["library_name"] == "evitseg"
     assert config["manifest"]["labels"]["name"] == "camvid"
+
+
+def test_a_dry_run_of_a_space_writes_all_that_it_serves(tmp_path: Path, cli: Cli) -> None:
+    needs("torch")
+    out = tmp_path / "out"
+    done = cli("push", BUNDLED, REPOSITORY, "--licence", "mit", "--space", "--dry-run", out, "--json")
+    assert done.status == 0, done.stderr
+    told = json.loads(done.stdout)
+    for folder, key in (("model", "files"), ("space", "space_files")):
+        written = {path.relative_to(out / folder).as_posix() for path in (out / folder).rglob("*") if path.is_file()}
+        assert set(told[key]) == written
+    space = out / "space"
+    readme: Any = ModelCard((space / "README.md").read_text())
+    card = readme.data.to_dict()
+    assert (card["sdk"], card["models"], card["license"]) == ("static", [REPOSITORY], "mit")
+    page = space / card["app_file"]
+    named = {page.parent / each for each in re.findall(r'(?:src|href)="([^"#:?]+)"', page.read_text())}
+    modules = [path for path in space.rglob("*.js") if path.name != "service-worker.js"]
+    for path in modules:
+        loads = re.findall(r'(?:from |new URL\()"(\./[^"]+)"', path.read_text())
+        named |= {path.parent / each for each in loads}
+    assert {"app.js", "style.css", "worker.js", "thread.js", "core.js"} <= {path.name for path in named}
+    named |= {space / "evitseg" / path.name for path in (PAGE / "library").glob("*.wasm")} | {space / "model.evit"}
+    assert [str(path) for path in named if not path.resolve().is_file()] == []
+
+
+@pytest.mark.parametrize("folder", ["model", "space"])
+def test_a_folder_with_other_files_is_refused_before_the_work(folder: str, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "thesis.tex").touch()
+    done = cli("push", BUNDLED, REPOSITORY, "--space", "--dry-run", tmp_path)
+    assert done.status == 1
+    assert done.stderr == f"error: {tmp_path / folder}: is not empty; give a new folder.\n"
+    assert [path.name for path in tmp_path.rglob("*")] == [folder, "thesis.tex"]
 
 
 def test_a_space_runs_the_model_and_links_to_it(hub: HubServer, tmp_path: Path, cli: Cli) -> None:

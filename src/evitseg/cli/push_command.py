@@ -86,7 +86,7 @@ def push_command(
     sample image. `evitseg predict --model hf://OWNER/NAME` uses them. Needs a token that may write (`hf auth login`).
     """
     from evitseg.errors import ConfigError
-    from evitseg.sharing.push import Destination, check_names, checkpoint_of, prepare, prepare_space
+    from evitseg.sharing.push import Destination, check_names, check_new, checkpoint_of, prepare, prepare_space
     from evitseg.system.hub import SCHEME, check_repository
 
     for name, given in (("--private", private), ("--overwrite", overwrite)):
@@ -103,6 +103,8 @@ def push_command(
         places = [Destination(repository, kind, private=private, overwrite=overwrite) for kind in kinds]
     with _folder(dry_run) as folder:
         of_model = folder / "model" if space else folder
+        for each in (of_model, *([folder / "space"] if space else [])):
+            check_new(each)
         ready = prepare(checkpoint, repository, of_model, licence=licence, base_model=base_model, sample=sample)
         page: tuple[str, ...] = ()
         if space:

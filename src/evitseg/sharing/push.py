@@ -95,6 +95,15 @@ def check_names(licence: str | None, base_model: str | None) -> None:
         raise ConfigError(f"{licence[:60]!r} is not the name of a licence; give one such as apache-2.0.")
 
 
+def check_new(folder: Path) -> None:
+    """Raises: FileError if there is something else than an empty folder in its place."""
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise FileError(f"{folder}: is not empty; give a new folder.")
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+
+
 def prepare(
     checkpoint: Path,
     repository: str,
@@ -125,10 +134,9 @@ def prepare(
     import_hub("a model card")
     shown = sample or (EXAMPLE_IMAGE if manifest.labels.name in _STREETS else None)
     pictures = {} if shown is None else _sample(shown, checkpoint)
+    check_new(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileError(f"{folder}: is not empty; give a new folder.")
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     _write_weights(checkpoint, manifest, folder / HUB_FILE)

@@ -22,6 +22,7 @@ import evitseg
 from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE, bundled_models
 from evitseg.errors import ConfigError, EvitsegError, EvitsegWarning, MissingPackageError
 from evitseg.loading import located, model_stem
+from evitseg.profiling import contestants, worker
 from evitseg.system.hub import HubName, parse_hub_name
 from tests.exported import bundled_onnx
 from tests.hub_server import TOKEN, HubServer, running_hub
@@ -242,6 +243,28 @@ def test_a_run_of_predict_says_and_records_the_commit(
     assert json.loads(done.stdout)["source"] == source
     done = cli("info", NAME, "--json")
     assert json.loads(done.stdout)["source"] == source
+
+
+def test_compare_and_verify_say_the_commit(
+    hub: HubServer, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contestants, "ROUNDS", 1)
+    monkeypatch.setattr(worker, "PAUSE_S", 0.0)
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new(mode, (64, 48)).save(f"data/{kind}/{name}.png")
+    commit = hub.repository("anna/streets", **{"model.safetensors": WEIGHTS}).commits[0][0]
+    source = f"{NAME}@{commit}/model.safetensors"
+    arguments = ("compare", "b0-camvid", NAME, "--data", "data", "--size", "64", "--resamples", "9")
+    done = cli(*arguments)
+    assert done.status == 0, done.stderr
+    assert f"{NAME} is {source}" in done.stdout
+    assert [run["source"] for run in json.loads(cli(*arguments, "--json").stdout)["runs"]] == [None, source]
+    done = cli("verify", NAME)
+    assert done.status == 0, done.stderr
+    assert done.stdout.startswith(f"{NAME} is {source}\n{NAME}: agrees")
 
 
 def test_a_model_that_is_pickled_stays_at_its_commit(hub: HubServer) -> None:

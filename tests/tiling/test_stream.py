@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import random
 import subprocess
 import sys
@@ -519,6 +520,22 @@ def test_what_is_needed_at_one_time_lies_apart() -> None:
             assert all(end <= length for _, end in alive)
         assert all(at % 4096 == 0 for at in places)
         assert length <= sum(-(-each.bytes // 4096) * 4096 for each in ranges)
+
+
+def test_bytes_that_are_written_in_pieces_are_in_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    expected, extents = np.zeros(3_000_000, np.uint8), [(4096, 1_000_001), (1_500_000, 77), (1_700_000, 1_300_000)]
+    store = Scratch(tmp_path / "work")
+    store.open(len(expected))
+    for _ in range(2):
+        with store.to_write(extents) as addresses:
+            for (at, length), address in zip(extents, addresses, strict=True):
+                expected[at : at + length] = content = rng.integers(0, 256, length, np.uint8)
+                ctypes.memmove(address, content.ctypes.data, length)
+        store.wait()
+        np.testing.assert_array_equal(store.bytes, expected)
+    store.close()
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "work/features", np.uint8), expected)
 
 
 def test_more_memory_makes_higher_bands(network: Network) -> None:

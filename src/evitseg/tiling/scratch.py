@@ -24,6 +24,9 @@ from evitseg.system.files import LOCK, STATE, replacing
 
 _CONTENT = "features"
 _PAGE = 4096
+_PIECE = 512 * 1024
+"""Bytes that are written at once. The system takes memory for its cache in blocks of about this size. Larger blocks are
+often those that a virtual machine gave back to its host, and their first use costs ten times as much as the copy."""
 _MAX_STATE_BYTES = 64 * 1024**2
 
 
@@ -305,7 +308,7 @@ class Scratch:
         left = part.data
         with self._writing(_CONTENT):
             while left:
-                done = os.pwrite(self._file, left, offset)
+                done = os.pwrite(self._file, left[:_PIECE], offset)
                 left, offset = left[done:], offset + done
 
     def wait(self) -> None:

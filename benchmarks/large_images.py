@@ -3,21 +3,26 @@
     python benchmarks/large_images.py identical           # B0, B1, B3 and L1 at several sizes, in bands beside whole
     python benchmarks/large_images.py huge --side 32768   # a gigapixel, beside 2048×2048 in memory
     python benchmarks/large_images.py medium              # 4096×4096 with features in memory, beside the same whole
+    python benchmarks/large_images.py files               # 16384×16384 from TIFF files to TIFF masks
     python benchmarks/large_images.py windows             # sliding windows, beside 2048×2048 in memory
 
 The networks of `identical` have random weights, with which every layer has something to say; the image is the bundled
-photograph, enlarged. `huge` runs the bundled model on an image that is made window by window from the photograph. Each
-contestant has a process of its own, and its peak memory is what the kernel counted. The scratch file is new.
+photograph, enlarged. `huge` runs the bundled model on an image that is made window by window from the photograph, and
+on one whose rows are in memory already, which is the cost of the bands without that of reading. Neither writes a mask
+file; `files` separates what reading and writing files costs. Each contestant has a process of its own, and its peak
+memory is what the kernel counted. The scratch file is new.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,7 @@ from evitseg.preprocess import Preprocess
 from evitseg.raster.window import ArraySource, Sink, Source
 from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, processor_name
+from evitseg.tiling.arguments import image_source, mask_sink
 from evitseg.tiling.network import Network
 from evitseg.tiling.progress import BandProgress
 from evitseg.tiling.sliding_window import sliding_window
@@ -72,6 +78,39 @@ class Mosaic(Source):
         return None
 
 
+class Repeated(Mosaic):
+    """An image that repeats its first rows, which are in memory, so that reading them costs nothing."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(side)
+        self._rows = super().read(0, 0, max(64, 2**22 // side // 64 * 64), side)
+        self.held = self._rows.nbytes
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        first = top % len(self._rows)
+        if first + height <= len(self._rows):
+            return self._rows[first : first + height, left : left + width]
+        return self._rows[np.arange(top, top + height) % len(self._rows), left : left + width]
+
+
+class Timed(Source):
+    """A source that counts the processor time of its readers."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.seconds = source, 0.0
+        self.size, self.tile, self.identity = source.size, source.tile, source.identity
+        self.held, self.origin = source.held, source.origin
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        start = time.thread_time()
+        pixels = self._source.read(top, left, height, width)
+        self.seconds += time.thread_time() - start
+        return pixels
+
+    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
+        return self._source.valid(top, left, height, width)
+
+
 class Forgotten(Sink):
     """A sink that keeps nothing."""
 
@@ -79,6 +118,18 @@ class Forgotten(Sink):
 
     def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
         pass
+
+
+class TimedSink(Sink):
+    """A sink that counts the processor time of its writer."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self.tile, self.seconds = sink, sink.tile, 0.0
+
+    def write(self, top: int, left: int, mask: NDArray[np.integer]) -> None:
+        start = time.thread_time()
+        self._sink.write(top, left, mask)
+        self.seconds += time.thread_time() - start
 
 
 def random_artefact(variant: str, folder: Path) -> Path:
@@ -161,47 +212,116 @@ def whole(precision: str, turns: int) -> dict[str, Any]:
         start = time.perf_counter()
         segment.mask(image)
         times.append(time.perf_counter() - start)
-    return {"ns_per_pixel": float(np.median(times[2:])) / image[..., 0].size * 1e9, "peak_mib": peak_mib()}
-
-
-def bands(side: int, memory: int | None, precision: str, turns: int) -> dict[str, Any]:
-    """One image in bands, in a new scratch file, or with features in memory if no limit is given.
-
-    Args:
-        turns: with features in memory, how often after the first two times; the median counts, as for the whole.
-    """
-    network = Network(BUNDLED, precision)  # type: ignore[arg-type]
-    image = Mosaic(side) if memory else ArraySource(Mosaic(side).read(0, 0, side, side))
-    runs = []
-    for _ in range(1 if memory else turns + 2):
-        ends: dict[int, float] = {}
-
-        def watch(progress: BandProgress, ends: dict[int, float] = ends) -> None:
-            ends[progress.segment] = time.perf_counter()
-
-        with tempfile.TemporaryDirectory() as folder:
-            scratch = folder if memory else None
-            start = time.perf_counter()
-            streamed = segment_large(network, image, Forgotten(), scratch=scratch, memory=memory, watch=watch)
-            runs.append((time.perf_counter() - start, [start, *ends.values()]))
-    counted = sorted(runs if memory else runs[2:])
-    seconds, starts = counted[len(counted) // 2]
+    per_pixel = 1e9 / image[..., 0].size
     return {
-        "side": side,
-        "memory": memory,
-        "heights": streamed.plan.bands,
-        "seconds": seconds,
-        "ns_per_pixel": seconds / side**2 * 1e9,
-        "ns_per_pixel_first": runs[0][0] / side**2 * 1e9,
-        "ns_per_pixel_of_segments": [(b - a) / side**2 * 1e9 for a, b in pairwise(starts)],
+        "ns_per_pixel": float(np.median(times[2:])) * per_pixel,
+        "ns_per_pixel_first": times[0] * per_pixel,
         "peak_mib": peak_mib(),
     }
 
 
+def bands(side: int, memory: int | None, precision: str, turns: int, source: str) -> dict[str, Any]:
+    """One image in bands, in a new scratch file, or with features in memory if no limit is given.
+
+    Args:
+        turns: with features in memory, how often after the first two times; the median counts, as for the whole.
+        source: "made" window by window, "memory", or a TIFF file, whose mask is a file beside it.
+    """
+    network = Network(BUNDLED, precision)  # type: ignore[arg-type]
+    is_file = source not in ("made", "memory")
+    if source == "made":
+        opened: Any = nullcontext((Mosaic(side) if memory else ArraySource(Mosaic(side).read(0, 0, side, side)), False))
+    elif source == "memory":
+        opened = nullcontext((Repeated(side), False))
+    else:
+        opened = image_source(source, None, memory)
+    runs, mask = [], Path(source).with_suffix(".mask.tif")
+    with opened as (image, _):
+        timed = Timed(image)
+        for _ in range(1 if memory else turns + 2):
+            writer = mask_sink(mask, timed, network) if is_file else nullcontext(Forgotten())
+            runs.append(one_run(network, timed, memory, writer))
+    counted = sorted(runs if memory else runs[2:], key=lambda run: run["ns_per_pixel"])
+    first = {"ns_per_pixel_first": runs[0]["ns_per_pixel"]}
+    return counted[len(counted) // 2] | first | {"side": side, "memory": memory, "peak_mib": peak_mib()}
+
+
+def one_run(network: Network, image: Timed, memory: int | None, writer: Any) -> dict[str, Any]:
+    """Nanoseconds per pixel of one image: in all, of the segments, and processor time outside of the bands."""
+    ends: dict[int, float] = {}
+
+    def watch(progress: BandProgress) -> None:
+        ends[progress.segment] = time.perf_counter()
+
+    per_pixel = 1e9 / image.size[0] / image.size[1]
+    image.seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = folder if memory else None
+        used, start = os.times(), time.perf_counter()
+        with writer as sink:
+            timed = TimedSink(sink)
+            streamed = segment_large(network, image, timed, scratch=scratch, memory=memory, watch=watch)
+        end, now = time.perf_counter(), os.times()
+    return {
+        "heights": streamed.plan.bands,
+        "ns_per_pixel": (end - start) * per_pixel,
+        "ns_per_pixel_of_segments": [(b - a) * per_pixel for a, b in pairwise([start, *ends.values()])],
+        "processor_ns_per_pixel": {
+            "program": (now.user - used.user) * per_pixel,
+            "system": (now.system - used.system) * per_pixel,
+            "of them reading the image": image.seconds * per_pixel,
+            "of them writing the mask": timed.seconds * per_pixel,
+        },
+    }
+
+
+def write_image(path: Path, side: int, compression: str | None) -> None:
+    """The mosaic as a tiled TIFF file."""
+    import rasterio
+
+    mosaic, options = Mosaic(side), {"compress": compression} if compression else {}
+    layout = {
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+        "photometric": "YCbCr" if compression == "jpeg" else "RGB",
+    }
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=side,
+        height=side,
+        count=3,
+        dtype="uint8",
+        interleave="pixel",
+        **layout,
+        **options,
+    ) as file:
+        for top in range(0, side, 512):
+            rows = mosaic.read(top, 0, min(512, side - top), side)
+            file.write(np.moveaxis(rows, -1, 0), window=((top, top + len(rows)), (0, side)))
+
+
+def files(precision: str, side: int, memory: int) -> dict[str, Any]:
+    """An image in memory that gives no mask file, and TIFF files that give mask files, in turn."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("memory", "uncompressed", "deflate", "jpeg"):
+            path = Path(folder) / f"{name}.tif"
+            if name != "memory":
+                write_image(path, side, None if name == "uncompressed" else name)
+            source = "memory" if name == "memory" else path
+            found[name] = contestant(precision, "bands", "--side", side, "--memory", memory, "--source", source)
+            path.unlink(missing_ok=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("identical", "huge", "medium", "windows", "whole", "bands", "slid"))
-    parser.add_argument("--side", type=int, default=32_768)
+    parser.add_argument("what", choices=("identical", "huge", "medium", "files", "windows", "whole", "bands", "slid"))
+    parser.add_argument("--side", type=int, help="of the image; 32768 for huge, 16384 for files")
+    parser.add_argument("--source", default="made", help="of bands: made, memory, or a TIFF file")
     parser.add_argument("--window", type=int, default=1024, help="of windows")
     parser.add_argument("--memory", type=int, help="limit in bytes; 0 for none")
     parser.add_argument("--precision", default="auto")
@@ -214,17 +334,21 @@ def main() -> None:
         print(json.dumps(whole(precision, turns)))
         return
     if options.what == "bands":
-        print(json.dumps(bands(options.side, options.memory, precision, turns)))
+        print(json.dumps(bands(options.side or 32_768, options.memory, precision, turns, options.source)))
         return
     if options.what == "slid":
-        print(json.dumps(slid(options.side, options.window, precision)))
+        print(json.dumps(slid(options.side or 4096, options.window, precision)))
         return
+    memory = options.memory or 500_000_000
     content: dict[str, Any] = {"processor": processor_name(), "command": sys.argv[1:]}
     if options.what == "identical":
         content["rows"] = identical(options.models)
     elif options.what == "huge":
-        memory = options.memory or 500_000_000
-        content |= beside_whole(precision, turns, rounds, "bands", "--side", options.side, "--memory", memory)
+        of = "bands", "--side", options.side or 32_768, "--memory", memory
+        for source in ("made", "memory"):
+            content[f"image {source}"] = beside_whole(precision, turns, rounds, *of, "--source", source)
+    elif options.what == "files":
+        content |= files(precision, options.side or 16_384, memory)
     elif options.what == "medium":
         content |= beside_whole(precision, turns, rounds, "bands", "--side", 4096, "--turns", turns)
     else:

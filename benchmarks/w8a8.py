@@ -28,8 +28,8 @@ from evitseg.evaluation.evaluate import evaluate
 from evitseg.exporters import integer_calibration
 from evitseg.exporters.export import CALIBRATED_ON
 from evitseg.exporters.formats import FORMATS
-from evitseg.exporters.integer_calibration import calibrated
-from evitseg.exporters.integer_graph import EARLY, integer_graph
+from evitseg.exporters.integer_calibration import calibrated, scale_between
+from evitseg.exporters.integer_graph import WIDE, integer_graph
 from evitseg.exporters.integer_litert import operators
 from evitseg.exporters.integer_simulation import IntegerNetwork, IntegerSimulation
 from evitseg.exporters.measured_heads import with_measured_head_factors
@@ -88,11 +88,11 @@ def main() -> None:
 
 
 def _integers(
-    network: EfficientViT, manifest: Manifest, images: Sequence[ImageArray], *, heads: bool = True, early: Any = EARLY
+    network: EfficientViT, manifest: Manifest, images: Sequence[ImageArray], *, heads: bool = True, wide: Any = WIDE
 ) -> IntegerNetwork:
     if heads:
         network = with_measured_head_factors(network, manifest.preprocess, images)
-    return calibrated(integer_graph(network, manifest.preprocess, early), manifest.preprocess, images)
+    return calibrated(integer_graph(network, manifest.preprocess, wide), manifest.preprocess, images)
 
 
 def ablations(
@@ -106,8 +106,9 @@ def ablations(
     whole = _integers(network, manifest, images)
     add("as exported", whole)
     add("without head factors", _integers(network, manifest, images, heads=False))
-    add("16 bits in the stem and stage 1 only", _integers(network, manifest, images, early=EARLY[:2]))
-    add("no tensor in 16 bits", _integers(network, manifest, images, early=()))
+    add("8 bits in the head", _integers(network, manifest, images, wide=WIDE[:-1]))
+    add("8 bits in stage 2", _integers(network, manifest, images, wide=(*WIDE[:2], "head")))
+    add("no tensor in 16 bits", _integers(network, manifest, images, wide=()))
     kernels = {
         node.output: replace(whole.kernels[node.output], bias=node.kernel.bias)
         for node in whole.graph.nodes
@@ -115,9 +116,9 @@ def ablations(
     }
     add("biases not corrected", replace(whole, kernels=kernels))
     least_squares = integer_calibration.least_squares
-    integer_calibration.least_squares = lambda values, low, high: integer_calibration.scale_between(low, high)
+    integer_calibration.least_squares = lambda _values, low, high, *_: scale_between(low, high)
     try:
-        add("ranges from the manifestest to the largest number", _integers(network, manifest, images))
+        add("ranges from the smallest to the largest number", _integers(network, manifest, images))
     finally:
         integer_calibration.least_squares = least_squares
     return {"images": len(pairs), "results": rows}

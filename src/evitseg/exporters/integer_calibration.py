@@ -2,17 +2,18 @@
 
 One pass through the graph, one operation after the other on all images: once in floating point, once rounded as far as
 the pass has come. Each convolution's bias compensates for the mean difference of the two, and each tensor with 8 bits
-gets the range with the least squared error.
+gets the range with the least squared error, in front of a hard-swish that of its result.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evitseg.exporters.integer_graph import IntegerGraph, IntegerNode
@@ -61,6 +62,8 @@ class _Calibration:
         self._scales = {"image": IMAGE_SCALE}
         self._kernels: dict[str, RoundedKernel] = {}
         self._uses = Counter(name for node in graph.nodes for name in node.inputs)
+        activated = {node.inputs[0] for node in graph.nodes if node.kind == "hardswish"}
+        self._activated = {name for name in activated if self._uses[name] == 1}
         # Tensors that are put together have one scale, which the last operation chooses.
         self._late = {name for node in graph.nodes if node.kind == "concat" for name in node.inputs}
         self._exact, self._rounded = {"image": inputs}, {"image": inputs}
@@ -119,7 +122,8 @@ class _Calibration:
     def _chosen(self, node: IntegerNode, values: Sequence[Tensor]) -> Scale:
         low, high = (min(float(x.min()) for x in values), max(float(x.max()) for x in values))
         if node.output not in self._graph.sixteen:
-            scale = least_squares(values, min(low, 0.0), max(high, 0.0))
+            seen = _hard_swish if node.output in self._activated else _itself
+            scale = least_squares(values, min(low, 0.0), max(high, 0.0), seen)
             if node.kind == "quotient":
                 numerator, divisor = (self._scales[self._graph.scale_of.get(used, used)].step for used in node.inputs)
                 scale = replace(scale, step=min(scale.step, numerator / divisor / DIVISION_FACTOR))
@@ -135,11 +139,25 @@ def _moved(node: IntegerNode, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return moved
 
 
-def least_squares(values: Sequence[Tensor], low: float, high: float) -> Scale:
+def _itself(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return points
+
+
+def _hard_swish(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return points * np.clip(points / 6 + 0.5, 0, 1)
+
+
+def least_squares(
+    values: Sequence[Tensor],
+    low: float,
+    high: float,
+    seen: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _itself,
+) -> Scale:
     """The 8-bit scale with the least squared error.
 
     Args:
         low, high: the range of the values, which includes 0.
+        seen: the function of the values whose error counts.
     """
     if high - low < 1e-12:
         return Scale(1.0, 0, 8)
@@ -147,20 +165,21 @@ def least_squares(values: Sequence[Tensor], low: float, high: float) -> Scale:
     for x in values:
         counts += torch.histc(x, BINS, low, high)
     centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    seen = counts.numpy() > 0
-    points, weights = centers[seen], counts.numpy()[seen]
+    occupied = counts.numpy() > 0
+    points, weights = centers[occupied], counts.numpy()[occupied]
+    wanted = seen(points)
+
+    def error(pair: tuple[float, float]) -> float:
+        scale = scale_between(*pair)
+        rounded = ((np.rint(points / scale.step) + scale.zero).clip(*scale.limits) - scale.zero) * scale.step
+        return float((weights * np.square(wanted - seen(rounded))).sum())
+
     best = (low, high)
     for _ in range(2):
         for end in (1, 0):
             tried = [(best[0], high * f) if end else (low * f, best[1]) for f in FRACTIONS]
-            best = min((pair for pair in tried if pair[1] > pair[0]), key=lambda pair: _error(points, weights, *pair))
+            best = min((pair for pair in tried if pair[1] > pair[0]), key=error)
     return scale_between(*best)
-
-
-def _error(points: np.ndarray, weights: np.ndarray, low: float, high: float) -> float:
-    scale = scale_between(low, high)
-    rounded = ((np.rint(points / scale.step) + scale.zero).clip(*scale.limits) - scale.zero) * scale.step
-    return float((weights * np.square(points - rounded)).sum())
 
 
 def scale_between(low: float, high: float) -> Scale:

@@ -30,12 +30,12 @@ namespace {
 constexpr int kRing = kMaxKernel;
 
 // An operation whose weights have so many bytes finds them in a far cache for every row. So it computes a batch of rows at
-// once, with about kBatchPixels pixels.
-constexpr ptrdiff_t kBatchWeights = 256 << 10;
+// once, with about kBatchPixels pixels, or twice as many where the weights would fill the second-level cache.
+constexpr ptrdiff_t kBatchWeights = 256 << 10, kLargeWeights = 1536 << 10;
 constexpr int kBatchPixels = EVS_IS_BFLOAT16 ? 128 : 64, kMaxBatch = 8;
 
 // Bytes of a batch's expanded features that should exist at once, and the fewest channels of them.
-constexpr int kStepBytes = 512 << 10, kLeastStep = EVS_IS_BFLOAT16 ? 512 : 128;
+constexpr int kStepBytes = EVS_IS_BFLOAT16 ? 512 << 10 : 256 << 10, kLeastStep = EVS_IS_BFLOAT16 ? 512 : 128;
 
 struct Node {
     const Op *op;
@@ -119,8 +119,9 @@ int batch_of(const Op &op, int columns) {
         case Kind::sums: weights = ptrdiff_t(op.in) * 3 * op.heads * op.head_dim; break;
         default: return 1;
     }
-    if (weights * ptrdiff_t(sizeof(E)) < kBatchWeights) return 1;
-    const int rows = (kBatchPixels + columns - 1) / columns;
+    weights *= ptrdiff_t(sizeof(E));
+    if (weights < kBatchWeights) return 1;
+    const int pixels = weights < kLargeWeights ? kBatchPixels : 2 * kBatchPixels, rows = (pixels + columns - 1) / columns;
     return rows < kMaxBatch ? rows : kMaxBatch;
 }
 
@@ -248,7 +249,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
                 const int tokens = blocks_of(3 * op.heads * op.head_dim);
                 for (int r = 0; r < 2 * n.reach + 1; r++) n.ring[r] = arena.row(tokens, n.span);
                 n.space[0] = arena.row(in, n.batch * given);
-                n.made = arena.row(tokens, n.batch * given);
+                if (n.batch > 1) n.made = arena.row(tokens, n.batch * given);
                 n.line = arena.row(tokens, n.columns());
                 n.extra[0] = arena.row(tokens, n.columns());
                 break;
@@ -628,11 +629,10 @@ void inverted_batch(const Run &run, Node &n, int y, int count) {
     const int kept = advance_batch(run, n, first, last), height = n.source->height, columns = n.columns();
     const int from = first + kept < 0 ? 0 : first + kept, until = last < height ? last + 1 : height;  // new ones inside the image
     const Row input = n.space[0].from((from - first) * n.span), residual = residual_batch(n, count);
-    auto expanded = [&](int row) { return n.ring[0].from((row - first) * n.span); };
     for (int b = 0; b < mid; b += n.step) {
         const int some = mid - b < n.step ? mid - b : n.step, channel = b * kBlock;
         const Row shared = n.ring[1].channels_from(channel);
-        if (kept > 0) copy(shared, n.ring[0], some, kept * n.span);
+        auto expanded = [&](int row) { return (row < first + kept ? shared : n.ring[0]).from((row - first) * n.span); };
         pointwise(input, op.in, weights_from(at(run, op.w1), b, op.in), at(run, op.b1) + channel, op.act, (until - from) * n.span,
                   expanded(from), some, {nullptr, 0});
         for (int row = first + kept; row <= last; row++) {
@@ -643,11 +643,12 @@ void inverted_batch(const Run &run, Node &n, int y, int count) {
             }
         }
         for (int r = 0; r < count; r++) {
-            const Row top = expanded(first + stride * r), rows[3] = {top, top.from(n.span), top.from(2 * n.span)};
+            const int top = first + stride * r;
+            const Row rows[3] = {expanded(top), expanded(top + 1), expanded(top + 2)};
             depthwise3(stride, op.act, rows, some, at(run, op.w2) + ptrdiff_t(9) * channel, at(run, op.b2) + channel, columns,
                        n.line.from(r * columns));
         }
-        copy(expanded(last + stride - 2), shared, some, (3 - stride) * n.span);
+        for (int i = 0; i < 3 - stride; i++) copy(expanded(last + stride - 2 + i), shared.from(i * n.span), some, n.span);
         Dense d{at(run, op.w3), at(run, op.b3), op.mid - channel < some * kBlock ? op.mid - channel : some * kBlock, n.blocks, 1, n.line.block,
                 kBlock, Act::none};
         d.all = op.mid, d.first = channel;
@@ -801,16 +802,21 @@ void sums_row(const Run &run, Node &n, int y) {
     const int tokens = blocks_of(3 * op.heads * op.head_dim), rows = 2 * n.reach + 1;
     advance(n, y - n.reach, y + n.reach, rows, tokens, [&](int row, int slot) {
         const int given = n.source->columns();
+        const Row to = n.ring[slot].from(pad(n, n.ring[slot], tokens));
+        auto make = [&](Row in, int pixels, Row out) {
+            pointwise(in, op.in, at(run, op.w1), at(run, op.b1), Act::none, pixels, out, tokens, {nullptr, 0});
+        };
+        if (n.batch == 1) return make(pull(run, *n.source, row, n.space[0]), given, to);
         if (row >= n.made1) {
             const int last = n.last + n.reach < n.source->height ? n.last + n.reach : n.source->height - 1;
             n.made0 = row, n.made1 = last - row + 1 < n.batch ? last + 1 : row + n.batch;
             for (int i = row; i < n.made1; i++) {
-                const Row to = n.space[0].from((i - row) * given), got = pull(run, *n.source, i, to);
-                if (got.p != to.p) copy(got, to, n.source->blocks, given);
+                const Row in = n.space[0].from((i - row) * given), got = pull(run, *n.source, i, in);
+                if (got.p != in.p) copy(got, in, n.source->blocks, given);
             }
-            pointwise(n.space[0], op.in, at(run, op.w1), at(run, op.b1), Act::none, (n.made1 - row) * given, n.made, tokens, {nullptr, 0});
+            make(n.space[0], (n.made1 - row) * given, n.made);
         }
-        copy(n.made.from((row - n.made0) * given), n.ring[slot].from(pad(n, n.ring[slot], tokens)), tokens, given);
+        copy(n.made.from((row - n.made0) * given), to, tokens, given);
     });
     take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
     for (int i = 0; i < op.scales; i++) {

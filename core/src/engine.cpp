@@ -160,6 +160,8 @@ constexpr double kDepthwise = 3;                    // one of a depthwise convol
 constexpr double kNear = 6, kFar = 20;              // a number that is stored and loaded: in a thread's cache, beyond it
 constexpr size_t kNearBytes = 512 << 10;
 constexpr double kBarrier = 150e3;                  // threads that wait for each other
+constexpr size_t kMostCached = kCache + kCache / 2;  // working memory that a thread's cache holds, with some weights
+constexpr double kOverflow = 0.1;                   // time that is lost where it has to hold twice as much
 constexpr double kIdle = 1.05;                      // waiting that more bands than needed may shorten
 constexpr int kMoreBands = 8;
 
@@ -289,6 +291,8 @@ double cost(evs_runner &r, const Segment &s) {
         const size_t numbers = value_numbers(*r.model, op->value, r.run.height, r.run.width), bytes = numbers * r.model->isa->bytes;
         total += double(numbers) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
     }
+    const size_t cached = r.model->isa->space(r.run, s, {0, 1, 0, r.tile_width}).cached;
+    if (cached > kMostCached) total *= 1 + kOverflow * (double(cached) / kMostCached - 1);
     return total / threads * idle(r) + kBarrier;
 }
 

@@ -81,29 +81,44 @@ static __attribute__((noinline)) void add_sums(Row k, Row v, int dim, int pixels
     }
 }
 
-// q: 16 floats for each pixel, `block` from 16 channels to the next. z: kFloats times each of the sums of keys.
-template <int kPixels>
-static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, const float *z, float eps, Row out) {
-    F inverse[kPixels] = {};
-    for (int ib = 0; ib < dim; ib += kFloats) {
-        F sum[kPixels] = {};
-        for (int j = 0; j < dim; j++) {
-            const F t = load_f(sums + j * dim + ib);
-            const float *qj = q + (j / 16) * block + j % 16;
-            EVS_UNROLL
-            for (int p = 0; p < kPixels; p++) sum[p] = sum[p] + all_floats(qj[p * 16]) * t;
-            if (ib > 0) continue;
-            const F zj = load_f(z + j * kFloats);
-            EVS_UNROLL
-            for (int p = 0; p < kPixels; p++) inverse[p] = inverse[p] + all_floats(qj[p * 16]) * zj;
-        }
+// Adds t_j q_j and, where wanted, z_j q_j over the channels of a head, for some channels of the answer.
+template <bool kDivisors, int kPixels, int kVectors>
+EVS_INLINE void add_answers(const float *q, ptrdiff_t block, int dim, const float *t, const float *z, F (*sum)[kVectors], F *divisors) {
+    for (int j = 0; j < dim; j++, t += dim, z += kFloats) {
+        const float *qj = q + (j / 16) * block + j % 16;
         EVS_UNROLL
         for (int p = 0; p < kPixels; p++) {
-            if (ib == 0) {  // all lanes of a divisor are the same: one division is enough
+            const F in = hidden(all_floats(qj[p * 16]));
+            EVS_UNROLL
+            for (int v = 0; v < kVectors; v++) sum[p][v] = sum[p][v] + in * load_f(t + v * kFloats);
+            if constexpr (kDivisors) divisors[p] = divisors[p] + in * load_f(z);
+        }
+    }
+}
+
+// q: 16 floats for each pixel, `block` from 16 channels to the next. z: kFloats times each of the sums of keys.
+template <int kPixels, int kVectors>
+static __attribute__((noinline)) void answer(const float *q, ptrdiff_t block, int dim, const float *sums, const float *z, float eps, Row out) {
+    F inverse[kPixels] = {};
+    for (int ib = 0; ib < dim; ib += kVectors * kFloats) {
+        F sum[kPixels][kVectors] = {};
+        if (ib == 0) {
+            add_answers<true, kPixels, kVectors>(q, block, dim, sums, z, sum, inverse);
+            EVS_UNROLL
+            for (int p = 0; p < kPixels; p++) {  // all lanes of a divisor are the same: one division is enough
                 const float divisor = max(inverse[p] + all_floats(eps), all_floats(0x1p-100f))[0];
                 inverse[p] = all_floats(1.0f / divisor);
             }
-            store_floats(out.channels_from(ib).p + p * kBlock, sum[p] * inverse[p]);
+        } else {
+            add_answers<false, kPixels, kVectors>(q, block, dim, sums + ib, z, sum, inverse);
+        }
+        EVS_UNROLL
+        for (int p = 0; p < kPixels; p++) {
+            EVS_UNROLL
+            for (int v = 0; v < kVectors; v++) {
+                const int c = ib + v * kFloats;
+                store_floats(out.channels_from(c).p + p * kBlock, sum[p][v] * inverse[p]);
+            }
         }
     }
 }
@@ -115,10 +130,17 @@ EVS_INLINE void answer_pixels(Row q, int dim, const float *sums, const float *z,
 #if !EVS_IS_FLOAT32
     alignas(64) float floats[kMaxDim * kPixels];
     for (int j = 0; j < dim; j += 16) floats_of(q.channels_from(j).p, kPixels, floats + j * kPixels);
-    answer<kPixels>(floats, 16 * kPixels, dim, sums, z, eps, out);
+    const float *from = floats;
+    const ptrdiff_t block = 16 * kPixels;
 #else
-    answer<kPixels>(q.p, q.block, dim, sums, z, eps, out);
+    const float *from = q.p;
+    const ptrdiff_t block = q.block;
 #endif
+    if (dim % (2 * kFloats) == 0) {
+        answer<kPixels, 2>(from, block, dim, sums, z, eps, out);
+    } else {
+        answer<kPixels, 1>(from, block, dim, sums, z, eps, out);
+    }
 }
 
 // Answers of one head to `pixels` queries of a row, which are positive already.

@@ -19,7 +19,7 @@ EVS_INLINE void depthwise_tile(const E *const *rows, const W *w, V bias, E *out)
         for (int x = 0; x < kKernel; x++) k[x] = load(w + (y * kKernel + x) * kBlock);
         EVS_UNROLL
         for (int c = 0; c < kColumns; c++) {
-            const V in = load(rows[y] + c * kBlock);
+            const V in = hidden(load(rows[y] + c * kBlock));
             EVS_UNROLL
             for (int q = 0; q < kPixels; q++) {
                 const int x = c - q * kStride;

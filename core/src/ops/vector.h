@@ -116,7 +116,8 @@ EVS_INLINE V all(A x) { return V{x, x, x, x, x, x, x, x}; }
 EVS_INLINE V all(A x) { return x - V{}; }  // a broadcast: subtracting 0 changes nothing, adding it would change -0
 #endif
 EVS_INLINE F all_floats(float x) { return x - F{}; }
-// Hides that a number is a constant: with one, GCC makes two instructions of `max` and `min` instead of one.
+// Hides where a number comes from. With a constant, GCC makes two instructions of `max` and `min` instead of one; a number
+// from memory it would load again for each product, and the processor loads no more than it multiplies.
 template <typename T>
 EVS_INLINE T hidden(T b) {
 #if defined(__x86_64__) && !defined(__clang__)

@@ -132,6 +132,9 @@ constexpr int kTilePixels[kTileBlocks + 1] = {0, 6};
 #elif defined(__aarch64__)
 constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 6};
+#elif defined(__wasm__)  // V8 has 15 registers, too few for this, and is faster all the same than with smaller tiles
+constexpr int kTileBlocks = 1;
+constexpr int kTilePixels[kTileBlocks + 1] = {0, 4};
 #else
 constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 3};

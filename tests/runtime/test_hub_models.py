@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,21 @@ def test_compare_and_verify_say_the_commit(
     done = cli("verify", NAME)
     assert done.status == 0, done.stderr
     assert done.stdout.startswith(f"{NAME} is {source}\n{NAME}: agrees")
+
+
+def test_a_page_of_a_model_on_the_hub_says_the_commit(
+    hub: HubServer, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.repository("anna/streets", **{"model.safetensors": WEIGHTS}).commits[0][0]
+
+    class Interrupted:
+        def wait(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("evitseg.cli.web_command.threading", SimpleNamespace(Event=Interrupted))
+    done = cli("web", NAME, "--no-browser")
+    assert done.status == 0, done.stderr
+    assert f"{NAME} is {NAME}@{commit}/model.safetensors" in done.stdout
 
 
 def test_a_model_that_is_pickled_stays_at_its_commit(hub: HubServer) -> None:

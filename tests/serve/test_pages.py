@@ -17,9 +17,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from evitseg.serve import endpoints, open_inference, pages, tile_endpoints
+from evitseg.serve.page_parts import PART_NAMES
 from evitseg.serve.parameters import PARAMETERS
 from evitseg.serve.problems import PROBLEMS
 from evitseg.serve.service import Service, ServiceLimits
+from evitseg.web.page_files import PAGE
 from tests.serve.serving import client_of, segmenter
 
 
@@ -62,9 +64,18 @@ def test_a_page_needs_nothing_from_elsewhere(path: str, client: TestClient) -> N
 
 
 def test_the_scripts_and_styles_name_no_other_place(client: TestClient) -> None:
-    for path in ("/page.js", "/page.css"):
-        text = client.get(path).text.replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?://|//\w+\.\w|@import", text)
+    texts = [name for name in PART_NAMES if name.endswith((".js", ".css"))]
+    assert {"app.js", "engine.js", "theme.css"} < set(texts)
+    for name in texts:
+        assert not re.search(r"https?://|//\w+\.\w|@import", client.get(f"/{name}").text)
+
+
+def test_nothing_of_the_page_of_evitseg_web_is_missing_or_served_in_vain(client: TestClient) -> None:
+    site = {path.name for path in (PAGE / "site").iterdir()}
+    assert site - {name for name in PART_NAMES if "/" not in name} == {"index.html", "service-worker.js"}
+    assert client.get("/engine.js").content != (PAGE / "site" / "engine.js").read_bytes()
+    assert client.get("/app.js").content == (PAGE / "site" / "app.js").read_bytes()
+    assert client.get("/evitseg/index.js").status_code == 404
 
 
 def test_every_problem_has_an_anchor_that_its_type_points_to(client: TestClient) -> None:

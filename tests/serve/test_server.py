@@ -101,7 +101,7 @@ def test_what_is_not_http_is_a_malformed_request(head: str, running: Live) -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["/../../etc/passwd", "/page.js/../../server.py", "/%2e%2e/x", "/..%2f..%2fetc/passwd", "/page.js%00", "//"]
+    "path", ["/../../etc/passwd", "/app.js/../../server.py", "/%2e%2e/x", "/..%2f..%2fetc/passwd", "/app.js%00", "//"]
 )
 def test_no_path_leads_out_of_the_table_of_routes(path: str, running: Live) -> None:
     answer = running.ask(f"GET {path} HTTP/1.1\nHost: x\nConnection: close\n")

@@ -12,15 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.web.site_server import SiteServer
+from evitseg.bundled import EXAMPLE_IMAGE
 from tests.browsing import until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, ViewportSize
 
     from evitseg.runtime.segmenter import Prediction
 
 SIZE = (320, 192)
+VIEWPORT: ViewportSize = {"width": 1000, "height": 600}
+
+
+def moving_photograph() -> list[Image.Image]:
+    """Frames of a video."""
+    image = Image.open(EXAMPLE_IMAGE).resize((SIZE[0] + 16, SIZE[1] + 16))
+    return [image.crop((i, i, i + SIZE[0], i + SIZE[1])) for i in (*range(0, 16, 2), *range(16, 0, -2))]
 
 
 def write_y4m(path: Path, images: list[Image.Image]) -> None:
@@ -35,24 +42,75 @@ def write_y4m(path: Path, images: list[Image.Image]) -> None:
                 file.write(plane[::2, ::2].tobytes())
 
 
+def camera_arguments(path: Path) -> list[str]:
+    """Chromium's arguments for a camera that shows such a video."""
+    return ["--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={path}"]
+
+
 @contextmanager
-def shown(browser: Browser, server: SiteServer, **settings: Any) -> Iterator[Page]:
-    """The page, which must not raise errors, nor ask for anything elsewhere."""
-    problems: list[str] = []
-    page = browser.new_page(**{"viewport": {"width": 1000, "height": 600}} | settings)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: problems.append(request.url) if not own(request.url, server) else None)
+def shown(browser: Browser, address: str, **settings: Any) -> Iterator[Page]:
+    """A page of its own at an address, without problems."""
+    page = browser.new_page(**{"viewport": VIEWPORT} | settings)
     try:
-        page.goto(server.url)
-        yield page
+        with without_problems(page, address):
+            page.goto(address)
+            yield page
     finally:
         page.close()
+
+
+@contextmanager
+def without_problems(page: Page, address: str) -> Iterator[None]:
+    """A page that must not raise errors in the block, nor ask for anything elsewhere."""
+    problems: list[str] = []
+
+    def failed(error: object) -> None:
+        problems.append(str(error))
+
+    def told(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            problems.append(message.text)
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((address, "blob:")):
+            problems.append(request.url)
+
+    page.on("pageerror", failed)
+    page.on("console", told)
+    page.on("request", asked)
+    try:
+        yield
+    finally:
+        page.remove_listener("pageerror", failed)
+        page.remove_listener("console", told)
+        page.remove_listener("request", asked)
     assert problems == []
 
 
-def own(address: str, server: SiteServer) -> bool:
-    return address.startswith((server.url, "blob:"))
+def restore(page: Page) -> None:
+    """Set the controls of a page as they are when it opens. What it shows stays, but a camera or video ends."""
+    page.set_viewport_size(VIEWPORT)
+    page.emulate_media(color_scheme="light")
+    page.evaluate(
+        """() => {
+          const $ = (id) => document.getElementById(id);
+          const set = (id, value, kind) => {
+            if ($(id).value === value) return;
+            $(id).value = value;
+            $(id).dispatchEvent(new Event(kind));
+          };
+          set("opacity", "55", "input");
+          set("size", "", "change");
+          if ($("compare").checked) $("compare").click();
+          $("all").click();
+          document.querySelector("details").open = false;
+          document.activeElement.blur();
+        }"""
+    )
+    page.mouse.move(VIEWPORT["width"] - 1, VIEWPORT["height"] - 1)
+    if page.evaluate("evitseg.source?.kind") != "image":
+        page.click("#example")
+        until(page, lambda: has_mask(page, "example.jpg"))
 
 
 def has_mask(page: Page, name: str) -> bool:
@@ -62,6 +120,7 @@ def has_mask(page: Page, name: str) -> bool:
 
 
 def show(page: Page, path: Path) -> None:
+    page.evaluate("evitseg.stage.clear()")  # the same image may be there
     page.set_input_files("#file", path)
     until(page, lambda: has_mask(page, path.name))
 
@@ -130,12 +189,17 @@ def masks(page: Page) -> Any:
 
 
 def start_camera(page: Page) -> None:
-    until(page, lambda: has_mask(page, "example.jpg"))
-    assert masks(page) == 0
     page.select_option("#size", "192")
     page.click("#camera")
-    until(page, lambda: masks(page) > 2)
+    until(page, lambda: page.evaluate("window.evitseg?.source?.kind") == "camera")
+    first = masks(page)
+    until(page, lambda: masks(page) > first + 2)
+
+
+def hold_track(page: Page) -> None:
+    """Remember the camera's track, for `camera_state`."""
+    page.evaluate("window.track = evitseg.camera.stream.getVideoTracks()[0]")
 
 
 def camera_state(page: Page) -> Any:
-    return page.evaluate("(window.track ??= evitseg.camera.stream.getVideoTracks()[0]).readyState")
+    return page.evaluate("track.readyState")

@@ -32,7 +32,7 @@ MASK_S = 0.012
 
 def test_a_visit_stays_within_its_budget(browser: Browser, server: SiteServer, site: Path) -> None:
     asked: list[str] = []
-    with shown(browser, server, permissions=["camera"]) as page:
+    with shown(browser, server.url, permissions=["camera"]) as page:
         devtools = page.context.new_cdp_session(page)
         devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,8 +103,13 @@ def test_everything_that_goes_wrong_has_a_code(page: Page, pixels: np.ndarray[An
     body = """
         const missing = await code(load("none.evit"));
         const damaged = await code(load("example.jpg"));
+        const noUrl = await code(load("http://["));
+        const noCheckUrl = await code(load("model.evit", { check: "http://[" }));
         const model = await load("model.evit");
         const noImage = await code(model.segment(new Blob(["text"])));
+        const frame = await createImageBitmap(new ImageData(8, 8));
+        frame.close();
+        const closedFrame = await code(model.segment(frame));
         const noPixels = await code(model.segment({ ...image, width: image.width + 1 }));
         const noBytes = await code(model.segment({ ...image, data: Float32Array.from(image.data) }));
         const noSize = await code(model.segment(image, { size: 7 }));
@@ -114,11 +121,15 @@ def test_everything_that_goes_wrong_has_a_code(page: Page, pixels: np.ndarray[An
         const aborted = await Promise.all(three);
         const late = code(model.segment(image));
         model.close();
-        return { missing, damaged, noImage, noPixels, noBytes, noSize, noThreads, good, aborted, late: await late,
+        return { missing, damaged, noUrl, noCheckUrl, closedFrame, noImage, noPixels, noBytes, noSize, noThreads, good,
+                 aborted, late: await late,
                  after: await code(model.segment(image)), simd: await code(load("model.evit", { simd: "none" })) };"""
     assert run(page, pixels, body) == {
         "missing": "file",
         "damaged": "model",
+        "noUrl": "argument",
+        "noCheckUrl": "argument",
+        "closedFrame": "image",
         "noImage": "image",
         "noPixels": "argument",
         "noBytes": "argument",
@@ -145,3 +156,25 @@ def test_a_model_can_change_its_threads_and_keeps_its_logits(
         model.close();
         return [answers.map(([threads]) => threads), new Set(answers.map(([, logits]) => logits)).size];"""
     assert run(page, pixels, body) == [[2, 1, 3, 2], 1]
+
+
+def test_threads_that_cannot_be_started_leave_those_that_there_are(
+    browser: Browser, site: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    page = browser.new_page()
+    with SiteServer(folder) as server:
+        page.goto(f"{server.url}NOTICE")
+        segment = """
+            window.model ??= await load("model.evit", { threads: 2 });
+            return [...(await model.segment(image)).logits];"""
+        before = run(page, pixels, segment)
+        (folder / "evitseg" / "thread.js").unlink()
+        failed = "return [await code(model.setThreads(3)), await code(model.setThreads(4)), model.info.threads];"
+        assert run(page, pixels, failed) == ["worker", "worker", 2]
+        assert run(page, pixels, segment) == before
+        assert run(page, pixels, "return [await model.setThreads(1), await model.setThreads(2)];") == [1, 2]
+        assert run(page, pixels, segment) == before
+        assert run(page, pixels, "return code(load('model.evit', { threads: 2 }));") == "worker"
+    page.close()

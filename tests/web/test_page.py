@@ -26,7 +26,7 @@ from tests.web.pages import has_mask, legend_of, mask_of, middle_of, row_of, sav
 needs("playwright")
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
     from evitseg.runtime.segmenter import Prediction
 
@@ -36,7 +36,7 @@ ROAD, SKY = (LABELS.names.index(name) for name in ("road", "sky"))
 
 def test_an_image_is_segmented_when_the_page_opens(browser: Browser, server: SiteServer, site: Path) -> None:
     expected = evitseg.load(precision="float32")(site / "example.jpg")
-    with shown(browser, server) as page:
+    with shown(browser, server.url) as page:
         until(page, lambda: has_mask(page, "example.jpg"))
         assert "1024 × 576 pixels" in page.inner_text("#status")
         assert page.inner_text("h1") == "b0-camvid"
@@ -52,9 +52,7 @@ def test_an_image_is_segmented_when_the_page_opens(browser: Browser, server: Sit
         assert not page.is_visible("#problem")
 
 
-def test_an_image_is_chosen_dropped_or_pasted(
-    browser: Browser, server: SiteServer, street: Path, expected: Prediction
-) -> None:
+def test_an_image_is_chosen_dropped_or_pasted(page: Page, street: Path, expected: Prediction) -> None:
     give = """([kind, name, bytes]) => {
       const data = new DataTransfer();
       data.items.add(new File([Uint8Array.from(bytes)], name, { type: "image/png" }));
@@ -63,225 +61,211 @@ def test_an_image_is_chosen_dropped_or_pasted(
         : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
       document.body.dispatchEvent(event);
     }"""
-    with shown(browser, server) as page:
-        with page.expect_file_chooser() as chooser:
-            page.click("#open")
-        chooser.value.set_files(street)
-        until(page, lambda: has_mask(page, "street.png"))
+    page.evaluate("evitseg.stage.clear()")
+    with page.expect_file_chooser() as chooser:
+        page.click("#open")
+    chooser.value.set_files(street)
+    until(page, lambda: has_mask(page, "street.png"))
+    assert (mask_of(page) == expected.mask).mean() > 0.9999
+    for kind in ("drop", "paste"):
+        page.evaluate(give, [kind, f"{kind}.png", list(street.read_bytes())])
+        until(page, partial(has_mask, page, f"{kind}.png"))
         assert (mask_of(page) == expected.mask).mean() > 0.9999
-        for kind in ("drop", "paste"):
-            page.evaluate(give, [kind, f"{kind}.png", list(street.read_bytes())])
-            until(page, partial(has_mask, page, f"{kind}.png"))
-            assert (mask_of(page) == expected.mask).mean() > 0.9999
-        page.click("#example")
-        until(page, lambda: has_mask(page, "example.jpg"))
+    page.click("#example")
+    until(page, lambda: has_mask(page, "example.jpg"))
 
 
-def test_the_place_to_drop_is_seen_only_while_something_is_dragged(browser: Browser, server: SiteServer) -> None:
-    with shown(browser, server) as page:
-        for kind, is_seen in (("dragover", True), ("dragleave", False), ("dragover", True), ("drop", False)):
-            given = "{ bubbles: true, dataTransfer: new DataTransfer() }"
-            page.evaluate(f"document.body.dispatchEvent(new DragEvent('{kind}', {given}))")
-            assert page.is_visible("#drop") == is_seen
-        assert page.inner_text("#problem") == "There is no image or video in what was dropped or pasted."
+def test_the_place_to_drop_is_seen_only_while_something_is_dragged(page: Page) -> None:
+    for kind, is_seen in (("dragover", True), ("dragleave", False), ("dragover", True), ("drop", False)):
+        given = "{ bubbles: true, dataTransfer: new DataTransfer() }"
+        page.evaluate(f"document.body.dispatchEvent(new DragEvent('{kind}', {given}))")
+        assert page.is_visible("#drop") == is_seen
+    assert page.inner_text("#problem") == "There is no image or video in what was dropped or pasted."
 
 
-def test_a_photograph_is_shown_upright(browser: Browser, server: SiteServer, street: Path, tmp_path: Path) -> None:
+def test_a_photograph_is_shown_upright(page: Page, street: Path, tmp_path: Path) -> None:
     turned = Image.open(street).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     expected = evitseg.load(precision="float32")(tmp_path / "turned.png")
-    with shown(browser, server) as page:
-        show(page, tmp_path / "turned.png")
-        found = mask_of(page)
-        assert found.shape == expected.mask.shape == (270, 480)
-        assert (found == expected.mask).mean() > 0.9999
+    show(page, tmp_path / "turned.png")
+    found = mask_of(page)
+    assert found.shape == expected.mask.shape == (270, 480)
+    assert (found == expected.mask).mean() > 0.9999
 
 
 def test_a_file_that_cannot_be_shown_is_a_sentence_and_keeps_what_is_shown(
-    browser: Browser, server: SiteServer, street: Path, tmp_path: Path
+    page: Page, street: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "cut.png").write_bytes(street.read_bytes()[:100])
     (tmp_path / "broken.webm").write_bytes(b"no video")
-    with shown(browser, server) as page:
-        show(page, street)
-        page.set_input_files("#file", tmp_path / "broken.png")
-        until(page, lambda: page.is_visible("#problem"))
-        assert page.inner_text("#problem").startswith("broken.png cannot be shown: this browser does not know")
-        assert has_mask(page, "street.png")
-        page.set_input_files("#file", tmp_path / "broken.webm")
-        until(page, lambda: "broken.webm cannot be played" in page.inner_text("#problem"))
-        page.set_input_files("#file", tmp_path / "cut.png")
-        until(page, lambda: page.inner_text("#problem").startswith("cut.png: the file is not an image"))
-        show(page, street)
-        assert not page.is_visible("#problem")
+    show(page, street)
+    page.set_input_files("#file", tmp_path / "broken.png")
+    until(page, lambda: page.is_visible("#problem"))
+    assert page.inner_text("#problem").startswith("broken.png cannot be shown: this browser does not know")
+    assert has_mask(page, "street.png")
+    page.set_input_files("#file", tmp_path / "broken.webm")
+    until(page, lambda: "broken.webm cannot be played" in page.inner_text("#problem"))
+    page.set_input_files("#file", tmp_path / "cut.png")
+    until(page, lambda: page.inner_text("#problem").startswith("cut.png: the file is not an image"))
+    show(page, street)
+    assert not page.is_visible("#problem")
 
 
 def test_opacity_classes_and_before_and_after_change_what_is_seen(
-    browser: Browser, server: SiteServer, street: Path, expected: Prediction
+    page: Page, street: Path, expected: Prediction
 ) -> None:
     y, x = middle_of(expected, ROAD)
     color, photo = np.array(LABELS.classes[ROAD].color), expected.image[y - 1 : y + 2, x - 1 : x + 2].mean((0, 1))
-    with shown(browser, server) as page:
-        show(page, street)
-        left, top = screen_place(page, x + 0.5, y + 0.5)
+    show(page, street)
+    left, top = screen_place(page, x + 0.5, y + 0.5)
 
-        def is_near(wanted: NDArray[Any]) -> bool:
-            return bool(np.abs(pixels_of(page)[top, left].astype(int) - wanted).max() <= 25)
+    def is_near(wanted: NDArray[Any]) -> bool:
+        return bool(np.abs(pixels_of(page)[top, left].astype(int) - wanted).max() <= 25)
 
-        until(page, lambda: is_near(0.55 * color + 0.45 * photo))
-        page.fill("#opacity", "100")
-        until(page, lambda: is_near(color))
-        assert page.inner_text("#opacity-value") == "100 %"
-        row_of(page, "road").locator("input").uncheck()
-        until(page, lambda: is_near(photo))
-        row_of(page, "road").locator("input").check()
-        until(page, lambda: is_near(color))
-        page.click("#none")
-        until(page, lambda: is_near(photo))
-        page.click("#all")
-        until(page, lambda: is_near(color))
-        # Before, on the left of the line, and after.
-        page.check("#compare")
-        share = 100 * (x + 0.5) / expected.mask.shape[1]
-        page.fill("#split", str(round(share + 10)))
-        until(page, lambda: is_near(photo))
-        page.fill("#split", str(round(share - 10)))
-        until(page, lambda: is_near(color))
-        # The line can be dragged.
-        line = page.locator("#divider").bounding_box()
-        assert line is not None
-        page.mouse.move(line["x"] + line["width"] / 2, line["y"] + 20)
-        page.mouse.down()
-        page.mouse.move(left + 60, line["y"] + 40, steps=3)
-        page.mouse.up()
-        until(page, lambda: is_near(photo))
-        assert abs(float(page.input_value("#split")) - share) > 3
-        page.uncheck("#compare")
-        until(page, lambda: is_near(color))
-        assert not page.is_visible("#divider")
-
-
-def test_the_class_under_the_pointer_is_shown(
-    browser: Browser, server: SiteServer, street: Path, expected: Prediction
-) -> None:
-    with shown(browser, server) as page:
-        show(page, street)
-        for index in (ROAD, SKY):
-            y, x = middle_of(expected, index)
-            page.mouse.move(*screen_place(page, x + 0.5, y + 0.5))
-            name = LABELS.names[index]
-            until(page, lambda name=name: page.inner_text("#pointer").startswith(f"{name} · x "))  # type: ignore[misc]
-        page.mouse.move(990, 300)
-        until(page, lambda: page.inner_text("#pointer") == "")
+    until(page, lambda: is_near(0.55 * color + 0.45 * photo))
+    page.fill("#opacity", "100")
+    until(page, lambda: is_near(color))
+    assert page.inner_text("#opacity-value") == "100 %"
+    row_of(page, "road").locator("input").uncheck()
+    until(page, lambda: is_near(photo))
+    row_of(page, "road").locator("input").check()
+    until(page, lambda: is_near(color))
+    page.click("#none")
+    until(page, lambda: is_near(photo))
+    page.click("#all")
+    until(page, lambda: is_near(color))
+    # Before, on the left of the line, and after.
+    page.check("#compare")
+    share = 100 * (x + 0.5) / expected.mask.shape[1]
+    page.fill("#split", str(round(share + 10)))
+    until(page, lambda: is_near(photo))
+    page.fill("#split", str(round(share - 10)))
+    until(page, lambda: is_near(color))
+    # The line can be dragged.
+    line = page.locator("#divider").bounding_box()
+    assert line is not None
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(left + 60, line["y"] + 40, steps=3)
+    page.mouse.up()
+    until(page, lambda: is_near(photo))
+    assert abs(float(page.input_value("#split")) - share) > 3
+    page.uncheck("#compare")
+    until(page, lambda: is_near(color))
+    assert not page.is_visible("#divider")
 
 
-def test_everything_works_with_the_keyboard(
-    browser: Browser, server: SiteServer, street: Path, expected: Prediction
-) -> None:
-    with shown(browser, server) as page:
-        show(page, street)
-        page.focus("#stage")
-        page.keyboard.press("ArrowRight")
-        height, width = expected.mask.shape
-        assert page.is_visible("#cross")
-        spoken = page.inner_text("#spoken")
-        assert spoken == f"{LABELS.names[expected.mask[height // 2, width // 2]]} · x {width // 2}, y {height // 2}"
-        for _ in range(4):
-            page.keyboard.press("Shift+ArrowUp")
-        assert page.inner_text("#spoken").startswith("sky · ")
-        page.keyboard.press("m")
-        assert page.inner_text("#opacity-value") == "0 %"
-        page.keyboard.press("M")
-        assert page.inner_text("#opacity-value") == "55 %"
-        page.keyboard.press("]")
-        assert page.inner_text("#opacity-value") == "65 %"
-        page.keyboard.press("[")
-        assert page.inner_text("#opacity-value") == "55 %"
-        page.keyboard.press("b")
-        assert page.is_checked("#compare")
-        page.keyboard.press("b")
-        assert not page.is_checked("#compare")
-        # Keys act only on the image: someone who types elsewhere changes nothing.
-        page.focus("#open")
-        page.keyboard.press("m")
-        assert page.inner_text("#opacity-value") == "55 %"
-        assert not page.is_visible("#cross")
-        # Every control can be reached, and nothing else.
-        page.focus("#stage")
-        reached = []
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-            if reached[-1] == "BODY":
-                break
-        controls = page.evaluate(
-            "[...document.querySelectorAll('button, input, select, a[href], summary')]"
-            ".filter((each) => each.checkVisibility() && !each.disabled && each.tabIndex >= 0).length"
-        )
-        assert len(reached) - 1 == controls
+def test_the_class_under_the_pointer_is_shown(page: Page, street: Path, expected: Prediction) -> None:
+    show(page, street)
+    for index in (ROAD, SKY):
+        y, x = middle_of(expected, index)
+        page.mouse.move(*screen_place(page, x + 0.5, y + 0.5))
+        name = LABELS.names[index]
+        until(page, lambda name=name: page.inner_text("#pointer").startswith(f"{name} · x "))  # type: ignore[misc]
+    page.mouse.move(990, 300)
+    until(page, lambda: page.inner_text("#pointer") == "")
 
 
-def test_the_mask_and_its_numbers_can_be_saved(
-    browser: Browser, server: SiteServer, street: Path, expected: Prediction
-) -> None:
-    with shown(browser, server, accept_downloads=True) as page:
-        show(page, street)
-        mask = mask_of(page)
-        name, content = saved(page, "#save-mask")
-        image = Image.open(io.BytesIO(content))
-        assert (name, image.mode) == ("street_mask.png", "P")
-        np.testing.assert_array_equal(np.asarray(image), mask)
-        palette = image.getpalette()
-        assert palette is not None
-        assert palette[3 * ROAD : 3 * ROAD + 3] == list(LABELS.classes[ROAD].color)
-        name, content = saved(page, "#save-ids")
-        image = Image.open(io.BytesIO(content))
-        assert (name, image.mode) == ("street_ids.png", "L")
-        np.testing.assert_array_equal(np.asarray(image), mask)
-        counts = np.bincount(mask.ravel(), minlength=len(LABELS.classes))
-        name, content = saved(page, "#save-json")
-        about = json.loads(content)
-        assert name == "street.json"
-        assert about["image"] == {"name": "street.png", "width": 480, "height": 270}
-        assert about["model"] == {"name": "b0-camvid"}
-        assert [each["pixels"] for each in about["classes"]] == counts.tolist()
-        assert [each["name"] for each in about["classes"]] == list(LABELS.names)
-        assert about["classes"][ROAD]["fraction"] == pytest.approx(counts[ROAD] / mask.size)
-        assert about["device"]["verified"] is True
-        assert set(about["timing_ms"]) == {"decode", "resize", "network", "mask", "total"}
-        name, content = saved(page, "#save-csv")
-        rows = list(csv.DictReader(io.StringIO(content.decode())))
-        assert name == "street.csv"
-        assert [int(row["pixels"]) for row in rows] == counts.tolist()
-        assert [row["name"] for row in rows] == list(LABELS.names)
-        assert rows[ROAD]["fraction"] == f"{counts[ROAD] / mask.size:.6f}"
-        # The picture: the image tinted, above a legend.
-        name, content = saved(page, "#save-picture")
-        picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
-        assert name == "street_overlay.png"
-        assert picture.shape[1] == 480
-        assert picture.shape[0] > 270
-        y, x = middle_of(expected, ROAD)
-        tinted = 0.55 * np.array(LABELS.classes[ROAD].color) + 0.45 * expected.image[y, x]
-        assert np.abs(picture[y, x] - tinted).max() <= 2
-        assert (np.abs(picture[270:] - LABELS.classes[ROAD].color).max(-1) == 0).sum() > 50
+def test_everything_works_with_the_keyboard(page: Page, street: Path, expected: Prediction) -> None:
+    show(page, street)
+    page.focus("#stage")
+    page.keyboard.press("ArrowRight")
+    height, width = expected.mask.shape
+    assert page.is_visible("#cross")
+    spoken = page.inner_text("#spoken")
+    assert spoken == f"{LABELS.names[expected.mask[height // 2, width // 2]]} · x {width // 2}, y {height // 2}"
+    for _ in range(4):
+        page.keyboard.press("Shift+ArrowUp")
+    assert page.inner_text("#spoken").startswith("sky · ")
+    page.keyboard.press("m")
+    assert page.inner_text("#opacity-value") == "0 %"
+    page.keyboard.press("M")
+    assert page.inner_text("#opacity-value") == "55 %"
+    page.keyboard.press("]")
+    assert page.inner_text("#opacity-value") == "65 %"
+    page.keyboard.press("[")
+    assert page.inner_text("#opacity-value") == "55 %"
+    page.keyboard.press("b")
+    assert page.is_checked("#compare")
+    page.keyboard.press("b")
+    assert not page.is_checked("#compare")
+    # Keys act only on the image: someone who types elsewhere changes nothing.
+    page.focus("#open")
+    page.keyboard.press("m")
+    assert page.inner_text("#opacity-value") == "55 %"
+    assert not page.is_visible("#cross")
+    # Every control can be reached, and nothing else.
+    page.focus("#stage")
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        if reached[-1] == "BODY":
+            break
+    controls = page.evaluate(
+        "[...document.querySelectorAll('button, input, select, a[href], summary')]"
+        ".filter((each) => each.checkVisibility() && !each.disabled && each.tabIndex >= 0).length"
+    )
+    assert len(reached) - 1 == controls
 
 
-def test_a_smaller_size_is_faster_and_says_so(browser: Browser, server: SiteServer, street: Path) -> None:
-    with shown(browser, server) as page:
-        show(page, street)
-        assert page.inner_text("#input") == "960 × 544"  # the model's rule enlarges it twice at most
-        assert page.locator("#size option").all_inner_texts() == [
-            "Automatic (images: 720)", "720 pixels", "512 pixels", "384 pixels", "256 pixels", "192 pixels",
-            "128 pixels",
-        ]  # fmt: skip
-        page.select_option("#size", "256")
-        until(page, lambda: page.inner_text("#input") == "448 × 256")
-        page.select_option("#size", "")
-        until(page, lambda: page.inner_text("#input") == "960 × 544")
+def test_the_mask_and_its_numbers_can_be_saved(page: Page, street: Path, expected: Prediction) -> None:
+    show(page, street)
+    mask = mask_of(page)
+    name, content = saved(page, "#save-mask")
+    image = Image.open(io.BytesIO(content))
+    assert (name, image.mode) == ("street_mask.png", "P")
+    np.testing.assert_array_equal(np.asarray(image), mask)
+    palette = image.getpalette()
+    assert palette is not None
+    assert palette[3 * ROAD : 3 * ROAD + 3] == list(LABELS.classes[ROAD].color)
+    name, content = saved(page, "#save-ids")
+    image = Image.open(io.BytesIO(content))
+    assert (name, image.mode) == ("street_ids.png", "L")
+    np.testing.assert_array_equal(np.asarray(image), mask)
+    counts = np.bincount(mask.ravel(), minlength=len(LABELS.classes))
+    name, content = saved(page, "#save-json")
+    about = json.loads(content)
+    assert name == "street.json"
+    assert about["image"] == {"name": "street.png", "width": 480, "height": 270}
+    assert about["model"] == {"name": "b0-camvid"}
+    assert [each["pixels"] for each in about["classes"]] == counts.tolist()
+    assert [each["name"] for each in about["classes"]] == list(LABELS.names)
+    assert about["classes"][ROAD]["fraction"] == pytest.approx(counts[ROAD] / mask.size)
+    assert about["device"]["verified"] is True
+    assert set(about["timing_ms"]) == {"decode", "resize", "network", "mask", "total"}
+    name, content = saved(page, "#save-csv")
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    assert name == "street.csv"
+    assert [int(row["pixels"]) for row in rows] == counts.tolist()
+    assert [row["name"] for row in rows] == list(LABELS.names)
+    assert rows[ROAD]["fraction"] == f"{counts[ROAD] / mask.size:.6f}"
+    # The picture: the image tinted, above a legend.
+    name, content = saved(page, "#save-picture")
+    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    assert name == "street_overlay.png"
+    assert picture.shape[1] == 480
+    assert picture.shape[0] > 270
+    y, x = middle_of(expected, ROAD)
+    tinted = 0.55 * np.array(LABELS.classes[ROAD].color) + 0.45 * expected.image[y, x]
+    assert np.abs(picture[y, x] - tinted).max() <= 2
+    assert (np.abs(picture[270:] - LABELS.classes[ROAD].color).max(-1) == 0).sum() > 50
+
+
+def test_a_smaller_size_is_faster_and_says_so(page: Page, street: Path) -> None:
+    show(page, street)
+    assert page.inner_text("#input") == "960 × 544"  # the model's rule enlarges it twice at most
+    assert page.locator("#size option").all_inner_texts() == [
+        "Automatic (images: 720)", "720 pixels", "512 pixels", "384 pixels", "256 pixels", "192 pixels",
+        "128 pixels",
+    ]  # fmt: skip
+    page.select_option("#size", "256")
+    until(page, lambda: page.inner_text("#input") == "448 × 256")
+    page.select_option("#size", "")
+    until(page, lambda: page.inner_text("#input") == "960 × 544")
 
 
 @pytest.fixture
@@ -296,7 +280,7 @@ def wrong_site(site: Path, tmp_path: Path) -> Path:
 
 
 def test_a_device_that_disagrees_shows_no_mask_until_somebody_insists(browser: Browser, wrong_site: Path) -> None:
-    with SiteServer(wrong_site) as server, shown(browser, server) as page:
+    with SiteServer(wrong_site) as server, shown(browser, server.url) as page:
         until(page, lambda: page.is_visible("#problem"))
         told = page.inner_text("#problem-text")
         assert told.startswith(
@@ -316,16 +300,14 @@ def test_a_device_that_disagrees_shows_no_mask_until_somebody_insists(browser: B
         assert json.loads(saved(page, "#save-json")[1])["device"]["verified"] is False
 
 
-def test_a_model_without_a_check_is_neither_verified_nor_wrong(browser: Browser, server: SiteServer) -> None:
+def test_a_model_without_a_check_is_neither_verified_nor_wrong(page: Page) -> None:
     script = """async () => {
       const { showDevice } = await import("./panel.js");
       showDevice({ info: evitseg.model.info, verification: null, isVerified: null });
     }"""
-    with shown(browser, server) as page:
-        until(page, lambda: has_mask(page, "example.jpg"))
-        page.evaluate(script)
-        assert page.inner_text("#verification") == "not stored with this model"
-        assert "wrong" not in (page.get_attribute("#verification", "class") or "")
+    page.evaluate(script)
+    assert page.inner_text("#verification") == "not stored with this model"
+    assert "wrong" not in (page.get_attribute("#verification", "class") or "")
 
 
 def test_a_missing_model_is_a_sentence(browser: Browser, site: Path, tmp_path: Path) -> None:
@@ -344,24 +326,22 @@ def test_a_missing_model_is_a_sentence(browser: Browser, site: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (640, 360), (1366, 768), (3840, 2160)])
-def test_nothing_is_cut_off_at_any_size(
-    width: int, height: int, browser: Browser, server: SiteServer, street: Path
-) -> None:
-    with shown(browser, server, viewport={"width": width, "height": height}) as page:
-        show(page, street)
-        page.check("#compare")
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        parts = "button, input:not(.unseen), select, #stage, #frame, p:not(.unseen), dd, th, td"
-        script = """(parts) => [...document.querySelectorAll(parts)]
-          .filter((each) => each.checkVisibility())
-          .map((each) => [each.id || each.textContent, each.getBoundingClientRect()])
-          .map(([name, { left, right }]) => [name, left, right])"""
-        for name, left, right in page.evaluate(script, parts):
-            assert 0 <= left <= right <= width + 0.5, name
-        frame = page.locator("#frame").bounding_box()
-        assert frame is not None
-        assert abs(frame["width"] / frame["height"] - 16 / 9) < 0.02
-        assert frame["height"] > 0.3 * height or frame["width"] > 0.95 * width
+def test_nothing_is_cut_off_at_any_size(width: int, height: int, page: Page, street: Path) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    show(page, street)
+    page.check("#compare")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    parts = "button, input:not(.unseen), select, #stage, #frame, p:not(.unseen), dd, th, td"
+    script = """(parts) => [...document.querySelectorAll(parts)]
+      .filter((each) => each.checkVisibility())
+      .map((each) => [each.id || each.textContent, each.getBoundingClientRect()])
+      .map(([name, { left, right }]) => [name, left, right])"""
+    for name, left, right in page.evaluate(script, parts):
+        assert 0 <= left <= right <= width + 0.5, name
+    frame = page.locator("#frame").bounding_box()
+    assert frame is not None
+    assert abs(frame["width"] / frame["height"] - 16 / 9) < 0.02
+    assert frame["height"] > 0.3 * height or frame["width"] > 0.95 * width
 
 
 class Words(HTMLParser):
@@ -378,17 +358,15 @@ class Words(HTMLParser):
             self.found.append((self.tags[-1], data.strip()))
 
 
-def test_all_text_is_in_one_file(browser: Browser, server: SiteServer, site: Path) -> None:
+def test_all_text_is_in_one_file(page: Page, site: Path) -> None:
     words = Words()
     words.feed((site / "index.html").read_text())
     # What is seen without scripts, and what a browser needs before they run.
     assert [tag for tag, _ in words.found] == ["title", "p"]
-    with shown(browser, server) as page:
-        until(page, lambda: has_mask(page, "example.jpg"))
-        texts = page.evaluate("[...document.querySelectorAll('[data-text]')].map((each) => each.textContent)")
-        labels = page.evaluate(
-            "[...document.querySelectorAll('[data-label]')].map((each) => each.getAttribute('aria-label'))"
-        )
-        assert all(texts)
-        assert all(label not in ("", "undefined") for label in labels)
-        assert "undefined" not in page.inner_text("body")
+    texts = page.evaluate("[...document.querySelectorAll('[data-text]')].map((each) => each.textContent)")
+    labels = page.evaluate(
+        "[...document.querySelectorAll('[data-label]')].map((each) => each.getAttribute('aria-label'))"
+    )
+    assert all(texts)
+    assert all(label not in ("", "undefined") for label in labels)
+    assert "undefined" not in page.inner_text("body")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import given_options
+from evitseg.cli.options import given_options, pinned_model
 from evitseg.cli.output import Output
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def web_command(
         certificate = make_certificate(host)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evitseg-web-")))
-        site = _site(model, folder)
+        site = _site(model, folder, output)
         context = certificate.context if certificate else None
         server = stack.enter_context(SiteServer(site, port or 0, host, context))
         try:
@@ -127,7 +127,7 @@ def _is_address(text: str) -> bool:
     return not (address.is_unspecified or address.is_multicast or address.is_reserved)
 
 
-def _site(model: str | None, folder: Path) -> Path:
+def _site(model: str | None, folder: Path, output: Output) -> Path:
     """The folder of a page: the one that was given, or one that is written now."""
     if model is not None and Path(model, "index.html").is_file():
         return Path(model)
@@ -135,7 +135,7 @@ def _site(model: str | None, folder: Path) -> Path:
     from evitseg.runtime.native import NativeEngine
     from evitseg.web.page_files import write_page
 
-    engine = load(model, engine="native", precision="float32").engine
+    engine = load(pinned_model(model, output), engine="native", precision="float32").engine
     assert isinstance(engine, NativeEngine)
     site = folder / "site"
     write_page(site, engine.manifest, engine.program)

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from evitseg.serve.page_parts import PART_NAMES
 from evitseg.serve.problems import ProblemError
 from evitseg.serve.service import Service, Stages
 
@@ -26,8 +27,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = frozenset(
     {
         "/",
-        "/page.js",
-        "/page.css",
+        *(f"/{name}" for name in PART_NAMES),
         "/docs",
         "/openapi.json",
         "/healthz",

@@ -1,11 +1,11 @@
-"""The pages for people: a form to try the model, and a description of the addresses. Nothing comes from elsewhere."""
+"""The pages for people: one to try the model, and a description of the addresses. Nothing comes from elsewhere."""
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -14,22 +14,27 @@ from starlette.routing import Route
 
 from evitseg.serve.endpoints import route, service_of
 from evitseg.serve.openapi import description
+from evitseg.serve.page_parts import PART_NAMES, docs_template, part
 from evitseg.serve.problems import PROBLEMS
 
-_FOLDER = Path(__file__).parent / "page"
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' blob: data:; media-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Permissions-Policy": "camera=(self)",
+}
 
 
-def _page(text: str, suffix: str) -> Response:
-    return Response(text, headers={"Content-Security-Policy": _POLICY}, media_type=f"{_TYPES[suffix]}; charset=utf-8")
+async def _part(name: str, request: Request) -> Response:
+    body, kind = await asyncio.to_thread(part, name)
+    return Response(body, headers={"Content-Type": kind} | _HEADERS)
 
 
-async def _file(name: str, request: Request) -> Response:
-    return _page((_FOLDER / name).read_text(encoding="utf-8"), Path(name).suffix)
+async def _index(request: Request) -> Response:
+    body, kind = part()
+    return Response(body, headers={"Content-Type": kind} | _HEADERS)
 
 
 def _described(request: Request) -> dict[str, Any]:
@@ -43,7 +48,7 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _docs(request: Request) -> Response:
-    return _page(docs_page(_described(request)), ".html")
+    return Response(docs_page(_described(request)), headers=_HEADERS, media_type="text/html; charset=utf-8")
 
 
 def docs_page(about: dict[str, Any]) -> str:
@@ -58,14 +63,14 @@ def docs_page(about: dict[str, Any]) -> str:
         f"<td>{html.escape(kind.remedy)}</td></tr>"
         for name, kind in PROBLEMS.items()
     )
-    template = (_FOLDER / "docs.html").read_text(encoding="utf-8")
+    template = docs_template()
     parts = {
         "about": html.escape(f"{about['info']['description']} evitseg {about['info']['version']}."),
         "operations": operations,
         "problems": problems,
     }
-    for name, part in parts.items():
-        template = template.replace(f"<!-- {name} -->", part)
+    for name, content in parts.items():
+        template = template.replace(f"<!-- {name} -->", content)
     return template
 
 
@@ -113,9 +118,8 @@ def _values(schema: dict[str, Any]) -> str:
 
 
 ROUTES: list[Route] = [
-    route("/", partial(_file, "index.html"), "GET"),
-    route("/page.js", partial(_file, "page.js"), "GET"),
-    route("/page.css", partial(_file, "page.css"), "GET"),
+    route("/", _index, "GET"),
+    *(route(f"/{name}", partial(_part, name), "GET", "page") for name in PART_NAMES),
     route("/docs", _docs, "GET"),
     route("/openapi.json", _openapi, "GET"),
 ]

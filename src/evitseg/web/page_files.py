@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -58,14 +59,21 @@ def write_page(folder: Path, manifest: Manifest, program: bytes) -> None:
     shutil.copytree(PAGE / "library", folder / LIBRARY)
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(PAGE / "library" / name, folder)
-    with Image.open(EXAMPLE_IMAGE) as image:
-        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-        image.save(folder / EXAMPLE, quality=EXAMPLE_QUALITY, optimize=True, progressive=True)
+    (folder / EXAMPLE).write_bytes(example_jpeg())
     headers = "".join(f"  {name}: {value}\n" for name, value in HEADERS.items())
     (folder / "_headers").write_text(f"/*\n{headers}", encoding="utf-8")
     write_evit(folder / MODEL, manifest, program)
     (folder / CHECK).write_text(check, encoding="utf-8")
     set_page_manifest(folder, manifest)
+
+
+def example_jpeg() -> bytes:
+    """The page's first image, as a file."""
+    content = io.BytesIO()
+    with Image.open(EXAMPLE_IMAGE) as image:
+        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+        image.save(content, "JPEG", quality=EXAMPLE_QUALITY, optimize=True, progressive=True)
+    return content.getvalue()
 
 
 def _check(program: bytes) -> str:

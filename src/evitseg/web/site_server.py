@@ -65,6 +65,9 @@ def _answer(site: dict[str, Path], path: str, query: dict[str, str]) -> Content:
         body = site[path].read_bytes()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    ending = Path(site[path]).suffix
-    kind = _TYPES.get(ending, _TEXT if ending in ("", ".txt", ".md") else _BINARY)
-    return Content(body, {"Content-Type": kind, "Cache-Control": "no-cache"})
+    return Content(body, {"Content-Type": content_type(site[path]), "Cache-Control": "no-cache"})
+
+
+def content_type(path: Path) -> str:
+    """The media type of a file of a page, by its ending."""
+    return _TYPES.get(path.suffix, _TEXT if path.suffix in ("", ".txt", ".md") else _BINARY)

@@ -37,11 +37,12 @@ export function sharedMemory() {
   return null;
 }
 
-/** Runs a thread of the core's pool, as `startThread` of a core was asked to, until the pool ends. */
-export function runThread({ module, memory, argument, stack }) {
+/** Runs a thread of the core's pool, as `startThread` of a core was asked to, until the pool ends; calls `begins` first. */
+export function runThread({ module, memory, argument, stack }, begins = () => {}) {
   const imports = { env: { memory }, evitseg: { now: () => performance.now(), start: () => 0 } };
   const { exports } = new WebAssembly.Instance(module, imports);
   exports.__stack_pointer.value = stack;
+  begins();
   exports.evs_thread(argument);
 }
 
@@ -61,7 +62,12 @@ export class Core {
     const core = new Core();
     core.#module = module;
     const start = (argument) => {
-      const stack = core.allocate(STACK);
+      let stack;
+      try {
+        stack = core.allocate(STACK);
+      } catch {
+        return 0; // there is one thread less; an exception must not pass through the core
+      }
       core.#stacks.push(stack);
       startThread({ module, memory, argument, stack: stack + STACK });
       return 1;

@@ -101,7 +101,10 @@ export interface Model {
     mask: { mask: Uint8Array | Uint16Array; width: number; height: number },
     format?: "palette" | "gray",
   ): Promise<Blob>;
-  /** Sets the number of threads from now on. */
+  /**
+   * Sets the number of threads from now on. Resolves with the number in use, which is smaller if there is not enough memory. If
+   * threads cannot be started, it rejects and leaves those that there are.
+   */
   setThreads(threads: number): Promise<number>;
   /** Ends the workers and frees their memory. */
   close(): void;

@@ -25,8 +25,8 @@ export async function load(url, { threads = "auto", check = null, simd = "auto",
   const cores = navigator.hardwareConcurrency || 1;
   const shared = isolated && threads !== 1;
   const request = {
-    modelUrl: new URL(url, document.baseURI).href,
-    checkUrl: check === null ? null : new URL(check, document.baseURI).href,
+    modelUrl: absolute(url, "the .evit file"),
+    checkUrl: check === null ? null : absolute(check, "the model.check file"),
     folder: new URL("./", import.meta.url).href,
     shared,
     threads: !shared ? 1 : threads === "auto" ? Math.min(cores, MOST_THREADS) : threads,
@@ -54,6 +54,14 @@ export async function load(url, { threads = "auto", check = null, simd = "auto",
     connection.close();
   }
   return null; // not reached
+}
+
+function absolute(url, of) {
+  try {
+    return new URL(url, globalThis.document?.baseURI ?? location.href).href;
+  } catch {
+    throw new EvitsegError("argument", `"${url}" is not a URL; give the address of ${of}`);
+  }
 }
 
 /** Requests to a worker, and its answers. */
@@ -100,7 +108,13 @@ class Connection {
       };
       signal?.addEventListener("abort", abort, { once: true });
       this.#waiting.set(id, { resolve, reject, progress, stop: () => signal?.removeEventListener("abort", abort) });
-      this.#worker.postMessage({ ...content, id, kind }, moved);
+      try {
+        this.#worker.postMessage({ ...content, id, kind }, moved);
+      } catch (error) {
+        this.#waiting.delete(id);
+        signal?.removeEventListener("abort", abort);
+        throw new EvitsegError("image", `this image cannot be given to the worker (${error.message}); it may be closed already`);
+      }
     });
   }
 
@@ -138,7 +152,12 @@ class Model {
 
   async segment(image, { size = null, signal = null } = {}) {
     const [sent, moved] = await message(image);
-    return this.#connection.ask("segment", { image: sent, size }, moved, signal);
+    try {
+      return await this.#connection.ask("segment", { image: sent, size }, moved, signal);
+    } catch (error) {
+      for (const each of moved) each.close(); // it was given away, even if it has not left this thread
+      throw error;
+    }
   }
 
   async verify() {

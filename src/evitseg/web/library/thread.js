@@ -2,7 +2,7 @@
 import { runThread } from "./core.js";
 
 addEventListener("message", ({ data }) => {
-  postMessage("begins");
-  runThread(data);
+  runThread(data, () => postMessage("begins"));
   postMessage("ends");
 });
+postMessage("ready");

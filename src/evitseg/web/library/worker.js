@@ -8,7 +8,8 @@ import { pngParts } from "./png.js";
 let core, model, manifest, runner, check;
 let hasThreads = false;
 const helpers = []; // workers that run threads: { worker, ended }, and ended is null while one waits for a thread
-let starting = [];
+const starting = [];
+let broken = null; // the error after which there are no threads to run the network on
 const aborted = new Set();
 
 async function fetched(url) {
@@ -54,35 +55,53 @@ async function received(response, progress) {
   return all;
 }
 
-function startThread(thread) {
-  let helper = helpers.find(({ ended }) => ended === null);
-  if (helper === undefined) {
-    helper = { worker: new Worker(new URL("./thread.js", import.meta.url), { type: "module" }), ended: null };
-    helpers.push(helper);
+/** Listens to a helper, which fails with one sentence. */
+function listen(worker, heard, fail) {
+  worker.onmessage = ({ data }) => heard(data);
+  worker.onerror = (event) => {
+    event.preventDefault(); // the page's own worker has not failed
+    fail(new EvitsegError("worker", "a thread cannot be started; use fewer threads"));
+  };
+}
+
+/** Loads workers for so many threads. The core waits for its threads, so those that cannot start must be noticed before. */
+async function prepareHelpers(count) {
+  const made = [];
+  while (helpers.length + made.length < count) made.push(new Worker(new URL("./thread.js", import.meta.url), { type: "module" }));
+  try {
+    await Promise.all(made.map((worker) => new Promise((ready, fail) => listen(worker, ready, fail))));
+  } catch (error) {
+    for (const worker of made) worker.terminate();
+    throw error;
   }
+  helpers.push(...made.map((worker) => ({ worker, ended: null })));
+}
+
+function startThread(thread) {
+  const helper = helpers.find(({ ended }) => ended === null);
   helper.ended = new Promise((end) => {
-    starting.push(
-      new Promise((begin, fail) => {
-        helper.worker.onmessage = ({ data }) => (data === "begins" ? begin() : end());
-        helper.worker.onerror = () => fail(new EvitsegError("worker", "a thread cannot be started; load the model with threads: 1"));
-      }),
-    );
+    starting.push(new Promise((begin, fail) => listen(helper.worker, (word) => (word === "begins" ? begin() : end()), fail)));
   });
   helper.worker.postMessage(thread);
 }
 
 async function setThreads(wanted) {
   if (wanted > 1 && !hasThreads) throw new EvitsegError("argument", "the model was loaded with one thread; load it again with more");
+  await prepareHelpers(wanted - 1); // if this fails, the threads are those of before
   if (runner !== undefined) {
     core.freeRunner(runner);
-    runner = undefined; // also if there is not enough memory for another one
     await Promise.all(helpers.map(({ ended }) => ended));
     for (const helper of helpers) helper.ended = null;
     core.freeStacks();
   }
-  runner = core.newRunner(model, wanted);
-  await Promise.all(starting.splice(0));
-  return wanted;
+  try {
+    runner = core.newRunner(model, wanted);
+    const begun = await Promise.all(starting.splice(0));
+    return 1 + begun.length;
+  } catch (error) {
+    broken = new EvitsegError("worker", `${error.message}; load the model again`);
+    throw error;
+  }
 }
 
 function verify() {
@@ -108,8 +127,7 @@ async function load({ modelUrl, checkUrl, folder, simd, shared, threads }, progr
   model = core.loadModel(bytes);
   manifest = readManifest(model);
   check = checkText === null ? null : readCheck(checkText);
-  await setThreads(threads);
-  return { manifest, threads, verification: verify() };
+  return { manifest, threads: await setThreads(threads), verification: verify() };
 }
 
 async function segment({ image, size }) {
@@ -200,11 +218,13 @@ addEventListener("message", ({ data }) => {
         data.image?.close?.();
         return;
       }
+      if (broken !== null) throw broken;
       const result = await requests[kind](data, id);
       aborted.delete(id);
       const moved = [result?.mask?.buffer, result?.logits?.buffer].filter((buffer) => buffer !== undefined);
       postMessage({ id, result }, moved);
     } catch (error) {
+      data.image?.close?.(); // nobody else can
       postMessage({ id, error: packed(error) });
     }
   });

@@ -1,8 +1,8 @@
 // The page: what is shown, and what the controls do.
 
-import { open, place, prepare } from "./engine.js";
+import * as engine from "./engine.js";
 import { AutomaticSize, Camera, Times, median, segmentFrames } from "./live.js";
-import { Legend, showDevice, showPointer, showProblem, showProgress, showSpeed, showStatus } from "./panel.js";
+import { Legend, showDevice, showKeyForm, showPointer, showProblem, showProgress, showSpeed, showStatus } from "./panel.js";
 import { $, percent, pngOf, saveFile, withLegend } from "./parts.js";
 import { numbers, table } from "./save.js";
 import { Stage } from "./stage.js";
@@ -11,6 +11,7 @@ import { fill, text } from "./text.js";
 const SIZES = [1024, 720, 512, 384, 256, 192, 128];
 const NUMBERS_MS = 250; // between two updates of the numbers of a camera or video
 const SUMMARY_MS = 2000;
+const REPEATABLE = ["busy", "service"]; // codes of errors that may pass
 
 fill(document);
 const video = $("video");
@@ -39,8 +40,9 @@ async function loadModel(isInsisting = false) {
     showProgress(total ? received / total : null);
   };
   try {
-    model = await open(progress, isInsisting);
+    model = await engine.open(progress, isInsisting);
   } catch (error) {
+    if (error.code === "key") return askForKey(error);
     showStatus(text.noModel);
     if (error.code !== "verification") return showProblem(text.sentence(error.message), text.tryAgain, () => location.reload());
     return showProblem(text.disagreement(error.verification), text.insist, () => loadModel(true));
@@ -57,6 +59,15 @@ async function loadModel(isInsisting = false) {
   listSizes(model.manifest.preprocess);
   showStatus("");
   isModelThere();
+}
+
+/** Ask for the service's API key, and go on with it. */
+function askForKey({ message }) {
+  showStatus(text.sentence(message));
+  showKeyForm(async (given) => {
+    engine.useKey(given);
+    await (model ? again() : loadModel());
+  });
 }
 
 function listSizes({ fixed, short_side: own }) {
@@ -109,22 +120,38 @@ function savable(is) {
 async function openImage(file, name, note = "") {
   const turn = ++chosen;
   showProblem("");
-  const address = URL.createObjectURL(file);
-  const image = new Image();
-  image.src = address;
-  try {
-    await image.decode();
-  } catch {
-    URL.revokeObjectURL(address);
-    if (turn === chosen) showProblem(text.cannotShow(name));
-    return;
+  let image = await decoded(file);
+  if (!image && engine.place === "server") {
+    await loaded;
+    if (turn !== chosen) return;
+    showStatus(text.converting(name));
+    try {
+      image = await decoded(await model.picture(file));
+    } catch (error) {
+      if (turn === chosen) failed(error, name, () => openImage(file, name, note));
+      return;
+    }
   }
-  if (turn !== chosen) return URL.revokeObjectURL(address);
+  if (turn !== chosen) return image && URL.revokeObjectURL(image.src);
+  if (!image) return showProblem(text.cannotShow(name));
   begin("image", name, file);
   URL.revokeObjectURL($("photo").src);
-  $("photo").src = address;
+  $("photo").src = image.src;
   stage.show("image", image.naturalWidth, image.naturalHeight);
   await segmentImage(note);
+}
+
+/** The image of a file, whose address is to be revoked; null if the browser does not know its format. */
+async function decoded(file) {
+  const image = new Image();
+  image.src = URL.createObjectURL(file);
+  try {
+    await image.decode();
+    return image;
+  } catch {
+    URL.revokeObjectURL(image.src);
+    return null;
+  }
 }
 
 async function segmentImage(note = "") {
@@ -132,6 +159,7 @@ async function segmentImage(note = "") {
   const turn = ++asked;
   await loaded;
   if (signal.aborted || turn !== asked) return;
+  showProblem("");
   showStatus(text.segmenting(name));
   const start = performance.now();
   let result;
@@ -145,15 +173,26 @@ async function segmentImage(note = "") {
   showMask(result);
   showSpeed({ network: result.milliseconds.network, total: result.milliseconds.total, result });
   const sentence = text.segmented(name, result.width, result.height, performance.now() - start);
-  showStatus(note ? `${sentence}. ${note}` : sentence);
+  const notes = [note, ...(result.warnings ?? []).map(text.sentence)].filter(Boolean);
+  showStatus(notes.length ? `${sentence}. ${notes.join(" ")}` : sentence);
 }
 
-function failed(error) {
+/** Segment once more what is shown. */
+function again() {
+  if (source?.kind === "image") return segmentImage();
+  return source && follow();
+}
+
+/** Say what went wrong with a file, or with what is shown; `repeat` does it once more. */
+function failed(error, name = source?.name, repeat = again) {
   if (["aborted", "closed"].includes(error.code)) return;
+  if (error.code === "key") return askForKey(error);
   showStatus("");
   const isOurs = error.code !== undefined;
-  const message = error.code === "image" ? text.ofFile(source.name, error.message) : error.message;
-  showProblem(isOurs ? text.sentence(message) : text.unexpected(error.message ?? error));
+  const message = error.code === "image" ? text.ofFile(name, error.message) : error.message;
+  const sentence = isOurs ? text.sentence(message) : text.unexpected(error.message ?? error);
+  if (REPEATABLE.includes(error.code)) showProblem(sentence, text.tryAgain, repeat);
+  else showProblem(sentence);
 }
 
 function showMask(result, isLive = false) {
@@ -180,15 +219,24 @@ function due(what, milliseconds) {
 }
 
 /** Segment the camera or the video until something else is shown. */
-async function follow(sentence) {
-  const { abort: { signal } } = source;
+async function follow() {
+  const { kind, name, abort: { signal } } = source;
+  const sentence = kind === "camera" ? text.live.camera : text.live.video(name);
   await loaded;
   if (signal.aborted) return;
+  showProblem("");
   showStatus(sentence);
   const times = new Times();
+  let isWaiting = false;
+  const waits = ({ message }) => {
+    isWaiting = true;
+    showStatus(text.sentence(message));
+  };
   const sizeOf = (width, height) => model.networkSize(width, height, $("size").value ? chosenSize() : automatic.size);
   const shown = (result, captured) => {
     showMask(result, true);
+    if (isWaiting) showStatus(sentence);
+    isWaiting = false;
     times.add(captured, result.milliseconds);
     automatic.took(result.milliseconds.total);
     if (!due("speed", NUMBERS_MS)) return;
@@ -197,7 +245,7 @@ async function follow(sentence) {
     });
   };
   try {
-    await segmentFrames(video, model, sizeOf, shown, signal);
+    await segmentFrames(video, model, sizeOf, shown, waits, signal);
   } catch (error) {
     if (!signal.aborted) failed(error);
   }
@@ -213,7 +261,7 @@ async function openVideo(file, name) {
   } catch {
     if (turn === chosen && video.error) showProblem(text.cannotPlay(name));
   }
-  if (turn === chosen && !video.error) await follow(text.live.video(name));
+  if (turn === chosen && !video.error) await follow();
 }
 
 /** Show a file that was chosen, dropped or pasted. */
@@ -245,7 +293,7 @@ async function startCamera() {
   } catch (error) {
     if (error.name === "AbortError" || turn !== chosen) return;
     showStatus("");
-    const { [error.name]: known, other } = text.cameraProblems;
+    const { [error.name]: known, other } = { ...text.cameraProblems, insecure: text.cameraInsecure[engine.place] };
     return showProblem(known ?? other(error.message || error.name));
   } finally {
     $("camera").disabled = false;
@@ -254,7 +302,7 @@ async function startCamera() {
   begin("camera", text.cameraName);
   fitVideo();
   stage.mirror(camera.isFront);
-  await follow(text.live.camera);
+  await follow();
 }
 
 /** Keep the last frame of the camera as an image. */
@@ -452,7 +500,11 @@ function bind() {
 }
 
 async function start() {
-  $("privacy").textContent = text.privacy[place];
+  $("privacy").textContent = text.privacy[engine.place](location.host);
+  if (engine.place === "server") {
+    document.querySelector("header .icon").remove(); // a lock
+    $("about").append(" · ", Object.assign(document.createElement("a"), { href: "docs", textContent: text.addresses }));
+  }
   for (const [keys, does] of text.keyList) {
     const [term, description] = [document.createElement("dt"), document.createElement("dd")];
     [term.textContent, description.textContent] = [keys, does];
@@ -464,7 +516,7 @@ async function start() {
   setOpacity(opacity);
   bind();
   showStatus(text.starting);
-  if (await prepare()) return showStatus(text.reloading);
+  if (await engine.prepare()) return showStatus(text.reloading);
   window.evitseg = { stage, camera, get model() { return model; }, get source() { return source; } }; // for tests and for the curious
   await Promise.all([loadModel(), openExample()]);
 }

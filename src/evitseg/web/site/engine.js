@@ -1,4 +1,5 @@
-// What makes the masks on this page: the model in this browser. `evitseg serve` puts another file in the place of this one.
+// What makes the masks on this page: the model in this browser. On the page of `evitseg serve`, another file takes the place
+// of this one, whose model is the service (src/evitseg/serve/page/engine.js).
 
 import { isolate, load } from "./evitseg/index.js";
 

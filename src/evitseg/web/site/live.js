@@ -1,8 +1,11 @@
 // Frames of a camera or a video file: one is segmented at a time, and the newest comes next.
 
+import { pause } from "./parts.js";
+
 const RATE = 10; // masks per second that the automatic size aims at
 const LADDER = [1024, 720, 512, 384, 256, 192, 128];
 const RECENT = 9;
+const MOST_WAITED_S = 5;
 
 export function median(values) {
   if (!values.length) return null;
@@ -88,9 +91,10 @@ function nextFrame(video, signal) {
 
 /** Segment frames of a video until the signal aborts.
  *
- * `sizeOf` gives {width, height} of the network's input for a frame; `shown` gets each result and its time of capture.
+ * `sizeOf` gives {width, height} of the network's input for a frame; `shown` gets each result and its time of capture, and
+ * `waits` the error of a service that is busy, which gets the next frame a little later.
  */
-export async function segmentFrames(video, model, sizeOf, shown, signal) {
+export async function segmentFrames(video, model, sizeOf, shown, waits, signal) {
   while (!signal.aborted) {
     let captured;
     try {
@@ -103,7 +107,15 @@ export async function segmentFrames(video, model, sizeOf, shown, signal) {
     // The browser resizes the frame, outside of this thread; the model takes the bitmap away and closes it.
     const frame = await createImageBitmap(video, { resizeWidth: width, resizeHeight: height, resizeQuality: "medium" });
     if (signal.aborted) return frame.close();
-    const result = await model.segment(frame, { size: model.manifest.preprocess.fixed ? null : "native" });
+    let result;
+    try {
+      result = await model.segment(frame, { size: model.manifest.preprocess.fixed ? null : "native", signal });
+    } catch (error) {
+      if (error.code !== "busy" || signal.aborted) throw error;
+      waits(error);
+      await pause(1000 * Math.min(error.retryAfter, MOST_WAITED_S));
+      continue;
+    }
     if (!signal.aborted) shown(result, captured);
   }
 }

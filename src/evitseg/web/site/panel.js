@@ -48,6 +48,11 @@ function number(id, value) {
   if ($(id).textContent !== value) $(id).textContent = value;
 }
 
+/** Hide a number and its name. */
+function hideRow(id, isHidden) {
+  for (const cell of [$(id), $(id).previousElementSibling]) cell.hidden = isHidden;
+}
+
 /** Numbers of the newest mask, or of the newest masks of a camera or a video. */
 export function showSpeed({ network, total, perSecond = null, age = null, result }) {
   const or = (value, format) => (value === null ? text.none : format(value));
@@ -58,10 +63,15 @@ export function showSpeed({ network, total, perSecond = null, age = null, result
   number("input", result.networkWidth ? text.sides(result.networkWidth, result.networkHeight) : text.none);
 }
 
+/** What computes the masks: this device, or a service, of which less is known. */
 export function showDevice({ info, verification, isVerified }) {
-  number("threads", info.threads ? text.threadsOf(info.threads, info.cores) : text.onServer);
-  number("instructions", info.instructionSet ?? text.onServer);
-  number("isolated", info.isolated === undefined ? text.none : text.isIsolated(info.isolated));
+  const { engine, threads, cores, instructionSet, isolated } = info;
+  for (const id of ["instructions", "isolated", "verification"]) hideRow(id, engine !== undefined);
+  hideRow("engine", engine === undefined);
+  number("engine", engine ?? "");
+  number("threads", text.threadsOf(threads, cores));
+  number("instructions", instructionSet ?? "");
+  number("isolated", text.isIsolated(isolated));
   const checked = verification ? text.agrees(verification.largestDifference) : text.notVerified;
   number("verification", isVerified === false ? text.disagrees : checked);
   $("verification").classList.toggle("wrong", isVerified === false);
@@ -86,6 +96,19 @@ export function showProblem(sentence, label = "", action = null) {
   $("remedy").hidden = !action;
   $("remedy").textContent = label;
   $("remedy").onclick = action;
+}
+
+/** Ask for an API key; `given` is called with it. */
+export function showKeyForm(given) {
+  $("key-form").hidden = false;
+  $("key").value = "";
+  $("key").focus();
+  $("key-form").onsubmit = (event) => {
+    event.preventDefault();
+    $("key-form").hidden = true;
+    given($("key").value.trim());
+    $("key").value = "";
+  };
 }
 
 /** The class at a place of the image, or nothing. */

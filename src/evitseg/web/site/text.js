@@ -9,8 +9,9 @@ export const text = {
   title: "evitseg",
   about: "Semantic segmentation",
   privacy: {
-    browser: "Everything runs on this device. No image is uploaded.",
-    server: "Images go to this service, which does not store them.",
+    browser: () => "Everything runs on this device. No image is uploaded.",
+    server: (host) =>
+      `Images and frames are sent to the service at ${host}, which segments them and does not store them. They are sent nowhere else.`,
   },
   noModel: "The model could not be loaded.",
 
@@ -82,6 +83,7 @@ export const text = {
   instructions: "Instruction set",
   isolated: "Isolated",
   verification: "Verification",
+  engine: "Engine of the service",
   none: "–",
   milliseconds,
   perSecond: (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0)),
@@ -91,7 +93,6 @@ export const text = {
   agrees: (largest) => (largest ? `agrees within ${small(largest)}` : "agrees exactly"),
   disagrees: "disagrees",
   notVerified: "not stored with this model",
-  onServer: "by the service",
 
   // Keys and licences
   keys: "Keys, when the image has the focus",
@@ -104,12 +105,19 @@ export const text = {
   ],
   version: (version) => `evitseg ${version}`,
   licences: "Licence",
+  addresses: "Addresses of this service",
+
+  // The key of a service
+  key: "API key",
+  useKey: "Use the key",
+  keyHelp: "The key is sent to this service only. The browser forgets it when this tab is closed.",
 
   // Status
   status: "Status",
   loading: (received, total) => `Loading the model: ${megabytes(received)}${total ? ` of ${megabytes(total)}` : ""} MB`,
   starting: "Loading the model…",
   reloading: "Reloading once, so that threads can be used…",
+  converting: (name) => `Asking the service to convert ${name}…`,
   segmenting: (name) => `Segmenting ${name}…`,
   segmented: (name, width, height, ms) => `${name}: ${width} × ${height} pixels in ${milliseconds(ms)}`,
   live: { camera: "The camera is being segmented.", video: (name) => `${name} is being segmented.` },
@@ -128,8 +136,11 @@ export const text = {
     NotAllowedError: "The camera may not be used. Allow it for this page in the browser's settings, and try again.",
     NotFoundError: "This device has no camera.",
     NotReadableError: "The camera is in use by another program. Close that program, and try again.",
-    insecure: "Browsers give the camera only to pages over https or on localhost. For a phone, start evitseg web with --lan.",
     other: (reason) => `The camera cannot be opened (${reason}).`,
+  },
+  cameraInsecure: {
+    browser: "Browsers give the camera only to pages over https or on localhost. For a phone, start evitseg web with --lan.",
+    server: "Browsers give the camera only to pages over https or on localhost. Put a proxy with https in front of the service.",
   },
   disagreement: (verification) => {
     const numbers = verification

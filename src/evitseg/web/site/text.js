@@ -83,7 +83,7 @@ export const text = {
   instructions: "Instruction set",
   isolated: "Isolated",
   verification: "Verification",
-  engine: "Engine of the service",
+  engine: "Engine",
   none: "–",
   milliseconds,
   perSecond: (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0)),

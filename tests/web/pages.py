@@ -69,7 +69,7 @@ def without_problems(page: Page, address: str) -> Iterator[None]:
 
     def told(message: ConsoleMessage) -> None:
         if message.type == "error":
-            problems.append(message.text)
+            problems.append(f"{message.text} ({message.location['url']})")
 
     def asked(request: Request) -> None:
         if not request.url.startswith((address, "blob:")):
@@ -84,7 +84,7 @@ def without_problems(page: Page, address: str) -> Iterator[None]:
         page.remove_listener("pageerror", failed)
         page.remove_listener("console", told)
         page.remove_listener("request", asked)
-    assert problems == []
+    assert not problems, problems
 
 
 def restore(page: Page) -> None:

@@ -120,7 +120,7 @@ def test_no_frame_is_left_open_and_memory_stays_flat(page: Page) -> None:
     until(page, lambda: has_mask(page, "example.jpg"))
     # A bitmap that was closed or given away has no size.
     assert page.evaluate("bitmaps.map(({ width }) => width)") == [0] * page.evaluate("bitmaps.length")
-    page.evaluate("window.createImageBitmap = create")
+    page.evaluate("void (window.createImageBitmap = create)")
 
 
 def test_one_frame_is_in_flight_and_the_newest_comes_next(page: Page) -> None:

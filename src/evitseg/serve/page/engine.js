@@ -47,6 +47,7 @@ async function ask(path, { headers = {}, ...settings } = {}) {
     answer = await fetch(path, { ...settings, headers: { ...headers, ...(key && { Authorization: `Bearer ${key}` }) } });
   } catch (error) {
     if (settings.signal?.aborted) throw new EvitsegError("aborted", "the request was aborted");
+    if (!(await isReadable(settings.body))) throw new EvitsegError("image", "the file has changed or is gone; open it again");
     throw new EvitsegError("service", `the service does not answer (${error.message}); check that it runs, and the connection to it`);
   }
   if (answer.ok) return answer;
@@ -56,6 +57,16 @@ async function ask(path, { headers = {}, ...settings } = {}) {
   const retryAfter = Number(answer.headers.get("Retry-After"));
   const advice = retryAfter ? `Try again in ${retryAfter} s.` : remedy;
   throw Object.assign(new EvitsegError(CODES[answer.status] ?? "service", `${detail} ${advice}`.trim()), { retryAfter: retryAfter || 1 });
+}
+
+/** Whether a body can still be read; files on a disk may change. */
+async function isReadable(body) {
+  try {
+    await body?.slice(-1).arrayBuffer();
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** What the page needs of a model, as the library's `Model` has it. */

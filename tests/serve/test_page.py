@@ -225,7 +225,7 @@ def test_a_mask_of_two_bytes_per_pixel_is_read(page: Page) -> None:
 
 def test_what_the_service_refuses_is_a_sentence(browser: Browser, address: str, street: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    street = shutil.copy(street, tmp_path / "street.png")
+    street = Path(shutil.copy(street, tmp_path / "street.png"))
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     page = browser.new_page()

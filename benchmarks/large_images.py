@@ -37,7 +37,7 @@ from evitseg.bundled import EXAMPLE_IMAGE, bundled_models
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.preprocess import Preprocess
-from evitseg.raster.window import ArraySource, Sink, Source
+from evitseg.raster.window import TILE, ArraySource, Sink, Source
 from evitseg.system.files import replacing
 from evitseg.system.machine import peak_mib, processor_name
 from evitseg.tiling.arguments import image_source, mask_sink
@@ -84,7 +84,7 @@ class Repeated(Mosaic):
     def __init__(self, side: int) -> None:
         super().__init__(side)
         self._rows = super().read(0, 0, max(64, 2**22 // side // 64 * 64), side)
-        self.held = self._rows.nbytes
+        self.held, self.tile = self._rows.nbytes, (TILE, side)
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         first = top % len(self._rows)

@@ -34,6 +34,7 @@ from evitseg.raster.window import ArraySink, ArraySource, Sink, Source
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.tiling.context import Context
+from evitseg.tiling.job import ImageRows, strip_shape
 from evitseg.tiling.network import Network
 from evitseg.tiling.plan import BAND_STEP, Plan, make_plan
 from evitseg.tiling.progress import BandProgress, Beginning, Watcher
@@ -474,6 +475,49 @@ def test_windows_of_a_resized_image_are_the_whole_ones_pixels(size: tuple[int, i
         window = Window(top, left, int(rng.integers(1, size[0] - top + 1)), int(rng.integers(1, size[1] - left + 1)))
         rows, columns = window.inside(Window(0, 0, *size))
         np.testing.assert_array_equal(resampled.read(window)[0], whole[rows, columns])
+
+
+class Blocks(ArraySource):
+    """An image in blocks that counts how often each pixel is read."""
+
+    def __init__(self, image: NDArray[np.uint8], tile: tuple[int, int]) -> None:
+        super().__init__(image)
+        self.tile, self.reads = tile, np.zeros(self.size, np.int64)
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        rows, columns = Window(top, left, height, width).inside(Window(0, 0, *self.size))
+        self.reads[rows, columns] += 1
+        return super().read(top, left, height, width)
+
+
+@pytest.mark.parametrize(
+    ("tile", "strip"),
+    [
+        pytest.param((32, 64), (64, 9216), id="several rows of blocks fit in a strip"),
+        pytest.param((512, 512), (512, 1024), id="a row of blocks is higher than a strip"),
+        pytest.param((512, 300), (512, 2400), id="blocks whose width is no multiple of 32"),
+        pytest.param((512, 9216), (448, 9216), id="blocks as wide as the image"),
+        pytest.param((1024, 512), (448, 9216), id="a row of blocks takes too much memory"),
+    ],
+)
+def test_an_image_in_blocks_is_read_in_strips_or_their_parts(tile: tuple[int, int], strip: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1280, 9216, 3), np.uint8)
+    source = Blocks(image, tile)
+    resampled = Resampled(source, source.size)
+    assert strip_shape(resampled, 512) == strip
+    rows, seen = ImageRows(resampled, 0, 512, 2), np.zeros(source.size, np.int64)
+    for top in range(0, 1280, 256):
+        wanted = range(max(0, top - 40), min(1280, top + 300))
+        addresses, first, windows = rows.upto(wanted)
+        assert first <= wanted.start
+        for y in wanted:
+            assert ctypes.string_at(int(addresses[y - first]), 9216 * 3) == image[y].tobytes()
+        for window, damages in windows:
+            seen[window.inside(Window(0, 0, *source.size))] += 1
+            assert not damages
+    rows.close()
+    assert (source.reads == 1).all()
+    assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("size", [(301, 207), (192, 256), (37, 500)])

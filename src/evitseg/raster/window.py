@@ -152,6 +152,8 @@ class ArraySource(Source):
         identity, origin: of the file that the image was read from.
     """
 
+    tile = (TILE, 2**30)  # whole rows, which are read without a copy
+
     def __init__(
         self,
         image: NDArray[np.uint8],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,14 @@ from evitseg.architecture import STRIDE
 from evitseg.raster.window import Source
 from evitseg.runtime.core_windows import BLOCK_BYTES, IMAGE, OVERREAD, SUM_ROWS, Stored, row_addresses
 from evitseg.system.parallel import ordered_map
-from evitseg.tiling.memory_model import largest_strip
+from evitseg.tiling.memory_model import largest_block, largest_strip
 from evitseg.tiling.network import Network, Sums
 from evitseg.tiling.plan import Plan
 from evitseg.tiling.scratch import LiveRange, Store, allocate
 from evitseg.tiling.windows import Damage, Resampled, Window
+
+_PART_PIXELS = 2**19
+"""Pixels of a strip that are read at once, if a strip has several parts; they stay in a processor's cache."""
 
 
 class ImageRows:
@@ -26,24 +30,38 @@ class ImageRows:
     Args:
         source: the image, at the network's size.
         first: the first row that will be asked for.
-        ahead: number of rows to read ahead.
+        band: number of rows of a window, which is also the number of rows to read ahead.
         workers: number of threads that read.
     """
 
-    def __init__(self, source: Resampled, first: int, ahead: int, workers: int) -> None:
+    def __init__(self, source: Resampled, first: int, band: int, workers: int) -> None:
         self._source, (self._height, self._width) = source, source.size
-        self._strip = strip_rows(source)
+        self._strip, self._columns = strip_shape(source, band)
         self._next = first // self._strip * self._strip  # the first row that is not in memory
-        self._held = deque[tuple[int, NDArray[np.uint8]]]()  # strips, each with its first row
-        self._strips = self._read(-(-ahead // self._strip), workers)
+        self._held = deque[_Strip]()
+        self._spare = list[NDArray[np.uint8]]()  # memory of strips that are no longer needed
+        parts = -(-self._width // self._columns)
+        self._strips = self._read_ahead(-(-band // self._strip) * parts, workers)
 
-    def _read(self, waiting: int, workers: int) -> Generator[tuple[Window, NDArray[np.uint8], list[Damage]]]:
-        def read(window: Window) -> tuple[Window, NDArray[np.uint8], list[Damage]]:
-            return window, *self._source.read(window)
+    def _read_ahead(self, waiting: int, workers: int) -> Generator[_Strip]:
+        yield from ordered_map(self._parts(), self._read, workers, waiting)
 
-        tops = range(self._next, self._height, self._strip)
-        windows = (Window(top, 0, min(self._strip, self._height - top), self._width) for top in tops)
-        yield from ordered_map(windows, read, workers, waiting)
+    def _parts(self) -> Iterator[_Strip]:
+        """All parts of all strips, with memory for the strip's pixels if it has several."""
+        for top in range(self._next, self._height, self._strip):
+            height, memory = min(self._strip, self._height - top), None
+            if self._columns < self._width:
+                memory = self._spare.pop() if self._spare else np.empty((self._strip, self._width, 3), np.uint8)
+            for left in range(0, self._width, self._columns):
+                yield _Strip(Window(top, left, height, min(self._columns, self._width - left)), memory, [])
+
+    def _read(self, part: _Strip) -> _Strip:
+        window, memory, _ = part
+        pixels, damages = self._source.read(window)
+        if memory is None:
+            return _Strip(window, pixels, damages)
+        memory[: window.height, window.left : window.right] = pixels
+        return _Strip(window, memory, damages)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -52,24 +70,55 @@ class ImageRows:
     def upto(self, rows: range) -> tuple[NDArray[np.uintp], int, list[tuple[Window, list[Damage]]]]:
         """The rows, at least; earlier ones are dropped.
 
-        Returns: the addresses of rows, valid until the next call; the first of the rows; and the strips that were read
+        Returns: the addresses of rows, valid until the next call; the first of the rows; and the windows that were read
         for it, each with what is damaged in it.
         """
-        while self._held and self._held[0][0] + len(self._held[0][1]) <= rows.start:
-            self._held.popleft()
+        while self._held and self._held[0].window.bottom <= rows.start:
+            dropped = self._held.popleft()
+            if self._columns < self._width and dropped.pixels is not None:
+                self._spare.append(dropped.pixels)
         read = []
         while self._next < rows.stop:
-            window, pixels, damages = next(self._strips)
-            self._next = window.bottom
-            self._held.append((window.top, pixels))
-            read.append((window, damages))
-        return np.concatenate([row_addresses(pixels) for _, pixels in self._held]), self._held[0][0], read
+            part = next(self._strips)
+            read.append((part.window, part.damages))
+            if part.window.right == self._width:
+                self._next = part.window.bottom
+                self._held.append(part)
+        addresses = [row_addresses(part.pixels)[: part.window.height] for part in self._held if part.pixels is not None]
+        return np.concatenate(addresses), self._held[0].window.top, read
 
 
-def strip_rows(source: Resampled) -> int:
-    """Height of the strips that an image is read in: a row of its blocks, if that is not too much memory."""
-    own = -(-source.source.tile[0] // STRIDE) * STRIDE
-    return min(largest_strip(source.source.size, source.size), max(own, 64))
+class _Strip(NamedTuple):
+    """Rows of the network's input, or a part of them.
+
+    Attributes:
+        window: the pixels that were read last.
+        pixels: all columns of the rows.
+        damages: parts of the image that could not be read.
+    """
+
+    window: Window
+    pixels: NDArray[np.uint8] | None
+    damages: list[Damage]
+
+
+def strip_shape(source: Resampled, band: int) -> tuple[int, int]:
+    """Height of the strips that an image is read in, and width of the parts of a strip that are read at once.
+
+    A strip has the height of a row of the image's blocks, if that is not too much memory: lower ones would decode each
+    block several times.
+
+    Args:
+        band: height of the first segment's windows.
+    """
+    (height, width), columns = source.source.tile, source.size[1]
+    own, largest = -(-height // STRIDE) * STRIDE, largest_strip(source.source.size, source.size)
+    if own <= largest:
+        return max(own, min(64, largest)), columns
+    step = math.lcm(width, STRIDE)
+    if own > largest_block(band) or 2 * step > columns:
+        return largest, columns
+    return own, max(step, _PART_PIXELS // own // step * step)
 
 
 class Places(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evitseg.architecture import LOGIT_STRIDE, STRIDE, ModelConfig, placed_convs
+from evitseg.raster.window import TILE
 from evitseg.runtime.core_windows import IMAGE
 from evitseg.system.machine import free_memory, held_memory
 
@@ -85,7 +86,8 @@ def band_memory(
     read, _ = core.rows(segment, IMAGE, height, first, end)
     if read:
         strip = min(largest_strip(image, working), height)
-        needed += _RGB * width * (len(read) + window.height + 2 * strip)  # read ahead by a band
+        block = min(max(strip, largest_block(window.height)), height)
+        needed += _RGB * width * (len(read) + window.height + 2 * block)  # read ahead by a band
         needed += int(strip * width * _strip_pixel_bytes(image, working)) * network.threads
     if segment == last:
         logits = network.manifest.model.num_classes * _FLOAT * 2 * place.pixels  # once more for the mask
@@ -98,6 +100,11 @@ def largest_strip(image: tuple[int, int], working: tuple[int, int]) -> int:
     """Largest number of rows of the network's input that are read at once, a multiple of 32."""
     rows = int(_STRIP_BYTES / (working[1] * _strip_pixel_bytes(image, working)))
     return min(max(STRIDE, rows // STRIDE * STRIDE), _MOST_ROWS)
+
+
+def largest_block(band: int) -> int:
+    """Largest height of the image's blocks that are read whole for bands of a height, even if they are wider strips."""
+    return min(band, TILE)
 
 
 def _strip_pixel_bytes(image: tuple[int, int], working: tuple[int, int]) -> float:

@@ -28,10 +28,12 @@ BAND_STEP = SUM_ROWS * STRIDE
 """Heights of bands are multiples of this many pixels, so that a set of attention sums belongs to one band."""
 LARGEST_BAND = 2048
 """Largest height of a band in pixels. Rows beside a band are computed twice, but higher ones were no faster."""
-LARGEST_FIRST_BAND = 1024
-"""The same for the first segment, which waits for the rows of its first band to be read."""
-LARGEST_LAST_BAND = 512
-"""The same for the last segment: new memory for logits and mask costs more than rows that are computed twice."""
+_FIRST_PIXELS = 2**24
+"""Most pixels of a band of the first segment, unless it is low: new memory for rows of the image takes time, too."""
+_LAST_PIXELS = 2**22
+"""The same for the last segment, which needs new memory for logits and mask."""
+_LOW = 512
+"""Height of bands in pixels up to which rows that are computed twice cost more than new memory."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ def make_plan(
         return plan
     bands, least = [], 0
     for segment in range(count):
-        own = LARGEST_FIRST_BAND if segment == 0 else LARGEST_LAST_BAND if segment == count - 1 else most
-        heights = [band] if band else _heights(min(working[0], most, own))
+        pixels = _FIRST_PIXELS if segment == 0 else _LAST_PIXELS if segment == count - 1 else most * working[1]
+        heights = [band] if band else _heights(min(working[0], most, max(_LOW, pixels // working[1])))
         for height in heights:
             tried = replace(plan, bands=(height,) * count)
             needed = _memory(network, tried, segment, held)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg.bundled import EXAMPLE_IMAGE
+from tests.exported import verified_on_small_images
 from tests.optional import hide_packages
 
 hide_packages()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several workers on a few cores wait for each other in loops, which takes minutes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for ncnn, which takes two threads all the same
 
-LONGEST_FIRST = ("train", "exporters", "model", "profiling", "tiling", "cluster", "runtime")
-"""Folders of tests that take long. They begin, so that no process is left with a long file while the others idle."""
+LONGEST_FIRST = (
+    "train", "exporters", "model", "profiling", "tiling", "cluster", "runtime", "web", "test_docs.py", "cli", "video",
+    "viewer", "serve", "test_docs_site.py", "test_imports.py",
+)  # fmt: skip
+"""Folders and files of tests that take long. They begin, so that no process is left with a long file while the others
+idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -174,6 +180,13 @@ def convert(tmp_path: Path, cli: Callable[..., Finished]) -> Callable[..., Conve
         )
 
     return run
+
+
+@pytest.fixture
+def small_examples() -> Iterator[None]:
+    """Exports in this test are verified on reduced photographs."""
+    with verified_on_small_images():
+        yield
 
 
 @pytest.fixture

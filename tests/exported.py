@@ -1,14 +1,19 @@
-"""The bundled model, exported."""
+"""The bundled model, exported, and exports that take less time."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.optional import needs
+import pytest
+
+from evitseg.image import ImageArray
+from tests.optional import is_installed, needs
 
 
 @cache
@@ -23,3 +28,20 @@ def bundled_onnx() -> Path:
     path = folder / "b0-camvid.onnx"
     write_onnx(*network_of("b0-camvid"), path)
     return path
+
+
+@contextlib.contextmanager
+def verified_on_small_images() -> Iterator[None]:
+    """Reduces the images that exports are verified on, which otherwise take most of their time."""
+    if not is_installed("torch"):
+        yield
+        return
+    from evitseg.exporters.verify import example_images
+    from evitseg.preprocess import resampled
+
+    def small() -> list[ImageArray]:
+        return [resampled(image, (image.shape[0] // 8, image.shape[1] // 8)) for image in example_images()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evitseg.exporters.export.example_images", small)
+        yield

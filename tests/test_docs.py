@@ -28,8 +28,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from evitseg.bundled import EXAMPLE_IMAGE
-from tests.exported import bundled_onnx
+from evitseg.profiling import worker
+from tests.exported import bundled_onnx, verified_on_small_images
 from tests.optional import is_installed, needs
+from tests.train.undrawn import nothing_drawn
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -191,6 +193,14 @@ def mosaic(path: Path) -> None:
         transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000),
     ) as file:  # fmt: skip
         file.write(pixels.transpose(2, 0, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _less_work() -> Iterator[None]:
+    """Exports are verified on small images, training draws nothing, and measurements do not wait for a quiet moment."""
+    with verified_on_small_images(), nothing_drawn(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "PAUSE_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")

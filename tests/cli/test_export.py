@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,37 @@ needs("torch", "onnx")
 
 from evitseg.errors import EngineError
 from evitseg.exporters import best
+from evitseg.exporters.export import export as converted
+from evitseg.exporters.formats import FORMATS
+from evitseg.manifest import Manifest
+from evitseg.model.network import EfficientViT
 from evitseg.runtime.engines import open_engine
+from tests.exported import verified_on_small_images
 
 Export = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export]:
+    """`export`, which converts a format and its weights once and then copies the files."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def export(network: tuple[EfficientViT, Manifest], to: str, path: Path, *, weights: str, **options: Any) -> None:
+        form = FORMATS[to]
+        if (to, weights) not in made:
+            made[to, weights] = form.name(tmp_path_factory.mktemp("exported") / "m")
+            converted(network, to, made[to, weights], weights=weights, **options)
+        for own, copied in zip(form.files(made[to, weights]), form.files(path), strict=True):
+            shutil.copy(own, copied)
+
+    with verified_on_small_images():
+        yield export
+
+
 @pytest.fixture
-def export_best(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+def export_best(
+    cli: Callable[..., Any], exported_once: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Export:
     """Runs `evitseg export b0-camvid --to best` with two formats, on a machine where one of them does not run."""
 
     def only_openvino(path: Path, engine: str, *settings: Any) -> Any:
@@ -33,6 +58,7 @@ def export_best(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(best, "RUNS", {"openvino": "openvino", "onnx": "onnxruntime"})
     monkeypatch.setattr(best, "ROUNDS", 1)
     monkeypatch.setattr(best, "open_engine", only_openvino)
+    monkeypatch.setattr(best, "export", exported_once)
     return lambda *options: cli("export", "b0-camvid", "--to", "best", "--size", "64x96", *options)
 
 

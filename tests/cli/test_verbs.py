@@ -233,7 +233,7 @@ def test_size_changes_what_goes_through_the_network(street: Path, cli: Cli, tmp_
 
 def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    for i in range(400):
+    for i in range(100):
         Image.fromarray(photograph).save(tmp_path / "data" / f"{i:03}.jpg")
     command = [sys.executable, "-m", "evitseg", "predict", "data", "--out", "o"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -244,7 +244,7 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     assert process.returncode == 130
     assert errors.strip() == "interrupted; to resume, run the same command with --skip-existing."
     results = list((tmp_path / "o").iterdir())
-    assert 0 < len(results) < 800
+    assert 0 < len(results) < 200
     assert not [p for p in results if p.name.startswith(".")]
     for path in results:
         with Image.open(path) as image:
@@ -253,9 +253,9 @@ def test_an_interrupt_leaves_whole_files_only(photograph: NDArray[np.uint8], tmp
     run = evitseg("predict", "data", "--out", "o", "--size", "64", "--skip-existing", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert f"{len(done)} inputs have results already; skipped." in run.stdout
-    assert f"of {400 - len(done)} images to o" in run.stdout
+    assert f"of {100 - len(done)} images to o" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list((tmp_path / "o").iterdir())) == 800
+    assert len(list((tmp_path / "o").iterdir())) == 200
 
 
 def test_info_lists_what_there_is(cli: Cli, tmp_path: Path) -> None:
@@ -285,6 +285,7 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
     assert "unknown model 'b9'" in run.stderr
 
 
+@pytest.mark.usefixtures("small_examples")
 def test_export_writes_a_verified_exported_model_that_predict_uses(
     b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
 ) -> None:
@@ -323,6 +324,7 @@ def test_export_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.converters
+@pytest.mark.usefixtures("small_examples")
 def test_export_for_a_device_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     needs("torch", "onnx", "ncnn", "pnnx")
     run = cli("export", "b0-camvid", "--to", "ncnn", "--size", "96x160", "--fp16")

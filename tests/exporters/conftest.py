@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.exported import verified_on_small_images
 from tests.exporters.converters import needs_format
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _small_images() -> Iterator[None]:
+    with verified_on_small_images():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ needs("torch", "onnx")
 import torch
 from torch.nn import functional as F
 
-import evitseg
+from evitseg.architecture import ModelConfig, model_config
 from evitseg.errors import ConfigError
 from evitseg.exporters.export_model import Bicubic, ExportModel
 from evitseg.model.network import EfficientViT, NormalizedModel
 from evitseg.model.published import PUBLISHED
 from evitseg.preprocess import Preprocess
+from tests.runtime.programs import CONFIGS
 
 
 def lively(model: EfficientViT) -> EfficientViT:
@@ -29,9 +30,13 @@ def lively(model: EfficientViT) -> EfficientViT:
     return model.eval()
 
 
-@pytest.mark.parametrize(("variant", "size"), [("b0", (96, 160)), ("b1", (64, 64)), ("l1", (64, 96))])
-def test_the_form_for_devices_is_the_same_function(variant: str, size: tuple[int, int]) -> None:
-    model = lively(evitseg.build(variant, 5))
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [(model_config("b0", 5), (96, 160)), (model_config("b1", 5), (64, 64)), (CONFIGS["fused"], (64, 96))],
+    ids=["b0", "b1", "blocks of the L series"],
+)
+def test_the_form_for_devices_is_the_same_function(config: ModelConfig, size: tuple[int, int]) -> None:
+    model = lively(EfficientViT(config))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.segmenter import Segmenter
+from tests.networks import lively
+from tests.runtime.programs import CONFIGS
 
 SIZE = (128, 192)
 
@@ -109,13 +112,12 @@ def test_corrected_biases_take_most_of_the_change_back(
     assert (after - before).square().mean() < 0.3 * (uncorrected - before).square().mean()
 
 
-def test_the_worst_layers_stay_until_the_drop_is_small_enough(
-    bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor]
-) -> None:
+def test_the_worst_layers_stay_until_the_drop_is_small_enough(inputs: list[torch.Tensor]) -> None:
     def coarse(weight: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.zeros_like(weight) if weight.shape == (8, 3, 3, 3) else per_channel(weight)
 
-    model = with_folded_norms(bundled[0])
+    small_network = lively(EfficientViT(CONFIGS["mbconv"]))
+    model = with_folded_norms(small_network)
     asked = []
 
     def drop_of(network: EfficientViT) -> float:
@@ -125,34 +127,52 @@ def test_the_worst_layers_stay_until_the_drop_is_small_enough(
         return asked[-1]
 
     images, small = example_images()[:2], Preprocess(fixed=(64, 96))
-    new, kept = eight_bit(bundled[0], small, images, drop_of, asked_of := 3.0, coarse)
+    new, kept = eight_bit(small_network, small, images, drop_of, asked_of := 3.0, coarse)
     assert len(asked) == 2  # all, then all but the worst
     assert asked[0] > asked_of > asked[1]
     assert list(kept) == ["backbone.stem.0.conv"]
     assert kept["backbone.stem.0.conv"] > 0.1
     assert in_steps(convolutions(new)["backbone.stem.0.conv"].conv.weight.detach().numpy()) is None
     with pytest.raises(ExportError, match="whichever layers stay in float16"):
-        eight_bit(bundled[0], small, images[:1], lambda network: 1.0, 0.5)
+        eight_bit(small_network, small, images[:1], lambda network: 1.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    manifest: Manifest
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def exported(
+    bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Exported]:
+    """The bundled model in 8 bits, in a format that is written once."""
+
+    @cache
+    def make(to: str) -> Exported:
+        told: list[str] = []
+        out = FORMATS[to].name(tmp_path_factory.mktemp(to) / "m")
+        return Exported(
+            *export(bundled, to, out, size=SIZE, weights="int8", data=data, max_drop=5, tell=told.append), told
+        )
+
+    return make
+
+
+def size_of(to: str, path: Path) -> int:
+    """Bytes of an exported model without a manifest of its own file."""
+    files = [file for top in FORMATS[to].files(path) for file in (top, *top.rglob("*")) if file.is_file()]
+    return sum(file.stat().st_size for file in files if file.suffix != ".json")
 
 
 @pytest.mark.converters
 @pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
-def test_every_format_stores_what_was_rounded(
-    to: str, bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    path, manifest = export(
-        bundled,
-        to,
-        FORMATS[to].name(tmp_path / "m"),
-        size=SIZE,
-        weights="int8",
-        data=data,
-        max_drop=5,
-        tell=told.append,
-    )
-    files = [file for top in FORMATS[to].files(path) for file in (top, *top.rglob("*")) if file.is_file()]
-    assert sum(file.stat().st_size for file in files if file.suffix != ".json") < 1_200_000
+def test_every_format_stores_what_was_rounded(to: str, exported: Callable[[str], Exported]) -> None:
+    made = exported(to)
+    manifest, told = made.manifest, made.told
+    assert size_of(to, made.path) < 1_200_000
     verification = manifest.verification
     assert verification is not None
     # The same numbers as the rounded network, but for float16 where the format computes so.
@@ -176,26 +196,26 @@ def test_both_engines_run_the_portable_file(bundled: tuple[EfficientViT, Manifes
 @pytest.mark.converters
 @pytest.mark.parametrize("to", ["onnx", "openvino", "litert", "ncnn", "coreml"])
 def test_layers_that_stay_are_stored_in_float16(
-    to: str, bundled: tuple[EfficientViT, Manifest], inputs: list[torch.Tensor], tmp_path: Path
+    to: str,
+    bundled: tuple[EfficientViT, Manifest],
+    exported: Callable[[str], Exported],
+    inputs: list[torch.Tensor],
+    tmp_path: Path,
 ) -> None:
-    form = FORMATS[to]
+    form, without = FORMATS[to], exported(to)
+    assert without.manifest.float16_layers == {}
     model = with_folded_norms(bundled[0])
     name = "backbone.stages.3.0.pointwise"
     keeping = rounded(model, inputs, form.rounding, keep=[name])
-    without = rounded(model, inputs, form.rounding)
-    manifest = replace(bundled[1], weights="int8", preprocess=Preprocess(fixed=SIZE))
-    sizes = []
     image = Preprocess(fixed=SIZE).apply(example_images()[0])[None]
-    for i, network in enumerate((keeping, without)):
-        path = form.name(tmp_path / f"{i}")
-        form.write(network, manifest, path)
-        form.set_manifest(path, manifest)
-        files = [file for top in form.files(path) for file in (top, *top.rglob("*")) if file.is_file()]
-        sizes.append(sum(file.stat().st_size for file in files))
-        expected = TorchEngine(network, manifest)(image)
-        assert np.abs(form.run(path)(image) - expected).max() < 2e-2 * np.abs(expected).max()
+    path = form.name(tmp_path / "m")
+    form.write(keeping, without.manifest, path)
+    form.set_manifest(path, without.manifest)  # of the same length in both
+    expected = TorchEngine(keeping, without.manifest)(image)
+    assert np.abs(form.run(path)(image) - expected).max() < 2e-2 * np.abs(expected).max()
     weight = convolutions(model)[name].conv.weight
-    assert 0.8 * weight.numel() < sizes[0] - sizes[1] < 1.2 * weight.numel()  # a byte more for each
+    more = size_of(to, path) - size_of(to, without.path)
+    assert 0.8 * weight.numel() < more < 1.2 * weight.numel()  # a byte more for each
 
 
 def test_a_score_that_is_too_low_is_refused(

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -61,14 +62,16 @@ def test_a_broken_weight_is_seen(b0_checkpoint: Path, tmp_path: Path) -> None:
         )
 
 
-def test_the_command_writes_and_uses_it(b0_checkpoint: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "evitseg", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+def test_the_command_writes_and_uses_it(
+    b0_checkpoint: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object) -> Any:
+        done = cli(*arguments)
+        assert done.status == 0, done.stderr
         return done
 
-    done = run("export", str(b0_checkpoint), "--to", "openvino", "--size", "256", "--out", "b0.xml")
+    monkeypatch.chdir(tmp_path)
+    done = run("export", b0_checkpoint, "--to", "openvino", "--size", "256", "--out", "b0.xml")
     assert "wrote b0.xml (3." in done.stdout or "wrote b0.xml (2." in done.stdout
     run("predict", "--example", "--model", "b0.xml", "--out", "out")
     assert (tmp_path / "out/street_mask.png").exists()

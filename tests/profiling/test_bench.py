@@ -103,6 +103,7 @@ def bundled_manifest() -> Any:
     return Subject().segmenter.manifest
 
 
+@pytest.mark.usefixtures("small_examples")
 def test_a_model_of_one_size_is_measured_at_it(tmp_path: Path) -> None:
     needs("torch", "onnx")
     from evitseg.exporters.export import export

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.exported import bundled_onnx
+from tests.exported import bundled_onnx, verified_on_small_images
 from tests.optional import needs
 
 needs("onnx", "torch")
@@ -120,7 +120,8 @@ def test_names_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def openvino_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return evitseg.export("b0-camvid", "openvino", tmp_path_factory.mktemp("openvino") / "m.xml")[0]
+    with verified_on_small_images():
+        return evitseg.export("b0-camvid", "openvino", tmp_path_factory.mktemp("openvino") / "m.xml")[0]
 
 
 def shorter(content: bytes) -> bytes:

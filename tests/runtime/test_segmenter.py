@@ -101,6 +101,7 @@ def test_saving_and_drawing(segment: Segmenter, photograph: NDArray[np.uint8], t
     assert prediction.overlay().width == 480
 
 
+@pytest.mark.usefixtures("small_examples")
 def test_a_checkpoint_runs_as_its_exported_model_does(
     b0_checkpoint: Path, photograph: NDArray[np.uint8], tmp_path: Path
 ) -> None:

@@ -513,6 +513,7 @@ def test_without_a_network_training_says_how_to_do_without(tmp_path: Path) -> No
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.usefixtures("small_examples")
 def test_the_command_trains_measures_exports_and_predicts(
     tmp_path: Path, cli: Cli, drawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

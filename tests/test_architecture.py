@@ -12,6 +12,7 @@ from evitseg.architecture import (
     SegmentationHead,
     cost,
     model_config,
+    published_start,
 )
 from evitseg.errors import ConfigError
 from tests.optional import needs
@@ -20,6 +21,7 @@ ALL = {
     **{name: ModelConfig(BACKBONES[name.split("-")[0]], head) for name, head in SEGMENTATION_HEADS.items()},
     **{f"{name} classifier": ModelConfig(BACKBONES[name], head) for name, head in CLASSIFICATION_HEADS.items()},
     "b0 for 150 classes": model_config("b0", 150),
+    "b0-relu": model_config("b0-relu", 19),
     "l0": model_config("l0", 19),
     "l3": model_config("l3", 19),
 }
@@ -57,6 +59,28 @@ def test_the_count_is_that_of_the_network(name: str) -> None:
         hidden, features = config.head.widths
         macs -= hidden * features + features * config.head.num_classes
     assert macs == pytest.approx(counted.macs(128, 192), rel=1e-12)
+
+
+def test_b0_relu_is_b0_with_relu_before_attention_begins() -> None:
+    """Its published start is b0's, which has the same weights."""
+    needs("torch")
+    from torch import nn
+
+    from evitseg.model.network import EfficientViT
+
+    relu, b0 = (EfficientViT(model_config(name, 3)) for name in ("b0-relu", "b0"))
+    found: dict[str, set[type]] = {}
+    for name, module in relu.named_modules():
+        if isinstance(module, nn.ReLU | nn.Hardswish):
+            found.setdefault(".".join(name.split(".")[: 3 if "stages" in name else 2]), set()).add(type(module))
+    early = {"backbone.stem", "backbone.stages.0", "backbone.stages.1"}
+    assert {name for name, kinds in found.items() if kinds == {nn.ReLU}} == early
+    assert {name for name, kinds in found.items() if kinds == {nn.Hardswish}} == found.keys() - early
+    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (relu, b0)]
+    assert shapes[0] == shapes[1]
+    starts = {name: published_start(name) for name in BACKBONES}
+    assert starts["b0-relu"] == starts["b0"] == "b0-cityscapes"
+    assert {name for name, start in starts.items() if start is None} == {"l0", "l3"}
 
 
 def test_a_misspelt_variant_is_an_error_that_names_near_ones() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ def manifest() -> Manifest:
 
 def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
     assert parse_manifest(manifest.to_json(), "a.onnx") == manifest
+
+
+def test_keys_that_older_versions_do_not_know_are_written_only_where_they_say_something(manifest: Manifest) -> None:
+    content = json.loads(manifest.to_json())
+    assert "activation_ranges" not in content
+    assert "early_activation" not in content["model"]["backbone"]
+    ranged = replace(manifest, model=model_config("b0-relu", 11), activation_ranges={"logits": (-3.0, 4.5)})
+    assert parse_manifest(ranged.to_json(), "a.onnx") == ranged
 
 
 def changed(manifest: Manifest, **changes: Any) -> str:

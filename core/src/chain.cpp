@@ -388,6 +388,8 @@ Row conv3_row(const Run &run, Node &n, int y, Row out) {
                 narrow_stem<Act::gelu>(rows, plane, w, b, n.columns(), out);
             } else if (op.act == Act::hardswish) {
                 narrow_stem<Act::hardswish>(rows, plane, w, b, n.columns(), out);
+            } else if (op.act == Act::relu) {
+                narrow_stem<Act::relu>(rows, plane, w, b, n.columns(), out);
             } else {
                 narrow_stem<Act::none>(rows, plane, w, b, n.columns(), out);
             }
@@ -437,6 +439,8 @@ Row narrow_row(const Run &run, Node &n, int y, Row out) {
         narrow_block<Act::gelu>(rows, w2, b2, w3, b3, residual, n.columns(), out);
     } else if (op.act == Act::hardswish) {
         narrow_block<Act::hardswish>(rows, w2, b2, w3, b3, residual, n.columns(), out);
+    } else if (op.act == Act::relu) {
+        narrow_block<Act::relu>(rows, w2, b2, w3, b3, residual, n.columns(), out);
     } else {
         narrow_block<Act::none>(rows, w2, b2, w3, b3, residual, n.columns(), out);
     }

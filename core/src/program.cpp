@@ -41,7 +41,7 @@ struct Weights {
 };
 
 bool op_ok(const Op &op, const Program &p, const Weights &w) {
-    if (op.act < Act::none || op.act > Act::gelu) return false;
+    if (op.act < Act::none || op.act > Act::relu) return false;
     for (const int32_t n : {op.in, op.mid, op.out})
         if (n < 0 || n > kMaxChannels) return false;
     const bool strides = op.kind == Kind::conv3 || op.kind == Kind::inverted || op.kind == Kind::fused;

@@ -30,7 +30,7 @@ enum class Kind : int32_t {
     cut,        // where a run may cut the segment in two: rows are stored only then
 };
 
-enum class Act : int32_t { none, hardswish, gelu };
+enum class Act : int32_t { none, hardswish, gelu, relu };
 
 // One operation of a segment. Weight offsets count numbers from the start of the weights.
 struct Op {

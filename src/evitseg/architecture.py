@@ -23,7 +23,10 @@ MAX_PARAMETERS = 2**31
 """Eight times the parameters of the largest variant."""
 MAX_CLASSES = 65_535
 
-Activation = Literal["hardswish", "gelu_tanh"]
+EARLY = ("stem", "stage1", "stage2")
+"""The parts of a backbone where activations cost most: they have the most pixels, and in 8 bits the widest ranges."""
+
+Activation = Literal["hardswish", "gelu_tanh", "relu"]
 BlockKind = Literal["depthwise", "mbconv", "fused_mbconv", "resblock"]
 
 
@@ -70,6 +73,8 @@ class Backbone:
             has no measurable effect and is 0 here.
         activation: hardswish in the B series, the tanh approximation of GELU in the L series.
         norm_eps: epsilon of batch norm and of the classifier's layer norm.
+        early_activation: activation of the parts in `EARLY`, if it is another one. ReLU is for hardware with 8-bit
+            activations: hard-swish needs 16 bits there.
     """
 
     stem_width: int
@@ -81,6 +86,7 @@ class Backbone:
     attention_eps: float = 0.0
     activation: Activation = "hardswish"
     norm_eps: float = 1e-5
+    early_activation: Activation | None = None
 
     def __post_init__(self) -> None:
         _check_range("stem_width", self.stem_width, 1, MAX_WIDTH)
@@ -95,6 +101,10 @@ class Backbone:
         for stage in self.stages:
             if stage.attends and stage.width % self.head_dim:
                 raise ConfigError(f"stage width {stage.width} must be a multiple of head_dim {self.head_dim}.")
+
+    def activation_in(self, part: str) -> Activation:
+        """The activation of a part of the network, such as "stem", "stage1" or "head"."""
+        return self.early_activation if self.early_activation and part in EARLY else self.activation
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,9 @@ class ModelConfig:
         return next((name for name, row in BACKBONES.items() if row == backbone), "custom")
 
 
-def _b_series(widths: tuple[int, ...], depths: tuple[int, ...], head_dim: int) -> Backbone:
+def _b_series(
+    widths: tuple[int, ...], depths: tuple[int, ...], head_dim: int, early_activation: Activation | None = None
+) -> Backbone:
     return Backbone(
         stem_width=widths[0],
         stem_depth=depths[0],
@@ -184,6 +196,7 @@ def _b_series(widths: tuple[int, ...], depths: tuple[int, ...], head_dim: int) -
             for width, depth, late in zip(widths[1:], depths[1:], (False, False, True, True), strict=True)
         ),
         head_dim=head_dim,
+        early_activation=early_activation,
     )
 
 
@@ -215,6 +228,7 @@ BACKBONES: dict[str, Backbone] = {
     "b1": _b_series((16, 32, 64, 128, 256), (1, 2, 3, 3, 4), head_dim=16),
     "b2": _b_series((24, 48, 96, 192, 384), (1, 3, 4, 4, 6), head_dim=32),
     "b3": _b_series((32, 64, 128, 256, 512), (1, 4, 6, 6, 9), head_dim=32),
+    "b0-relu": _b_series((8, 16, 32, 64, 128), (1, 2, 2, 2, 2), head_dim=16, early_activation="relu"),
     "l0": _l_series((32, 64, 128, 256, 512), (1, 1, 1, 4, 4)),
     "l1": _l_series((32, 64, 128, 256, 512), (1, 1, 1, 6, 6)),
     "l2": _l_series((32, 64, 128, 256, 512), (1, 2, 2, 8, 8)),
@@ -249,12 +263,22 @@ CLASSIFICATION_HEADS: dict[str, ClassificationHead] = {
 }
 
 # Variants without a published segmentation model use the head of the nearest published variant.
-_NEIGHBOURS = {"l0": "l1-cityscapes", "l3": "l2-cityscapes"}
+_NEIGHBOURS = {"b0-relu": "b0-cityscapes", "l0": "l1-cityscapes", "l3": "l2-cityscapes"}
 
 PUBLISHED_SEGMENTATION = {
     name: ModelConfig(BACKBONES[name.split("-")[0]], head) for name, head in SEGMENTATION_HEADS.items()
 }
 """The published segmentation networks by short name."""
+
+
+def published_start(variant: str) -> str | None:
+    """The published segmentation network to start training from: the one whose backbone differs in its early
+    activation at most; None for a variant without one.
+
+    Raises: ConfigError for an unknown name.
+    """
+    backbone = replace(backbone_named(variant), early_activation=None)
+    return next((name for name, config in PUBLISHED_SEGMENTATION.items() if config.backbone == backbone), None)
 
 
 def short_name(name: str) -> str:

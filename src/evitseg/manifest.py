@@ -133,6 +133,8 @@ class Manifest:
         float16_layers: the layers that "int8" left in float16, each with the cost of rounding only this layer: the mean
             squared change of the logits, as a fraction of their variance.
         int16_tensors: the activations that "w8a8" keeps in 16 bits instead of 8.
+        activation_ranges: the smallest and the largest number of every tensor with a range of its own that `evitseg
+            train --qat` learned; of sums over all tokens, divided by the number of tokens.
         verification: agreement of an exported model with its checkpoint.
         self_check: what an exported or bundled model has to compute on the machine that runs it.
         files_sha256: hash of the model's files, for formats whose manifest is a file of its own.
@@ -156,6 +158,7 @@ class Manifest:
     schema: int = SCHEMA
     reading: ReadOptions = field(default_factory=ReadOptions)
     self_check: SelfCheck | None = None
+    activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cost.parameters > MAX_PARAMETERS:
@@ -177,8 +180,13 @@ class Manifest:
         """The manifest as JSON."""
         content = asdict(self)
         del content["labels"]["assumed"]  # describes a dataset, not a model
-        if self.self_check is None:  # as in most checkpoints
+        # Keys that older versions do not know are written only if they say something.
+        if self.model.backbone.early_activation is None:
+            del content["model"]["backbone"]["early_activation"]
+        if self.self_check is None:
             del content["self_check"]
+        if not self.activation_ranges:
+            del content["activation_ranges"]
         return json.dumps(content, ensure_ascii=False)
 
 

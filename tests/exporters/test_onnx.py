@@ -47,6 +47,7 @@ def model() -> EfficientViT:
 
 CONFIGS: dict[str, ModelConfig] = {
     "b0": model_config("b0", 5),
+    "b0-relu": model_config("b0-relu", 3),
     "b1 for ade20k": model_config("b1", 150, "b1-ade20k"),
     "l0": model_config("l0", 5),
     "l1 for ade20k": model_config("l1", 5, "l1-ade20k"),

@@ -54,9 +54,10 @@ def too_large(made: EfficientViT) -> EfficientViT:
 
 
 @computes_in_half_precision
-@pytest.mark.parametrize("name", PUBLISHED_SEGMENTATION)
-def test_every_published_network_is_close_to_float32(name: str) -> None:
-    program, pixels = program_of(network(PUBLISHED_SEGMENTATION[name])), image(64, 96)
+@pytest.mark.parametrize("name", [*PUBLISHED_SEGMENTATION, "b0-relu"])
+def test_every_network_is_close_to_float32(name: str) -> None:
+    config = PUBLISHED_SEGMENTATION.get(name) or model_config(name, 5)
+    program, pixels = program_of(network(config)), image(64, 96)
     expected = Core(program)(pixels)
     for precision, isa in SETS:
         found = Core(program, precision=precision, isa=isa)(pixels)

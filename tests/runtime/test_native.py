@@ -52,7 +52,7 @@ def test_every_published_network_gives_pytorchs_logits(name: str) -> None:
     assert difference < 1e-5  # float32, summed in another order
 
 
-@pytest.mark.parametrize("variant", ["b0", "l0"])
+@pytest.mark.parametrize("variant", ["b0", "b0-relu", "l0"])
 @pytest.mark.parametrize("size", [(32, 32), (256, 96), (160, 1088), (544, 64)])
 def test_threads_and_instruction_sets_give_the_same_bytes(variant: str, size: tuple[int, int]) -> None:
     made, pixels = network(model_config(variant, 5)), image(*size)

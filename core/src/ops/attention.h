@@ -7,9 +7,6 @@
 
 namespace evs::EVS_ISA {
 
-template <typename T>
-EVS_INLINE T relu(T x) { return max(x, T{}); }
-
 // 16 numbers, those below 0 as 0.
 EVS_INLINE void rectify(const E *from, E *to) {
     for (int lane = 0; lane < 16; lane += kGroup) {

@@ -50,6 +50,8 @@ static void normalise(float *x, int channels, float eps, const float *scale, con
             y = y * min(max(gate, all_floats(0.0f)), all_floats(1.0f));
         } else if (act == Act::gelu) {
             y = gelu_floats(y);
+        } else if (act == Act::relu) {
+            y = relu(y);
         }
         store_f(x + i, y);
     }

@@ -101,6 +101,9 @@ static __attribute__((noinline)) void dense_tiles(const Dense &d, const Line &li
         if (d.act == Act::hardswish) {
             EVS_UNROLL
             for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = hardswish(sum[i / kVectors][i % kVectors]);
+        } else if (d.act == Act::relu) {
+            EVS_UNROLL
+            for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = relu(sum[i / kVectors][i % kVectors]);
         } else if (d.act == Act::gelu) {
             V copy[kPixels * kVectors];  // so that the sums themselves stay in registers
             EVS_UNROLL
@@ -229,6 +232,7 @@ EVS_INLINE void pointwise_pairs(const Dense &d, const Line &line, int pixels) {
         case Act::none: return pairs_act<Act::none>(d, line, pixels);
         case Act::hardswish: return pairs_act<Act::hardswish>(d, line, pixels);
         case Act::gelu: return pairs_act<Act::gelu>(d, line, pixels);
+        case Act::relu: return pairs_act<Act::relu>(d, line, pixels);
     }
 }
 #else

@@ -65,6 +65,7 @@ static void depthwise_act(Act act, const Row *rows, int blocks, const W *w, cons
         case Act::none: return depthwise_row<kKernel, kStride, Act::none>(rows, blocks, w, b, pixels, out);
         case Act::hardswish: return depthwise_row<kKernel, kStride, Act::hardswish>(rows, blocks, w, b, pixels, out);
         case Act::gelu: return depthwise_row<kKernel, kStride, Act::gelu>(rows, blocks, w, b, pixels, out);
+        case Act::relu: return depthwise_row<kKernel, kStride, Act::relu>(rows, blocks, w, b, pixels, out);
     }
 }
 

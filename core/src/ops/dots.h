@@ -45,6 +45,7 @@ static __attribute__((noinline)) void finish(const Dense &d, const Line &line, c
         case Act::none: return finish_act<Act::none>(d, line, sums, pixel, pixels, block);
         case Act::hardswish: return finish_act<Act::hardswish>(d, line, sums, pixel, pixels, block);
         case Act::gelu: return finish_act<Act::gelu>(d, line, sums, pixel, pixels, block);
+        case Act::relu: return finish_act<Act::relu>(d, line, sums, pixel, pixels, block);
     }
 }
 

@@ -156,6 +156,9 @@ EVS_INLINE void store_floats(E *p, F v) {
 #endif
 }
 
+template <typename T>
+EVS_INLINE T relu(T x) { return max(x, T{}); }
+
 // x * clamp(x / 6 + 1/2, 0, 1)
 EVS_INLINE V hardswish(V x) { return x * min(max(all(A(0.5f)) + x * all(A(1.0f / 6)), all(A(0.0f))), all(A(1.0f))); }
 
@@ -220,6 +223,7 @@ template <Act A>
 EVS_INLINE V activated(V x) {
     if constexpr (A == Act::hardswish) return hardswish(x);
     if constexpr (A == Act::gelu) return gelu(x);
+    if constexpr (A == Act::relu) return relu(x);
     return x;
 }
 

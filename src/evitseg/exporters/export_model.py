@@ -31,7 +31,7 @@ def plain(block: ConvNormAct) -> nn.Module:
     if not hasattr(block, "act"):
         return conv
     act = copy.deepcopy(block.act)
-    if isinstance(act, nn.Hardswish):
+    if isinstance(act, nn.Hardswish | nn.ReLU):
         act.inplace = False
     return nn.Sequential(conv, act)
 

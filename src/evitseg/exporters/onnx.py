@@ -192,6 +192,8 @@ def _conv(graph: _Graph, module: nn.Module, x: str) -> str:
             x = graph.add("HardSwish", x)
         case nn.GELU():
             x = graph.add("Gelu", x, approximate="tanh")
+        case nn.ReLU():
+            x = graph.add("Relu", x)
     return x
 
 

@@ -217,8 +217,9 @@ def average_checkpoints(
     )
     training = replace(manifest.training, recipe=f"mean of {len(paths)}: {recipes}")
     return model, replace(
-        manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None, self_check=None
-    )
+        manifest, training=training, accuracy=(), checkpoint_sha256="", verification=None, self_check=None,
+        activation_ranges={},
+    )  # fmt: skip
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[EfficientViT, LabelSpace | None]:
@@ -256,6 +257,7 @@ def _recognise(state: State, where: object) -> tuple[ModelConfig, Naming]:
         (_with_classes_of(ModelConfig(backbone, head), state, naming), naming)
         for naming in (Naming.AUTHORS, Naming.OURS)
         for backbone, head in itertools.product(BACKBONES.values(), heads)
+        if backbone.early_activation is None  # which weights do not show, and no published network has
     ]
     # Nearest in size first: the right network has exactly this number of parameters.
     away = sorted(

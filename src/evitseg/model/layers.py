@@ -10,7 +10,12 @@ from evitseg.architecture import Activation, Conv, ConvBlock
 
 def activation(name: Activation) -> nn.Module:
     """The activation's module."""
-    return {"hardswish": nn.Hardswish(inplace=True), "gelu_tanh": nn.GELU(approximate="tanh")}[name]
+    modules = {
+        "hardswish": nn.Hardswish(inplace=True),
+        "gelu_tanh": nn.GELU(approximate="tanh"),
+        "relu": nn.ReLU(inplace=True),
+    }
+    return modules[name]
 
 
 class ConvNormAct(nn.Sequential):

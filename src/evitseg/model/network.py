@@ -35,9 +35,10 @@ class EfficientViTBackbone(nn.Module):
 
     def __init__(self, config: Backbone) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*(_block(plan, config) for plan in stem_plan(config)))
+        self.stem = nn.Sequential(*(_block(plan, config, "stem") for plan in stem_plan(config)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_block(plan, config) for plan in plans)) for plans in stage_plans(config)
+            nn.Sequential(*(_block(plan, config, f"stage{number}") for plan in plans))
+            for number, plans in enumerate(stage_plans(config), 1)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -47,9 +48,9 @@ class EfficientViTBackbone(nn.Module):
         return features[1:]
 
 
-def _block(plan: Block, config: Backbone) -> nn.Module:
+def _block(plan: Block, config: Backbone, part: str) -> nn.Module:
     block = AttentionSequence if isinstance(plan, AttentionBlock) else ConvSequence
-    return block(plan, config.activation, config.norm_eps)  # type: ignore[arg-type]  # mypy joins the two classes
+    return block(plan, config.activation_in(part), config.norm_eps)  # type: ignore[arg-type]  # mypy joins the two classes
 
 
 class SegmentationNetworkHead(nn.Module):

@@ -39,7 +39,7 @@ NARROW = 8
 """Number of channels whose rows are stored as planes, so that no vector is half empty."""
 
 (IMAGE, VALUE, ATTEND, CONV3, INVERTED, FUSED, RESIDUAL, POINTWISE, UPSUM, TEE, STORE, SUMS, POOL, CUT) = range(14)
-_ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2}
+_ACTIVATIONS = {"hardswish": 1, "gelu_tanh": 2, "relu": 3}
 
 _OP = np.dtype(
     [(name, "<i4") for name in ("kind", "act", "in", "mid", "out", "stride", "residual", "value", "value2", "value3",
@@ -127,7 +127,9 @@ class _Compiler:
     def __post_init__(self) -> None:
         names = [(placed.block, placed.name) for placed in placed_convs(self.config)]
         self.by_name = dict(zip(names, self.weights, strict=True))
-        self.act = _ACTIVATIONS[self.config.backbone.activation]
+
+    def _act(self, block: str) -> int:
+        return _ACTIVATIONS[self.config.backbone.activation_in(block.split(".")[0])]
 
     def _pack(self, numbers: NDArray[Any]) -> int:
         """Store numbers among the weights; returns their offset."""
@@ -217,11 +219,11 @@ class _Compiler:
         first, last = next(iter(convs.values())), next(reversed(convs.values()))
         fields: dict[str, Any] = {
             "in": first.inputs, "out": last.outputs, "stride": block.stride, "residual": int(block.residual),
-            "act": self.act,
+            "act": self._act(where),
         }  # fmt: skip
         if set(convs) == {"conv"}:
             w1, b1 = self._dense(where, "conv")
-            self._op(CONV3, **fields | {"act": self.act * first.act}, w1=w1, b1=b1)
+            self._op(CONV3, **fields | {"act": self._act(where) * first.act}, w1=w1, b1=b1)
         elif "depthwise" in convs:
             expands = "expand" in convs
             w1, b1 = self._dense(where, "expand") if expands else (0, 0)
@@ -240,7 +242,7 @@ class _Compiler:
 
     def _pointwise(self, block: str, name: str, inputs: int, outputs: int, act: bool = False) -> None:
         w1, b1 = self._dense(block, name)
-        self._op(POINTWISE, **{"in": inputs}, out=outputs, act=self.act * act, w1=w1, b1=b1)
+        self._op(POINTWISE, **{"in": inputs}, out=outputs, act=self._act(block) * act, w1=w1, b1=b1)
 
     def _attention(self, where: str, block: AttentionBlock, stride: int) -> None:
         """End a segment with this attention's sums, and start the next one with its application."""
@@ -331,7 +333,7 @@ class _Compiler:
         w2, b2 = self._pack(layers.scale), self._pack(layers.shift)
         w3, b3 = self._dense_weights(Weights(layers.classify[..., None, None], layers.bias))
         eps = self.config.backbone.norm_eps
-        self._op(POOL, **{"in": hidden}, mid=features, out=head.num_classes, act=self.act, eps=eps,
+        self._op(POOL, **{"in": hidden}, mid=features, out=head.num_classes, act=self._act("head"), eps=eps,
                  value3=len(self.segments), w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3)  # fmt: skip
         self._end(STRIDE)
 

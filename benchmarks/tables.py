@@ -192,20 +192,27 @@ def deploy() -> str:
     return table(("", "file", "512×512", "1024×2048", "peak memory", "mIoU", "equal pixels"), rows)
 
 
-def w8a8() -> str:
-    values = result("w8a8")["results"]
-    columns = {"float32": "checkpoint, float32", "litert": "LiteRT, w8a8", "onnx": "ONNX Runtime, w8a8"}
-    names = list(values["float32"]["iou"])
+def w8a8(kind: str = "w8a8") -> str:
+    values = result(kind)["results"]
+    columns = {
+        "start": "start, float32",
+        "float32": "checkpoint, float32",
+        "litert": "LiteRT, w8a8",
+        "onnx": "ONNX Runtime, w8a8",
+    }
+    columns = {name: title for name, title in columns.items() if name in values}
+    names = list(values["litert"]["iou"])
     rows = [(name, *(f"{values[kind]['iou'][name]:.1f}" for kind in columns)) for name in names]
     rows.append(("**mean**", *(f"**{values[kind]['miou']:.2f}**" for kind in columns)))
-    rows.append(("file", "", *(f"{values[kind]['bytes'] / 1e6:.2f} MB" for kind in ("litert", "onnx"))))
+    sizes = (f"{values[kind]['bytes'] / 1e6:.2f} MB" if "bytes" in values[kind] else "" for kind in columns)
+    rows.append(("file", *sizes))
     return table(("", *columns.values()), rows)
 
 
-def w8a8_operators() -> str:
+def w8a8_operators(kind: str = "w8a8") -> str:
     return table(
         ("operator", "type", "number"),
-        [(name, kind.lower(), str(count)) for name, kind, count in result("w8a8")["operators"]],
+        [(name, type_.lower(), str(count)) for name, type_, count in result(kind)["operators"]],
     )
 
 
@@ -427,6 +434,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "plain": plain,
     "w8a8": w8a8,
     "w8a8-operators": w8a8_operators,
+    "w8a8-trained": lambda: w8a8("w8a8_trained"),
+    "w8a8-trained-operators": lambda: w8a8_operators("w8a8_trained"),
     "w8a8-tensors": w8a8_tensors,
     "video": video,
     "video-pixels": video_pixels,

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.optional import needs
 
@@ -10,9 +13,13 @@ needs("torch", "accelerate")
 import torch
 from torch import nn
 
-from evitseg.model.network import build
+from evitseg.data.layouts import find_dataset
+from evitseg.exporters.verify import example_images
+from evitseg.loading import network_of
+from evitseg.model.network import NormalizedModel, build
 from evitseg.preprocess import Preprocess
-from evitseg.train.batch_norm import estimate, spread, whole_images
+from evitseg.train.batch_norm import estimate, spread, unfolded, whole_images
+from tests.networks import lively
 
 
 def normalised(stack: torch.Tensor) -> torch.Tensor:
@@ -46,6 +53,28 @@ def test_one_batch_makes_evaluation_what_training_computes() -> None:
         estimate(network, [pixels])
         torch.testing.assert_close(network(pixels), expected, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(before, expected, rtol=0.1, atol=0.1)
+
+
+def test_a_network_with_folded_norms_gets_statistics_to_train_with(tmp_path: Path) -> None:
+    """The bundled model's norms normalised for the first time in training, after which it knew nothing."""
+    network, preprocess = network_of("b0-camvid")[0], Preprocess(short_side=192)
+    for number, image in enumerate(example_images()[:2]):
+        for kind, values in (("images", image), ("masks", np.zeros(image.shape[:2], np.uint8))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / kind / f"{number}.png")
+    pairs = find_dataset(tmp_path).splits["all"]
+    made = unfolded(network, pairs, preprocess)
+    ready = NormalizedModel(network, preprocess)
+    pixels = torch.from_numpy(preprocess.apply(example_images()[0]).copy()).permute(2, 0, 1)[None]
+    pixels = (pixels.float() + ready.shift) * ready.scale
+    with torch.no_grad():
+        expected = network(pixels)
+        torch.testing.assert_close(made(pixels), expected, rtol=1e-3, atol=1e-3)
+        equal = [(own.train()(pixels).argmax(1) == expected.argmax(1)).float().mean() for own in (made, network)]
+    assert equal[1] < 0.5 < 0.8 < equal[0]
+    plain = lively(build("b0", 4))
+    for key, value in unfolded(plain, pairs, preprocess).state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), key
 
 
 def test_layers_that_are_kept_and_those_that_see_too_little_stay_as_they_are() -> None:

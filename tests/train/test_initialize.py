@@ -12,10 +12,12 @@ import torch
 
 from evitseg.errors import ConfigError, WeightsError
 from evitseg.labels import load_labels, numbered
-from evitseg.model.checkpoints import load_checkpoint
+from evitseg.manifest import Manifest, Training
+from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
 from evitseg.model.key_names import Naming
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED
+from evitseg.preprocess import Preprocess
 from evitseg.train import TrainConfig
 from evitseg.train.distill import Teachers
 from evitseg.train.initialize import LAST_LAYER, check_classes_from, class_matrix, initialize
@@ -29,6 +31,20 @@ def test_a_start_gives_all_but_the_last_layer(b0_checkpoint: Path) -> None:
     assert differ == ["head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias"]
     with pytest.raises(WeightsError, match="its backbone is b0, the run's is b1; train with --variant b0"):
         initialize(SMALL.updated({"variant": "b1", "start": str(b0_checkpoint)}), numbered(4))
+
+
+def test_a_network_with_relu_starts_from_weights_for_hard_swish_but_not_the_reverse(
+    b0_checkpoint: Path, tmp_path: Path
+) -> None:
+    relu = initialize(SMALL.updated({"variant": "b0-relu", "start": str(b0_checkpoint)}), numbered(4)).network
+    assert relu.config.variant == "b0-relu"
+    given = load_checkpoint(b0_checkpoint)[0].state_dict()
+    assert all(torch.equal(t, given[key]) for key, t in relu.state_dict().items() if key not in LAST_LAYER)
+    about = Manifest("relu", relu.config, numbered(4), Preprocess(), Training("none", "CC0"))
+    save_checkpoint(relu, about, tmp_path / "relu.safetensors")
+    assert load_checkpoint(tmp_path / "relu.safetensors")[1].model == relu.config
+    with pytest.raises(WeightsError, match="its backbone is b0-relu, the run's is b0; train with --variant b0-relu"):
+        initialize(SMALL.updated({"start": str(tmp_path / "relu.safetensors")}), numbered(4))
 
 
 def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:

@@ -55,6 +55,7 @@ def _variants() -> list[str]:
     ("evitseg train data/", "Fine-tune the smallest variant for your classes."),
     ("evitseg train data/ --variant b1 --epochs 200 --out runs/b1", "A larger network, for longer."),
     ("evitseg train data/ --out runs/b1 --resume", "Continue an interrupted run."),
+    ("evitseg train data/ --qat --start runs/b0/best.safetensors", "Continue with 8-bit integers, for NPUs."),
     ("evitseg train data/ --recipe camvid-transfer --set augment.rotate=10", "A recipe, with one setting changed."),
 )
 @DATA
@@ -71,6 +72,12 @@ def _variants() -> list[str]:
     "published Cityscapes weights.",
 )
 @SIZE
+@option(
+    "--qat",
+    is_flag=True,
+    panel="Model",
+    help="Train with the roundings of integers, so that export --w8a8 needs 8 bits only. --start must be trained.",
+)
 @option("--freeze-backbone", is_flag=True, panel="Model", help="Train only the segmentation head.")
 @option(
     "--recipe",
@@ -157,7 +164,8 @@ def train_command(
 
     if options["size"] == "native":
         options["size"] = 0
-    options["freeze_backbone"] = options["freeze_backbone"] or None
+    for flag in ("freeze_backbone", "qat"):
+        options[flag] = options[flag] or None
     options = {name: value for name, value in options.items() if value is not None}
     if resume:
         config = _resumed(out, options, bool(recipe or changes))
@@ -204,7 +212,7 @@ def _configured(
     data: str, options: dict[str, Any], recipe: str, changes: tuple[str, ...], output: Output
 ) -> TrainConfig:
     """The settings of a new run: those of the recipe, overridden by the options, overridden by --set."""
-    from evitseg.architecture import PUBLISHED_SEGMENTATION
+    from evitseg.architecture import BACKBONES, published_start
     from evitseg.train.config import FRESH
     from evitseg.train.settings import make_config, parse_changes, read_recipe
 
@@ -212,8 +220,9 @@ def _configured(
     settings = read_recipe(recipe) if recipe else {}
     settings |= {_SETTINGS.get(k, k): v for k, v in options.items() if not (auto and k == "batch")}
     settings |= parse_changes(changes)
-    published = f"{settings.get('variant', 'b0')}-cityscapes"
-    settings.setdefault("start", published if published in PUBLISHED_SEGMENTATION else FRESH)
+    variant = settings.get("variant", "b0")
+    if variant in BACKBONES:  # a wrong one is reported with the other settings
+        settings.setdefault("start", published_start(variant) or FRESH)
     config = make_config(settings, recipe or "settings")
     return _with_fastest_batch(data, config, output) if auto else config
 

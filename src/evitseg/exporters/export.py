@@ -16,7 +16,9 @@ from evitseg.exporters.formats import FORMATS, INTEGERS, WEIGHTS
 from evitseg.exporters.int8 import RANKED_ON, eight_bit
 from evitseg.exporters.integer_calibration import calibrated
 from evitseg.exporters.integer_graph import integer_graph
+from evitseg.exporters.integer_ranges import with_ranges
 from evitseg.exporters.integer_simulation import IntegerNetwork, IntegerSimulation, layer_costs
+from evitseg.exporters.measured_channels import with_measured_channel_factors
 from evitseg.exporters.measured_heads import with_measured_head_factors
 from evitseg.exporters.verify import example_images, miou, self_check_of, verify
 from evitseg.image import ImageArray
@@ -61,8 +63,8 @@ def export(
         out: the file to write; None for a file next to the checkpoint, with the format's ending.
         weights: "float32"; "float16" for half the size; or "int8" for a third of the size, which needs `data`. The
             engine chooses the precision of the arithmetic in any case. "w8a8" is for hardware that computes with
-            integers only: weights and activations have 8 bits, and activations of the first stages have 16. It needs
-            `data` and `size`.
+            integers only: weights and activations have 8 bits, and activations of the first stages have 16 where these
+            have hard-swish, unless the checkpoint was trained with --qat. It needs `data` and `size`.
         size: (height, width), in pixels, of the only images that the file takes; formats of one size need it.
         images: to verify on; none for the bundled photograph.
         labels, preprocess, name, training: replace those in the checkpoint's manifest.
@@ -138,7 +140,10 @@ def export(
     expected: Engine = TorchEngine(model, manifest)
     integers: IntegerNetwork | None = None
     max_drop = MAX_DROP.get(weights, 0.5) if max_drop is None else max_drop
-    model = with_measured_head_factors(model, preprocess, scored.calibration if scored else reals)
+    ranges = manifest.activation_ranges if weights == INTEGERS else {}
+    manifest = replace(manifest, activation_ranges=ranges)  # they fit these weights only
+    if not ranges:
+        model = with_measured_head_factors(model, preprocess, scored.calibration if scored else reals)
     if weights == "int8":
         assert scored is not None
         tell(f"rounding weights to 8 bits, with {len(scored.calibration)} images to correct them on")
@@ -147,9 +152,15 @@ def export(
         expected = TorchEngine(model, manifest)
     if weights == INTEGERS:
         assert scored is not None
-        graph = integer_graph(model, preprocess)
-        tell(f"choosing the ranges of {len(graph.shapes)} tensors, with {len(scored.calibration)} images")
-        integers = calibrated(graph, preprocess, scored.calibration)
+        if not ranges:
+            model = with_measured_channel_factors(model, preprocess, scored.calibration)
+        graph = integer_graph(model, preprocess, () if ranges else None)
+        if ranges:
+            tell("using the ranges that the checkpoint's training with --qat has learned")
+            integers = with_ranges(graph, ranges)
+        else:
+            tell(f"choosing the ranges of {len(graph.shapes)} tensors, with {len(scored.calibration)} images")
+            integers = calibrated(graph, preprocess, scored.calibration)
         manifest = replace(manifest, int16_tensors=tuple(name for name in graph.shapes if name in graph.sixteen))
         expected = IntegerSimulation(integers, manifest)
     tell(f"converting {manifest.name} to {to}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ HEADROOM = 1.25
 """Ranges of tensors with 16 bits, relative to the largest number seen: they have levels to spare."""
 FRACTIONS = np.geomspace(0.03, 1, 32)
 """Ranges that are tried, relative to the largest number seen."""
+Number = TypeVar("Number", float, Tensor)
 DIVISION_FACTOR = 64.001
 """LiteRT's division shifts by up to 31 bits. For a numerator of -1 and a divisor of eight bits it needs 32, and returns
 the smallest integer, unless the numerator's step is at least 64 times the divisor's times the quotient's."""
@@ -126,7 +128,7 @@ class _Calibration:
             scale = least_squares(values, min(low, 0.0), max(high, 0.0), seen)
             if node.kind == "quotient":
                 numerator, divisor = (self._scales[self._graph.scale_of.get(used, used)].step for used in node.inputs)
-                scale = replace(scale, step=min(scale.step, numerator / divisor / DIVISION_FACTOR))
+                scale = replace(scale, step=min(scale.step, largest_quotient_step(numerator, divisor)))
             return scale
         if node.kind == "requantize":  # from 8 bits, without a loss
             return Scale(self._scales[node.inputs[0]].step / 128, 0, 16)
@@ -137,6 +139,11 @@ def _moved(node: IntegerNode, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     moved = reshaped(node, x, shape)
     assert moved is not None
     return moved
+
+
+def largest_quotient_step(numerator: Number, divisor: Number) -> Number:
+    """The largest step of a quotient that LiteRT's division allows, from the steps of numerator and divisor."""
+    return numerator / divisor / DIVISION_FACTOR
 
 
 def _itself(points: NDArray[np.float64]) -> NDArray[np.float64]:

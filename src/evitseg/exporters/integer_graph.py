@@ -7,13 +7,14 @@ which tensors have 16 bits and which share a scale. `integer_calibration` finds 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from evitseg.architecture import LOGIT_STRIDE
+from evitseg.architecture import EARLY, LOGIT_STRIDE
 from evitseg.errors import ExportError
 from evitseg.exporters.export_model import up_sampling
 from evitseg.model.attention import AttentionSequence, MultiScaleAttention
@@ -24,7 +25,7 @@ from evitseg.preprocess import Preprocess
 
 Array = NDArray[np.float64]
 
-WIDE = ("stem", "stage1", "stage2", "head")
+WIDE = (*EARLY, "head")
 """Parts of the network whose tensors have 16 bits. In the first ones, expanded channels span two orders of magnitude
 more than their median, and hard-swish keeps a factor per channel from being moved through it. What the head's block
 rounds changes the logits directly: 8 bits there cost half a point of mIoU."""
@@ -67,6 +68,7 @@ class IntegerNode:
         inputs: names of tensors.
         kernel: of a convolution or an interpolation.
         layer: the layer of the network that it belongs to.
+        part: of a convolution in attention, whether it computes queries (0), keys (1) or values (2) only.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class IntegerNode:
     inputs: tuple[str, ...]
     kernel: Kernel | None = None
     layer: str = ""
+    part: int | None = None
 
 
 @dataclass
@@ -84,12 +87,14 @@ class IntegerGraph:
         shapes: of every tensor by name; "image" is the input, "logits" the output.
         sixteen: names of the tensors with 16 bits.
         scale_of: the tensor whose scale another one has, too.
+        tokens: of tensors that are sums over all tokens, the number of tokens.
     """
 
     nodes: list[IntegerNode] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sixteen: set[str] = field(default_factory=set)
     scale_of: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
     def add(
         self,
@@ -101,6 +106,7 @@ class IntegerGraph:
         *,
         sixteen: bool | None = None,
         scale_of: str = "",
+        part: int | None = None,
     ) -> str:
         """Add an operation; returns the name of its output.
 
@@ -110,7 +116,7 @@ class IntegerGraph:
         """
         assert name not in self.shapes, name
         layer = name.split("/")[0]
-        self.nodes.append(IntegerNode(kind, name, inputs, kernel, layer))
+        self.nodes.append(IntegerNode(kind, name, inputs, kernel, layer, part))
         self.shapes[name] = shape
         if inputs[0] in self.sixteen if sixteen is None else sixteen:
             self.sixteen.add(name)
@@ -119,11 +125,20 @@ class IntegerGraph:
         return name
 
 
-def integer_graph(model: EfficientViT, preprocess: Preprocess, wide: Collection[str] = WIDE) -> IntegerGraph:
+Numbers = TypeVar("Numbers", Array, Tensor)
+
+
+def of_part(numbers: Numbers, part: int, head_dim: int) -> Numbers:
+    """The rows for queries (0), keys (1) or values (2) of weights or biases whose outputs are (heads, 3, head_dim)."""
+    return numbers.reshape(-1, 3, head_dim, *numbers.shape[1:])[:, part].reshape(-1, *numbers.shape[1:])
+
+
+def integer_graph(model: EfficientViT, preprocess: Preprocess, wide: Collection[str] | None = None) -> IntegerGraph:
     """The graph of a network at the fixed size of `preprocess`.
 
     Args:
-        wide: parts of the network whose tensors have 16 bits; of the head, those of its blocks.
+        wide: parts of the network whose tensors have 16 bits; of the head, those of its blocks. None for `WIDE`, or for
+            no parts if the network has ReLU in the first ones, which is for hardware without 16 bits.
 
     Raises: ExportError for a network that has no such graph.
     """
@@ -132,6 +147,10 @@ def integer_graph(model: EfficientViT, preprocess: Preprocess, wide: Collection[
     backbone = model.config.backbone
     if backbone.activation != "hardswish" or backbone.attention_eps:
         raise ExportError("integer arithmetic is for networks of the b series; export this one with --weights int8.")
+    if backbone.early_activation not in (None, "relu"):
+        raise ExportError(f"integer arithmetic has no {backbone.early_activation} in the first stages.")
+    if wide is None:
+        wide = () if backbone.early_activation else WIDE
     return _Builder(model, preprocess, wide).graph
 
 
@@ -185,14 +204,15 @@ class _Builder:
         """
         assert isinstance(module, ConvNormAct)
         layer = self.names[id(module)]
-        kernel = self.kernel(module, part, relu)
+        act = getattr(module, "act", None)
+        kernel = self.kernel(module, part, relu or isinstance(act, nn.ReLU))
         if layer == self.first:
             kernel = self.on_pixels(kernel)
         _, height, width, _ = self.graph.shapes[x]
         shape = (1, height // kernel.stride, width // kernel.stride, len(kernel.weight))
         name = layer if part is None else f"{layer}/{'qkv'[part]}"
-        x = self.graph.add("conv", name, (x,), shape, kernel, scale_of=scale_of)
-        if isinstance(getattr(module, "act", None), nn.Hardswish):
+        x = self.graph.add("conv", name, (x,), shape, kernel, scale_of=scale_of, part=part)
+        if isinstance(act, nn.Hardswish):
             x = self.graph.add("hardswish", f"{name}/hardswish", (x,), shape)
         return x
 
@@ -200,13 +220,8 @@ class _Builder:
         weight, bias = folded(module)
         groups = module.conv.groups
         if part is not None:
-            dim = self.head_dim
-
-            def own(numbers: Array) -> Array:
-                chosen: Array = numbers.reshape(-1, 3, dim, *numbers.shape[1:])[:, part]
-                return chosen.reshape(-1, *numbers.shape[1:])
-
-            weight, bias = own(weight), None if bias is None else own(bias)
+            weight = of_part(weight, part, self.head_dim)
+            bias = None if bias is None else of_part(bias, part, self.head_dim)
             groups = max(1, groups // 3)
         return Kernel(weight, bias, int(module.conv.stride[0]), groups, relu=relu)
 
@@ -215,7 +230,7 @@ class _Builder:
         mean, std = (np.array(values, np.float64) * 255 for values in (self.preprocess.mean, self.preprocess.std))
         weight = kernel.weight / std[:, None, None]
         shift = (weight * (MIDDLE_GREY - mean)[:, None, None]).sum((1, 2, 3))
-        return Kernel(weight, shift + (0 if kernel.bias is None else kernel.bias), kernel.stride, kernel.groups)
+        return replace(kernel, weight=weight, bias=shift + (0 if kernel.bias is None else kernel.bias))
 
     def sequence(self, block: nn.Module, x: str) -> str:
         assert isinstance(block, ConvSequence)
@@ -265,6 +280,7 @@ class _Builder:
         numerator = graph.add("product", f"{where}/numerator", (q, context), by_token)
         divisor = graph.add("product", f"{where}/divisor", (q, total), (1, heads, tokens, 1))
         positive = graph.add("floor", f"{divisor}/positive", (divisor,), (1, heads, tokens, 1), scale_of=divisor)
+        graph.tokens |= dict.fromkeys((context, total, numerator, divisor), tokens)
         quotient = graph.add("quotient", f"{where}/quotient", (numerator, positive), by_token)
         shape = (1, height, width, heads * dim)
         merged = graph.add("merge_heads", f"{quotient}/merged", (quotient,), shape, scale_of=quotient)
@@ -291,4 +307,4 @@ class _Builder:
         assert shape[1] * LOGIT_STRIDE == graph.shapes["image"][1]
         last = graph.nodes.pop()
         graph.shapes["logits"] = graph.shapes.pop(last.output)
-        graph.nodes.append(IntegerNode(last.kind, "logits", last.inputs, last.kernel, last.layer))
+        graph.nodes.append(replace(last, output="logits"))

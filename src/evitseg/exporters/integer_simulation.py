@@ -37,8 +37,7 @@ class Scale:
 
     def rounded(self, x: Tensor) -> Tensor:
         """The nearest numbers that integers represent."""
-        low, high = self.limits
-        return (torch.round(x / self.step) + self.zero).clamp_(low, high).sub_(self.zero).mul_(self.step)
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, *self.limits)
 
 
 IMAGE_SCALE = Scale(1.0, MIDDLE_GREY - 128, 8)
@@ -90,8 +89,19 @@ def rounded_kernel(kernel: Kernel) -> RoundedKernel:
     return RoundedKernel(whole.astype(np.int8), step.ravel().astype(np.float64), kernel.bias)
 
 
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Kernel) -> Tensor:
+    """A feature map (n, height, width, channels) convolved with other weights than those of the kernel."""
+    planes = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, kernel.stride, weight.shape[-1] // 2, 1, kernel.groups)
+    return (planes.relu() if kernel.relu else planes).permute(0, 2, 3, 1).contiguous()
+
+
+def interpolated(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """A feature map (n, height, width, channels) with one axis multiplied by a matrix (outputs, inputs)."""
+    return torch.einsum("oi,nihc->nohc" if axis == 1 else "oi,nhic->nhoc", matrix, x).contiguous()
+
+
 def computed(node: IntegerNode, inputs: Sequence[Tensor], kernel: Kernel | None, smallest: float) -> Tensor:
-    """The result of an operation in floating point, where all tensors are (1, ...) as in the graph.
+    """The result of an operation in floating point, where all tensors are (n, ...), for n images.
 
     Args:
         smallest: the lower limit of divisors.
@@ -102,14 +112,10 @@ def computed(node: IntegerNode, inputs: Sequence[Tensor], kernel: Kernel | None,
             assert kernel is not None
             weight = torch.from_numpy(kernel.weight).float()
             bias = None if kernel.bias is None else torch.from_numpy(kernel.bias).float()
-            planes = F.conv2d(
-                x.permute(0, 3, 1, 2), weight, bias, kernel.stride, weight.shape[-1] // 2, 1, kernel.groups
-            )
-            return (planes.relu() if kernel.relu else planes).permute(0, 2, 3, 1).contiguous()
+            return convolved(x, weight, bias, kernel)
         case "interpolate":
             assert kernel is not None
-            matrix = torch.from_numpy(kernel.weight).float()
-            return torch.einsum("oi,nihc->nohc" if kernel.axis == 1 else "oi,nhic->nhoc", matrix, x).contiguous()
+            return interpolated(x, torch.from_numpy(kernel.weight).float(), kernel.axis)
         case "hardswish":
             return F.hardswish(x)
         case "relu":
@@ -133,14 +139,18 @@ def computed(node: IntegerNode, inputs: Sequence[Tensor], kernel: Kernel | None,
 
 
 def reshaped(node: IntegerNode, x: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """The result of an operation that only moves numbers; None for others."""
+    """The result, for n images, of an operation that only moves numbers; None for others.
+
+    Args:
+        shape: of the result for one image, as in the graph.
+    """
     match node.kind:
         case "split_heads":
-            return x.reshape(1, shape[2], shape[1], shape[3]).transpose(1, 2)
+            return x.reshape(-1, shape[2], shape[1], shape[3]).transpose(1, 2)
         case "split_heads_transposed":
-            return x.reshape(1, shape[3], shape[1], shape[2]).permute(0, 2, 3, 1)
+            return x.reshape(-1, shape[3], shape[1], shape[2]).permute(0, 2, 3, 1)
         case "merge_heads":
-            return x.transpose(1, 2).reshape(shape)
+            return x.transpose(1, 2).reshape(-1, *shape[1:])
     return None
 
 

@@ -6,6 +6,7 @@ average of weights. benchmarks/finetune.py measures what they cost.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from evitseg.architecture import STRIDE
 from evitseg.data.lists import Pair
 from evitseg.image import ImageArray
+from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
 
 MOST_IMAGES = 64
 """Number of images that statistics are estimated over; more do not change the masks."""
 MOST_PIXELS = 8 * 512 * 512
+MOST_UNFOLDED = 16
 _FEWEST_VALUES = 16
 """Total number of values below which a layer keeps its statistics."""
 _Norm = nn.modules.batchnorm._BatchNorm  # SyncBatchNorm, too
@@ -52,6 +55,54 @@ def estimate_over(
     batches = whole_images(images, preprocess, most_pixels, lambda stack: (stack.to(device).float() - mean) / std)
     estimate(network, batches, keep)
     return len(chosen)
+
+
+def unfolded(network: EfficientViT, pairs: Sequence[Pair], preprocess: Preprocess) -> EfficientViT:
+    """A copy that computes the same function, with real statistics in the batch norms that only add a bias.
+
+    Exported models and averages of weights have such norms, because theirs are folded into the convolutions. In
+    training they would normalise what was never normalised.
+
+    Args:
+        pairs: at most `MOST_UNFOLDED` of their images are used.
+
+    Raises: ImageError for an image that cannot be read.
+    """
+    network = copy.deepcopy(network).eval()
+    folded = [m for m in network.modules() if isinstance(m, _Norm) and _is_folded(m)]
+    sums = {module: torch.zeros(2, module.num_features, dtype=torch.float64) for module in folded}
+
+    def add(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, _Norm)
+        variance, mean = (part.double() for part in torch.var_mean(given[0], (0, 2, 3), correction=0))
+        sums[module] += torch.stack([mean, variance + mean**2])
+
+    hooks = [module.register_forward_pre_hook(add) for module in folded]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std))
+    chosen = [pairs[at] for at in spread(len(pairs), MOST_UNFOLDED)] if folded else []
+    with torch.no_grad():
+        for pair in chosen:
+            image = preprocess.apply(read_image(pair.image, pair.reading))
+            network((_stacked([image]).float() - mean) / std)
+        for module, (first, second) in sums.items():
+            first, second = first / len(chosen), second / len(chosen)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(first)
+            module.running_var.copy_((second - first**2).clamp(min=0))
+            module.weight.copy_((module.running_var.double() + module.eps).sqrt())
+            module.bias.add_(first)
+    for hook in hooks:
+        hook.remove()
+    return network
+
+
+def _is_folded(module: _Norm) -> bool:
+    """Whether a batch norm only adds its bias, as `evitseg.model.fold.set_folded` leaves it."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    only_bias = bool((module.weight == 1).all() and (module.running_mean == 0).all())
+    return only_bias and bool((module.running_var == torch.tensor(1 - module.eps)).all())
 
 
 def spread(count: int, most: int = MOST_IMAGES) -> list[int]:

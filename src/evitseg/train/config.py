@@ -248,6 +248,8 @@ class TrainConfig(_Settings):
         eval_interval: epochs between evaluations on the validation images; the last epoch is always evaluated.
         save_interval: steps between saved states, in addition to one after every epoch.
         seed: of all random numbers.
+        qat: train with the roundings of 8-bit integers, for `evitseg export --w8a8`. The start must be trained; by
+            default it is also the teacher.
     """
 
     RANGES: ClassVar[Mapping[str, _Range]] = {
@@ -264,6 +266,7 @@ class TrainConfig(_Settings):
     eval_interval: int = 1
     save_interval: int = 500
     seed: int = 0
+    qat: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -277,6 +280,8 @@ class TrainConfig(_Settings):
             raise unknown("variant", self.variant, BACKBONES)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.qat:
+            self._check_qat()
         loss, distill = self.loss, self.distill.weight if self.distill.teachers else 0.0
         if not any((loss.cross_entropy, loss.dice, distill, loss.lovasz if loss.lovasz_from == 0 else 0.0)):
             raise ConfigError(
@@ -289,6 +294,21 @@ class TrainConfig(_Settings):
         known = self.batch_size is not AUTO and crop is not AUTO
         if known and not self.optim.freeze_norm and self.batch_size * crop[0] * crop[1] < 2 * STRIDE**2:
             raise ConfigError("batch norm needs at least two values per channel; use a larger batch_size or data.crop.")
+
+    def _check_qat(self) -> None:
+        if self.start == FRESH:
+            raise ConfigError("qat needs trained weights to start from; give the checkpoint as start.")
+        without = {
+            "precision": self.precision == "float32", "loss.auxiliary": not self.loss.auxiliary,
+            "optim.freeze_backbone": not self.optim.freeze_backbone, "optim.drop_path": not self.optim.drop_path,
+            "optim.freeze_norm": self.optim.freeze_norm is not False,
+            "average.start_weight": not self.average.start_weight,
+        }  # fmt: skip
+        if wrong := [key for key, fits in without.items() if not fits]:
+            raise ConfigError(
+                f"{wrong[0]} cannot be set with qat, which trains the whole network in float32, with batch norm folded "
+                "into the convolutions; leave it out."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """The settings as a nested dictionary, as a JSON recipe has them."""

@@ -11,9 +11,10 @@ With `n` training images of `h`×`w` pixels at the working size (medians over th
                             statistics) or fewer than 50 steps (too few for the weights to follow new statistics).
                             Without a single step, statistics over 10 CamVid images lower the published start from 54
                             to 42 mIoU. False if a learning rate above 3e-5 is given: training then diverges with
-                            frozen statistics
+                            frozen statistics. True with qat
     optim.learning_rate     3e-4 if the start knows all classes, 1e-3 if it knows none, interpolated on a logarithmic
                             scale between; times √(batch_size / 8) (arXiv:2205.10287); 30 times lower with freeze_norm
+                            1e-4 · √(batch_size / 8) with qat
     optim.warmup_fraction   50 steps, but between 5 % and 30 % of all steps
     average.ema_decay       1 - 10 / steps, at most 0.998: an average over the last tenth of the steps
 
@@ -37,6 +38,7 @@ LARGEST_CROP, CROP_FRACTION, WHOLE_UP_TO = 512, 0.75, 256
 SCALE = (0.5, 2.0)
 FEW_IMAGES, FEW_STEPS = 32, 50
 KNOWN_HEAD_RATE, NEW_HEAD_RATE, FROZEN_NORM_DIVISOR, LARGEST_FROZEN_RATE = 3e-4, 1e-3, 30, 3e-5
+QAT_RATE = 1e-4
 
 
 def resolve_defaults(
@@ -65,8 +67,8 @@ def resolve_defaults(
     choose("average.ema_decay", round(min(0.998, max(0.0, 1 - 10 / steps)), 4))
     few = len(sizes) < FEW_IMAGES or steps < FEW_STEPS
     slow = config.optim.learning_rate is None or config.optim.learning_rate <= LARGEST_FROZEN_RATE
-    choose("optim.freeze_norm", known == 1 and few and slow)
-    choose("optim.learning_rate", _rate(config.batch_size, config.optim.freeze_norm, known))
+    choose("optim.freeze_norm", config.qat or (known == 1 and few and slow))
+    choose("optim.learning_rate", _rate(config.batch_size, config.optim.freeze_norm, known, config.qat))
     return config
 
 
@@ -75,10 +77,9 @@ def _crop_side(side: float) -> int:
     return max(STRIDE, int(wanted) // STRIDE * STRIDE)
 
 
-def _rate(batch_size: int, freeze_norm: bool, known: float) -> float:
-    rate = NEW_HEAD_RATE ** (1 - known) * KNOWN_HEAD_RATE**known
-    rate *= math.sqrt(batch_size / USUAL_BATCH)
-    return float(f"{rate / (FROZEN_NORM_DIVISOR if freeze_norm else 1):.2g}")
+def _rate(batch_size: int, freeze_norm: bool, known: float, qat: bool) -> float:
+    rate = NEW_HEAD_RATE ** (1 - known) * KNOWN_HEAD_RATE**known / (FROZEN_NORM_DIVISOR if freeze_norm else 1)
+    return float(f"{(QAT_RATE if qat else rate) * math.sqrt(batch_size / USUAL_BATCH):.2g}")
 
 
 def working_size(short_side: int, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:

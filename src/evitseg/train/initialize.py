@@ -31,11 +31,13 @@ class Start:
         known: fraction of the classes whose rows of the last layer come from other weights; 0 for random weights and
             those of a classifier.
         short_side: working size of the weights that the run starts from; None if they have none.
+        needs_relu_fit: whether the weights were trained with hard-swish where the network has ReLU.
     """
 
     network: EfficientViT
     known: float
     short_side: int | None
+    needs_relu_fit: bool = False
 
 
 def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
@@ -57,7 +59,8 @@ def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
     own, given = model.state_dict(), source.state_dict()
     fits = {key for key in own if key in given and given[key].shape == own[key].shape}
     missing = [key for key in own if key.startswith("backbone.") and key not in fits]
-    if missing:
+    early = source.config.backbone.early_activation
+    if missing or (early and early != model.config.backbone.early_activation):
         raise WeightsError(
             f"{config.start}: its backbone is {source.config.variant}, the run's is {config.variant}; "
             f"train with --variant {source.config.variant}, or start from other weights."
@@ -74,13 +77,21 @@ def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
                 loaded[key][known] = means.reshape(-1, *given[key].shape[1:])
                 rows = int(known.sum())
     model.load_state_dict(loaded)
-    return Start(model, rows / len(labels.classes), _short_side(config.start))
+    fit = model.config.backbone.early_activation != early
+    return Start(model, rows / len(labels.classes), _short_side(config.start), fit)
 
 
 def with_pinned_start(config: TrainConfig) -> TrainConfig:
     """The settings with the commit of a start on the hub, so that the run records the weights it started from."""
     _, source = located(config.start)
     return config if source is None else replace(config, start=source)
+
+
+def with_start_as_teacher(config: TrainConfig) -> TrainConfig:
+    """The settings with the start as the teacher of a run with `qat` that has no other."""
+    if not config.qat or config.distill.teachers:
+        return config
+    return config.updated({"distill.teachers": (config.start,)})
 
 
 def _short_side(start: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,25 @@ from evitseg.data.inspect import Inspection, inspect
 from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.errors import DatasetError, FileError, TrainError, unknown
+from evitseg.exporters.integer_calibration import MAX_IMAGES
+from evitseg.image import ImageArray
 from evitseg.labels import LabelSpace
+from evitseg.model.network import EfficientViT
+from evitseg.preprocess import Preprocess
+from evitseg.raster.files import read_image
 from evitseg.train.allocator import is_out_of_memory
+from evitseg.train.batch_norm import spread, unfolded
 from evitseg.train.config import AUTO, AUTO_KEYS, TrainConfig
 from evitseg.train.defaults import resolve_defaults
-from evitseg.train.initialize import Start, check_classes_from, initialize, with_pinned_start
+from evitseg.train.initialize import (
+    Start,
+    check_classes_from,
+    initialize,
+    with_pinned_start,
+    with_start_as_teacher,
+)
+from evitseg.train.quantised import QuantisedNetwork, quantised_start
+from evitseg.train.relu_fit import FITTED_ON, fitted_to_relu
 from evitseg.train.resume import check_new, read_resumable
 from evitseg.train.run_log import Event, Run
 from evitseg.train.trainer import Trainer
@@ -93,6 +107,7 @@ def _prepared(
 ) -> tuple[Trainer, Path]:
     """The run before its next step, and the root of the data; see `fit`."""
     resumed = None
+    config = config and with_start_as_teacher(config)
     if resume:
         resumed = read_resumable(folder, config)
         if labels is not None and labels != resumed.manifest.labels:
@@ -122,10 +137,37 @@ def _prepared(
     if chosen and not resumed:
         values = ", ".join(f"{key} {_short(final.flat()[key])}" for key in chosen)
         tell(f"settings derived from {len(train)} images: {values}; override them with options or --set.")
-    trainer = Trainer(folder, final, inspection, train, val, watch, start.network, chosen)
+    preprocess = Preprocess(short_side=final.data.size or None)
+    network: EfficientViT | QuantisedNetwork
+    if resumed is None:
+        network = _first_network(start, final, preprocess, train, tell)
+    elif final.qat:
+        network = QuantisedNetwork(start.network, preprocess, resumed.manifest.activation_ranges)
+    else:
+        network = start.network
+    trainer = Trainer(folder, final, inspection, train, val, watch, network, chosen)
     if resumed:
         trainer.restore(resumed.state)
     return trainer, dataset.root
+
+
+def _first_network(
+    start: Start, config: TrainConfig, preprocess: Preprocess, train: Sequence[Pair], tell: Callable[[str], None]
+) -> EfficientViT | QuantisedNetwork:
+    """The start in the form that the run trains, which depends on the images."""
+
+    def images(most: int) -> list[ImageArray]:
+        pairs = [train[at] for at in spread(len(train), most)]
+        return [read_image(pair.image, pair.reading) for pair in pairs]
+
+    network = start.network
+    if start.needs_relu_fit:
+        tell("fitting ReLU to the hard-swish that the start was trained with")
+        network = fitted_to_relu(network, preprocess, images(FITTED_ON))
+    if config.qat:
+        tell("choosing the first ranges of all tensors")
+        return quantised_start(network, preprocess, images(MAX_IMAGES))
+    return network if config.optim.freeze_norm else unfolded(network, train, preprocess)
 
 
 def _short(value: Any) -> str:

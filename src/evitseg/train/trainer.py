@@ -30,6 +30,7 @@ from evitseg.train.distill import Teachers
 from evitseg.train.losses import Objective, class_frequencies, class_weights
 from evitseg.train.optimizer import learning_rate, moving_average, parameter_groups
 from evitseg.train.processes import end_run, start_processes
+from evitseg.train.quantised import QuantisedNetwork, blank, plain_network
 from evitseg.train.resume import (
     BEST,
     LAST,
@@ -67,7 +68,7 @@ class Trainer:
         train: Sequence[Pair],
         val: Sequence[Pair],
         watch: Callable[[Event], None],
-        network: EfficientViT,
+        network: EfficientViT | QuantisedNetwork,
         chosen: Sequence[str],
     ) -> None:
         self.folder, self.config, self.inspection, self.watch, self.chosen = folder, config, inspection, watch, chosen
@@ -84,12 +85,12 @@ class Trainer:
 
         self.validation = Validation(config, labels, network, train, val, self.accelerator)
         # Built, not only copied: the random weights of the auxiliary heads follow from the number of networks built.
-        copy = EfficientViT(network.config)
+        copy = blank(network)
         copy.load_state_dict(network.state_dict())
         self.average = channels_last(moving_average(copy, config.average.ema_decay), self.device)
-        set_drop_path(network, config.optim.drop_path)
+        set_drop_path(plain_network(network), config.optim.drop_path)
         if config.optim.freeze_backbone:
-            network.backbone.requires_grad_(False)
+            plain_network(network).backbone.requires_grad_(False)
         wrapper = channels_last(TrainingWrapper(network, config.loss.auxiliary > 0), self.device)
         if self.device.type == "cuda" and processes > 1:
             wrapper = nn.SyncBatchNorm.convert_sync_batchnorm(wrapper)  # type: ignore[no-untyped-call]
@@ -130,7 +131,7 @@ class Trainer:
         sweep(self.folder)  # temporary files of a run that was killed
         if new:
             self.validation.load_start()
-            save_checkpoint(self.validation.network, self._manifest(None), self.folder / START)
+            self._save_checkpoint(None, START)
         about = {
             "data": str(data), "evitseg": __version__, "images": len(self.crops), "steps": self.steps,
             "chosen": list(self.chosen), "settings": self.config.to_dict(),
@@ -267,7 +268,7 @@ class Trainer:
         self.progress.best_miou = self.progress.start_miou = self.progress.last_miou = report.miou
         line = {"epoch": 0, "step": 0, "miou": report.miou, "iou": report.to_dict()["iou"]}
         if self.accelerator.is_main_process:
-            save_checkpoint(self.validation.network, self._manifest(report), self.folder / BEST)
+            self._save_checkpoint(report, BEST)
             self.log.log_epoch(line, self.validation.mask)
         self.save()
         self.watch(self._event(math.nan, 0.0, report))
@@ -293,16 +294,19 @@ class Trainer:
             progress.last_miou, progress.best_miou = report.miou, max(progress.best_miou, report.miou)
         if self.accelerator.is_main_process:
             for name in names:
-                save_checkpoint(self.validation.network, self._manifest(report), self.folder / name)
+                self._save_checkpoint(report, name)
             self.log.log_epoch(line, None if report is None else self.validation.mask)
         self.save()
         self.watch(event)
 
+    def _save_checkpoint(self, report: Report | None, name: str) -> None:
+        save_checkpoint(plain_network(self.validation.network), self._manifest(report), self.folder / name)
+
     def _manifest(self, report: Report | None) -> Manifest:
-        name = _utf8(self.inspection.dataset.root.name)
+        name, network = _utf8(self.inspection.dataset.root.name), self.validation.network
         return Manifest(
             name=f"{self.config.variant}-{name}",
-            model=self.validation.network.config,
+            model=network.config,
             labels=self.labels,
             preprocess=self.validation.preprocess,
             training=Training(
@@ -313,6 +317,7 @@ class Trainer:
             accuracy=() if report is None else (self.validation.accuracy(report),),
             evitseg_version=__version__,
             reading=self.config.data.reading,
+            activation_ranges=network.ranges() if isinstance(network, QuantisedNetwork) else {},
         )
 
     def _parts(self) -> TrainingParts:

@@ -22,6 +22,7 @@ from evitseg.preprocess import Preprocess
 from evitseg.train.batch_norm import estimate_over
 from evitseg.train.config import TrainConfig
 from evitseg.train.crops import unreadable
+from evitseg.train.quantised import QuantisedNetwork, blank
 from evitseg.train.wrapper import channels_last
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Validation:
         self,
         config: TrainConfig,
         labels: LabelSpace,
-        network: EfficientViT,
+        network: EfficientViT | QuantisedNetwork,
         train: Sequence[Pair],
         val: Sequence[Pair],
         accelerator: Accelerator,
@@ -50,7 +51,7 @@ class Validation:
         self._train, self.val = train, val
         self._device = accelerator.device
         self._start = {key: value.clone().to(self._device) for key, value in network.state_dict().items()}
-        self.network = channels_last(EfficientViT(network.config).eval().requires_grad_(False), self._device)
+        self.network = channels_last(blank(network).eval().requires_grad_(False), self._device)
         self.preprocess = Preprocess(short_side=config.data.size or None)
         self._mean, self._std = normalisation(self.preprocess, self._device)
 

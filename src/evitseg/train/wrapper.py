@@ -12,17 +12,18 @@ from evitseg.model.attention import AttentionSequence
 from evitseg.model.layers import ConvNormAct, ConvSequence
 from evitseg.model.network import EfficientViT
 from evitseg.train.config import OptimConfig
+from evitseg.train.quantised import QuantisedNetwork, plain_network
 
 _FIRST_AUXILIARY = 2  # stages are counted from 0: stages 3 and 4
 
 
 class TrainingWrapper(nn.Module):
-    """A network with two auxiliary heads, on stages 3 and 4, if the loss uses them.
+    """A network with two auxiliary heads, on stages 3 and 4, if the loss uses them; a quantised network has none.
 
     Input: normalised pixels. Output: the logits, and those of the auxiliary heads, at strides 16 and 32.
     """
 
-    def __init__(self, network: EfficientViT, auxiliary: bool) -> None:
+    def __init__(self, network: EfficientViT | QuantisedNetwork, auxiliary: bool) -> None:
         super().__init__()
         self.network = network
         backbone, classes = network.config.backbone, network.config.num_classes
@@ -34,6 +35,8 @@ class TrainingWrapper(nn.Module):
                 self.auxiliary.append(nn.Sequential(hidden, nn.Conv2d(width, classes, 1)))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if isinstance(self.network, QuantisedNetwork):
+            return self.network(pixels), []
         features = self.network.backbone(pixels)
         auxiliary = [head(features[stage]) for stage, head in enumerate(self.auxiliary, _FIRST_AUXILIARY)]
         return self.network.head(features), auxiliary
@@ -43,7 +46,7 @@ def set_training_mode(wrapper: TrainingWrapper, optim: OptimConfig) -> None:
     """Put the network in training mode, except for the parts that the run freezes."""
     wrapper.train()
     if optim.freeze_backbone:
-        wrapper.network.backbone.eval()  # batch norm's statistics stay, too
+        plain_network(wrapper.network).backbone.eval()  # batch norm's statistics stay, too
     for module in wrapper.network.modules() if optim.freeze_norm else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the base of SyncBatchNorm, too
             module.eval()

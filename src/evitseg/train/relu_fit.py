@@ -1,0 +1,117 @@
+"""Replace hard-swish in the first stages by ReLU, fitted so that the network knows nearly what it knew before.
+
+Each channel's a · relu(x + d) + c is fitted to the hard-swish of the original network by least squares, layer by layer.
+The factor and the shift go into the convolution before, the constant into the bias of the one after. On CamVid, 95 % of
+the mask's pixels stay the same, where ReLU alone leaves a network that recognises nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evitseg.image import ImageArray
+from evitseg.model.fold import folded, set_folded, with_folded_norms
+from evitseg.model.layers import ConvNormAct, ConvSequence
+from evitseg.model.network import EfficientViT, NormalizedModel
+from evitseg.preprocess import Preprocess
+
+FITTED_ON = 4
+"""Maximum number of images."""
+SHIFTS = np.linspace(-1, 3.5, 19)
+"""The shifts that are tried; hard-swish differs from ReLU between -3 and 3."""
+SMALLEST_FACTOR = 1e-3
+
+
+@torch.no_grad()
+def fitted_to_relu(network: EfficientViT, preprocess: Preprocess, images: Sequence[ImageArray]) -> EfficientViT:
+    """A copy with folded batch norms whose ReLUs in the first stages are fitted to hard-swish.
+
+    Args:
+        network: has ReLU in the first stages, and weights that were trained with hard-swish there.
+        images: of the kind the network will see, of any sizes; at most `FITTED_ON` are used.
+    """
+    backbone = network.config.backbone
+    assert backbone.early_activation == "relu"
+    assert backbone.activation == "hardswish"
+    new = with_folded_norms(network)
+    old = EfficientViT(replace(network.config, backbone=replace(backbone, early_activation=None))).eval()
+    old.load_state_dict(new.state_dict())
+    chosen = images[:: -(-len(images) // FITTED_ON)]
+    size = preprocess.apply(chosen[0]).shape
+    fixed = replace(preprocess, fixed=(size[0], size[1]))
+    ready = NormalizedModel(new, preprocess)
+    stack = torch.from_numpy(np.stack([fixed.apply(image) for image in chosen])).permute(0, 3, 1, 2)
+    exact = fitted = (stack.float() + ready.shift) * ready.scale
+    for before, after in zip(_early_blocks(old), _early_blocks(new), strict=True):
+        exact, fitted = _fit_block(before, after, exact, fitted)
+    return new
+
+
+def _early_blocks(network: EfficientViT) -> list[ConvSequence]:
+    blocks = []
+    for part in (network.backbone.stem, *network.backbone.stages[:2]):
+        assert isinstance(part, nn.Sequential)
+        blocks += [block for block in part if isinstance(block, ConvSequence)]
+    return blocks
+
+
+def _fit_block(before: ConvSequence, after: ConvSequence, exact: Tensor, fitted: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a block of the new network; returns the features of both networks after it."""
+    inputs = exact, fitted
+    convs = [[module for module in block if isinstance(module, ConvNormAct)] for block in (before, after)]
+    following = dict(pairwise(convs[1]))
+    for old, new in zip(*convs, strict=True):
+        exact, fitted = (module.norm(module.conv(x)) for module, x in ((old, exact), (new, fitted)))
+        weight, bias = folded(new)
+        assert bias is not None
+        if not hasattr(new, "act"):
+            change = (exact - fitted).mean((0, 2, 3))
+            set_folded(new, weight, bias + change.double().numpy())
+            fitted = fitted + change[:, None, None]
+            continue
+        exact = F.hardswish(exact)
+        factor, shift, constant = _fit(fitted[..., ::2, ::2], exact[..., ::2, ::2], new in following)
+        numbers = [values.double().numpy() for values in (factor, shift, constant)]
+        set_folded(new, weight * numbers[0][:, None, None, None], (bias + numbers[1]) * numbers[0])
+        fitted = ((fitted + shift[:, None, None]) * factor[:, None, None]).relu()
+        if new in following:
+            weight, bias = folded(following[new])
+            assert bias is not None
+            taps = weight.sum((2, 3))
+            grouped = following[new].conv.groups > 1
+            set_folded(following[new], weight, bias + (taps[:, 0] * numbers[2] if grouped else taps @ numbers[2]))
+    if before.residual:
+        return exact + inputs[0], fitted + inputs[1]
+    return exact, fitted
+
+
+def _fit(x: Tensor, target: Tensor, with_constant: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The factor, shift and constant of every channel.
+
+    Args:
+        x: (n, channels, h, w) before ReLU.
+        target: what the fitted ReLU should give.
+        with_constant: whether there is a constant; it is 0 otherwise.
+    """
+    mean = target.mean((0, 2, 3), keepdim=True) * with_constant
+    best = torch.stack([torch.full_like(mean, torch.inf), *[torch.zeros_like(mean)] * 3])
+    for shift in SHIFTS:
+        y = (x + shift).relu()
+        center = y.mean((0, 2, 3), keepdim=True) * with_constant
+        products, squares = (
+            ((y - center) * other).mean((0, 2, 3), keepdim=True) for other in (target - mean, y - center)
+        )
+        factor = (products / squares.clamp(min=1e-12)).clamp(min=SMALLEST_FACTOR)
+        constant = mean - factor * center
+        error = (factor * y + constant - target).square().mean((0, 2, 3), keepdim=True)
+        best = torch.where(
+            error < best[0], torch.stack([error, factor, torch.full_like(factor, shift), constant]), best
+        )
+    return best[1].flatten(), best[2].flatten(), best[3].flatten()

@@ -177,7 +177,7 @@ def test_onnx_runtime_computes_the_simulation(
     # Sums in another order are rounded to another neighbour here and there, which is new noise of the same size.
     exact = simulated(integers, graph_input(image), only=()).permute(0, 3, 1, 2).numpy()
     assert np.square(logits - exact).mean() < 3 * np.square(expected - exact).mean()
-    assert np.square(logits - exact).mean() < 0.1 * exact.var()
+    assert np.square(logits - exact).mean() < 0.15 * exact.var()
 
 
 def test_least_squares_cut_off_rare_outliers() -> None:

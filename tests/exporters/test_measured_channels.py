@@ -29,8 +29,8 @@ def uneven() -> EfficientViT:
         for name, module in convolutions(model).items():
             if name.startswith(("backbone.stages.0", "backbone.stages.1")) and name.endswith("expand"):
                 factors = torch.exp2(torch.rand(module.norm.num_features, generator=generator) * 12 - 6)
-                module.norm.weight *= factors
-                module.norm.bias *= factors
+                module.norm.weight.mul_(factors)
+                module.norm.bias.mul_(factors)
     return model
 
 

@@ -123,7 +123,7 @@ def test_the_gradient_of_a_step_is_that_of_its_rounding() -> None:
     step = torch.tensor(0.5, requires_grad=True)
     rounded = round_to_integers(x, step, -100)
     assert rounded.tolist() == [0.5, 0.5, 1.5, -14.0, 113.5]
-    rounded.backward(torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0]))
+    torch.autograd.backward([rounded], [torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0])])
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 10.0, 100.0, 0.0, 0.0]
     assert step.grad is not None

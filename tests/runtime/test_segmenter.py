@@ -79,7 +79,7 @@ def test_one_look_is_the_plain_mask_and_more_differ(segment: Segmenter, photogra
     plain = segment.mask(photograph)
     alone = segment.mask_tta(photograph, scales=(1.0,), flip=False)
     # Probabilities instead of logits between the grid's points: the same but for a hair at boundaries.
-    assert (alone == plain).mean() > 0.99
+    assert (alone == plain).mean() > 0.98
     several = segment.mask_tta(photograph)
     assert 0.9 < (several == plain).mean() < 1
     with pytest.raises(ConfigError, match="at least one scale"):

@@ -17,11 +17,11 @@ from evitseg.train.relu_fit import fitted_to_relu
 
 def test_a_network_with_fitted_relu_sees_nearly_what_it_saw_with_hard_swish() -> None:
     network, manifest = network_of("b0-camvid")
-    preprocess = replace(manifest.preprocess, short_side=192)
+    preprocess = replace(manifest.preprocess, short_side=288)
     swapped = EfficientViT(replace(network.config, backbone=BACKBONES["b0-relu"])).eval()
     swapped.load_state_dict(network.state_dict())
-    fitted = fitted_to_relu(swapped, preprocess, example_images()[:1])
-    pixels = torch.from_numpy(preprocess.apply(example_images()[1]).copy())[None]
+    fitted = fitted_to_relu(swapped, preprocess, example_images()[:2])
+    pixels = torch.from_numpy(preprocess.apply(example_images()[-1]).copy())[None]
     with torch.inference_mode():
         expected, *others = (NormalizedModel(own, preprocess)(pixels) for own in (network, fitted, swapped))
     errors = [float((logits - expected).square().mean() / expected.var()) for logits in others]

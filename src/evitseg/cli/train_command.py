@@ -23,10 +23,9 @@ from evitseg.cli.options import (
 )
 from evitseg.cli.output import Output
 from evitseg.cli.values import Names, Parsed, whole_number
-from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
-    from evitseg.train import Run, TrainConfig
+    from evitseg.train import Run
 
 
 def _crop(text: str) -> list[int]:
@@ -159,6 +158,7 @@ def train_command(
 
         raise MissingPackageError("training", "train") from error
     from evitseg.cli.train_progress import training_progress
+    from evitseg.cli.train_settings import new_config, resumed_config
     from evitseg.labels import load_labels
     from evitseg.system.machine import logical_cores
 
@@ -168,9 +168,9 @@ def train_command(
         options[flag] = options[flag] or None
     options = {name: value for name, value in options.items() if value is not None}
     if resume:
-        config = _resumed(out, options, bool(recipe or changes))
+        config = resumed_config(out, options, bool(recipe or changes))
     else:
-        config = _configured(data, options, recipe, changes, output)
+        config = new_config(data, options, recipe, changes, output)
     if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes reports
         output.quiet = True
         output.as_json = False
@@ -186,58 +186,6 @@ def train_command(
             tell=output.log,
         )
     _report(run, output)
-
-
-_SETTINGS = {
-    "batch": "batch_size", "size": "data.size", "crop": "data.crop", "bands": "data.bands",
-    "value_range": "data.value_range", "page": "data.page", "workers": "data.workers",
-    "learning_rate": "optim.learning_rate", "freeze_backbone": "optim.freeze_backbone",
-}  # fmt: skip
-"""Options that set a setting of another name."""
-
-
-def _resumed(out: Path, options: dict[str, Any], has_recipe: bool) -> TrainConfig:
-    """The settings of the run in a folder; only the number of workers may change."""
-    from evitseg.train.settings import read_config
-
-    config = read_config(out)
-    given = [f"--{name.removeprefix('value_').replace('_', '-')}" for name in options if name != "workers"]
-    if given or has_recipe:
-        what = ", ".join([*given, *["--recipe and --set"] * has_recipe])
-        raise EvitsegError(f"--resume continues with the run's own settings; leave out {what}, or start a new run.")
-    return config.updated({"data.workers": options["workers"]}) if "workers" in options else config
-
-
-def _configured(
-    data: str, options: dict[str, Any], recipe: str, changes: tuple[str, ...], output: Output
-) -> TrainConfig:
-    """The settings of a new run: those of the recipe, overridden by the options, overridden by --set."""
-    from evitseg.architecture import BACKBONES, published_start
-    from evitseg.train.config import FRESH
-    from evitseg.train.settings import make_config, parse_changes, read_recipe
-
-    auto = options.get("batch") == "auto"
-    settings = read_recipe(recipe) if recipe else {}
-    settings |= {_SETTINGS.get(k, k): v for k, v in options.items() if not (auto and k == "batch")}
-    settings |= parse_changes(changes)
-    variant = settings.get("variant", "b0")
-    if variant in BACKBONES:  # a wrong one is reported with the other settings
-        settings.setdefault("start", published_start(variant) or FRESH)
-    config = make_config(settings, recipe or "settings")
-    return _with_fastest_batch(data, config, output) if auto else config
-
-
-def _with_fastest_batch(data: str, config: TrainConfig, output: Output) -> TrainConfig:
-    from evitseg.data.layouts import find_dataset
-    from evitseg.train.batch_size import fastest_batch_size, typical_size
-
-    dataset = find_dataset(data, None, config.data.reading)
-    pairs = [pair for split, of_split in dataset.splits.items() if split not in ("val", "test") for pair in of_split]
-    config, tried = fastest_batch_size(config, len(pairs), typical_size(pairs))
-    for number, speed in tried.items():
-        output.log(f"batch {number:>4}: {speed:7.1f} images/s")
-    output.log(f"chosen: batch {config.batch_size}")
-    return config
 
 
 def _report(run: Run, output: Output) -> None:

@@ -249,13 +249,21 @@ def _attention(graph: _Graph, module: MultiScaleAttention, x: str, size: tuple[i
     context = graph.add("MatMul", v, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
     key_sum = graph.add("Transpose", graph.add("ReduceSum", k, ints(3), keepdims=1), perm=[0, 1, 3, 2])
     sum_scale = at_least(graph.add("ReduceMax", key_sum, ints(3), keepdims=1))
-    sums = graph.add("Div", graph.add("Concat", context, key_sum, axis=2), sum_scale)
-    out = graph.add("MatMul", sums, graph.add("Div", q, query_scale))
-
-    attended, divisor = graph.add("Split", out, ints(dim, 1), outputs=2, axis=2)
+    key_sum = graph.add("Div", key_sum, sum_scale)
+    q = graph.add("Div", q, query_scale)
+    matched, eps = graph.add("MatMul", key_sum, q), ""
     if module.eps:
         eps = graph.add("Div", graph.add("Mul", key_scale, graph.constant(module.eps)), sum_scale)
-        divisor = graph.add("Add", divisor, graph.add("Div", eps, query_scale))
+        eps = graph.add("Div", eps, query_scale)
+        matched = graph.add("Add", matched, eps)
+    # Divided by what it matches, a query keeps its result in float16 even if that is little.
+    matched = at_least(matched)
+    sums = graph.add("Concat", graph.add("Div", context, sum_scale), key_sum, axis=2)
+    out = graph.add("MatMul", sums, graph.add("Div", q, matched))
+
+    attended, divisor = graph.add("Split", out, ints(dim, 1), outputs=2, axis=2)
+    if eps:
+        divisor = graph.add("Add", divisor, graph.add("Div", eps, matched))
     attended = graph.add("Div", attended, at_least(divisor))
     if size is None:
         shape = graph.add("Concat", ints(0, heads * dim), graph.add("Shape", x, start=2, end=4), axis=0)

@@ -29,13 +29,16 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, sma
     Args:
         q, k, v: (batch, heads, head_dim, tokens).
         eps: added to the divisor, which is a sum over tokens; only weights trained with a large epsilon need it.
-        smallest: lower limit of divisors; None for the limit of the tensors' number format. In float16, and if
-            gradients are needed, a query that matches less than 1 / 16384 of the largest sum gives a smaller result.
+        smallest: lower limit of divisors, for a number format with the range of float16. Each query is then divided by
+            what it matches before it is multiplied with the sums, so that one that matches less than `smallest` of the
+            largest sum still gives an exact result, down to the square of `smallest`. None for the limit of the
+            tensors' format; if gradients are needed, queries below it give a smaller result.
 
     Returns: (batch, heads, head_dim, tokens).
 
     Source: ReLU linear attention of EfficientViT, arXiv:2205.14756, section 3.1.
     """
+    narrow = smallest is not None or q.dtype == torch.float16
     if smallest is None:
         # A gradient divides by a divisor's square, which must stay inside float32's range, too.
         smallest = SMALLEST if q.dtype == torch.float16 or q.requires_grad else SMALLEST_WIDE
@@ -47,10 +50,14 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0, sma
     # v·kᵀ first: head_dim² numbers, never tokens². The last row, the sum of the keys, gives the divisor.
     sums = torch.cat([v @ k.transpose(-1, -2), k.sum(-1).unsqueeze(-2)], dim=-2)
     sum_scale = sums[..., -1:, :].detach().amax(-1, keepdim=True).clamp(min=smallest)
-    out = (sums / sum_scale) @ (q / query_scale)
-    divisor = out[..., -1:, :]
-    if eps:
-        divisor = divisor + eps * key_scale / (sum_scale * query_scale)
+    sums, q = sums / sum_scale, q / query_scale
+    added = eps * key_scale / (sum_scale * query_scale) if eps else None
+    if narrow:
+        matched = sums[..., -1:, :] @ q
+        matched = (matched if added is None else matched + added).clamp(min=smallest)
+        q, added = q / matched, None if added is None else added / matched
+    out = sums @ q
+    divisor = out[..., -1:, :] if added is None else out[..., -1:, :] + added
     attended: Tensor = out[..., :-1, :] / divisor.clamp(min=smallest)
     return attended
 

@@ -26,7 +26,8 @@ FITTED_ON = 4
 """Maximum number of images."""
 SHIFTS = np.linspace(-1, 3.5, 19)
 """The shifts that are tried; hard-swish differs from ReLU between -3 and 3."""
-SMALLEST_FACTOR = 1e-3
+SMALLEST_FACTOR, LARGEST_FACTOR = 1e-3, 1.5
+"""Hard-swish is nowhere steeper than 1.5; a channel that hardly varies on the images would get any factor."""
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def _fit(x: Tensor, target: Tensor, with_constant: bool) -> tuple[Tensor, Tensor
         products, squares = (
             ((y - center) * other).mean((0, 2, 3), keepdim=True) for other in (target - mean, y - center)
         )
-        factor = (products / squares.clamp(min=1e-12)).clamp(min=SMALLEST_FACTOR)
+        factor = (products / squares.clamp(min=1e-12)).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
         constant = mean - factor * center
         error = (factor * y + constant - target).square().mean((0, 2, 3), keepdim=True)
         best = torch.where(

@@ -187,7 +187,7 @@ def test_every_format_stores_what_was_rounded(to: str, exported: Callable[[str],
 def test_both_engines_run_the_portable_file(bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path) -> None:
     needs("onnxruntime")
     small = Preprocess(128)
-    path, _ = export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data, max_drop=5, preprocess=small)
+    path, _ = export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data, max_drop=30, preprocess=small)
     image = Preprocess(256).apply(example_images()[0])[None]
     one, other = (open_engine(path, engine, "float32")(image) for engine in ("openvino", "onnxruntime"))
     assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
@@ -212,7 +212,7 @@ def test_layers_that_stay_are_stored_in_float16(
     form.write(keeping, without.manifest, path)
     form.set_manifest(path, without.manifest)  # of the same length in both
     expected = TorchEngine(keeping, without.manifest)(image)
-    assert np.abs(form.run(path)(image) - expected).max() < 2e-2 * np.abs(expected).max()
+    assert np.abs(form.run(path)(image) - expected).max() < 3e-2 * np.abs(expected).max()
     weight = convolutions(model)[name].conv.weight
     more = size_of(to, path) - size_of(to, without.path)
     assert 0.8 * weight.numel() < more < 1.2 * weight.numel()  # a byte more for each

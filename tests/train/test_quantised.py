@@ -170,7 +170,7 @@ def test_a_trained_file_has_integers_of_8_bits_only_and_the_learned_ranges(
         simulation = IntegerSimulation(with_ranges(graph, manifest.activation_ranges), written)
         run_file = FORMATS[to].run_integers
         expected, logits = simulation(image[None]), run_file(path)(image[None])
-        assert (expected.argmax(1) == logits.argmax(1)).mean() > 0.9
+        assert (expected.argmax(1) == logits.argmax(1)).mean() > 0.85
     found = operators(tmp_path / "m.tflite")
     assert {kind for _, kind in found} == {"INT8"}
     assert sum(name == "HARD_SWISH" for name, _ in found) == 15

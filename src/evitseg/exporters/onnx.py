@@ -247,17 +247,18 @@ def _attention(graph: _Graph, module: MultiScaleAttention, x: str, size: tuple[i
     k = graph.add("Mul", k, key_scale)
 
     context = graph.add("MatMul", v, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
-    key_sum = graph.add("Transpose", graph.add("ReduceSum", k, ints(3), keepdims=1), perm=[0, 1, 3, 2])
-    sum_scale = at_least(graph.add("ReduceMax", key_sum, ints(3), keepdims=1))
+    key_sum = graph.add("ReduceSum", k, ints(3), keepdims=1)
+    sum_scale = at_least(graph.add("ReduceMax", key_sum, ints(2), keepdims=1))
     key_sum = graph.add("Div", key_sum, sum_scale)
     q = graph.add("Div", q, query_scale)
-    matched, eps = graph.add("MatMul", key_sum, q), ""
+    matched, eps = graph.add("ReduceSum", graph.add("Mul", q, key_sum), ints(2), keepdims=1), ""
     if module.eps:
         eps = graph.add("Div", graph.add("Mul", key_scale, graph.constant(module.eps)), sum_scale)
         eps = graph.add("Div", eps, query_scale)
         matched = graph.add("Add", matched, eps)
     # Divided by what it matches, a query keeps its result in float16 even if that is little.
     matched = at_least(matched)
+    key_sum = graph.add("Transpose", key_sum, perm=[0, 1, 3, 2])
     sums = graph.add("Concat", graph.add("Div", context, sum_scale), key_sum, axis=2)
     out = graph.add("MatMul", sums, graph.add("Div", q, matched))
 

@@ -587,8 +587,10 @@ def test_a_file_read_as_if_it_were_live_continues_with_the_newest_frame(segment:
     clip = make(tmp_path / "clip.mp4", street(50))
     slow = Segmenter(Slow(segment.engine, until_all_is_read), 64)
     result = write_video(clip, tmp_path / "clip", slow, live=True)
-    assert (result.frames, result.dropped) == (2, 48)
-    assert seconds(decoded(result.written["overlay"])) == [0, Fraction(49, 25)]
+    # One frame, if the whole file was read before the first was taken.
+    assert 1 <= result.frames <= 2
+    assert result.frames + result.dropped == 50
+    assert seconds(decoded(result.written["overlay"]))[-1] == Fraction(49, 25)
 
 
 # The command.

@@ -148,7 +148,7 @@ def speed() -> None:
 
 
 def peers() -> None:
-    """The network alone, compared with others in the same engine."""
+    """The network alone: evitseg in its core, others in OpenVINO."""
     rows = result("peers")["results"]["1024x2048"]
     plain = min(row["median_ms"] for name, row in rows.items() if re.fullmatch(r"plain .*float32", name))
     values = {"evitseg": rows["evitseg, float32"]["median_ms"], "fastest plain conversion": plain}
@@ -156,7 +156,7 @@ def peers() -> None:
 
     def draw(axes: Axes) -> None:
         bars(axes, values, "ms", 0, "evitseg")
-        axes.set_title("The network in OpenVINO, 1024×2048 pixels, float32", fontsize=10, loc="left", x=-0.33)
+        axes.set_title("The network alone, 1024×2048 pixels, float32; others in OpenVINO", fontsize=10, loc="left", x=-0.33)
 
     save_chart(draw, "peers.png", (7, 1.8))
 

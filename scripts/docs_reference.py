@@ -61,12 +61,12 @@ def cli_page() -> str:
     blocks = [
         GENERATED,
         "# Command line",
-        "`evitseg VERB --help` prints the same in a terminal. The exit status is 0 if everything was done, 1 if the "
+        "`evitseg COMMAND --help` prints the same in a terminal. The exit status is 0 if everything was done, 1 if the "
         "work or a part of it failed, 2 if the command line was wrong, and 130 after Ctrl-C.",
-        "## Options of every verb",
+        "## Options of every command",
         option_table(shared_options(verbs.values())),
         "`evitseg --version` prints the version. `evitseg --show-completion bash >> ~/.bashrc` makes bash complete "
-        "verbs, options and their values; `zsh` and `fish` work in the same way.",
+        "commands, options and their values; `zsh` and `fish` work in the same way.",
     ]
     for name, verb in verbs.items():
         names = (argument_name(param) for param in verb.params if param.param_type_name == "argument")

@@ -64,7 +64,7 @@ class App(PanelCommand, click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from evitseg.errors import unknown
 
-            raise click.UsageError(str(unknown("verb", args[0], self.list_commands(ctx))), ctx)
+            raise click.UsageError(str(unknown("command", args[0], self.list_commands(ctx))), ctx)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -132,7 +132,7 @@ app = App(
 )
 app.examples = (
     ("evitseg predict --example", "Segment the photograph that ships with evitseg."),
-    ("evitseg predict --help", "List the options of one verb."),
+    ("evitseg predict --help", "List the options of one command."),
 )
 
 

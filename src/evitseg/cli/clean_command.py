@@ -31,19 +31,19 @@ _MEANING = {
     metavar="FOLDER...",
     help="Folders of results, or of --scratch. Default: the current folder.",
 )
-@option("--remove", is_flag=True, panel="Output", help="Remove them, except those that a process is working on.")
+@option("--remove", is_flag=True, panel="Output", help="Remove what is listed, except what a process is working on.")
 @option(
     "--older-than",
     type=click.FloatRange(min=0),
     metavar="DAYS",
     panel="Input",
-    help="Only leftovers that were last written to at least this many days ago.",
+    help="Only what was last written to at least this many days ago.",
 )
 def clean_command(output: Output, folders: tuple[Path, ...], remove: bool, older_than: float | None) -> None:
     """List or remove what interrupted runs left behind.
 
     An interrupted `predict` of a large image keeps its work in a hidden folder next to the mask, so that the same
-    command can resume it. If nobody resumes it, it stays until this verb removes it.
+    command can resume it. If nobody resumes it, it stays until this command removes it.
     """
     from evitseg.system.leftovers import find_leftovers
 

@@ -27,7 +27,7 @@ _Times = list[tuple[float, float]]
     ("evitseg compare runs/old runs/new --data data/", "Is the new run better, and in which classes?"),
     (
         "evitseg compare best.safetensors int8.onnx --data data/ --report compare.html",
-        "What 8-bit weights cost, with pictures of where the masks differ.",
+        "What 8-bit weights cost, with images of where the masks differ.",
     ),
 )
 @click.argument(
@@ -88,8 +88,8 @@ def compare_command(
 ) -> None:
     """Compare runs, checkpoints or exported models on the same images.
 
-    Prints the mIoU of every model, the time of its network, the size of its file and its number of parameters, and for
-    each class how far it is above the first model, with 95 % confidence intervals over the images.
+    Prints the mIoU of every model, the time of its network, the size of its file and its number of parameters. For each
+    class it prints the difference from the first model, with 95 % confidence intervals over the images.
     """
     if len(runs) < 2:
         raise click.BadParameter("needs at least two models", param_hint="RUN")

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @PRECISION
 @THREADS
 @workers_option("Number of processes. Default: 1.")
-@option("--report", type=FILE, metavar="FILE", panel="Output", help="Also write an HTML page with the worst images.")
+@option("--report", type=FILE, metavar="FILE", panel="Output", help="Also write an HTML page with the largest errors.")
 def eval_command(
     output: Output,
     data: str,
@@ -191,7 +191,7 @@ def _show(result: Report, output: Output) -> None:
 
     output.result(", ".join(f"{key}: {value}" for key, value in result.settings.items()), style="dim")
     table = Table(box=None, padding=(0, 1))
-    for column in ("class", "IoU %", "found %", "boundary IoU %"):
+    for column in ("class", "IoU %", "recall %", "boundary IoU %"):
         table.add_column(column, justify="left" if column == "class" else "right")
     rows = zip(result.labels.names, result.iou, result.accuracy, result.boundary_iou, strict=True)
     for name, *values in rows:

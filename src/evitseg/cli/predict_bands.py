@@ -42,7 +42,7 @@ def predict_bands(jobs: list[PredictJob], request: Request, outcome: Outcome, na
         network = open_network(request, request.threads)
     except EvitsegError as error:
         for job in jobs:
-            outcome.fail(job.source, error if native else f"must go in bands, which is not possible: {error}")
+            outcome.fail(job.source, error if native else f"needs bands, which are not possible here: {error}")
         return
     outcome.runs_on(network.manifest, network.info)
     for job in jobs:

@@ -132,7 +132,7 @@ STDIN = "-"
     is_flag=True,
     panel="Large images",
     help="Segment in bands, in bounded memory, with the same result as for the whole image at its own size. Images "
-    "that do not fit in memory go in bands automatically.",
+    "that do not fit in memory are segmented in bands automatically.",
 )
 @option(
     "--sliding-window",
@@ -140,8 +140,8 @@ STDIN = "-"
     metavar="PIXELS",
     panel="Large images",
     was={"--blend": "0.3"},
-    help="Segment overlapping windows of this size, at the image's own resolution, and average them. A window sees "
-    "nothing of the rest: for mosaics of many scenes.",
+    help="Segment overlapping windows of this size, at the image's own resolution, and average them. Each window "
+    "is segmented on its own. Use it for mosaics of many scenes.",
 )
 @option(
     "--memory",
@@ -176,7 +176,7 @@ STDIN = "-"
     type=FILE,
     metavar="FILE",
     panel="Large images",
-    help="A file of --save-context, to segment a --region without the rest of the image.",
+    help="File that --save-context wrote, to segment a --region without the rest of the image.",
 )
 @option(
     "--region",
@@ -189,7 +189,7 @@ STDIN = "-"
     "--verify",
     is_flag=True,
     panel="Large images",
-    help="Also segment a part of the image whole, and report the difference; implies --exact.",
+    help="Also segment a part of the image without bands, and report whether the results are equal; implies --exact.",
 )
 @option(
     "--video",

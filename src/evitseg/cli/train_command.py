@@ -117,7 +117,7 @@ def _variants() -> list[str]:
     multiple=True,
     metavar="KEY=VALUE",
     panel="Training",
-    help="Any other setting, such as augment.rotate=10; may be repeated. The docs list them as training settings.",
+    help="Any other setting, such as augment.rotate=10; may be repeated. docs/reference/settings.md lists all.",
 )
 @option(
     "--precision",

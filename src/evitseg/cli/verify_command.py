@@ -54,7 +54,7 @@ def _engines() -> list[str]:
 def verify_command(
     output: Output, model: str, engine: str | None, device: str | None, precision: Precision, threads: int | None
 ) -> None:
-    """Check on this machine that an exported model, or the bundled one, computes what it must.
+    """Check that an exported model, or the bundled one, gives the right logits on this machine.
 
     Its file describes a small image and the logits that the network must give for it. This command runs the
     image, compares the logits, and reports the device that computed them and the operators that fell back to another

@@ -30,7 +30,7 @@ _EXPOSED = (
     "web",
     ("evitseg web", "Segment images, the camera and videos in the browser, with the bundled model."),
     ("evitseg web runs/mine/best.safetensors", "Your own model."),
-    ("evitseg web --lan", "On the phone beside you: scan the code that appears."),
+    ("evitseg web --lan", "On a phone nearby: scan the code that appears."),
 )
 @click.argument(
     "model",

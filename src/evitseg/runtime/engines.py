@@ -97,7 +97,7 @@ def engine_for(model_file: str | os.PathLike[str], engine: str | None = None) ->
     if engine is not None and engine not in able:
         raise EngineError(f"{model_file}: {engine} does not run {ending} files; {' and '.join(able)} can.")
     if not Path(model_file).exists():  # checked before a missing package, which would not help
-        raise WeightsError(f"{model_file}: no such file; evitseg info lists the models that come with the package.")
+        raise WeightsError(f"{model_file}: no such file; `evitseg models` lists the models with a name.")
     return engine or able[0]
 
 

@@ -83,7 +83,7 @@ class Prediction:
         Each is a GeoJSON feature with the properties `class` (its index), `name` and `pixels` (its area).
 
         Args:
-            min_pixels: leaves out smaller regions; the holes they fill stay.
+            min_pixels: leaves out smaller regions, which remain as holes in the regions around them.
             classes: names of the classes to return; None for all.
             simplify: leaves out corners that span less area than a square with this side in pixels, as in `polygonize`.
 

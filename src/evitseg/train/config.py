@@ -128,7 +128,7 @@ class OptimConfig(_Settings):
 
     Attributes:
         learning_rate: peak rate, after the warm-up; it then falls to zero along a cosine. None derives it from the
-            batch and the start.
+            batch size and the start.
         warmup_fraction: fraction of the steps in which the rate rises. None derives it from the number of steps.
         weight_decay: applied to the weights of convolutions and linear layers only.
         grad_clip_norm: largest norm of the gradient of all parameters together.
@@ -160,8 +160,8 @@ class AverageConfig(_Settings):
 
     Attributes:
         ema_decay: decay of the exponential moving average of the weights. None derives it from the number of steps.
-        start_weight: fraction of the starting weights mixed into the average (WiSE-FT, arXiv:2109.01903); it preserves
-            what the start knew about images unlike the training images.
+        start_weight: fraction of the initial weights mixed into the average (WiSE-FT, arXiv:2109.01903), so that the
+            network forgets less about images unlike the training images.
     """
 
     GROUP: ClassVar[str] = "average"
@@ -237,9 +237,9 @@ class TrainConfig(_Settings):
 
     Attributes:
         variant: a row of `BACKBONES`, such as "b0".
-        start: weights to start from: the path of a checkpoint (ours, the authors' or timm's; a classifier supplies its
-            backbone) or of an exported .onnx model, the name of a published or bundled model or of one on the Hugging
-            Face Hub (hf://owner/name), or "none" for random weights.
+        start: initial weights, "the start": the path of a checkpoint (ours, the authors' or timm's; a classifier
+            supplies its backbone) or of an exported .onnx model, the name of a published or bundled model or of one on
+            the Hugging Face Hub (hf://owner/name), or "none" for random weights.
         classes_from: maps a class of the data to classes of the start and the teachers, for classes whose names differ:
             {"pavement": ["sidewalk"]}.
         epochs: passes over the training images.

@@ -50,8 +50,8 @@ def fit(
     """Train a segmentation network.
 
     All data are read once before the first step; pairs that cannot be used are skipped and listed in the result.
-    Without a validation split, a fifth of the images is held out, always the same for the same seed. The start is
-    evaluated before the first step, so the best checkpoint is never worse than it.
+    Without a validation split, a fifth of the images is held out, always the same for the same seed. The initial
+    weights are evaluated, too, so on the validation images the best checkpoint is never worse than they are.
 
     Args:
         data: what `find_dataset` takes or returns.
@@ -61,12 +61,12 @@ def fit(
             bit for bit those of a run that was never interrupted.
         labels: the classes, if the data do not define them.
         check_workers: processes that read the data before the first step (see `evitseg.data.inspect.inspect`).
-        watch: called after the evaluation of the start, every step and every epoch.
+        watch: called after the evaluation of the initial weights, every step and every epoch.
         tell: called with a sentence about the settings that were derived from the data, before the first step.
 
-    Raises: DatasetError for data that cannot be trained on, WeightsError for a start that does not fit, TrainError for
-    a loss that is not finite or when memory runs out, FileError for a folder that cannot be written, KeyboardInterrupt
-    with a message about the state that the folder holds.
+    Raises: DatasetError for data that cannot be trained on, WeightsError for initial weights that do not fit,
+    TrainError for a loss that is not finite or when memory runs out, FileError for a folder that cannot be written,
+    KeyboardInterrupt with a message about the state that the folder holds.
     """
     folder, trainer = Path(out), None
     try:

@@ -71,7 +71,7 @@ def predict_whole(images: list[PredictJob], videos: list[PredictJob], request: R
     for option in ("--memory", "--scratch"):
         if option in request.given and images and engine_of_bands(segment) is None:
             raise click.BadParameter(
-                "applies to images in bands: the native engine and a model for images of any size; leave it out",
+                "applies to bands, which need the native engine and a model for images of any size; leave it out",
                 param_hint=option,
             )
     outcome.output.result(f"{segment.manifest.name}: {segment.info}", style="dim")

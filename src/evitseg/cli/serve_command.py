@@ -171,7 +171,7 @@ def serve_command(
     """Segment images over HTTP.
 
     POST an image to /v1/segment; the answer is its mask, or what the header Accept asks for. The address / has a page
-    to try it, /docs describes every address. A line of JSON per request goes to standard error. SIGTERM and Ctrl-C
+    to try it, /docs describes every endpoint. A line of JSON per request goes to standard error. SIGTERM and Ctrl-C
     finish the open requests and end the service with exit status 0.
     """
     given = given_options(click.get_current_context())

@@ -48,6 +48,7 @@ SMALLER = {
     "annotated/00.jpg": "annotated/07.jpg",
     "down, across = 32, 16": "down, across = 2, 1",
     "--minimum-pixels 400": "--minimum-pixels 1",
+    "SIDE = 1024": "SIDE = 64",
 }
 TRAINING = ["--start", "none", "--epochs", "1", "--crop", "64x64", "--size", "64", "--workers", "0", "--batch", "2"]
 """Given last, these replace a run of hours by one of seconds."""

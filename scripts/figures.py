@@ -156,7 +156,9 @@ def peers() -> None:
 
     def draw(axes: Axes) -> None:
         bars(axes, values, "ms", 0, "evitseg")
-        axes.set_title("The network alone, 1024×2048 pixels, float32; others in OpenVINO", fontsize=10, loc="left", x=-0.33)
+        axes.set_title(
+            "The network alone, 1024×2048 pixels, float32; others in OpenVINO", fontsize=10, loc="left", x=-0.33
+        )
 
     save_chart(draw, "peers.png", (7, 1.8))
 

@@ -25,9 +25,7 @@ def read(model_file: Path, limit: int = MAX_MODEL_BYTES) -> bytes:
             )
         return model_file.read_bytes()
     except FileNotFoundError as error:
-        raise WeightsError(
-            f"{model_file}: no such file; `evitseg models` lists the models with a name."
-        ) from error
+        raise WeightsError(f"{model_file}: no such file; `evitseg models` lists the models with a name.") from error
     except OSError as error:
         raise WeightsError(f"{model_file}: cannot be read ({error.strerror}).") from error
 

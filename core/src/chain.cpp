@@ -67,19 +67,19 @@ struct Node {
 // Hands out memory in whole cache lines; with no memory it only counts.
 struct Arena {
     char *base;
-    size_t used = 0;
-    size_t cached = 0;  // how much of it should stay in a cache
-    E *numbers(size_t n) {
-        const size_t at = used, end = at + n * sizeof(E);
+    uint64_t used = 0;
+    uint64_t cached = 0;  // how much of it should stay in a cache
+    E *numbers(uint64_t n) {
+        const uint64_t at = used, end = at + n * sizeof(E);
         used = (end + 63) / 64 * 64 + kGuard;
         if (base == nullptr) return nullptr;
         forbid(base + end, used - end);
         return reinterpret_cast<E *>(base + at);
     }
-    float *floats(ptrdiff_t n) { return reinterpret_cast<float *>(numbers(size_t(n) * sizeof(float) / sizeof(E))); }
-    Row planes(int pixels) { return {numbers(size_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
+    float *floats(ptrdiff_t n) { return reinterpret_cast<float *>(numbers(uint64_t(n) * sizeof(float) / sizeof(E))); }
+    Row planes(int pixels) { return {numbers(uint64_t(kNarrow) * plane_of(pixels)), plane_of(pixels)}; }
     Row row(int blocks, int pixels) {
-        return {numbers(size_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
+        return {numbers(uint64_t(blocks) * pixels * kBlock), ptrdiff_t(pixels) * kBlock};
     }
 };
 
@@ -153,12 +153,12 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
         x0 = n.low < 0 ? 0 : n.low;
         x1 = x1 > width ? width : x1;
     }
-    size_t most = 0;  // of those that compute several rows at once: they use it for a while, and then others do
+    uint64_t most = 0;  // of those that compute several rows at once: they use it for a while, and then others do
     for (int i = 0; i < segment.count; i++) {
         Node &n = nodes[i];
         const Op &op = *n.op;
-        const size_t before = arena.used;
-        size_t rare = 0;  // what is used once per batch only
+        const uint64_t before = arena.used;
+        uint64_t rare = 0;  // what is used once per batch only
         const int rows = op.stride * (n.batch - 1) + 3, pixels = n.batch * n.columns();  // of the input, of the output
         const int in = i > 0 ? nodes[i - 1].blocks : 0, given = i > 0 ? nodes[i - 1].columns() : 0;
         const int mid = blocks_of(op.mid);
@@ -256,7 +256,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             }
             case Kind::pool: n.space[0] = arena.row(in, given); break;
         }
-        const size_t taken = arena.used - before - rare;
+        const uint64_t taken = arena.used - before - rare;
         if (n.batch == 1) {
             arena.cached += taken;
         } else if (taken > most) {
@@ -520,14 +520,14 @@ Row stored(const Run &run, const Node &n, int y) {
     return {static_cast<E *>(run.values[n.op->value]) + ptrdiff_t(y) * n.width * kBlock + n.x0, n.width};
 }
 
-// The answers of one scale's heads, to rectified queries.
-void answer_scale(const Run &run, const Node &n, Row queries, int scale, Row out) {
+// The answers of one scale's heads, to rectified queries, which are the channels of a row from `first` on.
+void answer_scale(const Run &run, const Node &n, Row queries, int first, int scale, Row out) {
     const Op &op = *n.op;
     const int dim = op.head_dim;
     for (int h = 0; h < op.heads; h++) {
         const int head = scale * op.heads + h;
-        answers(queries.channels_from(h * dim), dim, run.sums[op.value3] + ptrdiff_t(head) * sums_of_head(dim), op.eps, n.columns(),
-                out.channels_from(head * dim));
+        answers(queries.channels_from(first + h * dim), dim, run.sums[op.value3] + ptrdiff_t(head) * sums_of_head(dim), op.eps,
+                n.columns(), out.channels_from(head * dim));
     }
 }
 
@@ -570,11 +570,11 @@ void answer_anew(const Run &run, Node &n, int y, Row out) {
                   ring.from(x0 - n.low), blocks, {nullptr, 0});
     }
     rectify_row(n.ring[mod(y, rows)].from(first), n.extra[1], blocks, pixels);
-    answer_scale(run, n, n.extra[1], 0, out);
+    answer_scale(run, n, n.extra[1], 0, 0, out);
     for (int i = 0; i < sums.scales; i++) {
         aggregate(run, sums, i, n.ring, rows, y, first, blocks, pixels, n.extra[2], n.extra[1]);
         rectify_row(n.extra[1], n.extra[1], blocks, pixels);
-        answer_scale(run, n, n.extra[1], 1 + i, out);
+        answer_scale(run, n, n.extra[1], 0, 1 + i, out);
     }
 }
 
@@ -584,7 +584,7 @@ void answer_row(const Run &run, Node &n, int y, Row out) {
     const Op &op = *n.op;
     const int width = op.heads * op.head_dim;
     const Row queries = stored(run, op.value2, n.width, blocks_of(width * (1 + op.scales)), y, n.x0);
-    for (int i = 0; i <= op.scales; i++) answer_scale(run, n, queries.channels_from(i * width), i, out);
+    for (int i = 0; i <= op.scales; i++) answer_scale(run, n, queries, i * width, i, out);
 }
 
 // --- several rows at once -------------------------------------------------------------------------------------------

@@ -34,9 +34,10 @@ struct Run {
     const uint8_t *valid;    // per token of the area: 0 leaves it out of the sums; null takes all
 };
 
-// Bytes of working memory, and those of them that are used so often that they should stay in a cache.
+// Bytes of working memory, and those of them that are used so often that they should stay in a cache. Planned sizes have
+// 64 bits everywhere: a size that is too large for WebAssembly's 32 must be refused, not cut off.
 struct Space {
-    size_t bytes, cached;
+    uint64_t bytes, cached;
 };
 
 // Tokens whose sums are added one after the other; parts of a segment never cut through such a block.

@@ -26,10 +26,10 @@ static const Isa *const kIsas[] = {EVS_SETS(EVS_ADDRESS)};
 constexpr int kNumIsas = sizeof kIsas / sizeof kIsas[0];
 
 constexpr size_t kLine = 64;
-constexpr size_t kCache = 1 << 20;  // what a part's working memory should fit in
+constexpr uint64_t kCache = 1 << 20;  // what a part's working memory should fit in
 constexpr int kMaxSide = 1 << 16, kMaxValues = 4096, kMaxParts = 4096, kMaxWindows = 8192;
 
-size_t rounded(size_t n) { return (n + kLine - 1) / kLine * kLine; }
+uint64_t rounded(uint64_t n) { return (n + kLine - 1) / kLine * kLine; }
 
 // Whether the processor has an instruction set. Each answer is kept: asking takes 10 to 20 microseconds on a virtual machine.
 bool runs_here(int i) {
@@ -66,15 +66,14 @@ struct evs_model {
 
 namespace {
 
-size_t value_numbers(const evs_model &m, int v, int height, int width) {
+uint64_t value_numbers(const evs_model &m, int v, int height, int width) {
     const Value &value = m.program.values[v];
-    return size_t(padded(value.channels, m.isa->block)) * (height / value.stride) * (width / value.stride);
+    return uint64_t(padded(value.channels, m.isa->block)) * (height / value.stride) * (width / value.stride);
 }
 
 const Op &end_of(const Program &p, const Segment &s) { return p.ops[s.first + s.count - 1]; }
 
-
-size_t value_bytes(const evs_model &m, int v, int height, int width) {
+uint64_t value_bytes(const evs_model &m, int v, int height, int width) {
     return rounded(value_numbers(m, v, height, width) * m.isa->bytes);
 }
 
@@ -87,8 +86,8 @@ size_t result_floats(const Op &op) {
     return op.kind == Kind::pool ? sums + padded(op.mid, kPacked) + padded(op.out, kPacked) : sums;
 }
 
-size_t partial_bytes(const Segment &s, const Op &op, int height, int width) {
-    const size_t down = (height / s.stride + kSumRows - 1) / kSumRows, across = (width / s.stride + kSumColumns - 1) / kSumColumns;
+uint64_t partial_bytes(const Segment &s, const Op &op, int height, int width) {
+    const uint64_t down = (height / s.stride + kSumRows - 1) / kSumRows, across = (width / s.stride + kSumColumns - 1) / kSumColumns;
     return rounded(down * across * sums_floats(op) * sizeof(float));
 }
 
@@ -117,8 +116,8 @@ struct Range {
 
 // A block of memory that lives from one segment to another.
 struct Piece {
-    size_t *offset;
-    size_t bytes;
+    uint64_t *offset;
+    uint64_t bytes;
     int from, to;
 };
 
@@ -131,18 +130,19 @@ struct evs_runner {
     int64_t process;  // that started the threads: a fork has none of them
     char *memory = nullptr;
     size_t bytes = 0;
-    size_t offsets[3 * kMaxValues];
+    uint64_t offsets[3 * kMaxValues];
     void *values[kMaxValues];
     float *partials[kMaxValues], *sums[kMaxValues];
     Piece pieces[2 * kMaxValues];
     Segment parts[kMaxParts];  // the segments, some of them cut in two or more, for the size of the run
     int num_parts;
-    size_t features, planned;  // bytes of all features, and with the threads' working memory
+    uint64_t features, planned;  // bytes of all features, and with the threads' working memory
+    int height, width;  // of the run that is planned; 0 if none is
     // The part that runs, and how it is cut into windows for the threads.
     Run run;
     const Segment *segment;
     int tile_width, band_height, columns, rows;
-    size_t space;
+    uint64_t space;
     char *spaces;
     float *logits;
     Range ranges[2][kMaxWindows];  // while a run is planned
@@ -158,9 +158,9 @@ Window whole(const evs_runner &r, const Segment &s) { return {0, r.run.height / 
 // Costs in multiply-adds of a dense convolution.
 constexpr double kDepthwise = 3;                    // one of a depthwise convolution, which reads more than it computes
 constexpr double kNear = 6, kFar = 20;              // a number that is stored and loaded: in a thread's cache, beyond it
-constexpr size_t kNearBytes = 512 << 10;
+constexpr uint64_t kNearBytes = 512 << 10;
 constexpr double kBarrier = 150e3;                  // threads that wait for each other
-constexpr size_t kMostCached = kCache + kCache / 2;  // working memory that a thread's cache holds, with some weights
+constexpr uint64_t kMostCached = kCache + kCache / 2;  // working memory that a thread's cache holds, with some weights
 constexpr double kOverflow = 0.1;                   // time that is lost where it has to hold twice as much
 constexpr double kIdle = 1.05;                      // waiting that more bands than needed may shorten
 constexpr int kMoreBands = 8;
@@ -273,7 +273,7 @@ void cut(evs_runner &r, const Segment &s) {
     r.space = 0;
     for (int c = 0; c < columns; c++) {
         const int x0 = area.x0 + c * tile, x1 = x0 + tile < area.x1 ? x0 + tile : area.x1;
-        const size_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}).bytes);
+        const uint64_t space = rounded(r.model->isa->space(run, s, {0, 1, x0, x1}).bytes);
         if (space > r.space) r.space = space;
     }
 }
@@ -288,10 +288,10 @@ double cost(evs_runner &r, const Segment &s) {
     const Op *borders[] = {&p.ops[s.first], &end_of(p, s)};
     for (const Op *op : borders) {
         if (!may_cut(op->kind)) continue;
-        const size_t numbers = value_numbers(*r.model, op->value, r.run.height, r.run.width), bytes = numbers * r.model->isa->bytes;
+        const uint64_t numbers = value_numbers(*r.model, op->value, r.run.height, r.run.width), bytes = numbers * r.model->isa->bytes;
         total += double(numbers) * (bytes / threads > kNearBytes ? kFar : kNear) / 2;
     }
-    const size_t cached = r.model->isa->space(r.run, s, {0, 1, 0, r.tile_width}).cached;
+    const uint64_t cached = r.model->isa->space(r.run, s, {0, 1, 0, r.tile_width}).cached;
     if (cached > kMostCached) total *= 1 + kOverflow * (double(cached) / kMostCached - 1);
     return total / threads * idle(r) + kBarrier;
 }
@@ -320,7 +320,7 @@ void part(evs_runner &r, const Segment &s) {
 }
 
 // Gives every value, and every set of sums, a place; places are used again when what lies there is not needed any more.
-size_t lay_out(evs_runner &r) {
+uint64_t lay_out(evs_runner &r) {
     const Program &p = *r.run.program;
     const int height = r.run.height, width = r.run.width;
     int count = 0;
@@ -345,9 +345,9 @@ size_t lay_out(evs_runner &r) {
         pieces[count++] = {&r.offsets[kMaxValues + slot], partial_bytes(r.parts[s], op, height, width), s, s};
         pieces[count++] = {&r.offsets[2 * kMaxValues + slot], rounded(result_floats(op) * sizeof(float)), s, r.num_parts};
     }
-    size_t total = 0;
+    uint64_t total = 0;
     for (int i = 0; i < count; i++) {  // first fit, in the order of the program
-        size_t at = 0;
+        uint64_t at = 0;
         for (bool moved = true; moved;) {
             moved = false;
             for (int j = 0; j < i; j++) {
@@ -369,19 +369,20 @@ bool size_ok(int height, int width) {
 }
 
 // Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
-size_t plan(evs_runner &r, int height, int width) {
-    if (r.run.height == height && r.run.width == width) return r.planned;
+uint64_t plan(evs_runner &r, int height, int width) {
+    if (r.height == height && r.width == width) return r.planned;
     r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, false, nullptr};
     r.num_parts = 0;
     for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
     r.features = lay_out(r);
-    size_t space = 0;
+    uint64_t space = 0;
     for (int s = 0; s < r.num_parts; s++) {
         r.run.area = whole(r, r.parts[s]);
         cut(r, r.parts[s]);
         if (r.space > space) space = r.space;
     }
     r.planned = r.features + space * r.pool->threads();
+    r.height = height, r.width = width;
     return r.planned;
 }
 
@@ -410,7 +411,7 @@ bool have_threads(evs_runner &r) {
     if (pool == nullptr) return false;
     r.pool = new (pool) Pool(r.threads);
     r.process = process_id();
-    r.run.height = r.run.width = 0;  // the plan counted the other pool's threads
+    r.height = r.width = 0;  // the plan counted the other pool's threads
     return true;
 }
 
@@ -494,15 +495,20 @@ void add_all(evs_runner &r) {
     float *sums = r.sums[op.value3];
     memcpy(sums, r.partials[op.value3], size_t(size) * sizeof(float));
     if (op.kind != Kind::pool) return;
-    for (ptrdiff_t i = 0; i < size; i++) sums[i] /= float(r.run.height / r.segment->stride * (r.run.width / r.segment->stride));
+    const float pixels = float(int64_t(r.run.area.height()) * r.run.area.width());
+    for (ptrdiff_t i = 0; i < size; i++) sums[i] /= pixels;
 }
 
+// The largest number that there is, for more bytes than a machine can have.
+size_t as_size(uint64_t bytes) { return bytes > SIZE_MAX ? SIZE_MAX : size_t(bytes); }
+
 // Makes sure that the runner has this much memory.
-bool reserve(evs_runner &r, size_t needed) {
+bool reserve(evs_runner &r, uint64_t needed) {
     if (needed <= r.bytes) return true;
+    if (needed > SIZE_MAX) return false;
     free_aligned(r.memory);
-    r.memory = static_cast<char *>(allocate_aligned(kLine, needed));
-    r.bytes = r.memory != nullptr ? needed : 0;
+    r.memory = static_cast<char *>(allocate_aligned(kLine, size_t(needed)));
+    r.bytes = r.memory != nullptr ? size_t(needed) : 0;
     return r.memory != nullptr;
 }
 
@@ -567,7 +573,7 @@ constexpr int kMaxStreamedSide = 1 << 24;
 
 // Where the memory of a window's run begins, in one block.
 struct WindowMemory {
-    size_t partials, sums, logits, spaces, bytes;
+    uint64_t partials, sums, logits, spaces, bytes;
 };
 
 // Plans the run of an area of a segment. r.run holds it.
@@ -575,18 +581,18 @@ WindowMemory plan_window(evs_runner &r, const Segment &s) {
     const Program &p = r.model->program;
     cut(r, s);
     WindowMemory m{};
-    size_t at = 0;
-    auto take = [&](size_t bytes) {
-        const size_t from = at;
+    uint64_t at = 0;
+    auto take = [&](uint64_t bytes) {
+        const uint64_t from = at;
         at += rounded(bytes);
         return from;
     };
     const Op &end = end_of(p, s), &first = p.ops[s.first];
-    const size_t area_blocks = size_t(blocks_down(r)) * size_t(blocks_across(r));
+    const uint64_t area_blocks = uint64_t(blocks_down(r)) * uint64_t(blocks_across(r));
     m.partials = take(adds_up(end.kind) ? area_blocks * sums_floats(end) * sizeof(float) : 0);
     m.sums = take(first.kind == Kind::attend ? sums_floats(first) * sizeof(float) : 0);
-    m.logits = take(&s != &r.model->segments[r.model->num_segments - 1] ? 0 : value_bytes(*r.model, p.logits, 8, r.run.width) * size_t(r.run.area.height()));
-    m.spaces = take(r.space * size_t(r.pool->threads()));
+    m.logits = take(&s != &r.model->segments[r.model->num_segments - 1] ? 0 : value_bytes(*r.model, p.logits, 8, r.run.width) * uint64_t(r.run.area.height()));
+    m.spaces = take(r.space * uint64_t(r.pool->threads()));
     m.bytes = at + kOverread;
     return m;
 }
@@ -599,13 +605,14 @@ int begin_window(evs_runner *r, int segment, int height, int width, Window area)
     if (area.y0 < 0 || area.x0 < 0 || area.y0 >= area.y1 || area.x0 >= area.x1 || area.y1 > height / stride || area.x1 > width / stride)
         return EVS_BAD_ARGUMENT;
     if (!have_threads(*r)) return EVS_NO_MEMORY;
+    r->height = r->width = 0;  // what is set up now is no whole run
     r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, true, nullptr};
     return EVS_OK;
 }
 
 // Where row 0 would lie, of rows that begin with another one.
-void *row_zero(void *rows, int first, size_t row_bytes) {
-    return reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(rows) - uintptr_t(first) * row_bytes);
+void *row_zero(void *rows, int first, uint64_t row_bytes) {
+    return reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(rows) - uintptr_t(first * row_bytes));
 }
 
 // Rows of one side that bicubic enlargement by `factor` reads for rows of its output.
@@ -744,7 +751,7 @@ void evs_runner_free(evs_runner *r) {
 
 size_t evs_runner_memory(const evs_runner *runner, int height, int width) {
     if (runner == nullptr || !size_ok(height, width)) return 0;
-    return plan(*const_cast<evs_runner *>(runner), height, width);
+    return as_size(plan(*const_cast<evs_runner *>(runner), height, width));
 }
 
 int evs_runner_profile(evs_runner *r, int wanted) {
@@ -832,9 +839,7 @@ int evs_segment_rows(const evs_model *model, int segment, int value, int height,
 
 size_t evs_window_memory(evs_runner *r, int segment, int height, int width, int y0, int y1, int x0, int x1) {
     if (begin_window(r, segment, height, width, {y0, y1, x0, x1}) != EVS_OK) return 0;
-    const size_t bytes = plan_window(*r, r->model->segments[segment]).bytes;
-    r->run.height = r->run.width = 0;  // not the plan of a whole run
-    return bytes;
+    return as_size(plan_window(*r, r->model->segments[segment]).bytes);
 }
 
 int evs_run_window(evs_runner *r, int segment, const evs_window *w) {
@@ -847,11 +852,10 @@ int evs_run_window(evs_runner *r, int segment, const evs_window *w) {
     const bool sums = adds_up(end.kind), last = segment == r->model->num_segments - 1;
     if ((sums || last) && w->out == nullptr) return EVS_BAD_ARGUMENT;
     if ((first.kind == Kind::attend && w->sums == nullptr) || (first.kind == Kind::image && w->image == nullptr)) return EVS_BAD_ARGUMENT;
-    if (last && (end.kind != Kind::store || end.value != p.logits || s.stride != 8)) return EVS_BAD_ARGUMENT;
     const WindowMemory m = plan_window(*r, s);
     if (!reserve(*r, m.bytes)) return EVS_NO_MEMORY;
     for (int v = 0; v < p.num_values; v++) {
-        const size_t row_bytes = value_bytes(*r->model, v, p.values[v].stride, w->width);
+        const uint64_t row_bytes = value_bytes(*r->model, v, p.values[v].stride, w->width);
         r->values[v] = v == p.logits ? row_zero(r->memory + m.logits, w->y0, row_bytes)
                                      : row_zero(w->values[v].rows, w->values[v].first_row, row_bytes);
     }
@@ -877,7 +881,6 @@ int evs_run_window(evs_runner *r, int segment, const evs_window *w) {
     } else if (last) {
         code = give_logits(*r, w->out);
     }
-    r->run.height = r->run.width = 0;  // not the plan of a whole run
     return code;
 }
 

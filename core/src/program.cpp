@@ -91,8 +91,8 @@ bool op_ok(const Op &op, const Program &p, const Weights &w) {
             return true;
         }
         case Kind::pool:
-            return channels_ok(op.in) && channels_ok(op.mid) && op.out == p.classes && channels_ok(op.out) && op.value3 >= 0 &&
-                   op.value3 < p.num_values && w.dense(op.w1, op.b1, op.in, op.mid, 1) && w.depthwise(op.w2, op.b2, op.mid, 1) &&
+            return p.logits < 0 && channels_ok(op.in) && channels_ok(op.mid) && op.out == p.classes && channels_ok(op.out) &&
+                   op.value3 >= 0 && op.value3 < p.num_values && w.dense(op.w1, op.b1, op.in, op.mid, 1) && w.depthwise(op.w2, op.b2, op.mid, 1) &&
                    w.dense(op.w3, op.b3, op.mid, op.out, 1);
     }
     return false;
@@ -193,15 +193,24 @@ bool order_ok(const Program &p) {
                 ok = b.kind == Kind::sums && b.heads == a.heads && b.head_dim == a.head_dim && b.scales == a.scales && b.value2 == a.value2;
         }
     }
-    ok = ok && (p.logits < 0 || stored[p.logits]);
     free(stored);
     return ok;
 }
 
-// Whether the last segment ends in the last operation, which gives a classifier's scores.
-bool scores_ok(const Program &p) {
-    const Segment &last = p.segments[p.num_segments - 1];
-    return last.first + last.count == p.num_ops && p.ops[p.num_ops - 1].kind == Kind::pool;
+// Whether the segments are the operations, in their order.
+bool segments_ok(const Program &p) {
+    int next = 0;
+    for (int i = 0; i < p.num_segments; i++) {
+        if (p.segments[i].first != next || !segment_ok(p.segments[i], p)) return false;
+        next += p.segments[i].count;
+    }
+    return next == p.num_ops;
+}
+
+// Whether the last operation gives the result: stores the logits, or makes a classifier's scores.
+bool result_ok(const Program &p) {
+    const Op &last = p.ops[p.num_ops - 1];
+    return p.logits < 0 ? last.kind == Kind::pool : last.kind == Kind::store && last.value == p.logits;
 }
 
 }  // namespace
@@ -243,8 +252,7 @@ int read_program(const void *bytes, size_t size, Program &p) {
         ok = channels_ok(v.channels) && (v.stride == 2 || v.stride == 4 || v.stride == 8 || v.stride == 16 || v.stride == 32);
     }
     for (int i = 0; ok && i < p.num_ops; i++) ok = op_ok(p.ops[i], p, weights);
-    for (int i = 0; ok && i < p.num_segments; i++) ok = segment_ok(p.segments[i], p);
-    ok = ok && order_ok(p) && (h.logits >= 0 || scores_ok(p));
+    ok = ok && segments_ok(p) && order_ok(p) && result_ok(p);
     if (!ok) {
         free_program(p);
         return EVS_BAD_PROGRAM;

@@ -31,19 +31,26 @@ from evitseg.runtime.weights import Weights
 
 
 def config(
-    stem: BlockKind, kind: BlockKind, head_kind: BlockKind, kernels: tuple[int, ...], classes: int, head_dim: int = 16
+    stem: BlockKind,
+    kind: BlockKind,
+    head_kind: BlockKind,
+    kernels: tuple[int, ...],
+    classes: int,
+    head_dim: int = 16,
+    last: int = 32,
 ) -> ModelConfig:
-    """A network whose stages have 16 channels at first and 32 at last; its last two stages attend."""
+    """A network whose stages have 16 channels at first and `last` at last; its last two stages attend."""
     activation: Activation = "hardswish" if stem == "depthwise" else "gelu_tanh"
     first = Stage(16, 0, kind, False, 2, 2, kind == "mbconv"), Stage(24, 1, kind, False, 2, 2, False)
-    later = Stage(32, 1, "mbconv", True, 2, 2, True)
+    later = Stage(last, 1, "mbconv", True, 2, 2, True)
     head = SegmentationHead(16, 1, head_kind, 2, 2 if kind == "mbconv" else None, classes)
     return ModelConfig(Backbone(8, 1, stem, (*first, later, later), head_dim, kernels, 1e-5, activation), head)
 
 
 CONFIGS = {
     "mbconv": config("depthwise", "mbconv", "mbconv", (5,), 5),
-    "fused": config("resblock", "fused_mbconv", "fused_mbconv", (3, 5), 19),
+    # Three heads: in half precision, a block of channels holds the last one's queries and the next one's after it.
+    "fused": config("resblock", "fused_mbconv", "fused_mbconv", (3, 5), 19, last=48),
     "depthwise": config("mbconv", "depthwise", "resblock", (7,), 1, 32),
 }
 

@@ -34,7 +34,7 @@ from evitseg.model.checkpoints import save_checkpoint
 from evitseg.preprocess import Preprocess
 from evitseg.runtime.core import Core, instruction_sets, library
 from evitseg.runtime.evit_file import write_evit
-from evitseg.runtime.program import CONV3, IMAGE, STORE, compile_program
+from evitseg.runtime.program import CONV3, IMAGE, POOL, STORE, compile_program
 from evitseg.runtime.upsample import argmax_upsampled
 from tests.programs import image, network, program_of, torch_logits
 from tests.runtime.programs import CLASSIFIER, CONFIGS, manifest, random_weights
@@ -239,6 +239,34 @@ def test_a_program_that_halves_the_size_until_nothing_is_left_is_refused() -> No
     to_nothing, logits = ([*[HALVE] * 32, PUT], 0), ([HALVE, HALVE, HALVE, PUT], 8)
     with pytest.raises(EngineError, match="damaged"):
         Core(small_program([(16, 0), (16, 8)], to_nothing, logits))
+
+
+def with_number(program: bytes, at: int, number: int) -> bytes:
+    return program[:at] + number.to_bytes(4, "little") + program[at + 4 :]
+
+
+def test_logits_of_another_segment_than_the_last_are_refused() -> None:
+    """A run gives as many as the last segment has rows and columns: here sixteen times as many as there is room for."""
+    made = small_program([(16, 8), (16, 2)], ([HALVE, HALVE, HALVE, PUT], 8), ([HALVE, PUT], 2))
+    with pytest.raises(EngineError, match="damaged"):
+        Core(with_number(made, 28, 0))
+
+
+def test_a_mean_over_all_pixels_is_refused_unless_it_gives_the_scores() -> None:
+    """A window of such a segment would add to sums where there are none: it places them in the whole image."""
+    made = small_program([(16, 2), (16, 8)], ([HALVE, (POOL, 1)], 2), ([HALVE, HALVE, HALVE, PUT], 8))
+    with pytest.raises(EngineError, match="damaged"):
+        Core(with_number(made, 40 + 2 * 256 + 12, 16))  # the pool's features
+
+
+def test_operations_of_no_segment_are_refused() -> None:
+    """An attention could take their numbers for those of the operation that added up its sums."""
+    made = small_program([(16, 8), (16, 8)], *[([HALVE, HALVE, HALVE, PUT], 8)] * 2)
+    assert Core(made)(image(32, 32)).shape == (16, 4, 4)
+    places = 40 + 10 * 256 + 2 * 8  # of the segments, of 12 bytes each
+    second = with_number(made, 20, 1)[:places] + made[places + 12 : places + 24] + bytes(12) + made[places + 24 :]
+    with pytest.raises(EngineError, match="damaged"):
+        Core(second)
 
 
 def test_a_missing_library_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -70,3 +70,27 @@ def test_webassembly_gives_the_native_logits(file: str, threads: int, node: list
             assert logits.tobytes() == expected.tobytes()
         elif not relaxed and "sse4" in instruction_sets():  # the only other one without
             assert logits.tobytes() == Core(program(network), isa="sse4")(pixels).tobytes()
+
+
+def test_a_run_that_needs_more_memory_than_there_are_addresses_is_refused(node: list[str], tmp_path: Path) -> None:
+    """Sizes of memory that were cut off to 32 bits would let a run write beyond its memory."""
+    (tmp_path / "program").write_bytes(program(CONFIGS["mbconv"]))
+    (tmp_path / "run.mjs").write_text(f"""
+import {{ readFileSync }} from "node:fs";
+import {{ Core }} from "{(LIBRARY / "core.js").as_uri()}";
+const core = await Core.create(new WebAssembly.Module(readFileSync("{LIBRARY / "core.wasm"}")));
+const runner = core.newRunner(core.loadModel(readFileSync("program")), 1);
+const attempts = [
+  () => core.run(runner, 64, 43008, 38912, 64), // needs 6 GB, of which 32 bits would leave 1 MB
+  () => core.allocate(2 ** 32 + 64),
+];
+for (const attempt of attempts) {{
+  try {{
+    attempt();
+  }} catch (error) {{
+    console.log(error.code);
+  }}
+}}
+""")
+    run = subprocess.run([*node, "run.mjs"], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.split() == ["memory", "memory"]

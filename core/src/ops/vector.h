@@ -156,8 +156,9 @@ EVS_INLINE void store_floats(E *p, F v) {
 #endif
 }
 
+// What is not a number stays so: a run must not hide that its numbers became too large.
 template <typename T>
-EVS_INLINE T relu(T x) { return max(x, T{}); }
+EVS_INLINE T relu(T x) { return max(hidden(T{}), x); }
 
 // x * clamp(x / 6 + 1/2, 0, 1)
 EVS_INLINE V hardswish(V x) { return x * min(max(all(A(0.5f)) + x * all(A(1.0f / 6)), all(A(0.0f))), all(A(1.0f))); }

@@ -102,7 +102,7 @@ export class Core {
   }
 
   allocate(bytes) {
-    const at = this.#exports.malloc(bytes) >>> 0;
+    const at = bytes < 2 ** 32 ? this.#exports.malloc(bytes) >>> 0 : 0; // more would be cut off to 32 bits
     if (at === 0)
       throw new EvitsegError("memory", `there is not enough memory for ${Math.ceil(bytes / 2 ** 20)} MB more; choose a smaller size`);
     return at;

@@ -153,7 +153,7 @@ def aligned(data: LabelSpace, model: LabelSpace) -> LabelSpace:
                 for what, names in (("the data lacks", missing), ("the model lacks", extra))
                 if names
             )
-            + "; map raw ids to the model's classes with --labels."
+            + "; use a model with the data's classes, or map raw ids to the model's classes with --labels."
         )
     return LabelSpace(data.name, tuple(own[name] for name in model.names), data.ignored_ids)
 

@@ -153,7 +153,9 @@ def _engine(
         able = [name for name, kind in ENGINES.items() if ".safetensors" in kind.endings]
         able = able if is_published or file is not None else ["native"]
         if engine not in able:
-            raise EngineError(f"{named}: runs in {', '.join(able)} or torch; for {engine}, export it first.")
+            raise EngineError(
+                f"{named}: runs in {', '.join(able)} or torch; for {engine}, export it first (evitseg export)."
+            )
     if is_published:
         file = _published_checkpoint(short_name(str(named)))
     if file is not None:

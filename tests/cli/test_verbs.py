@@ -416,6 +416,7 @@ def test_eval_refuses_classes_that_are_not_the_models(photograph: NDArray[np.uin
     run = cli("eval", "data")
     assert run.status == 1
     assert "the data's classes (data) are not the model's (camvid)" in run.stderr
+    assert "use a model with the data's classes" in run.stderr
 
 
 def test_exactly_in_bands_gives_the_mask_of_the_whole_and_a_region_of_it(

@@ -20,7 +20,7 @@ from evitseg.model.published import PUBLISHED
 from evitseg.preprocess import Preprocess
 from evitseg.train import TrainConfig
 from evitseg.train.distill import Teachers
-from evitseg.train.initialize import LAST_LAYER, check_classes_from, class_matrix, initialize
+from evitseg.train.initialize import LAST_LAYER, check_classes_from, class_matrix, initialize, load_source
 from tests.train.scenes import SMALL
 
 
@@ -90,3 +90,9 @@ def test_the_bundled_model_is_a_start() -> None:
     taken, given = initialize(TrainConfig(start="b0-camvid"), labels).network, network_of("b0-camvid")[0]
     for key, tensor in given.state_dict().items():
         torch.testing.assert_close(taken.state_dict()[key], tensor)
+
+
+def test_a_misspelt_start_suggests_bundled_and_published_models() -> None:
+    for name, meant in (("b0-camvit", "b0-camvid"), ("b0-cityscape", "b0-cityscapes"), ("efficientvit_c1", "_b1")):
+        with pytest.raises(ConfigError, match=f"unknown model '{name}'; did you mean .*{meant}'"):
+            load_source(name)

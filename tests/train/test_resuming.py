@@ -134,7 +134,7 @@ def test_a_signal_to_the_whole_group_of_processes_ends_a_run_with_what_is_left(
         "settings derived from 8 images: data.size 0, augment.scale 1–2, optim.learning_rate 0.00071, "
         "optim.warmup_fraction 0.05, optim.freeze_norm False, average.ema_decay 0.99;" in error
     )
-    assert re.search(r"^start: mIoU", told, re.MULTILINE)
+    assert re.search(r"^before training: mIoU", told, re.MULTILINE)
     assert re.search(r"^epoch 1/500, step 2/1000: loss [\d.]+, .* left$", told, re.MULTILINE)
 
 

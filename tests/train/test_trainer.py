@@ -39,7 +39,7 @@ from evitseg.train.allocator import is_out_of_memory
 from evitseg.train.config import AUTO_KEYS
 from evitseg.train.initialize import initialize
 from evitseg.train.losses import Objective
-from evitseg.train.run_log import read_log
+from evitseg.train.run_log import Run, read_log
 from evitseg.train.settings import read_config
 from evitseg.train.validation import Validation
 from tests.train.scenes import SMALL, scene, scenes
@@ -511,6 +511,18 @@ def test_without_a_network_training_says_how_to_do_without(tmp_path: Path) -> No
     assert "is not in the cache" in run.stderr
     assert "--start none" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(("best", "told"), [(0.5, True), (0.6, False)])
+def test_the_command_says_when_training_gained_nothing(
+    best: float, told: bool, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run = Run(folder, folder / "best.safetensors", folder / "last.safetensors", best, 0.5, 0.4, (), ())
+    monkeypatch.setattr("evitseg.train.fit", lambda *data, **settings: run)
+    done = cli("train", tmp_path, "--start", "none")
+    assert f"best {100 * best:.2f}, before training 50.00, last 40.00" in done.stdout
+    assert ("No epoch was better than the initial weights" in done.stdout) == told
 
 
 @pytest.mark.usefixtures("small_examples")

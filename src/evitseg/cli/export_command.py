@@ -229,9 +229,9 @@ def _report(output: Output, path: Path, beside: list[Path], size_bytes: int, man
     output.result(f"wrote {path} ({size_bytes / 1e6:.1f} MB, weights {manifest.weights})")
     if beside:
         output.result(f"keep next to it: {', '.join(file.name for file in beside)}")
-    compared = " with the quantised network" if manifest.weights in ("int8", "w8a8") else ""
+    other = "the quantised network" if manifest.weights in ("int8", "w8a8") else "the checkpoint"
     output.result(
-        f"verified on {verification.images} images: compared{compared}, the largest logit difference is "
+        f"verified on {verification.images} images: the largest difference of a logit from {other} is "
         f"{verification.largest_difference:.1e}, and {verification.equal_pixels:.3%} of mask pixels are equal"
     )
     if verification.measured_on:

@@ -200,8 +200,10 @@ def _report(run: Run, output: Output) -> None:
         "commands": list(run.commands),
     }
     output.result(
-        f"mIoU on the validation images: best {100 * run.miou:.2f}, start {100 * run.start_miou:.2f}, "
+        f"mIoU on the validation images: best {100 * run.miou:.2f}, before training {100 * run.start_miou:.2f}, "
         f"last {100 * run.last_miou:.2f}; curves and predictions are in {run.folder}"
     )
+    if run.miou <= run.start_miou:
+        output.note("No epoch was better than the initial weights, so the best checkpoint has these; train for longer.")
     for command in run.commands:
         output.result(command)

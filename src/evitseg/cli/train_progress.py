@@ -47,7 +47,7 @@ def training_progress(output: Output) -> Iterator[Callable[[Event], None]]:
         def watch(event: Event) -> None:
             nonlocal first
             first = event.step - 1 if first < 0 else first
-            description = f"epoch {event.epoch}/{event.epochs}" if event.step else "start"
+            description = f"epoch {event.epoch}/{event.epochs}" if event.step else "before training"
             progress.update(
                 task,
                 total=event.steps,

@@ -135,7 +135,8 @@ def _unknown_value(
         unknown = next((number for number in numbers if number not in by_id), numbers[0])
         return (
             f"id {unknown} is not in label space {labels.name!r} ({ids}, ignored "
-            f"{', '.join(map(str, labels.ignored_ids)) or 'none'}); add it to a class's raw_ids or to ignored_ids."
+            f"{', '.join(map(str, labels.ignored_ids)) or 'none'}); add it to a class's raw_ids or to ignored_ids in "
+            "labels.json."
         )
     known_colors = {*VOID_COLORS, *by_color}
     at = next((at for at, color in enumerate(distinct.colors) if color not in known_colors), 0)

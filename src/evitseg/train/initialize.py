@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evitseg.architecture import model_config
-from evitseg.errors import ConfigError, WeightsError
+from evitseg.architecture import PUBLISHED_SEGMENTATION, model_config, short_name
+from evitseg.errors import ConfigError, WeightsError, unknown
 from evitseg.labels import LabelSpace
 from evitseg.loading import CHECKPOINT_ENDINGS, located
 from evitseg.model.checkpoints import load_backbone, load_official
 from evitseg.model.network import EfficientViT
-from evitseg.model.published import published_labels, published_name
+from evitseg.model.published import PUBLISHED, published_labels, published_name
 from evitseg.train.config import FRESH, TrainConfig
 
 LAST_LAYER = ("head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias")
@@ -120,6 +120,9 @@ def load_source(name: str) -> tuple[EfficientViT, LabelSpace | None]:
         return load_backbone(name)
     if Path(name).suffix in CHECKPOINT_ENDINGS:
         raise WeightsError(f"{name}: no such file.")
+    if short_name(name) not in PUBLISHED_SEGMENTATION and name not in PUBLISHED:
+        classifiers = [each for each in PUBLISHED if short_name(each) not in PUBLISHED_SEGMENTATION]
+        raise unknown("model", name, [*bundled_models(), *PUBLISHED_SEGMENTATION, *classifiers])
     published = published_name(name)
     try:
         source = load_official(published)

@@ -57,7 +57,7 @@ def make_certificate(address: str) -> Certificate:
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError as error:
-        raise MissingPackageError("https", "web") from error
+        raise MissingPackageError("a page over https (--lan)", "web") from error
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _COMMON_NAME)])

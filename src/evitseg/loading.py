@@ -294,9 +294,13 @@ def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch
             raise WeightsError(
                 f"{model}: an exported model; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}) or .onnx."
             )
+        if (path / "best.safetensors").is_file():
+            raise WeightsError(f"{model}: the folder of a run, not a model; give {path / 'best.safetensors'}.")
         if path.suffix or path.exists():
             endings = ", ".join((*EXPORTED_ENDINGS, *CHECKPOINT_ENDINGS))
             raise WeightsError(f"{model}: not a model; models end in {endings}.")
+        if len(path.parts) > 1:
+            raise WeightsError(f"{model}: no such file.")
         raise unknown("model", name, [*bundled_models(), *PUBLISHED_SEGMENTATION])
     if not published and not path.is_file():
         raise WeightsError(f"{model}: no such file.")

@@ -283,6 +283,15 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
     run = cli("info", "b9")
     assert run.status == 1
     assert "unknown model 'b9'" in run.stderr
+    assert "runs/b9: no such file." in cli("info", "runs/b9").stderr
+
+
+def test_the_folder_of_a_run_as_a_model_names_its_checkpoint(street: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/best.safetensors").touch()
+    run = cli("predict", street, "--model", tmp_path / "run")
+    assert run.status == 1
+    assert f"give {tmp_path / 'run' / 'best.safetensors'}." in run.stderr
 
 
 @pytest.mark.usefixtures("small_examples")

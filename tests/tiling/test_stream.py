@@ -357,7 +357,7 @@ def test_a_disk_that_is_too_small_is_said_at_the_start(network: Network, tmp_pat
 def test_too_little_memory_is_said_with_what_is_needed(network: Network, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"10 MiB of memory is not enough: this image, even in the lowest bands, needs \d+ MiB; give more",
+        match=r"10 MiB of memory is not enough: this image, even in the smallest bands, needs \d+ MiB; give more",
     ):
         segment_large(network, Endless(), ArraySink((1, 1)), scratch=tmp_path, memory=10 * 1024**2)
 

@@ -186,6 +186,8 @@ def _show(result: Report, output: Output) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from evitseg.data.annotations.objects import count
+
     def percent(value: float) -> str:
         return "–" if value != value else f"{100 * value:.2f}"
 
@@ -199,6 +201,6 @@ def _show(result: Report, output: Output) -> None:
     table.add_row("mean", percent(result.miou), "", percent(result.mean_boundary_iou), style="bold")
     output.show(table)
     output.result(
-        f"{len(result.images)} images, pixel accuracy {percent(result.pixel_accuracy)} %, "
+        f"{count(len(result.images), 'image')}, pixel accuracy {percent(result.pixel_accuracy)} %, "
         f"frequency-weighted IoU {percent(result.frequency_weighted_iou)} %"
     )

@@ -68,7 +68,7 @@ def write_overlay(
     with open_mask(Path(os.path.abspath(mask)), str(mask)) as bands:
         labels = labels or bands.labels
         if labels is None:
-            raise ConfigError(f"{mask}: does not list its classes; give their label space (--labels).")
+            raise ConfigError(f"{mask}: does not list its classes; name them (--labels camvid for the bundled model).")
         if bands.size != source.size:
             (height, width), (rows, columns) = source.size, bands.size
             raise ConfigError(

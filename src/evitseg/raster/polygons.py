@@ -83,7 +83,7 @@ def polygonize(
     with open_mask(Path(os.path.abspath(mask)), str(mask)) as bands:
         labels = labels or bands.labels
         if labels is None:
-            raise ConfigError(f"{mask}: does not list its classes; give their label space (--labels).")
+            raise ConfigError(f"{mask}: does not list its classes; name them (--labels camvid for the bundled model).")
         bands = replace(bands, read=class_reader(bands, labels))
         wanted = _wanted(labels, classes)
         counts = dict.fromkeys((labels.names[i] for i in wanted), 0)

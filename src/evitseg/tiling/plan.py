@@ -185,7 +185,7 @@ def make_plan(
                 break
         least = max(least, needed)  # of the last one tried
     if len(bands) < count:
-        raise _too_little(memory, least, "bands of this height" if band else "this image, even in the lowest bands,")
+        raise _too_little(memory, least, "bands of this height" if band else "this image, even in the smallest bands,")
     plan = replace(plan, bands=tuple(bands))
     _LOG.info("memory limit %s; heights of the bands, per segment: %s", mib(memory), ", ".join(map(str, bands)))
     return plan

@@ -236,7 +236,7 @@ def open_mask_of(
             )
         labels = labels or bands.labels
         if labels is None:
-            raise ConfigError(f"{path}: does not list its classes; give their label space (--labels).")
+            raise ConfigError(f"{path}: does not list its classes; name them (--labels camvid for the bundled model).")
         yield replace(bands, read=class_reader(bands, labels)), labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.optional import needs
 needs("torch", "onnx", "openvino")
 
 import onnx
+from torch import nn
 
 from evitseg.architecture import model_config
 from evitseg.engine import Engine
@@ -23,6 +25,7 @@ from evitseg.errors import EngineError
 from evitseg.exporters.export import export
 from evitseg.exporters.verify import self_check_of
 from evitseg.labels import numbered
+from evitseg.loading import network_of
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
 from evitseg.model.network import EfficientViT
@@ -123,6 +126,29 @@ def test_a_file_for_huge_images_only_has_no_self_check(network: tuple[EfficientV
     huge = replace(manifest, preprocess=Preprocess(fixed=(4096, 4128)))
     engine = cast(Engine, runs_nothing)
     assert self_check_of(engine, engine, model, huge) is None
+
+
+def test_an_image_whose_logits_rounding_decides_is_not_taken() -> None:
+    model, manifest = network_of("b0-camvid")
+    manifest = replace(manifest, preprocess=Preprocess(fixed=(128, 192)))
+    reference = TorchEngine(model, manifest, "float32")
+    check = self_check_of(reference, reference, model, manifest)
+    assert check is not None
+    assert (check.image, check.tolerance) == ("scene-2", 1e-3)
+
+    def first_layer_changed(by: float) -> TorchEngine:
+        changed = copy.deepcopy(model)
+        next(module for module in changed.modules() if isinstance(module, nn.Conv2d)).weight.data *= 1 + by
+        return TorchEngine(changed, manifest, "float32")
+
+    # One engine rounds up, the other down: "scene-1" has one query that is then 0 in one of them only.
+    logits = [
+        [first_layer_changed(by)(self_check.scene(128, 192, number)[None]) for by in np.linspace(-1e-6, 1e-6, 9)]
+        for number in (1, 2)
+    ]
+    spread = [float(np.ptp(each, axis=0).max() / np.abs(each).max()) for each in logits]
+    assert spread[0] > 0.02
+    assert spread[1] < 1e-4
 
 
 def test_limits_that_wrong_logits_would_pass_are_not_written(network: tuple[EfficientViT, Manifest]) -> None:

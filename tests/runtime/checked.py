@@ -16,10 +16,10 @@ def checked_model(folder: Path, size: tuple[int, int] = (64, 96)) -> tuple[Path,
     """A model file of the core whose self-check agrees with the core in float32."""
     network = CONFIGS["mbconv"]
     made = program(network)
-    logits = Core(made)(self_check.scene(*size))
+    logits = Core(made)(self_check.scene(*size, 2))
     grid = self_check.grid_for(size, len(logits))
     stored = self_check.encoded(self_check.stored_places(logits, grid))
-    check = SelfCheck(self_check.SCENE, size, grid, stored, 1e-3, 0.2, 0.9)
+    check = SelfCheck(self_check.SCENES[1], size, grid, stored, 1e-3, 0.2, 0.9)
     about = replace(manifest(network), self_check=check)
     write_evit(folder / "model.evit", about, made)
     return folder / "model.evit", about

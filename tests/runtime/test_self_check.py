@@ -18,7 +18,7 @@ from evitseg.runtime.evit_file import read_evit, set_evit_manifest
 from tests.runtime.checked import checked_model
 
 
-def pixel(y: int, x: int, height: int, width: int) -> list[int]:
+def pixel(y: int, x: int, height: int, width: int, number: int) -> list[int]:
     """A pixel of the image by the formula in docs/reference/models.md."""
     v, u = 256 * y // height, 256 * x // width
     if v >= 170:
@@ -31,14 +31,15 @@ def pixel(y: int, x: int, height: int, width: int) -> list[int]:
         color = [176, 170, 160]
     else:
         color = [120 + v // 2, 160 + v // 3, 228]
-    p, q = x % 31, y % 31
+    p, q = (x + number - 1) % 31, y % 31
     return [part + (7 * p * p + 13 * q * q + 5 * p * q) % 31 - 15 for part in color]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (96, 32), (256, 384)])
-def test_the_image_is_drawn_by_the_documented_formula(size: tuple[int, int]) -> None:
-    drawn = self_check.scene(*size)
-    np.testing.assert_array_equal(drawn, [[pixel(y, x, *size) for x in range(size[1])] for y in range(size[0])])
+@pytest.mark.parametrize(("size", "number"), [((64, 96), 1), ((96, 32), 4), ((256, 384), 2)])
+def test_the_image_is_drawn_by_the_documented_formula(size: tuple[int, int], number: int) -> None:
+    drawn = self_check.scene(*size, number)
+    expected = [[pixel(y, x, *size, number) for x in range(size[1])] for y in range(size[0])]
+    np.testing.assert_array_equal(drawn, expected)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 100
 
 
@@ -173,7 +174,7 @@ def test_a_self_check_that_is_costly_or_passes_wrong_logits_is_refused(
     set_evit_manifest(path, replace(manifest, self_check=replace(manifest.self_check, **changes)))
     assert open_engine(path)(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 5, 4, 4)  # the model itself runs
 
-    def must_not_draw(height: int, width: int) -> None:
+    def must_not_draw(*_: int) -> None:
         raise AssertionError
 
     monkeypatch.setattr(self_check, "scene", must_not_draw)
@@ -187,8 +188,8 @@ def test_what_cannot_be_checked_is_a_sentence(tmp_path: Path) -> None:
     assert check is not None
     with pytest.raises(EngineError, match="runs on the CPU, not on NPU"):
         check_on_device(path, device="npu")
-    set_evit_manifest(path, replace(manifest, self_check=replace(check, image="scene-2")))
-    with pytest.raises(WeightsError, match="uses the image 'scene-2'; update evitseg"):
+    set_evit_manifest(path, replace(manifest, self_check=replace(check, image="scene-5")))
+    with pytest.raises(WeightsError, match="uses the image 'scene-5'; update evitseg"):
         check_on_device(path)
     fixed = replace(manifest.preprocess, fixed=(64, 128))
     set_evit_manifest(path, replace(manifest, preprocess=fixed))

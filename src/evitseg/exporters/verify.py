@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evitseg.bundled import EXAMPLE_IMAGE
@@ -37,6 +38,9 @@ logit, and the smallest fraction of equal mask pixels. Rounded weights move boun
 for the published B0 at a short side of 512; float16 arithmetic, which Core ML uses, adds to that. Engines round
 sums of integers up or down as they like, which moves about 1 % of the pixels, as 8 bits themselves do, and up to 12 %
 of small drawings; what the file is worth is its mIoU on the user's data."""
+SHAKEN, SHAKE = 4, 2.5e-7
+"""Number of runs with errors that look for logits which rounding decides, and the errors' standard deviation, relative
+to the largest result of a convolution."""
 SLACK = 3
 """Factor between a difference that was measured at export and the limit of the self-check, because every device rounds
 in its own way."""
@@ -86,8 +90,9 @@ def verify(
 def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manifest: Manifest) -> SelfCheck | None:
     """The self-check of a model that has been verified; None if the only images that it takes are too large to draw.
 
-    Its limits are those of `TOLERANCE`, or `SLACK` times what was measured here, if that is more: in float32 the
-    difference of `engine`, otherwise that of the network with weights and feature maps rounded to bfloat16.
+    Its image is one where rounding changes the logits little, if there is one. Its limits are those of `TOLERANCE`, or
+    `SLACK` times what was measured here, if that is more: in float32 the difference of `engine` and that of `_shaken`,
+    otherwise that of the network with weights and feature maps rounded to bfloat16.
 
     Args:
         engine: runs the exported model.
@@ -97,24 +102,50 @@ def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manife
     size = manifest.preprocess.fixed or self_check.SIZE
     if size[0] * size[1] > self_check.MOST_PIXELS:
         return None
-    image = self_check.scene(*size)[None]
-    logits = reference(image)[0]
-    grid = self_check.grid_for(size, len(logits))
-    expected = self_check.stored_places(logits, grid)
-    check = SelfCheck(self_check.SCENE, size, grid, self_check.encoded(expected), 0.0, 0.0, 0.0)
+    least = TOLERANCE[manifest.weights][0]
+    chosen = min(_tried(reference, TorchEngine(_shaken(model), manifest), size, least / SLACK), key=lambda t: t.changed)
     exact, rounded = (
-        self_check.compare_logits(check, expected, run(image)[0], "float32")
+        self_check.compare_logits(chosen.check, chosen.expected, run(chosen.image)[0], "float32")
         for run in (engine, TorchEngine(_rounded(model), manifest))
     )
-    tolerance = max(TOLERANCE[manifest.weights][0], SLACK * exact.largest_difference)
+    tolerance = max(least, SLACK * max(exact.largest_difference, chosen.changed))
     half = max(TOLERANCE["float16 arithmetic"][0], tolerance, SLACK * rounded.largest_difference)
     unequal = max(0.05, SLACK * max(1 - each.equal_fraction for each in (exact, rounded)))
     return replace(
-        check,
+        chosen.check,
         tolerance=min(self_check.MOST_DIFFERENCE, _two_digits(tolerance)),
         half_tolerance=min(self_check.MOST_DIFFERENCE, _two_digits(half)),
         min_equal=max(self_check.LEAST_EQUAL, round(1 - unequal, 2)),
     )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A self-check without limits, its image in a batch, its logits, and how much shaking changed these."""
+
+    check: SelfCheck
+    image: NDArray[np.uint8]
+    expected: NDArray[np.float32]
+    changed: float
+
+
+def _tried(reference: Engine, shaken: Engine, size: tuple[int, int], enough: float) -> Iterator[_Tried]:
+    """Self-checks with one scene after the other, up to one that shaking changes by at most `enough`."""
+    for number, name in enumerate(self_check.SCENES, 1):
+        image = self_check.scene(*size, number)[None]
+        logits = reference(image)[0]
+        grid = self_check.grid_for(size, len(logits))
+        expected = self_check.stored_places(logits, grid)
+        check = SelfCheck(name, size, grid, self_check.encoded(expected), 0.0, 0.0, 0.0)
+        changed = 0.0
+        for _ in range(SHAKEN):
+            agreement = self_check.compare_logits(check, expected, shaken(image)[0], "float32")
+            changed = max(changed, agreement.largest_difference)
+            if changed > enough:
+                break
+        yield _Tried(check, image, expected, changed)
+        if changed <= enough:
+            return
 
 
 def _two_digits(value: float) -> float:
@@ -129,6 +160,25 @@ def _rounded(model: EfficientViT) -> EfficientViT:
             module.weight.data = _in_bfloat16(module.weight.data)
         elif isinstance(module, ConvNormAct):
             module.register_forward_hook(lambda module, given, result: _in_bfloat16(result))
+    return model
+
+
+def _shaken(model: EfficientViT) -> EfficientViT:
+    """A copy whose convolutions have results with random errors, about five times as large as those of float32.
+
+    Attention gives a query that is zero everywhere 0, and any other a mean of values, however small the query is. Where
+    the largest number of a query is 0 but for rounding, each engine may decide otherwise, and both are right: with the
+    bundled weights, "scene-1" at 128x192 has such a query, which changes the logits by 4 % of the largest one.
+    """
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+
+    def shake(module: nn.Module, given: object, result: Tensor) -> Tensor:
+        return result + SHAKE * result.abs().amax() * torch.randn(result.shape, generator=generator)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(shake)
     return model
 
 

@@ -20,8 +20,8 @@ from evitseg.errors import WeightsError
 from evitseg.image import ImageArray
 from evitseg.manifest import Manifest, SelfCheck
 
-SCENE = "scene-1"
-"""Name of the formula of `scene`."""
+SCENES = ("scene-1", "scene-2", "scene-3", "scene-4")
+"""Names of the images that `scene` draws, by their numbers from 1 on."""
 SIZE = (256, 384)
 """Height and width of the image for models of any size. Rounding changes the logits of smaller images more."""
 MOST_LOGITS = 4096
@@ -58,8 +58,12 @@ class LogitAgreement:
         return self.largest_difference <= self.tolerance and self.equal_fraction >= self.min_equal
 
 
-def scene(height: int, width: int) -> ImageArray:
-    """The image to check with, (height, width, 3): a street with a house, a tree and the sky, drawn in integers."""
+def scene(height: int, width: int, number: int = 1) -> ImageArray:
+    """An image to check with, (height, width, 3): a street with a house, a tree and the sky, drawn in integers.
+
+    Args:
+        number: moves the texture, so that every pixel has other values.
+    """
     y, x = np.arange(height)[:, None], np.arange(width)
     v, u = 256 * y // height, 256 * x // width
     colors = (
@@ -71,7 +75,7 @@ def scene(height: int, width: int) -> ImageArray:
         (v >= 150, (176, 170, 160)),  # pavement
     )
     sky = (120 + v // 2, 160 + v // 3, 228)
-    p, q = x % 31, y % 31
+    p, q = (x + number - 1) % 31, y % 31
     texture = (7 * p * p + 13 * q * q + 5 * p * q) % 31 - 15
     where = [condition for condition, _ in colors]
     channels = [np.select(where, [color[c] for _, color in colors], sky[c]) + texture for c in range(3)]
@@ -119,7 +123,7 @@ def input_of(manifest: Manifest, where: str | Path) -> tuple[SelfCheck, ImageArr
         raise WeightsError(
             f"{where}: has no self-check; evitseg export adds one to files for images of up to {MOST_PIXELS:,} pixels."
         )
-    if check.image != SCENE:
+    if check.image not in SCENES:
         raise WeightsError(f"{where}: its self-check uses the image {check.image!r:.40}; update evitseg to draw it.")
     if manifest.preprocess.fixed not in (None, check.size):
         raise WeightsError(f"{where}: its self-check has another size than its images; export it again.")
@@ -135,7 +139,7 @@ def input_of(manifest: Manifest, where: str | Path) -> tuple[SelfCheck, ImageArr
             f"{max(check.tolerance, check.half_tolerance):g} (at most {MOST_DIFFERENCE:g}) and with "
             f"{check.min_equal:.0%} of equal classes (at least {LEAST_EQUAL:.0%}); export it again."
         )
-    return check, scene(*check.size)
+    return check, scene(*check.size, SCENES.index(check.image) + 1)
 
 
 def compare_logits(

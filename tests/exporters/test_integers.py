@@ -29,10 +29,7 @@ from evitseg.exporters.integer_graph import MIDDLE_GREY, Kernel, integer_graph
 from evitseg.exporters.integer_litert import operators, write_integer_litert
 from evitseg.exporters.integer_simulation import (
     IntegerNetwork,
-    IntegerSimulation,
-    computed,
     graph_input,
-    reshaped,
     rounded_kernel,
     simulated,
 )
@@ -46,6 +43,7 @@ from evitseg.preprocess import Preprocess
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.litert_device import LiteRtDevice
 from tests.exporters.converters import needs_format
+from tests.exporters.integer_tensors import in_litert, in_onnx_runtime, steps_apart
 
 SIZE = (64, 96)
 
@@ -99,39 +97,12 @@ def test_the_graph_without_rounding_is_the_network(bundled: tuple[EfficientViT, 
     np.testing.assert_allclose(actual.permute(0, 3, 1, 2).numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_every_operator_of_the_file_is_within_one_step_of_the_simulation(
+def test_every_operator_in_litert_is_within_one_step_of_the_simulation(
     tflite: Path, integers: IntegerNetwork, image: NDArray[np.uint8]
 ) -> None:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate keeps no tensors
-    interpreter = Interpreter(
-        str(tflite), num_threads=1, experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain
-    )
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
-    interpreter.invoke()
-    details = {tensor["name"]: tensor for tensor in interpreter.get_tensor_details()}
-
-    def stored(name: str) -> torch.Tensor:
-        """A tensor in the file; those that hold six times their numbers are divided by 6."""
-        if name == "image":
-            return graph_input(image)
-        step, zero = details[name]["quantization"]
-        factor = step / integers.scale(name).step
-        assert factor == pytest.approx(1) or factor == pytest.approx(6)
-        whole = interpreter.get_tensor(details[name]["index"]).astype(np.float32) - zero
-        return torch.from_numpy(whole) * integers.scale(name).step
-
-    for node in integers.graph.nodes:
-        inputs, scale = [stored(name) for name in node.inputs], integers.scale(node.output)
-        expected = reshaped(node, inputs[0], integers.graph.shapes[node.output])
-        if expected is None:
-            kernel = node.kernel and integers.kernels[node.output].restored(node.kernel)
-            expected = scale.rounded(computed(node, inputs, kernel, scale.step))
-        apart = (stored(node.output) - expected).abs() / scale.step
-        assert apart.max() < 1.01, node.output
-        assert apart.mean() < 0.1, node.output
+    for name, apart in steps_apart(integers, in_litert(tflite, integers, image), image):
+        assert apart.max() < 1.01, name
+        assert apart.mean() < 0.1, name  # 0.072 behind a hard-swish, which LiteRT computes in integers
 
 
 def test_the_steps_of_a_division_suit_the_shift_of_litert(integers: IntegerNetwork) -> None:
@@ -162,7 +133,7 @@ def _is_wide(name: str) -> bool:
     return (wide and not name.endswith("8 bits")) or name.endswith("16 bits")
 
 
-def test_onnx_runtime_computes_the_simulation(
+def test_every_operator_in_onnx_runtime_is_the_simulations(
     bundled: tuple[EfficientViT, Manifest], integers: IntegerNetwork, image: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     needs_format("onnx")
@@ -170,14 +141,13 @@ def test_onnx_runtime_computes_the_simulation(
     assert form.write_integers is not None
     form.write_integers(integers, path)
     form.set_manifest(path, bundled[1])
+    tensors = in_onnx_runtime(path, integers, image)
+    for name, apart in steps_apart(integers, tensors, image):
+        assert apart.max() < 1.01, name
+        # Sums in another order; 19 of 192 operators differ anywhere, by 0.0014 steps in the mean at most.
+        assert apart.mean() < 0.005, name
     logits = form.run_integers(path)(image[None])
-    expected = IntegerSimulation(integers, bundled[1])(image[None])
-    step = integers.scale("logits").step
-    np.testing.assert_allclose(logits / step, np.rint(logits / step), atol=1e-3)  # whole steps
-    # Sums in another order are rounded to another neighbour here and there, which is new noise of the same size.
-    exact = simulated(integers, graph_input(image), only=()).permute(0, 3, 1, 2).numpy()
-    assert np.square(logits - exact).mean() < 3 * np.square(expected - exact).mean()
-    assert np.square(logits - exact).mean() < 0.15 * exact.var()
+    np.testing.assert_array_equal(logits, tensors["logits"].permute(0, 3, 1, 2).numpy())
 
 
 def test_least_squares_cut_off_rare_outliers() -> None:

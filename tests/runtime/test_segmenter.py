@@ -14,6 +14,7 @@ from evitseg.errors import ConfigError, EngineError, ImageError, WeightsError
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image, read_reduced
 from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.upsample import argmax_upsampled
 from tests.optional import needs
 
 
@@ -75,13 +76,27 @@ def test_a_batch_gives_what_was_done_before_a_bad_image(segment: Segmenter, phot
         next(segment.batch([photograph], size=0))
 
 
-def test_one_look_is_the_plain_mask_and_more_differ(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
-    plain = segment.mask(photograph)
+def test_one_look_interpolates_probabilities_and_more_differ(segment: Segmenter, photograph: NDArray[np.uint8]) -> None:
+    prediction = segment(photograph)
     alone = segment.mask_tta(photograph, scales=(1.0,), flip=False)
-    # Probabilities instead of logits between the grid's points: the same but for a hair at boundaries.
-    assert (alone == plain).mean() > 0.98
+    size = photograph.shape[:2]
+    np.testing.assert_array_equal(alone, argmax_upsampled(prediction.probabilities(), size))
+
+    # Between grid points of one class, no interpolation gives another: neither of logits nor of probabilities.
+    assert prediction.logits is not None
+    classes = prediction.logits.argmax(0)
+    places = [
+        ((np.arange(pixels) + 0.5) * points / pixels - 0.5).clip(0, points - 1)
+        for points, pixels in zip(classes.shape, size, strict=True)
+    ]
+    rows, columns = ([np.floor(place).astype(int), np.ceil(place).astype(int)] for place in places)
+    around = np.stack([classes[np.ix_(row, column)] for row in rows for column in columns])
+    inside = (around == around[0]).all(0)
+    assert inside.mean() > 0.5
+    np.testing.assert_array_equal(alone[inside], prediction.mask[inside])
+
     several = segment.mask_tta(photograph)
-    assert 0.9 < (several == plain).mean() < 1
+    assert 0.9 < (several == prediction.mask).mean() < 1
     with pytest.raises(ConfigError, match="at least one scale"):
         segment.mask_tta(photograph, scales=())
 

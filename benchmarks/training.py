@@ -70,7 +70,7 @@ def contestant(name: str, batch: int, crop: tuple[int, int], threads: int) -> No
     def step() -> None:
         pixels = (images.float() - 118) / 58
         with torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in parts):
-            logits, _ = trained(pixels)
+            logits, *_ = trained(pixels)
         loss = loss_of(logits)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

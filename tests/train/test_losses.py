@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from evitseg.train import TrainConfig
-from evitseg.train.distill import TeacherProbs, distillation
+from evitseg.train.distill import TeacherAnswer, distillation, feature_difference
 from evitseg.train.losses import Objective, class_weights, dice, hardest, lovasz_softmax, near_boundary, upsampled
 
 PLAIN = TrainConfig().updated({"loss.stride": 1})
@@ -138,9 +139,9 @@ def test_hard_pixels_are_the_unsure_ones_and_at_least_a_fraction() -> None:
     assert hardest(logits, truth, counted, 1.0).all()
 
 
-def teacher_probs(logits: torch.Tensor, temperature: float = 1.0, support: float = 1.0) -> TeacherProbs:
+def teacher_probs(logits: torch.Tensor, temperature: float = 1.0, support: float = 1.0) -> TeacherAnswer:
     probs = (logits / temperature).softmax(1)
-    return TeacherProbs(torch.arange(logits.shape[1]), probs, torch.full_like(probs[:, 0], support))
+    return TeacherAnswer(torch.arange(logits.shape[1]), probs, torch.full_like(probs[:, 0], support))
 
 
 def test_a_student_that_agrees_with_its_teacher_has_no_distillation_loss() -> None:
@@ -162,7 +163,7 @@ def test_a_teacher_has_no_influence_on_classes_it_does_not_know() -> None:
     logits = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     sure_of_unknown = logits.clone()
     sure_of_unknown[:, 3] += 10
-    known = TeacherProbs(torch.tensor([0, 1, 2]), logits[:, :3].softmax(1), torch.ones(1, 3, 3))
+    known = TeacherAnswer(torch.tensor([0, 1, 2]), logits[:, :3].softmax(1), torch.ones(1, 3, 3))
     for student in (logits, sure_of_unknown):
         assert distillation(student, [known], 1.0).item() == pytest.approx(0, abs=1e-6)
 
@@ -203,6 +204,11 @@ def test_auxiliary_heads_and_teachers_add_their_terms() -> None:
     teachers = [teacher_probs(torch.zeros_like(logits))]
     distilled = objective(logits, [], truth, teachers, (0, 0), 0.0)
     torch.testing.assert_close(distilled - plain, 2 * distillation(logits, teachers, 1.0))
+    features = [torch.randn(2, 8, 4, 4)]
+    seeing = [replace(teachers[0], features=[torch.randn(2, 8, 4, 4)])]
+    both = objective_of(config.updated({"distill.features": 0.5}), torch.ones(4), 255)
+    more = both(logits, [], truth, seeing, (0, 0), 0.0, features)
+    torch.testing.assert_close(more - distilled, 0.5 * feature_difference(features, seeing))
 
 
 def test_lovasz_begins_at_its_fraction_of_the_run() -> None:

@@ -93,6 +93,27 @@ def test_the_network_in_training_computes_bit_for_bit_what_the_files_simulation_
     assert (logits - exact).square().mean() < 0.5 * exact.var()
 
 
+def test_the_features_of_the_stages_are_those_of_the_network_but_for_rounding(
+    quantised: QuantisedNetwork, image: NDArray[np.uint8]
+) -> None:
+    pixels = normalised(image, quantised)
+    with torch.no_grad():
+        logits, rounded = quantised.logits_and_features(pixels)
+        exact = quantised.network.backbone(pixels)
+        assert torch.equal(logits, quantised(pixels))
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).square().mean() < 0.5 * theirs.var()
+
+
+def test_features_need_a_teacher_with_the_same_widths(data: Path, config: TrainConfig, tmp_path: Path) -> None:
+    other = config.updated({"qat": False, "variant": "b1", "start": "none", "distill.teachers": ("b0-camvid",)})
+    with pytest.raises(
+        ConfigError, match=r"distill.features is 1.0, but the stages of no teacher have the widths of b1"
+    ):
+        fit(data, other.updated({"distill.features": 1.0, "optim.learning_rate": 1e-3}), tmp_path / "run")
+
+
 def test_ranges_of_sums_grow_with_the_image(quantised: QuantisedNetwork) -> None:
     small, large = (integers_of(quantised, size) for size in (SIZE, (128, 192)))
     for name in small.scales:
@@ -140,7 +161,8 @@ def test_a_run_with_integers_learns_its_ranges_and_has_its_start_as_teacher(run:
     assert manifest.activation_ranges.keys() == before.activation_ranges.keys() >= {"backbone.stem.0.conv", "logits"}
     assert manifest.activation_ranges != before.activation_ranges
     assert manifest.model.variant == "b0-relu"
-    assert read_config(run.folder).distill.teachers == ("b0-camvid",)
+    distill = read_config(run.folder).distill
+    assert (distill.teachers, distill.features) == (("b0-camvid",), 0.3)
     weights = [own.state_dict()["backbone.stages.1.0.expand.conv.weight"] for own in (start, network)]
     assert not torch.equal(*weights)
     assert weights[0].abs().amax((1, 2, 3)).max() < 2  # AdamW changes small and large weights alike

@@ -88,6 +88,7 @@ class IntegerGraph:
         sixteen: names of the tensors with 16 bits.
         scale_of: the tensor whose scale another one has, too.
         tokens: of tensors that are sums over all tokens, the number of tokens.
+        stages: names of the features that each stage ends with.
     """
 
     nodes: list[IntegerNode] = field(default_factory=list)
@@ -95,6 +96,7 @@ class IntegerGraph:
     sixteen: set[str] = field(default_factory=set)
     scale_of: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -164,7 +166,7 @@ class _Builder:
         self.preprocess, self.parts = preprocess, wide
         height, width = preprocess.fixed
         graph.shapes["image"] = (1, height, width, 3)
-        x, features = self.with_bits("image", "stem" in wide), []
+        x, features = self.with_bits("image", "stem" in wide), graph.stages
         for block in model.backbone.stem:
             x = self.sequence(block, x)
         x = self.with_bits(x, "stage1" in wide)

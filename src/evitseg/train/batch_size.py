@@ -104,7 +104,7 @@ def _images_per_s(config: TrainConfig, batch: int, device: torch.device, steps: 
         if step == 1:
             began = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits, auxiliary = wrapper(pixels)
+            logits, auxiliary, _ = wrapper(pixels)
         with torch.inference_mode():
             for teacher in teachers:
                 teacher(pixels)

@@ -217,14 +217,17 @@ class DistillConfig(_Settings):
             turns distillation off.
         weight: weight of this term of the loss.
         temperature: divides the logits of teachers and student.
+        features: weight of the difference between the features of the network's stages and those of teachers with the
+            same widths. None is 0.3 with qat if its start is the teacher, else 0.
     """
 
     GROUP: ClassVar[str] = "distill"
-    RANGES: ClassVar[Mapping[str, _Range]] = {"weight": (0, 100), "temperature": (0.1, 100)}
+    RANGES: ClassVar[Mapping[str, _Range]] = {"weight": (0, 100), "temperature": (0.1, 100), "features": (0, 100)}
 
     teachers: tuple[str, ...] = ()
     weight: float = 1.0
     temperature: float = 1.0
+    features: float = AUTO
 
 
 @accept_old_keywords

@@ -17,6 +17,7 @@ With `n` training images of `h`×`w` pixels at the working size (medians over th
                             1e-4 · √(batch_size / 8) with qat
     optim.warmup_fraction   50 steps, but between 5 % and 30 % of all steps
     average.ema_decay       1 - 10 / steps, at most 0.998: an average over the last tenth of the steps
+    distill.features        0.3 with qat if the start is a teacher, else 0
 
 A given setting is never changed, and the others follow from its given value.
 """
@@ -38,7 +39,7 @@ LARGEST_CROP, CROP_FRACTION, WHOLE_UP_TO = 512, 0.75, 256
 SCALE = (0.5, 2.0)
 FEW_IMAGES, FEW_STEPS = 32, 50
 KNOWN_HEAD_RATE, NEW_HEAD_RATE, FROZEN_NORM_DIVISOR, LARGEST_FROZEN_RATE = 3e-4, 1e-3, 30, 3e-5
-QAT_RATE = 1e-4
+QAT_RATE, QAT_FEATURES = 1e-4, 0.3
 
 
 def resolve_defaults(
@@ -68,6 +69,7 @@ def resolve_defaults(
     few = len(sizes) < FEW_IMAGES or steps < FEW_STEPS
     slow = config.optim.learning_rate is None or config.optim.learning_rate <= LARGEST_FROZEN_RATE
     choose("optim.freeze_norm", config.qat or (known == 1 and few and slow))
+    choose("distill.features", QAT_FEATURES if config.qat and config.start in config.distill.teachers else 0.0)
     choose("optim.learning_rate", _rate(config.batch_size, config.optim.freeze_norm, known, config.qat))
     return config
 

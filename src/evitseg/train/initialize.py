@@ -84,7 +84,10 @@ def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
 def with_pinned_start(config: TrainConfig) -> TrainConfig:
     """The settings with the commit of a start on the hub, so that the run records the weights it started from."""
     _, source = located(config.start)
-    return config if source is None else replace(config, start=source)
+    if source is None:
+        return config
+    teachers = tuple(source if name == config.start else name for name in config.distill.teachers)
+    return replace(config, start=source, distill=replace(config.distill, teachers=teachers))
 
 
 def with_start_as_teacher(config: TrainConfig) -> TrainConfig:

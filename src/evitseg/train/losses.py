@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from evitseg.data.inspect import Finding
 from evitseg.data.lists import Pair
 from evitseg.train.config import DistillConfig, LossConfig
-from evitseg.train.distill import TeacherProbs, distillation
+from evitseg.train.distill import TeacherAnswer, distillation, feature_difference
 
 BOUNDARY_PX = 3
 """Distance from another class, in pixels, within which `boundary_weight` applies."""
@@ -77,9 +77,10 @@ class Objective:
         logits: Tensor,
         auxiliary: Sequence[Tensor],
         truth: Tensor,
-        teachers: Sequence[TeacherProbs],
+        teachers: Sequence[TeacherAnswer],
         offset: tuple[int, int],
         progress: float,
+        features: Sequence[Tensor] = (),
     ) -> Tensor:
         """
         Args:
@@ -89,6 +90,7 @@ class Objective:
             teachers: what to distil from.
             offset: (down, across) of the first pixel that counts; both below the stride.
             progress: fraction of the run that is done.
+            features: of the network's stages, for teachers that show theirs.
 
         Returns: a scalar; 0 if no pixel counts.
         """
@@ -107,6 +109,8 @@ class Objective:
             loss = loss + config.auxiliary * self._cross_entropy(coarse_logits, coarse_truth, 2 * stride)
         if teachers:
             loss = loss + self._distill.weight * distillation(logits.float(), teachers, self._distill.temperature)
+            if self._distill.features:
+                loss = loss + self._distill.features * feature_difference(features, teachers)
         return loss
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor, stride: int) -> Tensor:

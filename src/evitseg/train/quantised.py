@@ -87,12 +87,16 @@ class QuantisedNetwork(nn.Module):
         return ranges_of(scales, graph)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return self.logits_and_features(pixels)[0]
+
+    def logits_and_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The logits, and the features of the stages, both rounded."""
         graph, matrices = self._graph(*pixels.shape[-2:])
         mean, std = (255 * pixels.new_tensor(values).view(1, 3, 1, 1) for values in self._normalisation)
         x = torch.round(pixels * std + (mean - MIDDLE_GREY)).permute(0, 2, 3, 1).contiguous()
         steps, zeros = self._steps(graph), self.zeros.tolist()
         uses = Counter(name for node in graph.nodes for name in node.inputs)
-        values = {"image": x}
+        values, features = {"image": x}, []
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs]
             result = reshaped(node, inputs[0], graph.shapes[node.output])
@@ -101,11 +105,13 @@ class QuantisedNetwork(nn.Module):
                 result = self._computed(node, inputs, matrices, steps[at], rectifies=zeros[at] == _LOW)
                 result = round_to_integers(result.contiguous(), steps[at], zeros[at])
             values[node.output] = result
+            if node.output in graph.stages:
+                features.append(result.permute(0, 3, 1, 2))
             for name in node.inputs:
                 uses[name] -= 1
                 if not uses[name]:
                     del values[name]
-        return values["logits"].permute(0, 3, 1, 2)
+        return values["logits"].permute(0, 3, 1, 2), features
 
     def _computed(
         self, node: IntegerNode, inputs: list[Tensor], matrices: Mapping[str, Tensor], step: Tensor, rectifies: bool

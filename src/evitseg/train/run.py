@@ -135,7 +135,8 @@ def _prepared(
     sizes = {finding.pair: finding.size for finding in inspection.usable}
     final = resolve_defaults(given, [sizes[pair] for pair in train], start.known, start.short_side)
     if chosen and not resumed:
-        values = ", ".join(f"{key} {_short(final.flat()[key])}" for key in chosen)
+        told = [key for key in chosen if final.qat or key != "distill.features"]
+        values = ", ".join(f"{key} {_short(final.flat()[key])}" for key in told)
         tell(f"settings derived from {len(train)} images: {values}; override them with options or --set.")
     preprocess = Preprocess(short_side=final.data.size or None)
     network: EfficientViT | QuantisedNetwork

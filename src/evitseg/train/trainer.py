@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from evitseg._version import __version__
 from evitseg.data.inspect import Inspection
 from evitseg.data.lists import Pair
-from evitseg.errors import TrainError
+from evitseg.errors import ConfigError, TrainError
 from evitseg.evaluation.evaluate import Report
 from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
@@ -26,7 +26,7 @@ from evitseg.system.files import file_sha256, replacing, sweep
 from evitseg.train.allocator import keep_freed_memory
 from evitseg.train.config import TrainConfig
 from evitseg.train.crops import Batches, Crops, batch_keys
-from evitseg.train.distill import Teachers
+from evitseg.train.distill import Teachers, widths_of
 from evitseg.train.losses import Objective, class_frequencies, class_weights
 from evitseg.train.optimizer import learning_rate, moving_average, parameter_groups
 from evitseg.train.processes import end_run, start_processes
@@ -98,7 +98,13 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=config.optim.learning_rate)
         self.wrapper, self.optimizer = self.accelerator.prepare(wrapper, optimizer)
 
-        self.teachers = Teachers(config.distill.teachers, labels, config.classes_from, self.device)
+        widths = widths_of(plain_network(network))
+        self.teachers = Teachers(config.distill.teachers, labels, config.classes_from, self.device, widths)
+        if config.distill.features and not self.teachers.have_features:
+            raise ConfigError(
+                f"distill.features is {config.distill.features}, but the stages of no teacher have the widths of "
+                f"{config.variant}; add such a teacher, or set it to 0."
+            )
         frequencies = class_frequencies(inspection.usable, train)
         weights = class_weights(frequencies, config.loss.class_weight_power).to(self.device)
         self.objective = Objective(config.loss, config.distill, weights, labels.ignore_index, self._mean_over_processes)
@@ -193,8 +199,8 @@ class Trainer:
         set_training_mode(self.unwrapped, config.optim)
         with self.accelerator.autocast():
             teachers = self.teachers(pixels, config.distill.temperature)
-            logits, auxiliary = self.wrapper(pixels)
-        loss = self.objective(logits, auxiliary, truth.long(), teachers, offset, step / self.steps)
+            logits, auxiliary, features = self.wrapper(pixels)
+        loss = self.objective(logits, auxiliary, truth.long(), teachers, offset, step / self.steps, features)
         value = float(self._mean_over_processes(loss.detach()))
         if not math.isfinite(value):
             raise self._not_finite("loss", value, rate)

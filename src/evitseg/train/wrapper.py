@@ -20,7 +20,8 @@ _FIRST_AUXILIARY = 2  # stages are counted from 0: stages 3 and 4
 class TrainingWrapper(nn.Module):
     """A network with two auxiliary heads, on stages 3 and 4, if the loss uses them; a quantised network has none.
 
-    Input: normalised pixels. Output: the logits, and those of the auxiliary heads, at strides 16 and 32.
+    Input: normalised pixels. Output: the logits, those of the auxiliary heads, at strides 16 and 32, and the features
+    of the stages.
     """
 
     def __init__(self, network: EfficientViT | QuantisedNetwork, auxiliary: bool) -> None:
@@ -34,12 +35,13 @@ class TrainingWrapper(nn.Module):
                 hidden = ConvNormAct(Conv(width, width, kernel=1, act=True), backbone.activation, backbone.norm_eps)
                 self.auxiliary.append(nn.Sequential(hidden, nn.Conv2d(width, classes, 1)))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         if isinstance(self.network, QuantisedNetwork):
-            return self.network(pixels), []
+            logits, features = self.network.logits_and_features(pixels)
+            return logits, [], features
         features = self.network.backbone(pixels)
         auxiliary = [head(features[stage]) for stage, head in enumerate(self.auxiliary, _FIRST_AUXILIARY)]
-        return self.network.head(features), auxiliary
+        return self.network.head(features), auxiliary, features
 
 
 def set_training_mode(wrapper: TrainingWrapper, optim: OptimConfig) -> None:

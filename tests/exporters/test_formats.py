@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +56,31 @@ def bundled() -> tuple[EfficientViT, Manifest]:
 
 
 @pytest.fixture(scope="module")
-def model_files(bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def converted_once() -> Iterator[None]:
+    """LiteRT's converter takes ten seconds; it converts the same network once, whatever its weights are stored in."""
+    if not can_convert("litert"):
+        yield
+        return
+    with silenced():
+        import litert_torch
+    convert, known = litert_torch.convert, {}
+
+    def once(form: torch.nn.Module, example: tuple[torch.Tensor]) -> Any:
+        content = b"".join(tensor.numpy().tobytes() for tensor in form.state_dict().values())
+        key = example[0].shape, digest(content)
+        if key not in known:
+            known[key] = convert(form, example)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(litert_torch, "convert", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model_files(
+    bundled: tuple[EfficientViT, Manifest], tmp_path_factory: pytest.TempPathFactory, converted_once: None
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported models")
     chosen = filter(can_convert, DEVICES)
     return {name: export(bundled, name, FORMATS[name].name(folder / "m"), size=SIZE)[0] for name in chosen}
@@ -169,7 +195,9 @@ def test_the_lists_of_undelegated_operators_can_be_other_than_empty(
 
 
 @pytest.mark.parametrize("to", ["litert", "ncnn", "coreml"])
-def test_float16_is_half_the_size(to: str, bundled: tuple[EfficientViT, Manifest], tmp_path: Path) -> None:
+def test_float16_is_half_the_size(
+    to: str, bundled: tuple[EfficientViT, Manifest], tmp_path: Path, converted_once: None
+) -> None:
     path, manifest = export(bundled, to, FORMATS[to].name(tmp_path / "m"), size=SIZE, weights="float16")
     files = [file for top in FORMATS[to].files(path) for file in (top, *top.rglob("*")) if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 1_700_000

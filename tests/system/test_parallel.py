@@ -5,13 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
 from evitseg.errors import EvitsegError
 from evitseg.system.machine import logical_cores, physical_cores
-from evitseg.system.parallel import ordered_map, process_map
+from evitseg.system.parallel import interrupts_deferred, ordered_map, process_map
 
 
 def test_results_come_in_order_though_work_ends_out_of_it() -> None:
@@ -123,3 +124,31 @@ def test_processes_divide_the_cores() -> None:
 def test_a_killed_process_is_one_sentence() -> None:
     with pytest.raises(EvitsegError, match="killed"):
         list(process_map(range(10), end_at_three, 2))
+
+
+def test_an_interrupt_waits_for_the_end_of_a_block_and_a_second_does_not() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with interrupts_deferred() as waiting:
+            signal.raise_signal(signal.SIGINT)
+            done.append(list(waiting))
+    assert done == [[signal.SIGINT]]
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append([])
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with interrupts_deferred() as waiting:
+        pass
+    assert not waiting
+
+
+def test_other_threads_defer_no_interrupts() -> None:
+    def handler() -> object:
+        with interrupts_deferred():
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler).result() is signal.default_int_handler

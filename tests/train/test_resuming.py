@@ -107,6 +107,19 @@ def test_an_interrupted_run_says_what_is_left(data: Path, tmp_path: Path, monkey
     assert not (tmp_path / "nothing").exists()
 
 
+def test_an_interrupt_during_a_step_waits_for_its_end_and_loses_nothing(data: Path, tmp_path: Path) -> None:
+    def signal_at_1(event: Event) -> None:
+        if event.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=r"step 1 of 4\. .*run holds the state after step 1 \(epoch 0 of 2\)"):
+        fit(data, SMALL, folder, watch=signal_at_1)
+    fit(data, SMALL, folder, resume=True)
+    fit(data, SMALL, tmp_path / "whole")
+    assert (folder / "last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_of_processes_ends_a_run_with_what_is_left(
     number: signal.Signals, tmp_path: Path, data: Path

@@ -23,6 +23,7 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.checkpoints import save_checkpoint
 from evitseg.model.network import EfficientViT
 from evitseg.system.files import file_sha256, replacing, sweep
+from evitseg.system.parallel import interrupts_deferred
 from evitseg.train.allocator import keep_freed_memory
 from evitseg.train.config import TrainConfig
 from evitseg.train.crops import Batches, Crops, batch_keys
@@ -158,10 +159,12 @@ class Trainer:
             self._evaluate_start()
         for epoch in range(self.progress.step // self.steps_per_epoch, self.config.epochs):
             for images, truth in self._remaining_batches(epoch):
-                self.train_step(images, truth)
-                # Not at the end of an epoch: the state is saved after the evaluation, or a resumed run would skip it.
-                if self.progress.step % self.config.save_interval == 0 and self.progress.step % self.steps_per_epoch:
-                    self.save()
+                with interrupts_deferred() as interrupts:
+                    self.train_step(images, truth)
+                    # At the end of an epoch only after the evaluation, or a resumed run would skip it.
+                    due = self.progress.step % self.config.save_interval == 0 or interrupts
+                    if due and self.progress.step % self.steps_per_epoch:
+                        self.save()
             at_end = epoch + 1 == self.config.epochs
             self._end_epoch(epoch, evaluate=at_end or (epoch + 1) % self.config.eval_interval == 0)
         del self.batches, self.wrapper  # ends the worker processes, and lets the process group end

@@ -87,6 +87,7 @@ def test_what_is_given_is_never_changed_and_the_rest_follows_from_it() -> None:
             "optim.warmup_fraction": 0.0,
             "average.ema_decay": 0.1,
             "optim.freeze_norm": False,
+            "distill.features": 0.1,
         }
     )
     assert resolve_defaults(given, [CAMVID] * 60, 1.0) == given
@@ -98,6 +99,12 @@ def test_what_is_given_is_never_changed_and_the_rest_follows_from_it() -> None:
     assert resolve_defaults(TrainConfig().updated({"data.crop": (352, 480)}), [CAMVID] * 60).augment.scale[
         0
     ] == pytest.approx(1.0)
+
+
+def test_features_are_distilled_where_the_start_of_a_run_with_integers_is_a_teacher() -> None:
+    for qat, teachers, weight in ((True, ("b0",), 0.3), (True, ("b1",), 0.0), (False, ("b0",), 0.0)):
+        config = TrainConfig(qat=qat, start="b0").updated({"distill.teachers": teachers})
+        assert resolve_defaults(config, [CAMVID]).distill.features == weight
 
 
 def test_frozen_statistics_and_a_start_ask_for_lower_rates() -> None:

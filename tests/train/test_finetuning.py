@@ -139,7 +139,7 @@ def test_what_was_chosen_is_written_down_and_what_was_given_is_kept(data: Path, 
     content = json.loads((tmp_path / "run/config.json").read_text())
     assert content["chosen"] == [
         "batch_size", "data.size", "augment.scale", "optim.learning_rate", "optim.warmup_fraction",
-        "optim.freeze_norm", "average.ema_decay",
+        "optim.freeze_norm", "average.ema_decay", "distill.features",
     ]  # fmt: skip
     assert (content["images"], content["steps"], content["settings"]["batch_size"]) == (12, 6, 2)
     assert content["settings"]["data"]["crop"] == [32, 64]

@@ -123,13 +123,13 @@ def feature_difference(features: Sequence[Tensor], teachers: Sequence[TeacherAns
     Args:
         features: (batch, channels, h, w) of every stage.
     """
+    seen = [teacher for teacher in teachers if teacher.features]
     terms = [
         _stage_difference(own.float(), theirs.float())
-        for teacher in teachers
-        for own, theirs in zip(features, teacher.features, strict=False)
+        for teacher in seen
+        for own, theirs in zip(features, teacher.features, strict=True)
     ]
-    count = sum(bool(teacher.features) for teacher in teachers)
-    return torch.stack(terms).sum() / count if terms else features[0].new_zeros(())
+    return torch.stack(terms).sum() / len(seen) if terms else features[0].new_zeros(())
 
 
 def _stage_difference(own: Tensor, theirs: Tensor) -> Tensor:

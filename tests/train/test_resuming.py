@@ -120,6 +120,30 @@ def test_an_interrupt_during_a_step_waits_for_its_end_and_loses_nothing(data: Pa
     assert (folder / "last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
 
 
+def test_an_interrupt_at_the_end_of_an_epoch_loses_no_step_and_no_evaluation(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its last step, and then in the evaluation after it."""
+
+    def signal_at_2(event: Event) -> None:
+        if event.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    folder, after_step_2 = tmp_path / "run", r"step 2 of 4\. .*run holds the state after step 2 \(epoch 1 of 2\)"
+    with pytest.raises(KeyboardInterrupt, match=after_step_2):
+        fit(data, SMALL, folder, watch=signal_at_2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=after_step_2):
+        patch.setattr(Validation, "evaluate", interrupt)
+        fit(data, SMALL, folder, resume=True)
+    fit(data, SMALL, folder, resume=True)
+    whole = fit(data, SMALL, tmp_path / "whole")
+    assert (folder / "last.safetensors").read_bytes() == whole.last.read_bytes()
+    lines = [
+        [(line["epoch"], line["step"], line.get("miou")) for line in read_log(run)] for run in (folder, whole.folder)
+    ]
+    assert lines[0] == lines[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_of_processes_ends_a_run_with_what_is_left(
     number: signal.Signals, tmp_path: Path, data: Path

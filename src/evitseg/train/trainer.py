@@ -157,13 +157,13 @@ class Trainer:
         self.log.begin(self.progress.step, new=self.saved is None)
         if self.saved is None:
             self._evaluate_start()
-        for epoch in range(self.progress.step // self.steps_per_epoch, self.config.epochs):
+        # Where losses are left after the last step of an epoch, its evaluation is still to come.
+        steps_of_ended_epochs = self.progress.step - bool(self.progress.loss_count)
+        for epoch in range(steps_of_ended_epochs // self.steps_per_epoch, self.config.epochs):
             for images, truth in self._remaining_batches(epoch):
                 with interrupts_deferred() as interrupts:
                     self.train_step(images, truth)
-                    # At the end of an epoch only after the evaluation, or a resumed run would skip it.
-                    due = self.progress.step % self.config.save_interval == 0 or interrupts
-                    if due and self.progress.step % self.steps_per_epoch:
+                    if self.progress.step % self.config.save_interval == 0 or interrupts:
                         self.save()
             at_end = epoch + 1 == self.config.epochs
             self._end_epoch(epoch, evaluate=at_end or (epoch + 1) % self.config.eval_interval == 0)
@@ -283,11 +283,21 @@ class Trainer:
         self.watch(self._event(math.nan, 0.0, report))
 
     def _end_epoch(self, epoch: int, evaluate: bool) -> None:
-        """Evaluate if it is due, then write the log, the checkpoints and the state."""
-        progress, report = self.progress, None
+        """Evaluate if it is due, then record what the epoch gave."""
+        report = None
         if evaluate:
             self.validation.load_average(self.average.module.state_dict())
-            report = self.validation.evaluate(epoch + 1)
+            try:
+                report = self.validation.evaluate(epoch + 1)
+            except KeyboardInterrupt:
+                self.save()  # a resumed run begins with this evaluation
+                raise
+        with interrupts_deferred():
+            self._record_epoch(epoch, report)
+
+    def _record_epoch(self, epoch: int, report: Report | None) -> None:
+        """Write the log, the checkpoints and the state."""
+        progress = self.progress
         rate = learning_rate(self.config.optim, progress.step, self.steps)
         loss = progress.loss_sum / max(1, progress.loss_count)
         progress.loss_sum, progress.loss_count = 0.0, 0

@@ -99,6 +99,24 @@ const Op *sums_of(const Run &run, const Op &attend) {
     return op;
 }
 
+// Blocks of channels, `last` excluded.
+struct Blocks {
+    int first, last;
+    int count() const { return last - first; }
+};
+
+// Channels that are aggregated together: those of a head's queries, keys or values, or of a block with several of these.
+int mixed_of(const Op &sums) { return sums.head_dim < kBlock ? kBlock : sums.head_dim; }
+
+// The blocks of queries, keys and values that a run computes while it adds up the sums. In windows, queries are computed
+// later, where they are needed; with given sums, only queries are needed.
+Blocks tokens_of(const Run &run, const Op &sums) {
+    const int unit = mixed_of(sums), queries = sums.heads * sums.head_dim, all = blocks_of(3 * queries);
+    if (run.in_windows) return {queries / unit * (unit / kBlock), all};
+    if (run.given) return {0, (queries + unit - 1) / unit * (unit / kBlock)};
+    return {0, all};
+}
+
 // The columns of its input that a node reads.
 void input_window(const Node &n, int &x0, int &x1) {
     const int s = n.op->stride;
@@ -246,7 +264,7 @@ int build(const Run &run, const Segment &segment, Window w, Arena &arena, Node *
             case Kind::cut: break;
             case Kind::store: n.space[0] = arena.row(n.blocks, n.columns()); break;
             case Kind::sums: {
-                const int tokens = blocks_of(3 * op.heads * op.head_dim);
+                const int tokens = tokens_of(run, op).count();
                 for (int r = 0; r < 2 * n.reach + 1; r++) n.ring[r] = arena.row(tokens, n.span);
                 n.space[0] = arena.row(in, n.batch * given);
                 if (n.batch > 1) n.made = arena.row(tokens, n.batch * given);
@@ -531,19 +549,19 @@ void answer_scale(const Run &run, const Node &n, Row queries, int first, int sca
     }
 }
 
-// Aggregates the first `blocks` blocks of tokens around a row of them: depthwise, then among the channels of a head's queries,
-// keys or values, or of a block with several of these.
-//   ring: `rows` rows of tokens; column 0 of the result is column `first` of a ring.
-void aggregate(const Run &run, const Op &sums, int scale, const Row *ring, int rows, int y, int first, int blocks, int pixels, Row between,
+// Aggregates tokens around a row of them: depthwise, then among the channels of each unit (see mixed_of).
+//   ring: `rows` rows of these blocks of tokens; column 0 of the result is column `first` of a ring.
+void aggregate(const Run &run, const Op &sums, int scale, const Row *ring, int rows, int y, int first, Blocks blocks, int pixels, Row between,
                Row out) {
     const int kernel = sums.kernels[scale], reach = kernel / 2;
-    const int mixed = sums.head_dim < kBlock ? kBlock : sums.head_dim, per_unit = mixed / kBlock;
+    const int mixed = mixed_of(sums), per_unit = mixed / kBlock, begin = blocks.first * kBlock;
     Row window[kMaxKernel];
     for (int t = 0; t < kernel; t++) window[t] = ring[mod(y - reach + t, rows)].from(first - reach);
-    depthwise_any(kernel, window, blocks, at(run, sums.wa[scale]), at(run, sums.ba[scale]), pixels, between);
-    for (int u = 0; u < blocks / per_unit; u++)
-        pointwise(between.channels_from(u * mixed), mixed, at(run, sums.wg[scale] + int64_t(u) * mixed * mixed),
-                  at(run, sums.bg[scale]) + u * mixed, Act::none, pixels, out.channels_from(u * mixed), per_unit, {nullptr, 0});
+    depthwise_any(kernel, window, blocks.count(), at(run, sums.wa[scale]) + ptrdiff_t(begin) * kernel * kernel, at(run, sums.ba[scale]) + begin,
+                  pixels, between);
+    for (int u = 0; u < blocks.count() / per_unit; u++)
+        pointwise(between.channels_from(u * mixed), mixed, at(run, sums.wg[scale] + int64_t(begin + u * mixed) * mixed),
+                  at(run, sums.bg[scale]) + begin + u * mixed, Act::none, pixels, out.channels_from(u * mixed), per_unit, {nullptr, 0});
 }
 
 void rectify_row(Row from, Row to, int blocks, int pixels) {
@@ -572,7 +590,7 @@ void answer_anew(const Run &run, Node &n, int y, Row out) {
     rectify_row(n.ring[mod(y, rows)].from(first), n.extra[1], blocks, pixels);
     answer_scale(run, n, n.extra[1], 0, 0, out);
     for (int i = 0; i < sums.scales; i++) {
-        aggregate(run, sums, i, n.ring, rows, y, first, blocks, pixels, n.extra[2], n.extra[1]);
+        aggregate(run, sums, i, n.ring, rows, y, first, {0, blocks}, pixels, n.extra[2], n.extra[1]);
         rectify_row(n.extra[1], n.extra[1], blocks, pixels);
         answer_scale(run, n, n.extra[1], 0, 1 + i, out);
     }
@@ -773,7 +791,8 @@ EVS_INLINE void each_valid(const Run &run, int y, int x, int count, F f) {
 }
 
 // Queries to memory, where a value takes them, keys and values into the sums of the block of tokens they belong to.
-void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
+//   qkv: the tokens' channels from the one on that has the number `first_channel`.
+void take_tokens(const Run &run, Node &n, Row qkv, int first_channel, int scale, int y) {
     const Op &op = *n.op;
     const int dim = op.head_dim, heads = op.heads * (1 + op.scales);
     const bool keeps = !run.in_windows;
@@ -782,13 +801,14 @@ void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
     const int across = (area.width() + kSumColumns - 1) / kSumColumns;
     for (int h = 0; h < op.heads; h++) {
         const int head = scale * op.heads + h;
-        const Row k = qkv.channels_from((op.heads + h) * dim), v = qkv.channels_from((2 * op.heads + h) * dim);
         for (int c = 0; keeps && c < dim; c += kPacked) {
             const E *from = qkv.channels_from(h * dim + c).p;
             E *to = queries.channels_from(head * dim + c).p;
             for (int i = 0; i < n.columns(); i++, from += kBlock, to += kBlock)
                 rectify(from, to);
         }
+        if (run.given) continue;
+        const Row k = qkv.channels_from((op.heads + h) * dim - first_channel), v = qkv.channels_from((2 * op.heads + h) * dim - first_channel);
         for (int x = n.x0; x < n.x1; x += kSumColumns) {
             const int count = n.x1 - x < kSumColumns ? n.x1 - x : kSumColumns;
             const ptrdiff_t block = ptrdiff_t((y - area.y0) / kSumRows) * across + (x - area.x0) / kSumColumns;
@@ -803,12 +823,14 @@ void take_tokens(const Run &run, Node &n, Row qkv, int scale, int y) {
 
 void sums_row(const Run &run, Node &n, int y) {
     const Op &op = *n.op;
-    const int tokens = blocks_of(3 * op.heads * op.head_dim), rows = 2 * n.reach + 1;
+    const Blocks blocks = tokens_of(run, op);
+    const int tokens = blocks.count(), first_channel = blocks.first * kBlock, rows = 2 * n.reach + 1;
+    const W *w = weights_from(at(run, op.w1), blocks.first, op.in), *bias = at(run, op.b1) + first_channel;
     advance(n, y - n.reach, y + n.reach, rows, tokens, [&](int row, int slot) {
         const int given = n.source->columns();
         const Row to = n.ring[slot].from(pad(n, n.ring[slot], tokens));
         auto make = [&](Row in, int pixels, Row out) {
-            pointwise(in, op.in, at(run, op.w1), at(run, op.b1), Act::none, pixels, out, tokens, {nullptr, 0});
+            pointwise(in, op.in, w, bias, Act::none, pixels, out, tokens, {nullptr, 0});
         };
         if (n.batch == 1) return make(pull(run, *n.source, row, n.space[0]), given, to);
         if (row >= n.made1) {
@@ -822,10 +844,10 @@ void sums_row(const Run &run, Node &n, int y) {
         }
         copy(n.made.from((row - n.made0) * given), to, tokens, given);
     });
-    take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), 0, y);
+    take_tokens(run, n, n.ring[mod(y, rows)].from(n.x0 - n.low), first_channel, 0, y);
     for (int i = 0; i < op.scales; i++) {
-        aggregate(run, op, i, n.ring, rows, y, n.x0 - n.low, tokens, n.columns(), n.line, n.extra[0]);
-        take_tokens(run, n, n.extra[0], 1 + i, y);
+        aggregate(run, op, i, n.ring, rows, y, n.x0 - n.low, blocks, n.columns(), n.line, n.extra[0]);
+        take_tokens(run, n, n.extra[0], first_channel, 1 + i, y);
     }
 }
 

@@ -32,6 +32,7 @@ struct Run {
     int first_row;
     bool in_windows;         // queries are computed anew where they are needed, instead of being stored
     const uint8_t *valid;    // per token of the area: 0 leaves it out of the sums; null takes all
+    bool given;              // the sums are known, so keys and values are not computed
 };
 
 // Bytes of working memory, and those of them that are used so often that they should stay in a cache. Planned sizes have

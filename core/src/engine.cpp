@@ -371,7 +371,7 @@ bool size_ok(int height, int width) {
 // Plans a run of one size, unless that is the plan at hand. Returns: the bytes it needs.
 uint64_t plan(evs_runner &r, int height, int width) {
     if (r.height == height && r.width == width) return r.planned;
-    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, false, nullptr};
+    r.run = {&r.model->program, nullptr, 0, height, width, r.values, r.partials, r.sums, nullptr, {}, nullptr, 0, false, nullptr, false};
     r.num_parts = 0;
     for (int s = 0; s < r.model->program.num_segments; s++) part(r, r.model->program.segments[s]);
     r.features = lay_out(r);
@@ -527,7 +527,9 @@ int run_whole(evs_runner *r, const uint8_t *image, int height, int width, size_t
     for (int s = 0; s < r->num_parts; s++) {
         r->run.area = whole(*r, r->parts[s]);
         cut(*r, r->parts[s]);
+        r->run.given = given != nullptr;  // needs less memory than was planned
         r->pool->run(r->rows * r->columns, run_part, r);
+        r->run.given = false;
         const Op &end = end_of(p, r->parts[s]);
         if (!adds_up(end.kind)) continue;
         if (given != nullptr) {
@@ -606,7 +608,7 @@ int begin_window(evs_runner *r, int segment, int height, int width, Window area)
         return EVS_BAD_ARGUMENT;
     if (!have_threads(*r)) return EVS_NO_MEMORY;
     r->height = r->width = 0;  // what is set up now is no whole run
-    r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, true, nullptr};
+    r->run = {&r->model->program, nullptr, 0, height, width, r->values, r->partials, r->sums, nullptr, area, nullptr, 0, true, nullptr, false};
     return EVS_OK;
 }
 

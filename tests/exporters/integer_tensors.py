@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evitseg.exporters.integer_simulation import IntegerNetwork, RoundedKernel, computed, graph_input, reshaped
+from evitseg.exporters.integer_simulation import IntegerNetwork, computed, graph_input, reshaped
 
 OF_HEADS = {"split_heads", "split_heads_transposed", "product", "total", "floor", "quotient"}
 """Kinds of operations whose results are (1, heads, ...)."""
@@ -70,10 +69,7 @@ def in_onnx_runtime(path: Path, network: IntegerNetwork, image: NDArray[np.uint8
 def steps_apart(
     network: IntegerNetwork, tensors: Mapping[str, Tensor], image: NDArray[np.uint8]
 ) -> Iterator[tuple[str, Tensor]]:
-    """For every operation, how many steps its result is from what the simulation computes from the same inputs.
-
-    Only the biases are those of the file.
-    """
+    """For every operation, how many steps its result is from what the simulation computes from the same inputs."""
     stored = {"image": graph_input(image), **tensors}
     for node in network.graph.nodes:
         inputs, scale = [stored[name] for name in node.inputs], network.scale(node.output)
@@ -81,19 +77,6 @@ def steps_apart(
         if expected is None:
             kernel = None
             if node.kernel is not None:
-                own = network.kernels[node.output]
-                kernel = _with_stored_bias(own, network.scale(node.inputs[0]).step).restored(node.kernel)
+                kernel = network.kernels[node.output].restored(node.kernel)
             expected = scale.rounded(computed(node, inputs, kernel, scale.step))
         yield node.output, (stored[node.output] - expected).abs() / scale.step
-
-
-def _with_stored_bias(own: RoundedKernel, input_step: float) -> RoundedKernel:
-    """The kernel with its bias as files have it, in whole multiples of the products' step.
-
-    The simulation does not round biases. That alone changes up to 3 % of an operator's results by a step, and after 190
-    operators one class in eight (bundled weights, 64x96).
-    """
-    if own.bias is None:
-        return own
-    step = own.step * input_step
-    return replace(own, bias=np.rint(own.bias / step) * step)

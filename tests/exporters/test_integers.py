@@ -142,10 +142,12 @@ def test_every_operator_in_onnx_runtime_is_the_simulations(
     form.write_integers(integers, path)
     form.set_manifest(path, bundled[1])
     tensors = in_onnx_runtime(path, integers, image)
+    differing = 0
     for name, apart in steps_apart(integers, tensors, image):
         assert apart.max() < 1.01, name
-        # Sums in another order; 19 of 192 operators differ anywhere, by 0.0014 steps in the mean at most.
-        assert apart.mean() < 0.005, name
+        assert apart.mean() < 0.005, name  # sums in another order; 0.0016 at most
+        differing += bool(apart.any())
+    assert differing <= len(integers.graph.nodes) / 5
     logits = form.run_integers(path)(image[None])
     np.testing.assert_array_equal(logits, tensors["logits"].permute(0, 3, 1, 2).numpy())
 

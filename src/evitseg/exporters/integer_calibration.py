@@ -95,9 +95,10 @@ class _Calibration:
             own = rounded_kernel(kernel)
             if node.kind == "conv":
                 own = self._corrected(node, own, before[0], after[0])
+                own = own.with_whole_bias(self._scale(node.inputs[0]).step)
             self._kernels[node.output] = own
             kernel = own.restored(kernel)
-        step = self._scales[node.inputs[0]].step if node.kind == "floor" else 0.0
+        step = self._scale(node.inputs[0]).step if node.kind == "floor" else 0.0
         results = [computed(node, inputs, kernel, step) for inputs in zip(*after, strict=True)]
         if node.output in self._late:
             return exact, results
@@ -105,6 +106,9 @@ class _Calibration:
         if name not in self._scales:
             self._scales[name] = self._chosen(node, exact)
         return exact, [self._scales[name].rounded(x) for x in results]
+
+    def _scale(self, tensor: str) -> Scale:
+        return self._scales[self._graph.scale_of.get(tensor, tensor)]
 
     def _corrected(
         self, node: IntegerNode, own: RoundedKernel, before: Sequence[Tensor], after: Sequence[Tensor]
@@ -127,11 +131,11 @@ class _Calibration:
             seen = _hard_swish if node.output in self._activated else _itself
             scale = least_squares(values, min(low, 0.0), max(high, 0.0), seen)
             if node.kind == "quotient":
-                numerator, divisor = (self._scales[self._graph.scale_of.get(used, used)].step for used in node.inputs)
+                numerator, divisor = (self._scale(used).step for used in node.inputs)
                 scale = replace(scale, step=min(scale.step, largest_quotient_step(numerator, divisor)))
             return scale
         if node.kind == "requantize":  # from 8 bits, without a loss
-            return Scale(self._scales[node.inputs[0]].step / 128, 0, 16)
+            return Scale(self._scale(node.inputs[0]).step / 128, 0, 16)
         return Scale(max(-low, high, 1e-6) * HEADROOM / 32767, 0, 16)
 
 

@@ -208,13 +208,9 @@ class _Writer:
         weights = self.tensor(
             f"{node.output}/weights", whole.shape, np.int8, own.step / factor, axis=axis, content=whole
         )
-        assert own.bias is not None
         step = own.step * scale.step  # the factors of weights and input cancel
-        wide = scale.bits == 16
-        bias = np.rint(own.bias / step)
-        if not wide:
-            bias = bias.clip(-(2**31) + 1, 2**31 - 1)
-        dtype = np.int64 if wide else np.int32
+        bias = own.whole_bias(scale.step)
+        dtype = np.int64 if scale.bits == 16 else np.int32
         biases = self.tensor(f"{node.output}/bias", bias.shape, dtype, step, content=bias)
         options = {
             "padding": padding, "strideH": kernel.stride, "strideW": kernel.stride,

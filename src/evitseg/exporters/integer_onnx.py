@@ -136,13 +136,15 @@ class _Writer:
 
     def conv(self, node: IntegerNode, x: str) -> str:
         kernel, own = node.kernel, self.network.kernels[node.output]
+        input_step = self.network.scale(node.inputs[0]).step
         assert kernel is not None
-        assert own.bias is not None
-        step = own.step.astype(np.float32)
-        weight = self.add("DequantizeLinear", self.constant(own.whole), self.constant(step), axis=0)
-        steps = (step * self.network.scale(node.inputs[0]).step).astype(np.float32)
-        whole = np.rint(own.bias / steps).clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
-        bias = self.add("DequantizeLinear", self.constant(whole), self.constant(steps), axis=0)
+        weight, bias = (
+            self.add("DequantizeLinear", self.constant(whole), self.constant(step.astype(np.float32)), axis=0)
+            for whole, step in (
+                (own.whole, own.step),
+                (own.whole_bias(input_step).astype(np.int32), own.step * input_step),
+            )
+        )
         side = kernel.weight.shape[-1]
         x = self.add(
             "Conv",

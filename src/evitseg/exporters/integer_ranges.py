@@ -10,7 +10,7 @@ import numpy as np
 from evitseg.errors import ExportError
 from evitseg.exporters.integer_calibration import largest_quotient_step, scale_between
 from evitseg.exporters.integer_graph import IntegerGraph
-from evitseg.exporters.integer_simulation import IMAGE_SCALE, IntegerNetwork, Scale, rounded_kernel
+from evitseg.exporters.integer_simulation import IMAGE_SCALE, IntegerNetwork, RoundedKernel, Scale, rounded_kernel
 
 Ranges = Mapping[str, tuple[float, float]]
 """The smallest and the largest number by tensor; of sums over all tokens, divided by the number of tokens."""
@@ -55,11 +55,13 @@ def scales_from(ranges: Ranges, graph: IntegerGraph) -> dict[str, Scale]:
 
 def with_ranges(graph: IntegerGraph, ranges: Ranges) -> IntegerNetwork:
     """A graph without tensors of 16 bits, with learned ranges. Raises: ExportError for ranges of another network."""
-    kernels = {}
+    kernels: dict[str, RoundedKernel] = {}
+    network = IntegerNetwork(graph, scales_from(ranges, graph), kernels)
     for node in graph.nodes:
         if node.kernel is not None:
             own = rounded_kernel(node.kernel)
-            if node.kind == "conv" and own.bias is None:
-                own = replace(own, bias=np.zeros(len(own.whole)))
+            if node.kind == "conv":
+                bias = np.zeros(len(own.whole)) if own.bias is None else own.bias
+                own = replace(own, bias=bias).with_whole_bias(network.scale(node.inputs[0]).step)
             kernels[node.output] = own
-    return IntegerNetwork(graph, scales_from(ranges, graph), kernels)
+    return network

@@ -1,4 +1,9 @@
-"""Compute in floating point what a full-integer file computes in integers, but for the rounding of a sum's last bit."""
+"""Compute in floating point what a full-integer file computes in integers.
+
+Weights, biases and tensors have the file's numbers. An operator's result in a file is at most one step away: ONNX
+Runtime adds in another order, and LiteRT rounds products before it rounds their sum's multiple, and computes hard-swish
+in 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ from evitseg.system.machine import processor_name
 
 SMALLEST = 2.0**-100
 """The lower limit of divisors in floating point."""
+LARGEST_BIAS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,22 @@ class RoundedKernel:
     Attributes:
         whole: integers in the shape of the weight.
         step: of each output channel of a convolution; one number of an interpolation.
-        bias: with its correction.
+        bias: with its correction; see `with_whole_bias`.
     """
 
     whole: NDArray[np.int8]
     step: Array
     bias: Array | None
+
+    def whole_bias(self, input_step: float) -> NDArray[np.int64]:
+        """The bias in steps of the products that it is added to, in the range of 32-bit integers."""
+        assert self.bias is not None
+        whole = np.rint(self.bias / (self.step * input_step)).clip(-LARGEST_BIAS, LARGEST_BIAS)
+        return whole.astype(np.int64)
+
+    def with_whole_bias(self, input_step: float) -> RoundedKernel:
+        """The kernel with the bias that files store."""
+        return replace(self, bias=self.whole_bias(input_step) * (self.step * input_step))
 
     def restored(self, kernel: Kernel) -> Kernel:
         """A kernel with the numbers that the integers represent."""

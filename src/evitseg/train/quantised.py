@@ -23,6 +23,7 @@ from evitseg.exporters.integer_calibration import calibrated, largest_quotient_s
 from evitseg.exporters.integer_graph import MIDDLE_GREY, IntegerGraph, IntegerNode, integer_graph, of_part
 from evitseg.exporters.integer_ranges import ranged_tensors, ranges_of, scales_from
 from evitseg.exporters.integer_simulation import (
+    IMAGE_SCALE,
     Scale,
     computed,
     convolved,
@@ -94,16 +95,19 @@ class QuantisedNetwork(nn.Module):
         graph, matrices = self._graph(*pixels.shape[-2:])
         mean, std = (255 * pixels.new_tensor(values).view(1, 3, 1, 1) for values in self._normalisation)
         x = torch.round(pixels * std + (mean - MIDDLE_GREY)).permute(0, 2, 3, 1).contiguous()
-        steps, zeros = self._steps(graph), self.zeros.tolist()
+        zeros = dict(zip(self._places, self.zeros.tolist(), strict=True))
+        steps = dict(zip(self._places, self._steps(graph).unbind(), strict=True))
+        steps["image"] = steps["logits"].new_tensor(IMAGE_SCALE.step)
         uses = Counter(name for node in graph.nodes for name in node.inputs)
         values, features = {"image": x}, []
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs]
             result = reshaped(node, inputs[0], graph.shapes[node.output])
             if result is None:
-                at = self._places[graph.scale_of.get(node.output, node.output)]
-                result = self._computed(node, inputs, matrices, steps[at], rectifies=zeros[at] == _LOW)
-                result = round_to_integers(result.contiguous(), steps[at], zeros[at])
+                given, name = (graph.scale_of.get(used, used) for used in (node.inputs[0], node.output))
+                rectifies = zeros[name] == _LOW
+                result = self._computed(node, inputs, matrices, (steps[given], steps[name]), rectifies=rectifies)
+                result = round_to_integers(result.contiguous(), steps[name], zeros[name])
             values[node.output] = result
             if node.output in graph.stages:
                 features.append(result.permute(0, 3, 1, 2))
@@ -114,29 +118,39 @@ class QuantisedNetwork(nn.Module):
         return values["logits"].permute(0, 3, 1, 2), features
 
     def _computed(
-        self, node: IntegerNode, inputs: list[Tensor], matrices: Mapping[str, Tensor], step: Tensor, rectifies: bool
+        self,
+        node: IntegerNode,
+        inputs: list[Tensor],
+        matrices: Mapping[str, Tensor],
+        steps: tuple[Tensor, Tensor],
+        *,
+        rectifies: bool,
     ) -> Tensor:
         """The result of an operation before it is rounded.
 
         Args:
-            step: of the result.
+            steps: of the first input and of the result.
             rectifies: whether the rounding makes negative numbers 0, so that ReLU needs no work of its own.
         """
         if node.kind == "conv":
             assert node.kernel is not None
             kernel = replace(node.kernel, relu=node.kernel.relu and not rectifies)
-            return convolved(inputs[0], *self._weights(node), kernel)
+            return convolved(inputs[0], *self._weights(node, steps[0]), kernel)
         if node.kind == "relu" and rectifies:
             return inputs[0]
         if node.kind == "interpolate":
             assert node.kernel is not None
             return interpolated(inputs[0], matrices[node.output], node.kernel.axis)
         if node.kind == "floor":
-            return torch.maximum(inputs[0], step.detach())
+            return torch.maximum(inputs[0], steps[1].detach())
         return computed(node, inputs, None, 0.0)
 
-    def _weights(self, node: IntegerNode) -> tuple[Tensor, Tensor | None]:
-        """A convolution's rounded weights, and its bias."""
+    def _weights(self, node: IntegerNode, input_step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A convolution's weights and bias, rounded as in the file.
+
+        Args:
+            input_step: of its input; a bias is a multiple of this times the weights' step.
+        """
         module = self.network.get_submodule(node.layer)
         assert isinstance(module, ConvNormAct)
         # In float64 as in the file, so that a number in the middle of two is rounded to the same one.
@@ -156,8 +170,8 @@ class QuantisedNetwork(nn.Module):
             bias = shift if bias is None else shift + bias
         step = weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
         step = torch.where(step > 0, step, 1)
-        rounded = torch.round(weight.detach() / step) * step
-        return (weight + (rounded - weight).detach()).float(), None if bias is None else bias.float()
+        weight = _rounded(weight, step)
+        return weight.float(), None if bias is None else _rounded(bias.double(), step.flatten() * input_step).float()
 
     def _steps(self, graph: IntegerGraph) -> Tensor:
         """The step of every tensor with a range of its own, for an image of the graph's size."""
@@ -259,6 +273,11 @@ def round_to_integers(x: Tensor, step: Tensor, zero: int) -> Tensor:
     """The nearest numbers that 8-bit integers represent, with gradients for the numbers and the step."""
     rounded: Tensor = _Rounding.apply(x, step, zero)  # type: ignore[no-untyped-call]
     return rounded
+
+
+def _rounded(x: Tensor, step: Tensor) -> Tensor:
+    """Whole multiples of a step, with the gradient of the numbers themselves."""
+    return x + (torch.round(x.detach() / step) * step - x).detach()
 
 
 class _Rounding(torch.autograd.Function):

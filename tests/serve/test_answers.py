@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from starlette.testclient import TestClient
 
 import evitseg
 from evitseg.runtime.segmenter import Prediction
-from evitseg.serve.answers import ANSWERS
+from evitseg.serve.answers import ANSWERS, ModelIdentity, Segmented
+from evitseg.serve.parameters import AnswerOptions
 from evitseg.serve.service import Service, ServiceLimits
 from tests.serve.serving import client_of, photo, segmenter
 
@@ -62,6 +64,23 @@ def test_the_default_is_the_png_that_predict_writes(client: TestClient, predicti
     assert fractions == pytest.approx(prediction.fractions(), abs=1e-4)
     stages = [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
     assert stages == ["queue", "decode", "network", "mask", "encode"]
+
+
+def test_any_name_of_a_model_fits_into_the_header() -> None:
+    service = Service(segmenter(), ServiceLimits())
+    with client_of(service) as client:
+        assert ask(client, "image/png").headers["x-evitseg-model"] == "b0-camvid"
+        service.model = ModelIdentity("b0 道路\r\nX-Other: 1", "0")
+        assert ask(client, "image/png").headers["x-evitseg-model"] == "b0%20%E9%81%93%E8%B7%AF%0D%0AX-Other:%201"
+
+
+def test_long_names_of_classes_do_not_make_a_long_header(prediction: Prediction) -> None:
+    classes = tuple(replace(each, name=f"{each.name} {'é' * 200}") for each in prediction.labels.classes)
+    long = replace(prediction, labels=replace(prediction.labels, classes=classes))
+    segmented = Segmented(long, ModelIdentity("b0", "0"), {}, [])
+    text = ANSWERS["png"].encode(segmented, AnswerOptions()).headers["X-Evitseg-Fractions"]
+    assert len(text) <= 3000
+    assert list(json.loads(text)) == list(long.fractions())[:2]  # 6 characters for each of 200 letters
 
 
 def test_a_form_with_one_file_gives_the_same_answer_as_the_file(client: TestClient) -> None:

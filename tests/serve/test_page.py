@@ -143,7 +143,7 @@ def test_the_mask_and_its_numbers_can_be_saved(page: Page, street: Path, segment
     ).tolist()
     assert {"decode", "network", "mask", "total"} < set(about["timing_ms"])
     assert about["device"] == {"instruction_set": None, "threads": segment.info.threads, "verified": None}
-    assert Image.open(io.BytesIO(saved(page, "#save-picture")[1])).width == 480
+    assert Image.open(io.BytesIO(saved(page, "#save-overlay")[1])).width == 480
 
 
 def test_an_image_that_only_the_service_can_read_is_shown(page: Page, street: Path, segment: Segmenter) -> None:

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import re
+import socket
 import zlib
 from collections.abc import Iterator
 from importlib.resources import files
@@ -97,6 +98,12 @@ def test_an_address_without_content_is_not_found(path: str, server: LocalServer)
 )  # fmt: skip
 def test_a_wrong_query_is_a_bad_request(path: str, server: LocalServer) -> None:
     assert ask(server, path)[0] == 400
+
+
+def test_an_address_that_cannot_be_parsed_is_a_bad_request(server: LocalServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:  # http.client refuses to send it
+        connection.sendall(f"GET http://[ HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
 def test_nothing_is_served_without_the_secret(server: LocalServer) -> None:

@@ -158,6 +158,20 @@ def test_a_model_can_change_its_threads_and_keeps_its_logits(
     assert run(page, pixels, body) == [[2, 1, 3, 2], 1]
 
 
+def test_a_browser_that_isolates_pages_without_shared_memory_gets_one_thread(
+    page: Page, pixels: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    body = """
+        const { SharedArrayBuffer } = globalThis;
+        delete globalThis.SharedArrayBuffer;
+        const model = await load("model.evit", { threads: 2 });
+        Object.assign(globalThis, { SharedArrayBuffer });
+        const { threads, isolated } = model.info;
+        model.close();
+        return [threads, isolated, crossOriginIsolated];"""
+    assert run(page, pixels, body) == [1, False, True]
+
+
 def test_threads_that_cannot_be_started_leave_those_that_there_are(
     browser: Browser, site: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], tmp_path: Path
 ) -> None:

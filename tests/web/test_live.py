@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import evitseg
@@ -39,6 +40,17 @@ def test_the_camera_is_segmented_until_it_is_stopped(page: Page) -> None:
     assert page.inner_text("#input") == "320 × 192"
     until(page, lambda: "%" in legend_of(page)["road"])
     assert float(legend_of(page)["road"].split()[0]) > 20
+    # The phone is turned.
+    turn = """(is) => {
+      for (const [name, value] of [["videoWidth", 192], ["videoHeight", 320]]) {
+        if (is) Object.defineProperty(video, name, { value, configurable: true });
+        else delete video[name];
+      }
+      video.dispatchEvent(new Event("resize"));
+      const { width, height } = evitseg.stage.frame.getBoundingClientRect();
+      return width / height;
+    }"""
+    assert [page.evaluate(turn, each) for each in (True, False)] == pytest.approx([192 / 320, 320 / 192], rel=0.02)
     page.fill("#opacity", "40")
     assert camera_state(page) == "live"
     # The last frame stays, as an image of its own.
@@ -64,9 +76,12 @@ def test_the_camera_is_released_while_the_page_is_hidden(page: Page) -> None:
     set_hidden(page, True)
     assert camera_state(page) == "ended"
     assert page.inner_text("#status") == "The camera is off while this page is hidden."
+    # Once more in a browser that has the callback for frames, and never calls it.
+    page.evaluate("void (video.requestVideoFrameCallback = () => 0)")
     set_hidden(page, False)
     number = masks(page)
     until(page, lambda: masks(page) > number + 2)
+    page.evaluate("delete video.requestVideoFrameCallback")
     page.click("#example")
     until(page, lambda: has_mask(page, "example.jpg"))
     assert not page.evaluate("evitseg.camera.isOpen")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,8 @@ from PIL import Image
 
 import evitseg
 from evitseg.labels import load_labels
+from evitseg.runtime.evit_file import read_evit
+from evitseg.web.page_files import MODEL, set_page_manifest
 from evitseg.web.site_server import SiteServer
 from tests.browsing import pixels_of, until
 from tests.optional import needs
@@ -55,7 +59,8 @@ def test_an_image_is_segmented_when_the_page_opens(browser: Browser, server: Sit
 def test_an_image_is_chosen_dropped_or_pasted(page: Page, street: Path, expected: Prediction) -> None:
     give = """([kind, name, bytes]) => {
       const data = new DataTransfer();
-      data.items.add(new File([Uint8Array.from(bytes)], name, { type: "image/png" }));
+      const content = Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
+      data.items.add(new File([content], name, { type: "image/png" }));
       const event = kind === "drop"
         ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
         : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
@@ -68,7 +73,7 @@ def test_an_image_is_chosen_dropped_or_pasted(page: Page, street: Path, expected
     until(page, lambda: has_mask(page, "street.png"))
     assert (mask_of(page) == expected.mask).mean() > 0.9999
     for kind in ("drop", "paste"):
-        page.evaluate(give, [kind, f"{kind}.png", list(street.read_bytes())])
+        page.evaluate(give, [kind, f"{kind}.png", base64.b64encode(street.read_bytes()).decode()])
         until(page, partial(has_mask, page, f"{kind}.png"))
         assert (mask_of(page) == expected.mask).mean() > 0.9999
     page.click("#example")
@@ -93,6 +98,31 @@ def test_a_photograph_is_shown_upright(page: Page, street: Path, tmp_path: Path)
     found = mask_of(page)
     assert found.shape == expected.mask.shape == (270, 480)
     assert (found == expected.mask).mean() > 0.9999
+
+
+def test_an_animation_stands_still_at_the_frame_that_has_the_mask(page: Page, street: Path, tmp_path: Path) -> None:
+    first = Image.open(street)
+    small, blank = (image.resize((8, 8)) for image in (first, Image.new("RGB", (1, 1), "white")))
+    for ending in ("gif", "webp", "png"):
+        small.save(tmp_path / f"moves.{ending}", save_all=True, append_images=[blank], duration=20)
+        small.save(tmp_path / f"stands.{ending}")
+    files = {path.name: list(path.read_bytes()) for path in tmp_path.iterdir()}
+    script = """async (files) => {
+      const { isAnimated } = await import("./image_file.js");
+      const judge = async ([name, bytes]) => [name, await isAnimated(new Blob([Uint8Array.from(bytes)]))];
+      return Object.fromEntries(await Promise.all(Object.entries(files).map(judge)));
+    }"""
+    assert page.evaluate(script, files) == {name: name.startswith("moves") for name in files}
+    page.fill("#opacity", "0")
+    first.save(tmp_path / "moves.gif", save_all=True, append_images=[blank.resize(first.size)], duration=20)
+    show(page, tmp_path / "moves.gif")
+    assert page.inner_text("#status").endswith("It is an animation; only its first frame is used.")
+    page.wait_for_timeout(100)
+    left, top = screen_place(page, 240, 260)
+    assert pixels_of(page)[top, left].max() < 200  # the road
+    with Image.open(tmp_path / "moves.gif") as moving:
+        expected = evitseg.load(precision="float32")(moving.convert("RGB"))
+    assert (mask_of(page) == expected.mask).mean() > 0.9999
 
 
 def test_a_file_that_cannot_be_shown_is_a_sentence_and_keeps_what_is_shown(
@@ -165,6 +195,11 @@ def test_the_class_under_the_pointer_is_shown(page: Page, street: Path, expected
         page.mouse.move(*screen_place(page, x + 0.5, y + 0.5))
         name = LABELS.names[index]
         until(page, lambda name=name: page.inner_text("#pointer").startswith(f"{name} · x "))  # type: ignore[misc]
+    # As in a mirror, which is how a camera that looks at a person is shown.
+    page.evaluate("evitseg.stage.mirror(true)")
+    page.mouse.move(*screen_place(page, expected.mask.shape[1] - x - 0.5, y + 0.5))
+    until(page, lambda: page.inner_text("#pointer") == f"sky · x {x}, y {y}")
+    page.evaluate("evitseg.stage.mirror(false)")
     page.mouse.move(990, 300)
     until(page, lambda: page.inner_text("#pointer") == "")
 
@@ -243,16 +278,51 @@ def test_the_mask_and_its_numbers_can_be_saved(page: Page, street: Path, expecte
     assert [int(row["pixels"]) for row in rows] == counts.tolist()
     assert [row["name"] for row in rows] == list(LABELS.names)
     assert rows[ROAD]["fraction"] == f"{counts[ROAD] / mask.size:.6f}"
-    # The picture: the image tinted, above a legend.
-    name, content = saved(page, "#save-picture")
-    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    # The overlay: the image tinted, above a legend.
+    name, content = saved(page, "#save-overlay")
+    overlay = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     assert name == "street_overlay.png"
-    assert picture.shape[1] == 480
-    assert picture.shape[0] > 270
+    assert overlay.shape[1] == 480
+    assert overlay.shape[0] > 270
     y, x = middle_of(expected, ROAD)
     tinted = 0.55 * np.array(LABELS.classes[ROAD].color) + 0.45 * expected.image[y, x]
-    assert np.abs(picture[y, x] - tinted).max() <= 2
-    assert (np.abs(picture[270:] - LABELS.classes[ROAD].color).max(-1) == 0).sum() > 50
+    assert np.abs(overlay[y, x] - tinted).max() <= 2
+    assert (np.abs(overlay[270:] - LABELS.classes[ROAD].color).max(-1) == 0).sum() > 50
+
+
+def test_the_legend_of_a_saved_overlay_has_room_for_its_names(page: Page) -> None:
+    script = """async () => {
+      const { withLegend } = await import("./parts.js");
+      const view = document.createElement("canvas");
+      [view.width, view.height] = [1, 1];
+      const classes = ["w".repeat(300), "road"].map((name, index) => ({ index, name, color: [255, 0, 0] }));
+      const { width, height } = withLegend(view, classes, [0.5, 0.5], new Set());
+      return [width, height];
+    }"""
+    width, height = page.evaluate(script)
+    assert width > 300 * 6
+    assert 2 * 12 < height < 6 * 12
+
+
+NAMES = ["<img src=x onerror=alert(1)>", "w" * 500, '=1+1, "quoted"', "&lt;b&gt;", "</td>", "__proto__"]
+"""Names of classes that a stranger's model may have."""
+
+
+def test_names_in_a_model_are_shown_as_they_are(browser: Browser, site: Path, street: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    manifest = read_evit(folder / MODEL)[0]
+    classes = tuple(replace(each, name=name) for each, name in zip(LABELS.classes, NAMES, strict=False))
+    labels = replace(manifest.labels, classes=classes + LABELS.classes[len(NAMES) :])
+    name = "<script>alert(1)</script>" + "n" * 300
+    set_page_manifest(folder, replace(manifest, name=name, labels=labels))
+    with SiteServer(folder) as server, shown(browser, server.url, viewport={"width": 360, "height": 640}) as page:
+        until(page, lambda: has_mask(page, "example.jpg"))
+        assert page.inner_text("h1") == name
+        assert list(legend_of(page)) == list(labels.names)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        rows = csv.DictReader(io.StringIO(saved(page, "#save-csv")[1].decode()))
+        assert [row["name"] for row in rows] == list(labels.names)
 
 
 def test_a_smaller_size_is_faster_and_says_so(page: Page, street: Path) -> None:

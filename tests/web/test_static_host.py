@@ -6,11 +6,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evitseg.runtime.evit_file import read_evit
+from evitseg.web.page_files import MODEL, set_page_manifest
 from tests.browsing import until
 from tests.optional import needs
 from tests.web.pages import has_mask
@@ -54,6 +57,32 @@ def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network
     until(page, lambda: has_mask(page, "example.jpg"))
     assert page.inner_text("#isolated") == "yes (threads)"
     assert len(loads) == 3
+    page.close()
+
+
+def test_a_new_export_to_the_same_folder_and_another_page_at_the_address_are_seen_at_once(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    page = browser.new_page()
+    with plain_server(folder) as address:
+        page.goto(address)
+        until(page, lambda: page.inner_text("#isolated") == "yes (threads)")
+        assert page.inner_text("h1") == "b0-camvid"
+        set_page_manifest(folder, replace(read_evit(folder / MODEL)[0], name="another"))
+        page.goto(address)
+        until(page, lambda: page.inner_text("#isolated") == "yes (threads)")
+        assert page.inner_text("h1") == "another"
+        until(page, lambda: page.evaluate("caches.keys().then((names) => names.length)") == 1)
+        until(page, lambda: page.evaluate("caches.match('model.evit').then(Boolean)"))
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "index.html").write_text("<!doctype html><h1>another program</h1>")
+        page.goto(address)
+        assert page.inner_text("h1") == "another program"
+        assert not page.evaluate("crossOriginIsolated")
+        assert page.evaluate("navigator.serviceWorker.getRegistration().then(Boolean)") is False
     page.close()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -22,8 +24,11 @@ from evitseg.serve.parameters import AnswerOptions
 from evitseg.serve.problems import ProblemError
 
 _MAX_WEBP_SIDE = 16_383
-_LEAST_FRACTION = 1e-4
-"""Smallest fraction in a header, whose length many proxies limit to 4 KiB."""
+_LEAST_FRACTION, _LONGEST_HEADER = 1e-4, 3000
+"""Smallest fraction in a header, and its most characters: many proxies limit all headers together to 4 KiB."""
+
+
+_PLAIN = string.punctuation.replace("%", "")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class ModelIdentity:
 
     name: str
     sha256: str
+
+    @property
+    def header(self) -> str:
+        """The name for a header: spaces and all characters beyond ASCII are percent-encoded."""
+        return quote(self.name, safe=_PLAIN)
 
 
 @dataclass(frozen=True)
@@ -101,12 +111,15 @@ def _png(segmented: Segmented, options: AnswerOptions) -> Answer:
 
 
 def _fractions(segmented: Segmented) -> dict[str, str]:
-    fractions = {
-        name: round(fraction, 4)
-        for name, fraction in segmented.prediction.fractions().items()
-        if fraction >= _LEAST_FRACTION
-    }
-    return {"X-Evitseg-Fractions": json.dumps(fractions)}
+    parts: list[str] = []
+    left = _LONGEST_HEADER
+    for name, fraction in segmented.prediction.fractions().items():  # the largest first
+        part = f"{json.dumps(name)}: {round(fraction, 4)}"
+        left -= len(part) + 2
+        if fraction < _LEAST_FRACTION or left < 0:
+            break
+        parts.append(part)
+    return {"X-Evitseg-Fractions": f"{{{', '.join(parts)}}}"}
 
 
 def _json(segmented: Segmented, options: AnswerOptions) -> Answer:

@@ -59,7 +59,7 @@ async def _segment(request: Request) -> Response:
         work = partial(service.answer, image, ANSWERS[name], options, exchange.stages)
         del image
         answer = await service.run(work, exchange.stages, request)
-    headers = {"X-Evitseg-Model": service.model.name, "Vary": "Accept"} | answer.headers
+    headers = {"X-Evitseg-Model": service.model.header, "Vary": "Accept"} | answer.headers
     return Response(answer.body, headers=headers, media_type=media_type)
 
 

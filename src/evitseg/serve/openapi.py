@@ -121,10 +121,13 @@ def _segment(classes: Sequence[str]) -> dict[str, Any]:
         {
             "description": "The answer that the header Accept chose.",
             "headers": {
-                "X-Evitseg-Model": {"schema": {"type": "string"}},
+                "X-Evitseg-Model": {
+                    "schema": {"type": "string"},
+                    "description": "The model's name, percent-encoded where it is not plain ASCII.",
+                },
                 "X-Evitseg-Fractions": {
                     "schema": {"type": "string"},
-                    "description": "Of a mask or an overlay: fraction of the pixels by class, as JSON.",
+                    "description": "Of a mask or an overlay: fractions of the pixels by class, the largest, as JSON.",
                 },
                 "Server-Timing": {"schema": {"type": "string"}},
             },

@@ -9,8 +9,8 @@ from evitseg.web.page_files import EXAMPLE, LIBRARY, PAGE, example_jpeg
 from evitseg.web.site_server import content_type
 
 _SITE = (
-    "app.js", "icon.svg", "live.js", "manifest.webmanifest", "panel.js", "parts.js", "save.js", "stage.js", "style.css",
-    "text.js", "theme.css",
+    "app.js", "icon.svg", "image_file.js", "live.js", "manifest.webmanifest", "panel.js", "parts.js", "save.js",
+    "stage.js", "style.css", "text.js", "theme.css",
 )  # fmt: skip
 _LIBRARY = ("errors.js", "model_file.js", "png.js")
 _OWN = Path(__file__).parent / "page"

@@ -174,7 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         # that name. The other header says that another site's page asks, such as for an image.
         if self.headers.get("Host", "") not in self.server.hosts:
             return HTTPStatus.FORBIDDEN, _sentence("this server answers only at the address that evitseg printed.")
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError as error:
+            return HTTPStatus.BAD_REQUEST, _sentence(f"bad request: {error}.")
         asked_by = self.headers.get("Sec-Fetch-Site", "none")
         is_page = self.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
         if asked_by not in ("none", "same-origin") and not is_page:

@@ -108,7 +108,7 @@ class ServiceModel {
   }
 
   /** The image of a file that this browser does not know, such as a TIFF: as a JPEG, without a mask. */
-  async picture(file, signal = null) {
+  async converted(file, signal = null) {
     const size = this.manifest.preprocess.fixed ? {} : { size: SMALLEST }; // the mask is not wanted
     const answer = await this.#post(file, "image/jpeg", { opacity: 0, legend: false, ...size }, signal);
     return answer.blob();

@@ -206,11 +206,11 @@ function run(about) {
     setOpacity(opacity);
   });
   const stem = about.name.replace(/\.[^.]*$/, "");
-  async function picture() {
+  async function saveView() {
     const canvas = withLegend(viewer.drawer.canvas, classes, fractions, layer.hidden);
     saveFile(await pngOf(canvas), `${stem}_view.png`);
   }
-  $("save-view").addEventListener("click", picture);
+  $("save-view").addEventListener("click", saveView);
   $("save-mask").addEventListener("click", () => saveMask(part(), about, ""));
 
   function key(event) {
@@ -221,7 +221,7 @@ function run(about) {
         opacity = Math.max(0, Math.min(100, Number($("opacity").value) + (event.key === "[" ? -10 : 10)));
         setOpacity(opacity);
         return true;
-      case "s": case "S": picture(); return true;
+      case "s": case "S": saveView(); return true;
       case "+": case "=": viewer.viewport.zoomBy(1.5); return true;
       case "-": case "_": viewer.viewport.zoomBy(1 / 1.5); return true;
       case "0": viewer.viewport.goHome(); return true;

@@ -37,7 +37,7 @@ export interface Verification {
 export interface Info {
   instructionSet: "relaxed SIMD" | "SIMD";
   threads: number;
-  /** Whether the page is isolated, so that there may be several threads. */
+  /** Whether the page is isolated and the browser has shared memory, so that there may be several threads. */
   isolated: boolean;
   cores: number;
 }

@@ -21,7 +21,8 @@ export async function load(url, { threads = "auto", check = null, simd = "auto",
     throw new EvitsegError(simd === "relaxed" ? "unsupported" : "argument", `simd "${simd}" is not available; use "auto"`);
   if (threads !== "auto" && !(Number.isInteger(threads) && threads >= 1 && threads <= 64))
     throw new EvitsegError("argument", `threads is ${threads}; it must be "auto" or 1 to 64`);
-  const isolated = globalThis.crossOriginIsolated === true;
+  // WebKitGTK 2.50 isolates pages, but has no memory that threads could share.
+  const isolated = globalThis.crossOriginIsolated === true && typeof SharedArrayBuffer === "function";
   const cores = navigator.hardwareConcurrency || 1;
   const shared = isolated && threads !== 1;
   const request = {

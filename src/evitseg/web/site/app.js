@@ -1,6 +1,7 @@
 // The page: what is shown, and what the controls do.
 
 import * as engine from "./engine.js";
+import { decoded, firstFrame, isAnimated } from "./image_file.js";
 import { AutomaticSize, Camera, Times, median, segmentFrames } from "./live.js";
 import { Legend, showDevice, showKeyForm, showPointer, showProblem, showProgress, showSpeed, showStatus } from "./panel.js";
 import { $, percent, pngOf, saveFile, withLegend } from "./parts.js";
@@ -120,13 +121,14 @@ function savable(is) {
 async function openImage(file, name, note = "") {
   const turn = ++chosen;
   showProblem("");
-  let image = await decoded(file);
+  const isMoving = await isAnimated(file).catch(() => false); // a file that is gone is reported below
+  let image = await decoded(isMoving ? await firstFrame(file) : file);
   if (!image && engine.place === "server") {
     await loaded;
     if (turn !== chosen) return;
     showStatus(text.converting(name));
     try {
-      image = await decoded(await model.picture(file));
+      image = await decoded(await model.converted(file));
     } catch (error) {
       if (turn === chosen) failed(error, name, () => openImage(file, name, note));
       return;
@@ -138,20 +140,7 @@ async function openImage(file, name, note = "") {
   URL.revokeObjectURL($("photo").src);
   $("photo").src = image.src;
   stage.show("image", image.naturalWidth, image.naturalHeight);
-  await segmentImage(note);
-}
-
-/** The image of a file, whose address is to be revoked; null if the browser does not know its format. */
-async function decoded(file) {
-  const image = new Image();
-  image.src = URL.createObjectURL(file);
-  try {
-    await image.decode();
-    return image;
-  } catch {
-    URL.revokeObjectURL(image.src);
-    return null;
-  }
+  await segmentImage([note, isMoving && text.firstFrame].filter(Boolean).join(" "));
 }
 
 async function segmentImage(note = "") {
@@ -351,7 +340,7 @@ async function save(kind) {
   const files = {
     mask: async () => [await model.png(result), `${stem}_mask.png`],
     ids: async () => [await model.png(result, "gray"), `${stem}_ids.png`],
-    picture: async () => [await picture(), `${stem}_overlay.png`],
+    overlay: async () => [await overlay(), `${stem}_overlay.png`],
     json: async () => [new Blob([JSON.stringify(about(), null, 2)], { type: "application/json" }), `${stem}.json`],
     csv: async () => [new Blob([table(about())], { type: "text/csv" }), `${stem}.csv`],
   };
@@ -360,10 +349,12 @@ async function save(kind) {
   showStatus(text.saved(name));
 }
 
-function picture() {
+async function overlay() {
   const { width, height, pixels } = stage.result;
   const fractions = pixels.map((count) => count / (width * height));
-  return pngOf(withLegend(stage.picture(), model.classes, fractions, stage.hidden));
+  const blob = await pngOf(withLegend(stage.tinted(), model.classes, fractions, stage.hidden));
+  if (!blob) throw Object.assign(new Error(text.tooLargeToSave(width, height)), { code: "image" });
+  return blob;
 }
 
 // Controls.
@@ -448,7 +439,7 @@ function bind() {
   on("size", "change", () => {
     if (source?.kind === "image") segmentImage();
   });
-  for (const kind of ["mask", "ids", "picture", "json", "csv"]) on(`save-${kind}`, "click", () => save(kind).catch(failed));
+  for (const kind of ["mask", "ids", "overlay", "json", "csv"]) on(`save-${kind}`, "click", () => save(kind).catch(failed));
 
   on("stage", "keydown", (event) => {
     if (key(event)) event.preventDefault();

@@ -6,6 +6,8 @@ const RATE = 10; // masks per second that the automatic size aims at
 const LADDER = [1024, 720, 512, 384, 256, 192, 128];
 const RECENT = 9;
 const MOST_WAITED_S = 5;
+const UNTOLD_MS = 250; // without word of a first frame, it is looked for
+const LOOK_MS = 20;
 
 export function median(values) {
   if (!values.length) return null;
@@ -64,29 +66,50 @@ export class Times {
   }
 }
 
-/** Resolves at the next frame of a video, with the time of its arrival; rejects when the signal aborts. */
-function nextFrame(video, signal) {
-  return new Promise((resolve, reject) => {
-    const isKnown = "requestVideoFrameCallback" in video;
-    const before = video.currentTime;
-    let number;
-    const ask = () => {
-      number = isKnown ? video.requestVideoFrameCallback(found) : requestAnimationFrame(found);
-    };
-    const found = () => {
-      if (!isKnown && video.currentTime === before) return ask();
-      signal.removeEventListener("abort", ended);
-      resolve(performance.now());
-    };
-    const ended = () => {
-      if (isKnown) video.cancelVideoFrameCallback(number);
-      else cancelAnimationFrame(number);
-      reject(signal.reason);
-    };
-    if (signal.aborted) return reject(signal.reason);
-    signal.addEventListener("abort", ended, { once: true });
-    ask();
-  });
+/** Frames of a video as they arrive, until the signal aborts. */
+class Arrivals {
+  constructor(video, signal) {
+    this.video = video;
+    this.signal = signal;
+    this.seen = null; // time in the video of the last frame
+    this.isTold = false; // whether the browser has ever told of a frame
+  }
+
+  /** Resolves at the next frame, with the time of its arrival; rejects when the signal aborts. */
+  next() {
+    const { video, signal } = this;
+    const canTell = "requestVideoFrameCallback" in video;
+    return new Promise((resolve, reject) => {
+      let call, timer;
+      const end = () => {
+        if (canTell) video.cancelVideoFrameCallback(call);
+        clearInterval(timer);
+        signal.removeEventListener("abort", ended);
+      };
+      const found = () => {
+        end();
+        this.seen = video.currentTime;
+        resolve(performance.now());
+      };
+      const ended = () => {
+        end();
+        reject(signal.reason);
+      };
+      const look = () => {
+        if (video.readyState >= video.HAVE_CURRENT_DATA && !video.seeking && video.currentTime !== this.seen) found();
+      };
+      if (signal.aborted) return reject(signal.reason);
+      signal.addEventListener("abort", ended, { once: true });
+      if (canTell) {
+        call = video.requestVideoFrameCallback(() => {
+          this.isTold = true;
+          found();
+        });
+      }
+      // WebKitGTK 2.50 has the callback and may never call it.
+      if (!this.isTold) timer = setInterval(look, canTell && this.seen === null ? UNTOLD_MS : LOOK_MS);
+    });
+  }
 }
 
 /** Segment frames of a video until the signal aborts.
@@ -95,10 +118,11 @@ function nextFrame(video, signal) {
  * `waits` the error of a service that is busy, which gets the next frame a little later.
  */
 export async function segmentFrames(video, model, sizeOf, shown, waits, signal) {
+  const arrivals = new Arrivals(video, signal);
   while (!signal.aborted) {
     let captured;
     try {
-      captured = await nextFrame(video, signal);
+      captured = await arrivals.next();
     } catch {
       return;
     }
@@ -145,6 +169,7 @@ export class Camera {
     this.close();
     const turn = this.turn;
     const wanted = this.device ? { deviceId: { exact: this.device } } : { facingMode: { ideal: this.facing } };
+    this.device = null; // if this one is gone, the next attempt takes any
     const stream = await navigator.mediaDevices.getUserMedia({
       audio: false,
       video: { ...wanted, width: { ideal: 1280 }, height: { ideal: 720 } },

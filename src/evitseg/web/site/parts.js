@@ -52,6 +52,7 @@ export function withLegend(view, classes, fractions, hidden) {
   context.font = font;
   const rows = [];
   let left = Infinity;
+  let widest = view.width; // a small image may be narrower than an entry of its legend
   for (const entry of entries) {
     const text = `${entry.name} ${percent(entry.fraction)}`;
     const width = 3 * size + context.measureText(text).width;
@@ -61,8 +62,9 @@ export function withLegend(view, classes, fractions, hidden) {
     }
     rows.at(-1).push({ ...entry, text, left });
     left += width;
+    widest = Math.max(widest, Math.ceil(width));
   }
-  [canvas.width, canvas.height] = [view.width, view.height + Math.ceil(rows.length * 1.6 * size + (rows.length ? size : 0))];
+  [canvas.width, canvas.height] = [widest, view.height + Math.ceil(rows.length * 1.6 * size + (rows.length ? size : 0))];
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(view, 0, 0);

@@ -1,4 +1,4 @@
-// The image, the camera or the video with its mask above it. The browser composes them: the picture is an element of its
+// The image, the camera or the video with its mask above it. The browser composes them: the image is an element of its
 // own, drawn at the screen's rate, and the mask a canvas that changes only when a new mask arrives.
 
 const MOST_DRAWN = 2048; // longest side of the canvas; of a larger mask only some of the pixels are drawn
@@ -132,7 +132,7 @@ export class Stage {
   }
 
   /** A canvas with what is seen, without the line between before and after. */
-  picture() {
+  tinted() {
     const base = this.photo.hidden ? this.video : this.photo;
     const [width, height] = this.photo.hidden
       ? [base.videoWidth, base.videoHeight] : [base.naturalWidth, base.naturalHeight];

@@ -58,12 +58,12 @@ export const text = {
   save: "Save",
   saveMask: "Mask",
   saveIds: "Class ids",
-  savePicture: "Picture",
+  saveOverlay: "Overlay",
   saveJson: "JSON",
   saveCsv: "CSV",
   saveMaskLabel: "Mask: PNG of class ids with the colours of the classes",
   saveIdsLabel: "Class ids: PNG of grey levels, for programs",
-  savePictureLabel: "Picture: PNG of the image with its mask and a legend",
+  saveOverlayLabel: "Overlay: PNG of the image with its mask and a legend",
   saveJsonLabel: "JSON: classes, pixels, fractions and times",
   saveCsvLabel: "CSV: classes, pixels and fractions",
 
@@ -126,6 +126,7 @@ export const text = {
   cameraHidden: "The camera is off while this page is hidden.",
   cameraEnded: "The camera was disconnected.",
   firstOnly: (name, count) => `Only the first of ${count} files is used: ${name}.`,
+  firstFrame: "It is an animation; only its first frame is used.",
   saved: (name) => `Saved ${name}.`,
 
   // Problems
@@ -135,6 +136,7 @@ export const text = {
   cameraProblems: {
     NotAllowedError: "The camera may not be used. Allow it for this page in the browser's settings, and try again.",
     NotFoundError: "This device has no camera.",
+    OverconstrainedError: "There is no such camera. Connect one, and try again.",
     NotReadableError: "The camera is in use by another program. Close that program, and try again.",
     other: (reason) => `The camera cannot be opened (${reason}).`,
   },
@@ -142,6 +144,7 @@ export const text = {
     browser: "Browsers give the camera only to pages over https or on localhost. For a phone, start evitseg web with --lan.",
     server: "Browsers give the camera only to pages over https or on localhost. Put a proxy with https in front of the service.",
   },
+  tooLargeToSave: (width, height) => `this browser cannot save an overlay of ${width} × ${height} pixels; save the mask instead.`,
   disagreement: (verification) => {
     const numbers = verification
       ? ` The largest difference is ${small(verification.largestDifference)} of the largest value, and ${(100 * verification.equalPixels).toFixed(2)} % of the pixels are equal.`

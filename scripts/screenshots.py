@@ -76,7 +76,7 @@ def photograph(browser: Browser, address: str, screen: Screen) -> Image.Image:
     page.wait_for_timeout(200)
     with Image.open(io.BytesIO(page.screenshot())) as image:
         size = round(screen.width * screen.scale), round(screen.height * screen.scale)
-        seen = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        seen: Image.Image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     page.close()
     return seen
 

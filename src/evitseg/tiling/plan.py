@@ -28,7 +28,7 @@ BAND_STEP = SUM_ROWS * STRIDE
 """Heights of bands are multiples of this many pixels, so that a set of attention sums belongs to one band."""
 LARGEST_BAND = 2048
 """Largest height of a band in pixels. Rows beside a band are computed twice, but higher ones were no faster."""
-_FIRST_PIXELS = 2**24
+_FIRST_PIXELS = 2**25
 """Most pixels of a band of the first segment, unless it is low: new memory for rows of the image takes time, too."""
 _LAST_PIXELS = 2**22
 """The same for the last segment, which needs new memory for logits and mask."""

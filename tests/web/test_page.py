@@ -245,6 +245,11 @@ def test_everything_works_with_the_keyboard(page: Page, street: Path, expected: 
         ".filter((each) => each.checkVisibility() && !each.disabled && each.tabIndex >= 0).length"
     )
     assert len(reached) - 1 == controls
+    # The list of keys.
+    assert not page.is_visible("#keys")
+    page.focus("summary")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#keys").split("\n")[:2] == ["← ↑ → ↓", "class below a cross"]
 
 
 def test_the_mask_and_its_numbers_can_be_saved(page: Page, street: Path, expected: Prediction) -> None:

@@ -20,11 +20,11 @@ def test_a_network_with_fitted_relu_sees_nearly_what_it_saw_with_hard_swish() ->
     preprocess = replace(manifest.preprocess, short_side=288)
     swapped = EfficientViT(replace(network.config, backbone=BACKBONES["b0-relu"])).eval()
     swapped.load_state_dict(network.state_dict())
-    fitted = fitted_to_relu(swapped, preprocess, example_images()[:2])
+    fitted = fitted_to_relu(swapped, preprocess, example_images()[1:2])
     pixels = torch.from_numpy(preprocess.apply(example_images()[-1]).copy())[None]
     with torch.inference_mode():
         expected, *others = (NormalizedModel(own, preprocess)(pixels) for own in (network, fitted, swapped))
     errors = [float((logits - expected).square().mean() / expected.var()) for logits in others]
     equal = [float((logits.argmax(1) == expected.argmax(1)).float().mean()) for logits in others]
-    assert errors[0] < 0.25 * errors[1]
-    assert equal[0] > 0.85 > equal[1]
+    assert errors[0] < 0.05  # 0.07 if the blocks' last weights are not fitted
+    assert equal[0] > 0.96 > 0.5 > equal[1]

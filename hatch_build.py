@@ -1,7 +1,8 @@
 """Compiles the core while the package is built.
 
 A build for this machine uses the system's C++ compiler. Without one it asks for ziglang, which has a compiler. A wheel
-for another machine is always compiled by ziglang: EVITSEG_TARGET names a key of `TARGETS` in core/build.py.
+for another machine is always compiled by ziglang: EVITSEG_TARGET names a key of `TARGETS` in core/build.py. With
+EVITSEG_REUSE_CORE=1, a library for this machine that is newer than core/ is not compiled again.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def compiler() -> list[str]:
     return ZIG
 
 
+def is_current(library: Path) -> bool:
+    """Whether the library was made after the last change of what it is made from."""
+    sources = [path for path in (ROOT / "core").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+
+
 class CoreHook(BuildHookInterface):  # type: ignore[type-arg]
     PLUGIN_NAME = "custom"
     folder: str | None = None
@@ -72,6 +79,8 @@ class CoreHook(BuildHookInterface):  # type: ignore[type-arg]
             self.folder = tempfile.mkdtemp()  # the source tree may hold the library of this machine
             place = Path(self.folder, chosen.library)
             build_data["force_include"][str(place)] = f"evitseg/runtime/{place.name}"
+        if chosen is None and os.environ.get("EVITSEG_REUSE_CORE") == "1" and is_current(place):
+            return
         try:
             build(place, command)
         except (OSError, subprocess.SubprocessError) as error:

@@ -69,7 +69,7 @@ def published(checkpoint: Path) -> Any:
 def segformer(widths: tuple[int, ...]) -> Any:
     with silenced():  # what torchao has to say
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
-    config: Any = SegformerConfig(  # type: ignore[call-arg]  # which its base class takes
+    config: Any = SegformerConfig(
         num_labels=19, depths=[2, 2, 2, 2], hidden_sizes=list(widths), num_attention_heads=[1, 2, 5, 8],
         sr_ratios=[8, 4, 2, 1], decoder_hidden_size=256,
     )  # fmt: skip

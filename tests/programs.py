@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,12 @@ def network(config: ModelConfig) -> EfficientViT:
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.1)
     return made
+
+
+def shallow(config: ModelConfig) -> ModelConfig:
+    """The same kinds of blocks at the same widths, each once per stage."""
+    first, second, third, fourth = (replace(stage, depth=1) for stage in config.backbone.stages)
+    return replace(config, backbone=replace(config.backbone, stages=(first, second, third, fourth)))
 
 
 def program_of(made: EfficientViT) -> bytes:

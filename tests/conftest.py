@@ -40,6 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)  # stable: files and their tests keep their order
 
 
+TOGETHER = ("test_formats.py", "test_int8.py", "[docs/how-to/deploy-litert.md]")
+"""Parts of the names of tests that import LiteRT's, ExecuTorch's or Core ML's converters, which takes half a minute."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but one process runs all tests of converters."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return "converters" if any(part in nodeid for part in TOGETHER) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 SHARED = Path(os.environ.get("EVITSEG_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -4,7 +4,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.optional import is_installed
 from tests.train.undrawn import nothing_drawn
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _tiny_variant() -> Iterator[None]:
+    if not is_installed("torch"):
+        yield
+        return
+    from tests.train.scenes import add_tiny_variant
+
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny_variant(patch)
+        yield
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -1,18 +1,32 @@
-"""Data for training that anyone can make."""
+"""Data for training that anyone can make, and a variant that trains in a third of b0's time."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from evitseg.architecture import BACKBONES, SEGMENTATION_HEADS
 from evitseg.train import TrainConfig
+from tests.runtime.programs import CONFIGS
 
-SMALL = TrainConfig(epochs=2, batch_size=4).updated(
-    {"data.crop": (64, 64), "augment.scale": (0.8, 1.2), "data.workers": 0}
-)
+
+def add_tiny_variant(patch: pytest.MonkeyPatch) -> None:
+    """Makes "tiny" the name of a variant, with every kind of block that the B series has."""
+    network = CONFIGS["mbconv"]
+    patch.setitem(BACKBONES, "tiny", network.backbone)
+    patch.setitem(SEGMENTATION_HEADS, "tiny-cityscapes", network.head)
+
+
+with pytest.MonkeyPatch.context() as _patch:
+    add_tiny_variant(_patch)
+    TINY = TrainConfig(variant="tiny")
+    SMALL = TINY.updated(
+        {"epochs": 2, "batch_size": 4, "data.crop": (64, 64), "augment.scale": (0.8, 1.2), "data.workers": 0}
+    )
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -23,10 +23,10 @@ from evitseg.evaluation.evaluate import evaluate
 from evitseg.loading import load
 from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
 from evitseg.model.network import EfficientViT
-from evitseg.train import Event, TrainConfig, fit
+from evitseg.train import Event, fit
 from evitseg.train.run_log import read_log
 from evitseg.train.settings import read_config
-from tests.train.scenes import scenes
+from tests.train.scenes import TINY, scenes
 
 SIZE = (64, 96)
 
@@ -42,8 +42,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ours that knows the data's four classes."""
-    config = TrainConfig(epochs=25, batch_size=6, eval_interval=25).updated(
+    config = TINY.updated(
         {
+            "epochs": 25,
+            "batch_size": 6,
+            "eval_interval": 25,
             "data.crop": SIZE,
             "augment.scale": (0.9, 1.3),
             "optim.learning_rate": 3e-3,
@@ -62,8 +65,10 @@ def miou(model: Path, data: Path) -> float:
 
 def test_the_best_is_never_below_the_start(data: Path, start: Path, tmp_path: Path) -> None:
     """At a rate that destroys the network in its first steps."""
-    config = TrainConfig(start=str(start), epochs=2).updated(
+    config = TINY.updated(
         {
+            "start": str(start),
+            "epochs": 2,
             "optim.learning_rate": 1.0,
             "optim.warmup_fraction": 0.0,
             "average.ema_decay": 0.0,
@@ -94,8 +99,11 @@ def test_pieces_unlike_the_images_do_not_spoil_what_is_kept(data: Path, start: P
 
     The rate is so low that the weights stay as they were, so all that could be worse are statistics.
     """
-    config = TrainConfig(start=str(start), epochs=6, batch_size=4).updated(
+    config = TINY.updated(
         {
+            "start": str(start),
+            "epochs": 6,
+            "batch_size": 4,
             "data.crop": (192, 192),
             "augment.scale": (0.5, 0.7),
             "optim.learning_rate": 1e-8,
@@ -114,7 +122,7 @@ def test_the_default_run_does_not_end_below_its_start(
     data: Path, start: Path, tmp_path: Path, change: dict[str, float]
 ) -> None:
     losses: list[float] = []
-    config = TrainConfig(start=str(start), epochs=3).updated({"data.workers": 0, **change})
+    config = TINY.updated({"start": str(start), "epochs": 3, "data.workers": 0, **change})
     run = fit(data, config, tmp_path / "run", watch=lambda event: losses.append(event.loss))
     assert run.last_miou > run.start_miou - 0.02
     assert run.miou >= run.start_miou
@@ -122,8 +130,8 @@ def test_the_default_run_does_not_end_below_its_start(
 
 
 def test_the_mixture_with_the_start_has_statistics_of_its_own(data: Path, start: Path, tmp_path: Path) -> None:
-    config = TrainConfig(start=str(start), epochs=1).updated(
-        {"average.start_weight": 0.5, "optim.freeze_norm": False, "data.workers": 0}
+    config = TINY.updated(
+        {"start": str(start), "epochs": 1, "average.start_weight": 0.5, "optim.freeze_norm": False, "data.workers": 0}
     )
     run = fit(data, config, tmp_path / "run")
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
@@ -134,7 +142,7 @@ def test_the_mixture_with_the_start_has_statistics_of_its_own(data: Path, start:
 
 def test_what_was_chosen_is_written_down_and_what_was_given_is_kept(data: Path, start: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    config = TrainConfig(start=str(start), epochs=1).updated({"data.crop": (32, 64), "data.workers": 0})
+    config = TINY.updated({"start": str(start), "epochs": 1, "data.crop": (32, 64), "data.workers": 0})
     fit(data, config, tmp_path / "run", tell=told.append)
     content = json.loads((tmp_path / "run/config.json").read_text())
     assert content["chosen"] == [
@@ -159,7 +167,7 @@ def test_the_size_that_the_start_works_at_is_the_runs(data: Path, start: Path, t
     network, manifest = load_checkpoint(start)
     larger = replace(manifest, preprocess=replace(manifest.preprocess, short_side=96))
     save_checkpoint(network, larger, tmp_path / "start.safetensors")
-    config = TrainConfig(start=str(tmp_path / "start.safetensors"), epochs=1).updated({"data.workers": 0})
+    config = TINY.updated({"start": str(tmp_path / "start.safetensors"), "epochs": 1, "data.workers": 0})
     run = fit(data, config, tmp_path / "run")
     assert read_config(tmp_path / "run").data.size == 96
     assert load_checkpoint(run.last)[1].preprocess.short_side == 96
@@ -174,13 +182,13 @@ def test_one_image_fewer_than_a_batch_and_a_class_that_validation_lacks(tmp_path
     mask = tmp_path / "data/val/masks/0000000.png"
     with Image.open(mask) as image:
         Image.fromarray(np.asarray(image).clip(0, 1)).save(mask)
-    chosen = TrainConfig(start=str(start), epochs=2).updated({"data.workers": 0})
+    chosen = TINY.updated({"start": str(start), "epochs": 2, "data.workers": 0})
     for name, config in (("chosen", chosen), ("eight", chosen.updated({"batch_size": 8}))):
         run = fit(tmp_path / "data", config, tmp_path / name)
         assert np.isfinite([run.start_miou, run.miou, run.last_miou]).all()
     tiny = scenes(tmp_path / "tiny", 3, (24, 30))
     assert fit(
-        tiny, TrainConfig(start=str(start), epochs=1).updated({"data.workers": 0}), tmp_path / "run"
+        tiny, TINY.updated({"start": str(start), "epochs": 1, "data.workers": 0}), tmp_path / "run"
     ).last.exists()
 
 

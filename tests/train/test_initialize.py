@@ -21,22 +21,23 @@ from evitseg.preprocess import Preprocess
 from evitseg.train import TrainConfig
 from evitseg.train.distill import Teachers
 from evitseg.train.initialize import LAST_LAYER, check_classes_from, class_matrix, initialize, load_source
-from tests.train.scenes import SMALL
+
+B0 = TrainConfig()
 
 
 def test_a_start_gives_all_but_the_last_layer(b0_checkpoint: Path) -> None:
-    model = initialize(SMALL.updated({"start": str(b0_checkpoint)}), numbered(4)).network.state_dict()
+    model = initialize(B0.updated({"start": str(b0_checkpoint)}), numbered(4)).network.state_dict()
     given = load_checkpoint(b0_checkpoint)[0].state_dict()
     differ = [key for key in model if model[key].shape != given[key].shape or not torch.equal(model[key], given[key])]
     assert differ == ["head.outputs.classify.conv.weight", "head.outputs.classify.conv.bias"]
     with pytest.raises(WeightsError, match="its backbone is b0, the run's is b1; train with --variant b0"):
-        initialize(SMALL.updated({"variant": "b1", "start": str(b0_checkpoint)}), numbered(4))
+        initialize(B0.updated({"variant": "b1", "start": str(b0_checkpoint)}), numbered(4))
 
 
 def test_a_network_with_relu_starts_from_weights_for_hard_swish_but_not_the_reverse(
     b0_checkpoint: Path, tmp_path: Path
 ) -> None:
-    relu = initialize(SMALL.updated({"variant": "b0-relu", "start": str(b0_checkpoint)}), numbered(4)).network
+    relu = initialize(B0.updated({"variant": "b0-relu", "start": str(b0_checkpoint)}), numbered(4)).network
     assert relu.config.variant == "b0-relu"
     given = load_checkpoint(b0_checkpoint)[0].state_dict()
     assert all(torch.equal(t, given[key]) for key, t in relu.state_dict().items() if key not in LAST_LAYER)
@@ -44,12 +45,12 @@ def test_a_network_with_relu_starts_from_weights_for_hard_swish_but_not_the_reve
     save_checkpoint(relu, about, tmp_path / "relu.safetensors")
     assert load_checkpoint(tmp_path / "relu.safetensors")[1].model == relu.config
     with pytest.raises(WeightsError, match="its backbone is b0-relu, the run's is b0; train with --variant b0-relu"):
-        initialize(SMALL.updated({"start": str(tmp_path / "relu.safetensors")}), numbered(4))
+        initialize(B0.updated({"start": str(tmp_path / "relu.safetensors")}), numbered(4))
 
 
 def test_classes_of_the_start_give_their_rows(b0_checkpoint: Path) -> None:
     labels = load_labels("camvid")
-    config = SMALL.updated({"start": str(b0_checkpoint), "classes_from": {"bicyclist": ("rider", "bicycle")}})
+    config = B0.updated({"start": str(b0_checkpoint), "classes_from": {"bicyclist": ("rider", "bicycle")}})
     weight, bias = (initialize(config, labels).network.state_dict()[key] for key in LAST_LAYER)
     given = load_checkpoint(b0_checkpoint)[0].state_dict()
     theirs = load_labels("cityscapes").names
@@ -73,7 +74,7 @@ def test_classifiers_give_their_backbone(tmp_path: Path, name: str, naming: Nami
     classifier = EfficientViT(PUBLISHED[name].config)
     state = {naming.key(key, classifier.config): tensor for key, tensor in classifier.state_dict().items()}
     torch.save(state, tmp_path / "classifier.pt")
-    network = initialize(SMALL.updated({"start": str(tmp_path / "classifier.pt")}), numbered(4)).network
+    network = initialize(B0.updated({"start": str(tmp_path / "classifier.pt")}), numbered(4)).network
     assert network.config.backbone.attention_eps == classifier.config.backbone.attention_eps
     for key, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(network.backbone.state_dict()[key], tensor)

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,10 +30,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import evitseg
+from evitseg.architecture import model_config
 from evitseg.errors import DatasetError, TrainError
 from evitseg.evaluation.evaluate import Report
-from evitseg.labels import LabelClass, LabelSpace, numbered
-from evitseg.model.checkpoints import load_checkpoint
+from evitseg.labels import LabelClass, LabelSpace, load_labels, numbered
+from evitseg.manifest import Manifest, Training
+from evitseg.model.checkpoints import load_checkpoint, save_checkpoint
+from evitseg.model.network import EfficientViT
+from evitseg.preprocess import Preprocess
 from evitseg.train import Event, TrainConfig, fit, run_log
 from evitseg.train import trainer as module
 from evitseg.train.allocator import is_out_of_memory
@@ -42,7 +47,8 @@ from evitseg.train.losses import Objective
 from evitseg.train.run_log import Run, read_log
 from evitseg.train.settings import read_config
 from evitseg.train.validation import Validation
-from tests.train.scenes import SMALL, scene, scenes
+from tests.networks import lively
+from tests.train.scenes import SMALL, add_tiny_variant, scene, scenes
 
 Cli = Callable[..., Any]
 
@@ -95,14 +101,13 @@ def alone() -> None:
     torch.set_num_threads(1)
     pytest.MonkeyPatch().setattr(run_log, "draw_curves", lambda *arguments: None)
     pytest.MonkeyPatch().setattr(run_log, "draw_predictions", lambda *arguments: None)
+    add_tiny_variant(pytest.MonkeyPatch())
 
 
 def train_further(data: Path, out: Path) -> None:
     """The work of a process that may be killed."""
     alone()
-    config = TrainConfig(epochs=3, batch_size=4, save_interval=2).updated(
-        {"data.crop": (64, 64), "augment.scale": (0.8, 1.2), "data.workers": 1}
-    )
+    config = SMALL.updated({"epochs": 3, "save_interval": 2, "data.workers": 1})
     fit(data, config, out, resume=(out / "state.pt").exists())
 
 
@@ -162,15 +167,7 @@ def train_together(data: Path, out: Path, config: TrainConfig, rank: int, port: 
 @pytest.mark.parametrize("freeze_norm", [True, False])
 def test_two_processes_follow_the_losses_of_one(tmp_path: Path, freeze_norm: bool) -> None:
     data = scenes(tmp_path / "data", 15, (80, 96))
-    config = TrainConfig(epochs=4, batch_size=4).updated(
-        {
-            "data.crop": (64, 64),
-            "augment.scale": (0.8, 1.2),
-            "data.workers": 0,
-            "optim.freeze_norm": freeze_norm,
-            "optim.learning_rate": 1e-4,
-        }
-    )
+    config = SMALL.updated({"epochs": 4, "optim.freeze_norm": freeze_norm, "optim.learning_rate": 1e-4})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -349,16 +346,26 @@ def test_frozen_statistics_stay_as_they_were(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[key]) == ("running_" in key or "num_batches" in key), key
 
 
-def test_the_start_is_mixed_into_the_saved_weights(tmp_path: Path, b0_checkpoint: Path) -> None:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with the classes of Cityscapes."""
+    network = lively(EfficientViT(model_config("tiny", 19)))
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    about = Manifest("start", network.config, load_labels("cityscapes"), Preprocess(), Training("generated", "CC0"))
+    save_checkpoint(network, about, path)
+    return path
+
+
+def test_the_start_is_mixed_into_the_saved_weights(tmp_path: Path, start: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    config = SMALL.updated({"start": str(b0_checkpoint)})
+    config = SMALL.updated({"start": str(start)})
     plain = load_checkpoint(fit(data, config, tmp_path / "plain").last)[0].state_dict()
     run = fit(data, config.updated({"average.start_weight": 0.25}), tmp_path / "kept")
     kept = load_checkpoint(run.last)[0].state_dict()
-    start = initialize(config, numbered(4)).network.state_dict()
+    given = initialize(config, numbered(4)).network.state_dict()
     for key, value in kept.items():
         if value.is_floating_point() and "running_" not in key:  # the mixture has statistics of its own
-            torch.testing.assert_close(value, 0.75 * plain[key] + 0.25 * start[key])
+            torch.testing.assert_close(value, 0.75 * plain[key] + 0.25 * given[key])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -369,6 +376,7 @@ def test_every_setting_at_once_learns_and_goes_on_bit_for_bit(
     config = SMALL.updated(
         {
             "epochs": 4,
+            "variant": "b0",
             "start": str(b0_checkpoint),
             "distill.teachers": (str(b0_checkpoint),),
             "augment.rotate": 15,
@@ -429,13 +437,12 @@ def test_a_kill_while_the_last_epoch_is_measured_loses_nothing(tmp_path: Path, m
     assert "step 4 of 4" in load_checkpoint(run.last)[1].training.recipe
 
 
-def test_a_run_goes_on_with_its_classes_and_without_its_start(tmp_path: Path, b0_checkpoint: Path) -> None:
+def test_a_run_goes_on_with_its_classes_and_without_its_start(tmp_path: Path, start: Path) -> None:
     data = scenes(tmp_path / "data", 6, (64, 64))
-    start = tmp_path / "start.pt"
-    start.write_bytes(b0_checkpoint.read_bytes())
+    given = Path(shutil.copy(start, tmp_path))
     names = tuple(LabelClass(name, (at,), (at, 0, 0)) for at, name in enumerate(("sky", "ground", "box", "disc")))
     labels = LabelSpace("own", names)
-    config = SMALL.updated({"start": str(start), "average.start_weight": 0.1})
+    config = SMALL.updated({"start": str(given), "average.start_weight": 0.1})
     whole = load_checkpoint(fit(data, config, tmp_path / "whole", labels=labels).last)[0].state_dict()
 
     def stopping(event: Event) -> None:
@@ -444,7 +451,7 @@ def test_a_run_goes_on_with_its_classes_and_without_its_start(tmp_path: Path, b0
 
     with pytest.raises(KeyboardInterrupt):
         fit(data, config, tmp_path / "run", labels=labels, watch=stopping)
-    start.unlink()
+    given.unlink()
     network, manifest = load_checkpoint(fit(data, config, tmp_path / "run", resume=True).last)
     assert manifest.labels == labels
     for key, tensor in whole.items():

@@ -42,11 +42,19 @@ def plain_server(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network(browser: Browser, site: Path) -> None:
+def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    script = folder / "service-worker.js"
+    shorter = script.read_text().replace('";\nconst FILES = ', '",FILES=').replace("VERSION = ", "VERSION=", 1)
+    script.write_text(shorter)  # as some hosts do
+    assert 'const VERSION="' in shorter
     page = browser.new_page()
     loads: list[str] = []
     page.on("domcontentloaded", lambda opened: loads.append(opened.url))
-    with plain_server(site) as address:
+    with plain_server(folder) as address:
         page.goto(address)
         until(page, lambda: len(loads) == 2)
         until(page, lambda: has_mask(page, "example.jpg"))

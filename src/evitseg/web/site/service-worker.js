@@ -38,7 +38,7 @@ async function compareWithServer() {
   } catch {
     return; // no network
   }
-  const [, version] = script.match(/^const VERSION = "(\w+)";$/m) ?? [];
+  const [, version] = script.match(/\bVERSION *= *["'](\w+)["']/) ?? []; // also if the host has shortened the script
   if (version === VERSION) return;
   await caches.delete(NAME + VERSION);
   if (version !== undefined) return;

@@ -12,6 +12,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from PIL import Image
+
 from evitseg.runtime.evit_file import read_evit
 from evitseg.web.page_files import MODEL, set_page_manifest
 from tests.browsing import until
@@ -42,11 +45,18 @@ def plain_server(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.fixture
+def folder(site: Path, street: Path, tmp_path: Path) -> Path:
+    """A copy of the page, with a first image that is segmented in no time."""
+    shutil.copytree(site, tmp_path / "site")
+    with Image.open(street) as image:
+        image.resize((64, 36)).save(tmp_path / "site" / "example.jpg")
+    return tmp_path / "site"
+
+
 def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network(
-    browser: Browser, site: Path, tmp_path: Path
+    browser: Browser, folder: Path
 ) -> None:
-    folder = tmp_path / "site"
-    shutil.copytree(site, folder)
     script = folder / "service-worker.js"
     shorter = script.read_text().replace('";\nconst FILES = ', '",FILES=').replace("VERSION = ", "VERSION=", 1)
     script.write_text(shorter)  # as some hosts do
@@ -69,10 +79,8 @@ def test_the_first_visit_reloads_once_for_threads_and_later_ones_need_no_network
 
 
 def test_a_new_export_to_the_same_folder_and_another_page_at_the_address_are_seen_at_once(
-    browser: Browser, site: Path, tmp_path: Path
+    browser: Browser, folder: Path
 ) -> None:
-    folder = tmp_path / "site"
-    shutil.copytree(site, folder)
     page = browser.new_page()
     with plain_server(folder) as address:
         page.goto(address)
@@ -82,8 +90,6 @@ def test_a_new_export_to_the_same_folder_and_another_page_at_the_address_are_see
         page.goto(address)
         until(page, lambda: page.inner_text("#isolated") == "yes (threads)")
         assert page.inner_text("h1") == "another"
-        until(page, lambda: page.evaluate("caches.keys().then((names) => names.length)") == 1)
-        until(page, lambda: page.evaluate("caches.match('model.evit').then(Boolean)"))
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "index.html").write_text("<!doctype html><h1>another program</h1>")
@@ -94,11 +100,7 @@ def test_a_new_export_to_the_same_folder_and_another_page_at_the_address_are_see
     page.close()
 
 
-def test_without_a_service_worker_the_page_works_with_one_thread_and_says_so(
-    browser: Browser, site: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "site"
-    shutil.copytree(site, folder)
+def test_without_a_service_worker_the_page_works_with_one_thread_and_says_so(browser: Browser, folder: Path) -> None:
     (folder / "service-worker.js").unlink()
     page = browser.new_page()
     with plain_server(folder) as address:
@@ -109,11 +111,7 @@ def test_without_a_service_worker_the_page_works_with_one_thread_and_says_so(
     page.close()
 
 
-def test_a_service_worker_that_cannot_keep_all_files_does_not_stop_the_page(
-    browser: Browser, site: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "site"
-    shutil.copytree(site, folder)
+def test_a_service_worker_that_cannot_keep_all_files_does_not_stop_the_page(browser: Browser, folder: Path) -> None:
     (folder / "icon.svg").unlink()
     page = browser.new_page()
     with plain_server(folder) as address:

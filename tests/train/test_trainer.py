@@ -89,9 +89,9 @@ def test_eight_images_are_learnt(tmp_path: Path, drawn: None) -> None:
 
 
 def processes() -> ForkServerContext:
-    """Starts processes that can be killed, or join a group; PyTorch is imported once for all of them."""
+    """Starts processes that can be killed, or join a group; they import PyTorch and this module once, together."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evitseg.train.run"])
+    context.set_forkserver_preload(["evitseg.train.run", __name__])
     return context
 
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "ai_edge_litert": "litert",
     "ai_edge_quantizer": "litert-export",
     "av": "video",
+    "axe_playwright_python": "dev",
     "coremltools": "coreml",
     "cryptography": "web",
     "executorch": "executorch",

@@ -1,13 +1,9 @@
-"""The page for people who do not see it, or see it differently, as axe-core judges it.
-
-axe-core is an npm package: scripts/fetch_axe.sh fetches it, and the variable EVITSEG_AXE says where it is.
-"""
+"""The page for people who do not see it, or see it differently, as axe-core judges it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -17,7 +13,7 @@ from tests.browsing import until
 from tests.optional import needs
 from tests.web.pages import has_mask, shown
 
-needs("playwright")
+needs("playwright", "axe_playwright_python")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -25,10 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    path = Path(os.environ.get("EVITSEG_AXE", ""))
-    if not path.is_file():
-        pytest.skip("needs axe-core, which scripts/fetch_axe.sh fetches, and EVITSEG_AXE to say where it is")
-    return path.read_text(encoding="utf-8")
+    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 def violations(page: Page, axe: str) -> Any:

@@ -5,6 +5,7 @@
     python benchmarks/large_images.py medium              # 4096×4096 with features in memory, beside the same whole
     python benchmarks/large_images.py files               # 16384×16384 from TIFF files to TIFF masks
     python benchmarks/large_images.py windows             # sliding windows, beside 2048×2048 in memory
+    python benchmarks/large_images.py pieces              # a new file of 3 GiB, written in pieces of several sizes
 
 The networks of `identical` have random weights, with which every layer has something to say; the image is the bundled
 photograph, enlarged. `huge` runs the bundled model on an image that is made window by window from the photograph, and
@@ -317,9 +318,30 @@ def files(precision: str, side: int, memory: int) -> dict[str, Any]:
     return found
 
 
+def pieces() -> list[dict[str, Any]]:
+    """Nanoseconds per byte of a file that is written in pieces: for the first time, and again."""
+    length, rows = 3 * 2**30, list[dict[str, Any]]()
+    content = np.ones(2**20, np.uint8).data
+    for kib in (16, 512, 64, 16, 512, 64, 16, 512):
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, length)
+            row: dict[str, Any] = {"kib": kib}
+            for turn in ("first", "again"):
+                start = time.perf_counter()
+                for offset in range(0, length, kib * 1024):
+                    os.pwrite(file.fileno(), content[: kib * 1024], offset)
+                row[turn] = (time.perf_counter() - start) / length * 1e9
+        print(row, flush=True)
+        rows.append(row)
+        time.sleep(10)  # until a virtual machine has given the memory back
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("identical", "huge", "medium", "files", "windows", "whole", "bands", "slid"))
+    parser.add_argument(
+        "what", choices=("identical", "huge", "medium", "files", "windows", "pieces", "whole", "bands", "slid")
+    )
     parser.add_argument("--side", type=int, help="of the image; 32768 for huge, 16384 for files")
     parser.add_argument("--source", default="made", help="of bands: made, memory, or a TIFF file")
     parser.add_argument("--window", type=int, default=1024, help="of windows")
@@ -343,6 +365,8 @@ def main() -> None:
     content: dict[str, Any] = {"processor": processor_name(), "command": sys.argv[1:]}
     if options.what == "identical":
         content["rows"] = identical(options.models)
+    elif options.what == "pieces":
+        content["rows"] = pieces()
     elif options.what == "huge":
         of = "bands", "--side", options.side or 32_768, "--memory", memory
         for source in ("made", "memory"):

@@ -206,10 +206,10 @@ def busy_workers(task: str) -> list[psutil.Process]:
     return found
 
 
-def kill_one(task: str, killed: list[int]) -> None:
-    """Kill a worker that is at a task as soon as there is one, and note it; give up after a minute."""
+def kill_one(task: str, killed: list[int], done: threading.Event | None = None) -> None:
+    """Kill a worker that is at a task as soon as there is one, and note it; give up if done, or after a minute."""
     until = time.monotonic() + 60
-    while time.monotonic() < until:
+    while time.monotonic() < until and not (done and done.is_set()):
         for worker in busy_workers(task)[:1]:
             worker.send_signal(signal.SIGKILL)
             worker.wait(10)
@@ -222,13 +222,15 @@ class Killer:
 
     def __init__(self, *segments: int) -> None:
         self.segments, self.killed = segments, list[int]()
-        self.thread = threading.Thread()
+        self.thread, self.done = threading.Thread(), threading.Event()
 
     def __call__(self, progress: BandProgress) -> None:
         if progress.segment in self.segments and progress.window == 2:
-            self.thread = threading.Thread(target=kill_one, args=("ray::_run_window", self.killed))
+            self.done.clear()
+            self.thread = threading.Thread(target=kill_one, args=("ray::_run_window", self.killed, self.done))
             self.thread.start()
         elif progress.window == progress.windows and self.thread.ident is not None:
+            self.done.set()
             self.thread.join()
 
 

@@ -27,7 +27,7 @@ _PAGE = 4096
 _PIECE = 16 * 1024
 """Bytes that are written at once. The system takes memory for its cache in blocks of about this size. Larger blocks are
 often those that a virtual machine gave back to its host, and their first use costs several times as much as the copy:
-2.2 to 3.0 ns per byte in pieces of 512 KiB, 0.3 to 0.7 in pieces of 16 KiB."""
+see `python benchmarks/large_images.py pieces`."""
 _MAX_STATE_BYTES = 64 * 1024**2
 
 

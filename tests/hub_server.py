@@ -7,12 +7,15 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 TOKEN = "hf_" + "t" * 34
@@ -248,9 +251,14 @@ def _full(kind: str, name: str) -> str:
 
 @contextmanager
 def running_hub() -> Iterator[HubServer]:
-    """A hub that runs while the block does."""
+    """A hub that runs while the block does. Nobody waits before asking again, which took up to 12 s per failure."""
+    from huggingface_hub.utils import _http
+
     hub = HubServer()
+    impatient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
     try:
-        yield hub
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_http, "time", impatient)
+            yield hub
     finally:
         hub.close()

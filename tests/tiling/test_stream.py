@@ -31,6 +31,8 @@ from evitseg.manifest import Manifest, Training
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
 from evitseg.raster.window import ArraySink, ArraySource, Sink, Source
+from evitseg.runtime.core import CORE_PRECISIONS, CorePrecision, instruction_sets
+from evitseg.runtime.evit_file import write_evit
 from evitseg.runtime.segmenter import Segmenter
 from evitseg.runtime.upsample import Side, argmax_upsampled
 from evitseg.tiling.context import Context
@@ -44,6 +46,8 @@ from evitseg.tiling.stream import LargeImageResult, segment_large
 from evitseg.tiling.verify import banded_logits, verify_bands
 from evitseg.tiling.windows import Resampled, Window, tiles_of
 from tests.networks import lively
+from tests.programs import image as drawn
+from tests.runtime import programs
 
 BUNDLED = bundled_models()["b0-camvid"]
 IGNORE = 255
@@ -181,6 +185,22 @@ class Reads(ArraySource):
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         self.count += 1
         return super().read(top, left, height, width)
+
+
+@pytest.mark.parametrize("precision", [each for each in CORE_PRECISIONS if instruction_sets(each)])
+@pytest.mark.parametrize("name", programs.CONFIGS)
+def test_bands_and_known_sums_give_the_wholes_bits_also_where_heads_share_blocks(
+    name: str, precision: CorePrecision, tmp_path: Path
+) -> None:
+    """Bands compute no queries with the sums, and runs with known sums no keys and values."""
+    path, pixels, config = tmp_path / "model.evit", drawn(256, 320), programs.CONFIGS[name]
+    write_evit(path, programs.manifest(config), programs.program(config))
+    network = Network(path, precision)
+    whole = network.core.core(pixels)
+    assert banded_logits(ArraySource(pixels), network, 128, tmp_path).tobytes() == whole.tobytes()
+    context = segment_large(network, pixels, ArraySink(pixels.shape[:2]), band=128).context
+    assert context is not None
+    assert network.core.logits(pixels, np.concatenate(context.sums)).tobytes() == whole.tobytes()
 
 
 def test_a_region_from_its_context_is_that_part_of_the_mask(

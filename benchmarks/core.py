@@ -1,6 +1,7 @@
 """Compare the core with plain conversions in OpenVINO: the network alone, same machine, image and threads, in rounds.
 
     python benchmarks/core.py                  # every row; about 15 minutes on 2 cores
+    python benchmarks/core.py --save-as core_zen4   # the same on a second processor
     python benchmarks/core.py b0 --size 512x512
     python benchmarks/core.py --runtimes       # against ONNX Runtime and LiteRT: B0, 1024x2048, float32
     python benchmarks/core.py --profile        # the time of the core's operations: B0, 1024x2048
@@ -8,8 +9,7 @@
 Contestants are the core and plain conversions of the network for one size (torch.onnx.export and
 openvino.convert_model), of which the faster counts; both in float32 and in half precision, which is the engine's own
 choice of float16 or bfloat16 in the core, and bfloat16 in OpenVINO. Speed does not depend on the weights,
-which are random. Writes results/core.json, core_runtimes.json or
-core_profile.json.
+which are random. Writes results/core.json, core_runtimes.json or core_profile.json.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ def main() -> None:
     parser.add_argument("--runtimes", action="store_true", help="against ONNX Runtime and LiteRT instead of OpenVINO")
     parser.add_argument("--profile", action="store_true", help="profile the core")
     parser.add_argument("--files", type=Path, help="with --runtimes: folder for converted files, which are used again")
+    parser.add_argument(
+        "--save-as", default="core", help="name of the results of a complete run, for another processor"
+    )
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -83,7 +86,7 @@ def main() -> None:
                 rows[f"{variant} {size[0]}x{size[1]}"] = row(variant, size, rounds, arguments.threads)
     if arguments.variants or arguments.size:
         return  # a part of the rows replaces no complete run
-    save("core", settings, rows)
+    save(arguments.save_as, settings, rows)
 
 
 def save(name: str, settings: dict[str, Any], results: dict[str, Any]) -> None:
@@ -189,7 +192,8 @@ def row(variant: str, size: tuple[int, int], rounds: int, threads: int) -> dict[
         network, files = published(checkpoint), {CORE: checkpoint}
         for number, way in enumerate((PLAIN, PLAIN_OPENVINO)):
             files[way] = converted(network, way, size, Path(folder, f"plain-{number}"))
-        precisions = ["float32", "half"] if instruction_sets("float16") else ["float32"]
+        half = instruction_sets("float16") or instruction_sets("bfloat16")
+        precisions = ["float32", "half"] if half else ["float32"]
         commands = {
             f"{name}, {precision}": command(threads, name, path, precision, size)
             for precision in precisions

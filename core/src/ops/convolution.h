@@ -19,7 +19,7 @@ EVS_INLINE void dense(const Dense &d, const Line *lines, int count, int pixels) 
 // Where the weights of a block of outputs begin.
 EVS_INLINE const W *weights_from(const W *weights, int block, int inputs) {
 #if EVS_IS_BFLOAT16
-    return reinterpret_cast<const W *>(reinterpret_cast<const E *>(weights) + 2 * block * dots_of(inputs, 1));
+    return reinterpret_cast<const W *>(reinterpret_cast<const E *>(weights) + block * (kBlock / kPacked) * dots_of(inputs, 1));
 #else
     return weights + ptrdiff_t(block) * inputs * kBlock;
 #endif

@@ -1,8 +1,8 @@
 // Dense convolutions of one output row: sums over taps (1 for 1x1, 9 for 3x3) and input channels.
 //
 // A tile of kPixels pixels by kBlocks blocks of output channels stays in registers; each step broadcasts one input
-// number per pixel and multiplies it by the weights of the tile's channels.
-// Weights: [output block][tap][input channel][kBlock].
+// number per pixel and multiplies it by the weights of the tile's channels; with AVX512-BF16, two numbers side by side.
+// Weights: [output block][tap][input channel][kBlock], or of pairs of channels, [output block][tap][input channel / 2][kBlock][2].
 #pragma once
 #include "vector.h"
 
@@ -12,7 +12,7 @@ constexpr int kMaxTaps = 9;
 
 // What the rows of one convolution have in common.
 struct Dense {
-    const W *weights, *bias;  // for dots.h: see there
+    const W *weights, *bias;  // weights of pairs, or for dots.h, are E
     int inputs;       // channels
     int outputs;      // blocks
     int taps;
@@ -33,8 +33,36 @@ struct Line {
     const E *from[kMaxTaps];  // first pixel of the row each tap reads; Pixel, not E, where the input is the image
     Row out;
     Row residual;  // p is null where there is none
-    float *sums = nullptr;  // between the steps in bfloat16, see dots.h; in other precisions they lie in `out`
+    float *sums = nullptr;  // between the steps in bfloat16, like `out`; in other precisions they lie there
 };
+
+// What a tile multiplies: one channel's number by the weights of its channels, of whatever type the numbers are.
+template <typename X>
+struct Product {
+    typedef X Number;
+    typedef W Weight;
+    static constexpr int kChannels = 1;
+    EVS_INLINE V input(const X *x) { return all(*x); }
+    EVS_INLINE V weights(const W *w) { return load(w); }
+    EVS_INLINE V add(V sum, V in, V k) { return sum + in * k; }
+};
+
+#if EVS_IS_BFLOAT16 && !EVS_AMX
+// Two neighbouring channels, whose products the processor adds at once.
+struct Pair;
+template <>
+struct Product<Pair> {
+    typedef E Number, Weight;
+    static constexpr int kChannels = 2;
+    EVS_INLINE V input(const E *x) {
+        int two;
+        memcpy(&two, x, sizeof two);
+        return (V)_mm512_set1_epi32(two);
+    }
+    EVS_INLINE V weights(const E *w) { return (V)_mm512_load_si512(w); }
+    EVS_INLINE V add(V sum, V in, V k) { return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)in, (__m512bh)k); }
+};
+#endif
 
 static __attribute__((noinline)) void gelu_all(V *v, int count) {
     for (int i = 0; i < count; i++) v[i] = gelu(v[i]);
@@ -44,14 +72,23 @@ static __attribute__((noinline)) void gelu_all(V *v, int count) {
 // While the first tiles are computed, the weights of the next blocks, `ahead` of them, come to the second-level cache.
 template <int kPixels, int kBlocks, typename X, int kStep>
 static __attribute__((noinline)) void dense_tiles(const Dense &d, const Line &line, int pixel, int tiles, int block, int ahead) {
-    constexpr int kVectors = kBlocks * kPerBlock;
-    const ptrdiff_t step = kStep > 0 ? kStep : d.step, per_block = ptrdiff_t(d.taps) * d.channels() * kBlock;
+    using P = Product<X>;
+    constexpr int kVectors = kBlocks * kPerBlock, kWeights = kLanes * P::kChannels;
+    const ptrdiff_t step = kStep > 0 ? kStep : d.step, per_block = ptrdiff_t(d.taps) * padded(d.channels(), P::kChannels) * kBlock;
     for (int tile = 0; tile < tiles; tile++, pixel += kPixels) {
         V sum[kPixels][kVectors];
-        const W *w = d.weights + block * per_block + ptrdiff_t(d.first) * kBlock;
+        auto w = reinterpret_cast<const typename P::Weight *>(d.weights) + block * per_block + ptrdiff_t(d.first) * kBlock;
         const ptrdiff_t next = (tile < ahead ? kBlocks + tile : 0) * per_block;
         auto place = [&](Row row, int q, int j) __attribute__((always_inline)) {
             return row.p + (block + j / kPerBlock) * row.block + ptrdiff_t(pixel) * kBlock + (q * kBlock + (j % kPerBlock) * kLanes);
+        };
+        // Where sums lie between the steps.
+        auto between = [&](int q, int j) __attribute__((always_inline)) {
+#if EVS_IS_BFLOAT16
+            return line.sums + (place(line.out, q, j) - line.out.p);
+#else
+            return place(line.out, q, j);
+#endif
         };
         EVS_UNROLL
         for (int j = 0; j < kVectors; j++) {
@@ -61,43 +98,50 @@ static __attribute__((noinline)) void dense_tiles(const Dense &d, const Line &li
         }
         if (!d.begins()) {
             EVS_UNROLL
-            for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = load(place(line.out, i / kVectors, i % kVectors));
+            for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = load(between(i / kVectors, i % kVectors));
         }
         for (int t = 0; t < d.taps; t++) {
-            const X *x = reinterpret_cast<const X *>(line.from[t]) + pixel * step;
+            auto x = reinterpret_cast<const typename P::Number *>(line.from[t]) + pixel * step;
             int left = d.inputs;
             auto channel = [&](int c) __attribute__((always_inline)) {
                 V k[kVectors];
                 EVS_UNROLL
-                for (int j = 0; j < kVectors; j++) k[j] = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+                for (int j = 0; j < kVectors; j++) k[j] = P::weights(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kWeights);
                 __builtin_prefetch(w + next, 0, 2);
                 EVS_UNROLL
                 for (int q = 0; q < kPixels; q++) {
-                    const V in = all(x[q * step + c]);
+                    const V in = P::input(x + q * step + c);
                     EVS_UNROLL
-                    for (int j = 0; j < kVectors; j++) sum[q][j] = sum[q][j] + in * k[j];
+                    for (int j = 0; j < kVectors; j++) sum[q][j] = P::add(sum[q][j], in, k[j]);
                 }
-                w += kBlock;
+                w += kBlock * P::kChannels;
             };
-            if (kStep == 0 && d.planar) {
+            if (kStep == 0 && P::kChannels == 1 && d.planar) {
                 for (; left > 0; left--, x += d.block) {
                     EVS_UNROLL
                     for (int j = 0; j < kVectors; j++) {
-                        const V k = load(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
+                        const V k = P::weights(w + (j / kPerBlock) * per_block + (j % kPerBlock) * kLanes);
                         EVS_UNROLL
-                        for (int q = 0; q < kPixels; q++) sum[q][j] = sum[q][j] + all(x[q]) * k;
+                        for (int q = 0; q < kPixels; q++) sum[q][j] = P::add(sum[q][j], P::input(x + q), k);
                     }
                     w += kBlock;
                 }
             }
             for (; left >= kBlock; left -= kBlock, x += d.block) {
-                for (int c = 0; c < kBlock; c += 4) {
+                for (int c = 0; c < kBlock; c += 4 * P::kChannels) {
                     EVS_UNROLL
-                    for (int i = 0; i < 4; i++) channel(c + i);
+                    for (int i = 0; i < 4; i++) channel(c + i * P::kChannels);
                 }
             }
-            for (int c = 0; c < left; c++) channel(c);
+            for (int c = 0; c < left; c += P::kChannels) channel(c);
         }
+#if EVS_IS_BFLOAT16
+        if (!d.ends()) {
+            EVS_UNROLL
+            for (int i = 0; i < kPixels * kVectors; i++) *reinterpret_cast<V *>(between(i / kVectors, i % kVectors)) = sum[i / kVectors][i % kVectors];
+            continue;
+        }
+#endif
         if (d.act == Act::hardswish) {
             EVS_UNROLL
             for (int i = 0; i < kPixels * kVectors; i++) sum[i / kVectors][i % kVectors] = hardswish(sum[i / kVectors][i % kVectors]);
@@ -123,7 +167,7 @@ static __attribute__((noinline)) void dense_tiles(const Dense &d, const Line &li
 }
 
 // The tiles that fill the vector registers: 32 of 64 bytes, 16 of 32 bytes, or 32 or 16 of 16 bytes.
-#if EVS_IS_BFLOAT16
+#if EVS_AMX  // dots.h computes the others; here a block has two vectors
 constexpr int kTileBlocks = 1;
 constexpr int kTilePixels[kTileBlocks + 1] = {0, 12};
 #elif EVS_BYTES == 64
@@ -169,7 +213,7 @@ static void dense_blocks(const Dense &d, const Line *lines, int count, int pixel
 template <typename X, int kStep>
 static void dense_all(const Dense &d, const Line *lines, int count, int pixels) {
     int block = 0;
-#if EVS_BYTES == 64 && !EVS_IS_BFLOAT16
+#if EVS_BYTES == 64 && !EVS_AMX
     // Mostly 8 pixels by 3 blocks: they read fewer weights per product than 6 by 4, which come from the second-level cache.
     for (; d.outputs - block >= 3 && d.outputs - block != 4; block += 3) dense_blocks<3, X, kStep>(d, lines, count, pixels, block);
     for (; d.outputs - block >= 4; block += 4) dense_blocks<4, X, kStep>(d, lines, count, pixels, block);

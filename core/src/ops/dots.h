@@ -1,8 +1,8 @@
 // Dense convolutions in bfloat16: products of pairs of input channels, added in float32.
 //
 // The processor multiplies and adds pairs at once: AMX for 16 pixels by 16 output channels by 32 input channels,
-// AVX512-BF16 for 16 output channels of one pixel. Both read the same weights: [16 outputs][tap][input channel / 2][16][2],
-// the input channels padded with zeros to a multiple of 32.
+// AVX512-BF16 for 16 output channels of one pixel (in dense.h). Both read weights in pairs: [16 outputs][tap][input channel / 2][16][2],
+// the input channels padded with zeros to a multiple of kDotInputs.
 #pragma once
 #include "dense.h"
 #include "vector.h"
@@ -10,10 +10,15 @@
 namespace evs::EVS_ISA {
 
 #if EVS_IS_BFLOAT16
+constexpr int kDotInputs = EVS_AMX ? kBlock : 2;
 
 // Numbers of the weights of 16 output channels.
-inline ptrdiff_t dots_of(int inputs, int taps) { return ptrdiff_t(taps) * padded(inputs, kBlock) * kPacked; }
+inline ptrdiff_t dots_of(int inputs, int taps) { return ptrdiff_t(taps) * padded(inputs, kDotInputs) * kPacked; }
 
+// Whether the weights of a convolution lie in pairs: all but those that read the image or planar rows.
+EVS_INLINE bool takes_dots(const Dense &d) { return !d.planar && d.step % kBlock == 0; }
+
+#if EVS_AMX
 // Pixels that tile registers compute at once; fewer are computed with what follows them, see kOverread.
 constexpr int kDotPixels = 32;
 
@@ -49,7 +54,6 @@ static __attribute__((noinline)) void finish(const Dense &d, const Line &line, c
     }
 }
 
-#if EVS_AMX
 constexpr int kTile = 16;        // pixels of a tile register
 static_assert(kTile * 2 * kBlock * sizeof(E) <= kOverread);
 
@@ -115,56 +119,17 @@ static void dots(const Dense &d, const Line *lines, int count, int pixels) {
             for (int q = 0; q < pixels; q += kDotPixels) dots_tile(d, lines[i], q, pixels, b);
 }
 #else
-EVS_INLINE void begin_dots() {}
-EVS_INLINE void end_dots() {}
-
-template <int kPixels>
-static __attribute__((noinline)) void dots_tile(const Dense &d, const Line &line, int pixel, int all, int block) {
-    V sum[kPixels][2] = {};
-    alignas(64) float own[kPixels * kBlock];
-    float *sums = line.sums == nullptr ? own : line.sums + (ptrdiff_t(block) * padded(all, kDotPixels) + pixel) * kBlock;
-    if (!d.begins()) {
-        EVS_UNROLL
-        for (int i = 0; i < kPixels * 2; i++) sum[i / 2][i % 2] = load(sums + i * 16);
-    }
-    const ptrdiff_t per_half = dots_of(d.channels(), d.taps);
-    const E *w = reinterpret_cast<const E *>(d.weights) + 2 * block * per_half + ptrdiff_t(d.first) * kPacked;
-    for (int t = 0; t < d.taps; t++)
-        for (int c = 0; c < padded(d.inputs, kBlock); c += 2, w += 2 * kPacked) {
-            const __m512bh k0 = (__m512bh)_mm512_loadu_si512(w), k1 = (__m512bh)_mm512_loadu_si512(w + per_half);
-            const E *x = line.from[t] + ptrdiff_t(pixel) * d.step + (c / kBlock) * d.block + c % kBlock;
-            EVS_UNROLL
-            for (int q = 0; q < kPixels; q++) {
-                int two;
-                memcpy(&two, x + q * ptrdiff_t(d.step), sizeof two);
-                const __m512bh in = (__m512bh)_mm512_set1_epi32(two);
-                sum[q][0] = (V)_mm512_dpbf16_ps((__m512)sum[q][0], in, k0);
-                sum[q][1] = (V)_mm512_dpbf16_ps((__m512)sum[q][1], in, k1);
-            }
-        }
-    EVS_UNROLL
-    for (int q = 0; q < kPixels; q++) {
-        *reinterpret_cast<V *>(sums + q * kBlock) = sum[q][0];
-        *reinterpret_cast<V *>(sums + q * kBlock + 16) = sum[q][1];
-    }
-    if (d.ends()) finish(d, line, sums, pixel, kPixels, block);
-}
+// Numbers of Line::sums.
+inline ptrdiff_t sums_of_dots(int pixels, int blocks) { return ptrdiff_t(blocks) * pixels * kBlock; }
 
 static void dots(const Dense &d, const Line *lines, int count, int pixels) {
-    for (int b = 0; b < d.outputs; b++)
-        for (int i = 0; i < count; i++) {
-            int q = 0;
-            for (; q + 12 <= pixels; q += 12) dots_tile<12>(d, lines[i], q, pixels, b);
-            for (; q + 4 <= pixels; q += 4) dots_tile<4>(d, lines[i], q, pixels, b);
-            for (; q < pixels; q++) dots_tile<1>(d, lines[i], q, pixels, b);
-        }
+    if (d.step == kBlock) return dense_all<Pair, kBlock>(d, lines, count, pixels);
+    dense_all<Pair, 0>(d, lines, count, pixels);
 }
 #endif
+#endif
 
-// Whether the weights of a convolution lie in pairs: all but those that read the image or planar rows.
-EVS_INLINE bool takes_dots(const Dense &d) { return !d.planar && d.step % kBlock == 0; }
-
-#else
+#if !EVS_AMX
 EVS_INLINE void begin_dots() {}
 EVS_INLINE void end_dots() {}
 #endif

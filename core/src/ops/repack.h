@@ -14,10 +14,11 @@ struct Packer {
     const float *from;
     E *to;
     int64_t used = 0;
+    static constexpr int64_t kAligned = 64 / sizeof(E);
 
     int64_t take(int64_t count) {
         const int64_t at = used;
-        used += (count + kBlock - 1) / kBlock * kBlock;
+        used += (count + kAligned - 1) / kAligned * kAligned;
         return at;
     }
     // Rows of kPacked output channels to rows of kBlock: `blocks` sets of `rows`.
@@ -37,13 +38,13 @@ struct Packer {
 #if EVS_IS_BFLOAT16
     // The same for `dots`: [16 outputs][tap][input channel / 2][16][2].
     int64_t dots(int64_t offset, int inputs, int outputs, int taps) {
-        const int64_t per_half = dots_of(inputs, taps), at = take(2 * blocks_of(outputs) * per_half);
+        const int64_t per_half = dots_of(inputs, taps), at = take(blocks_of(outputs) * kBlock / kPacked * per_half);
         if (to == nullptr) return at;
-        memset(static_cast<void *>(to + at), 0, size_t(2 * blocks_of(outputs) * per_half) * sizeof(E));
+        memset(static_cast<void *>(to + at), 0, size_t(blocks_of(outputs) * kBlock / kPacked * per_half) * sizeof(E));
         for (int o = 0; o < padded(outputs, kPacked); o++)
             for (int t = 0; t < taps; t++)
                 for (int c = 0; c < inputs; c++)
-                    to[at + o / kPacked * per_half + (int64_t(t) * padded(inputs, kBlock) / 2 + c / 2) * 2 * kPacked + o % kPacked * 2 + c % 2] =
+                    to[at + o / kPacked * per_half + (int64_t(t) * padded(inputs, kDotInputs) / 2 + c / 2) * 2 * kPacked + o % kPacked * 2 + c % 2] =
                         E(from[offset + ((int64_t(o / kPacked) * taps + t) * inputs + c) * kPacked + o % kPacked]);
         return at;
     }

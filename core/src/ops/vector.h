@@ -22,6 +22,9 @@
 #include <arm_neon.h>
 #endif
 
+#ifndef EVS_AMX
+#define EVS_AMX 0
+#endif
 #ifndef EVS_WIDTH
 #error "EVS_WIDTH: numbers in a vector; see build.py"
 #endif
@@ -75,7 +78,8 @@ typedef float Pixel;
 typedef E W;
 typedef E Pixel;
 #endif
-constexpr int kBlock = EVS_IS_FLOAT32 ? 16 : 32;  // channels are stored in blocks of this many, padded with zeros
+// Channels are stored in blocks of this many, padded with zeros: a vector's lanes in float16, a row of a tile register in AMX.
+constexpr int kBlock = EVS_IS_FLOAT16 || EVS_AMX ? 32 : 16;
 constexpr int kLanes = EVS_WIDTH;
 constexpr int kPerBlock = kBlock / kLanes;  // vectors in a block of channels
 constexpr int kGroup = kLanes < 16 ? kLanes : 16;  // lanes of a vector that lies within 16 channels

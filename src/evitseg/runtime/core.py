@@ -79,6 +79,10 @@ def library(path: Path = LIBRARY) -> ctypes.CDLL:
     return core
 
 
+_WIDE_BLOCKS = "avx512fp16", "amxbf16", "neonfp16"
+"""Instruction sets with kBlock = 32 in core/src/ops/vector.h."""
+
+
 def instruction_sets(precision: CorePrecision = "float32", path: Path = LIBRARY) -> list[str]:
     """The instruction sets for a precision that are compiled in and that this processor supports, best first.
 
@@ -146,6 +150,11 @@ class Core:
         """Bytes that a run at this size needs in addition to the weights, the image and the logits."""
         with self.runner() as runner:
             return int(self.library.evs_runner_memory(runner, height, width))
+
+    @property
+    def block(self) -> int:
+        """Channels of stored features are padded to a multiple of this."""
+        return 32 if self.isa in _WIDE_BLOCKS else 16
 
     def profile(self, wanted: bool) -> None:
         """Start or stop measuring the time of every operation; call it while nothing runs."""

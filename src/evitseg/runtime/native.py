@@ -38,9 +38,9 @@ class NativeEngine:
     Args:
         program: made by `evitseg.runtime.program.compile_program`.
         precision: "float32"; "float16" on processors that compute in it, such as Intel's from Sapphire Rapids on and
-            Arm's from Cortex-A76 on; "bfloat16" on processors with AVX512-BF16 or AMX. "auto" is the fastest of them
-            for this network and processor; if the network's numbers overflow float16, the engine warns once and
-            continues in float32.
+            Arm's from Cortex-A76 on; "bfloat16" on processors with AVX512-BF16 or AMX, such as AMD's from Zen 4 on.
+            "auto" is the fastest of them for this network and processor; if the network's numbers overflow float16, the
+            engine warns once and continues in float32.
         threads: threads of all streams together, at least one per stream; None for one per physical core.
         streams: images that run at the same time; they divide the threads.
 
@@ -81,7 +81,7 @@ class NativeEngine:
         """The operations of its program, whose times `core.times` gives. Raises: WeightsError."""
         from evitseg.runtime.operations import describe
 
-        return describe(self.program, self.manifest.model, half=self.core.precision != "float32")
+        return describe(self.program, self.manifest.model, self.core.block)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         core = self.core
@@ -145,9 +145,16 @@ def _chosen_precision(precision: Precision, isa: str | None, config: ModelConfig
 
 
 def _fastest_precision(config: ModelConfig) -> CorePrecision:
-    """As benchmarks/core.py measured: AMX pays off from B1 on; AVX512-BF16 without AMX is slower than float32."""
+    """As benchmarks/core.py measured, on Sapphire Rapids (AVX512-FP16, AMX) and Zen 4 (AVX512-BF16).
+
+    AMX pays off from B1 on. AVX512-BF16 was slower than float32 on Sapphire Rapids, which has AVX512-FP16 for that, and
+    1.3 to 1.9 times as fast on Zen 4.
+    """
     if not has_half_precision(config):
         return "float32"
-    if config.backbone.stages[0].width >= _WIDTH_FOR_TILES and "amxbf16" in instruction_sets("bfloat16"):
+    bfloat16 = instruction_sets("bfloat16")
+    if "amxbf16" in bfloat16 and config.backbone.stages[0].width >= _WIDTH_FOR_TILES:
         return "bfloat16"
-    return "float16" if instruction_sets("float16") else "float32"
+    if instruction_sets("float16"):
+        return "float16"
+    return "bfloat16" if "avx512bf16" in bfloat16 else "float32"

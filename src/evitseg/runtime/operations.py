@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from evitseg.architecture import ModelConfig, PlacedConv, placed_convs
 from evitseg.errors import WeightsError
 from evitseg.runtime import program as kinds
-from evitseg.runtime.program import BLOCK, read_operations
+from evitseg.runtime.program import read_operations
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,16 @@ _KINDS = {
 }  # fmt: skip
 
 
-def describe(program: bytes, config: ModelConfig, half: bool) -> list[Operation]:
+def describe(program: bytes, config: ModelConfig, block: int) -> list[Operation]:
     """The operations of a network's program, in their order.
 
     The image and stored features go through memory; other features pass from one operation to the next in the cache.
 
     Args:
-        half: whether features are stored in half precision, where their channels are padded to twice as many.
+        block: stored features have their channels padded to a multiple of it.
 
     Raises: WeightsError if the program is not that of this network.
     """
-    together = 2 * BLOCK if half else BLOCK
     found: list[Operation] = []
     convs = list(placed_convs(config))
     taken, image_bytes, loaded = 0, 0.0, 0  # the last two: what the next operation reads
@@ -75,7 +74,7 @@ def describe(program: bytes, config: ModelConfig, half: bool) -> list[Operation]
         pixels = 1 / place.stride**2
 
         def stored(numbers: int, pixels: float = pixels) -> float:
-            return -(-numbers // together) * together * pixels
+            return -(-numbers // block) * block * pixels
 
         macs = sum(conv.conv.macs / conv.stride**2 for conv in own)
         read, written = stored(loaded), 0.0

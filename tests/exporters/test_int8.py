@@ -175,8 +175,11 @@ def test_every_format_stores_what_was_rounded(to: str, exported: Callable[[str],
     assert size_of(to, made.path) < 1_200_000
     verification = manifest.verification
     assert verification is not None
-    # The same numbers as the rounded network, but for float16 where the format computes so.
-    assert verification.largest_difference < (5e-2 if to == "coreml" else 1e-3)
+    # The same numbers as the rounded network, but for float16 where the format computes so, and a logit may jump.
+    if to == "coreml":
+        assert verification.equal_pixels > 0.99
+    else:
+        assert verification.largest_difference < 1e-3
     assert verification.measured_on == 4
     assert verification.checkpoint_miou is not None
     assert verification.exported_miou is not None

@@ -78,11 +78,12 @@ def tflite(integers: IntegerNetwork, tmp_path_factory: pytest.TempPathFactory) -
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts of the shipped photograph with masks of one class."""
     folder = tmp_path_factory.mktemp("data")
-    for split, image in zip(("train", "val"), example_images()[:2], strict=True):
+    for split, images in (("train", example_images()), ("val", example_images()[1:2])):
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
-        Image.fromarray(image).resize(SIZE[::-1]).save(folder / f"images/{split}/0.png")
-        Image.fromarray(np.full(SIZE, 3, np.uint8)).save(folder / f"masks/{split}/0.png")
+        for i, image in enumerate(images):
+            Image.fromarray(image).resize(SIZE[::-1]).save(folder / f"images/{split}/{i}.png")
+            Image.fromarray(np.full(SIZE, 3, np.uint8)).save(folder / f"masks/{split}/{i}.png")
     return folder
 
 
@@ -225,7 +226,7 @@ def test_an_export_with_integers_is_verified_and_scored(
         with pytest.raises(EngineError, match="use --engine onnxruntime"):
             open_engine(path)
     agreement = (engine(image[None]).argmax(1) == TorchEngine(model, manifest)(image[None]).argmax(1)).mean()
-    assert agreement > 0.8  # calibrated on one tiny image
+    assert agreement > 0.9
 
 
 def test_a_loss_that_is_too_large_names_layers(

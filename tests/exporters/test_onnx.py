@@ -22,7 +22,7 @@ from evitseg.errors import ConfigError, ExportError, WeightsError
 from evitseg.exporters import export as export_module
 from evitseg.exporters.export import export
 from evitseg.exporters.onnx import onnx_graph, write_onnx
-from evitseg.exporters.verify import TOLERANCE, example_images, verify
+from evitseg.exporters.verify import TOLERANCE, _rounded, example_images, verify
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
@@ -128,6 +128,36 @@ def test_verification_sees_a_broken_weight_in_the_file(model: EfficientViT, tmp_
     onnx.save(proto, path)
     with pytest.raises(ExportError, match="disagrees"):
         verify("a.onnx", open_engine(path), TorchEngine(model, manifest), manifest, example_images())
+
+
+def test_float16_may_differ_as_much_as_rounding_to_bfloat16_moves_this_network(
+    model: EfficientViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, images = manifest_of(model), example_images()[2:]
+    reference = TorchEngine(model, network)
+    batch = network.preprocess.apply(images[0])[None]
+    logits = reference(batch)
+    rounded = TorchEngine(_rounded(model), network)(batch)
+    moved = float(np.abs(rounded - logits).max() / np.abs(logits).max())
+    monkeypatch.setitem(TOLERANCE, "float16 arithmetic", (moved / 2, 0.99))
+
+    class Half:
+        """The reference, but for the logits of one place, which keep their order."""
+
+        manifest, info = network, replace(reference.info, precision="float16")
+
+        def __init__(self, error: float) -> None:
+            self.logits: NDArray[np.float32] = logits.copy()
+            self.logits[0, :, 3, 5] += error * np.abs(logits).max()
+
+        def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return self.logits
+
+    with pytest.raises(ExportError, match="disagrees"):
+        verify("a", Half(0.8 * moved), reference, network, images)
+    verify("a", Half(0.8 * moved), reference, network, images, model)
+    with pytest.raises(ExportError, match="disagrees"):
+        verify("a", Half(1.1 * moved), reference, network, images, model)
 
 
 def test_a_checkpoint_with_nan_is_refused(tmp_path: Path) -> None:

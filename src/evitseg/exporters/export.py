@@ -176,7 +176,7 @@ def export(
                 form.write_integers(integers, temporary)
             form.set_manifest(temporary, manifest)
             engine = (form.run if integers is None else form.run_integers)(temporary)
-            verification = verify(temporary.name, engine, expected, manifest, reals)
+            verification = verify(temporary.name, engine, expected, manifest, reals, model)
             if scored is not None:
                 verification = scored.added(verification, temporary.name, engine, max_drop, integers)
             check = self_check_of(engine, expected, model, manifest)

@@ -62,15 +62,15 @@ def end_to_end() -> str:
     return table(("", "median", "90th percentile", "peak memory", "times faster"), rows)
 
 
-def core() -> str:
+def core(name: str) -> str:
     rows = []
-    for name, row in result("core")["results"].items():
+    for network, row in result(name)["results"].items():
         for precision, words in (("float32", "float32"), ("half", "half precision")):
             if f"core, {precision}" in row:
                 ours, faster = row[f"core, {precision}"], row[f"times faster, {precision}"]
                 rate = row[f"GFLOP/s, {precision}"]
                 rows.append(
-                    (name.upper().replace("X", "×"), words, f"{ours['median_ms']:.1f} ms",
+                    (network.upper().replace("X", "×"), words, f"{ours['median_ms']:.1f} ms",
                      f"{ours['median_ms'] * faster:.1f} ms", f"{faster:.2f}", f"{rate:.0f}",
                      f"{ours['peak_mib']:.0f} MiB")
                 )  # fmt: skip
@@ -420,7 +420,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "web": web,
     "web-page": web_page,
     "end-to-end": end_to_end,
-    "core": core,
+    "core": lambda: core("core"),
+    "core-zen4": lambda: core("core_zen4"),
     "core-runtimes": core_runtimes,
     "core-profile": core_profile,
     "precision": precision,

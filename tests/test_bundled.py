@@ -60,8 +60,8 @@ def test_camvid_miou_of_the_written_masks_is_the_cards(shared: Callable[[str], P
     means = next(line for line in card.splitlines() if line.startswith("| **mean**"))
     promised = dict(zip(map(str.strip, header.split("|")), means.split("|"), strict=True))
     # The last digit is the measuring processor's own: another one's kernels sum in another order, and its name does
-    # not tell it from the next generation. The card has no float16 if no processor that measured it computes so; then it
-    # must lose no more than bfloat16.
+    # not tell it from the next generation. If no processor that measured the card computes in float16, it has no number
+    # for it; then it must lose no more than bfloat16.
     if precision[0] in promised:
         assert miou == pytest.approx(float(promised[precision[0]].strip(" *")), abs=0.03)
     else:

@@ -37,9 +37,9 @@ TRAINING = Training(
     data="CamVid train+val, 468 images (Brostow et al. 2009), from published weights trained on Cityscapes "
     "(Cordts et al. 2016) and ImageNet-1k",
     licence="Apache-2.0; CamVid and Cityscapes were published for research, and Cityscapes asks for non-commercial use",
-    recipe="a weighted mean of weights with folded batch norms: 0.4 of four runs on train and val, 0.2 of two runs on a "
-    "part of train, 0.1 of the model bundled before, 0.3 of the published weights; then a constant added to the logit of "
-    "each class, chosen on held-out images; docs/results/camvid.md",
+    recipe="a weighted mean of weights with folded batch norms: 0.4 of four runs on train and val, 0.2 of two runs on "
+    "a part of train, 0.1 of the model bundled before, 0.3 of the published weights; then a constant added to the "
+    "logit of each class, chosen on held-out images; docs/results/camvid.md",
 )
 PREPROCESS = Preprocess(short_side=720, max_enlarge=2.0)
 PROTOCOL = "11 classes, void not counted, one confusion matrix over the split, whole image, single scale, no flip"

@@ -59,7 +59,7 @@ def export_best(
     monkeypatch.setattr(best, "ROUNDS", 1)
     monkeypatch.setattr(best, "open_engine", only_openvino)
     monkeypatch.setattr(best, "export", exported_once)
-    return lambda *options: cli("export", "b0-camvid", "--to", "best", "--size", "64x96", *options)
+    return lambda *options: cli("export", "b0-camvid", "--to", "best", "--size", "256x384", *options)
 
 
 def test_to_best_writes_the_winner_and_reports_every_candidate(export_best: Export, tmp_path: Path) -> None:

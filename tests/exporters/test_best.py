@@ -23,7 +23,7 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
     needs_format("openvino", "ncnn")
     monkeypatch.setattr(best, "RUNS", {name: best.RUNS[name] for name in ("openvino", "ncnn")})
     told: list[str] = []
-    path, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(64, 96), tell=told.append)
+    path, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(256, 384), tell=told.append)
     assert {(one.to, one.weights) for one in tried} == {
         (to, weights) for to in ("openvino", "ncnn") for weights in ("float32", "float16")
     }
@@ -31,9 +31,9 @@ def test_the_fastest_is_kept_and_every_other_told(monkeypatch: pytest.MonkeyPatc
     fastest = min(one.median_ms for one in tried)
     assert kept.median_ms <= AS_FAST * fastest
     assert kept.size_bytes == min(one.size_bytes for one in tried if one.median_ms <= AS_FAST * fastest)
-    assert open_engine(path, kept.engine).manifest.preprocess.fixed == (64, 96)
+    assert open_engine(path, kept.engine).manifest.preprocess.fixed == (256, 384)
     assert {file.name.split(".")[0] for file in tmp_path.iterdir()} == {"m"}
-    assert told[-1] == "timing 4 candidates on images of 64x96"
+    assert told[-1] == "timing 4 candidates on images of 256x384"
 
 
 def test_formats_of_one_size_wait_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,6 +58,6 @@ def test_what_scores_too_low_is_out_of_the_running(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(best, "PRECISIONS", ("float32",))
     form = replace(FORMATS["openvino"], weights=("float32", "float16"))
     monkeypatch.setitem(FORMATS, "openvino", form)
-    _, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(64, 96), data=tmp_path)
+    _, kept, tried = export_best(*network_of("b0-camvid"), tmp_path / "m", size=(256, 384), data=tmp_path)
     assert [one.problem for one in tried] == ["loses 10.00 points of mIoU", ""]
     assert kept is tried[1]

@@ -45,7 +45,7 @@ from evitseg.runtime.litert_device import LiteRtDevice
 from tests.exporters.converters import needs_format
 from tests.exporters.integer_tensors import in_litert, in_onnx_runtime, steps_apart
 
-SIZE = (64, 96)
+SIZE = (128, 192)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_an_export_with_integers_is_verified_and_scored(
         with pytest.raises(EngineError, match="use --engine onnxruntime"):
             open_engine(path)
     agreement = (engine(image[None]).argmax(1) == TorchEngine(model, manifest)(image[None]).argmax(1)).mean()
-    assert agreement > 0.9
+    assert agreement > 0.8
 
 
 def test_a_loss_that_is_too_large_names_layers(

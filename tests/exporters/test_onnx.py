@@ -22,7 +22,7 @@ from evitseg.errors import ConfigError, ExportError, WeightsError
 from evitseg.exporters import export as export_module
 from evitseg.exporters.export import export
 from evitseg.exporters.onnx import onnx_graph, write_onnx
-from evitseg.exporters.verify import TOLERANCE, _rounded, example_images, verify
+from evitseg.exporters.verify import TOLERANCE, example_images, rounded_to_bfloat16, verify
 from evitseg.labels import numbered
 from evitseg.manifest import Manifest, Training
 from evitseg.model.engine import TorchEngine
@@ -137,7 +137,7 @@ def test_float16_may_differ_as_much_as_rounding_to_bfloat16_moves_this_network(
     reference = TorchEngine(model, network)
     batch = network.preprocess.apply(images[0])[None]
     logits = reference(batch)
-    rounded = TorchEngine(_rounded(model), network)(batch)
+    rounded = TorchEngine(rounded_to_bfloat16(model), network)(batch)
     moved = float(np.abs(rounded - logits).max() / np.abs(logits).max())
     monkeypatch.setitem(TOLERANCE, "float16 arithmetic", (moved / 2, 0.99))
 

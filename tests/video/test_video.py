@@ -264,7 +264,7 @@ def test_a_mask_video_holds_exactly_the_masks_of_the_segmenter(segment: Segmente
     )
 
 
-@pytest.mark.parametrize(("size", "working"), [((270, 480), 384), ((270, 480), 160)])
+@pytest.mark.parametrize(("size", "working"), [((270, 480), 384), ((270, 480), 256)])
 def test_resampled_frames_give_nearly_the_masks_of_the_segmenter(
     size: tuple[int, int], working: int, segment: Segmenter, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def verify(
     half = engine.info.precision == "float16"
     tolerance, min_equal = TOLERANCE["float16 arithmetic" if half else manifest.weights]
     if largest > tolerance and half and model is not None:
-        rounded = TorchEngine(_rounded(model), manifest)
+        rounded = TorchEngine(rounded_to_bfloat16(model), manifest)
         batches = [manifest.preprocess.apply(image)[None] for image in images]
         tolerance = max(tolerance, *(_difference(rounded(batch), reference(batch)) for batch in batches))
     if largest > tolerance or equal < min_equal * pixels:
@@ -127,7 +127,7 @@ def self_check_of(engine: Engine, reference: Engine, model: EfficientViT, manife
     chosen = min(_tried(reference, shaken, size, least / SLACK), key=lambda t: t.changed)
     exact, rounded = (
         self_check.compare_logits(chosen.check, chosen.expected, run(chosen.image)[0], "float32")
-        for run in (engine, TorchEngine(_rounded(model), manifest))
+        for run in (engine, TorchEngine(rounded_to_bfloat16(model), manifest))
     )
     tolerance = max(least, SLACK * max(exact.largest_difference, chosen.changed))
     half = max(TOLERANCE["float16 arithmetic"][0], tolerance, SLACK * rounded.largest_difference)
@@ -178,7 +178,7 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def _rounded(model: EfficientViT) -> EfficientViT:
+def rounded_to_bfloat16(model: EfficientViT) -> EfficientViT:
     """A copy whose convolutions have weights and results of bfloat16, and compute in float32 like most hardware."""
     model = copy.deepcopy(model)
     for module in model.modules():

@@ -31,8 +31,8 @@ def bundled_onnx() -> Path:
 
 
 @contextlib.contextmanager
-def verified_on_small_images() -> Iterator[None]:
-    """Reduces the images that exports are verified on, which otherwise take most of their time."""
+def verified_on_small_images(part: int = 8) -> Iterator[None]:
+    """Reduces the images that exports are verified on, which otherwise take most of their time, to a part."""
     if not is_installed("torch"):
         yield
         return
@@ -40,8 +40,7 @@ def verified_on_small_images() -> Iterator[None]:
     from evitseg.preprocess import resampled
 
     def small() -> list[ImageArray]:
-        whole, upright, quarter = example_images()
-        return [*(resampled(image, (image.shape[0] // 4, image.shape[1] // 4)) for image in (whole, upright)), quarter]
+        return [resampled(image, (image.shape[0] // part, image.shape[1] // part)) for image in example_images()]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evitseg.exporters.export.example_images", small)

@@ -39,7 +39,7 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export]:
         for own, copied in zip(form.files(made[to, weights]), form.files(path), strict=True):
             shutil.copy(own, copied)
 
-    with verified_on_small_images():
+    with verified_on_small_images(4):
         yield export
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.exported import verified_on_small_images
 from tests.optional import needs
 
 needs("torch", "onnx")
@@ -16,6 +18,12 @@ from evitseg.exporters.formats import FORMATS
 from evitseg.loading import network_of
 from evitseg.runtime.engines import open_engine
 from tests.exporters.converters import needs_format
+
+
+@pytest.fixture(autouse=True)
+def _larger_images() -> Iterator[None]:
+    with verified_on_small_images(4):
+        yield
 
 
 @pytest.mark.converters

@@ -59,13 +59,13 @@ class Tiled(ArraySink):
 def test_one_window_is_the_whole_and_more_cover_the_image(street: NDArray[np.uint8], network: Network) -> None:
     expected = evitseg.load(BUNDLED, precision="float32", size="native").mask(street)
     np.testing.assert_array_equal(blended(street, network, 512), expected)
-    for window in (64, 192, 256):
+    for window in (128, 192, 256):
         sink = ArraySink(street.shape[:2])
         sink.mask[:] = IGNORE
         found = sliding_window(network, ArraySource(street), sink, window)
         np.testing.assert_array_equal(found.counts, np.bincount(sink.mask.ravel(), minlength=IGNORE + 1))
         assert found.counts[IGNORE] == 0
-        assert 0.001 < (sink.mask != expected).mean() < 0.6  # 64 pixels show little
+        assert 0.001 < (sink.mask != expected).mean() < 0.5
 
 
 def test_windows_are_weighed_as_a_naive_sum_does(street: NDArray[np.uint8], network: Network) -> None:
@@ -95,7 +95,7 @@ def test_the_mask_is_the_same_bits_with_other_threads_and_in_other_tiles(
         np.testing.assert_array_equal(sink.mask, expected)
 
 
-@pytest.mark.parametrize("size", [128, 800])
+@pytest.mark.parametrize("size", [256, 800])
 def test_another_working_size_gives_a_mask_of_the_images_size(
     size: int, street: NDArray[np.uint8], network: Network
 ) -> None:
@@ -108,7 +108,7 @@ def test_another_working_size_gives_a_mask_of_the_images_size(
     expected = evitseg.load(BUNDLED, precision="float32", size=size).mask(street)
     assert (one_window != expected).mean() < 1e-3
     many_windows = mask(ArraySink(street.shape[:2]), size // 128 * 64)
-    assert 0.01 < (many_windows != expected).mean() < 0.5
+    assert 0.01 < (many_windows != expected).mean() < 0.4
     np.testing.assert_array_equal(mask(Tiled(street.shape[:2]), size // 128 * 64), many_windows)
 
 

@@ -17,7 +17,7 @@ from evitseg.train.relu_fit import fitted_to_relu
 
 def test_a_network_with_fitted_relu_sees_nearly_what_it_saw_with_hard_swish() -> None:
     network, manifest = network_of("b0-camvid")
-    preprocess = replace(manifest.preprocess, short_side=288)
+    preprocess = replace(manifest.preprocess, short_side=384)
     swapped = EfficientViT(replace(network.config, backbone=BACKBONES["b0-relu"])).eval()
     swapped.load_state_dict(network.state_dict())
     fitted = fitted_to_relu(swapped, preprocess, example_images()[1:2])
@@ -26,5 +26,5 @@ def test_a_network_with_fitted_relu_sees_nearly_what_it_saw_with_hard_swish() ->
         expected, *others = (NormalizedModel(own, preprocess)(pixels) for own in (network, fitted, swapped))
     errors = [float((logits - expected).square().mean() / expected.var()) for logits in others]
     equal = [float((logits.argmax(1) == expected.argmax(1)).float().mean()) for logits in others]
-    assert errors[0] < 0.06  # more if the blocks' last weights are not fitted
+    assert errors[0] < 0.05  # more if the blocks' last weights are not fitted
     assert equal[0] > 0.96 > 0.5 > equal[1]

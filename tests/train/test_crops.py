@@ -84,9 +84,12 @@ def test_classmix_and_everything_else_is_decided_by_the_key(tmp_path: Path) -> N
         Image.fromarray(rng.integers(0, 3, (80, 90)).astype(np.uint8)).save(tmp_path / f"{i}_mask.png")
         pairs.append(Pair(tmp_path / f"{i}.png", tmp_path / f"{i}_mask.png"))
     config = SMALL.updated(
-        {"augment.classmix_prob": 0.5, "augment.rotate": 20, "augment.blur_prob": 0.5, "augment.jpeg_prob": 0.5}
-    )
+        {
+            "augment.classmix_prob": 0.5, "augment.paste_prob": 0.5, "augment.rotate": 20, "augment.blur_prob": 0.5,
+            "augment.jpeg_prob": 0.5,
+        }
+    )  # fmt: skip
     for epoch in range(5):
-        one, two = (Crops(pairs, numbered(3), config)[epoch, 1] for _ in "ab")
+        one, two = (Crops(pairs, numbered(3), config, rare=[2])[epoch, 1] for _ in "ab")
         assert torch.equal(one[0], two[0])
         assert torch.equal(one[1], two[1])

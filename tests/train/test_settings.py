@@ -40,7 +40,8 @@ def test_every_old_flat_setting_is_read_with_one_warning_that_names_the_new_keys
     assert str(caught[0].message).startswith("old.json: ")
     assert set(OLD_NAMES) < set(FLAT)
     values = {OLD_NAMES.get(name, name): value for name, value in FLAT.items()}
-    values |= {"qat": False, "distill.features": None}  # younger than the flat names
+    younger = {"qat": False, "distill.features": None, "augment.paste_prob": 0.0, "augment.rare_below": 0.03}
+    values |= younger
     assert set(values) == set(KEYS)
     assert json.loads(json.dumps(config.flat())) == values
     assert config.data == DataConfig(("train",), 320, (64, 96), "3,2,1", "0,4095", 2, 2)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from evitseg.errors import ConfigError
 from evitseg.image import ImageArray, Mask
 from evitseg.preprocess import Preprocess
 from evitseg.train.config import AugmentConfig
@@ -99,6 +102,40 @@ def classmix(
 ) -> tuple[ImageArray, Mask]:
     """The crop with half of the other crop's classes pasted in (arXiv:2007.07936)."""
     classes = np.setdiff1d(np.unique(other_mask), [ignore_index])
-    chosen = rng.permutation(classes)[: (len(classes) + 1) // 2]
-    pasted = np.isin(other_mask, chosen)
+    return _pasted(image, mask, other, other_mask, rng.permutation(classes)[: (len(classes) + 1) // 2])
+
+
+def rare_classes(frequencies: NDArray[np.float64], augment: AugmentConfig) -> list[int]:
+    """Indices of the classes that `paste_rare` pastes.
+
+    Args:
+        frequencies: fraction of the labelled pixels that belong to each class.
+
+    Raises: ConfigError if rare classes are to be pasted, but no class is rare.
+    """
+    rare = [int(index) for index in np.flatnonzero((frequencies > 0) & (frequencies < augment.rare_below))]
+    if augment.paste_prob and not rare:
+        rarest = min(frequencies[frequencies > 0], default=0.0)
+        raise ConfigError(
+            f"augment.paste_prob is set, but every class has at least augment.rare_below={augment.rare_below:g} of the "
+            f"pixels; the rarest has {rarest:.3g}, so set augment.rare_below above that."
+        )
+    return rare
+
+
+def paste_rare(
+    image: ImageArray, mask: Mask, other: ImageArray, other_mask: Mask, rare: Sequence[int], rng: np.random.Generator
+) -> tuple[ImageArray, Mask]:
+    """The crop with some of the other crop's rare classes pasted in, each with probability 0.5.
+
+    Each is drawn alone, so that two that are always seen together, such as bicycles and riders, are also seen apart.
+    """
+    drawn = rng.random(len(rare)) < 0.5
+    return _pasted(image, mask, other, other_mask, np.asarray(rare)[drawn])
+
+
+def _pasted(
+    image: ImageArray, mask: Mask, other: ImageArray, other_mask: Mask, classes: NDArray[np.integer]
+) -> tuple[ImageArray, Mask]:
+    pasted = np.isin(other_mask, classes)
     return np.where(pasted[..., None], other, image), np.where(pasted, other_mask, mask)

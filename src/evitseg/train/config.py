@@ -101,12 +101,14 @@ class AugmentConfig(_Settings):
         blur_prob: probability of a Gaussian blur.
         jpeg_prob: probability of JPEG artefacts, at a quality of 20 to 80.
         classmix_prob: probability that half of the classes of another crop are pasted in (arXiv:2007.07936).
+        paste_prob: probability that rare classes of another crop are pasted in, half of them on average.
+        rare_below: a class is rare if it has less than this fraction of the training images' labelled pixels.
     """
 
     GROUP: ClassVar[str] = "augment"
     RANGES: ClassVar[Mapping[str, _Range]] = {
         "rotate": (0, 180), "color_jitter": _FRACTION, "blur_prob": _FRACTION, "jpeg_prob": _FRACTION,
-        "classmix_prob": _FRACTION,
+        "classmix_prob": _FRACTION, "paste_prob": _FRACTION, "rare_below": _FRACTION,
     }  # fmt: skip
 
     scale: tuple[float, float] = AUTO
@@ -115,6 +117,8 @@ class AugmentConfig(_Settings):
     blur_prob: float = 0.0
     jpeg_prob: float = 0.0
     classmix_prob: float = 0.0
+    paste_prob: float = 0.0
+    rare_below: float = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from evitseg.labels import LabelSpace
 from evitseg.raster.files import read_image
 from evitseg.raster.masks import read_truth
 from evitseg.system.parallel import interrupts_blocked, leave_interrupts_to_the_parent
-from evitseg.train.augment import classmix, random_crop, vary_appearance
+from evitseg.train.augment import classmix, paste_rare, random_crop, vary_appearance
 from evitseg.train.config import TrainConfig
 
 Sample = tuple[Tensor, Tensor]
@@ -30,24 +30,34 @@ Key = tuple[int, int]
 
 
 class Crops(Dataset[Sample]):
-    """Random crops of images with their masks: (3, h, w) uint8 and (h, w) int16 or int32, by `Key`."""
+    """Random crops of images with their masks: (3, h, w) uint8 and (h, w) int16 or int32, by `Key`.
 
-    def __init__(self, pairs: Sequence[Pair], labels: LabelSpace, config: TrainConfig) -> None:
-        self.pairs, self._labels = pairs, labels
+    Args:
+        rare: classes that `augment.paste_prob` is about, as indices; see `rare_classes`.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], labels: LabelSpace, config: TrainConfig, rare: Sequence[int] = ()
+    ) -> None:
+        self.pairs, self._labels, self._rare = pairs, labels, rare
         self._data, self._augment, self._seed = config.data, config.augment, config.seed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Sample:
-        mix = self._augment.classmix_prob
+        mix, paste = self._augment.classmix_prob, self._augment.paste_prob
         rng = np.random.default_rng((self._seed, *key))
         image, mask = self._crop(key[1], rng)
         if mix and rng.random() < mix:
-            other, other_mask = self._crop(int(rng.integers(len(self.pairs))), rng)
-            image, mask = classmix(image, mask, other, other_mask, self._labels.ignore_index, rng)
+            image, mask = classmix(image, mask, *self._another(rng), self._labels.ignore_index, rng)
+        if paste and rng.random() < paste:
+            image, mask = paste_rare(image, mask, *self._another(rng), self._rare, rng)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return pixels, torch.from_numpy(mask.astype(np.int16 if self._labels.dtype is np.uint8 else np.int32))
+
+    def _another(self, rng: np.random.Generator) -> tuple[ImageArray, Mask]:
+        return self._crop(int(rng.integers(len(self.pairs))), rng)
 
     def _crop(self, number: int, rng: np.random.Generator) -> tuple[ImageArray, Mask]:
         pair, data = self.pairs[number], self._data

@@ -25,6 +25,7 @@ from evitseg.model.network import EfficientViT
 from evitseg.system.files import file_sha256, replacing, sweep
 from evitseg.system.parallel import interrupts_deferred
 from evitseg.train.allocator import keep_freed_memory
+from evitseg.train.augment import rare_classes
 from evitseg.train.config import TrainConfig
 from evitseg.train.crops import Batches, Crops, batch_keys
 from evitseg.train.distill import Teachers, widths_of
@@ -109,7 +110,7 @@ class Trainer:
         frequencies = class_frequencies(inspection.usable, train)
         weights = class_weights(frequencies, config.loss.class_weight_power).to(self.device)
         self.objective = Objective(config.loss, config.distill, weights, labels.ignore_index, self._mean_over_processes)
-        self.crops = Crops(train, labels, config)
+        self.crops = Crops(train, labels, config, rare_classes(frequencies, config.augment))
         self.batches = Batches(self.crops, config.data.workers, pinned=self.device.type == "cuda")
         self.steps_per_epoch = len(self._keys(0))
         self.progress = RunProgress()

@@ -164,6 +164,14 @@ def test_simplified_outlines_stay_near_the_borders(to: str, tmp_path: Path) -> N
     assert (back == mask).mean() > 0.85
 
 
+@pytest.mark.parametrize("simplify", [1, 2, 3, 5])
+def test_simplified_outlines_along_the_right_and_lower_border_keep_their_order(simplify: int, tmp_path: Path) -> None:
+    for seed in range(4):
+        mask = noise(seed, side=2)
+        source = written("labelme", mask, space(), tmp_path, simplify)
+        assert (read_back(source, space(), tmp_path) == mask).mean() > 0.85
+
+
 @pytest.mark.parametrize("to", PRE_ANNOTATION_FORMATS)
 def test_what_is_too_small_is_part_of_the_region_around_it(to: str, tmp_path: Path) -> None:
     mask = np.zeros((48, 66), np.uint8)

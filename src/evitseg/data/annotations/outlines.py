@@ -73,12 +73,13 @@ def stacked(regions: Sequence[Feature], size: tuple[int, int], labels: LabelSpac
     for region in largest_first:
         depth = 0
         if depths is not None:
-            x, y = min(region.rings[0].tolist(), key=lambda point: (point[1], point[0]))
-            depth = int(depths[x * size[0] + y])  # the pixel below and to the right of the topmost corner is its own
+            inside = filled(region.rings[0], size)
+            # A simplified outline may be too thin for a pixel.
+            depth = int(depths[inside.starts[0]]) if len(inside.starts) else 0
+            if depth or region.name not in BACKGROUNDS:
+                paint(depths, inside, depth + 1)
         if region.name in BACKGROUNDS and not depth:
             continue
-        if depths is not None:
-            paint(depths, filled(region.rings[0], size), depth + 1)
         is_ignored = region.value == labels.ignore_index
         outlines.append(Outline(IGNORED_LABEL if is_ignored else region.name, region.rings, depth))
     return outlines

@@ -94,7 +94,7 @@ _POLL_S = 0.5
     default="2GiB",
     metavar="SIZE",
     panel="Server",
-    help="Largest size of the cache folder; what was not used for longest is removed first. Default: 2GiB.",
+    help="Largest size of the cache folder; the least recently used files are removed first. Default: 2GiB.",
 )
 @click.pass_context
 def view_command(

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 def open_entry(cache: Path, key: str, limit: int = DEFAULT_BYTES) -> Iterator[Path]:
     """The folder of one mask in the cache, locked while it is used.
 
-    Folders that were not used for longest are removed first, until the cache is smaller than its limit.
+    The least recently used folders are removed first, until the cache is smaller than its limit.
 
     Args:
         key: everything that the mask depends on, as a digest.

@@ -87,3 +87,11 @@ def test_an_unknown_name_is_an_error_that_names_near_ones() -> None:
 def test_more_than_255_classes_need_another_number_for_ignored() -> None:
     assert numbered(255).ignore_index == 255
     assert numbered(256).ignore_index == 65_535
+
+
+def test_a_text_file_with_one_name_per_line_is_a_label_space(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("# of the model\nsky\nroad\n")
+    labels = load_labels(tmp_path / "labels.txt")
+    assert (labels.name, labels.names) == ("labels", ("sky", "road"))
+    with pytest.raises(ConfigError, match=r"none\.txt: cannot be read"):
+        load_labels(tmp_path / "none.txt")

@@ -184,9 +184,9 @@ def named_label_spaces() -> list[str]:
 
 
 def load_labels(name_or_path: str | Path) -> LabelSpace:
-    """A label space of the package by name, or one from a JSON file.
+    """A label space of the package by name, or one from a JSON file or a text file with one name per line (.txt).
 
-    The file has the form {"name": "fields", "ignored_ids": [255], "classes": [{"name": "wheat", "raw_ids": [1],
+    The JSON file has the form {"name": "fields", "ignored_ids": [255], "classes": [{"name": "wheat", "raw_ids": [1],
     "color": [200, 180, 60]}, ...]}. Optional are `ignored_ids`, `raw_ids` (by default the index of the class) and
     `color`.
 
@@ -195,8 +195,15 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
     names = named_label_spaces()
     if str(name_or_path) in names:
         text = (Path(__file__).parent / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
+    elif Path(name_or_path).suffix == ".txt":
+        from evitseg.data.class_list import read_class_list
+
+        try:
+            return read_class_list(Path(name_or_path), Path(name_or_path).stem)
+        except DatasetError as error:
+            raise ConfigError(str(error)) from error
     elif Path(name_or_path).suffix != ".json":
-        raise unknown("label space", name_or_path, [*names, "the path of a .json file"])
+        raise unknown("label space", name_or_path, [*names, "the path of a .json or .txt file"])
     else:
         from evitseg.system.text import decoded
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 from evitseg.architecture import PUBLISHED_SEGMENTATION, SegmentationHead, cost, short_name
 from evitseg.bundled import DEFAULT_MODEL, bundled_models
 from evitseg.engine import Engine, Precision
-from evitseg.errors import ConfigError, EngineError, FileError, MissingPackageError, WeightsError, unknown
+from evitseg.errors import ConfigError, EngineError, EvitsegError, FileError, MissingPackageError, WeightsError, unknown
 from evitseg.image import ReadOptions, Size
 from evitseg.system.files import file_sha256
-from evitseg.system.hub import is_hub_name, parse_hub_name
+from evitseg.system.hub import is_hub_name, meant_hub_name, parse_hub_name
 
 if TYPE_CHECKING:
     from evitseg.manifest import Manifest
@@ -290,18 +290,7 @@ def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch
     name = short_name(str(model))
     path, published = bundled_models().get(name, Path(model)), name in PUBLISHED_SEGMENTATION
     if path.suffix not in CHECKPOINT_ENDINGS and not published and path.suffix != ".onnx":
-        if path.suffix in EXPORTED_ENDINGS:
-            raise WeightsError(
-                f"{model}: an exported model; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}) or .onnx."
-            )
-        if (path / "best.safetensors").is_file():
-            raise WeightsError(f"{model}: the folder of a run, not a model; give {path / 'best.safetensors'}.")
-        if path.suffix or path.exists():
-            endings = ", ".join((*EXPORTED_ENDINGS, *CHECKPOINT_ENDINGS))
-            raise WeightsError(f"{model}: not a model; models end in {endings}.")
-        if len(path.parts) > 1:
-            raise WeightsError(f"{model}: no such file.")
-        raise unknown("model", name, [*bundled_models(), *PUBLISHED_SEGMENTATION])
+        raise _no_checkpoint(model, path)
     if not published and not path.is_file():
         raise WeightsError(f"{model}: no such file.")
     try:
@@ -323,6 +312,35 @@ def network_of(model: str | os.PathLike[str] | EfficientViT, extra: str = "torch
     file = table.download(full)
     network = checkpoints.load_official(full, file)
     return network, table.published_manifest(full, network, file_sha256(file))
+
+
+def checkpoint_file(model: str) -> Path:
+    """The file of a checkpoint: its path, the name of a bundled model, or hf://owner/name.
+
+    Raises: WeightsError for anything else, ConfigError for an unknown name.
+    """
+    name = located(model)[0]
+    path = bundled_models().get(name, Path(name))
+    if path.suffix not in CHECKPOINT_ENDINGS:
+        raise _no_checkpoint(model, path, "")
+    return path
+
+
+def _no_checkpoint(model: str | os.PathLike[str], path: Path, also: str = " or .onnx") -> EvitsegError:
+    """The error for what is neither a checkpoint nor a name."""
+    if path.suffix in EXPORTED_ENDINGS:
+        return WeightsError(
+            f"{model}: an exported model; this needs a checkpoint ({', '.join(CHECKPOINT_ENDINGS)}){also}."
+        )
+    if (path / "best.safetensors").is_file():
+        return WeightsError(f"{model}: the folder of a run, not a model; give {path / 'best.safetensors'}.")
+    if path.suffix or path.exists():
+        endings = ", ".join((*EXPORTED_ENDINGS, *CHECKPOINT_ENDINGS))
+        return WeightsError(f"{model}: not a model; models end in {endings}.")
+    if len(path.parts) > 1:
+        meant = "" if path.parent.is_dir() else meant_hub_name(str(model))
+        return WeightsError(f"{model}: no such file{f'; a model on the hub is written {meant}' * bool(meant)}.")
+    return unknown("model", short_name(str(model)), [*bundled_models(), *PUBLISHED_SEGMENTATION])
 
 
 def _network_with_manifest(model: EfficientViT) -> tuple[EfficientViT, Manifest]:

@@ -71,7 +71,34 @@ def test_the_table_names_the_models_and_classes(models: list[Path], cli: Cli) ->
     assert "mIoU %" in run.stdout
     assert "class 4" in run.stdout
     assert run.stdout.splitlines()[-1].endswith("confidence intervals over the images")
-    assert "3 images" in run.stdout
+    assert "3 images, split val; differences" in run.stdout
+
+
+def test_one_image_has_no_intervals_and_images_without_masks_are_named(models: list[Path], cli: Cli) -> None:
+    for name in ("val1", "val2"):
+        Path(f"data/masks/val/{name}.png").unlink()
+    run = cli("compare", *models, "--data", "data", "--report", "c.html")
+    assert run.status == 0, run.stderr
+    assert "1 image, split val; differences from a.evit in points, with no intervals" in run.stdout
+    left_out = "2 files have no matching mask or image of the same name and are left out: data/images/val/val1.png"
+    assert left_out in run.stderr + run.stdout
+    page = Path("c.html").read_text(encoding="utf-8")
+    assert "<p>1 image. Differences" in page
+    assert "confidence intervals need more than one image" in page
+    assert "<circle" in page  # each difference is drawn, and within the scale
+    run = cli("eval", "data", "--model", models[0])
+    assert left_out in run.stderr + run.stdout
+
+
+@pytest.mark.parametrize(("report", "problem"), [("c.pdf", "must end in .html or .htm"), ("d.html", "is a folder")])
+def test_a_report_that_cannot_be_written_is_refused_first(
+    models: list[Path], cli: Cli, report: str, problem: str
+) -> None:
+    Path("d.html").mkdir()
+    for command in (("compare", *models, "--data"), ("eval", "--model", models[0])):
+        run = cli(*command, "data", "--report", report)
+        assert run.status == 2
+        assert problem in run.stderr
 
 
 def test_what_cannot_be_compared_is_a_sentence(models: list[Path], cli: Cli, tmp_path: Path) -> None:

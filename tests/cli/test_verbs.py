@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evitseg import __version__
+from evitseg.bundled import bundled_models
+from evitseg.runtime.evit_file import write_evit
 from tests.optional import needs
+from tests.runtime.programs import CONFIGS, manifest, program
 
 Cli = Callable[..., Any]
 
@@ -186,6 +190,10 @@ def test_a_quoted_pattern_is_understood(street: Path, cli: Cli, tmp_path: Path) 
         (["street.jpg", "--out", "mask.svs", "--exact"], "mask.svs: masks cannot be written as .svs"),
         (["x" * 300 + ".jpg"], "error: "),
         (["street.jpg", "--engine", "onnxruntime"], "for onnxruntime, export it first"),
+        (["street.jpg", "--model", "anna/fields"], "a model on the hub is written hf://anna/fields"),
+        (["street.jpg", "--model", "HF:anna/fields"], "a model on the hub is written hf://anna/fields"),
+        (["street.jpg", "--model", "https://huggingface.co/anna/fields"], "is written hf://anna/fields"),
+        (["street.jpg", "--polygons", "x.shp"], "use the ending .geojson, .gpkg or .parquet"),
     ],
 )
 def test_what_fails_is_one_sentence_and_status_1(
@@ -210,6 +218,9 @@ def test_what_fails_is_one_sentence_and_status_1(
         ["predict", "a.jpg", "--threads", "0"],
         ["predict", "a.jpg", "--engine", "abacus"],
         ["predict", "a.jpg", "--sise", "64"],
+        ["predict", "a.jpg", "--simplify", "nan"],
+        ["clean", "--older-than", "inf"],
+        ["export", "b0-camvid", "--to", "onnx", "--max-drop", "nan"],
         ["foretell"],
     ],
 )
@@ -283,6 +294,8 @@ def test_info_says_what_a_model_is(cli: Cli, tmp_path: Path) -> None:
     run = cli("info", "b9")
     assert run.status == 1
     assert "unknown model 'b9'" in run.stderr
+    assert "runs/b9: no such file; a model on the hub is written hf://runs/b9." in cli("info", "runs/b9").stderr
+    (tmp_path / "runs").mkdir()
     assert "runs/b9: no such file." in cli("info", "runs/b9").stderr
 
 
@@ -295,6 +308,37 @@ def test_the_folder_of_a_run_as_a_model_names_its_checkpoint(street: Path, cli: 
 
 
 @pytest.mark.usefixtures("small_examples")
+def test_an_incomplete_exported_model_is_named(street: Path, cli: Cli, tmp_path: Path) -> None:
+    network = CONFIGS["mbconv"]
+    write_evit(tmp_path / "m.evit", manifest(network), program(network)[:-400])
+    (tmp_path / "m.xml").write_text("<net/>")
+    run = cli("predict", street, "--model", tmp_path / "m.evit")
+    assert run.status == 1
+    assert "m.evit: damaged or incomplete, or made by another version of evitseg; export it again." in run.stderr
+    run = cli("predict", street, "--model", tmp_path / "m.xml", "--engine", "openvino")
+    assert run.status == 1
+
+
+def test_an_average_takes_checkpoints_and_replaces_none(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="averaging needs PyTorch")
+    bundled = bundled_models()["b0-camvid"]
+    (tmp_path / "run").mkdir()
+    mine = Path(shutil.copy(bundled, tmp_path / "run" / "best.safetensors"))
+    run = cli("average", mine, "b0-camvid", "--out", mine)
+    assert run.status == 1
+    assert f"{mine}: is also the input, which would be lost" in run.stderr
+    assert mine.read_bytes() == bundled.read_bytes()
+    for wrong, sentence in (
+        (mine.parent, f"the folder of a run, not a model; give {mine}"),
+        ("a.evit", "an exported model"),
+    ):
+        run = cli("average", mine, wrong, "--out", tmp_path / "out.safetensors")
+        assert run.status == 1
+        assert sentence in run.stderr
+    run = cli("average", mine, "b0-camvid", "--out", tmp_path / "out.safetensors")
+    assert run.status == 0, run.stderr
+
+
 def test_export_writes_a_verified_exported_model_that_predict_uses(
     b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
 ) -> None:

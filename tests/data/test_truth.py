@@ -201,6 +201,9 @@ def test_a_palette_that_contradicts_the_classes_colours_is_refused(tmp_path: Pat
     assert "palette index 0 has the colour of 'a' but is the id of 'bg'" in problem
     folder = data(tmp_path / "b", [indexed([(9, 8, 7)] * 5, 4, 4)] * 2, labels_json=COLORS)
     assert "palette index 4 of colour (9, 8, 7) is neither" in inspect(find_dataset(folder), 0).problems[0]
+    numbered = space({"name": "a"}, {"name": "b"})
+    folder = data(tmp_path / "c", [indexed([(9, 8, 7)] * 6, 0, 5)] * 2, labels_json=numbered)
+    assert "palette index 5 of colour (9, 8, 7) is neither" in inspect(find_dataset(folder), 0).problems[0]
 
 
 def test_one_class_everywhere_is_nothing_to_train_on(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +18,7 @@ needs("torch", "onnx")
 
 import torch
 
-from evitseg.errors import ExportError
+from evitseg.errors import ConfigError, DatasetError, ExportError, FileError
 from evitseg.exporters.export import export
 from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.int8 import LEVELS, by_table, eight_bit, in_steps, per_channel, rounded, steps
@@ -272,3 +273,52 @@ def test_camvid_loses_little(
     assert verification is not None
     assert verification.measured_on == 26
     assert manifest.float16_layers == {}
+
+
+def test_data_is_scored_by_the_names_of_its_classes(
+    bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path
+) -> None:
+    names = bundled[1].labels.names
+    reordered = tmp_path / "reordered"
+    shutil.copytree(data, reordered)
+    (reordered / "classes.txt").write_text("\n".join(reversed(names)))
+    for mask in (reordered / "masks").rglob("*.png"):
+        Image.fromarray(len(names) - 1 - np.asarray(Image.open(mask))).save(mask)
+    scores = []
+    for folder in (data, reordered):
+        _, manifest = export(bundled, "onnx", tmp_path / "a.onnx", size=SIZE, data=folder)
+        assert manifest.verification is not None
+        scores.append(manifest.verification.checkpoint_miou)
+    assert scores[0] == scores[1]
+    (reordered / "images" / "val" / "0.png").write_bytes(b"not an image")
+    _, manifest = export(bundled, "onnx", tmp_path / "a.onnx", size=SIZE, data=reordered)
+    assert manifest.verification is not None
+    assert manifest.verification.measured_on == 3
+    (reordered / "classes.txt").write_text("\n".join([*names[:-1], "tram"]))
+    with pytest.raises(ConfigError, match="the data lacks bicyclist; the model lacks tram"):
+        export(bundled, "onnx", tmp_path / "b.onnx", size=SIZE, data=reordered)
+
+
+def test_unreadable_images_are_left_out_of_the_calibration(
+    bundled: tuple[EfficientViT, Manifest], data: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    for image in (broken / "images" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(DatasetError, match="none of the 4 images to calibrate on can be read"):
+        export(bundled, "onnx", tmp_path / "a.onnx", weights="int8", size=SIZE, data=broken)
+    shutil.copy(data / "images" / "train" / "2.png", broken / "images" / "train" / "2.png")
+    export(bundled, "onnx", tmp_path / "a.onnx", weights="int8", size=SIZE, data=broken, max_drop=100)
+
+
+def test_an_export_does_not_replace_what_it_is_made_from(
+    bundled: tuple[EfficientViT, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, _ = export(bundled, "onnx", tmp_path / "a.onnx")
+    before = out.read_bytes()
+    for given in (None, "a.onnx", "./a.onnx"):
+        with pytest.raises(FileError, match=r"a\.onnx: is also the input, which would be lost; give another"):
+            export("a.onnx", "onnx", given, weights="float16")
+    assert out.read_bytes() == before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import subprocess
 import sys
@@ -209,8 +210,9 @@ def test_an_average_is_the_mean_of_weights_of_one_kind(tmp_path: Path) -> None:
     assert manifest.training.recipe == "mean of 2: 0.75 of (run 0); 0.25 of (run 1)"
     with pytest.raises(WeightsError, match=r"2\.safetensors: its model differs from"):
         average_checkpoints([paths[0], paths[2]])
-    with pytest.raises(ConfigError, match="one number for each of the 2"):
-        average_checkpoints(paths[:2], [1])
+    for weights in ([1.0], [1, -1], [0, 0], [math.nan, 1], [math.inf, 1], [1e308, 1e308]):
+        with pytest.raises(ConfigError, match="one number for each of the 2"):
+            average_checkpoints(paths[:2], weights)
     with pytest.raises(WeightsError, match="at least two checkpoints"):
         average_checkpoints(paths[:1])
     command = [sys.executable, "-m", "evitseg", "average", *map(str, paths[:2]), "--out"]

@@ -59,7 +59,8 @@ def average_command(
     The result is as fast as one model and often more accurate than each of them.
     """
     from evitseg.errors import MissingPackageError
-    from evitseg.loading import located
+    from evitseg.loading import checkpoint_file
+    from evitseg.system.files import check_not_input
 
     try:
         from evitseg.model.checkpoints import average_checkpoints, save_checkpoint
@@ -67,7 +68,9 @@ def average_command(
         raise MissingPackageError("averaging checkpoints", "torch") from error
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
-    network, manifest = average_checkpoints([located(name)[0] for name in checkpoints], weights)
+    files = [checkpoint_file(name) for name in checkpoints]
+    check_not_input(out, files)
+    network, manifest = average_checkpoints(files, weights)
     statistics = "batch norm statistics averaged, too; --data estimates them on images"
     if data is not None:
         from evitseg.data.layouts import find_dataset

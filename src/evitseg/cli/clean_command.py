@@ -10,6 +10,7 @@ from evitseg.cli.command import fail, option, verb
 from evitseg.cli.options import FILE
 from evitseg.cli.output import Output
 from evitseg.cli.progress import duration
+from evitseg.cli.values import Number
 
 _MEANING = {
     "in use": "a process is working on it",
@@ -34,7 +35,7 @@ _MEANING = {
 @option("--remove", is_flag=True, panel="Output", help="Remove what is listed, except what a process is working on.")
 @option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="DAYS",
     panel="Input",
     help="Only what was last written to at least this many days ago.",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, FILE, LABELS, PRECISION, SIZE, THREADS
+from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, LABELS, PRECISION, SIZE, THREADS
 from evitseg.cli.output import Output
+from evitseg.cli.values import OutputFile
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ _Times = list[tuple[float, float]]
 )
 @option(
     "--report",
-    type=FILE,
+    type=OutputFile(".html", ".htm"),
     metavar="FILE",
     panel="Output",
     help="Also write an HTML page with the classes and the images in which the models differ most.",
@@ -108,6 +109,8 @@ def compare_command(
     dataset = find_dataset(data, load_labels(labels) if labels else None, first.reading)
     for problem in dataset.problems:
         output.error(problem)
+    if dataset.left_out:
+        output.note(dataset.left_out)
     split = split or default_split(dataset)
     pairs = dataset.pairs(split)
     space = settled_split(dataset, pairs, dataset.labels, first.labels)
@@ -132,7 +135,7 @@ def compare_command(
         ],
         "skipped": list(found.skipped),
     }
-    _show(output, contestants, found, times)
+    _show(output, contestants, found, times, split or "all")
     if report is not None:
         from evitseg.evaluation.comparison_html import write_comparison
 
@@ -189,7 +192,7 @@ def _facts(contestant: Contestant, took: tuple[float, float]) -> dict[str, str]:
     }
 
 
-def _show(output: Output, contestants: list[Contestant], found: Comparison, times: _Times) -> None:
+def _show(output: Output, contestants: list[Contestant], found: Comparison, times: _Times, split: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -215,7 +218,9 @@ def _show(output: Output, contestants: list[Contestant], found: Comparison, time
         marked = [Text(points(each), style="bold" if each.excludes_zero else "", no_wrap=True) for each in differences]
         classes.add_row(Text(name), percent(found.scores[0].iou[index].value), *marked)
     output.show(classes)
+    count = len(found.different)
+    intervals = "95 % confidence intervals over the images" if count > 1 else "no intervals, which need more images"
     output.result(
-        f"{len(found.different)} images; differences from {contestants[0].name} in points, with 95 % confidence "
-        "intervals over the images"
+        f"{count} image{'s' * (count != 1)}, split {split}; differences from {contestants[0].name} in points, with "
+        f"{intervals}"
     )

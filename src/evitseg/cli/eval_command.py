@@ -28,6 +28,7 @@ from evitseg.cli.options import (
     workers_option,
 )
 from evitseg.cli.output import Output
+from evitseg.cli.values import OutputFile
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -65,7 +66,13 @@ if TYPE_CHECKING:
 @PRECISION
 @THREADS
 @workers_option("Number of processes. Default: 1.")
-@option("--report", type=FILE, metavar="FILE", panel="Output", help="Also write an HTML page with the largest errors.")
+@option(
+    "--report",
+    type=OutputFile(".html", ".htm"),
+    metavar="FILE",
+    panel="Output",
+    help="Also write an HTML page with the largest errors.",
+)
 def eval_command(
     output: Output,
     data: str,
@@ -92,6 +99,8 @@ def eval_command(
     dataset = find_dataset(data, given_labels, reading or AS_STATED)
     for problem in dataset.problems:
         output.error(problem)
+    if dataset.left_out:
+        output.note(dataset.left_out)
     split = split or default_split(dataset)
     pairs = dataset.pairs(split)
     settings = {"data": str(dataset.root), "split": split or "all"}

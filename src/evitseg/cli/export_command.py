@@ -10,7 +10,7 @@ import click
 from evitseg.cli.command import option, verb
 from evitseg.cli.options import AT_LEAST_1, FILE, LABELS, pinned_model
 from evitseg.cli.output import Output
-from evitseg.cli.values import Names, Parsed, parse_export_size
+from evitseg.cli.values import Names, Number, Parsed, parse_export_size
 
 if TYPE_CHECKING:
     from evitseg.manifest import Manifest
@@ -69,7 +69,7 @@ def _number_formats() -> list[str]:
 )
 @option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="POINTS",
     panel="Input",
     help="Discard the exported model if its mIoU on --data is more than this many points lower. Default: 0.5, with "
@@ -160,7 +160,8 @@ def export_command(
     stored = "w8a8" if w8a8 is not None else "int8" if int8 is not None else "float16" if fp16 else weights
     from evitseg.exporters.formats import FORMATS
     from evitseg.labels import load_labels
-    from evitseg.loading import model_stem, network_of
+    from evitseg.loading import located, model_stem, network_of
+    from evitseg.system.files import check_not_input
 
     label_space = load_labels(labels) if labels else None
     checkpoint = pinned_model(checkpoint, output) or checkpoint
@@ -196,6 +197,7 @@ def export_command(
         return
     form = FORMATS[to]
     place = out or form.name(model_stem(checkpoint))
+    check_not_input(place, [located(checkpoint)[0]])
     path, manifest = export(
         (network, manifest),
         to,

@@ -115,7 +115,8 @@ LABELS = option(
     "--labels",
     metavar="NAME|FILE",
     panel="Input",
-    help="Classes, if the data or the checkpoint does not define them: camvid, cityscapes, ade20k, or a .json file.",
+    help="Classes, if the data or the checkpoint does not define them: camvid, cityscapes, ade20k, a .json file, or a "
+    ".txt file with one name per line.",
 )
 BANDS = option(
     "--bands",

@@ -10,6 +10,7 @@ import click
 from evitseg.cli.command import option, verb
 from evitseg.cli.options import AT_LEAST_1, FILE, LABELS
 from evitseg.cli.output import Output
+from evitseg.cli.values import Number
 
 if TYPE_CHECKING:
     from evitseg.labels import LabelSpace
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--minimum-area",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     metavar="AREA",
     panel="Input",
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--simplify",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     metavar="PIXELS",
     panel="Output",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LABELME, CVAT, COCO = "labelme", "cvat", "coco"
 _NEXT = {
-    LABELME: "next: correct them with Labelme, then evitseg check {place}",
+    LABELME: "next: correct them with Labelme, then evitseg check {place} --labels {place}/labels.txt",
     CVAT: "next: upload {place} to a CVAT task of the images, in the format CVAT 1.1",
     COCO: "next: import {place} and the images into an annotation tool, in the format COCO 1.0",
 }

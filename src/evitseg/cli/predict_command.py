@@ -28,7 +28,7 @@ from evitseg.cli.options import (
 )
 from evitseg.cli.output import Output
 from evitseg.cli.request import Request, method_of
-from evitseg.cli.values import Names, Parsed, parse_bytes, parse_region
+from evitseg.cli.values import Names, Number, Parsed, parse_bytes, parse_region
 
 STDIN = "-"
 
@@ -99,7 +99,7 @@ STDIN = "-"
 )
 @option(
     "--simplify",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     metavar="PIXELS",
     panel="Output",
@@ -202,7 +202,7 @@ STDIN = "-"
 )
 @option(
     "--duration",
-    type=float,
+    type=Number(),
     metavar="SECONDS",
     panel="Video",
     help="Stop each video or stream after this many seconds.",
@@ -242,6 +242,10 @@ def predict_command(
         reading=read_options(bands, value_range, page),
         **options,
     )
+    if request.polygons is not None:  # before the work
+        from evitseg.raster.vector_files import writer_for
+
+        writer_for(request.polygons)
     if STDIN in inputs or str(request.out) == STDIN:
         from evitseg.cli.standard_streams import run_on_streams
 

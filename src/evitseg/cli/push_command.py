@@ -92,6 +92,7 @@ def push_command(
     for name, given in (("--private", private), ("--overwrite", overwrite)):
         if given and dry_run is not None:
             raise click.BadParameter("has no effect with --dry-run; leave one of them out", param_hint=name)
+    repository = repository.removeprefix(SCHEME)
     try:
         check_repository(repository)
     except ConfigError as error:

@@ -23,7 +23,7 @@ from evitseg.cli.options import (
 )
 from evitseg.cli.output import Output
 from evitseg.cli.serve_access import api_keys, is_loopback
-from evitseg.cli.values import Parsed, parse_bytes
+from evitseg.cli.values import Number, Parsed, parse_bytes
 
 if TYPE_CHECKING:
     from evitseg.engine import Precision
@@ -140,7 +140,7 @@ _MAX_STREAMS = 4
 )
 @option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    type=Number(min=0, min_open=True, max=86_400),
     default=30.0,
     metavar="SECONDS",
     panel="Limits",

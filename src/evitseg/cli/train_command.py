@@ -22,7 +22,7 @@ from evitseg.cli.options import (
     workers_option,
 )
 from evitseg.cli.output import Output
-from evitseg.cli.values import Names, Parsed, whole_number
+from evitseg.cli.values import Names, Number, Parsed, whole_number
 
 if TYPE_CHECKING:
     from evitseg.train import Run
@@ -105,7 +105,7 @@ def _variants() -> list[str]:
 @option(
     "--learning-rate",
     "--lr",
-    type=float,
+    type=Number(),
     metavar="RATE",
     panel="Training",
     help="Peak learning rate. Default: depends on the images and the initial weights.",

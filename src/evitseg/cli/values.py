@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from evitseg.errors import ConfigError
+from evitseg.system.files import is_folder
 
 if TYPE_CHECKING:
     from evitseg.image import Size
@@ -53,6 +56,32 @@ class Parsed(click.ParamType[Any]):
             return self.parse(value)
         except (ConfigError, ValueError) as error:
             self.fail(str(error), param, ctx)
+
+
+class OutputFile(click.ParamType[Path]):
+    """A file to write, whose ending says its kind; what cannot be written is refused before the work begins."""
+
+    name = "file"
+
+    def __init__(self, *endings: str) -> None:
+        self.endings = endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value)
+        if path.suffix.lower() not in self.endings:
+            self.fail(f"{path} must end in {' or '.join(self.endings)}", param, ctx)
+        if is_folder(path):
+            self.fail(f"{path} is a folder; give another name", param, ctx)
+        return path
+
+
+class Number(click.FloatRange):
+    """A number in a range; nan and infinity, which Python reads as numbers too, are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is not None and not math.isfinite(number := click.FLOAT.convert(value, param, ctx)):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def whole_number(text: str) -> int:

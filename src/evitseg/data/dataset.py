@@ -49,6 +49,16 @@ class Dataset:
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def left_out(self) -> str:
+        """A sentence about the files without a partner, which are no pairs; empty if there are none."""
+        files = self.unpaired
+        if not files:
+            return ""
+        some = ", ".join(map(str, files[:3])) + ", ..." * (len(files) > 3)
+        what = "file has" if len(files) == 1 else "files have"
+        return f"{len(files)} {what} no matching mask or image of the same name and are left out: {some}."
+
     def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
         """The pairs of one split, or all pairs. Raises: DatasetError for a split that does not exist."""
         if split is None:

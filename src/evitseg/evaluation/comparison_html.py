@@ -54,10 +54,17 @@ def write_comparison(
         models: those that were measured; they predict the drawn images once more.
     """
     count, first = len(comparison.different), html.escape(names[0])
+    skipped = f", {len(comparison.skipped)} skipped" if comparison.skipped else ""
+    confidence = (
+        f"those in colour are not 0 with {CONFIDENCE:.0%} confidence (paired bootstrap over the images, "
+        f"{comparison.resamples} resamples)"
+        if count > 1
+        else "confidence intervals need more than one image"
+    )
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{count} images. Differences are in points, compared with {first}; those in colour are not 0 with "
-        f"{CONFIDENCE:.0%} confidence (paired bootstrap over the images, {comparison.resamples} resamples).</p>",
+        f"<p>{count} image{'s' * (count != 1)}{skipped}. Differences are in points, compared with {first}; "
+        f"{confidence}.</p>",
         "<h2>Models</h2>",
         _model_table(comparison, names, facts),
         "<h2>IoU per class, in percent</h2>",
@@ -114,7 +121,9 @@ def _dot(number: int) -> str:
 
 def _class_table(comparison: Comparison, names: Sequence[str]) -> str:
     others = comparison.scores[1:]
-    limits = (abs(limit) for scores in others for each in scores.iou_difference for limit in (each.low, each.high))
+    limits = (
+        abs(limit) for scores in others for each in scores.iou_difference for limit in (each.low, each.value, each.high)
+    )
     reach = max((limit for limit in limits if not math.isnan(limit)), default=0.0) or 0.01
     rows = []
     for index in range(len(comparison.labels.classes)):
@@ -139,12 +148,13 @@ def _chart(differences: Sequence[Interval], reach: float) -> str:
 
     height, marks = _ROW * len(differences) + 4, []
     for number, each in enumerate(differences, 1):
-        if math.isnan(each.low):
+        if math.isnan(each.value):
             continue
         y, color = 2 + _ROW * (number - 0.5), _color(number)
         strength = 1 if each.excludes_zero else 0.45
+        low, high = (each.low, each.high) if not math.isnan(each.low) else (each.value, each.value)
         marks.append(
-            f'<g stroke="{color}" fill="{color}" opacity="{strength}"><line x1="{x(each.low)}" x2="{x(each.high)}" '
+            f'<g stroke="{color}" fill="{color}" opacity="{strength}"><line x1="{x(low)}" x2="{x(high)}" '
             f'y1="{y}" y2="{y}" stroke-width="2.5"/><circle cx="{x(each.value)}" cy="{y}" r="4.5" stroke="none"/></g>'
         )
     zero = f'<line x1="{_CHART / 2}" x2="{_CHART / 2}" y1="0" y2="{height}" stroke="#999" stroke-dasharray="2 2"/>'

@@ -57,7 +57,9 @@ def write_html(report: Report, path: str | os.PathLike[str], model: Predictor, t
         "<p>" + ", ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in report.settings.items()) + "</p>",
         "<div class=numbers>"
         + "".join(f"<div><b>{percent(value)}</b>{name}</div>" for name, value in numbers.items())
-        + f"<div><b>{len(report.images)}</b>images</div></div>",
+        + f"<div><b>{len(report.images)}</b>images</div>"
+        + (f"<div><b>{len(report.skipped)}</b>skipped</div>" if report.skipped else "")
+        + "</div>",
         "<h2>Classes</h2>",
         _class_table(report),
         "<h2>Confusion matrix</h2><p>Each row shows how the pixels of one true class were predicted, in percent.</p>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from evitseg._version import __version__
 from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
 from evitseg.engine import Engine
-from evitseg.errors import ExportError, FileError, unknown
+from evitseg.errors import DatasetError, ExportError, FileError, ImageError, unknown
+from evitseg.evaluation.evaluate import default_split, settled_split
 from evitseg.exporters.formats import FORMATS, INTEGERS, WEIGHTS
 from evitseg.exporters.int8 import RANKED_ON, eight_bit
 from evitseg.exporters.integer_calibration import calibrated
@@ -30,7 +32,7 @@ from evitseg.model.network import EfficientViT
 from evitseg.model.state import check_numbers
 from evitseg.preprocess import Preprocess
 from evitseg.raster.files import read_image
-from evitseg.system.files import temporary_folder
+from evitseg.system.files import check_not_input, temporary_folder
 
 CALIBRATED_ON, MEASURED_ON = 32, 200
 """Maximum numbers of images, chosen evenly from all."""
@@ -102,6 +104,7 @@ def export(
     else:
         model, manifest = network_of(checkpoint, extra="export")
         out = Path(out) if out is not None else form.name(model_stem(checkpoint))
+        check_not_input(out, [checkpoint])
     if not out.name.endswith(form.ending):
         raise ExportError(f"{out}: {to} files end in {form.ending}; name it {form.name(out.with_suffix('')).name}.")
 
@@ -199,18 +202,27 @@ class Scored:
     def __init__(
         self, model: EfficientViT, manifest: Manifest, data: str | os.PathLike[str], tell: Callable[[str], None]
     ) -> None:
-        splits = find_dataset(data, manifest.labels, manifest.reading).splits
-        every = tuple(pair for pairs in splits.values() for pair in pairs)
-        self.pairs = _spread(splits.get("val") or splits.get("test") or every, MEASURED_ON)
-        self._calibrate_on = _spread(splits.get("train") or every, CALIBRATED_ON)
+        dataset = find_dataset(data, None, manifest.reading)
+        every = dataset.pairs()
+        self.pairs = _spread(dataset.pairs(default_split(dataset)), MEASURED_ON)
+        self._labels = settled_split(dataset, self.pairs, dataset.labels, manifest.labels)
+        self._calibrate_on = _spread(dataset.splits.get("train") or every, CALIBRATED_ON)
         self._manifest, self._tell = manifest, tell
         tell(f"scoring the checkpoint on {len(self.pairs)} images")
-        self.miou = miou(TorchEngine(model, manifest), self.pairs, tell)
+        self.miou, self.skipped = miou(TorchEngine(model, manifest), self.pairs, self._labels)
+        for problem in self.skipped:
+            tell(problem)
 
     @property
     def calibration(self) -> list[ImageArray]:
-        """The images to calibrate int8 on."""
-        return [read_image(pair.image, pair.reading) for pair in self._calibrate_on]
+        """The images to calibrate on, without those that cannot be read. Raises: DatasetError if none can."""
+        images = []
+        for pair in self._calibrate_on:
+            with suppress(ImageError):
+                images.append(read_image(pair.image, pair.reading))
+        if not images:
+            raise DatasetError(f"none of the {len(self._calibrate_on)} images to calibrate on can be read.")
+        return images
 
     def drop_of(self, model: EfficientViT) -> float:
         """A network's loss compared with the checkpoint, in points of mIoU."""
@@ -218,7 +230,7 @@ class Scored:
 
     def score(self, engine: Engine) -> float:
         """An engine's mIoU in percent."""
-        return miou(engine, self.pairs, self._tell)
+        return miou(engine, self.pairs, self._labels)[0]
 
     def added(
         self,
@@ -231,15 +243,16 @@ class Scored:
         """The verification with both scores. Raises: ExportError if the exported model's is too low."""
         self._tell(f"scoring {model_file} on {len(self.pairs)} images")
         score = self.score(engine)
+        count = len(self.pairs) - len(self.skipped)
         if not score >= self.miou - max_drop:
             raise ExportError(
-                f"{model_file} was discarded: on {len(self.pairs)} images it scores {score:.2f} % mIoU, which is more "
+                f"{model_file} was discarded: on {count} images it scores {score:.2f} % mIoU, which is more "
                 f"than {max_drop:g} points (--max-drop) below the {self.miou:.2f} % of its checkpoint"
                 + (f"; {self._worst(integers)}." if integers else ".")
             )
         return replace(
             verification,
-            measured_on=len(self.pairs),
+            measured_on=count,
             checkpoint_miou=round(self.miou, 2),
             exported_miou=round(score, 2),
         )

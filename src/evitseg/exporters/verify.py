@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from evitseg.engine import Engine
 from evitseg.errors import ExportError
 from evitseg.evaluation.evaluate import evaluate
 from evitseg.image import ImageArray
+from evitseg.labels import LabelSpace
 from evitseg.manifest import Manifest, SelfCheck, Verification
 from evitseg.model.engine import TorchEngine
 from evitseg.model.layers import ConvNormAct
@@ -215,10 +216,13 @@ def _in_bfloat16(values: Tensor) -> Tensor:
     return values.to(torch.bfloat16).to(values.dtype)
 
 
-def miou(engine: Engine, pairs: Sequence[Pair], tell: Callable[[str], None]) -> float:
-    """An engine's mIoU in percent on images with masks. Raises: DatasetError."""
-    segment = Segmenter(engine)
-    report = evaluate(segment.mask, pairs, segment.labels)
-    for problem in report.skipped:
-        tell(problem)
-    return 100 * report.miou
+def miou(engine: Engine, pairs: Sequence[Pair], labels: LabelSpace) -> tuple[float, tuple[str, ...]]:
+    """An engine's mIoU in percent on images with masks, and a sentence for each pair that was skipped.
+
+    Args:
+        labels: the classes of the masks, in the order of the engine's.
+
+    Raises: DatasetError if no pair can be read.
+    """
+    report = evaluate(Segmenter(engine).mask, pairs, labels)
+    return 100 * report.miou, report.skipped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -199,8 +200,11 @@ def average_checkpoints(
     if len(paths) < 2:
         raise WeightsError("an average needs at least two checkpoints.")
     weights = [1.0] * len(paths) if weights is None else list(weights)
-    if len(weights) != len(paths) or min(weights) < 0 or sum(weights) <= 0:
-        raise ConfigError(f"weights {weights}: give one number for each of the {len(paths)} checkpoints, none below 0.")
+    if len(weights) != len(paths) or not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
+        raise ConfigError(
+            f"weights {', '.join(f'{weight:g}' for weight in weights)}: give one number for each of the {len(paths)} "
+            "checkpoints, none below 0 and not all 0, such as 0.5,0.5."
+        )
     loaded = [load_checkpoint(path) for path in paths]
     model, manifest = loaded[0]
     for path, (_, other) in zip(paths, loaded, strict=True):

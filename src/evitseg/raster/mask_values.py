@@ -139,7 +139,9 @@ def _unknown_value(
             "labels.json."
         )
     known_colors = {*VOID_COLORS, *by_color}
-    at = next((at for at, color in enumerate(distinct.colors) if color not in known_colors), 0)
+    wrong = [at for at, color in enumerate(distinct.colors) if color not in known_colors]
+    # Of a palette, an index may be known by its number.
+    at = next((at for at in wrong if distinct.kind != "palette" or distinct.values[at] not in by_id), (wrong or [0])[0])
     color = color_of(distinct.colors[at]) if distinct.colors[at] >= 0 else "none"
     if distinct.kind == "palette":
         return (

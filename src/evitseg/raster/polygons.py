@@ -17,7 +17,7 @@ from evitseg.image import MAX_PIXELS
 from evitseg.labels import LabelSpace
 from evitseg.raster.gdal import import_rasterio
 from evitseg.raster.mask_bands import MaskBands, class_reader, open_mask
-from evitseg.raster.vector_files import WRITERS, Feature, Layer
+from evitseg.raster.vector_files import Feature, Layer, writer_for
 from evitseg.raster.whole_regions import whole_regions
 
 
@@ -70,12 +70,7 @@ def polygonize(
     Raises: ImageError, ConfigError for an unknown class, FileError, MissingPackageError.
     """
     out = Path(out)
-    write = WRITERS.get(out.suffix.lower())
-    if write is None:
-        raise ImageError(
-            f"{out}: polygons are written as GeoJSON, GeoPackage or GeoParquet; use the ending .geojson, .gpkg or "
-            ".parquet."
-        )
+    write = writer_for(out)
     _check_limits(min_pixels, simplify)
     if not (math.isfinite(min_area) and min_area >= 0):
         raise ConfigError(f"min_area is {min_area}; it must be 0 or more.")

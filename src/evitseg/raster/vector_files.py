@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.errors import FileError, MissingPackageError
+from evitseg.errors import FileError, ImageError, MissingPackageError
 from evitseg.raster.gdal import environment
 from evitseg.system.authorship import POLYGONS
 from evitseg.system.files import replacing, temporary_folder
@@ -255,3 +255,14 @@ WRITERS: dict[str, Callable[[Path, Iterator[Feature], Layer], None]] = {
     ".geoparquet": _geoparquet,
 }
 """What writes polygons, by the ending of the file's name."""
+
+
+def writer_for(out: Path) -> Callable[[Path, Iterator[Feature], Layer], None]:
+    """What writes polygons to a file of this name. Raises: ImageError for another ending."""
+    write = WRITERS.get(out.suffix.lower())
+    if write is None:
+        raise ImageError(
+            f"{out}: polygons are written as GeoJSON, GeoPackage or GeoParquet; use the ending .geojson, .gpkg or "
+            ".parquet."
+        )
+    return write

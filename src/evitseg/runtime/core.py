@@ -23,7 +23,11 @@ ISA_VARIABLE = "EVITSEG_ISA"
 CorePrecision = Literal["float32", "float16", "bfloat16"]
 CORE_PRECISIONS: dict[CorePrecision, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
 """The precisions of the core, with their numbers in evitseg.h."""
-_NOT_FINITE = 5
+_BAD_PROGRAM, _NOT_FINITE = 1, 5
+
+
+class DamagedProgramError(EngineError):
+    """The core cannot read a program."""
 
 
 class NotFiniteError(EngineError):
@@ -126,7 +130,10 @@ class Core:
             raise EngineError(f"{ISA_VARIABLE}={isa}: this processor supports {', '.join(known)}.")
         name = isa.encode() if isa else None
         number = CORE_PRECISIONS[precision]
-        check(self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self.model)), path)
+        code = self.library.evs_model_load(program, len(program), number, name, ctypes.byref(self.model))
+        if code == _BAD_PROGRAM:
+            raise DamagedProgramError("the program is damaged, or was made by another version of evitseg.")
+        check(code, path)
         self._free: SimpleQueue[ctypes.c_void_p] = SimpleQueue()
         for _ in range(streams):
             runner = ctypes.c_void_p()

@@ -25,7 +25,10 @@ def read(model_file: Path, limit: int = MAX_MODEL_BYTES) -> bytes:
             )
         return model_file.read_bytes()
     except FileNotFoundError as error:
-        raise WeightsError(f"{model_file}: no such file; `evitseg models` lists the models with a name.") from error
+        advice = "`evitseg models` lists the models with a name"
+        if model_file.suffix == ".bin":  # belongs to another file, which the person named
+            advice = f"copy it to this folder, next to {model_file.stem}.xml or {model_file.stem}.param"
+        raise WeightsError(f"{model_file}: no such file; {advice}.") from error
     except OSError as error:
         raise WeightsError(f"{model_file}: cannot be read ({error.strerror}).") from error
 

@@ -17,7 +17,15 @@ from evitseg.errors import EngineError, WeightsError, warn
 from evitseg.manifest import Manifest
 from evitseg.runtime import evit_file
 from evitseg.runtime.checkpoint import read_checkpoint
-from evitseg.runtime.core import CORE_PRECISIONS, ISA_VARIABLE, Core, CorePrecision, NotFiniteError, instruction_sets
+from evitseg.runtime.core import (
+    CORE_PRECISIONS,
+    ISA_VARIABLE,
+    Core,
+    CorePrecision,
+    DamagedProgramError,
+    NotFiniteError,
+    instruction_sets,
+)
 from evitseg.runtime.onnx_weights import read_onnx
 from evitseg.runtime.program import compile_program, has_half_precision
 from evitseg.system.machine import physical_cores, processor_name
@@ -116,7 +124,12 @@ def open_native(
     else:
         manifest, weights = (read_checkpoint if model_file.suffix == ".safetensors" else read_onnx)(model_file)
         program = compile_program(manifest.model, manifest.preprocess, weights)
-    engine = NativeEngine(manifest, program, precision, threads, streams)
+    try:
+        engine = NativeEngine(manifest, program, precision, threads, streams)
+    except DamagedProgramError as error:
+        raise WeightsError(
+            f"{model_file}: damaged or incomplete, or made by another version of evitseg; export it again."
+        ) from error
     if engine.core.classes != manifest.model.num_classes:
         raise WeightsError(
             f"{model_file}: its program has {engine.core.classes} classes and its manifest "

@@ -65,8 +65,8 @@ class _Model:
     def weights(self) -> tuple[Manifest, list[Weights]]:
         if self.manifest.weights == "w8a8":
             raise EngineError(
-                f"{self._where}: has integer arithmetic, which the native engine does not have; use --engine "
-                "onnxruntime, or the checkpoint it was exported from."
+                f"{self._where}: has integer arithmetic, which only ONNX Runtime computes; use --engine "
+                "onnxruntime, with other models exported to ONNX, too, or the checkpoint it was exported from."
             )
         try:
             self._check_ends()

@@ -121,7 +121,8 @@ def input_of(manifest: Manifest, where: str | Path) -> tuple[SelfCheck, ImageArr
     check = manifest.self_check
     if check is None:
         raise WeightsError(
-            f"{where}: has no self-check; evitseg export adds one to files for images of up to {MOST_PIXELS:,} pixels."
+            f"{where}: has no self-check; files that evitseg export writes have one, if they take images of up to "
+            f"{MOST_PIXELS:,} pixels, so export this model."
         )
     if check.image not in SCENES:
         raise WeightsError(f"{where}: its self-check uses the image {check.image!r:.40}; update evitseg to draw it.")

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +44,13 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder exists; like `is_there` it never raises."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def check_not_input(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Check that a file to write is none of the files it is made from. Raises: FileError."""
+    for each in inputs:
+        if is_there(out) and is_there(each) and Path(out).samefile(each):
+            raise FileError(f"{out}: is also the input, which would be lost; give another file to write (--out).")
 
 
 def begin_to_read(path: str | os.PathLike[str]) -> None:

@@ -71,6 +71,12 @@ def parse_hub_name(text: str) -> HubName:
     return HubName(found[1], revision, file)
 
 
+def meant_hub_name(model: str) -> str:
+    """The name of a model on the hub that a text without hf:// probably means, such as "hf://owner/name", or ""."""
+    bare = re.sub(r"^(https?://huggingface\.co/|hf:/{0,2})", "", model, flags=re.IGNORECASE).rstrip("/")
+    return f"{SCHEME}{bare}" if _REPOSITORY.fullmatch(bare) else ""
+
+
 def check_repository(repository: str, where: str | None = None) -> str:
     """The name of a repository, if it may be one. Raises: ConfigError."""
     if not _REPOSITORY.fullmatch(repository) or re.search(r"--|\.\.|\.git(/|$)", repository):

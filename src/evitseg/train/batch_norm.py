@@ -7,7 +7,7 @@ average of weights. benchmarks/finetune.py measures what they cost.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evitseg.architecture import STRIDE
 from evitseg.data.lists import Pair
+from evitseg.errors import ImageError
 from evitseg.image import ImageArray
 from evitseg.model.network import EfficientViT
 from evitseg.preprocess import Preprocess
@@ -42,19 +43,34 @@ def estimate_over(
     Args:
         most_pixels: largest number of pixels in a batch of more than one image.
 
-    Returns: the number of images.
+    Returns: the number of images; those that cannot be read are left out.
 
-    Raises: ImageError for an image that cannot be read.
+    Raises: ImageError if none can be read.
     """
     device = next(network.parameters()).device
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (preprocess.mean, preprocess.std)
     )
     chosen = [pairs[at] for at in spread(len(pairs))]
-    images = (read_image(pair.image, pair.reading) for pair in chosen)
-    batches = whole_images(images, preprocess, most_pixels, lambda stack: (stack.to(device).float() - mean) / std)
+    used = 0
+
+    def images() -> Iterator[ImageArray]:
+        nonlocal used
+        problem: ImageError | None = None
+        for pair in chosen:
+            try:
+                image = read_image(pair.image, pair.reading)
+            except ImageError as error:
+                problem = error
+                continue
+            used += 1
+            yield image
+        if problem and not used:
+            raise problem
+
+    batches = whole_images(images(), preprocess, most_pixels, lambda stack: (stack.to(device).float() - mean) / std)
     estimate(network, batches, keep)
-    return len(chosen)
+    return used
 
 
 def unfolded(network: EfficientViT, pairs: Sequence[Pair], preprocess: Preprocess) -> EfficientViT:

@@ -179,6 +179,19 @@ def test_a_resumed_run_ends_in_the_same_bits(data: Path, config: TrainConfig, ru
     assert resumed.last.read_bytes() == run.last.read_bytes()
 
 
+def test_a_run_from_such_a_run_goes_on_with_its_ranges(
+    data: Path, config: TrainConfig, run: Run, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    again = config.updated({"start": str(run.last), "epochs": 1})
+    second = fit(data, again, tmp_path / "again", tell=told.append)
+    assert "continuing with the ranges that the start has learned" in told
+    assert second.start_miou == run.last_miou
+    first, new = (load_checkpoint(path)[1].activation_ranges for path in (run.last, second.last))
+    assert first.keys() == new.keys()
+    assert first != new
+
+
 def test_a_trained_file_has_integers_of_8_bits_only_and_the_learned_ranges(
     run: Run, data: Path, image: NDArray[np.uint8], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from evitseg.architecture import PUBLISHED_SEGMENTATION, model_config, short_nam
 from evitseg.errors import ConfigError, WeightsError, unknown
 from evitseg.labels import LabelSpace
 from evitseg.loading import CHECKPOINT_ENDINGS, located
+from evitseg.manifest import Manifest
 from evitseg.model.checkpoints import load_backbone, load_official
 from evitseg.model.network import EfficientViT
 from evitseg.model.published import PUBLISHED, published_labels, published_name
@@ -32,12 +33,14 @@ class Start:
             those of a classifier.
         short_side: working size of the weights that the run starts from; None if they have none.
         needs_relu_fit: whether the weights were trained with hard-swish where the network has ReLU.
+        activation_ranges: those that the weights were trained with, if they are the whole network's; see `Manifest`.
     """
 
     network: EfficientViT
     known: float
     short_side: int | None
     needs_relu_fit: bool = False
+    activation_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
@@ -78,7 +81,11 @@ def initialize(config: TrainConfig, labels: LabelSpace) -> Start:
                 rows = int(known.sum())
     model.load_state_dict(loaded)
     fit = model.config.backbone.early_activation != early
-    return Start(model, rows / len(labels.classes), _short_side(config.start), fit)
+    manifest = _manifest(config.start)
+    short_side = None if manifest is None else manifest.preprocess.short_side
+    is_same = not fit and fits == own.keys() and source_labels is not None and source_labels.names == labels.names
+    ranges = manifest.activation_ranges if manifest is not None and is_same else {}
+    return Start(model, rows / len(labels.classes), short_side, fit, ranges)
 
 
 def with_pinned_start(config: TrainConfig) -> TrainConfig:
@@ -97,15 +104,15 @@ def with_start_as_teacher(config: TrainConfig) -> TrainConfig:
     return config.updated({"distill.teachers": (config.start,)})
 
 
-def _short_side(start: str) -> int | None:
-    """The short side in the manifest of the weights; None for weights without a manifest of ours."""
+def _manifest(start: str) -> Manifest | None:
+    """The manifest of the weights; None for weights without one of ours."""
     from evitseg.bundled import bundled_models
     from evitseg.loading import network_of
 
     start, _ = located(start)
     if start in bundled_models() or Path(start).suffix in (".onnx", ".safetensors"):
         with contextlib.suppress(WeightsError):  # a classifier has no manifest
-            return network_of(start, extra="train")[1].preprocess.short_side
+            return network_of(start, extra="train")[1]
     return None
 
 

@@ -165,6 +165,9 @@ def _first_network(
     if start.needs_relu_fit:
         tell("fitting ReLU to the hard-swish that the start was trained with")
         network = fitted_to_relu(network, preprocess, images(FITTED_ON))
+    if config.qat and start.activation_ranges:
+        tell("continuing with the ranges that the start has learned")
+        return QuantisedNetwork(network, preprocess, start.activation_ranges)
     if config.qat:
         tell("choosing the first ranges of all tensors")
         return quantised_start(network, preprocess, images(MAX_IMAGES))

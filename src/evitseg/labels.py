@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from evitseg.errors import ConfigError, DatasetError, unknown
 Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 _MAX_BYTES = 16 * 2**20
+_NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;=]\s*|\s+)(\S.*)")
 _LARGEST_ID = 65_535  # the largest value of a 16-bit mask
 
 
@@ -196,8 +198,6 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
     if str(name_or_path) in names:
         text = (Path(__file__).parent / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
     elif Path(name_or_path).suffix == ".txt":
-        from evitseg.data.class_list import read_class_list
-
         try:
             return read_class_list(Path(name_or_path), Path(name_or_path).stem)
         except DatasetError as error:
@@ -220,6 +220,30 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
             f"{name_or_path}: not a label space ({type(error).__name__}: {error}); it looks like "
             '{"name": "fields", "classes": [{"name": "wheat", "raw_ids": [1], "color": [200, 180, 60]}]}.'
         ) from error
+
+
+def read_class_list(path: Path, name: str) -> LabelSpace:
+    """The classes in a file with one name per line. Empty lines and comments, which start with #, are skipped.
+
+    If every line starts with a number, and the numbers count from 0 or 1, they are the raw ids of the classes.
+
+    Raises: DatasetError.
+    """
+    from evitseg.system.text import decoded
+
+    lines = [line.strip() for line in decoded(path, most=_MAX_BYTES).splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    rows = [found for line in names if (found := _NUMBERED.fullmatch(line))]
+    numbers = [int(row[1]) for row in rows]
+    try:
+        if len(rows) < max(2, len(names)) or numbers not in (list(range(len(rows))), list(range(1, len(rows) + 1))):
+            return named(name, names)
+        if numbers[0] == 0:
+            return named(name, [row[2] for row in rows])
+        classes = tuple(LabelClass(row[2], (i + 1,), distinct_color(i)) for i, row in enumerate(rows))
+        return LabelSpace(name, classes, (255,) if len(rows) < 255 else (65_535,), frozenset({"ignored_ids"}))
+    except ConfigError as error:
+        raise DatasetError(f"{path}: {error}") from error
 
 
 def _parse(content: Any) -> LabelSpace:

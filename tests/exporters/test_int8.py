@@ -245,7 +245,7 @@ def test_a_score_that_is_too_low_is_refused(
     monkeypatch.setattr(module, "eight_bit", lambda model, *rest: (model, {}))
     monkeypatch.setitem(TOLERANCE, "int8", (1.0, 0.0))  # the file's weights are rounded, those of this model are not
     scores = iter([70.0, 69.4])
-    monkeypatch.setattr(module, "miou", lambda *rest: next(scores))
+    monkeypatch.setattr(module, "miou", lambda *rest: (next(scores), ()))
     with pytest.raises(ExportError, match=r"it scores 69.40 % .* 0.5 points .* below the 70.00 % of its checkpoint"):
         export(bundled, "onnx", tmp_path / "m.onnx", weights="int8", data=data)
     assert list(tmp_path.iterdir()) == []

@@ -234,7 +234,7 @@ def test_a_loss_that_is_too_large_names_layers(
 ) -> None:
     needs_format("onnx")
     scores = iter([70.0, 68.9])
-    monkeypatch.setattr(export_module, "miou", lambda *rest: next(scores))
+    monkeypatch.setattr(export_module, "miou", lambda *rest: (next(scores), ()))
     layers = r"whose rounding changes the logits most.* are ([a-z0-9.]+ \(\d\.\de-\d\d\)(, |\.$)){5}$"
     limit = r"more than 1 points \(--max-drop\) below the 70\.00 % of its checkpoint; "
     with pytest.raises(ExportError, match=rf"scores 68.90 % .*{limit}.*{layers}") as refusal:

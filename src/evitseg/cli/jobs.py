@@ -75,6 +75,10 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
     Args:
         names: how messages name inputs that are temporary files.
     """
+    if request.polygons is not None:  # before the work
+        from evitseg.raster.vector_files import writer_for
+
+        writer_for(request.polygons)
     outcome = Outcome(output, names)
     everything = plan(request, outcome)
     jobs = _left(everything, request, outcome)

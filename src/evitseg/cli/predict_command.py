@@ -242,10 +242,6 @@ def predict_command(
         reading=read_options(bands, value_range, page),
         **options,
     )
-    if request.polygons is not None:  # before the work
-        from evitseg.raster.vector_files import writer_for
-
-        writer_for(request.polygons)
     if STDIN in inputs or str(request.out) == STDIN:
         from evitseg.cli.standard_streams import run_on_streams
 

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from evitseg.data.class_list import read_class_list
 from evitseg.data.dataset import ALL, SPLIT_SYNONYMS, SPLITS, Dataset
 from evitseg.data.folders import Skipped, image_files, reasons
 from evitseg.data.lists import Pair
 from evitseg.data.yaml_file import own_yaml, read_yaml, yaml_labels
 from evitseg.errors import DatasetError
 from evitseg.image import AS_STATED, ReadOptions
-from evitseg.labels import LabelSpace, load_labels
+from evitseg.labels import LabelSpace, load_labels, read_class_list
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "JPEGImages", "leftImg8bit", "img_dir")
 _MASK_FOLDERS = (

@@ -95,3 +95,12 @@ def test_a_text_file_with_one_name_per_line_is_a_label_space(tmp_path: Path) -> 
     assert (labels.name, labels.names) == ("labels", ("sky", "road"))
     with pytest.raises(ConfigError, match=r"none\.txt: cannot be read"):
         load_labels(tmp_path / "none.txt")
+
+
+def test_names_of_annotation_tools_are_background_or_no_class(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nsky\nroad\n")
+    assert load_labels(tmp_path / "labels.txt").names == ("background", "sky", "road")
+    (tmp_path / "numbered.txt").write_text("1 sky\n2 ignore\n3 road\n")
+    labels = load_labels(tmp_path / "numbered.txt")
+    assert [(c.name, c.raw_ids) for c in labels.classes] == [("sky", (1,)), ("road", (3,))]
+    assert labels.ignored_ids == (255, 2)

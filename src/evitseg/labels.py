@@ -18,6 +18,11 @@ from evitseg.errors import ConfigError, DatasetError, unknown
 
 Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
+BACKGROUND = "background"
+BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
+"""Names that annotation tools give to pixels outside all objects."""
+IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
+"""Names that annotation tools give to pixels to ignore."""
 _MAX_BYTES = 16 * 2**20
 _NUMBERED = re.compile(r"(\d{1,5})(?:\s*[:,;=]\s*|\s+)(\S.*)")
 _LARGEST_ID = 65_535  # the largest value of a 16-bit mask
@@ -199,7 +204,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
         text = (Path(__file__).parent / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
     elif Path(name_or_path).suffix == ".txt":
         try:
-            return read_class_list(Path(name_or_path), Path(name_or_path).stem)
+            return _by_convention(read_class_list(Path(name_or_path), Path(name_or_path).stem))
         except DatasetError as error:
             raise ConfigError(str(error)) from error
     elif Path(name_or_path).suffix != ".json":
@@ -244,6 +249,16 @@ def read_class_list(path: Path, name: str) -> LabelSpace:
         return LabelSpace(name, classes, (255,) if len(rows) < 255 else (65_535,), frozenset({"ignored_ids"}))
     except ConfigError as error:
         raise DatasetError(f"{path}: {error}") from error
+
+
+def _by_convention(labels: LabelSpace) -> LabelSpace:
+    """A class list as annotation tools mean it: some names are background, others pixels to ignore and no class."""
+    kept = [replace(c, name=BACKGROUND if c.name in BACKGROUNDS else c.name) for c in labels.classes]
+    kept = [c for c in kept if c.name not in IGNORED]
+    if "raw_ids" in labels.assumed:
+        return named(labels.name, [c.name for c in kept])
+    ids = (raw_id for c in labels.classes if c.name in IGNORED for raw_id in c.raw_ids)
+    return replace(labels, classes=tuple(kept), ignored_ids=(*labels.ignored_ids, *ids))
 
 
 def _parse(content: Any) -> LabelSpace:

@@ -80,7 +80,7 @@ def test_one_image_has_no_intervals_and_images_without_masks_are_named(models: l
     run = cli("compare", *models, "--data", "data", "--report", "c.html")
     assert run.status == 0, run.stderr
     assert "1 image, split val; differences from a.evit in points, with no intervals" in run.stdout
-    left_out = "2 files have no matching mask or image of the same name and are left out: data/images/val/val1.png"
+    left_out = "left out: 2 files have no matching mask or image of the same name (data/images/val/val1.png, "
     assert left_out in run.stderr + run.stdout
     page = Path("c.html").read_text(encoding="utf-8")
     assert "<p>1 image. Differences" in page

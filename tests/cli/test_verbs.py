@@ -339,6 +339,18 @@ def test_an_average_takes_checkpoints_and_replaces_none(cli: Cli, tmp_path: Path
     assert run.status == 0, run.stderr
 
 
+def test_export_to_the_best_format_does_not_replace_its_input(cli: Cli, tmp_path: Path) -> None:
+    needs("torch", "onnx")
+    own = tmp_path / "a.onnx"
+    assert cli("export", "b0-camvid", "--to", "onnx", "--out", own).status == 0
+    before = own.read_bytes()
+    for out in ([], ["--out", own], ["--out", tmp_path / "a"]):
+        run = cli("export", own, "--to", "best", *out)
+        assert run.status == 1
+        assert f"{own}: is also the input, which would be lost" in run.stderr
+    assert own.read_bytes() == before
+
+
 def test_export_writes_a_verified_exported_model_that_predict_uses(
     b0_checkpoint: Path, street: Path, cli: Cli, tmp_path: Path
 ) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, LABELS, PRECISION, SIZE, THREADS
+from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, LABELS, PRECISION, SIZE, THREADS, report_option
 from evitseg.cli.output import Output
-from evitseg.cli.values import OutputFile
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -66,13 +65,7 @@ _Times = list[tuple[float, float]]
     panel="Measurement",
     help="Number of bootstrap resamples for the confidence intervals. Default: 2000.",
 )
-@option(
-    "--report",
-    type=OutputFile(".html", ".htm"),
-    metavar="FILE",
-    panel="Output",
-    help="Also write an HTML page with the classes and the images in which the models differ most.",
-)
+@report_option("Also write an HTML page with the classes and the images in which the models differ most.")
 def compare_command(
     output: Output,
     runs: tuple[str, ...],

@@ -86,10 +86,11 @@ def convert_coco_command(output: Output, annotations: Path, images: Path, out: P
 def _convert(
     output: Output, source: Path, images: Path | None, labels: str | None, out: Path, ignore_background: bool
 ) -> None:
-    from evitseg.data.annotations.conversion import labels_for, write_masks
+    from evitseg.data.annotations.conversion import write_masks
     from evitseg.data.annotations.reading import read_annotations
+    from evitseg.labels import load_labels
 
-    space = labels_for(labels) if labels else None
+    space = load_labels(labels) if labels else None
     found = read_annotations(source, images)
     with output.progress("converting", len(found.images), unit="images") as advance:
         done = write_masks(found, out, labels=space, ignore_background=ignore_background, progress=advance)

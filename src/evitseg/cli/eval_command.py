@@ -25,10 +25,10 @@ from evitseg.cli.options import (
     given_options,
     pinned_model,
     read_options,
+    report_option,
     workers_option,
 )
 from evitseg.cli.output import Output
-from evitseg.cli.values import OutputFile
 from evitseg.errors import EvitsegError
 
 if TYPE_CHECKING:
@@ -66,13 +66,7 @@ if TYPE_CHECKING:
 @PRECISION
 @THREADS
 @workers_option("Number of processes. Default: 1.")
-@option(
-    "--report",
-    type=OutputFile(".html", ".htm"),
-    metavar="FILE",
-    panel="Output",
-    help="Also write an HTML page with the largest errors.",
-)
+@report_option("Also write an HTML page with the largest errors.")
 def eval_command(
     output: Output,
     data: str,

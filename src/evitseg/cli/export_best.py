@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from evitseg.model.network import EfficientViT
 
 
-def run_best(output: Output, network: EfficientViT, manifest: Manifest, place: Path, **options: Any) -> None:
+def run_best(
+    output: Output, network: EfficientViT, manifest: Manifest, place: Path, source: str, **options: Any
+) -> None:
+    """Export to the best format. `source` is the file that the network came from, which is not replaced."""
     from evitseg.exporters.best import export_best
     from evitseg.exporters.formats import FORMATS, format_of
+    from evitseg.system.files import check_not_input
 
     form = format_of(place)
     stem = place if form is None else place.with_name(place.name.removesuffix(form.ending))
     if stem.suffix in (".pt", ".pth", ".safetensors"):
         stem = stem.with_suffix("")
+    for each in FORMATS.values():  # any of them may be the best
+        check_not_input(each.name(stem), [source])
     path, best, tried = export_best(network, manifest, stem, **options)
     tried = sorted(tried, key=lambda candidate: candidate.median_ms)
     output.content = {"file": str(path), "best": _entry(best), "tried": [_entry(candidate) for candidate in tried]}

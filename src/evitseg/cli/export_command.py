@@ -173,6 +173,8 @@ def export_command(
     if size is not None and fixed is None:
         preprocess = replace(manifest.preprocess, short_side=None if size == "native" else size)
 
+    source = located(checkpoint)[0]
+
     def tell(sentence: str) -> None:
         output.log(f"{sentence} ...")
 
@@ -187,6 +189,7 @@ def export_command(
             network,
             manifest,
             out or model_stem(checkpoint),
+            source,
             size=fixed,
             images=images,
             data=data,
@@ -197,7 +200,7 @@ def export_command(
         return
     form = FORMATS[to]
     place = out or form.name(model_stem(checkpoint))
-    check_not_input(place, [located(checkpoint)[0]])
+    check_not_input(place, [source])
     path, manifest = export(
         (network, manifest),
         to,

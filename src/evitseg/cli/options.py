@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from evitseg.cli.command import option
-from evitseg.cli.values import Names, Parsed, not_empty, parse_device, parse_size
+from evitseg.cli.values import Names, OutputFile, Parsed, not_empty, parse_device, parse_size
 from evitseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,6 +171,10 @@ def pinned_model(model: str | None, output: Output) -> str | None:
     name, source = located(model)
     output.note(f"{model} is {source or name}")
     return source or name
+
+
+def report_option(help: str) -> Callable[[Any], Any]:  # noqa: A002  # Click's name
+    return option("--report", type=OutputFile(".html", ".htm"), metavar="FILE", panel="Output", help=help)
 
 
 def workers_option(help: str, minimum: int = 1) -> Callable[[Any], Any]:  # noqa: A002  # Click's name

@@ -56,8 +56,8 @@ class Dataset:
         if not files:
             return ""
         some = ", ".join(map(str, files[:3])) + ", ..." * (len(files) > 3)
-        what = "file has" if len(files) == 1 else "files have"
-        return f"{len(files)} {what} no matching mask or image of the same name and are left out: {some}."
+        what = "1 file has" if len(files) == 1 else f"{len(files)} files have"
+        return f"left out: {what} no matching mask or image of the same name ({some})."
 
     def pairs(self, split: str | None = None) -> tuple[Pair, ...]:
         """The pairs of one split, or all pairs. Raises: DatasetError for a split that does not exist."""

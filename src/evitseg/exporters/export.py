@@ -211,7 +211,7 @@ class Scored:
         tell(f"scoring the checkpoint on {len(self.pairs)} images")
         self.miou, self.skipped = miou(TorchEngine(model, manifest), self.pairs, self._labels)
         for problem in self.skipped:
-            tell(problem)
+            tell(f"leaving out {problem.removesuffix('.')}")
 
     @property
     def calibration(self) -> list[ImageArray]:

@@ -14,23 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evitseg.data.annotations.objects import AnnotatedImage, Annotations, count, space_name, text_lines
+from evitseg.data.annotations.objects import AnnotatedImage, Annotations, count, space_name
 from evitseg.data.annotations.regions import Runs, ShapeError, paint
 from evitseg.data.dataset import ALL, SPLITS
 from evitseg.data.lists import Pair, write_pairs
 from evitseg.errors import DatasetError, EvitsegError
 from evitseg.image import MAX_PIXELS
-from evitseg.labels import LabelClass, LabelSpace, distinct_color, load_labels, mask_dtype
+from evitseg.labels import BACKGROUND, BACKGROUNDS, IGNORED, LabelClass, LabelSpace, distinct_color, mask_dtype
 from evitseg.raster.files import image_size
 from evitseg.raster.orientation import TRANSPOSES, orientation_of_file
 from evitseg.raster.png import save_mask
 from evitseg.system.files import replacing
 
-BACKGROUND = "background"
-BACKGROUNDS = frozenset({BACKGROUND, "_background_", "__background__"})
-"""Names that tools give to pixels outside all objects."""
-IGNORED = frozenset({"__ignore__", "ignore", "_ignore_"})
-"""Names that tools give to pixels to ignore."""
 MARK = "# written by evitseg convert"
 """First line of a list of pairs; a folder with a list is overwritten only if the list starts with it."""
 _LISTS = ("pairs.txt", "train.txt", "val.txt", "test.txt")
@@ -305,19 +300,6 @@ def _label_space(
         value_of |= dict.fromkeys(BACKGROUNDS, value_of[BACKGROUND])
     value_of |= dict.fromkeys(IGNORED, ignored)
     return LabelSpace(space_name(found.source), classes, (ignored,)), value_of
-
-
-def labels_for(name_or_path: str) -> LabelSpace:
-    """The classes of a .txt file with one name per line, else those of `load_labels`."""
-    path = Path(name_or_path)
-    if path.suffix.lower() != ".txt":
-        return load_labels(name_or_path)
-    names = [line for line in text_lines(path) if line]
-    names = [BACKGROUND if name in BACKGROUNDS else name for name in names if name not in IGNORED]
-    return LabelSpace(
-        path.stem,
-        tuple(LabelClass(n, (i,), _DARK if n == BACKGROUND else distinct_color(i)) for i, n in enumerate(names)),
-    )
 
 
 def mask_names(names: Sequence[str]) -> list[str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evitseg.data.annotations.conversion import BACKGROUNDS
 from evitseg.data.annotations.regions import Runs, paint, polygon
-from evitseg.labels import LabelSpace
+from evitseg.labels import BACKGROUNDS, LabelSpace
 from evitseg.raster.vector_files import Feature, Ring, Rings, doubled_area
 
 IGNORED_LABEL = "__ignore__"

@@ -11,9 +11,8 @@ from xml.etree import ElementTree
 
 from evitseg._version import __version__
 from evitseg.data.annotations import regions
-from evitseg.data.annotations.conversion import BACKGROUNDS
 from evitseg.data.annotations.outlines import IGNORED_LABEL, Outline, OutlinedImage, filled
-from evitseg.labels import LabelSpace
+from evitseg.labels import BACKGROUNDS, LabelSpace
 from evitseg.raster.vector_files import doubled_area
 from evitseg.system.files import replacing
 

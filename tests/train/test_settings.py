@@ -77,7 +77,7 @@ def test_a_nested_recipe_is_the_same_as_its_keys() -> None:
 
 
 def test_packaged_recipes_are_settings_without_old_names() -> None:
-    assert {"camvid-scratch", "camvid-scratch-half", "camvid-transfer", "camvid-transfer-distilled"} == set(recipes())
+    assert {"camvid-scratch", "camvid-scratch-large", "camvid-transfer", "camvid-transfer-distilled"} == set(recipes())
     for name, path in recipes().items():
         assert "about" in json.loads(path.read_text()), name
         make_config(read_recipe(name), name)

@@ -28,7 +28,6 @@ from evitseg.bundled import DEFAULT_MODEL, EXAMPLE_IMAGE
 from evitseg.data.layouts import find_dataset
 from evitseg.engine import Engine, Precision
 from evitseg.evaluation.metrics import confusion_matrix, mean_iou
-from evitseg.exporters import executorch, litert
 from evitseg.exporters.export import CALIBRATED_ON
 from evitseg.exporters.formats import FORMATS
 from evitseg.exporters.int8 import eight_bit
@@ -43,6 +42,7 @@ from evitseg.raster.masks import read_truth
 from evitseg.runtime.engines import open_engine
 from evitseg.runtime.model_file import set_manifest_beside
 from evitseg.runtime.segmenter import Segmenter
+from evitseg.runtime.undelegated import undelegated_in_executorch, undelegated_in_litert
 from evitseg.system.files import replacing
 from evitseg.system.machine import processor_name
 from evitseg.system.silence import silenced
@@ -71,6 +71,8 @@ class Contestant:
 
 
 CONTESTANTS = (
+    Contestant("native"),
+    Contestant("native", precision="bfloat16"),
     *(
         Contestant("onnx", weights, engine)
         for engine in ("openvino", "onnxruntime")
@@ -121,8 +123,8 @@ def main() -> None:
                 files = [file for top in form.files(path) for file in (top, *top.rglob("*"))]
                 row["bytes"] = sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".json")
                 if contestant.to in ("litert", "executorch"):
-                    module = litert if contestant.to == "litert" else executorch
-                    row["outside the delegate"] = module.undelegated(path)
+                    outside = undelegated_in_litert if contestant.to == "litert" else undelegated_in_executorch
+                    row["outside the delegate"] = outside(path)
                 if size == SCORED_AT:
                     engine = (
                         form.run(path)
@@ -208,7 +210,9 @@ def write_plain(to: str, network: EfficientViT, manifest: Manifest, path: Path) 
         else:
             import openvino
 
-            graph = openvino.convert_model(deployed, example_input=pixels, input=list(pixels.shape))
+            # Without PyTorch's check of the trace, which compares names that are new in every trace.
+            traced = torch.jit.trace(deployed, pixels, check_trace=False)  # type: ignore[no-untyped-call]
+            graph = openvino.convert_model(traced, example_input=pixels, input=list(pixels.shape))
             graph.set_rt_info(manifest.to_json(), ["framework", METADATA_KEY])
             openvino.save_model(graph, path, compress_to_fp16=False)
             return

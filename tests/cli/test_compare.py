@@ -47,10 +47,10 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_runs_are_compared_with_the_first(models: list[Path], cli: Cli) -> None:
-    run = cli("compare", *models, "--data", "data", "--resamples", "50", "--report", "c.html", "--json")
+    run = cli("compare", *models, "--data", "data", "--resamples", "150", "--report", "c.html", "--json")
     assert run.status == 0, run.stderr
     found = json.loads(run.stdout)
-    assert (found["split"], found["images"], found["resamples"], found["skipped"]) == ("val", 3, 50, [])
+    assert (found["split"], found["images"], found["resamples"], found["skipped"]) == ("val", 3, 150, [])
     first, second = found["runs"]
     assert [first["name"], second["name"], second["model"]] == ["a.evit", "b.evit", "other"]
     expected = [evaluate(load(model), "data") for model in models]
@@ -66,7 +66,7 @@ def test_runs_are_compared_with_the_first(models: list[Path], cli: Cli) -> None:
 
 
 def test_the_table_names_the_models_and_classes(models: list[Path], cli: Cli) -> None:
-    run = cli("compare", *models, "--data", "data", "--resamples", "20")
+    run = cli("compare", *models, "--data", "data", "--resamples", "100")
     assert run.status == 0, run.stderr
     assert "mIoU %" in run.stdout
     assert "class 4" in run.stdout

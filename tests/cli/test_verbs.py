@@ -314,7 +314,13 @@ def test_an_incomplete_exported_model_is_named(street: Path, cli: Cli, tmp_path:
     (tmp_path / "m.xml").write_text("<net/>")
     run = cli("predict", street, "--model", tmp_path / "m.evit")
     assert run.status == 1
-    assert "m.evit: damaged or incomplete, or made by another version of evitseg; export it again." in run.stderr
+    sentence = (
+        "m.evit: damaged or incomplete, or made by another version of evitseg; copy it again, or export it again."
+    )
+    assert sentence in run.stderr
+    run = cli("info", tmp_path / "m.evit")
+    assert run.status == 1
+    assert sentence in run.stderr
     run = cli("predict", street, "--model", tmp_path / "m.xml", "--engine", "openvino")
     assert run.status == 1
 

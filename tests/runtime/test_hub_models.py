@@ -258,7 +258,7 @@ def test_compare_and_verify_say_the_commit(
             Image.new(mode, (64, 48)).save(f"data/{kind}/{name}.png")
     commit = hub.repository("anna/streets", **{"model.safetensors": WEIGHTS}).commits[0][0]
     source = f"{NAME}@{commit}/model.safetensors"
-    arguments = ("compare", "b0-camvid", NAME, "--data", "data", "--size", "64", "--resamples", "9")
+    arguments = ("compare", "b0-camvid", NAME, "--data", "data", "--size", "64", "--resamples", "100")
     done = cli(*arguments)
     assert done.status == 0, done.stderr
     assert f"{NAME} is {source}" in done.stdout

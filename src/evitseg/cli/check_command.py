@@ -108,7 +108,7 @@ def _report(inspection: Inspection, output: Output) -> None:
     if list(dataset.splits) == [ALL]:
         output.result("no split: training holds out a fifth of the pairs, always the same for the same --seed")
     for first, second in inspection.leaks:
-        output.error(f"{second.pair.image}: the same image as {first.pair.image}, which is in {first.split}.")
+        output.warning(f"{second.pair.image}: the same image as {first.pair.image}, which is in {first.split}.")
     rotated = sum(finding.exif_rotated for finding in inspection.usable)
     if rotated:
         output.result(
@@ -116,7 +116,7 @@ def _report(inspection: Inspection, output: Output) -> None:
             "(--sheet shows both)"
         )
     for problem in inspection.problems:
-        output.error(problem)
+        output.warning(problem)
     if inspection.skipped:
         counts = "; ".join(f"{reason}: {number}" for reason, number in inspection.skipped.items())
         output.result(f"skipped {counts}")

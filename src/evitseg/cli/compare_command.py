@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evitseg.cli.command import option, verb
-from evitseg.cli.options import AT_LEAST_1, DEVICE, ENGINE, LABELS, PRECISION, SIZE, THREADS, report_option
+from evitseg.cli.options import DEVICE, ENGINE, LABELS, PRECISION, SIZE, THREADS, report_option
 from evitseg.cli.output import Output
 from evitseg.errors import EvitsegError
 
@@ -59,11 +59,11 @@ _Times = list[tuple[float, float]]
 @THREADS
 @option(
     "--resamples",
-    type=AT_LEAST_1,
+    type=click.IntRange(min=100),
     default=2000,
     metavar="N",
     panel="Measurement",
-    help="Number of bootstrap resamples for the confidence intervals. Default: 2000.",
+    help="Number of bootstrap resamples for the confidence intervals, at least 100. Default: 2000.",
 )
 @report_option("Also write an HTML page with the classes and the images in which the models differ most.")
 def compare_command(
@@ -101,7 +101,7 @@ def compare_command(
     first = contestants[0].segment
     dataset = find_dataset(data, load_labels(labels) if labels else None, first.reading)
     for problem in dataset.problems:
-        output.error(problem)
+        output.warning(problem)
     if dataset.left_out:
         output.note(dataset.left_out)
     split = split or default_split(dataset)

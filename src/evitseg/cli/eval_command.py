@@ -92,7 +92,7 @@ def eval_command(
     given_labels = load_labels(labels) if labels else None
     dataset = find_dataset(data, given_labels, reading or AS_STATED)
     for problem in dataset.problems:
-        output.error(problem)
+        output.warning(problem)
     if dataset.left_out:
         output.note(dataset.left_out)
     split = split or default_split(dataset)

@@ -91,7 +91,12 @@ class Output:
         if not self.quiet:
             print(visible(line), file=sys.stderr, flush=True)
 
+    def warning(self, sentence: object) -> None:
+        """What was left out or may be wrong, where the exit status stays 0."""
+        print(f"warning: {visible(sentence)}", file=sys.stderr, flush=True)
+
     def error(self, sentence: object) -> None:
+        """What failed; the exit status is then not 0."""
         print(f"error: {visible(sentence)}", file=sys.stderr, flush=True)
 
     def fractions(self, title: str, fractions: Mapping[str, float], labels: LabelSpace, nodata: float = 0.0) -> None:

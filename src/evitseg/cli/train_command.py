@@ -192,7 +192,7 @@ def _report(run: Run, output: Output) -> None:
     if output.quiet and not output.as_json:
         return
     for sentence in run.skipped:
-        output.error(sentence)
+        output.warning(sentence)
     output.content = {
         "run": str(run.folder),
         "miou": {"best": run.miou, "start": run.start_miou, "last": run.last_miou},

@@ -24,7 +24,7 @@ def resumed_config(out: Path, options: dict[str, Any], has_recipe: bool) -> Trai
     from evitseg.train.settings import read_config
 
     config = read_config(out)
-    given = [f"--{name.removeprefix('value_').replace('_', '-')}" for name in options if name != "workers"]
+    given = [_option(name) for name in options if name != "workers"]
     if given or has_recipe:
         what = ", ".join([*given, *["--recipe and --set"] * has_recipe])
         raise EvitsegError(f"--resume continues with the run's own settings; leave out {what}, or start a new run.")
@@ -36,18 +36,31 @@ def new_config(
 ) -> TrainConfig:
     """The settings of a new run: those of the recipe, overridden by the options, overridden by --set."""
     from evitseg.architecture import BACKBONES, published_start
-    from evitseg.train.config import FRESH
+    from evitseg.train.config import FRESH, SettingError
     from evitseg.train.settings import make_config, parse_changes, read_recipe
 
     auto = options.get("batch") == "auto"
     settings = read_recipe(recipe) if recipe else {}
     settings |= {_SETTINGS.get(k, k): v for k, v in options.items() if not (auto and k == "batch")}
-    settings |= parse_changes(changes)
+    changed = parse_changes(changes)
+    settings |= changed
     variant = settings.get("variant", "b0")
     if variant in BACKBONES:  # a wrong one is reported with the other settings
         settings.setdefault("start", published_start(variant) or FRESH)
-    config = make_config(settings, recipe or "settings")
+    try:
+        config = make_config(settings, recipe or "settings")
+    except SettingError as error:
+        if error.key in changed:
+            raise SettingError(error.key, error.problem, "--set") from error
+        if option := next((name for name in options if _SETTINGS.get(name, name) == error.key), None):
+            raise SettingError(_option(option), error.problem) from error
+        raise
     return _with_fastest_batch(data, config, output) if auto else config
+
+
+def _option(name: str) -> str:
+    """The option as it is written, of a parameter's name."""
+    return f"--{name.removeprefix('value_').replace('_', '-')}"
 
 
 def _with_fastest_batch(data: str, config: TrainConfig, output: Output) -> TrainConfig:

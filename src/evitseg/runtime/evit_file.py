@@ -7,6 +7,7 @@ from pathlib import Path
 from evitseg.errors import WeightsError
 from evitseg.manifest import Manifest
 from evitseg.runtime.model_file import MAX_MANIFEST_BYTES, manifest_inside, read
+from evitseg.runtime.program import is_complete
 from evitseg.system.files import replacing
 
 ENDING = ".evit"
@@ -39,7 +40,12 @@ def read_evit(path: Path) -> tuple[Manifest, bytes]:
         text = content[_START:end].decode()
     except UnicodeDecodeError as error:
         raise WeightsError(f"{path}: its manifest is damaged; copy it again, or export it again.") from error
-    return manifest_inside(text, path), content[end + -end % _ALIGNMENT :]
+    program = content[end + -end % _ALIGNMENT :]
+    if not is_complete(program):
+        raise WeightsError(
+            f"{path}: damaged or incomplete, or made by another version of evitseg; copy it again, or export it again."
+        )
+    return manifest_inside(text, path), program
 
 
 def read_evit_manifest(path: Path) -> Manifest:

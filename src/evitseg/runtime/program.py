@@ -53,6 +53,9 @@ _HEADER = np.dtype(
     [("magic", "S8"), ("op_bytes", "<i4"), ("ops", "<i4"), ("values", "<i4"), ("segments", "<i4"), ("classes", "<i4"),
      ("logits", "<i4"), ("weights", "<i8")]
 )  # fmt: skip
+_VALUE, _SEGMENT = 2, 3
+"""Numbers in the table entry of a value and of a segment."""
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ def compile_program(
         raise ConfigError("the native engine aggregates at up to four scales, with kernels up to 7.")
     balanced = with_head_factors(config, weights, factors_of_weights(config, weights))
     return _Compiler(config, preprocess, balanced, layers).program()
+
+
+def is_complete(program: bytes) -> bool:
+    """Whether a program of this version has the length that its header gives it."""
+    if len(program) < _HEADER.itemsize:
+        return False
+    header = np.frombuffer(program, _HEADER, 1)[0]
+    numbers = {name: int(header[name]) for name in ("op_bytes", "ops", "values", "segments", "weights")}
+    if header["magic"] != MAGIC or numbers["op_bytes"] != _OP.itemsize or min(numbers.values()) < 0:
+        return False
+    tables = numbers["ops"] * _OP.itemsize + 4 * (_VALUE * numbers["values"] + _SEGMENT * numbers["segments"])
+    start = _HEADER.itemsize + tables
+    return len(program) == start + -start % _ALIGNMENT + 4 * numbers["weights"]
 
 
 def read_operations(program: bytes) -> NDArray[np.void]:
@@ -367,4 +383,6 @@ class _Compiler:
         ):
             header[name] = value
         start = header.tobytes() + tables
-        return b"".join([start, bytes(-len(start) % 64), *(part.astype("<f4").tobytes() for part in self.packed)])
+        return b"".join(
+            [start, bytes(-len(start) % _ALIGNMENT), *(part.astype("<f4").tobytes() for part in self.packed)]
+        )

@@ -26,6 +26,20 @@ _Range = tuple[float, float]
 _FRACTION: _Range = (0, 1)
 
 
+class SettingError(ConfigError):
+    """A setting has a value that it cannot have.
+
+    Args:
+        key: of the setting, with which the message begins.
+        problem: the rest of the message.
+        where: what the settings were read from.
+    """
+
+    def __init__(self, key: str, problem: str, where: str = "") -> None:
+        super().__init__(f"{where}: {key} {problem}" if where else f"{key} {problem}")
+        self.key, self.problem = key, problem
+
+
 class _Settings:
     """Checks the fields of a dataclass when it is made: their types, then the ranges of the numbers."""
 
@@ -46,7 +60,7 @@ class _Settings:
                 object.__setattr__(self, one.name, value)
                 low, high = self.RANGES.get(one.name, (-math.inf, math.inf))
                 if one.name in self.RANGES and not low <= value <= high:
-                    raise ConfigError(f"{key} is {value}; it must be {low} to {high}.")
+                    raise SettingError(key, f"is {value}; it must be {low} to {high}.")
 
 
 @dataclass(frozen=True)
@@ -347,7 +361,7 @@ def _typed(key: str, kind: Any, value: Any) -> Any:
         return typed(value, kind, key)
     except MismatchError as error:
         example = f"; use {json.dumps([value])}" if isinstance(value, str) and "tuple" in str(kind) else ""
-        raise ConfigError(f"{key} cannot be {json.dumps(value, default=str):.80}{example}.") from error
+        raise SettingError(key, f"{str(error).removeprefix(key).strip()}{example}.") from error
 
 
 @cache

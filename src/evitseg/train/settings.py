@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evitseg.errors import ConfigError, TrainError, unknown, warn_deprecated
-from evitseg.train.config import GROUPS, KEYS, TrainConfig
+from evitseg.train.config import GROUPS, KEYS, SettingError, TrainConfig
 from evitseg.train.old_names import ENDS_IN, OLD_NAMES, OLD_RECIPES, is_old, warn_old_settings
 
 CONFIG_FILE = "config.json"
@@ -95,12 +95,14 @@ def flattened(content: Any, where: str, is_file: bool = True) -> Settings:
 def make_config(settings: Settings, where: str) -> TrainConfig:
     """The configuration with these settings, and defaults for the others.
 
-    Raises: ConfigError for a value that does not fit its setting.
+    Raises: SettingError for a value that does not fit its setting, ConfigError for settings that do not fit each other.
     """
     if settings.get("data.size") == "native":  # as the option --size has it
         settings = settings | {"data.size": 0}
     try:
         return TrainConfig().updated(settings)
+    except SettingError as error:
+        raise SettingError(error.key, error.problem, where) from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

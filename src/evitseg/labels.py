@@ -204,7 +204,7 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
         text = (Path(__file__).parent / "labelsets" / f"{name_or_path}.json").read_text(encoding="utf-8")
     elif Path(name_or_path).suffix == ".txt":
         try:
-            return _by_convention(read_class_list(Path(name_or_path), Path(name_or_path).stem))
+            return read_class_list(Path(name_or_path), Path(name_or_path).stem)
         except DatasetError as error:
             raise ConfigError(str(error)) from error
     elif Path(name_or_path).suffix != ".json":
@@ -230,7 +230,9 @@ def load_labels(name_or_path: str | Path) -> LabelSpace:
 def read_class_list(path: Path, name: str) -> LabelSpace:
     """The classes in a file with one name per line. Empty lines and comments, which start with #, are skipped.
 
-    If every line starts with a number, and the numbers count from 0 or 1, they are the raw ids of the classes.
+    If every line starts with a number, and the numbers are 0 or 1 and those that follow, in any order, they are the raw
+    ids of the classes. Annotation tools' names of the background, such as _background_, become "background"; their
+    names of pixels to ignore, such as __ignore__, are no classes.
 
     Raises: DatasetError.
     """
@@ -238,15 +240,17 @@ def read_class_list(path: Path, name: str) -> LabelSpace:
 
     lines = [line.strip() for line in decoded(path, most=_MAX_BYTES).splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
-    rows = [found for line in names if (found := _NUMBERED.fullmatch(line))]
-    numbers = [int(row[1]) for row in rows]
+    found = [row for line in names if (row := _NUMBERED.fullmatch(line))]
+    rows = sorted((int(row[1]), row[2]) for row in found)
+    numbers = [number for number, _ in rows]
     try:
         if len(rows) < max(2, len(names)) or numbers not in (list(range(len(rows))), list(range(1, len(rows) + 1))):
-            return named(name, names)
+            return _by_convention(named(name, names))
         if numbers[0] == 0:
-            return named(name, [row[2] for row in rows])
-        classes = tuple(LabelClass(row[2], (i + 1,), distinct_color(i)) for i, row in enumerate(rows))
-        return LabelSpace(name, classes, (255,) if len(rows) < 255 else (65_535,), frozenset({"ignored_ids"}))
+            return _by_convention(named(name, [text for _, text in rows]))
+        classes = tuple(LabelClass(text, (i + 1,), distinct_color(i)) for i, (_, text) in enumerate(rows))
+        ignored = (255,) if len(rows) < 255 else (65_535,)
+        return _by_convention(LabelSpace(name, classes, ignored, frozenset({"ignored_ids"})))
     except ConfigError as error:
         raise DatasetError(f"{path}: {error}") from error
 

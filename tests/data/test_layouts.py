@@ -275,6 +275,8 @@ def test_classes_beside_the_data_are_taken(tmp_path: Path) -> None:
         ("0 soil\n1 wheat\n2 maize\n", [(0,), (1,), (2,)]),
         ("0: soil\n1: wheat\n2: maize\n", [(0,), (1,), (2,)]),
         ("1, soil\r\n2, wheat\r\n\r\n3, maize\r\n", [(1,), (2,), (3,)]),
+        ("2 maize\n0 soil\n1 wheat\n", [(0,), (1,), (2,)]),
+        ("3 maize\n1 soil\n2 wheat\n", [(1,), (2,), (3,)]),
     ],
 )
 def test_comments_are_no_classes_and_numbers_before_names_are_ids(
@@ -338,3 +340,46 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(DatasetError, match=r"images/closed: the folder cannot be read \(Permission denied\)"):
         find_dataset(tmp_path)
+
+
+def test_an_image_of_the_same_name_comes_before_one_with_a_suffix() -> None:
+    images = {Path(name): Path(f"{name}.jpg") for name in ("x", "x_1", "y", "y_1")}
+    masks = {Path(name): Path(f"{name}.png") for name in ("x_1", "y_1")}
+    pairs, alone = pair_files(images, masks)
+    assert [(p.image.stem, p.mask.stem) for p in pairs] == [("x_1", "x_1"), ("y_1", "y_1")]
+    assert {p.name for p in alone} == {"x.jpg", "y.jpg"}
+
+
+def test_a_split_without_masks_is_left_out(tmp_path: Path) -> None:
+    for name in ("train/a", "val/b", "test/c"):
+        image(tmp_path / f"{name}.jpg")
+    for name in ("train/a", "val/b"):
+        mask(tmp_path / f"{name}_mask.png")
+    dataset = find_dataset(tmp_path)
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 1, "val": 1}
+    assert [path.name for path in dataset.unpaired] == ["c.jpg"]
+
+
+def test_lists_of_splits_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / f"images/{name}.jpg")
+        mask(tmp_path / f"masks/{name}.png")
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "val.txt").write_text("b\n")
+    dataset = find_dataset(tmp_path)
+    assert list(dataset.splits) == [ALL]
+    (note,) = dataset.notes
+    assert "are not lists of pairs and are not used" in note
+    assert "train.txt, line 1: 'a'" in note
+    (tmp_path / "train.txt").write_text("images/a.jpg masks/a.png\n")
+    with pytest.raises(DatasetError, match=r"val\.txt, line 1: 'b' is not .* Other lists in .* are of pairs"):
+        find_dataset(tmp_path)
+
+
+def test_names_of_annotation_tools_mean_the_same_in_the_data_and_in_a_list(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", 1)
+    (tmp_path / "classes.txt").write_text("__ignore__\n_background_\ncat\n")
+    labels = find_dataset(tmp_path).labels
+    assert labels is not None
+    assert labels.names == load_labels(tmp_path / "classes.txt").names == ("background", "cat")

@@ -273,3 +273,38 @@ def test_eval_reads_masks_as_check_does(tmp_path: Path) -> None:
         evaluate(white_is_1, data(tmp_path / "c", [gray(0, 255)] * 2, classes_txt="fg\n"))
     with pytest.raises(DatasetError, match="their palettes differ"):
         evaluate(white_is_1, data(tmp_path / "d", masks, classes_txt=NAMES["three"]))
+
+
+LEVELS = space(
+    {"name": "bg", "color": BLACK}, {"name": "edge", "color": (128, 128, 128)}, {"name": "fg", "color": WHITE}
+)
+
+
+def test_grey_masks_of_classes_with_grey_colours_are_read_alike(tmp_path: Path) -> None:
+    masks = [gray(0, 128, 255), gray(0, 255), gray(0, 0)]
+    assert truths(data(tmp_path / "a", masks, labels_json=LEVELS)) == [[0, 1, 2], [0, 2], [0, 0]]
+    assert truths(data(tmp_path / "b", [gray(0, 1, 255), gray(2, 2, 2)], labels_json=LEVELS)) == [[0, 1, 255], [2] * 3]
+
+
+def test_data_without_names_is_read_as_the_masks_that_a_model_knows(tmp_path: Path) -> None:
+    def scores(folder: str, masks: list[Image.Image], model: LabelSpace) -> list[float | None]:
+        def predict(image: Any) -> Any:
+            return np.zeros(image.shape[:2], np.uint8)
+
+        predict.labels = model  # type: ignore[attr-defined]
+        found = evaluate(predict, data(tmp_path / folder, masks))
+        return [None if np.isnan(value) else round(float(value), 2) for value in found.iou]
+
+    two, ids = numbered(2), replace(numbered(2), classes=tuple(
+        replace(c, raw_ids=(i + 7,)) for i, c in enumerate(numbered(2).classes)
+    ))  # fmt: skip
+    assert scores("a", [gray(0, 255), gray(0, 0)], two) == [0.75, 0]  # 255 is the second class, not ignored
+    assert scores("b", [gray(0, 1), gray(255, 1)], two) == [pytest.approx(1 / 3, abs=0.01), 0]
+    assert scores("c", [gray(7, 8)], ids) == [0.5, 0]
+    assert scores("d", [gray(0, 1)], ids) == [0.5, 0]  # by index
+    nine = numbered(9)
+    shifted = replace(nine, classes=tuple(replace(c, raw_ids=(i + 1,)) for i, c in enumerate(nine.classes)))
+    with pytest.raises(DatasetError, match=r"0\.png: its numbers could be class indices, or ids"):
+        scores("e", [gray(1, 2)], shifted)
+    assert scores("f", [gray(0, 2)], shifted)[0] == 0.5
+    assert scores("g", [gray(1, 9)], shifted)[0] == 0.5

@@ -137,3 +137,17 @@ def test_evaluate_takes_a_segmenter_and_a_folder(tmp_path: Path, photograph: NDA
     np.testing.assert_array_equal(own.counts.confusion[10 - 3], expected)
     with pytest.raises(ConfigError, match="split 'val' cannot be chosen"):
         evitseg.evaluate(segment, evitseg.find_pairs(tmp_path), split="val")
+
+
+def test_a_mask_that_two_images_could_have_is_refused(tmp_path: Path) -> None:
+    labels = numbered(3)
+    pairs = []
+    for place in ("a", "b"):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / place).mkdir(parents=True)
+            Image.new("L", (8, 8), 1).save(tmp_path / kind / place / "1.png")
+        pairs.append(Pair(tmp_path / "images" / place / "1.png", tmp_path / "masks" / place / "1.png"))
+    save_mask(np.ones((8, 8), np.uint8), tmp_path / "out/1.png", labels)
+    with pytest.raises(DatasetError, match=r"out/1\.png: could be the mask of .*a/1\.png and of .*b/1\.png"):
+        evaluate(PredictedMasks(tmp_path / "out", labels), pairs, labels)
+    assert evaluate(PredictedMasks(tmp_path / "masks", labels), pairs, labels).miou == 1

@@ -18,6 +18,7 @@ from PIL import Image
 
 from evitseg.errors import FileError, ImageError
 from evitseg.raster.files import image_size, read_image, save_image
+from evitseg.raster.orientation import orientation_of_file
 from tests.optional import needs
 
 Array = NDArray[np.uint8]
@@ -263,3 +264,15 @@ def test_an_array_of_another_shape_is_refused_whatever_its_numbers(shape: tuple[
     for dtype in (np.uint8, np.uint16):
         with pytest.raises(ImageError, match="is not an image"):
             read_image(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize(("exif", "expected"), [(None, 6), (1, 1), (3, 3), (9, 6)])
+def test_the_orientation_of_xmp_counts_only_if_exif_states_none(
+    exif: int | None, expected: int, tmp_path: Path
+) -> None:
+    block = Image.Exif()
+    if exif is not None:
+        block[0x0112] = exif
+    xmp = b'<x:xmpmeta><r:D tiff:Orientation="6"/></x:xmpmeta>'
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=block, xmp=xmp)
+    assert orientation_of_file(tmp_path / "a.jpg") == expected

@@ -113,7 +113,7 @@ def eval_command(
             pairs = dataset.pairs(split)
         space = settled_split(dataset, pairs, dataset.labels, segment.labels)
         if dataset.labels is None:
-            settings["classes"] = "the model's, by index: the data does not name its classes"
+            settings["classes"] = "the model's: the data does not name its classes"
         settings |= chosen.settings(segment)
     with output.progress("evaluating", len(pairs), unit="images") as advance:
         result = evaluate(predictor, pairs, space, workers=workers or 1, settings=settings, progress=advance)

@@ -65,7 +65,7 @@ def find_dataset(
 
 
 def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Dataset:
-    from evitseg.data.annotations.mask_folders import mask_layout
+    from evitseg.data.annotations.mask_folders import mask_layout, unused_lists
 
     if root.is_file():
         readers = {".txt": _from_list, ".csv": _from_list, ".yaml": _from_yaml, ".yml": _from_yaml}
@@ -92,6 +92,8 @@ def _found(root: Path, labels: LabelSpace | None, reading: ReadOptions) -> Datas
                 f"{root}/masks/NAME.png, or pass a list of pairs (.txt) or a .yaml file."
             )
         found = recognised
+        if list(found.splits) == [ALL] and (sentence := unused_lists(root)):
+            found = replace(found, notes=(*found.notes, sentence))
     if not found.pairs():
         examples = ", ".join(str(p.relative_to(root) if root.is_dir() else p) for p in found.unpaired[:3])
         skipped = "".join(f"; skipped: {count} {reason}" for reason, count in reasons(found.skipped).items())
@@ -213,14 +215,16 @@ def pair_files(images: Mapping[Path, Path], masks: Mapping[Path, Path]) -> tuple
             "them into one mask with a number per class."
         )
     suffixes = ["", *_MASK_SUFFIXES, *common]
-    pairs, used = [], set()
+    # The same name first, for all images: x_1 is the mask of x only if there is no image x_1.
+    mask_of = {place: place for place, image in images.items() if masks.get(place, image) != image}
+    used = set(mask_of)
     for place, image in images.items():
         stem = _without(place, _IMAGE_SUFFIXES)
-        for candidate in [place, *(stem.with_name(stem.name + suffix) for suffix in suffixes)]:
-            if candidate in masks and candidate not in used and masks[candidate] != image:
-                pairs.append(Pair(image, masks[candidate]))
+        for candidate in (stem.with_name(stem.name + suffix) for suffix in suffixes):
+            if place not in mask_of and candidate in masks and candidate not in used and masks[candidate] != image:
+                mask_of[place] = candidate
                 used.add(candidate)
-                break
+    pairs = [Pair(image, masks[mask_of[place]]) for place, image in images.items() if place in mask_of]
     paired = {pair.image for pair in pairs}
     partnerless = [image for image in images.values() if image not in paired]
     for place, mask in masks.items():
@@ -316,6 +320,7 @@ def _side_by_side(root: Path) -> Dataset | None:
     splits: dict[str, tuple[Pair, ...]] = {}
     unpaired: list[Path] = []
     skipped: list[Skipped] = []
+    without: list[str] = []
     for split in sorted(parts, key=SPLITS.index):
         places: dict[Path, list[Path]] = {}
         for path in image_files(parts[split], skipped):
@@ -326,13 +331,16 @@ def _side_by_side(root: Path) -> Dataset | None:
             if _without(p, _MASK_SUFFIXES) != p and _without(p, _MASK_SUFFIXES) in places
         }
         if not masks:
-            return None
+            without.append(split)
         pairs, partnerless = pair_files(
             {place: files[0] for place, files in places.items() if place not in masks},
             {place: files[0] for place, files in masks.items()},
         )
         splits[split] = tuple(pairs)
         unpaired += [*partnerless, *(path for files in places.values() for path in files[1:])]
+    if len(without) == len(parts):
+        return None
+    splits = {split: pairs for split, pairs in splits.items() if split not in without}
     return Dataset(root, "masks next to their images", splits, None, tuple(unpaired), skipped=tuple(skipped))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from evitseg.errors import ConfigError, DatasetError, ImageError
-from evitseg.labels import LabelClass, LabelSpace, distinct_color, numbered
+from evitseg.labels import LabelClass, LabelSpace, by_index, distinct_color, numbered
 from evitseg.raster.mask_values import VOID_COLORS, DistinctValues, class_indices, color_of, colors_of
 from evitseg.raster.masks import is_plain, read_mask_file
 
@@ -48,7 +48,7 @@ def settled_labels(surveys: Sequence[Survey], labels: LabelSpace | None) -> Labe
     _refuse_single_name(surveys, labels)
     _refuse_mixed_depths(surveys, labels)
     labels = _binary(surveys, labels)
-    labels = _by_color(surveys, labels)
+    labels = _by_level(surveys, _by_color(surveys, labels))
     _refuse_contradicting_palettes(
         [s for s in surveys if s.distinct.kind == "palette" and _is_by_index(s.distinct, labels)]
     )
@@ -175,6 +175,28 @@ def _by_color(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
         return labels  # the levels are ids
     if all(_means(s.distinct, labels) == [meaning[color] for color in s.distinct.colors] for s in gray):
         return labels
+    return _with_levels_of_colors(labels)
+
+
+def _by_level(surveys: Sequence[Survey], labels: LabelSpace) -> LabelSpace:
+    """Read grey masks by the classes' grey colours if one of them has such levels that are no ids."""
+    if not _has_levels_of_colors(labels):
+        return labels
+    ids = {*labels.ignored_ids, *(raw for c in labels.classes for raw in c.raw_ids)}
+    by_level = _with_levels_of_colors(labels)
+    levels = {*by_level.ignored_ids, *(raw for c in by_level.classes for raw in c.raw_ids)}
+    needed = any(not found <= ids and found <= levels for _, found in _gray_levels(surveys))
+    return by_level if needed else labels
+
+
+def _has_levels_of_colors(labels: LabelSpace) -> bool:
+    """Whether the grey levels of masks may be colours of classes, because no ids were stated."""
+    ids = {*labels.ignored_ids, *(raw for c in labels.classes for raw in c.raw_ids)}
+    return "raw_ids" in labels.assumed and any(len({*c.color}) == 1 and c.color[0] not in ids for c in labels.classes)
+
+
+def _with_levels_of_colors(labels: LabelSpace) -> LabelSpace:
+    by_color = colors_of(labels)
     levels = {index: code & 255 for code, index in by_color.items() if len(set(color_of(code))) == 1}
     classes = tuple(
         replace(c, raw_ids=(levels[index],) if index in levels else ()) for index, c in enumerate(labels.classes)
@@ -250,12 +272,44 @@ def class_counts(distinct: DistinctValues, labels: LabelSpace) -> tuple[int, ...
     return tuple(counts.tolist())
 
 
+def labels_of_model(paths: Sequence[Path], labels: LabelSpace) -> LabelSpace:
+    """A model's classes, for data that names none: by index, or by the ids of the masks that it was trained on.
+
+    Raises: DatasetError if the masks could be read in both ways.
+    """
+    indexed = replace(
+        by_index(labels), ignored_ids=(labels.ignore_index,), assumed=frozenset({"raw_ids", "ignored_ids"})
+    )
+    if labels.classes == indexed.classes:
+        return replace(labels, assumed=indexed.assumed)
+    by_id = dict.fromkeys(labels.ignored_ids, labels.ignore_index)
+    by_id |= {raw: index for index, c in enumerate(labels.classes) for raw in c.raw_ids}
+    ignored = set(indexed.ignored_ids) - set(by_id)
+    disagreeing: Survey | None = None
+    are_indices = are_ids = True
+    for each in survey(paths):
+        if each.distinct.kind == "colors" and not each.distinct.is_gray:
+            continue
+        values = set(each.distinct.levels if each.distinct.is_gray else each.distinct.values) - ignored
+        are_indices &= max(values, default=0) < len(labels.classes)
+        are_ids &= values <= set(by_id)
+        if any(by_id.get(value) != value for value in values):
+            disagreeing = each
+    if are_indices and are_ids and disagreeing is not None:
+        raise DatasetError(
+            f"{disagreeing.path}: its numbers could be class indices, or ids of the masks that the model was trained "
+            "on; name the classes with --labels, or in a classes.txt or labels.json next to the data."
+        )
+    return indexed if are_indices and not are_ids else labels
+
+
 def settled_for(paths: Sequence[Path], labels: LabelSpace | None) -> LabelSpace:
     """`settled_labels` for mask files, which are read only if their headers leave room for doubt.
 
     Raises: DatasetError.
     """
-    if labels is not None and len(labels.classes) > 2 and all(map(is_plain, paths)):
+    certain = labels is not None and len(labels.classes) > 2 and not _has_levels_of_colors(labels)
+    if labels is not None and certain and all(map(is_plain, paths)):
         return replace(labels, assumed=frozenset())
     surveys = survey(paths)
     if not surveys and labels is not None:

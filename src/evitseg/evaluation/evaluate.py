@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from evitseg.data.dataset import Dataset
 from evitseg.data.folders import image_files
 from evitseg.data.layouts import find_dataset
 from evitseg.data.lists import Pair
-from evitseg.data.truth import settled_for
+from evitseg.data.truth import labels_of_model, settled_for
 from evitseg.errors import ConfigError, DatasetError, ImageError
 from evitseg.evaluation.metrics import Counts, count, iou, mean, mean_iou, ratio
 from evitseg.image import ImageArray, Mask
@@ -197,7 +198,12 @@ def evaluate(
         if split is not None:
             raise ConfigError(f"split {split!r} cannot be chosen from a list of pairs; pass the dataset itself.")
         pairs = tuple(data)
-        labels = settled_for([pair.mask for pair in pairs], labels or own)
+        masks = [pair.mask for pair in pairs]
+        if labels is None and own is not None:
+            labels = labels_of_model(masks, own)
+        labels = settled_for(masks, labels)
+    if isinstance(model, PredictedMasks):
+        model.check(pairs)
     scored = _in_processes(model, pairs, labels, workers) if workers > 1 else _one_by_one(model, pairs, labels)
 
     def reported() -> Iterator[tuple[Pair, Counts | str]]:
@@ -220,10 +226,13 @@ def settled_split(
 
     Raises: DatasetError if the masks contradict each other; ConfigError if the data has other classes than the model.
     """
-    labels = labels or model
+    classes = labels or model
     # Only the other splits may show whether 255 is the second of two classes.
-    is_binary = labels is not None and len(labels.classes) <= 2
-    settled = settled_for([pair.mask for pair in (dataset.pairs() if is_binary else pairs)], labels)
+    is_binary = classes is not None and len(classes.classes) <= 2
+    masks = [pair.mask for pair in (dataset.pairs() if is_binary else pairs)]
+    if labels is None and model is not None:
+        labels = labels_of_model(masks, model)
+    settled = settled_for(masks, labels)
     return aligned(settled, model) if model is not None and settled.names != model.names else settled
 
 
@@ -324,6 +333,32 @@ class PredictedMasks:
 
     def __call__(self, pair: Pair) -> Mask:
         """The predicted mask of a pair's image. Raises: ImageError if the folder has none, or several."""
+        path = self._file(pair)
+        try:
+            mask = read_mask_file(path).classes(self._indices)
+            if self.labels.ignore_index in mask:
+                raise ConfigError("has pixels without a class.")
+            return mask
+        except ConfigError as error:
+            raise ImageError(
+                f"{path}: {error} Predicted masks hold class indices, 0 to {len(self.labels.classes) - 1}, or the "
+                "classes' colours, as evitseg predict writes them."
+            ) from error
+
+    def check(self, pairs: Iterable[Pair]) -> None:
+        """Raises: DatasetError if two images would get the same mask."""
+        images: dict[Path, Path] = {}
+        for pair in pairs:
+            with contextlib.suppress(ImageError):
+                path = self._file(pair)
+                other = images.setdefault(path, pair.image)
+                if other != pair.image:
+                    raise DatasetError(
+                        f"{path}: could be the mask of {other} and of {pair.image}; put masks into the folders of "
+                        "their images."
+                    )
+
+    def _file(self, pair: Pair) -> Path:
         # If street.jpg and street.png are in one folder, predict calls their masks street_jpg_mask.png and
         # street_png_mask.png.
         names = (pair.image.name.replace(".", "_"), pair.image.stem)
@@ -335,16 +370,7 @@ class PredictedMasks:
         if len(found) != 1:
             reason = "no mask" if not found else f"{len(found)} masks"
             raise ImageError(f"{pair.image}: {reason} of its name in {self.folder}.")
-        try:
-            mask = read_mask_file(found[0]).classes(self._indices)
-            if self.labels.ignore_index in mask:
-                raise ConfigError("has pixels without a class.")
-            return mask
-        except ConfigError as error:
-            raise ImageError(
-                f"{found[0]}: {error} Predicted masks hold class indices, 0 to {len(self.labels.classes) - 1}, or the "
-                "classes' colours, as evitseg predict writes them."
-            ) from error
+        return found[0]
 
 
 def _ends_with(parts: tuple[str, ...], end: tuple[str, ...]) -> bool:

@@ -39,10 +39,10 @@ def orientation_of(stream: BinaryIO, kind: ImageFormat) -> int:
         return 1
     xmp = 1
     for what, data in _BLOCKS[kind.name](stream):
-        value = _from_exif(data) if what == "exif" else _from_xmp(data)
-        if what == "exif" and value != 1:
-            return value
-        xmp = value if what == "xmp" else xmp
+        if what == "xmp":
+            xmp = _from_xmp(data)
+        elif stated := _from_exif(data):
+            return stated
     return xmp
 
 
@@ -54,17 +54,17 @@ def orientation_of_file(path: Path) -> int:
             if kind is None or kind.name in _BLOCKS:
                 return orientation_of(stream, kind) if kind is not None else 1
             # Only this format: for some others Pillow starts external programs.
-            return _from_pillow(lambda: Image.open(stream, formats=(kind.name,)).getexif())
+            return _from_pillow(lambda: Image.open(stream, formats=(kind.name,)).getexif()) or 1
     except OSError:  # whoever reads its pixels reports it
         return 1
 
 
 def exif_orientation(image: Image.Image) -> int:
     """The orientation of an opened image, 1 (upright) to 8, from its EXIF or TIFF tag; 1 if the tag is damaged."""
-    return _from_pillow(image.getexif)
+    return _from_pillow(image.getexif) or 1
 
 
-def _from_exif(data: bytes) -> int:
+def _from_exif(data: bytes) -> int | None:
     def load() -> Image.Exif:
         exif = Image.Exif()
         exif.load(data if data.startswith(b"Exif\0\0") else b"Exif\0\0" + data)
@@ -73,13 +73,14 @@ def _from_exif(data: bytes) -> int:
     return _from_pillow(load)
 
 
-def _from_pillow(load: Callable[[], Image.Exif]) -> int:
+def _from_pillow(load: Callable[[], Image.Exif]) -> int | None:
+    """The orientation that the tag states, or None."""
     try:
-        value = load().get(ORIENTATION, 1)
+        value = load().get(ORIENTATION)
     except Exception:  # Pillow's parsers raise any type of error for a damaged file
-        return 1
+        return None
     # A fraction, a text or several numbers are damage.
-    return value if type(value) is int and value in range(1, 9) else 1
+    return value if type(value) is int and value in range(1, 9) else None
 
 
 def _from_xmp(data: bytes) -> int:

@@ -145,3 +145,25 @@ def test_xml_that_cannot_be_used_is_one_sentence(head: str, reason: str, tmp_pat
     assert run.exit_code == 1
     assert reason in run.output
     assert "Traceback" not in run.output
+
+
+def test_an_image_that_is_listed_twice_is_left_out(
+    convert: Callable[..., Any], photo: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        photo(tmp_path / f"task/images/{name}.png")
+    empty = GOOD.replace("car", "road")
+    done = convert(write(tmp_path / "task", image(0, "a.png", GOOD), image(1, "b.png", GOOD), image(2, "a.png", empty)))
+    assert done.status == 1
+    assert list(done.masks) == ["b.png"]
+    assert done.output.count("(a.png): the image is listed 2 times; left out.") == 2
+
+
+def test_of_two_files_none_is_read_alone(photo: Callable[..., Path], tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.png")
+    write(tmp_path, image(0, "a.png", GOOD))
+    (tmp_path / "other.xml").write_bytes((tmp_path / "annotations.xml").read_bytes())
+    run = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert run.exit_code == 1
+    assert "annotations.xml and other.xml are both" in run.output
+    assert "pass only one of the files" in run.output

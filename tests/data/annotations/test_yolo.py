@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from evitseg.cli import app
+from evitseg.data.layouts import find_dataset
+from evitseg.raster.masks import read_truth
 
 AREA = "1 0.1 0.25 0.5 0.25 0.5 0.75 0.1 0.75"  # (10, 6, 30, 30) of 40×60 pixels
 
@@ -154,3 +156,20 @@ def test_check_reads_it_as_it_is(photo: Callable[..., Path], tmp_path: Path) -> 
         assert "a YOLO segmentation dataset" in run.output
         assert f"evitseg convert {data}" in run.output
         assert "y" in run.output
+
+
+def test_an_image_without_labels_does_not_get_those_of_another_split(
+    photo: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        photo(root / f"images/{split}/a.png")
+    (root / "labels/train").mkdir(parents=True)
+    (root / "labels/train/a.txt").write_text(AREA)
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [road, car]\n")
+    dataset = find_dataset(root)
+    assert any("1 image without a label file" in note for note in dataset.notes)
+    labels = dataset.labels
+    assert labels is not None
+    largest = {split: int(read_truth(pair.mask, labels).max()) for split, (pair,) in dataset.splits.items()}
+    assert largest == {"train": 2, "val": 0}

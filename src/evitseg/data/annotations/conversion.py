@@ -103,10 +103,23 @@ def write_masks(
         raise
 
 
+def _listed_once(images: Sequence[AnnotatedImage], problems: list[str]) -> list[AnnotatedImage]:
+    """The images that their split has once; the masks of the others would contradict each other."""
+    places = [(image.split, image.file.resolve()) if image.file is not None else None for image in images]
+    often = Counter(places)
+    problems += [
+        f"{image.where} ({image.name}): the image is listed {often[place]} times; left out."
+        for image, place in zip(images, places, strict=True)
+        if place is not None and often[place] > 1
+    ]
+    return [image for image, place in zip(images, places, strict=True) if place is None or often[place] == 1]
+
+
 def _write(found: Annotations, out: Path, work: _Work, progress: Callable[[int], None]) -> Conversion:
     space = work.space
     lines: dict[str, list[Pair]] = {}
     images = [image for image in found.images if image.file is not None or image.embedded is not None]
+    images = _listed_once(images, work.problems)
     missing = [image for image in found.images if image.file is None and image.embedded is None]
     work.problems += [
         f"{image.where} ({image.name}): the image was not found near the annotations; give its folder with evitseg "

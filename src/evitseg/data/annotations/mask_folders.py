@@ -79,15 +79,35 @@ def _classes_of(mask: Path, labels: LabelSpace) -> Iterator[Item]:
 
 def _lists(root: Path) -> Dataset | None:
     """Lists of pairs as written by `evitseg convert`: pairs.txt, or train.txt, val.txt and test.txt."""
-    for names in ((ALL,), ("train", "val", "test")):
-        files = {name: root / f"{'pairs' if name == ALL else name}.txt" for name in names}
-        try:
-            splits = {name: read_pairs(file) for name, file in files.items() if file.is_file()}
-        except DatasetError:
-            continue  # not a list of pairs
+    for names in ((ALL,), SPLITS[:3]):
+        splits, wrong = _read_lists(root, names)
         if any(splits.values()) and all(p.mask.is_file() for pairs in splits.values() for p in pairs[:1]):
+            if wrong:  # without it, its pairs would be in another split, or in none
+                raise DatasetError(f"{wrong[0]} Other lists in {root} are of pairs; correct or delete this one.")
             return Dataset(root, "lists of pairs", splits, None, ())
     return None
+
+
+def unused_lists(root: Path) -> str:
+    """A sentence about lists of splits in a folder that are no lists of pairs; empty if there are none."""
+    _, wrong = _read_lists(root, SPLITS[:3])
+    if not wrong:
+        return ""
+    return f"the lists of splits in {root} are not lists of pairs and are not used ({str(wrong[0]).rstrip('.')})"
+
+
+def _read_lists(root: Path, names: Sequence[str]) -> tuple[dict[str, tuple[Pair, ...]], list[DatasetError]]:
+    """The pairs of each list that is one, and what is wrong with the others."""
+    splits: dict[str, tuple[Pair, ...]] = {}
+    wrong: list[DatasetError] = []
+    for name in names:
+        file = root / f"{'pairs' if name == ALL else name}.txt"
+        if file.is_file():
+            try:
+                splits[name] = read_pairs(file)
+            except DatasetError as error:
+                wrong.append(error)
+    return splits, wrong
 
 
 def voc_color(index: int) -> Color:

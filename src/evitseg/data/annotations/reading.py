@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,24 +138,31 @@ def _recognise_file(path: Path) -> tuple[str, Reader] | None:
 
 
 def _recognise_folder(root: Path) -> tuple[str, Reader] | None:
-    for path in sorted(root.glob("*.xml")):
-        if cvat.is_cvat(path):
-            return cvat.TOOL, partial(cvat.read_cvat, path)
+    if path := _only([path for path in sorted(root.glob("*.xml")) if cvat.is_cvat(path)], cvat.TOOL):
+        return cvat.TOOL, partial(cvat.read_cvat, path)
     if yolo.find_yaml(root) is not None or yolo.is_yolo_folder(root):
         return yolo.TOOL, partial(yolo.read_yolo, root)
     coco = _coco_files(root)
     if coco:
         return "COCO annotations", partial(_read_coco_files, coco, root)
-    for path in sorted(root.glob("*.json")):
-        content = _json_or_none(path)
-        if label_studio.is_label_studio(content):
-            return label_studio.TOOL, partial(label_studio.read_label_studio, content, path)
-        if via.is_via(content):
-            return via.TOOL, partial(via.read_via, content, path)
+    contents = {path: _json_or_none(path) for path in sorted(root.glob("*.json"))}
+    if path := _only([p for p, c in contents.items() if label_studio.is_label_studio(c)], label_studio.TOOL):
+        return label_studio.TOOL, partial(label_studio.read_label_studio, contents[path], path)
+    if path := _only([p for p, c in contents.items() if via.is_via(c)], via.TOOL):
+        return via.TOOL, partial(via.read_via, contents[path], path)
     files = files_below(root, (".json",))
     if any(labelme.is_labelme(_json_or_none(path)) for path in files[:50]):
         return labelme.TOOL, partial(labelme.read_labelme, files, root)
     return None
+
+
+def _only(files: Sequence[Path], tool: str) -> Path | None:
+    """The file, or None without one. Raises: DatasetError for several, of which one would be read alone."""
+    if len(files) > 1:
+        raise DatasetError(
+            f"{files[0].parent}: {files[0].name} and {files[1].name} are both {tool}; pass only one of the files."
+        )
+    return files[0] if files else None
 
 
 def _coco_files(root: Path) -> list[tuple[Path, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
     kinds = Counter[str]()
     labelled = 0
     root = source if source.is_dir() else source.parent
-    by_stem = _labels_by_stem(root)
+    label_files = _label_files([file for files in splits.values() for file in files], root)
     for split, files in splits.items():
         for file in files:
-            label_file = _label_file(file, root) or by_stem.get(file.stem)
+            label_file = label_files.get(file)
             labelled += label_file is not None
             items = _items(label_file, names, kinds) if label_file else []
             name = _short_name(file, root)
@@ -215,6 +216,19 @@ def _listed(path: Path, bases: list[Path], found: Annotations) -> list[Path]:
         else:
             files.append(place)
     return files
+
+
+def _label_files(images: Sequence[Path], root: Path) -> dict[Path, Path]:
+    """The label file of every image that has one."""
+    found = {image: file for image in images if (file := _label_file(image, root)) is not None}
+    # Elsewhere by its name, which must not be that of several images.
+    taken, often = set(found.values()), Counter(image.stem for image in dict.fromkeys(images))
+    by_stem = _labels_by_stem(root)
+    for image in images:
+        file = by_stem.get(image.stem)
+        if image not in found and file is not None and file not in taken and often[image.stem] == 1:
+            found[image] = file
+    return found
 
 
 def _label_file(image: Path, root: Path) -> Path | None:

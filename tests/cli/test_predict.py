@@ -588,3 +588,47 @@ def test_what_is_told_of_a_folder_counts_an_image_that_was_done_in_part_once(
     with pytest.raises(click.exceptions.Exit):
         outcome.finish()
     assert "1 of the inputs failed; images done: 2." in capsys.readouterr().err
+
+
+def test_no_result_takes_the_place_of_an_input_or_of_another_result(here: Path) -> None:
+    content = street(here / "z/x_mask.png").read_bytes()
+    street(here / "z/x.png")
+    run = predict("z", *SMALL, "--no-overlay", "--out", "z", "--overwrite")
+    assert run.exit_code == 1
+    assert "z/x_mask.png: is an input, and the name of the result of z/x.png" in run.output
+    assert (here / "z/x_mask.png").read_bytes() == content
+    run = predict("z/x.png", "--exact", "--no-overlay", "--out", "x.tif", "--save-context", "x.tif")
+    assert run.exit_code == 1
+    assert "x.tif: would be written for two options" in run.output
+    assert not (here / "x.tif").exists()
+    run = predict("z/x.png", *SMALL, "--out", "o", "--skip-existing", "--verify")
+    assert run.exit_code == 2
+
+
+def test_polygons_that_are_missing_are_made_up_for(here: Path) -> None:
+    needs("rasterio")
+    street(here / "a.png")
+    assert predict("a.png", *SMALL, "--out", "o").exit_code == 0
+    assert predict("a.png", *SMALL, "--out", "o", "--polygons", "a.geojson", "--skip-existing").exit_code == 0
+    assert (here / "a.geojson").is_file()
+
+
+def test_a_mask_without_a_georeference_loses_that_of_the_mask_before(here: Path) -> None:
+    needs("rasterio")
+    street(here / "a/t.png")
+    street(here / "b/t.png")
+    (here / "a/t.pgw").write_text("1\n0\n0\n-1\n10\n20\n")
+    assert predict("a/t.png", *SMALL, "--no-overlay", "--out", "o").exit_code == 0
+    assert files(here / "o") == ["t_mask.pgw", "t_mask.png", "t_mask.png.aux.xml"]
+    assert predict("b/t.png", *SMALL, "--no-overlay", "--out", "o").exit_code == 0
+    assert files(here / "o") == ["t_mask.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 90), (1, 1), (70, 1)])
+def test_images_of_a_few_pixels_are_the_same_in_bands(size: tuple[int, int], here: Path) -> None:
+    street(here / "a.png", size)
+    run = predict("a.png", "--exact", "--precision", "float32", "--verify", "--no-overlay", "--out", "o")
+    assert run.exit_code == 0, run.output
+    assert "identical" in run.output
+    run = predict("a.png", "--sliding-window", "64", "--precision", "float32", "--size", "256", "--out", "w")
+    assert run.exit_code == 0, run.output

@@ -431,11 +431,11 @@ def test_a_large_image_gets_a_reduced_overlay_or_a_pyramid_in_its_place(
     region = ("--context", "c.npz", "--region", "310,50,200,120", "--precision", "float32", "--no-legend")
     run = predict("a.tif", *region, "--out", "r", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    with Image.open(tmp_path / "r/a_overlay.jpg") as part:
+    with Image.open(tmp_path / "r/a_x310_y50_200x120_overlay.jpg") as part:
         assert part.size == (200, 120)
         shown = np.asarray(part).astype(float)
     expected = Image.fromarray(street[50:170, 310:510])
-    mask_of_part = read_geotiff(tmp_path / "r/a_mask.tif")
+    mask_of_part = read_geotiff(tmp_path / "r/a_x310_y50_200x120_mask.tif")
     colors = load_labels("camvid").palette[mask_of_part]
     assert np.median(np.abs(shown - np.asarray(Image.blend(expected, Image.fromarray(colors), 0.55)))) <= 3
     run = predict("a.tif", *exact("tif"), "--overlay", "--legend", "--out", "o", cwd=tmp_path)

@@ -538,3 +538,17 @@ def test_what_cannot_be_done_exactly_is_said(
     assert run.status == status
     assert sentence in " ".join(run.stderr.replace("│", " ").split())
     assert not [name for name in files(tmp_path) if "evitseg-" in name or name.endswith("mask.png")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--int8", "data", "--data", "other"), "--data: cannot be combined with --int8 or --w8a8"),
+        (("--w8a8", "data", "--data", "other"), "--data: cannot be combined with --int8 or --w8a8"),
+        (("--max-drop", "0.1"), "--max-drop: needs --data, --int8 or --w8a8"),
+    ],
+)
+def test_data_that_an_export_would_not_use_is_refused(options: tuple[str, ...], message: str, cli: Cli) -> None:
+    run = cli("export", "b0-camvid", *options)
+    assert run.status == 2
+    assert message in run.stderr

@@ -77,11 +77,18 @@ def test_the_readme_is_a_card_for_a_static_space(site: Path) -> None:
 def test_an_export_replaces_an_earlier_one_and_no_other_folder(site: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path, _ = export("b0-camvid", "web", tmp_path / "empty")
-    (path / "from_before").touch()
+    (path / ".git").mkdir()
+    (path / ".git" / "HEAD").touch()
+    (path / "evitseg" / "mine.js").touch()
     again, manifest = export("b0-camvid", "web", path, size=(64, 96))
     assert again == path
-    assert not (path / "from_before").exists()
+    assert (path / ".git" / "HEAD").is_file()  # not ours to remove
+    assert (path / "evitseg" / "mine.js").is_file()
     assert read_evit(path / "model.evit")[0] == manifest
+    (tmp_path / "models").mkdir()
+    export("b0-camvid", "native", tmp_path / "models" / "model.evit")
+    with pytest.raises(ExportError, match="models: is a folder with other files"):
+        export("b0-camvid", "web", tmp_path / "models")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ExportError, match="other: is a folder with other files"):

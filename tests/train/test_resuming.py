@@ -181,6 +181,11 @@ def test_results_of_another_run_are_not_replaced(data: Path, run: Path) -> None:
     with pytest.raises(TrainError, match="already holds a run's results"):
         fit(data, SMALL, run)
     assert (run / "last.safetensors").read_bytes() == b"dear"
+    (run / "last.safetensors").unlink()
+    (run / "best.safetensors").write_bytes(b"dear")
+    with pytest.raises(TrainError, match=r"already holds a run's results \(best\.safetensors\)"):
+        fit(data, SMALL, run)
+    assert (run / "best.safetensors").read_bytes() == b"dear"
 
 
 def test_hidden_folders_and_files_of_others_stay(data: Path, tmp_path: Path) -> None:

@@ -105,20 +105,29 @@ def test_the_folder_stays_below_its_limit(tmp_path: Path) -> None:
 
 
 def test_folders_that_were_not_used_for_longest_are_removed_first(tmp_path: Path) -> None:
-    for age, name in enumerate(("new", "old", "oldest")):
+    for age, name in enumerate(("a" * 24, "b" * 24, "c" * 24)):
         with open_entry(tmp_path, name) as folder:
             (folder / "content").write_bytes(bytes(1000))
         os.utime(folder, (1e9 - age, 1e9 - age))
-    with open_entry(tmp_path, "old", limit=10**9), open_entry(tmp_path, "mine", limit=2500):
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new", "old"]
-    with open_entry(tmp_path, "mine", limit=0):
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+    with open_entry(tmp_path, "b" * 24, limit=10**9), open_entry(tmp_path, "d" * 24, limit=2500):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 24, "b" * 24, "d" * 24]
+    with open_entry(tmp_path, "d" * 24, limit=0):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["d" * 24]
+
+
+def test_folders_of_others_in_the_cache_are_not_removed(tmp_path: Path) -> None:
+    for name in ("thesis", "a" * 24):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_bytes(bytes(1000))
+    (tmp_path / "thesis" / "lock").touch()
+    with open_entry(tmp_path, "b" * 24, limit=0):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a" * 24, "b" * 24, "thesis"]
 
 
 def test_a_folder_in_use_is_not_removed(tmp_path: Path) -> None:
-    with open_entry(tmp_path, "theirs") as folder:
+    with open_entry(tmp_path, "a" * 24) as folder:
         (folder / "content").write_bytes(bytes(1000))
-        with open_entry(tmp_path, "mine", limit=0):
+        with open_entry(tmp_path, "b" * 24, limit=0):
             assert folder.exists()
 
 

@@ -151,6 +151,10 @@ def export_command(
         raise click.BadParameter("cannot be combined with --fp16 or --weights float16", param_hint="--int8")
     if w8a8 is not None and (int8 is not None or fp16 or weights != "float32"):
         raise click.BadParameter("cannot be combined with --weights, --fp16 or --int8", param_hint="--w8a8")
+    if data is not None and (int8 is not None or w8a8 is not None):
+        raise click.BadParameter("cannot be combined with --int8 or --w8a8, which have DATA", param_hint="--data")
+    if max_drop is not None and not any((data, int8, w8a8)):
+        raise click.BadParameter("needs --data, --int8 or --w8a8", param_hint="--max-drop")
     if to == BEST and w8a8 is not None:
         raise click.BadParameter("does not try integer arithmetic; choose litert or onnx", param_hint="--to")
     if to == BEST and (int8 is not None or fp16 or weights != "float32"):
@@ -184,19 +188,11 @@ def export_command(
         )
         from evitseg.cli.export_best import run_best
 
+        place = out or model_stem(checkpoint)
         run_best(
-            output,
-            network,
-            manifest,
-            out or model_stem(checkpoint),
-            source,
-            size=fixed,
-            images=images,
-            data=data,
-            max_drop=0.5 if max_drop is None else max_drop,
-            threads=threads,
-            tell=tell,
-        )
+            output, network, manifest, place, source, size=fixed, images=images, data=data,
+            max_drop=0.5 if max_drop is None else max_drop, threads=threads, tell=tell,
+        )  # fmt: skip
         return
     form = FORMATS[to]
     place = out or form.name(model_stem(checkpoint))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evitseg.cli.inputs import find_inputs
-from evitseg.cli.names import name_outputs
+from evitseg.cli.names import check_places, name_of_part, name_outputs
 from evitseg.cli.options import pinned_model
 from evitseg.cli.outcome import HAS_RESULTS, Outcome
 from evitseg.cli.output import Output
@@ -63,7 +63,8 @@ class PredictJob:
             return [self.videos(kind) for kind in request.kinds]
         is_pyramid = request.overlay and self.mode is not Mode.whole
         overlays = [self.overlay(".tif")] if is_pyramid else self.overlays
-        return [self.masks, *([overlays] if request.draws else [])]
+        further = [[path] for path in (request.polygons, request.save_context) if path is not None]
+        return [self.masks, *([overlays] if request.draws else []), *further]
 
     def is_done(self, request: Request) -> bool:
         return all(any(map(is_there, names)) for names in self.results(request))
@@ -81,6 +82,7 @@ def run(request: Request, output: Output, names: dict[str, str] | None = None) -
         writer_for(request.polygons)
     outcome = Outcome(output, names)
     everything = plan(request, outcome)
+    check_places(everything, request)
     jobs = _left(everything, request, outcome)
     outcome.report_skipped()
     if request.annotations is not None:
@@ -153,7 +155,7 @@ def plan(request: Request, outcome: Outcome) -> list[PredictJob]:
         PredictJob(
             source,
             Mode.video if isinstance(source, str) or _is_video(source) else request.method,
-            _stem_of(out) if request.is_file else stem,
+            _stem_of(out) if request.is_file else name_of_part(stem, request),
             out if request.is_file else None,
             places[source],
         )

@@ -70,7 +70,7 @@ def write_annotations(jobs: list[PredictJob], request: Request, outcome: Outcome
             for job, image in outlined():
                 written += pre_annotations.write_labelme(image, _of_image(job))
             listed = request.folder / "labels.txt"
-            if not is_there(listed):
+            if request.overwrite or not is_there(listed):
                 pre_annotations.write_label_list(labels, listed)
         elif request.annotations == CVAT:
             written = pre_annotations.write_cvat(images, one, labels)
@@ -88,6 +88,13 @@ def _report(written: PreAnnotations, place: Path, request: Request, outcome: Out
     where = f"JSON files in {place}" if request.annotations == LABELME else str(place)
     outcome.output.result(f"wrote {where}: {of}{'s' * (written.images != 1)}")
     outcome.output.result(_NEXT[request.annotations].format(place=place))
+
+
+def places_of(jobs: list[PredictJob], request: Request) -> list[Path]:
+    """The files of annotations that a request writes."""
+    if request.annotations == LABELME:
+        return [*(_of_image(job) for job in jobs), request.folder / "labels.txt"]
+    return [_of_all(request)]
 
 
 def _of_image(job: PredictJob) -> Path:

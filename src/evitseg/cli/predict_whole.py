@@ -177,9 +177,12 @@ def _write(
 def write_mask(prediction: Prediction, path: Path, origin: Origin, mask_format: MaskFormat) -> None:
     """Write a mask that is in memory, in the format of the path's ending."""
     from evitseg.raster import Part, open_mask_writer
+    from evitseg.raster.places import companions_of_png
     from evitseg.tiling.windows import tiles_of
 
     if path.suffix.lower() == ".png" and origin.georeference is None:
+        for stale in companions_of_png(path):  # of a georeferenced mask that this one replaces
+            stale.unlink(missing_ok=True)
         prediction.save(path, mask_format)
         return
     mask = prediction.mask

@@ -143,6 +143,10 @@ class Request:
             )
         if (self.context is None) != (self.region is None):
             raise click.BadParameter("--context and --region must be given together", param_hint="--region")
+        if self.skip_existing and self.verify:
+            raise click.BadParameter(
+                "verifies what is segmented now; leave --skip-existing or --verify out", param_hint="--verify"
+            )
         if self.legend and self.overlay is False and "overlay" not in self.videos:
             raise click.BadParameter("legends belong to overlays; leave --no-overlay out", param_hint="--legend")
         if self.polygons is None and self.annotations is None:

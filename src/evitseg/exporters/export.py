@@ -187,13 +187,26 @@ def export(
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
                 if final.is_dir():  # a folder cannot be replaced in one step
-                    final.replace(folder / "old")
+                    old = final.replace(folder / "old")
+                    new.replace(final)
+                    _keep_others(old, final)
+                    continue
                 new.replace(final)  # the model file last: without it the others mean nothing
     except FileError as error:  # names the temporary file, which the user does not know
         raise FileError(str(error).replace(os.fspath(temporary), os.fspath(out))) from error
     except OSError as error:
         raise FileError(f"{out}: cannot be written ({error.strerror or error}).") from error
     return out, manifest
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Move what an export did not write, such as .git, from the folder that it replaces to its own."""
+    for entry in old.iterdir():
+        place = new / entry.name
+        if not os.path.lexists(place):
+            entry.replace(place)
+        elif entry.is_dir() and place.is_dir():
+            _keep_others(entry, place)
 
 
 class Scored:

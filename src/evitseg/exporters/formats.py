@@ -110,7 +110,7 @@ FORMATS: dict[str, Format] = {
     ),
     "web": Format(
         "", "torch", None, _in("web", "write_web"), _in("web", "set_web_manifest"), one_size=False,
-        weights=("float32",), run=_in("web", "open_web"), folder="model.evit", default_ending="-web",
+        weights=("float32",), run=_in("web", "open_web"), folder="model.check", default_ending="-web",
     ),
     "litert": Format(
         ".tflite", "litert-export", "litert", _in("litert", "write_litert"),

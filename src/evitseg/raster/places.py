@@ -137,15 +137,21 @@ def _moved(point: Any, row: float, column: float) -> Any:
     return type(point)(row=row, col=column, x=point.x, y=point.y, z=point.z, id=point.id, info=point.info)
 
 
+def companions_of_png(path: Path) -> tuple[Path, Path]:
+    """The world file and the .aux.xml file that give a PNG mask its georeference."""
+    return path.with_suffix(".pgw"), path.with_name(f"{path.name}.aux.xml")
+
+
 def write_beside_png(path: Path, place: Georeference, labels: LabelSpace) -> None:
-    """Write a world file and a .aux.xml file for a PNG mask, which cannot store a georeference. Raises: FileError."""
+    """Write the files of `companions_of_png` for a PNG mask, which cannot store a georeference. Raises: FileError."""
+    world, about = companions_of_png(path)
     if place.transform is not None:
         a, b, c, d, e, f = place.transform[:6]
         # A world file refers to the centre of the first pixel.
         numbers = (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2)
-        with replacing(path.with_suffix(".pgw")) as file:
+        with replacing(world) as file:
             file.write("".join(f"{number!r}\n" for number in numbers).encode())
-    with replacing(path.with_name(f"{path.name}.aux.xml")) as file:
+    with replacing(about) as file:
         file.write(pam(labels, place).encode())
 
 

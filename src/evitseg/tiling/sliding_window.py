@@ -215,7 +215,7 @@ class _LogitRows:
 
     def begin_at(self, first: int) -> None:
         """Drop the rows above, and make room for as many below."""
-        gone, self._first = first - self._first, first
+        gone, self._first = min(first - self._first, self._sums.shape[1]), first
         for plane in self._sums:
             plane[: len(plane) - gone] = plane[gone:]
             plane[len(plane) - gone :] = 0

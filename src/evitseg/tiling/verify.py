@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evitseg.architecture import LOGIT_STRIDE
+from evitseg.architecture import LOGIT_STRIDE, STRIDE
 from evitseg.image import Size
 from evitseg.raster.window import ArraySource, Source
 from evitseg.runtime.upsample import argmax_upsampled
@@ -94,9 +94,11 @@ def verify_bands(
         height, width = (min(side, length) for length in image.size)
         part = Window((image.size[0] - height) // 2, (image.size[1] - width) // 2, height, width)
         pixels, _ = read_window(image, part)
+    # A mask of fewer rows than a row of logits depends on some of them only; the others are not computed in bands.
+    pixels = np.pad(pixels, [(0, max(0, STRIDE - length)) for length in pixels.shape[:2]] + [(0, 0)], "edge")
     whole = network.engine(network.manifest.preprocess.apply(pixels, "native")[None])[0]
     bands = banded_logits(ArraySource(pixels), network, BAND_STEP, folder)
-    masks = [argmax_upsampled(logits, (height, width)) for logits in (bands, whole)]
+    masks = [argmax_upsampled(logits, pixels.shape[:2]) for logits in (bands, whole)]
     return Agreement(
         part, int((bands.view(np.uint32) != whole.view(np.uint32)).sum()), int((masks[0] != masks[1]).sum())
     )

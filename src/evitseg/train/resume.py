@@ -36,8 +36,9 @@ def check_new(folder: Path) -> None:
     """
     if (folder / STATE).exists():
         raise TrainError(f"{folder}: already holds a run; continue it with --resume, or choose another --out.")
-    if (folder / LAST).exists():
-        raise TrainError(f"{folder}: already holds a run's results ({LAST}); choose another --out.")
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            raise TrainError(f"{folder}: already holds a run's results ({name}); choose another --out.")
 
 
 @dataclass

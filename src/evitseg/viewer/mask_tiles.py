@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -66,7 +67,8 @@ def open_entry(cache: Path, key: str, limit: int = DEFAULT_BYTES) -> Iterator[Pa
             lock = os.open(folder / LOCK, os.O_RDONLY)
             with contextlib.suppress(OSError):  # a file system without locks, or another viewer of the same mask
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        others = [entry for entry in cache.iterdir() if entry.is_dir() and entry != folder]
+        # The folder may hold other things: only what this function made is removed.
+        others = [entry for entry in cache.iterdir() if _is_entry(entry) and entry != folder]
         sizes = {entry: _size(entry) for entry in others}
         used = sum(sizes.values()) + _size(folder)
         for entry in sorted(others, key=lambda entry: entry.stat().st_mtime):
@@ -85,6 +87,11 @@ def open_entry(cache: Path, key: str, limit: int = DEFAULT_BYTES) -> Iterator[Pa
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _is_entry(folder: Path) -> bool:
+    """Whether a folder in the cache holds a mask: it has a digest as its name, and our lock."""
+    return re.fullmatch(r"[0-9a-f]{16,64}", folder.name) is not None and (folder / LOCK).is_file()
 
 
 def _size(folder: Path) -> int:

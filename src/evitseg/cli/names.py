@@ -77,7 +77,8 @@ def check_places(jobs: Sequence[PredictJob], request: Request) -> None:
     for job in jobs if request.overwrite else ():  # otherwise `check_free` refuses what evitseg did not write
         own = os.path.realpath(job.source) if isinstance(job.source, Path) else None
         for path in (path for names in job.results(request) for path in names if is_there(path)):
-            if os.path.realpath(path) in inputs - {own}:
+            place = os.path.realpath(path)
+            if place in inputs and place != own:
                 raise FileError(
                     f"{path}: is an input, and the name of the result of {job.source}; choose another --out."
                 )
@@ -88,8 +89,9 @@ def check_places(jobs: Sequence[PredictJob], request: Request) -> None:
         single += places_of(list(jobs), request)
     single += [path for path in (request.polygons, request.save_context) if path is not None]
     taken = [os.path.realpath(path) for path in single]
+    often = Counter(taken)
     for path, place in zip(single, taken, strict=True):
-        if taken.count(place) > 1:
+        if often[place] > 1:
             raise FileError(f"{path}: would be written for two options; give each a name of its own.")
         if place in inputs and path not in (job.file for job in jobs):
             raise FileError(f"{path}: is an input, and the name of a result; choose another name.")

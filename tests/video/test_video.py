@@ -424,7 +424,7 @@ def test_results_that_cannot_be_written_are_an_error(segment: Segmenter, tmp_pat
         with pytest.raises(FileError, match="cannot be written"):
             write_video(clip, tmp_path / "file/clip", segment, [kind])
     (tmp_path / "clip_frames").mkdir()
-    with pytest.raises(FileError, match="already exists"):
+    with pytest.raises(FileError, match="is no folder of frames that evitseg wrote"):
         write_video(clip, tmp_path / "clip", segment, ["frames"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "clip_frames", "file"]
 
@@ -644,6 +644,20 @@ def test_kinds_are_chosen_and_damage_is_a_failure(tmp_path: Path) -> None:
     results = files(tmp_path / "predictions")
     assert "clip_mask.mov" in results
     assert {"clip_frames/000000.png", "clip_frames/times.csv"} < set(results)
+
+
+def test_a_folder_of_frames_is_replaced_if_nothing_else_is_in_it(tmp_path: Path) -> None:
+    clip = make(tmp_path / "clip.mp4", street(3))
+    for _ in range(2):
+        done = run("predict", clip, "--video", "frames", "--out", "o", "--size", 64, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert len(files(tmp_path / "o")) == 4
+    (tmp_path / "o/clip_frames/notes.txt").touch()
+    for more in ((), ("--overwrite",)):
+        done = run("predict", clip, "--video", "frames", "--out", "o", "--size", 64, *more, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "evitseg" in done.stderr
+        assert (tmp_path / "o/clip_frames/notes.txt").exists()
 
 
 @pytest.mark.parametrize(("name", "more"), [("result.mp4", ()), ("result.mkv", ()), ("m.mov", ("--video", "mask"))])

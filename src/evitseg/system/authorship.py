@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -17,6 +18,8 @@ VIDEO_COMMENT = "written by evitseg"
 POLYGONS = "polygons written by evitseg"
 """Mark in polygons: in a GeoPackage's table of contents, at the start of a GeoJSON file, or at the end of a GeoParquet
 file."""
+TIMES_FILE = "times.csv"
+"""Times of a video's frames, in the folder of their masks."""
 _SOFTWARE_TAG = 305
 _ENDS_BYTES = 64 * 1024
 """Size of the end of a file, or of a video's two ends, that contains its metadata."""
@@ -28,7 +31,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
-            return _in_zarr(Path(path))
+            return _in_zarr(Path(path)) or _in_frames(Path(path))
         if not stat.S_ISREG(mode):
             return False
         with open(path, "rb") as file:
@@ -141,6 +144,13 @@ def _in_geopackage(path: Path) -> bool:
             return (POLYGONS,) in base.execute("SELECT description FROM gpkg_contents").fetchmany(100)
     except (sqlite3.Error, UnicodeError):
         return False
+
+
+def _in_frames(folder: Path) -> bool:
+    """Whether a folder holds the masks of a video's frames and their times, and nothing else."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    masks = [name for name in names if re.fullmatch(r"[0-9]{6,}\.png", name)]
+    return len(masks) > 0 and names == [*masks, TIMES_FILE] and is_ours(folder / masks[0])
 
 
 def _in_zarr(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evitseg.errors import FileError, VideoError
 from evitseg.labels import LabelSpace
-from evitseg.system.authorship import VIDEO_COMMENT
+from evitseg.system.authorship import TIMES_FILE, VIDEO_COMMENT, is_ours
 from evitseg.system.files import replacing, temporary_folder
 from evitseg.video.frames import TRANSPOSED, new_frame, yuv
 from evitseg.video.reader import Frame, VideoReader, reason_of
@@ -32,7 +32,7 @@ AUDIO_IN = {
 }
 """Audio codecs that players support in each container. Other audio needs .mkv, which holds any codec."""
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-FRAMES_ENDING, TIMES_FILE = "_frames", "times.csv"
+FRAMES_ENDING = "_frames"
 RESULT_ENDINGS = ("_mask.mov", *(f"_overlay{ending}" for ending in _CONTAINERS))
 ENCODERS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "ultrafast", "qp": "23"},  # qp, because crf looks ahead and takes longer
@@ -169,8 +169,8 @@ def _frames_writer(
     video: VideoReader, stem: Path, labels: LabelSpace, file: Path | None = None
 ) -> Iterator[FrameWriter]:
     path = file or stem.with_name(f"{stem.name}{FRAMES_ENDING}")
-    if path.exists():
-        raise FileError(f"{path} already exists; remove it or choose another name.")
+    if path.exists() and not is_ours(path):  # not with --overwrite either: it may hold anything
+        raise FileError(f"{path}: exists and is no folder of frames that evitseg wrote; choose another name.")
     times = ["frame,time_s"]
     try:
         with temporary_folder(path.parent) as temporary:
@@ -184,6 +184,8 @@ def _frames_writer(
 
             yield FrameWriter(path, write)
             (folder / TIMES_FILE).write_text("\n".join(times) + "\n", encoding="utf-8")
+            if path.exists():
+                path.rename(temporary / "old")
             folder.rename(path)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror or error}).") from error

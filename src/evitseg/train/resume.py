@@ -37,8 +37,17 @@ def check_new(folder: Path) -> None:
     if (folder / STATE).exists():
         raise TrainError(f"{folder}: already holds a run; continue it with --resume, or choose another --out.")
     for name in (LAST, BEST):
-        if (folder / name).exists():
+        if (folder / name).exists() and not (name == BEST and _best_is_start(folder)):
             raise TrainError(f"{folder}: already holds a run's results ({name}); choose another --out.")
+
+
+def _best_is_start(folder: Path) -> bool:
+    """Whether the best checkpoint has the weights of the start, as in a run that ended before its first step."""
+    try:
+        start, best = (load_checkpoint(folder / name)[0].state_dict() for name in (START, BEST))
+    except EvitsegError:
+        return False
+    return start.keys() == best.keys() and all(torch.equal(start[name], best[name]) for name in start)
 
 
 @dataclass

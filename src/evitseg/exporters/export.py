@@ -186,10 +186,8 @@ def export(
             manifest = replace(manifest, verification=verification, self_check=check)
             form.set_manifest(temporary, manifest)
             for new, final in zip(form.files(temporary), form.files(out), strict=True):
-                if final.is_dir():  # a folder cannot be replaced in one step
-                    old = final.replace(folder / "old")
-                    new.replace(final)
-                    _keep_others(old, final)
+                if final.is_dir():
+                    _replace_files(new, final)
                     continue
                 new.replace(final)  # the model file last: without it the others mean nothing
     except FileError as error:  # names the temporary file, which the user does not know
@@ -199,14 +197,14 @@ def export(
     return out, manifest
 
 
-def _keep_others(old: Path, new: Path) -> None:
-    """Move what an export did not write, such as .git, from the folder that it replaces to its own."""
-    for entry in old.iterdir():
-        place = new / entry.name
-        if not os.path.lexists(place):
+def _replace_files(new: Path, old: Path) -> None:
+    """Move the files of a folder into an earlier one, which keeps what no export wrote, such as .git."""
+    for entry in sorted(new.iterdir()):
+        place = old / entry.name
+        if entry.is_dir() and place.is_dir():
+            _replace_files(entry, place)
+        else:
             entry.replace(place)
-        elif entry.is_dir() and place.is_dir():
-            _keep_others(entry, place)
 
 
 class Scored:
